@@ -1,0 +1,104 @@
+"""Conventions of dense flow: direction, channel order, units, and the only functions that resize it.
+
+Flow is forward, from frame 0 to frame t, float32, in pixels of its own grid; channel 0 is dx (to the right), channel 1
+is dy (down); pixel centres lie at integers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+MOTION_AREA_PX = 256 * 160
+GRID_MULTIPLE = 32
+
+
+def magnitude(flow: Tensor) -> Tensor:
+    """Return the L2 norm of flow (..., 2, H, W) as (..., 1, H, W), px."""
+    return flow.square().sum(-3, keepdim=True).sqrt()
+
+
+def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (..., C, H, W) bilinearly, anti-aliased when it shrinks."""
+    height, width = maps.shape[-2:]
+    if (height, width) == tuple(size):
+        return maps
+    shrinks = size[0] < height or size[1] < width
+    flat = maps.reshape(-1, 1, height, width)
+    flat = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
+    return flat.reshape(*maps.shape[:-2], *size)
+
+
+def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize flow and rescale its values to pixels of the new grid.
+
+    Args:
+        flow: (..., 2, H, W), px of its own grid.
+        size: (H', W').
+
+    Returns:
+        (..., 2, H', W'): dx multiplied by W'/W, dy by H'/H.
+
+    Raises:
+        ValueError: `flow` is not (..., 2, H, W).
+    """
+    if flow.ndim < 3 or flow.shape[-3] != 2:
+        raise ValueError(f"flow: expected (..., 2, H, W), got {tuple(flow.shape)}")
+    height, width = flow.shape[-2:]
+    scale = flow.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
+    return _resize(flow, size) * scale
+
+
+def resize_spectrum(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize a packed spectrum (..., K, 4, H, W) like the flow it stands for: the series is linear in it."""
+    if spectrum.ndim < 4 or spectrum.shape[-3] != 4:
+        raise ValueError(f"spectrum: expected (..., K, 4, H, W), got {tuple(spectrum.shape)}")
+    height, width = spectrum.shape[-2:]
+    scale_x, scale_y = size[1] / width, size[0] / height
+    scale = spectrum.new_tensor([scale_x, scale_x, scale_y, scale_y]).view(4, 1, 1)
+    return _resize(spectrum, size) * scale
+
+
+def motion_grid_size(
+    height: int, width: int, *, area: int = MOTION_AREA_PX, multiple: int = GRID_MULTIPLE
+) -> tuple[int, int]:
+    """Choose the motion grid of a picture: about `area` px, its aspect, sides that are multiples of `multiple`.
+
+    Among the pairs of multiples near the ideal size, the one with the least error of aspect and area (log ratios) is
+    taken. Very elongated pictures keep a side of at least one multiple.
+    """
+    if height < 1 or width < 1:
+        raise ValueError(f"height, width: expected at least 1 px, got {height} x {width}")
+    aspect = width / height
+    best, best_cost = (multiple, multiple), math.inf
+    ideal_rows = math.sqrt(area / aspect) / multiple
+    for rows in range(max(1, math.floor(ideal_rows)), math.ceil(ideal_rows) + 2):
+        ideal_columns = area / (rows * multiple) / multiple
+        for columns in {
+            max(1, math.floor(ideal_columns)),
+            max(1, math.ceil(ideal_columns)),
+            max(1, round(rows * aspect)),
+        }:
+            cost = abs(math.log(columns / rows / aspect)) + 0.5 * abs(math.log(rows * columns * multiple**2 / area))
+            if cost < best_cost:
+                best, best_cost = (rows * multiple, columns * multiple), cost
+    return best
+
+
+def apply_motion_controls(spectrum: Tensor, *, magnify: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    """Scale a spectrum (..., K, 4, H, W) by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
+    spectrum = spectrum * magnify
+    if mask is not None:
+        if mask.ndim != 3 or mask.shape[0] != 1:
+            raise ValueError(f"mask: expected (1, H, W), got {tuple(mask.shape)}")
+        spectrum = spectrum * _resize(mask.to(spectrum), tuple(spectrum.shape[-2:]))
+    return spectrum
+
+
+def check_finite(name: str, maps: Tensor) -> None:
+    """Raise ValueError when `maps` holds NaN or Inf."""
+    if not bool(torch.isfinite(maps).all()):
+        raise ValueError(f"{name}: expected finite numbers, got NaN or Inf")

@@ -1,0 +1,212 @@
+"""The motion file (`.npz`): a spectrum, or a plain flow made by anything else."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .flow import resize_flow
+from .spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
+
+FORMAT_VERSION = 1
+# Aspect ratios of picture and motion may differ by the rounding of the grid's sides to multiples of 32 px and no more.
+ASPECT_TOLERANCE = 0.02
+
+
+class MotionFileError(ValueError):
+    """A motion file that cannot be used; the message names the file and what would be right."""
+
+    is_user_error = True
+
+
+@dataclass
+class Motion:
+    """A picture's motion, held as a spectrum or as a plain flow sequence.
+
+    Attributes:
+        spectrum: (K, 4, H, W) packed, px of its own grid, or None.
+        flow: (T, 2, H, W) px of its own grid, frame 0 -> t with flow[0] the displacement at frame 0, or None.
+        num_frames: T of the period.
+        fps: frames a second that T is counted in.
+        image_size: (H, W) of the picture it was made for, or None when the file does not say.
+        meta: whatever made it (model, seed, sampler).
+    """
+
+    spectrum: Tensor | None = None
+    flow: Tensor | None = None
+    num_frames: int = NUM_FRAMES
+    fps: float = FPS
+    image_size: tuple[int, int] | None = None
+    meta: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.spectrum is None) == (self.flow is None):
+            raise ValueError("motion: expected a spectrum or a flow, and not both")
+
+    @property
+    def period_s(self) -> float:
+        """Length of one period, seconds."""
+        return self.num_frames / self.fps if self.num_frames else PERIOD_S
+
+    def without_drift(self) -> Motion:
+        """Return the motion with D = 0; a plain flow has no drift to take away and is returned as it is."""
+        if self.spectrum is None:
+            return self
+        return Motion(without_drift(self.spectrum), None, self.num_frames, self.fps, self.image_size, self.meta)
+
+    def flow_at(self, phase: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return the displacement at phases (N,) as (N, 2, H, W), px, on its own grid or resized to `size`.
+
+        A plain flow is sampled linearly between its frames and repeats after its last one.
+        """
+        if self.spectrum is not None:
+            flow = spectrum_to_flow(self.spectrum, phase)
+        else:
+            position = torch.as_tensor(phase, dtype=torch.float64) * self.num_frames % self.num_frames
+            low = position.floor().long().clamp(max=len(self.flow) - 1)
+            high = (low + 1) % len(self.flow)
+            share = (position - low).to(self.flow).view(-1, 1, 1, 1)
+            flow = self.flow[low] * (1 - share) + self.flow[high] * share
+        return flow if size is None else resize_flow(flow, size)
+
+    def importance(self) -> Tensor:
+        """Return W = mean_t |F_t| as (1, H, W), px of its own grid."""
+        if self.spectrum is not None:
+            return mean_displacement(self.spectrum)
+        return self.flow.square().sum(1, keepdim=True).sqrt().mean(0)
+
+    def check_aspect(self, height: int, width: int, name: str) -> None:
+        """Raise MotionFileError when a picture of height x width px cannot be the one this motion was made for."""
+        made_for = self.image_size
+        if made_for is None:
+            # A file of unknown origin: its grid's own aspect, with the rounding a motion grid may have.
+            grid = (self.spectrum if self.spectrum is not None else self.flow).shape[-2:]
+            made_for, tolerance = tuple(grid), 0.15
+        else:
+            tolerance = ASPECT_TOLERANCE
+        if abs(np.log(made_for[1] / made_for[0]) - np.log(width / height)) > tolerance:
+            raise MotionFileError(
+                f"{name}: made for a picture of {made_for[1]} x {made_for[0]} px, this one has {width} x {height}; "
+                "right: a picture of the same aspect ratio"
+            )
+
+
+def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False) -> None:
+    """Write a motion file under a temporary name and rename it.
+
+    Args:
+        path: ends in .npz; its folder is made.
+        motion: with a spectrum.
+        dense: write `flow` (T, 2, H, W) at the stored grid beside the spectrum (49 MB at the default sizes).
+
+    Raises:
+        MotionFileError: not a .npz name, or a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix != ".npz":
+        raise MotionFileError(f"{path}: expected a file name that ends in .npz")
+    if motion.spectrum is None:
+        raise ValueError("motion: expected one with a spectrum")
+    arrays = {
+        "format_version": np.array(FORMAT_VERSION),
+        "spectrum": motion.spectrum.detach().cpu().float().numpy(),
+        "num_frames": np.array(motion.num_frames),
+        "fps": np.array(motion.fps, dtype=np.float64),
+        "image_size": np.array(motion.image_size if motion.image_size is not None else (0, 0)),
+        "meta": np.array(json.dumps(motion.meta)),
+    }
+    if dense:
+        phase = torch.arange(motion.num_frames, dtype=torch.float64) / motion.num_frames
+        arrays["flow"] = motion.flow_at(phase).float().numpy()
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}.npz")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(temporary, **arrays)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise MotionFileError(f"{path}: cannot be written ({error.strerror}); right: a writable folder") from error
+    finally:
+        if temporary.exists():
+            temporary.unlink()
+
+
+def load_motion(path: str | os.PathLike) -> Motion:
+    """Read a motion file: ours, or any .npz with a plain `flow` (T, 2, H, W) in px.
+
+    Raises:
+        MotionFileError: missing, not an .npz, another version, pickled content, wrong shapes, NaN or Inf.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MotionFileError(f"{path}: no such file; right: a motion file (.npz) as generate_motion.py writes it")
+    # numpy takes anything that is no archive for a pickle; say what it is instead.
+    if not zipfile.is_zipfile(path):
+        raise MotionFileError(f"{path}: cannot be read as an .npz archive; right: a motion file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {
+                name: archive[name] for name in archive.files if name != "flow" or "spectrum" not in archive.files
+            }
+    except MotionFileError:
+        raise
+    except ValueError as error:
+        if "pickle" in str(error).lower():
+            raise MotionFileError(
+                f"{path}: holds pickled objects, which are never loaded; right: plain arrays"
+            ) from None
+        raise MotionFileError(f"{path}: cannot be read as an .npz archive; right: a motion file") from None
+    except (OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
+        if "pickle" in str(error).lower():
+            raise MotionFileError(f"{path}: holds pickled objects, never loaded; right: plain arrays") from None
+        raise MotionFileError(f"{path}: cannot be read as an .npz archive; right: a motion file") from None
+    return _checked_motion(path, arrays)
+
+
+def _checked_motion(path: Path, arrays: dict[str, np.ndarray]) -> Motion:
+    if "spectrum" not in arrays:
+        if "flow" not in arrays:
+            raise MotionFileError(f"{path}: holds neither `spectrum` nor `flow`, but {sorted(arrays)}")
+        flow = _checked_array(path, "flow", arrays["flow"], channels=2)
+        image_size, fps = _image_size(arrays), float(arrays.get("fps", FPS))
+        return Motion(None, flow, len(flow), fps, image_size, {})
+    version = int(arrays.get("format_version", -1))
+    if version != FORMAT_VERSION:
+        raise MotionFileError(f"{path}: format version {version}, this program reads version {FORMAT_VERSION}")
+    spectrum = _checked_array(path, "spectrum", arrays["spectrum"], channels=4)
+    missing = {"num_frames", "fps", "image_size"} - set(arrays)
+    if missing:
+        raise MotionFileError(f"{path}: lacks {sorted(missing)}; right: a motion file as generate_motion.py writes it")
+    num_frames, fps = int(arrays["num_frames"]), float(arrays["fps"])
+    if num_frames < 2 or not (np.isfinite(fps) and fps > 0):
+        raise MotionFileError(
+            f"{path}: num_frames {num_frames} and fps {fps}; right: at least 2 frames, a positive rate"
+        )
+    try:
+        meta = json.loads(str(arrays.get("meta", "{}")))
+    except json.JSONDecodeError:
+        raise MotionFileError(
+            f"{path}: `meta` is not JSON; right: a motion file as generate_motion.py writes it"
+        ) from None
+    return Motion(spectrum, None, num_frames, fps, _image_size(arrays), meta)
+
+
+def _image_size(arrays: dict[str, np.ndarray]) -> tuple[int, int] | None:
+    size = tuple(int(s) for s in np.ravel(arrays.get("image_size", ())))
+    return size if len(size) == 2 and min(size) > 0 else None
+
+
+def _checked_array(path: Path, name: str, array: np.ndarray, *, channels: int) -> Tensor:
+    if array.ndim != 4 or array.shape[1] != channels or min(array.shape) < 1 or array.dtype.kind != "f":
+        raise MotionFileError(
+            f"{path}: `{name}` is {array.dtype} {array.shape}; right: float (N, {channels}, H, W) in pixels of its grid"
+        )
+    if not np.isfinite(array).all():
+        raise MotionFileError(f"{path}: `{name}` holds NaN or Inf; right: finite numbers")
+    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))

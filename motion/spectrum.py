@@ -1,0 +1,188 @@
+"""Displacement as an anchored Fourier series with a drift, and its packed form.
+
+This is the one place that states the scaling. With period T and phase u = t / T,
+
+    F_t(p) = D(p) u + sum_{k=1}^{K-1} [ a_k(p) (cos(2 pi k u) - 1) + b_k(p) sin(2 pi k u) ],   S_k = a_k - i b_k
+
+so F_0 = 0 exactly and every coefficient is in pixels of its own grid (Li et al., Generative Image Dynamics, CVPR 2024,
+section 3; ours: the anchor at frame 0 and the drift D). A spectrum is packed as real (K, 4, H, W) =
+(re_x, im_x, re_y, im_y). Bin 0 holds D in its imaginary part; its real part, -sum_k a_k, follows from the other bins,
+is ignored on decoding and left out of every figure.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+NUM_BINS = 16
+PERIOD_S = 5.0
+FPS = 30.0
+NUM_FRAMES = 150
+
+# Below this share of the period the lowest harmonic and the drift cannot be told apart by the fit.
+MINIMUM_COVERAGE = 0.9
+
+
+def bin_frequencies_hz(num_bins: int = NUM_BINS, period_s: float = PERIOD_S) -> Tensor:
+    """Return the frequency of each bin, k / T, in Hz: (K,)."""
+    return torch.arange(num_bins, dtype=torch.float64) / period_s
+
+
+def harmonic_basis(phase: Tensor, num_bins: int) -> Tensor:
+    """Evaluate the anchored harmonics at the given phases.
+
+    Args:
+        phase: (N,) times in periods, t / T.
+        num_bins: K, bin 0 included.
+
+    Returns:
+        (N, 2 (K - 1)) float64: first the K - 1 functions cos(2 pi k u) - 1, then the K - 1 functions sin(2 pi k u).
+    """
+    k = torch.arange(1, num_bins, dtype=torch.float64, device=phase.device)  # (K-1,)
+    angle = 2 * math.pi * phase.to(torch.float64)[:, None] * k  # (N, K-1)
+    return torch.cat([torch.cos(angle) - 1, torch.sin(angle)], dim=1)  # (N, 2(K-1))
+
+
+def fit_spectrum(
+    flow: Tensor,
+    times_s: Tensor,
+    *,
+    num_bins: int = NUM_BINS,
+    period_s: float = PERIOD_S,
+    drift: bool = True,
+) -> Tensor:
+    """Fit the anchored series to displacements by least squares over all time stamps in one go.
+
+    The stamps need not be evenly spaced: any frame rate from about 20 frames/s on serves.
+
+    Args:
+        flow: (T, 2, H, W) displacement of frame 0's pixels at each stamp, px of its own grid.
+        times_s: (T,) seconds since frame 0.
+        num_bins: K, bin 0 included.
+        period_s: period T of the series, seconds.
+        drift: fit the drift D along; otherwise D = 0.
+
+    Returns:
+        (K, 4, H, W) packed spectrum, px, in the dtype of `flow`.
+
+    Raises:
+        ValueError: wrong shapes, or stamps that cover too little of the period for a unique answer.
+    """
+    if flow.ndim != 4 or flow.shape[1] != 2:
+        raise ValueError(f"flow: expected (T, 2, H, W), got {tuple(flow.shape)}")
+    times_s = torch.as_tensor(times_s, dtype=torch.float64, device=flow.device)
+    if times_s.shape != flow.shape[:1]:
+        raise ValueError(f"times_s: expected ({flow.shape[0]},), got {tuple(times_s.shape)}")
+    # A clip of n frames covers n frame intervals, the one after its last frame included.
+    covered_s = float(times_s.max() - times_s.min()) * len(times_s) / max(len(times_s) - 1, 1)
+    if covered_s < MINIMUM_COVERAGE * period_s:
+        raise ValueError(f"times_s: expected at least {MINIMUM_COVERAGE * period_s:.2f} s, got {covered_s:.2f} s")
+    unknowns = 2 * (num_bins - 1) + int(drift)
+    if len(times_s) <= unknowns:
+        raise ValueError(f"times_s: {unknowns} unknowns need more than {unknowns} stamps, got {len(times_s)}")
+
+    phase = times_s / period_s
+    basis = harmonic_basis(phase, num_bins)  # (T, 2(K-1))
+    if drift:
+        basis = torch.cat([basis, phase[:, None]], dim=1)  # (T, 2(K-1)+1)
+    frames, _, height, width = flow.shape
+    # The solver matrix is tiny and needs float64; the product over pixels does not have to be held in float64 at once.
+    solver = torch.linalg.pinv(basis)  # (P, T)
+    rows = [solver @ row.reshape(frames, -1).to(torch.float64) for row in flow.split(64, dim=2)]
+    coefficients = torch.cat(
+        [r.view(-1, 2, s.shape[2], width) for r, s in zip(rows, flow.split(64, dim=2), strict=True)], 2
+    )
+    a, b = coefficients[: num_bins - 1], coefficients[num_bins - 1 : 2 * (num_bins - 1)]  # (K-1, 2, H, W)
+    spectrum = flow.new_zeros((num_bins, 4, height, width), dtype=torch.float64)
+    spectrum[1:, 0::2] = a
+    spectrum[1:, 1::2] = -b
+    spectrum[0, 0::2] = -a.sum(0)
+    if drift:
+        spectrum[0, 1::2] = coefficients[-1]
+    return spectrum.to(flow.dtype)  # (K, 4, H, W)
+
+
+def spectrum_to_flow(spectrum: Tensor, phase: Tensor) -> Tensor:
+    """Evaluate the series at the given phases.
+
+    The drift grows until phase 1 and is held at D beyond: a video longer than the period goes on without a jump.
+
+    Args:
+        spectrum: (..., K, 4, H, W) packed, px.
+        phase: (N,) times in periods; 0 is frame 0.
+
+    Returns:
+        (..., N, 2, H, W) displacement from frame 0, px.
+    """
+    num_bins = spectrum.shape[-4]
+    phase = torch.as_tensor(phase, dtype=torch.float64, device=spectrum.device)
+    basis = torch.cat([harmonic_basis(phase, num_bins), phase.clamp(max=1.0)[:, None]], dim=1)
+    a = spectrum[..., 1:, 0::2, :, :]  # (..., K-1, 2, H, W)
+    b = -spectrum[..., 1:, 1::2, :, :]
+    drift = spectrum[..., :1, 1::2, :, :]
+    coefficients = torch.cat([a, b, drift], dim=-4)  # (..., 2(K-1)+1, 2, H, W)
+    flow = basis.to(spectrum.dtype) @ coefficients.flatten(-3)  # (..., N, 2 H W)
+    return flow.unflatten(-1, coefficients.shape[-3:])  # (..., N, 2, H, W)
+
+
+def pack(coefficients: Tensor, drift: Tensor) -> Tensor:
+    """Pack complex coefficients and a drift.
+
+    Args:
+        coefficients: (..., K, 2, H, W) complex S_k = a_k - i b_k, px; bin 0 is overwritten.
+        drift: (..., 2, H, W) D, px.
+
+    Returns:
+        (..., K, 4, H, W) real: (re_x, im_x, re_y, im_y), bin 0 with D in its imaginary part.
+    """
+    packed = torch.view_as_real(coefficients.movedim(-3, -1))  # (..., K, H, W, 2, re|im)
+    packed = packed.flatten(-2).movedim(-1, -3).clone()  # (..., K, 4, H, W)
+    packed[..., 0, 0::2, :, :] = -packed[..., 1:, 0::2, :, :].sum(-4)
+    packed[..., 0, 1::2, :, :] = drift
+    return packed
+
+
+def unpack(spectrum: Tensor) -> tuple[Tensor, Tensor]:
+    """Split (..., K, 4, H, W) into complex (..., K, 2, H, W) with S_0 = -sum Re S_k, and D (..., 2, H, W)."""
+    drift = spectrum[..., 0, 1::2, :, :]
+    real, imaginary = spectrum[..., 0::2, :, :].clone(), spectrum[..., 1::2, :, :].clone()
+    real[..., 0, :, :, :] = -real[..., 1:, :, :, :].sum(-4)
+    imaginary[..., 0, :, :, :] = 0
+    return torch.complex(real, imaginary), drift
+
+
+def without_drift(spectrum: Tensor) -> Tensor:
+    """Return a copy of a packed spectrum (..., K, 4, H, W) with D = 0: the motion that repeats exactly after T."""
+    spectrum = spectrum.clone()
+    spectrum[..., 0, 1::2, :, :] = 0
+    return spectrum
+
+
+def amplitude(spectrum: Tensor) -> Tensor:
+    """Return |S_k| over both directions, (..., K, H, W) px; bin 0 gives |D|."""
+    squared = spectrum.square()
+    squared[..., 0, 0::2, :, :] = 0
+    return squared.sum(-3).sqrt()
+
+
+def mean_displacement(spectrum: Tensor, num_samples: int = 50) -> Tensor:
+    """Return W(p) = mean over one period of |F_t(p)|, the importance of [GID] section 5: (..., 1, H, W) px."""
+    phase = torch.arange(1, num_samples + 1, dtype=torch.float64) / num_samples
+    total = None
+    # In pieces: all samples of a large grid at once would be the largest tensor of a run.
+    for piece in phase.split(10):
+        norms = spectrum_to_flow(spectrum, piece).square().sum(-3, keepdim=True).sqrt().sum(-4)  # (..., 1, H, W)
+        total = norms if total is None else total + norms
+    return total / num_samples
+
+
+def truncate(spectrum: Tensor, num_bins: int) -> Tensor:
+    """Keep the first `num_bins` bins of (..., K, 4, H, W) and make bin 0's dependent real part agree with them."""
+    if not 1 <= num_bins <= spectrum.shape[-4]:
+        raise ValueError(f"num_bins: expected 1 to {spectrum.shape[-4]}, got {num_bins}")
+    spectrum = spectrum[..., :num_bins, :, :, :].clone()
+    spectrum[..., 0, 0::2, :, :] = -spectrum[..., 1:, 0::2, :, :].sum(-4)
+    return spectrum

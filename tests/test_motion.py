@@ -1,0 +1,233 @@
+"""The series, its packing, flow conventions and normalisation, against hand-computed values."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from motion.flow import apply_motion_controls, magnitude, motion_grid_size, resize_flow, resize_spectrum
+from motion.looping import plan_playback
+from motion.normalisation import Normalisation, ScaleEstimator
+from motion.spectrum import (
+    amplitude,
+    bin_frequencies_hz,
+    fit_spectrum,
+    mean_displacement,
+    pack,
+    spectrum_to_flow,
+    truncate,
+    unpack,
+    without_drift,
+)
+
+
+def random_spectrum(num_bins: int = 16, size: tuple[int, int] = (3, 5), seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coefficients = torch.complex(
+        torch.randn(num_bins, 2, *size, generator=generator), torch.randn(num_bins, 2, *size, generator=generator)
+    )
+    return pack(coefficients, torch.randn(2, *size, generator=generator) * 3)
+
+
+def test_series_of_one_harmonic_by_hand():
+    spectrum = torch.zeros(3, 4, 1, 1)
+    spectrum[1, 0] = 2.0  # a_1 in x
+    spectrum[2, 3] = -3.0  # b_2 = 3 in y
+    spectrum[0, 1] = 8.0  # drift in x
+    flow = spectrum_to_flow(spectrum, torch.tensor([0.0, 0.25, 0.125, 1.5]))[:, :, 0, 0]
+    expected = torch.tensor(
+        [
+            [0.0, 0.0],
+            [2 * (0 - 1) + 8 * 0.25, 3 * math.sin(math.pi)],
+            [2 * (math.cos(math.pi / 4) - 1) + 1.0, 3 * math.sin(math.pi / 2)],
+            [2 * (-1 - 1) + 8.0, 0.0],  # the drift is held beyond one period
+        ]
+    )
+    torch.testing.assert_close(flow, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(("frames", "fps"), [(150, 30.0), (125, 25.0), (112, 23.976)])
+def test_band_limited_motion_with_drift_comes_back(frames, fps):
+    truth = random_spectrum(16)
+    times_s = torch.arange(frames, dtype=torch.float64) / fps
+    flow = spectrum_to_flow(truth, times_s / 5.0)
+    fitted = fit_spectrum(flow, times_s, num_bins=16, period_s=5.0)
+    assert (spectrum_to_flow(fitted, times_s / 5.0) - flow).abs().max() < 1e-4
+    assert (fitted - truth).abs().max() < 1e-3
+
+
+def test_uneven_stamps_and_missing_frames():
+    truth = random_spectrum(8)
+    times_s = torch.linspace(0, 4.95, 120, dtype=torch.float64) + 0.01 * torch.sin(torch.arange(120.0))
+    times_s[0] = 0
+    keep = torch.arange(120) % 6 != 5
+    flow = spectrum_to_flow(truth, times_s / 5.0)
+    fitted = fit_spectrum(flow[keep], times_s[keep], num_bins=8)
+    torch.testing.assert_close(fitted, truth, atol=1e-3, rtol=0)
+
+
+def test_frame_zero_is_exactly_still():
+    assert spectrum_to_flow(random_spectrum() * 100, torch.zeros(1)).abs().max() == 0
+
+
+def test_bin_zero_real_part_is_dependent_and_ignored():
+    spectrum = random_spectrum()
+    changed = spectrum.clone()
+    changed[0, 0::2] += 7
+    phase = torch.linspace(0, 1, 7)
+    assert torch.equal(spectrum_to_flow(spectrum, phase), spectrum_to_flow(changed, phase))
+    torch.testing.assert_close(spectrum[0, 0::2], -spectrum[1:, 0::2].sum(0))
+    assert torch.equal(amplitude(spectrum), amplitude(changed))
+
+
+def test_pack_and_unpack_are_inverse():
+    spectrum = random_spectrum()
+    coefficients, drift = unpack(spectrum)
+    assert coefficients.shape == (16, 2, 3, 5) and coefficients[0].imag.abs().max() == 0
+    torch.testing.assert_close(pack(coefficients, drift), spectrum)
+
+
+def test_fit_refuses_what_it_cannot_answer():
+    flow = torch.zeros(60, 2, 2, 2)
+    with pytest.raises(ValueError, match=r"at least 4\.50 s"):
+        fit_spectrum(flow, torch.arange(60) / 30)
+    with pytest.raises(ValueError, match="unknowns"):
+        fit_spectrum(flow[:20], torch.linspace(0, 5, 20), num_bins=16)
+    with pytest.raises(ValueError, match=r"\(T, 2, H, W\)"):
+        fit_spectrum(torch.zeros(60, 3, 2, 2), torch.arange(60) / 12)
+
+
+def test_truncation_keeps_frame_zero_still_and_the_low_bins():
+    spectrum = random_spectrum(16)
+    short = truncate(spectrum, 4)
+    assert torch.equal(short[1:], spectrum[1:4]) and torch.equal(short[0, 1::2], spectrum[0, 1::2])
+    assert spectrum_to_flow(short, torch.zeros(1)).abs().max() == 0
+
+
+def test_mean_displacement_of_a_circle():
+    spectrum = torch.zeros(2, 4, 1, 1)
+    spectrum[1, 0], spectrum[1, 3] = 1.0, -1.0  # (cos - 1, sin): distance 2 |sin(pi u)|, mean 4 / pi
+    torch.testing.assert_close(mean_displacement(spectrum, 500).item(), 4 / math.pi, atol=1e-3, rtol=0)
+
+
+def test_frequencies_are_in_hz():
+    assert bin_frequencies_hz(16, 5.0)[15].item() == pytest.approx(3.0)
+
+
+def test_resize_flow_rescales_each_axis_by_itself():
+    flow = torch.zeros(2, 4, 6)
+    flow[0], flow[1] = 3.0, 5.0
+    resized = resize_flow(flow, (8, 18))
+    assert resized.shape == (2, 8, 18)
+    torch.testing.assert_close(resized[0], torch.full((8, 18), 9.0))
+    torch.testing.assert_close(resized[1], torch.full((8, 18), 10.0))
+
+
+def test_resized_spectrum_gives_resized_flow():
+    spectrum = random_spectrum(6, (4, 6))
+    phase = torch.tensor([0.3, 0.7])
+    torch.testing.assert_close(
+        spectrum_to_flow(resize_spectrum(spectrum, (12, 9)), phase),
+        resize_flow(spectrum_to_flow(spectrum, phase), (12, 9)),
+        atol=1e-4,
+        rtol=1e-4,
+    )
+
+
+@pytest.mark.parametrize(
+    ("picture", "grid"),
+    [((160, 256), (160, 256)), ((256, 160), (256, 160)), ((500, 500), (192, 192)), ((240, 384), (160, 256))],
+)
+def test_motion_grid_keeps_aspect(picture, grid):
+    assert motion_grid_size(*picture) == grid
+
+
+def test_motion_grid_of_extreme_aspects():
+    for height, width in [(100, 2000), (2000, 100), (333, 777), (16, 16)]:
+        h, w = motion_grid_size(height, width)
+        assert h % 32 == 0 and w % 32 == 0 and 0.4 < h * w / (256 * 160) < 2.5
+        assert (h > w) == (height > width) or height == width
+
+
+def test_normalisation_is_exact_and_hand_computed():
+    normalisation = Normalisation(torch.tensor([4.0, 1.0, 0.25]))
+    spectrum = torch.zeros(3, 4, 1, 1)
+    spectrum[0, 1], spectrum[1, 0], spectrum[2, 3] = 1.0, -0.25, 1.0
+    spectrum[0, 0] = 0.25
+    x = normalisation.normalise(spectrum)
+    assert x[0, 1].item() == pytest.approx(0.5) and x[1, 0].item() == pytest.approx(-0.5)
+    assert x[2, 3].item() == pytest.approx(2.0) and x[0, 0].item() == 0
+    torch.testing.assert_close(normalisation.denormalise(x), spectrum)
+    full = random_spectrum(3)
+    torch.testing.assert_close(normalisation.denormalise(normalisation.normalise(full)), full, atol=1e-5, rtol=1e-5)
+
+
+def test_scale_estimator_matches_the_percentile(tmp_path):
+    spectra = [random_spectrum(4, (40, 50), seed) for seed in range(3)]
+    estimator = ScaleEstimator(4)
+    for spectrum in spectra:
+        estimator.add(spectrum)
+    scale = estimator.finish().scale
+    sizes = torch.stack([amplitude(s) for s in spectra], 1).flatten(1)
+    torch.testing.assert_close(scale, sizes.quantile(0.95, dim=1), rtol=0.03, atol=0)
+    normalisation = Normalisation(scale)
+    normalisation.save(tmp_path / "statistics.json")
+    assert torch.equal(Normalisation.load(tmp_path / "statistics.json").scale, normalisation.scale)
+
+
+def test_scale_estimator_leaves_out_what_has_no_confidence():
+    spectrum = torch.ones(2, 4, 1, 4)
+    spectrum[..., 2:] = 100.0
+    estimator = ScaleEstimator(2)
+    estimator.add(spectrum, torch.tensor([[[1.0, 1.0, 0.0, 0.0]]]))
+    assert estimator.finish().scale.max() < 2.1
+
+
+def test_magnify_and_mask():
+    spectrum = random_spectrum(4, (2, 2))
+    mask = torch.tensor([[[1.0, 0.0], [0.5, 1.0]]])
+    moved = apply_motion_controls(spectrum, magnify=2.0, mask=mask)
+    torch.testing.assert_close(moved[..., 0, 0], spectrum[..., 0, 0] * 2)
+    assert moved[..., 0, 1].abs().max() == 0
+    torch.testing.assert_close(moved[..., 1, 0], spectrum[..., 1, 0])
+
+
+def test_playback_defaults_are_the_period_itself():
+    playback = plan_playback(seconds=5)
+    assert playback.num_frames == 150 and playback.notes == ()
+    torch.testing.assert_close(playback.phase, torch.arange(150, dtype=torch.float64) / 150)
+
+
+def test_slow_motion_stretches_the_period_not_the_length():
+    playback = plan_playback(seconds=5, slow=2)
+    assert playback.num_frames == 150 and playback.phase[-1].item() == pytest.approx(149 / 300)
+
+
+def test_fps_resamples_at_unchanged_speed():
+    assert plan_playback(seconds=2, fps=60).phase[60].item() == pytest.approx(1 / 5)
+
+
+@pytest.mark.parametrize(("seconds", "slow", "periods"), [(5, 1, 1), (12, 1, 2), (3, 1, 1), (8, 2, 1), (2, 0.5, 1)])
+def test_loop_closes(seconds, slow, periods):
+    playback = plan_playback(seconds=seconds, slow=slow, loop=True)
+    spectrum = without_drift(random_spectrum())
+    step = playback.phase[1] - playback.phase[0]
+    assert (playback.phase[-1] + step).item() == pytest.approx(periods)
+    phase = torch.cat([playback.phase, playback.phase[:1]])
+    steps = magnitude(spectrum_to_flow(spectrum, phase).diff(dim=0)).mean(dim=(1, 2, 3))
+    assert steps[-1] <= steps[:-1].max() * (1 + 1e-5)
+    assert bool(playback.notes) == (seconds != 5 * slow * periods)
+
+
+def test_a_long_video_is_noted():
+    assert "drift" in plan_playback(seconds=8).notes[0]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"seconds": 0}, {"seconds": 5, "fps": -1}, {"seconds": 0.01}, {"seconds": float("nan")}]
+)
+def test_playback_refuses_nonsense(wrong):
+    with pytest.raises(ValueError, match="expected"):
+        plan_playback(**wrong)
