@@ -1,0 +1,263 @@
+"""The public splatting operators: argument checks, weighting, and the choice of a backend.
+
+Conventions: values (B, C, H, W); flow (B, 2, H, W) forward, in pixels of its own grid, channel 0 = dx (right) and
+1 = dy (down); importance (B, 1, H, W). Pixel centres lie at integers, so the source at pixel p lands at p + flow(p).
+
+A backend is a module of this package that has the four operators with the names and the argument order of
+`reference.py`, each returning (output, weight), and a function `obstacle()` that returns None where the backend can
+run and otherwise one sentence that says why not and what to do about it.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import logging
+import math
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("reference", "cpu", "cuda")
+WEIGHTINGS = ("exp", "gaussian")
+# The square of this is far from overflow in float32, and its exponential is as dead as that of infinity.
+_LARGEST_SCALED_IMPORTANCE = 1e15
+
+_announced: set[str] = set()
+
+
+def softmax_splat(
+    values: Tensor,
+    flow: Tensor,
+    importance: Tensor,
+    *,
+    weighting: str = "exp",
+    weight_sigma: float = 1.0,
+    backend: str = "auto",
+    return_weight: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Splat values along flow with a bilinear footprint and let the importance decide collisions.
+
+    out(q) = sum_i b_i(q) exp(z_i - m(q)) v_i / sum_i b_i(q) exp(z_i - m(q)), b the bilinear weight of source i at
+    target q [Niklaus and Liu, Softmax Splatting, CVPR 2020]. Ours: m(q) is the largest z among the sources that
+    touch q, taken per target and detached, so that no importance overflows and none makes a false hole.
+
+    Args:
+        values: (B, C, H, W), float16, bfloat16, float32 or float64; half precision is summed in float32.
+        flow: (B, 2, H, W) px. A source whose flow is not finite, or that lands outside, contributes nothing.
+        importance: (B, 1, H, W). A source whose importance is not finite contributes nothing.
+        weighting: "exp": z = importance; "gaussian": z = -importance^2 / (2 weight_sigma^2).
+        weight_sigma: scale of the "gaussian" weighting, > 0, in the unit of the importance.
+        backend: "auto", "reference" (plain torch, any device), "cpu" or "cuda".
+        return_weight: also return the denominator.
+
+    Returns:
+        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W), 0 exactly where nothing
+        arrives; there the output is 0 too.
+
+    Raises:
+        ValueError: an argument of a wrong shape, dtype, device or value.
+        RuntimeError: the backend asked for cannot run here.
+
+    Gradients: to values, flow and importance. The weight's own gradient holds the maximum constant. At integer
+    landing points the gradient to flow is the derivative from the right, or from below.
+    """
+    _check_tensors(values, flow, importance)
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting: expected one of {WEIGHTINGS}, got {weighting!r}")
+    _check_positive("weight_sigma", weight_sigma)
+    if weighting == "gaussian":
+        importance = _gaussian_log_weight(importance, weight_sigma)
+    operators = _choose_backend(backend, values)
+    return _result(operators.softmax_splat(values, flow, importance), return_weight)
+
+
+def gaussian_splat(
+    values: Tensor,
+    flow: Tensor,
+    importance: Tensor,
+    *,
+    sigma: float | Tensor = 0.45,
+    ewa: bool = True,
+    backend: str = "auto",
+    return_weight: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Splat each source as a 2-D Gaussian over 4 x 4 taps and let the importance decide collisions.
+
+    The footprint is exp(-d^T S^-1 d / 2) / (2 pi sqrt(det S)) around p + flow(p); it is multiplied by
+    exp(importance - per-target maximum) and normalised as in `softmax_splat`. S = sigma^2 I, or with ewa
+    J (sigma^2 I) J^T + 1e-4 I [Zwicker et al., EWA Splatting, 2002] with J = I + d flow / d p by central
+    differences. Ours: the singular values of J are clamped to [0.5, 2.5] and J is detached.
+
+    Args:
+        values: (B, C, H, W), float16, bfloat16, float32 or float64; half precision is summed in float32.
+        flow: (B, 2, H, W) px. A source whose flow is not finite, or that lands outside, contributes nothing.
+        importance: (B, 1, H, W). A source whose importance is not finite contributes nothing.
+        sigma: standard deviation in px, > 0: a number, or a tensor with one element where it is learned. The
+            4 x 4 taps hold Gaussians up to about 0.65.
+        ewa: stretch the footprint with the flow.
+        backend: "auto", "reference" (plain torch, any device), "cpu" or "cuda".
+        return_weight: also return the denominator.
+
+    Returns:
+        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W), 0 exactly where nothing
+        arrives; there the output is 0 too.
+
+    Raises:
+        ValueError: an argument of a wrong shape, dtype, device or value.
+        RuntimeError: the backend asked for cannot run here.
+
+    Gradients: to values, flow (through the position, not through J), importance and sigma.
+    """
+    _check_tensors(values, flow, importance)
+    if isinstance(sigma, Tensor):
+        if sigma.numel() != 1 or not sigma.is_floating_point():
+            got = f"{sigma.dtype} {tuple(sigma.shape)}"
+            raise ValueError(f"sigma: expected a number or a floating-point tensor with one element, got {got}")
+        if sigma.ndim > 0 and sigma.device != values.device:
+            raise ValueError(f"sigma: expected a tensor on {values.device}, got {sigma.device}")
+    else:
+        _check_positive("sigma", sigma)
+    operators = _choose_backend(backend, values)
+    result = operators.gaussian_splat(values, flow, importance, sigma=sigma, ewa=ewa)
+    return _result(result, return_weight)
+
+
+def average_splat(
+    values: Tensor, flow: Tensor, *, backend: str = "auto", return_weight: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Splat values along flow with a bilinear footprint and average what arrives at a pixel.
+
+    out(q) = sum_i b_i(q) v_i / sum_i b_i(q).
+
+    Args:
+        values: (B, C, H, W), float16, bfloat16, float32 or float64; half precision is summed in float32.
+        flow: (B, 2, H, W) px. A source whose flow is not finite, or that lands outside, contributes nothing.
+        backend: "auto", "reference" (plain torch, any device), "cpu" or "cuda".
+        return_weight: also return the sum of the bilinear weights.
+
+    Returns:
+        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W), 0 exactly where nothing
+        arrives; there the output is 0 too.
+
+    Raises:
+        ValueError: an argument of a wrong shape, dtype or device.
+        RuntimeError: the backend asked for cannot run here.
+
+    Gradients: to values and flow.
+    """
+    _check_tensors(values, flow)
+    return _result(_choose_backend(backend, values).average_splat(values, flow), return_weight)
+
+
+def sum_splat(
+    values: Tensor, flow: Tensor, *, backend: str = "auto", return_weight: bool = False
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Splat values along flow with a bilinear footprint and add up what arrives at a pixel.
+
+    out(q) = sum_i b_i(q) v_i, not normalised. Arguments, returns, exceptions and gradients as in `average_splat`.
+    """
+    _check_tensors(values, flow)
+    return _result(_choose_backend(backend, values).sum_splat(values, flow), return_weight)
+
+
+def available_backends() -> tuple[str, ...]:
+    """List the backends that can run here, "reference" first."""
+    return tuple(name for name in BACKENDS if _obstacle(name) is None)
+
+
+def _gaussian_log_weight(importance: Tensor, weight_sigma: float) -> Tensor:
+    importance = importance.to(torch.promote_types(importance.dtype, torch.float32))
+    finite = importance.isfinite()
+    scaled = torch.where(finite, importance, 0.0) / weight_sigma
+    scaled = scaled.clamp(-_LARGEST_SCALED_IMPORTANCE, _LARGEST_SCALED_IMPORTANCE)
+    # What is not finite stays so: the backends leave such a source out.
+    return torch.where(finite, -0.5 * scaled.square(), math.nan)
+
+
+def _result(pair: tuple[Tensor, Tensor], return_weight: bool) -> Tensor | tuple[Tensor, Tensor]:
+    return pair if return_weight else pair[0]
+
+
+# Backends ------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def _obstacle(name: str) -> str | None:
+    """Say in one sentence why a backend cannot run here; None where it can."""
+    if importlib.util.find_spec(f"{__package__}.{name}") is None:
+        return (
+            f"the {name!r} backend is not part of this version yet (there is no splatting/{name}.py): "
+            f"update to a version that has it, or use backend='reference'"
+        )
+    return _module(name).obstacle()
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{name}")
+
+
+def _choose_backend(backend: str, values: Tensor) -> ModuleType:
+    device = values.device.type
+    if backend == "auto":
+        return _module(_automatic_backend(device))
+    if backend not in BACKENDS:
+        raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
+    obstacle = _obstacle(backend)
+    if obstacle is not None:
+        raise RuntimeError(f"splatting: {obstacle}")
+    if backend != "reference" and backend != device:
+        raise RuntimeError(
+            f"splatting: backend={backend!r} needs {backend} tensors, got values on {values.device}: "
+            f"move them there, or use backend='auto'"
+        )
+    return _module(backend)
+
+
+def _automatic_backend(device: str) -> str:
+    """Return the fastest backend for a device type, and log the choice the first time."""
+    obstacle = _obstacle(device) if device in BACKENDS else f"there is no kernel for {device} tensors"
+    chosen = device if obstacle is None else "reference"
+    if device not in _announced:
+        _announced.add(device)
+        reason = "" if obstacle is None else f" (plain torch, slower): {obstacle}"
+        logger.info("splatting %s tensors with the %r backend%s", device, chosen, reason)
+    return chosen
+
+
+# Checks --------------------------------------------------------------------------------------------------------
+
+
+def _check_tensors(values: Tensor, flow: Tensor, importance: Tensor | None = None) -> None:
+    _check_tensor("values", values, "(B, C, H, W)")
+    batch, _, height, width = values.shape
+    if height == 0 or width == 0:
+        raise ValueError(f"values: expected (B, C, H, W) with H and W at least 1, got {tuple(values.shape)}")
+    others = [("flow", flow, 2)] + ([] if importance is None else [("importance", importance, 1)])
+    for name, tensor, channels in others:
+        expected = (batch, channels, height, width)
+        _check_tensor(name, tensor, f"{expected}")
+        if tensor.shape != expected:
+            raise ValueError(f"{name}: expected {expected} to match values, got {tuple(tensor.shape)}")
+        if tensor.device != values.device:
+            raise ValueError(f"{name}: expected a tensor on {values.device} like values, got {tensor.device}")
+
+
+def _check_tensor(name: str, tensor: Tensor, expected: str) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name}: expected a tensor {expected}, got {type(tensor).__name__}")
+    if tensor.ndim != 4:
+        raise ValueError(f"{name}: expected {expected}, got {tuple(tensor.shape)}")
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+
+
+def _check_positive(name: str, number: float) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        raise ValueError(f"{name}: expected a number > 0, got {type(number).__name__}")
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}: expected a number > 0, got {number}")
