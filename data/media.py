@@ -1,0 +1,400 @@
+"""Read and write pictures, and put files in place only when they are whole.
+
+A picture is a float32 RGB tensor (3, H, W) with values in [0, 1] everywhere in this project; bytes exist only
+here, and in `data/video.py` and `data/video_writer.py`, which use `from_bytes` and `to_bytes` of this module.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import os
+import re
+import shutil
+import threading
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+logger = logging.getLogger(__name__)
+
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv")
+
+MIN_SIDE_PX = 16
+MAX_PIXELS = 200_000_000
+GIANT_PIXELS = 50_000_000
+MASK_ASPECT_TOLERANCE = 0.05
+
+# Pillow also knows formats that start other programs (EPS) or are never photographs; those stay closed.
+_PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+_SAVE_OPTIONS = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"quality": 95}}
+_EXIF_ORIENTATION = 0x0112
+# What turns each EXIF orientation upright: t swaps rows and columns, then y flips up and down, x left and right.
+_UPRIGHT = {2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
+_pillow_limit_lock = threading.Lock()
+
+# OpenCV would print its own lines about damaged files beside the one MediaError.
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+
+
+class MediaError(ValueError):
+    """A picture, video or path that cannot be used; one line that names the file and what would be right."""
+
+
+def check_writable(path: str | Path) -> Path:
+    """Make the parent folder of `path` and return `path`, or raise MediaError where nothing can be written."""
+    path = Path(path)
+    if not path.name:
+        raise MediaError(f"{path}: is not a name to write to; name a file or folder in it")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"{path}: its folder cannot be made ({error.strerror}); choose another one") from error
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise MediaError(f"{path}: its folder is not writable; choose another output folder")
+    return path
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its name when the block ends well.
+
+    The temporary name keeps the suffix (`.NAME.tmp-PID.mp4`), so that writers which look at it work. The block
+    may make a file or a folder there; a file or folder that already has the final name is replaced. On any
+    exception, KeyboardInterrupt included, the temporary is removed and the final name is untouched. Missing parent
+    folders are made. Raises MediaError when the folder cannot be written to.
+    """
+    path = check_writable(path)
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    _remove(temporary)
+    try:
+        yield temporary
+        _put_in_place(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        ours = error.filename is not None and str(error.filename).startswith(str(temporary))
+        if ours or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MediaError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    if not (temporary.is_dir() and path.is_dir()):
+        os.replace(temporary, path)
+        return
+    # A folder cannot be renamed onto a full one, so the old one steps aside first and returns on failure.
+    aside = path.with_name(f".{path.name}.old-{os.getpid()}")
+    _remove(aside)
+    os.replace(path, aside)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_input_file(path: str | Path, what: str) -> Path:
+    """Return `path` when it is a file with something in it; `what` names the expected thing in the MediaError."""
+    path = Path(path)
+    if path.is_dir():
+        raise MediaError(f"{path}: is a folder; give {what}")
+    if not path.is_file():
+        raise MediaError(f"{path}: there is no such file; give {what}")
+    if not os.access(path, os.R_OK):
+        raise MediaError(f"{path}: may not be read; change its permissions or give another file")
+    if path.stat().st_size == 0:
+        raise MediaError(f"{path}: is empty (0 bytes); give {what}")
+    return path
+
+
+def _natural_key(path: Path) -> list[tuple[int, int, str]]:
+    """Sort `a2.png` before `a10.png`."""
+    parts = re.split(r"(\d+)", path.name.lower())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
+
+
+def list_pictures(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """List the pictures that files and folders stand for.
+
+    A file is taken as it is, a folder gives the pictures directly inside it (by suffix, hidden files left out) in
+    natural order. Order of the arguments is kept, repeats are dropped. Raises MediaError for a missing path, a
+    folder without pictures, or no path at all.
+    """
+    found: dict[Path, None] = {}
+    for path in [paths] if isinstance(paths, (str, Path)) else paths:
+        path = Path(path)
+        if not path.is_dir():
+            found[check_input_file(path, "a picture or a folder of pictures")] = None
+            continue
+        inside = [p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
+        if not inside:
+            raise MediaError(f"{path}: holds no pictures ({' '.join(s[1:] for s in PICTURE_SUFFIXES)})")
+        found.update(dict.fromkeys(sorted(inside, key=_natural_key)))
+    if not found:
+        raise MediaError("no pictures were given; name picture files or folders of pictures")
+    return list(found)
+
+
+def to_bytes(image: torch.Tensor) -> np.ndarray:
+    """Turn a picture (..., 3, H, W) in [0, 1] into bytes (..., H, W, 3): clamp, scale by 255, round.
+
+    Raises ValueError for another shape, a tensor that is not floating point, or values that are not finite.
+    """
+    if image.dim() < 3 or image.shape[-3] != 3:
+        raise ValueError(f"image: expected shape (..., 3, H, W), got {tuple(image.shape)}")
+    if not image.is_floating_point():
+        raise ValueError(f"image: expected floating point values in [0, 1], got {image.dtype}")
+    image = image.detach().float()
+    if not torch.isfinite(image).all():
+        raise ValueError("image: expected finite values, got NaN or infinity")
+    scaled = image.clamp(0, 1).mul(255).round().to(torch.uint8)
+    return np.ascontiguousarray(scaled.movedim(-3, -1).cpu().numpy())  # (..., H, W, 3)
+
+
+def from_bytes(array: np.ndarray) -> torch.Tensor:
+    """Turn bytes or 16-bit values (H, W, 3) into a picture (3, H, W) float32 in [0, 1]."""
+    scale = 65535.0 if array.dtype == np.uint16 else 255.0
+    planes = np.ascontiguousarray(np.moveaxis(array, -1, 0))  # (3, H, W)
+    return torch.from_numpy(planes.astype(np.float32)) / scale
+
+
+def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Resample pictures (..., C, H, W) to `size` = (height, width) px, anti-aliased when reducing.
+
+    Bilinear, so values never leave the range of the input (masks stay in [0, 1]); differentiable. Not for flow, whose
+    values change with the size: see `motion.flow.resize_flow`.
+    """
+    flat = image.reshape(-1, *image.shape[-3:])  # (N, C, H, W)
+    resized = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
+    return resized.reshape(*image.shape[:-2], *size)  # (..., C, H', W')
+
+
+def contact_sheet(rows: list[list[torch.Tensor]], *, gap: int = 2) -> torch.Tensor:
+    """Lay pictures (3, h, w) out as a white sheet (3, H, W), `gap` px apart.
+
+    A column is as wide as its widest picture and a row as tall as its tallest; pictures keep their size and sit at the
+    top left of their cell. Rows may differ in length. Raises ValueError when there is no picture.
+    """
+    if not any(rows):
+        raise ValueError("rows: expected at least one picture, got none")
+    num_columns = max(len(row) for row in rows)
+    widths = [max(row[i].shape[-1] for row in rows if i < len(row)) for i in range(num_columns)]
+    heights = [max((image.shape[-2] for image in row), default=0) for row in rows]
+    sheet = torch.ones(3, sum(heights) + gap * (len(heights) - 1), sum(widths) + gap * (len(widths) - 1))
+    top = 0
+    for row, height in zip(rows, heights, strict=True):
+        left = 0
+        for image, width in zip(row, widths, strict=False):
+            sheet[:, top : top + image.shape[-2], left : left + image.shape[-1]] = image.detach().cpu()
+            left += width + gap
+        top += height + gap
+    return sheet
+
+
+def read_image(path: str | Path, *, max_side: int | None = None) -> torch.Tensor:
+    """Read a picture as float32 RGB (3, H, W) in [0, 1].
+
+    Reads jpg, png, webp, bmp, tiff, gif (first frame) and ppm; grey, palette and CMYK become RGB, 16-bit values are
+    divided by 65535, EXIF rotation is applied and transparency is laid over white. Colour profiles are not applied.
+
+    Args:
+        path: the file; its contents decide the format, not its suffix.
+        max_side: a picture whose long side is larger, in px, is reduced to it with anti-aliasing; never enlarged.
+
+    Raises:
+        MediaError: missing, empty, a folder, not a picture, truncated, a floating-point picture, over 200 megapixels
+            (told from the header, before decoding), or under 16 px on a side before or after the reduction.
+    """
+    return _over_background(_read_rgba(Path(path), max_side, MIN_SIDE_PX), 1.0)
+
+
+def read_mask(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
+    """Read a mask (1, H, W) in [0, 1] at `size` = (height, width) px: white moves, black and transparent stay still.
+
+    Colours count by their luminance. Raises MediaError as `read_image` does (but any size will do), and when the
+    mask's aspect ratio is more than 5 % off that of `size`, since it was then drawn for another picture.
+    """
+    path = Path(path)
+    rgb = _over_background(_read_rgba(path, None, 1), 0.0)  # (3, h, w)
+    height, width = rgb.shape[-2:]
+    if abs(width * size[0] / (height * size[1]) - 1) > MASK_ASPECT_TOLERANCE:
+        raise MediaError(
+            f"{path}: the mask is {width} x {height} px and the picture {size[1]} x {size[0]}; "
+            "it must have the picture's aspect ratio"
+        )
+    luminance = rgb.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
+    return resize_image((rgb * luminance).sum(0, keepdim=True), size).clamp(0, 1)  # (1, H, W)
+
+
+def _over_background(rgba: torch.Tensor, background: float) -> torch.Tensor:
+    """Lay (3 or 4, H, W) over an even grey; returns (3, H, W)."""
+    return rgba if rgba.shape[0] == 3 else rgba[:3] * rgba[3:] + background * (1 - rgba[3:])
+
+
+def _read_rgba(path: Path, max_side: int | None, min_side: int) -> torch.Tensor:
+    """Decode, reduce and turn upright; (3, H, W), or (4, H, W) with straight alpha."""
+    check_input_file(path, "a picture")
+    # Given a path, Pillow maps some TIFFs into memory and scrambles those that EXIF turns on their side.
+    with open(path, "rb") as file, _open(path, file) as image:
+        target = _target_size(path, image.size, max_side, min_side)
+        try:
+            with warnings.catch_warnings():
+                # Odd metadata does not harm the pixels, and damage becomes the one error below.
+                warnings.simplefilter("ignore")
+                return from_bytes(_decode(path, image, target))
+        except MediaError:
+            raise
+        # Decoders answer a damaged file with anything from OSError to struct.error.
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise MediaError(f"{path}: cannot be decoded, damaged or truncated ({reason})") from error
+
+
+def _decode(path: Path, image: Image.Image, target: tuple[int, int]) -> np.ndarray:
+    """Return upright pixels of `target` size (before turning), 8 or 16 bits, (H, W, 3 or 4)."""
+    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+    deep = _is_16_bit(path, image)
+    if target != image.size and image.size[0] * image.size[1] > GIANT_PIXELS:
+        logger.warning("%s: %d x %d px is reduced to %d x %d", path, *image.size, *target)
+        # A JPEG decoder can skip detail; twice the target leaves the anti-aliasing below its work.
+        image.draft(None, (2 * target[0], 2 * target[1]))
+    image.load()
+    low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
+    if image.mode == "F" or low < 0 or high > 65535:
+        raise MediaError(f"{path}: holds float or 32-bit values; save it with 8 or 16 bits a channel")
+    array = _deep_pixels(path, image, orientation) if deep else None
+    array = _byte_pixels(image, target) if array is None else _reduce_deep(array, target)
+    # Pillow turns TIFFs upright while loading.
+    return array if image.format == "TIFF" else _turn_upright(array, orientation)
+
+
+def _open(path: Path, file: BinaryIO) -> Image.Image:
+    """Read the header only; Pillow's own size limit is below ours, so it is lifted meanwhile."""
+    with _pillow_limit_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=_PILLOW_FORMATS)
+        except (OSError, ValueError) as error:
+            raise MediaError(f"{path}: is not a picture; give a whole jpg, png, webp, bmp, tiff, gif or ppm") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _target_size(path: Path, size: tuple[int, int], max_side: int | None, min_side: int) -> tuple[int, int]:
+    """Return the (width, height) to reduce to; raises MediaError for pictures too large or too small."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        megapixels = f"{width * height / 1e6:.0f} megapixels"
+        raise MediaError(f"{path}: {width} x {height} px is {megapixels}; at most {MAX_PIXELS / 1e6:.0f} are read")
+    if min(size) < min_side:
+        raise MediaError(f"{path}: is {width} x {height} px; a picture needs at least {min_side} px on each side")
+    if max_side is None or max(size) <= max_side:
+        return size
+    factor = max_side / max(size)
+    target = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if min(target) < min_side:
+        raise MediaError(
+            f"{path}: {width} x {height} px reduced to a long side of {max_side} px is only {min(target)} px on its "
+            f"short side; crop it or choose a larger size so that {min_side} px remain"
+        )
+    return target
+
+
+def _is_16_bit(path: Path, image: Image.Image) -> bool:
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24] == 16  # the bit depth in the IHDR chunk, which comes first by definition
+    if image.format == "TIFF" and image.mode != "CMYK":
+        return max(image.tag_v2.get(258, (8,))) == 16  # BitsPerSample
+    return image.mode == "I"
+
+
+def _deep_pixels(path: Path, image: Image.Image, orientation: int) -> np.ndarray | None:
+    """Return 16-bit pixels (H, W, 3 or 4), or None where only Pillow's 8-bit version is to be had.
+
+    Pillow keeps the 16 bits of grey pictures but 8 of colour ones, so those go through OpenCV, unless they are TIFFs to
+    be turned, which OpenCV 5 fails on.
+    """
+    if image.mode.startswith("I"):
+        array = np.asarray(image).astype(np.uint16)
+    elif image.format == "TIFF" and orientation != 1:
+        return None
+    else:
+        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16:
+        return None
+    if array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=2)
+    return cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _reduce_deep(array: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    if array.shape[2] == 3 or target == array.shape[1::-1]:
+        return cv2.resize(array, target, interpolation=cv2.INTER_AREA)
+    # The colour of transparent pixels must not bleed into their neighbours: average colour times alpha.
+    mixed = array.astype(np.float32)
+    mixed[..., :3] *= mixed[..., 3:]
+    mixed = cv2.resize(mixed, target, interpolation=cv2.INTER_AREA)
+    mixed[..., :3] /= np.maximum(mixed[..., 3:], 1)
+    return mixed.round().astype(np.uint16)
+
+
+def _byte_pixels(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
+    transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
+    image = image.convert("RGBA" if transparent else "RGB")
+    if image.size != target:
+        image = image.resize(target, Image.Resampling.LANCZOS)
+    return np.asarray(image)
+
+
+def _turn_upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    turns = _UPRIGHT.get(orientation, "")
+    if "t" in turns:
+        array = array.swapaxes(0, 1)
+    return array[:: -1 if "y" in turns else 1, :: -1 if "x" in turns else 1]
+
+
+def encode_png(image: torch.Tensor) -> bytes:
+    """Encode a picture (3, H, W) in [0, 1] as the bytes of an 8-bit PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_bytes(image)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_image(path: str | Path, image: torch.Tensor) -> None:
+    """Write a picture (3, H, W) in [0, 1]; the suffix (png jpg jpeg webp bmp tif tiff ppm) decides the format.
+
+    Values are clamped, scaled by 255 and rounded. The file appears under its name only when it is whole. Raises
+    MediaError for another suffix or a folder that cannot be written to, ValueError for a wrong tensor.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower().replace("jpeg", "jpg")
+    if path.suffix.lower() not in _WRITABLE_SUFFIXES:
+        known = " ".join(known[1:] for known in _WRITABLE_SUFFIXES)
+        raise MediaError(f"{path}: cannot write a picture named '{path.suffix}'; use one of {known}")
+    if image.dim() != 3:
+        raise ValueError(f"image: expected shape (3, H, W), got {tuple(image.shape)}")
+    with atomic_path(path) as temporary:
+        Image.fromarray(to_bytes(image)).save(temporary, **_SAVE_OPTIONS.get(suffix, {}))
