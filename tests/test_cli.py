@@ -1,0 +1,176 @@
+"""Command lines: one-line errors, exit codes, flag types, devices."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.cli import (
+    Parser,
+    UsageError,
+    add_shared_flags,
+    add_training_flags,
+    check_writable,
+    choose_device,
+    command,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    run,
+    size_px,
+    user_message,
+)
+from training.loop import LoopOptions
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def make_main(action=lambda args: None):
+    @command(memory_flags=("--tile",))
+    def main(argv=None):
+        parser = Parser(description="toy")
+        parser.add_argument("pictures", nargs="*", help="pictures")
+        parser.add_argument("--splat", choices=("softmax", "gaussian"), default="softmax", help="operator")
+        parser.add_argument("--fps", type=positive_float, default=30.0, metavar="HZ", help="frame rate")
+        parser.add_argument("--size", type=size_px, metavar="WxH", help="size")
+        parser.add_argument("--loop", action="store_true", help="loop")
+        add_shared_flags(parser, "seed", "device", "out", "dry-run", out={"flags": ["--output"], "metavar": "FILE"})
+        action(parser.parse_args(argv))
+        return 0
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--splat", "mean"], "--splat mean: right: softmax, gaussian; see --help"),
+        (["--fps", "0"], "--fps: expected a number above 0, got '0'; see --help"),
+        (["--fps", "nan"], "--fps: expected a number above 0, got 'nan'; see --help"),
+        (["--fsp", "3"], "unknown flag or argument --fsp; did you mean --fps?; see --help"),
+        (["--see", "3"], "unknown flag or argument --see; did you mean --seed?; see --help"),
+        (["--size", "256"], "--size: expected WIDTHxHEIGHT in px such as 256x160, got '256'; see --help"),
+        (["--device", "gpu"], "--device: expected auto, cpu, cuda, cuda:N or mps, got 'gpu'; see --help"),
+        (["--out"], "--out/--output: expected one argument; see --help"),
+    ],
+)
+def test_wrong_flag_is_one_line(argv, message, capsys):
+    assert make_main()(argv) == 2
+    assert capsys.readouterr().err == f"test_cli.py: error: {message}\n"
+
+
+def test_help_shows_telling_defaults_and_returns_0(capsys):
+    assert make_main()(["--help"]) == 0
+    text = capsys.readouterr().out
+    assert "(default: 30.0)" in text and "(default: softmax)" in text and "--fps HZ" in text
+    assert "None" not in text and "False" not in text
+
+
+def test_values_arrive():
+    seen = []
+    assert make_main(seen.append)(["a.png", "--size", "256x160", "--output", "x.npz", "--dry-run", "--seed", "7"]) == 0
+    args = seen[0]
+    assert (args.size, args.out, args.dry_run, args.seed, args.device) == ((160, 256), Path("x.npz"), True, 7, "auto")
+
+
+class OutOfMemoryError(RuntimeError):
+    pass
+
+
+OutOfMemoryError.__module__ = "torch.cuda"
+
+
+class Named(ValueError):
+    is_user_error = True
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (UsageError("--mask m.png: another\nsize"), 2, "error: --mask m.png: another size"),
+        (Named("a.jpg: empty"), 2, "error: a.jpg: empty"),
+        (PermissionError(13, "Permission denied", "/out"), 2, "error: /out: Permission denied"),
+        (OutOfMemoryError("CUDA"), 2, "error: out of device memory; lower --tile, or"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_become_lines_and_codes(error, code, message, capsys):
+    def fail(args):
+        raise error
+
+    assert make_main(fail)([]) == code
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"test_cli.py: {message}") and printed.count("\n") == 1
+
+
+def test_our_own_mistakes_keep_their_traceback():
+    def fail(args):
+        raise ValueError("shape")
+
+    with pytest.raises(ValueError, match="shape"):
+        make_main(fail)([])
+
+
+def test_error_of_a_loader_process_is_its_last_line():
+    error = Named(
+        "Caught Named in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n x\ncli.N: a: bad"
+    )
+    assert user_message(error) == "a: bad"
+
+
+def test_run_takes_the_process_arguments(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["toy.py", "--fps", "-1"])
+    assert run(make_main()) == 2
+    assert run(lambda argv: 0) == 0
+    assert "--fps" in capsys.readouterr().err
+
+
+def test_flag_types():
+    assert (positive_int("3"), non_negative_int("0"), non_negative_float("0"), fraction("1")) == (3, 0, 0.0, 1.0)
+    for parse, text in ((positive_int, "2.5"), (positive_int, "0"), (non_negative_int, "-1"), (fraction, "1.1")):
+        with pytest.raises(Exception, match="expected"):
+            parse(text)
+
+
+def test_devices(monkeypatch):
+    assert choose_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert choose_device("auto") == torch.device("cpu")
+    with pytest.raises(UsageError, match="^--device cuda:3: this machine has no CUDA device; right: auto, cpu$"):
+        choose_device("cuda:3")
+    with pytest.raises(UsageError, match="--device mps: this machine does not have it"):
+        choose_device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda") and choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UsageError, match="right: auto, cpu, cuda:0, cuda:1$"):
+        choose_device("cuda:2")
+
+
+def test_writable(tmp_path):
+    assert check_writable(tmp_path / "a/b/c.mp4") == tmp_path / "a/b/c.mp4"
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UsageError, match="--outdir .*is a file, not a folder"):
+        check_writable(tmp_path / "file/out.mp4", "--outdir")
+
+
+def test_presets_give_what_flags_leave_open():
+    parser = Parser()
+    add_training_flags(parser)
+    add_shared_flags(parser, "seed", "precision", "resume")
+    args = parser.parse_args(["--steps", "7", "--seed", "2", "--ema-decay", "0"])
+    options = LoopOptions.from_flags(args, steps=100, batch_size=16)
+    assert (options.steps, options.batch_size, options.seed, options.ema_decay) == (7, 16, 2, 0.0)
+    assert options.learning_rate == LoopOptions().learning_rate and options.compile is False
+
+
+def test_import_is_light():
+    code = "import sys, training.cli; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'diffusers')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

@@ -1,0 +1,121 @@
+"""Figures against values worked out by hand and torchmetrics' own; tables as files."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import math
+
+import pytest
+import torch
+from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchvision.models import alexnet
+
+from training.cli import UsageError
+from training.metrics import Lpips, SequenceMetrics, frame_metrics, image_metrics, load_lpips, write_results
+
+
+def frames(*levels: float, size: int = 16) -> torch.Tensor:
+    return torch.stack([torch.full((3, size, size), level) for level in levels])
+
+
+def test_psnr_pools_the_error_before_the_logarithm():
+    metrics = SequenceMetrics()
+    metrics.add(frames(0.6), frames(0.5))  # squared error .01
+    metrics.add(frames(0.8), frames(0.5))  # .09
+    first = metrics.finish("one")
+    assert first["psnr_db"] == pytest.approx(-10 * math.log10(0.05), abs=1e-4)
+    assert first["psnr_frames_db"] == pytest.approx((20 - 10 * math.log10(0.09)) / 2, abs=1e-4)
+    assert first["frames"] == 2
+    metrics.add(frames(0.51), frames(0.5))  # 40 dB
+    second = metrics.finish("two")
+    summary = metrics.summary()
+    assert summary["psnr_db"] == pytest.approx((first["psnr_db"] + second["psnr_db"]) / 2)
+    assert summary["sequences"] == 2 and summary["frames"] == 3 and summary["lpips_alex"] is None
+    assert list(summary)[:3] == ["psnr_db", "ssim", "lpips_alex"]
+
+
+def test_output_is_clipped_not_rounded_and_exact_frames_have_100_db():
+    found = frame_metrics(frames(1.7, 0.5004, 0.3), frames(1.0, 0.5, 0.3))
+    assert found["psnr_db"][0] == 100 and found["psnr_db"][2] == 100
+    assert float(found["psnr_db"][1]) == pytest.approx(-20 * math.log10(0.0004), abs=0.01)
+
+
+def test_figures_equal_torchmetrics():
+    torch.manual_seed(0)
+    pred, target = torch.rand(20, 3, 24, 32), torch.rand(20, 3, 24, 32)
+    found = frame_metrics(pred, target)
+    for index in (0, 19):
+        one, other = pred[index : index + 1], target[index : index + 1]
+        assert float(found["psnr_db"][index]) == pytest.approx(
+            float(peak_signal_noise_ratio(one, other, data_range=1.0)), abs=1e-4
+        )
+        expected = structural_similarity_index_measure(one, other, data_range=1.0)
+        assert float(found["ssim"][index]) == pytest.approx(float(expected), abs=1e-6)
+    means = image_metrics(pred, target)
+    assert means["ssim"] == pytest.approx(float(found["ssim"].mean()), abs=1e-6) and "squared_error" not in means
+
+
+def test_sequence_errors():
+    metrics = SequenceMetrics()
+    with pytest.raises(ValueError, match="at least one frame"):
+        metrics.finish("empty")
+    with pytest.raises(ValueError, match="at least one finished"):
+        metrics.summary()
+    with pytest.raises(ValueError, match=r"expected the shape of pred \(1, 3, 16, 16\)"):
+        metrics.add(frames(0.1), frames(0.1, size=8))
+
+
+@pytest.fixture(scope="module")
+def alex_weights(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "alexnet.pth"
+    state = alexnet(weights=None).features.state_dict()
+    torch.save({f"features.{key}": value for key, value in state.items()}, path)
+    return path
+
+
+def test_lpips_takes_its_backbone_from_the_file(alex_weights):
+    torch.manual_seed(1)
+    lpips = Lpips("alex", alex_weights)
+    state = torch.load(alex_weights)
+    assert torch.equal(lpips.net.net.slice3[1].weight, state["features.6.weight"])
+    pred, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    found = frame_metrics(pred, target, lpips=lpips)["lpips_alex"]
+    assert found.shape == (2,) and (found > 0).all()
+    assert float(lpips(pred, pred).abs().max()) == 0.0
+    metrics = SequenceMetrics(lpips=lpips)
+    metrics.add(pred, target)
+    metrics.finish("one")
+    assert metrics.summary()["lpips_alex"] == pytest.approx(float(found.mean()))
+
+
+def test_lpips_without_or_with_wrong_weights(alex_weights, tmp_path, caplog):
+    caplog.set_level(logging.WARNING)
+    assert load_lpips("alex", None) is None
+    assert "lpips_alex is left out" in caplog.text and "alexnet by --lpips-weights" in caplog.text
+    with pytest.raises(UsageError, match="another network"):
+        load_lpips("vgg", alex_weights)
+    with pytest.raises(UsageError, match="--lpips-weights .*no such file"):
+        load_lpips("alex", tmp_path / "none.pth")
+    with pytest.raises(UsageError, match="needs torchvision's squeezenet1_1"):
+        load_lpips("squeeze", tmp_path / "caffe.npz")
+
+
+def test_results_in_three_formats(tmp_path):
+    rows = [
+        {"row": "softmax", "psnr_db": 24.156, "ssim": torch.tensor(0.8803), "frames": 149},
+        {"row": "repeat | frame 0", "psnr_db": float("inf"), "lpips_alex": None},
+    ]
+    text = write_results(tmp_path / "out", rows, title="Frames", notes=["2 clips"])
+    assert (tmp_path / "out/results.md").read_text() == text
+    assert "| softmax | 24.16 | 0.8803 | 149 | - |" in text and "- 2 clips" in text
+    assert "| repeat \\| frame 0 | - | - | - | - |" in text
+    written = json.loads((tmp_path / "out/results.json").read_text())
+    assert written[0]["psnr_db"] == 24.156 and written[1]["psnr_db"] is None
+    with open(tmp_path / "out/results.csv") as file:
+        table = list(csv.DictReader(file))
+    assert table[0]["frames"] == "149" and table[1]["lpips_alex"] == ""
+    with pytest.raises(ValueError, match="row"):
+        write_results(tmp_path, [{"psnr_db": 1.0}], title="x")

@@ -1,0 +1,314 @@
+"""The training loop: exact resume, several processes, stops, states."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from training.cli import UsageError
+from training.data_order import BatchOrder, epoch_order, sample_noise, sample_seed, sample_uniform
+from training.loop import LoopOptions, TrainingError, learning_rate, train
+from training.run_folder import RunFolder
+
+ROOT = Path(__file__).resolve().parent.parent
+OPTIONS = LoopOptions(
+    steps=8, batch_size=4, learning_rate=0.05, warmup_steps=2, ema_decay=0.9, log_every=3, save_every=4, device="cpu"
+)
+
+
+class Points(torch.utils.data.Dataset):
+    """y = 2 x0 - x1 + noise; item 6 can be made bad."""
+
+    def __init__(self, length: int = 10, bad: int | None = None) -> None:
+        self.length, self.bad = length, bad
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, key):
+        x = sample_noise((1, 2), [key.seed])[0] + key.item
+        y = 2 * x[:1] - x[1:] + key.epoch
+        return {"x": x, "y": y * float("nan") if key.item == self.bad else y}
+
+    def item_name(self, item: int) -> str:
+        return f"clip-{item}"
+
+
+def make_model() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+
+
+def loss_function(model, batch):
+    noise = sample_noise(batch["y"].shape, batch["seed"])
+    error = (model(batch["x"]) - batch["y"] - 0.1 * noise).square().mean()
+    return {"loss": error, "root": error.sqrt()}
+
+
+def run_training(out: Path, options: LoopOptions = OPTIONS, dataset=None, model=None, **hooks):
+    model = make_model() if model is None else model
+    path_exists = (out / "options.json").exists()
+    with RunFolder.open(out) if path_exists else RunFolder.create(out, "toy") as run:
+        result = train(model, dataset or Points(), loss_function, options, run, **hooks)
+        return model, result, run.metrics()
+
+
+def without_speed(metrics):
+    return [{key: value for key, value in line.items() if key != "samples_per_s"} for line in metrics]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    return run_training(tmp_path_factory.mktemp("whole") / "run")
+
+
+def test_resumed_run_equals_uninterrupted(uninterrupted, tmp_path):
+    model, result, metrics = uninterrupted
+    # Interrupted at step 6 by an error after the state of step 4 (dropout, EMA, half a log interval and all).
+    broken = Points()
+    original = broken.__class__.__getitem__
+    calls = []
+
+    class Dies(Points):
+        def __getitem__(self, key):
+            calls.append(key)
+            if len(calls) > 6 * OPTIONS.batch_size:
+                raise KeyboardInterrupt
+            return original(self, key)
+
+    with pytest.raises(KeyboardInterrupt):
+        run_training(tmp_path / "run", dataset=Dies())
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-0000004"]
+    torch.manual_seed(99)
+    fresh = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+    resumed, second, resumed_metrics = run_training(tmp_path / "run", replace(OPTIONS, resume="auto"), model=fresh)
+    assert second.first_step == 4 and second.steps == 8 and second.finished
+    assert second.losses == pytest.approx(result.losses[4:], abs=1e-6)
+    for ours, theirs in zip(resumed.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-6, rtol=0)
+    assert [line["step"] for line in resumed_metrics] == [3, 6, 8]
+    for ours, theirs in zip(without_speed(resumed_metrics), without_speed(metrics), strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-6)
+
+
+def test_log_lines_are_means_of_their_steps(uninterrupted):
+    _, result, metrics = uninterrupted
+    assert metrics[0]["loss"] == pytest.approx(sum(result.losses[:3]) / 3)
+    assert metrics[2]["loss"] == pytest.approx(sum(result.losses[6:]) / 2)
+    assert metrics[0]["learning_rate"] == pytest.approx(0.05)
+
+
+def test_ema_weights_are_in_the_model_afterwards(tmp_path):
+    weights = []
+
+    class Watched(nn.Linear):
+        pass
+
+    model = Watched(2, 1)
+    nn.init.zeros_(model.weight)
+
+    def watch(net, batch):
+        weights.append(net.weight.detach().clone())
+        return loss_function(net, batch)
+
+    options = replace(OPTIONS, steps=3, ema_decay=0.5, warmup_steps=0, schedule="constant")
+    with RunFolder.create(tmp_path / "run", "toy") as run:
+        train(model, Points(), watch, options, run)
+        state = torch.load(run.newest_state() / "custom_checkpoint_0.pkl", weights_only=True)
+    # decays of diffusers' EMA: 0, 2/11, 3/12; weights[i + 1] are those after step i, the last ones are in the state.
+    from safetensors.torch import load_file
+
+    after = [*weights[1:], load_file(run.newest_state() / "model.safetensors")["weight"]]
+    average = after[0]
+    for decay, weight in zip((2 / 11, 3 / 12), after[1:], strict=True):
+        average = decay * average + (1 - decay) * weight
+    torch.testing.assert_close(model.weight.detach(), average)
+    torch.testing.assert_close(state["shadow_params"][0], average)
+    assert not model.training
+
+
+def test_hooks_see_ema_weights_and_leave_no_trace(uninterrupted, tmp_path):
+    _, result, _ = uninterrupted
+    seen, drawn = [], []
+
+    def validate(model):
+        torch.rand(3)  # the global generator must come back as it was
+        assert not model.training and not torch.is_grad_enabled()
+        seen.append(model[0].weight.clone())
+        return {"held_out_loss": float(len(seen))}
+
+    def sample(model, step, folder):
+        drawn.append((step, folder.name))
+
+    options = replace(OPTIONS, validate_every=4, sample_every=6)
+    model, hooked, metrics = run_training(tmp_path / "run", options, validate=validate, sample=sample)
+    assert hooked.losses == pytest.approx(result.losses, abs=1e-7)
+    assert [line["step"] for line in metrics if "held_out_loss" in line] == [0, 4, 8]
+    assert drawn == [(6, "samples"), (8, "samples")]
+    assert hooked.figures == {"held_out_loss": 3.0}
+    torch.testing.assert_close(seen[-1], model[0].weight.detach())
+
+
+def test_nan_stops_names_items_and_keeps_the_good_state(tmp_path):
+    order = BatchOrder(10, 4, OPTIONS.seed, first_pass=0, last_pass=8)
+    bad = next(iter(order))[2].item  # in the first batch already, and in the third or fourth again
+    late = replace(OPTIONS, save_every=1)
+    with pytest.raises(TrainingError, match=rf"loss \(nan\).* step 1, items .*clip-{bad}.*no state"):
+        run_training(tmp_path / "first", late, dataset=Points(bad=bad))
+    late_item = next(key.item for batch in list(order)[2:3] for key in batch)
+    first = {key.item for batch in list(order)[:2] for key in batch}
+    if late_item in first:
+        late_item = next(item for item in range(10) if item not in first)
+    with pytest.raises(TrainingError, match=r"items .*; the last good state is .*step-000000\d"):
+        run_training(tmp_path / "late", late, dataset=Points(bad=late_item))
+    state = sorted((tmp_path / "late/checkpoints").iterdir())[-1]
+    from safetensors.torch import load_file
+
+    assert all(torch.isfinite(value).all() for value in load_file(state / "model.safetensors").values())
+
+
+def test_accumulated_passes_equal_one_large_batch(tmp_path):
+    plain = nn.Linear(2, 1)
+    other = nn.Linear(2, 1)
+    other.load_state_dict(plain.state_dict())
+    _, one, _ = run_training(tmp_path / "one", replace(OPTIONS, ema_decay=0.0), model=plain)
+    small = replace(OPTIONS, ema_decay=0.0, batch_size=2, accumulate=2)
+    _, two, _ = run_training(tmp_path / "two", small, model=other)
+    assert two.losses == pytest.approx(one.losses, rel=1e-5)
+    torch.testing.assert_close(other.weight, plain.weight, atol=1e-6, rtol=0)
+
+
+def test_keeps_two_states_and_the_budget_stops_gracefully(tmp_path):
+    _, result, _ = run_training(tmp_path / "run", replace(OPTIONS, save_every=2))
+    assert sorted(path.name for path in (tmp_path / "run/checkpoints").iterdir()) == ["step-0000006", "step-0000008"]
+    _, result, _ = run_training(tmp_path / "short", replace(OPTIONS, minutes=1e-9))
+    assert result.steps == 1 and not result.finished
+    assert (tmp_path / "short/checkpoints/step-0000001/state.json").is_file()
+
+
+def test_stop_at_and_resume_equal_uninterrupted(uninterrupted, tmp_path):
+    _, early, _ = run_training(tmp_path / "run", replace(OPTIONS, stop_at=5))
+    assert early.steps == 5 and not early.finished
+    model, late, metrics = run_training(tmp_path / "run", replace(OPTIONS, resume="auto"))
+    assert early.losses + late.losses == pytest.approx(uninterrupted[1].losses, abs=1e-6)
+    torch.testing.assert_close(model[0].weight, uninterrupted[0][0].weight, atol=1e-6, rtol=0)
+    assert without_speed(metrics) == [pytest.approx(line, abs=1e-6) for line in without_speed(uninterrupted[2])]
+
+
+def test_resume_refuses_other_settings_and_other_models(tmp_path):
+    run_training(tmp_path / "run", replace(OPTIONS, steps=2))
+    with pytest.raises(UsageError, match=r"learning_rate \(was 0.05, now 0.01\), seed \(was 0, now 1\)"):
+        run_training(tmp_path / "run", replace(OPTIONS, learning_rate=0.01, seed=1, resume="auto"))
+    with pytest.raises(UsageError, match="does not fit this model"):
+        run_training(tmp_path / "run", replace(OPTIONS, resume="auto"), model=nn.Linear(2, 1))
+    with pytest.raises(UsageError, match="no complete state"):
+        run_training(tmp_path / "run", replace(OPTIONS, resume=str(tmp_path)))
+
+
+def test_usage_errors_name_the_flag(tmp_path):
+    with pytest.raises(UsageError, match="--precision fp16.*right: no, bf16"):
+        run_training(tmp_path / "run", replace(OPTIONS, precision="fp16"))
+    with pytest.raises(UsageError, match="--schedule step"):
+        run_training(tmp_path / "run", replace(OPTIONS, schedule="step"))
+
+
+def test_bf16_and_loader_processes_run(tmp_path, uninterrupted):
+    _, result, _ = run_training(tmp_path / "run", replace(OPTIONS, steps=2, workers=1, precision="bf16", save_every=0))
+    assert result.losses[0] == pytest.approx(uninterrupted[1].losses[0], rel=0.05)
+
+
+def test_learning_rate_by_hand():
+    options = LoopOptions(steps=12, warmup_steps=4, learning_rate=2.0)
+    assert [learning_rate(options, step) for step in (0, 1, 3, 4, 8, 12)] == pytest.approx([0.5, 1, 2, 2, 1, 0])
+    assert learning_rate(replace(options, schedule="constant"), 11) == 2.0
+
+
+def test_data_order_is_a_pure_function_of_the_step():
+    whole = list(BatchOrder(5, 4, 7, first_pass=0, last_pass=6))
+    assert whole[4:] == list(BatchOrder(5, 4, 7, first_pass=4, last_pass=6))
+    shares = [list(BatchOrder(5, 2, 7, first_pass=0, last_pass=6, process=p, processes=2)) for p in (0, 1)]
+    assert [one + two for one, two in zip(*shares, strict=True)] == whole
+    keys = [key for batch in whole for key in batch]
+    assert sorted(key.item for key in keys[:5]) == list(range(5)) and {key.epoch for key in keys[:5]} == {0}
+    assert keys[5].epoch == 1 and len({key.seed for key in keys}) == 24
+    assert not (epoch_order(50, 0, 7) == epoch_order(50, 1, 7)).all()
+    assert 0 <= sample_seed(3, 7) < 2**63
+
+
+def test_noise_does_not_depend_on_the_batch():
+    seeds = torch.tensor([5, 2**62 + 3, 7])
+    noise = sample_noise((3, 2, 4), seeds)
+    assert torch.equal(noise[1], sample_noise((1, 2, 4), seeds[1:2])[0])
+    assert not torch.equal(noise, sample_noise((3, 2, 4), seeds, stream=3))
+    uniform = sample_uniform((3, 1000), seeds)
+    assert uniform.min() >= 0 and uniform.max() < 1 and abs(float(uniform.mean()) - 0.5) < 0.03
+    with pytest.raises(ValueError, match="expected 2"):
+        sample_noise((2, 4), seeds)
+
+
+SCRIPT = """
+import json, sys
+sys.path[:0] = [{root!r}, {tests!r}]
+import torch
+from test_training_loop import OPTIONS, Points, loss_function
+from dataclasses import replace
+from training import processes
+from training.loop import train
+from training.run_folder import open_run
+from training.cli import command, run
+
+@command
+def main(argv=None):
+    out, batch, steps, resume = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+    torch.manual_seed(5)
+    model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
+    resume = None if resume == "none" else resume
+    folder = open_run(out, "toy", {{"batch": batch, "device": "cpu"}}, resume=resume)
+    # A constant rate: the run that is stopped early then has the rates of the whole one.
+    options = replace(OPTIONS, batch_size=batch, steps=steps, schedule="constant", resume=resume, log_every=1)
+    result = train(model, Points(), loss_function, options, folder)
+    if processes.is_main():
+        with open(out + ".json", "w") as file:
+            json.dump({{"losses": result.losses, "weights": model[0].weight.tolist()}}, file)
+    return 0
+
+if __name__ == "__main__":
+    sys.exit(run(main))
+"""
+
+
+ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+
+def launch(launcher: list[str], script: Path, *arguments: str) -> dict:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, *launcher, str(script), *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=170)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(Path(arguments[0] + ".json").read_text())
+
+
+def test_two_processes_equal_one_and_resume(tmp_path):
+    script = tmp_path / "toy.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), tests=str(ROOT / "tests")))
+    torch.manual_seed(5)
+    alone = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    _, one, _ = run_training(tmp_path / "one", replace(OPTIONS, schedule="constant", log_every=1), model=alone)
+    launch(ACCELERATE, script, str(tmp_path / "two"), "2", "5", "none")
+    state = json.loads((tmp_path / "two/checkpoints/step-0000005/state.json").read_text())
+    assert state["processes"] == 2 and state["batch_size"] == 4
+    two = launch(TORCHRUN, script, str(tmp_path / "two"), "2", "8", "auto")
+    assert two["losses"] == pytest.approx(one.losses[5:], abs=1e-5)
+    assert torch.tensor(two["weights"]).sub(alone[0].weight).abs().max() < 1e-5
+    lines = [json.loads(line) for line in (tmp_path / "two/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(1, 9))
+    assert [line["loss"] for line in lines] == pytest.approx(one.losses, abs=1e-5)

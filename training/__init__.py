@@ -1,0 +1,1 @@
+"""Training and its measuring: shared flags, run folders, the loop, losses and figures."""

@@ -1,0 +1,317 @@
+"""What every script shares at its command line: the parser, flag types, shared flags, errors as one line.
+
+A script has the form
+
+    @command
+    def main(argv: list[str] | None = None) -> int:
+        parser = Parser(description=__doc__)
+        add_shared_flags(parser, "seed", "device", "out")
+        args = parser.parse_args(argv)
+        import torch  # heavy imports only here: --help answers at once
+        ...
+        return 0
+
+    if __name__ == "__main__":
+        sys.exit(run(main))
+
+`main` never raises SystemExit: it returns 0 when all is well (also after --help), 2 after a user's mistake (one line
+on stderr) and 130 after Ctrl-C. Mistakes of our own keep their traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import functools
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+Main = Callable[..., int]
+
+OUR_PACKAGES = ("__main__", "data", "models", "motion", "splatting", "training")
+DEFAULT_MEMORY_FLAGS = ("--batch-size", "--size")
+EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+_DEVICE_FORM = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+
+
+class UsageError(ValueError):
+    """A flag, or a combination of flags, that cannot be honoured. The message is one line that names the flag."""
+
+    is_user_error = True
+
+
+# ------------------------------------------------------------------------------------------------ parser
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Show defaults, but not those that say nothing (None, False, an empty list)."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        says_nothing = action.default is None or action.default is False or action.default in ([], (), "")
+        return action.help if says_nothing else super()._get_help_string(action)
+
+
+class Parser(argparse.ArgumentParser):
+    """ArgumentParser whose mistakes are a UsageError of one line, naming the flag and the choices.
+
+    `command` prints that line; abbreviated flags are refused, so that a new flag never changes an old command line.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", _HelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> Any:
+        """Raise UsageError (argparse would print the usage and leave)."""
+        message = re.sub(r"^argument (.+?): ", r"\1: ", message)
+        message = re.sub(r"^the following arguments are required: ", "missing: ", message)
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            message = f"unknown flag or argument {unknown[1]}{self._suggestion(unknown[1])}"
+        raise UsageError(f"{message}; see --help")
+
+    def _suggestion(self, flag: str) -> str:
+        close = difflib.get_close_matches(flag.split("=")[0], self._all_flags(), n=1)
+        return f"; did you mean {close[0]}?" if close else ""
+
+    def _all_flags(self) -> list[str]:
+        flags = list(self._option_string_actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags += [flag for parser in action.choices.values() for flag in parser._option_string_actions]
+        return flags
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            name = "/".join(action.option_strings) or action.metavar or action.dest
+            raise UsageError(f"{name} {value}: right: {', '.join(map(str, action.choices))}; see --help")
+
+
+# ------------------------------------------------------------------------------------------------ flag types
+
+
+def _number(text: str, cast: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Any:
+    try:
+        value = cast(text)
+    except ValueError:
+        value = None
+    if value is None or not math.isfinite(value) or not accepts(value):
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+    return value
+
+
+def positive_int(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    return _number(text, int, lambda value: value > 0, "a whole number above 0")
+
+
+def non_negative_int(text: str) -> int:
+    """Parse a whole number of at least 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number, 0 or above")
+
+
+def positive_float(text: str) -> float:
+    """Parse a finite number above 0."""
+    return _number(text, float, lambda value: value > 0, "a number above 0")
+
+
+def non_negative_float(text: str) -> float:
+    """Parse a finite number of at least 0."""
+    return _number(text, float, lambda value: value >= 0, "a number, 0 or above")
+
+
+def fraction(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+
+
+def size_px(text: str) -> tuple[int, int]:
+    """Parse WIDTHxHEIGHT, as people write it; return (height, width), as tensors have it."""
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if not match or not int(match[1]) or not int(match[2]):
+        raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in px such as 256x160, got {text!r}")
+    return int(match[2]), int(match[1])
+
+
+def device_name(text: str) -> str:
+    """Parse the form of a device's name; whether the machine has it is asked by choose_device."""
+    if not _DEVICE_FORM.fullmatch(text):
+        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda, cuda:N or mps, got {text!r}")
+    return text
+
+
+# ------------------------------------------------------------------------------------------------ shared flags
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "seed": dict(type=non_negative_int, default=0, metavar="N", help="seed of everything random"),
+    "device": dict(type=device_name, default="auto", metavar="auto|cpu|cuda:N|mps", help="where to compute"),
+    "precision": dict(choices=("no", "bf16", "fp16"), default="no", help="mixed precision; no = float32"),
+    "out": dict(type=Path, metavar="PATH", help="where to write; by default a new folder below outputs/"),
+    "workers": dict(type=non_negative_int, default=0, metavar="N", help="processes that load data; 0 = this one"),
+    "resume": dict(metavar="auto|PATH", help="go on from the newest state of the run in --out, or from PATH"),
+    "dry-run": dict(action="store_true", help="check flags and inputs, say what would be done, and stop"),
+}
+
+
+def add_shared_flags(
+    parser: argparse._ActionsContainer, *names: str, **changes: dict[str, Any]
+) -> argparse._ActionsContainer:
+    """Add those of --seed --device --precision --out --workers --resume --dry-run that a script honours.
+
+    Args:
+        parser: the parser, or a group of its flags.
+        names: flag names without dashes in front ("dry-run").
+        changes: per flag, arguments of add_argument that differ here, e.g. `out={"metavar": "FILE.npz"}`;
+            "flags" there adds further names: `out={"flags": ["--output"]}`.
+    """
+    group = parser.add_argument_group("common") if isinstance(parser, argparse.ArgumentParser) else parser
+    stray = [name for name in changes if name.replace("_", "-") not in names]
+    assert not stray, f"changes to flags that are not added: {stray}"
+    for name in names:
+        arguments = {**_SHARED[name], **changes.get(name.replace("-", "_"), {})}
+        flags = [f"--{name}", *arguments.pop("flags", [])]
+        group.add_argument(*flags, dest=name.replace("-", "_"), **arguments)
+    return group
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
+    """Add the flags of `training.loop.LoopOptions`; one that is not given (None) leaves the preset's value."""
+    group = parser.add_argument_group("training", "what is not given is taken from the preset")
+    add = group.add_argument
+    add(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="optimizer steps in all, those before a resume included",
+    )
+    add("--minutes", type=positive_float, metavar="MIN", help="stop at this time, with the state saved")
+    add("--stop-at", type=positive_int, metavar="STEP", help="stop there with the state saved, as if interrupted")
+    add("--batch-size", type=positive_int, metavar="N", help="samples of one process in one pass")
+    add("--accumulate", type=positive_int, metavar="N", help="passes to one optimizer step")
+    add("--learning-rate", type=positive_float, metavar="RATE", help="highest learning rate")
+    add("--warmup-steps", type=non_negative_int, metavar="N", help="steps over which the rate rises from 0")
+    add("--schedule", choices=("cosine", "constant"), help="the rate after warm-up: falling to 0 or constant")
+    add("--weight-decay", type=non_negative_float, metavar="X", help="of AdamW")
+    add("--ema-decay", type=fraction, metavar="X", help="decay of the averaged weights; 0 = no averaging")
+    add("--gradient-clip", type=non_negative_float, metavar="NORM", help="highest gradient norm; 0 = any")
+    add("--log-every", type=positive_int, metavar="STEPS", help="write the mean figures of so many steps")
+    add("--save-every", type=non_negative_int, metavar="STEPS", help="save the state; 0 = only at the end")
+    add("--validate-every", type=non_negative_int, metavar="STEPS", help="held-out figures; 0 = start and end")
+    add("--sample-every", type=non_negative_int, metavar="STEPS", help="draw samples; 0 = only at the end")
+    add("--compile", action="store_true", default=None, help="torch.compile the model")
+    return group
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the torch device for auto|cpu|cuda[:N]|mps; auto takes cuda, then mps, then cpu.
+
+    Raises:
+        UsageError: the name is not of this form, or this machine lacks the device.
+    """
+    import torch
+
+    cuda_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda_count else "mps" if has_mps else "cpu")
+    there = ["auto", "cpu"] + [f"cuda:{index}" for index in range(cuda_count)] + ["mps"] * has_mps
+    right = f"right: {', '.join(there)}"
+    if not _DEVICE_FORM.fullmatch(name):
+        raise UsageError(f"--device {name}: not a device; {right}")
+    if name.startswith("cuda") and not cuda_count:
+        raise UsageError(f"--device {name}: this machine has no CUDA device; {right}")
+    if name not in there and name != "cuda":
+        raise UsageError(f"--device {name}: this machine does not have it; {right}")
+    return torch.device(name)
+
+
+def check_writable(path: Path | str, flag: str = "--out") -> Path:
+    """Check early that `path` could be created or written; return it as a Path.
+
+    Raises:
+        UsageError: a file is where a folder is needed, or the folder above cannot be written.
+    """
+    path = Path(path)
+    above = path if path.is_dir() else path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        raise UsageError(f"{flag} {path}: {above} is a file, not a folder; name a path in a folder")
+    if not os.access(above, os.W_OK | os.X_OK) or (path.is_file() and not os.access(path, os.W_OK)):
+        raise UsageError(f"{flag} {path}: {above} cannot be written; name a path in a folder of yours")
+    return path
+
+
+# ------------------------------------------------------------------------------------------------ running
+
+
+def command(main: Main | None = None, *, memory_flags: Sequence[str] = DEFAULT_MEMORY_FLAGS) -> Any:
+    """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code.
+
+    Args:
+        main: the function; absent when the decorator is called with arguments.
+        memory_flags: the flags to lower that the message names when the device's memory is exhausted.
+    """
+    if main is None:
+        return functools.partial(command, memory_flags=memory_flags)
+    script = Path(main.__code__.co_filename).name
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+        configure_logging()
+        try:
+            return main(argv) or 0
+        except SystemExit as leaving:
+            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        except KeyboardInterrupt:
+            print(f"{script}: interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except Exception as error:
+            message = user_message(error, memory_flags)
+            if message is None:
+                raise
+            print(f"{script}: error: {message}", file=sys.stderr)
+            return EXIT_USAGE
+
+    guarded.is_command = True  # type: ignore[attr-defined]
+    return guarded
+
+
+def run(main: Main) -> int:
+    """Call a script's main with the process's arguments; return the exit code, errors as `command` tells them."""
+    return (main if getattr(main, "is_command", False) else command(main))(None)
+
+
+def user_message(error: BaseException, memory_flags: Sequence[str] = DEFAULT_MEMORY_FLAGS) -> str | None:
+    """Return the one line to show for a user's mistake, or None where the error is ours.
+
+    A user's mistake is an exception whose class has `is_user_error = True`, a path that the system refuses, or
+    a device's memory that is exhausted.
+    """
+    if getattr(error, "is_user_error", False):
+        text = str(error)
+        if "Original Traceback" in text:  # a loader process tells its error as a traceback: the last line says it
+            text = text.strip().splitlines()[-1].split(": ", 1)[-1]
+        return " ".join(text.split())
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or 'cannot be read or written'}"
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
+        return f"out of device memory; lower {' or '.join(memory_flags)}, or use --precision bf16 or --device cpu"
+    return None
+
+
+def configure_logging() -> None:
+    """Show what our packages log, and other people's warnings; a handler that is there already is kept."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    for name in OUR_PACKAGES:
+        logging.getLogger(name).setLevel(logging.INFO)

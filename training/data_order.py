@@ -1,0 +1,150 @@
+"""Which samples a step sees, and their noise: pure functions of (seed, step), whatever the number of processes.
+
+Sample number n of a training is the same picture with the same seed however many processes, passes and batches it
+takes: step s, pass a, process p, place j of a batch of B have n = ((s A + a) P + p) B + j. Resuming at step s is
+therefore to begin there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+if TYPE_CHECKING:
+    from data.clips import SampleKey
+
+_ORDER, _SAMPLE = 1, 2  # keeps the two uses of one training seed apart
+
+
+def epoch_order(length: int, epoch: int, seed: int) -> np.ndarray:
+    """Return a permutation of range(length), another for each epoch and seed."""
+    # SeedSequence is stable across numpy versions; Generator.permutation is not promised to be.
+    words = np.random.SeedSequence([_ORDER, seed, epoch]).generate_state(length, np.uint64)
+    return np.argsort(words, kind="stable")
+
+
+def sample_seed(number: int, seed: int) -> int:
+    """Return the 63-bit seed of a training's sample `number`."""
+    word = np.random.SeedSequence([_SAMPLE, seed, number]).generate_state(1, np.uint64)[0]
+    return int(word >> np.uint64(1))
+
+
+class BatchOrder:
+    """The batches of keys that one process takes; a batch sampler of DataLoader.
+
+    Args:
+        length: items of the data set.
+        batch_size: samples of one process in one pass.
+        seed: the training's seed.
+        first_pass, last_pass: passes (steps times accumulation) from .. to, the last one excluded.
+        process, processes: this process's number, and how many there are.
+    """
+
+    def __init__(
+        self,
+        length: int,
+        batch_size: int,
+        seed: int,
+        *,
+        first_pass: int,
+        last_pass: int,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.first_pass, self.last_pass = first_pass, last_pass
+        self.process, self.processes = process, processes
+        self._epoch, self._order = -1, np.empty(0, np.int64)
+
+    def __len__(self) -> int:
+        return max(self.last_pass - self.first_pass, 0)
+
+    def __iter__(self) -> Iterator[list[SampleKey]]:
+        for index in range(self.first_pass, self.last_pass):
+            start = (index * self.processes + self.process) * self.batch_size
+            yield [self.key(number) for number in range(start, start + self.batch_size)]
+
+    def key(self, number: int) -> SampleKey:
+        """Return the key of a training's sample `number`."""
+        from data.clips import SampleKey
+
+        epoch, place = divmod(number, self.length)
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(self.length, epoch, self.seed)
+        return SampleKey(item=int(self._order[place]), epoch=epoch, seed=sample_seed(number, self.seed))
+
+
+def make_loader(dataset: Dataset, order: BatchOrder, *, workers: int = 0, pin: bool = False) -> DataLoader:
+    """Return a loader of collated dicts with "seed" and "item" (B,) int64 added to what the data set gives."""
+    return DataLoader(
+        _Keyed(dataset),
+        batch_sampler=order,
+        num_workers=workers,
+        pin_memory=pin,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),  # its own, so that a resume does not shift the global one
+    )
+
+
+class _Keyed(Dataset):
+    """The data set, each sample with the seed and item of its key."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, key: Any) -> dict[str, Any]:
+        return {**self.dataset[key], "seed": torch.tensor(key.seed), "item": torch.tensor(key.item)}
+
+
+def _start_worker(_: int) -> None:
+    """Keep OpenCV from starting threads in each loader process: they would fight for the cores."""
+    import cv2
+
+    cv2.setNumThreads(0)
+
+
+def sample_noise(
+    shape: Sequence[int],
+    seeds: Tensor | Sequence[int],
+    device: torch.device | str = "cpu",
+    *,
+    stream: int = 0,
+) -> Tensor:
+    """Draw standard normal noise, each sample from a CPU generator of its own.
+
+    Args:
+        shape: (B, ...), B the number of seeds.
+        seeds: (B,) int64, `batch["seed"]`.
+        device: where the result goes; the numbers do not depend on it.
+        stream: another number for each further draw of the same samples.
+
+    Returns:
+        float32 tensor of `shape`.
+    """
+    return _draw(torch.randn, shape, seeds, device, stream)
+
+
+def sample_uniform(
+    shape: Sequence[int],
+    seeds: Tensor | Sequence[int],
+    device: torch.device | str = "cpu",
+    *,
+    stream: int = 1,
+) -> Tensor:
+    """Draw from [0, 1) as `sample_noise` draws; e.g. for time steps or a condition's drop-out."""
+    return _draw(torch.rand, shape, seeds, device, stream)
+
+
+def _draw(draw, shape, seeds, device, stream) -> Tensor:  # noqa: ANN001
+    seeds = [int(seed) for seed in seeds]
+    if len(seeds) != shape[0]:
+        raise ValueError(f"seeds: expected {shape[0]} for shape {tuple(shape)}, got {len(seeds)}")
+    # Odd multiplier: another seed for each stream of one sample, without meeting those of another by counting up.
+    mixed = [(seed + stream * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF for seed in seeds]
+    samples = [draw(tuple(shape[1:]), generator=torch.Generator().manual_seed(seed)) for seed in mixed]
+    return torch.stack(samples).to(device)
