@@ -1,0 +1,167 @@
+"""Triangle rasteriser of the procedural scenes: painter's order, several samples a pixel, textured vertex colours.
+
+Pixel centres lie at whole numbers, x to the right and y down. Motion and colour are interpolated over a triangle
+with the same barycentric weights, so a painted point and its displacement always belong together.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+NOTHING = -1
+
+
+@njit(cache=True, nogil=True)
+def _paint(vertices, triangles, ids, samples):
+    height, width = ids.shape
+    for n in range(triangles.shape[0]):
+        i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
+        ax, ay = (vertices[i, 0] + 0.5) * samples - 0.5, (vertices[i, 1] + 0.5) * samples - 0.5
+        bx, by = (vertices[j, 0] + 0.5) * samples - 0.5, (vertices[j, 1] + 0.5) * samples - 0.5
+        cx, cy = (vertices[k, 0] + 0.5) * samples - 0.5, (vertices[k, 1] + 0.5) * samples - 0.5
+        area = (bx - ax) * (cy - ay) - (by - ay) * (cx - ax)
+        if area == 0.0:
+            continue
+        if area < 0.0:
+            bx, by, cx, cy = cx, cy, bx, by
+        top = max(0, int(math.ceil(min(ay, by, cy))))
+        bottom = min(height - 1, int(math.floor(max(ay, by, cy))))
+        for y in range(top, bottom + 1):
+            low, high = 0.0, width - 1.0
+            for edge in range(3):
+                if edge == 0:
+                    px, py, qx, qy = ax, ay, bx, by
+                elif edge == 1:
+                    px, py, qx, qy = bx, by, cx, cy
+                else:
+                    px, py, qx, qy = cx, cy, ax, ay
+                # Inside is where (q - p) x (r - p) >= 0, linear in x on this row.
+                slope = -(qy - py)
+                rest = (qx - px) * (y - py) + (qy - py) * px
+                if slope > 0.0:
+                    low = max(low, -rest / slope)
+                elif slope < 0.0:
+                    high = min(high, -rest / slope)
+                elif rest < 0.0:
+                    high = -1.0
+            if high >= low:
+                for x in range(int(math.ceil(low)), int(math.floor(high)) + 1):
+                    ids[y, x] = n
+
+
+@njit(cache=True, nogil=True, inline="always")
+def _barycentric(vertices, i, j, k, x, y):
+    ax, ay = vertices[i, 0], vertices[i, 1]
+    ux, uy = vertices[j, 0] - ax, vertices[j, 1] - ay
+    vx, vy = vertices[k, 0] - ax, vertices[k, 1] - ay
+    area = ux * vy - uy * vx
+    q = ((x - ax) * vy - (y - ay) * vx) / area
+    r = (ux * (y - ay) - uy * (x - ax)) / area
+    return 1.0 - q - r, q, r
+
+
+@njit(cache=True, nogil=True)
+def _shade(vertices, triangles, materials, looks, atlas, ids, samples, out):
+    height, width = out.shape[0], out.shape[1]
+    side = atlas.shape[1]
+    share = np.float32(1.0 / (samples * samples))
+    look = np.zeros(6, np.float32)
+    for y in range(height):
+        for x in range(width):
+            for sub in range(samples * samples):
+                row, column = y * samples + sub // samples, x * samples + sub % samples
+                n = ids[row, column]
+                if n < 0:
+                    continue
+                i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
+                p, q, r = _barycentric(vertices, i, j, k, (column + 0.5) / samples - 0.5, (row + 0.5) / samples - 0.5)
+                for c in range(6):
+                    look[c] = p * looks[i, c] + q * looks[j, c] + r * looks[k, c]
+                u, v = look[3], look[4]
+                u0, v0 = math.floor(u), math.floor(v)
+                fu, fv = u - u0, v - v0
+                x0, y0 = int(u0) % side, int(v0) % side
+                x1, y1 = (x0 + 1) % side, (y0 + 1) % side
+                m = materials[n]
+                texel = (atlas[m, y0, x0] * (1 - fu) + atlas[m, y0, x1] * fu) * (1 - fv)
+                texel += (atlas[m, y1, x0] * (1 - fu) + atlas[m, y1, x1] * fu) * fv
+                gain = max(np.float32(0.05), np.float32(1.0 + look[5] * texel))
+                for c in range(3):
+                    out[y, x, c] += share * min(max(look[c] * gain, 0.0), 1.0)
+                out[y, x, 3] += share
+
+
+@njit(cache=True, nogil=True)
+def _interpolate(vertices, triangles, ids, nearest_y, nearest_x, values, out):
+    height, width = ids.shape
+    for y in range(height):
+        for x in range(width):
+            sy, sx = nearest_y[y, x], nearest_x[y, x]
+            if sy < 0:
+                continue
+            n = ids[sy, sx]
+            i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
+            p, q, r = _barycentric(vertices, i, j, k, float(sx), float(sy))
+            for c in range(values.shape[1]):
+                out[y, x, c] = p * values[i, c] + q * values[j, c] + r * values[k, c]
+
+
+@njit(cache=True, nogil=True)
+def apply_degrees(freedoms, directions, amounts, out):
+    """Add to out (V, 2, C) the sum over degrees of freedom d of directions (V, D, 2) times amounts[freedoms (V, D)]."""
+    for v in range(freedoms.shape[0]):
+        for d in range(freedoms.shape[1]):
+            j = freedoms[v, d]
+            if j == 0:
+                continue
+            dx, dy = directions[v, d, 0], directions[v, d, 1]
+            for c in range(amounts.shape[1]):
+                out[v, 0, c] += dx * amounts[j, c]
+                out[v, 1, c] += dy * amounts[j, c]
+
+
+def paint_ids(vertices: np.ndarray, triangles: np.ndarray, size: tuple[int, int], samples: int) -> np.ndarray:
+    """Number of the frontmost triangle at each sample; `NOTHING` where none is.
+
+    vertices (V, 2) float64 px, triangles (N, 3) int32 in painting order; returns (H * samples, W * samples) int32.
+    """
+    ids = np.full((size[0] * samples, size[1] * samples), NOTHING, np.int32)
+    _paint(vertices, triangles, ids, samples)
+    return ids
+
+
+def shade_ids(
+    ids: np.ndarray,
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    materials: np.ndarray,
+    looks: np.ndarray,
+    atlas: np.ndarray,
+    samples: int,
+) -> np.ndarray:
+    """Colour the samples and reduce them to pixels.
+
+    looks (V, 6) float32: red, green, blue, texture u, v (texels), texture strength; materials (N,) int32 into
+    atlas (M, S, S) float32 in [-1, 1]. Returns (H, W, 4) float32, premultiplied RGB and coverage.
+    """
+    out = np.zeros((ids.shape[0] // samples, ids.shape[1] // samples, 4), np.float32)
+    _shade(vertices, triangles, materials, looks, atlas, ids, samples, out)
+    return out
+
+
+def interpolate_at_centres(
+    ids: np.ndarray,
+    vertices: np.ndarray,
+    triangles: np.ndarray,
+    values: np.ndarray,
+    out: np.ndarray,
+    sources: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Write barycentric values (V, C) into out (H, W, C), taken for each pixel at the pixel `sources` names.
+
+    ids (H, W): triangle at each pixel centre. sources: rows and columns (H, W) int32, -1 leaves out as it is.
+    """
+    _interpolate(vertices, triangles, ids, sources[0], sources[1], values, out)
