@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,8 +20,8 @@ def magnitude(flow: Tensor) -> Tensor:
     return flow.square().sum(-3, keepdim=True).sqrt()
 
 
-def _resize(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (..., C, H, W) bilinearly, anti-aliased when it shrinks."""
+def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize maps (..., C, H, W) bilinearly to (H', W'), anti-aliased when they shrink; values stay as they are."""
     height, width = maps.shape[-2:]
     if (height, width) == tuple(size):
         return maps
@@ -49,7 +48,7 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"flow: expected (..., 2, H, W), got {tuple(flow.shape)}")
     height, width = flow.shape[-2:]
     scale = flow.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
-    return _resize(flow, size) * scale
+    return resize_maps(flow, size) * scale
 
 
 def resize_spectrum(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
@@ -59,7 +58,7 @@ def resize_spectrum(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = spectrum.shape[-2:]
     scale_x, scale_y = size[1] / width, size[0] / height
     scale = spectrum.new_tensor([scale_x, scale_x, scale_y, scale_y]).view(4, 1, 1)
-    return _resize(spectrum, size) * scale
+    return resize_maps(spectrum, size) * scale
 
 
 def motion_grid_size(
@@ -88,17 +87,11 @@ def motion_grid_size(
     return best
 
 
-def apply_motion_controls(spectrum: Tensor, *, magnify: float = 1.0, mask: Tensor | None = None) -> Tensor:
-    """Scale a spectrum (..., K, 4, H, W) by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
-    spectrum = spectrum * magnify
+def apply_motion_controls(maps: Tensor, *, magnify: float = 1.0, mask: Tensor | None = None) -> Tensor:
+    """Scale a spectrum or flow (..., H, W) by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
+    maps = maps * magnify
     if mask is not None:
         if mask.ndim != 3 or mask.shape[0] != 1:
             raise ValueError(f"mask: expected (1, H, W), got {tuple(mask.shape)}")
-        spectrum = spectrum * _resize(mask.to(spectrum), tuple(spectrum.shape[-2:]))
-    return spectrum
-
-
-def check_finite(name: str, maps: Tensor) -> None:
-    """Raise ValueError when `maps` holds NaN or Inf."""
-    if not bool(torch.isfinite(maps).all()):
-        raise ValueError(f"{name}: expected finite numbers, got NaN or Inf")
+        maps = maps * resize_maps(mask.to(maps), tuple(maps.shape[-2:]))
+    return maps

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .flow import resize_flow
+from .flow import apply_motion_controls, resize_flow
 from .spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
 
 FORMAT_VERSION = 1
@@ -59,7 +59,13 @@ class Motion:
         """Return the motion with D = 0; a plain flow has no drift to take away and is returned as it is."""
         if self.spectrum is None:
             return self
-        return Motion(without_drift(self.spectrum), None, self.num_frames, self.fps, self.image_size, self.meta)
+        return replace(self, spectrum=without_drift(self.spectrum))
+
+    def controlled(self, *, magnify: float = 1.0, mask: Tensor | None = None) -> Motion:
+        """Return the motion scaled by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
+        maps = self.spectrum if self.spectrum is not None else self.flow
+        maps = apply_motion_controls(maps, magnify=magnify, mask=mask)
+        return replace(self, **{"spectrum" if self.spectrum is not None else "flow": maps})
 
     def flow_at(self, phase: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Return the displacement at phases (N,) as (N, 2, H, W), px, on its own grid or resized to `size`.

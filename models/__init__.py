@@ -1,0 +1,1 @@
+"""The networks: motion prediction, frame synthesis, and how trained ones are loaded."""

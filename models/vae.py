@@ -1,0 +1,165 @@
+"""Motion VAE over one frequency slice: 4 normalised maps (re_x, im_x, re_y, im_y) to a small latent and back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, ConfigMixin, ModelMixin, VQModel
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from motion.normalisation import Normalisation
+from motion.spectrum import PERIOD_S
+
+SLICE_CHANNELS = 4
+
+# f, the reduction of each side, is patch * 2 ** (number of levels - 1). Patches keep the costly full-resolution layers
+# away where a CPU has to do the work: motion is smooth at the scale of 2 px.
+VAE_PRESETS: dict[str, dict] = {
+    "tiny": {"patch": 2, "block_channels": (16, 24, 32), "layers_per_block": 1, "norm_groups": 8},
+    "small": {"patch": 2, "block_channels": (32, 64, 96), "layers_per_block": 1, "norm_groups": 8},
+    "paper": {"patch": 1, "block_channels": (128, 256, 512), "layers_per_block": 2, "norm_groups": 32},
+}
+
+
+class MotionVAE(ModelMixin, ConfigMixin):
+    """An autoencoder of spectrum slices, its latent scale, and the normalisation its inputs were made with.
+
+    Two kinds share one interface: "kl", our own diffusers AutoencoderKL over 4-channel slices, and "vq", a picture VQ
+    model such as CompVis/ldm-celebahq-256 ([GID] section 4.2), where each of the 4 scalar maps is repeated to 3
+    channels and the decoded channels are averaged.
+
+    Args:
+        kind: "kl" or "vq".
+        patch: "kl" sees patch x patch pixels of a slice as one position of 4 patch^2 channels.
+        block_channels, layers_per_block, latent_channels, norm_groups: shape of the "kl" network.
+        vq_config: the picture model's own configuration, for "vq".
+        scaling_factor: latents are multiplied by it, so that they have unit standard deviation.
+        motion_scale_px: (K,) per-bin scales of `Normalisation`, px; the one home of the statistics.
+        period_s: period T of the series, seconds.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        kind: str = "kl",
+        patch: int = 2,
+        block_channels: tuple[int, ...] = (32, 64, 96),
+        layers_per_block: int = 1,
+        latent_channels: int = 4,
+        norm_groups: int = 8,
+        vq_config: dict | None = None,
+        scaling_factor: float = 1.0,
+        motion_scale_px: list[float] | None = None,
+        period_s: float = PERIOD_S,
+    ) -> None:
+        super().__init__()
+        if kind == "kl":
+            levels = len(block_channels)
+            self.autoencoder = AutoencoderKL(
+                in_channels=SLICE_CHANNELS * patch**2,
+                out_channels=SLICE_CHANNELS * patch**2,
+                down_block_types=("DownEncoderBlock2D",) * levels,
+                up_block_types=("UpDecoderBlock2D",) * levels,
+                block_out_channels=tuple(block_channels),
+                layers_per_block=layers_per_block,
+                latent_channels=latent_channels,
+                norm_num_groups=norm_groups,
+                # Fully convolutional: any grid size, and no cost that grows with its square.
+                mid_block_add_attention=False,
+            )
+        elif kind == "vq":
+            if vq_config is None:
+                raise ValueError('vq_config: expected the picture model\'s configuration for kind="vq"')
+            self.autoencoder = VQModel(**vq_config)
+        else:
+            raise ValueError(f'kind: expected "kl" or "vq", got {kind!r}')
+
+    @classmethod
+    def from_picture_vq(cls, source: str | Path, *, subfolder: str | None = None, **config) -> MotionVAE:
+        """Wrap a picture VQ model from a local folder or a hub name, for example CompVis/ldm-celebahq-256.
+
+        A folder or hub repository that is a whole pipeline keeps its model in the subfolder "vqvae", which is the
+        default for anything that is not a bare model folder. A hub name is downloaded by diffusers, which says so.
+        """
+        if subfolder is None and not (Path(source) / "config.json").is_file():
+            subfolder = "vqvae"
+        picture_model = VQModel.from_pretrained(source, subfolder=subfolder)
+        vq_config = {k: v for k, v in picture_model.config.items() if not k.startswith("_")}
+        model = cls(kind="vq", vq_config=vq_config, **config)
+        model.autoencoder.load_state_dict(picture_model.state_dict())
+        return model
+
+    @property
+    def factor(self) -> int:
+        """f: latents have 1 / f of the sides of their slice."""
+        patch = self.config.patch if self.config.kind == "kl" else 1
+        return patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent: those of the autoencoder, for each of the 4 maps in "vq"."""
+        channels = self.autoencoder.config.latent_channels
+        return channels if self.config.kind == "kl" else SLICE_CHANNELS * channels
+
+    @property
+    def normalisation(self) -> Normalisation:
+        """The normalisation of the spectra it was trained on; ValueError when the config carries none."""
+        if not self.config.motion_scale_px:
+            raise ValueError("this VAE carries no motion statistics; right: one trained by train_vae.py")
+        return Normalisation(torch.tensor(self.config.motion_scale_px), self.config.period_s)
+
+    def _posterior(self, slices: Tensor):
+        if slices.ndim != 4 or slices.shape[1] != SLICE_CHANNELS:
+            raise ValueError(f"slices: expected (N, {SLICE_CHANNELS}, H, W), got {tuple(slices.shape)}")
+        return self.autoencoder.encode(F.pixel_unshuffle(slices, self.config.patch)).latent_dist
+
+    def _decoded(self, latents: Tensor) -> Tensor:
+        return F.pixel_shuffle(self.autoencoder.decode(latents).sample, self.config.patch)
+
+    def encode(self, slices: Tensor) -> Tensor:
+        """Encode normalised slices (N, 4, H, W), sides multiples of f, to scaled latents (N, C, H/f, W/f)."""
+        if self.config.kind == "kl":
+            latents = self._posterior(slices).mode()
+        else:
+            pictures = slices.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)  # (4N, 3, H, W)
+            latents = self.autoencoder.encode(pictures).latents.unflatten(0, (-1, SLICE_CHANNELS)).flatten(1, 2)
+        return latents * self.config.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode scaled latents (N, C, h, w) to normalised slices (N, 4, f h, f w)."""
+        latents = latents / self.config.scaling_factor
+        if self.config.kind == "kl":
+            return self._decoded(latents)
+        latents = latents.unflatten(1, (SLICE_CHANNELS, -1)).flatten(0, 1)  # (4N, C/4, h, w)
+        pictures = self.autoencoder.decode(latents).sample  # (4N, 3, H, W)
+        return pictures.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
+
+    def forward(self, slices: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Reconstruct slices for training.
+
+        Args:
+            slices: (N, 4, H, W) normalised.
+            noise: (N, C, H/f, W/f) standard normal for the reparametrised sample; None takes the mean.
+
+        Returns:
+            reconstruction (N, 4, H, W), and the mean KL divergence to N(0, 1) per latent number, a scalar (0 for "vq").
+        """
+        if self.config.kind == "vq":
+            return self.decode(self.encode(slices)), slices.new_zeros(())
+        posterior = self._posterior(slices)
+        latents = posterior.mean if noise is None else posterior.mean + posterior.std * noise
+        divergence = posterior.kl() / posterior.mean[0].numel()  # (N,)
+        return self._decoded(latents), divergence.mean()
+
+    def encode_spectrum(self, spectrum: Tensor) -> Tensor:
+        """Encode a spectrum in px (B, K, 4, H, W), K at most that of the statistics, to (B, K, C, H/f, W/f)."""
+        x = self.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
+        return self.encode(x.flatten(0, 1)).unflatten(0, spectrum.shape[:2])
+
+    def decode_spectrum(self, latents: Tensor) -> Tensor:
+        """Decode latents (B, K, C, h, w) to a spectrum in px, (B, K, 4, f h, f w)."""
+        x = self.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
+        return self.normalisation.truncated(latents.shape[1]).denormalise(x)

@@ -1,0 +1,297 @@
+"""A picture as a sum of damped modes that can be flicked and held (Davis, Chen, Durand, Image-Space Modal Bases, 2015).
+
+Every bin k >= 1 of a spectrum is a mode: its shape S_k(x), complex, px, and its frequency w_k / 2 pi = k / T. A complex
+coordinate q_k per mode gives the displacement F(x) = sum_k Re(S_k(x) q_k), and obeys, for a force f at pixel p,
+
+    q_k'' + 2 xi w_k q_k' + w_k^2 q_k = conj(S_k(p) . f) / m_k,    m_k = 1 / w_k.
+
+Ours: that choice of m_k (a flick then swings the modes out in the proportions of the predicted motion, a hold favours the
+slow ones), and that f is not given but solved for, so that the point under the pointer goes where the pointer is, up to
+a limit (`Simulation.hold`). Bin 0, the drift, takes no part.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from .spectrum import PERIOD_S
+
+DEFAULT_DAMPING = 0.08
+# Highest displacement a hold or a flick may lead to anywhere in the picture, as a share of the grid's long side.
+LIMIT_SHARE = 0.06
+# The hand is a critically damped spring of this frequency: the lag behind the pointer is about 0.1 s.
+HOLD_HZ = 3.0
+# Standard deviation of the Gaussian by which a touch takes hold of the picture, px of the grid.
+EXTENT_PX = 1.5
+# A point whose compliance along a direction is this share of its own total, or of the picture's largest, follows half
+# the way; a stiffer one less. Without it a still point would be moved by tearing at everything else.
+STIFF_SHARE = 0.02
+# A pixel moving less than the first share of the highest amplitude is still; above the second it is left as it is.
+STILL_SHARES = (0.02, 0.06)
+# Codes are 128 + round(127 v): zero is a code of its own, so what is still stays exactly still.
+ZERO_CODE, CODE_STEPS = 128, 127
+
+
+@dataclass(frozen=True)
+class Modes:
+    """The shapes and frequencies of a picture's modes.
+
+    Attributes:
+        shapes: (M, 2, H, W) complex S_k, px of the motion grid.
+        frequency_hz: (M,) float64, above 0.
+    """
+
+    shapes: Tensor
+    frequency_hz: Tensor
+
+    def __post_init__(self) -> None:
+        if self.shapes.ndim != 4 or self.shapes.shape[1] != 2 or not self.shapes.is_complex():
+            raise ValueError(
+                f"shapes: expected complex (M, 2, H, W), got {self.shapes.dtype} {tuple(self.shapes.shape)}"
+            )
+        if self.frequency_hz.shape != self.shapes.shape[:1] or not bool((self.frequency_hz > 0).all()):
+            raise ValueError(f"frequency_hz: expected ({len(self.shapes)},) above 0, got {self.frequency_hz.tolist()}")
+
+    @classmethod
+    def from_spectrum(cls, spectrum: Tensor, period_s: float = PERIOD_S) -> Modes:
+        """Take the bins k >= 1 of a packed spectrum (K, 4, H, W), px, K at least 2, as modes of k / period_s Hz."""
+        if spectrum.ndim != 4 or spectrum.shape[1] != 4 or len(spectrum) < 2:
+            raise ValueError(f"spectrum: expected (K >= 2, 4, H, W), got {tuple(spectrum.shape)}")
+        shapes = torch.complex(spectrum[1:, 0::2].float(), spectrum[1:, 1::2].float())  # (M, 2, H, W)
+        return cls(shapes, torch.arange(1, len(spectrum), dtype=torch.float64) / period_s)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of the motion grid."""
+        return tuple(self.shapes.shape[-2:])
+
+    @cached_property
+    def omega(self) -> Tensor:
+        """w_k, rad/s: (M,) float64."""
+        return 2 * math.pi * self.frequency_hz
+
+    @cached_property
+    def amplitude(self) -> Tensor:
+        """|S_k(x)| over both directions, px: (M, H, W)."""
+        return self.shapes.abs().square().sum(1).sqrt()
+
+    @cached_property
+    def peak(self) -> Tensor:
+        """max_x |S_k(x)|, px: (M,) float64; |q_k| times this bounds what a mode moves anywhere."""
+        return self.amplitude.flatten(1).amax(1).double()
+
+    def stilled(self) -> Modes:
+        """Return the modes with the pixels that hardly move set to exactly 0, with a smooth transition.
+
+        A picture at rest forgives small motion everywhere; one that is pulled at, far beyond the predicted motion,
+        shows it.
+        """
+        amplitude = self.amplitude.square().sum(0).sqrt()  # (H, W)
+        low, high = (share * float(amplitude.max()) for share in STILL_SHARES)
+        if high == 0:
+            return self
+        share = ((amplitude - low) / (high - low)).clamp(0, 1)
+        return Modes(self.shapes * (share * share * (3 - 2 * share)), self.frequency_hz)
+
+    def sample(self, x: float, y: float, extent_px: float = 0.0) -> Tensor:
+        """Return S_k at a point as (M, 2) complex128.
+
+        Args:
+            x, y: px of the grid, pixel centres at integers; outside, the nearest border counts.
+            extent_px: standard deviation of a Gaussian mean around the point; 0 reads the pixel bilinearly.
+        """
+        height, width = self.size
+        columns, share_x = _axis_weights(x, width, extent_px)
+        rows, share_y = _axis_weights(y, height, extent_px)
+        window = self.shapes[:, :, rows[0] : rows[1], columns[0] : columns[1]].to(torch.complex128)  # (M, 2, h, w)
+        return torch.einsum("mchw,h,w->mc", window, share_y.to(window), share_x.to(window))
+
+
+def _axis_weights(position: float, length: int, extent_px: float) -> tuple[tuple[int, int], Tensor]:
+    """Return the range of pixels along one axis that a point reads, and their weights, which sum to 1."""
+    position = min(max(position, 0.0), length - 1.0)
+    if extent_px > 0:
+        first = max(0, math.ceil(position - 3 * extent_px))
+        end = min(length, math.floor(position + 3 * extent_px) + 1)
+        # A Gaussian narrower than a pixel may have none within three deviations.
+        if first < end:
+            index = torch.arange(first, end, dtype=torch.float64)
+            weights = torch.exp(-0.5 * ((index - position) / extent_px) ** 2)
+            return (first, end), weights / weights.sum()
+    first = max(0, min(math.floor(position), length - 2))
+    share = position - first
+    end = min(first + 2, length)
+    return (first, end), torch.tensor([1 - share, share], dtype=torch.float64)[: end - first]
+
+
+class Simulation:
+    """Modal coordinates in time: flick, hold, release, step.
+
+    Attributes:
+        q, velocity: (M,) complex128, q_k and q_k'.
+        damping: xi >= 0, of all modes; 1 is critical.
+        strength: how many pixels the point moves for one of the pointer; it scales the limit too.
+        limit_px: `reach` of a hold, and of the swing after a flick, is at most this (times strength).
+    """
+
+    def __init__(self, modes: Modes, *, damping: float = DEFAULT_DAMPING, limit_px: float | None = None) -> None:
+        if not (math.isfinite(damping) and damping >= 0):
+            raise ValueError(f"damping: expected a number of at least 0, got {damping}")
+        self.modes, self.damping, self.strength = modes, damping, 1.0
+        self.limit_px = default_limit_px(modes.size) if limit_px is None else limit_px
+        self.reset()
+
+    def reset(self) -> None:
+        """Go back to the picture at rest."""
+        self.q = torch.zeros(len(self.modes.shapes), dtype=torch.complex128)
+        self.velocity = torch.zeros_like(self.q)
+        self._target: Tensor | None = None
+
+    def flick(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX) -> None:
+        """Add the velocity (dx, dy), px/s, to the point (x, y), px of the grid: q' changes and q does not jump.
+
+        As much of it is added as keeps `reach` within the limit, or where it already is.
+        """
+        omega = self.modes.omega
+        change = self._solve(x, y, dx, dy, extent_px, omega)  # 1 / m_k
+        limit = max(self.limit_px * self.strength, self.reach())
+        # reach is convex in the share, so the shares that are allowed form an interval that starts at 0.
+        share = 1.0
+        if self._reach(self.q, self.velocity + change) > limit:
+            low, high = 0.0, 1.0
+            for _ in range(30):
+                share = (low + high) / 2
+                allowed = self._reach(self.q, self.velocity + share * change) <= limit
+                low, high = (share, high) if allowed else (low, share)
+            share = low
+        self.velocity = self.velocity + share * change
+
+    def hold(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX) -> None:
+        """Pull the point (x, y) towards the displacement (dx, dy), px of the grid, until `release`.
+
+        The pull ends where the point, or its Gaussian mean, is displaced by (dx, dy), if `reach` is then within the
+        limit; else at the same pose scaled down to the limit. Call it again as the pointer moves.
+        """
+        target = self._solve(x, y, dx, dy, extent_px, 1 / self.modes.omega)  # 1 / (m_k w_k^2)
+        reach, limit = self._reach(target, torch.zeros_like(target)), self.limit_px * self.strength
+        self._target = target * (limit / reach) if reach > limit else target
+
+    def release(self) -> None:
+        """Let go: the modes swing on from where they are."""
+        self._target = None
+
+    def step(self, dt: float) -> None:
+        """Advance by dt >= 0 seconds, exactly for any dt: free modes, or modes drawn to the held pose."""
+        if self._target is None:
+            self.q, self.velocity = oscillate(self.q, self.velocity, self.modes.omega, self.damping, dt)
+        else:
+            omega = self.modes.omega.clamp(min=2 * math.pi * HOLD_HZ)
+            offset, self.velocity = oscillate(self.q - self._target, self.velocity, omega, 1.0, dt)
+            self.q = self._target + offset
+
+    def energy(self) -> float:
+        """Return sum_k mean_x |S_k|^2 (|q'|^2 + w^2 |q|^2) / 2, px^2/s^2: it never grows unless held or flicked."""
+        weight = self.modes.amplitude.square().flatten(1).mean(1).double()
+        kinetic = self.velocity.abs().square() + (self.modes.omega * self.q.abs()).square()
+        return float((weight * kinetic).sum() / 2)
+
+    def reach(self) -> float:
+        """Return sum_k max_x |S_k(x)| sqrt(|q|^2 + |q'|^2 / w^2), px: no pixel swings further than this."""
+        return self._reach(self.q, self.velocity)
+
+    def _reach(self, q: Tensor, velocity: Tensor) -> float:
+        swing = (q.abs().square() + (velocity.abs() / self.modes.omega).square()).sqrt()
+        return float((self.modes.peak * swing).sum())
+
+    def displacement(self) -> Tensor:
+        """Return F(x) of now as (2, H, W) float32, px of the grid."""
+        q = self.q.to(self.modes.shapes)
+        return torch.einsum("mchw,m->chw", self.modes.shapes, q).real
+
+    def displacement_at(self, x: float, y: float, *, extent_px: float = 0.0) -> tuple[float, float]:
+        """Return (dx, dy) of F at a point, px, read as `Modes.sample` does."""
+        dx, dy = (self.modes.sample(x, y, extent_px) * self.q[:, None]).sum(0).real.tolist()
+        return dx, dy
+
+    def _solve(self, x: float, y: float, dx: float, dy: float, extent_px: float, weights: Tensor) -> Tensor:
+        """Return c_k = weights_k conj(S_k(p) . f), with f such that sum_k Re(S_k(p) c_k) = strength (dx, dy).
+
+        The point's response is A f with A = sum_k weights_k Re(S_k S_k^H), 2 x 2, and A is nearly singular where the
+        point moves along a line only, or not at all; so f minimises |A f - d|^2 + stiff^2 |f|^2.
+        """
+        shape = self.modes.sample(x, y, extent_px)  # (M, 2)
+        response = torch.einsum("m,mi,mj->ij", weights.to(shape), shape, shape.conj()).real  # (2, 2)
+        largest = float((weights * self.modes.peak.square()).sum())
+        stiff = STIFF_SHARE * max(float(response.trace()), largest)
+        if stiff == 0:
+            return torch.zeros_like(self.q)
+        wanted = self.strength * torch.tensor([dx, dy], dtype=torch.float64)
+        damped = response @ response + stiff**2 * torch.eye(2, dtype=torch.float64)
+        force = torch.linalg.solve(damped, response @ wanted)
+        return weights * (shape @ force.to(shape)).conj()
+
+
+def default_limit_px(size: tuple[int, int]) -> float:
+    """Return the limit of displacement for a grid of (H, W) px."""
+    return LIMIT_SHARE * max(size)
+
+
+def oscillate(q: Tensor, velocity: Tensor, omega: Tensor, damping: float, dt: float) -> tuple[Tensor, Tensor]:
+    """Advance z'' + 2 xi w z' + w^2 z = 0 by dt exactly, with the 2 x 2 matrix exponential of each oscillator.
+
+    Args:
+        q, velocity: (M,) complex z and z'; real and imaginary part swing separately.
+        omega: (M,) w > 0, rad/s.
+        damping: xi >= 0; below, at or above the critical 1.
+        dt: seconds, at least 0.
+
+    Returns:
+        (z, z') after dt.
+    """
+    if not (math.isfinite(dt) and dt >= 0):
+        raise ValueError(f"dt: expected seconds of at least 0, got {dt}")
+    decay = damping * omega
+    if damping < 1:
+        ringing = omega * math.sqrt(1 - damping * damping)
+        envelope = torch.exp(-decay * dt)
+        cosine, sine = envelope * torch.cos(ringing * dt), envelope * torch.sin(ringing * dt) / ringing
+    elif damping == 1:
+        cosine = torch.exp(-decay * dt)
+        sine = cosine * dt
+    else:
+        # Both exponents are negative, so nothing overflows as cosh alone would.
+        spread = omega * math.sqrt(damping * damping - 1)
+        slow, fast = torch.exp((spread - decay) * dt), torch.exp((-spread - decay) * dt)
+        cosine, sine = (slow + fast) / 2, (slow - fast) / (2 * spread)
+    return (
+        (cosine + decay * sine) * q + sine * velocity,
+        (cosine - decay * sine) * velocity - omega * omega * sine * q,
+    )
+
+
+def quantise(modes: Modes) -> tuple[Tensor, Tensor]:
+    """Compand and round the shapes to one byte a number.
+
+    A component x of mode k becomes v = sign(x) sqrt(|x| / s_k), s_k the mode's largest component, then 128 + round(127 v).
+
+    Returns:
+        codes (M, 4, H, W) uint8 in the packing of spectra (re_x, im_x, re_y, im_y), and the scales s_k (M,) float32, px.
+        With e = .5 / 127, a component comes back within s_k (2 sqrt(|x| / s_k) + e) e, and 0 as exactly 0.
+    """
+    parts = torch.view_as_real(modes.shapes).movedim(-1, 2).flatten(1, 2).float()  # (M, 4, H, W)
+    scale = parts.abs().flatten(1).amax(1)  # (M,)
+    ratio = parts / scale.clamp(min=1e-30).view(-1, 1, 1, 1)
+    codes = (ratio.sign() * ratio.abs().sqrt() * CODE_STEPS).round() + ZERO_CODE
+    return codes.to(torch.uint8), scale
+
+
+def dequantise(codes: Tensor, scale: Tensor, frequency_hz: Tensor) -> Modes:
+    """Invert `quantise`: the modes that the web page swings."""
+    v = (codes.float() - ZERO_CODE) / CODE_STEPS
+    parts = v * v.abs() * scale.view(-1, 1, 1, 1)  # (M, 4, H, W)
+    return Modes(torch.complex(parts[:, 0::2], parts[:, 1::2]), frequency_hz)

@@ -1,0 +1,67 @@
+"""Small trained-format models and sets that several tests share; nothing here is downloaded."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: more threads than cores that are free wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "2")
+
+from pathlib import Path
+
+import pytest
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def scene_set(tmp_path_factory):
+    """Eight rendered scenes at 64 x 96 px, with pairs; seven of them train, one tests."""
+    from data.datasets import render_scene_set
+
+    return render_scene_set(tmp_path_factory.mktemp("sets") / "scenes", 8, seed=3, size=(64, 96), pairs=2)
+
+
+def make_checkpoint(folder: Path, *, num_bins: int = 4) -> Path:
+    """Write a checkpoint of tiny untrained networks in the format of checkpoints/default."""
+    import torch
+    from diffusers import DDPMScheduler
+
+    from models.frame_synthesis import FrameSynthesis
+    from models.motion_pipeline import MotionPipeline
+    from models.unet import FrequencyUNet
+    from models.vae import MotionVAE
+
+    torch.manual_seed(0)
+    vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[0.5] * num_bins)
+    unet = FrequencyUNet(
+        num_bins=num_bins, block_channels=(16, 16), condition_channels=16, num_heads=2, backbone="none"
+    )
+    # The last layer starts at zero; a motion that depends on nothing would prove nothing.
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
+    schedule = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
+    MotionPipeline(vae, unet, schedule).save_pretrained(folder)
+    for operator in ("softmax", "gaussian"):
+        FrameSynthesis(operator=operator, channels=(4, 4, 4), columns=2).save_pretrained(
+            folder / f"frame_synthesis_{operator}"
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A whole checkpoint folder with K = 4 bins."""
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoints") / "tiny")
+
+
+@pytest.fixture
+def photograph(tmp_path) -> Path:
+    """A portrait JPEG of 60 x 90 px with structure."""
+    import torch
+
+    from data.media import write_image
+
+    y, x = torch.meshgrid(torch.arange(90.0), torch.arange(60.0), indexing="ij")
+    image = torch.stack([0.5 + 0.4 * torch.sin(x / 5), 0.5 + 0.4 * torch.cos(y / 7), (x + y) / 150])
+    write_image(tmp_path / "photo.png", image)
+    return tmp_path / "photo.png"

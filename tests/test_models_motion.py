@@ -1,0 +1,311 @@
+"""The motion VAE, the U-Net and their pipeline: shapes, exactness, independence of batch and order, bad folders."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from conftest import SHARED, make_checkpoint
+from diffusers import DDPMScheduler, VQModel
+
+from models.checkpoints import CheckpointError
+from models.image_encoder import load_squeezenet_features, squeezenet_features
+from models.motion_pipeline import SAMPLERS, MotionPipeline, check_components, denoise, start_noise
+from models.unet import UNET_PRESETS, FrequencyUNet
+from models.vae import VAE_PRESETS, MotionVAE
+from motion.normalisation import Normalisation
+
+
+def small_unet(**options) -> FrequencyUNet:
+    torch.manual_seed(0)
+    shape = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2, "backbone": "none"}
+    unet = FrequencyUNet(**{**shape, **options})
+    torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
+    return unet
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_vae_shapes_and_factor(patch):
+    vae = MotionVAE(patch=patch, block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[1.0] * 4)
+    assert vae.factor == 4 * patch
+    latents = vae.encode(torch.randn(3, 4, 32, 64))
+    assert latents.shape == (3, 4, 32 // vae.factor, 64 // vae.factor)
+    assert vae.decode(latents).shape == (3, 4, 32, 64)
+    output, divergence = vae(torch.randn(3, 4, 32, 64), torch.randn(3, 4, 32 // vae.factor, 64 // vae.factor))
+    assert output.shape == (3, 4, 32, 64) and divergence.ndim == 0
+    with pytest.raises(ValueError, match=r"\(N, 4, H, W\)"):
+        vae.encode(torch.randn(3, 3, 32, 64))
+
+
+def test_vae_latent_scale_cancels():
+    vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[1.0] * 4).eval()
+    slices = torch.randn(2, 4, 32, 32)
+    plain, decoded = vae.encode(slices), vae.decode(vae.encode(slices))
+    vae.register_to_config(scaling_factor=3.0)
+    torch.testing.assert_close(vae.encode(slices), 3 * plain)
+    torch.testing.assert_close(vae.decode(vae.encode(slices)), decoded, atol=1e-5, rtol=1e-5)
+
+
+def test_spectrum_goes_through_the_statistics():
+    vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[4.0, 2.0, 1.0]).eval()
+    spectrum = torch.randn(1, 2, 4, 32, 32)
+    x = Normalisation(torch.tensor([4.0, 2.0])).normalise(spectrum)
+    torch.testing.assert_close(vae.encode_spectrum(spectrum)[0], vae.encode(x[0]))
+    decoded = vae.decode_spectrum(vae.encode_spectrum(spectrum))
+    torch.testing.assert_close(decoded[:, 0, 0::2], -decoded[:, 1:, 0::2].sum(1))
+    with pytest.raises(ValueError, match="no motion statistics"):
+        MotionVAE(block_channels=(8, 8, 8), norm_groups=4).encode_spectrum(spectrum)
+
+
+def test_picture_vq_model_is_wrapped_from_a_local_folder(tmp_path):
+    torch.manual_seed(0)
+    vq = VQModel(
+        block_out_channels=(8, 8, 8),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        norm_num_groups=4,
+        latent_channels=3,
+        num_vq_embeddings=16,
+    )
+    vq.save_pretrained(tmp_path / "ldm" / "vqvae")
+    vae = MotionVAE.from_picture_vq(tmp_path / "ldm", motion_scale_px=[1.0]).eval()
+    assert vae.factor == 4 and vae.latent_channels == 12
+    slices = torch.rand(2, 4, 32, 16)
+    latents = vae.encode(slices)
+    assert latents.shape == (2, 12, 8, 4)
+    grey = slices[1, 2].expand(1, 3, 32, 16)
+    torch.testing.assert_close(latents[1, 6:9], vq.eval().encode(grey).latents[0])
+    assert vae.decode(latents).shape == slices.shape
+    output, divergence = vae(slices)
+    assert output.shape == slices.shape and divergence == 0
+    vae.save_pretrained(tmp_path / "wrapped")
+    again = MotionVAE.from_pretrained(tmp_path / "wrapped").eval()
+    torch.testing.assert_close(again.encode(slices), latents)
+
+
+def test_unet_starts_with_coordination_as_the_identity():
+    coordinated, independent = small_unet(), small_unet(mode="independent")
+    independent.load_state_dict(coordinated.state_dict(), strict=False)
+    latents, condition = torch.randn(2, 4, 4, 8, 12), torch.randn(2, 16, 8, 12)
+    time = torch.tensor([10, 900])
+    torch.testing.assert_close(coordinated(latents, time, condition), independent(latents, time, condition))
+
+
+def slice_influence(unet: FrequencyUNet) -> float:
+    """How much slice 3's output changes when slice 0's input does."""
+    for p in unet.coordination_parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    latents, condition = torch.randn(1, 4, 4, 8, 12), torch.randn(1, 16, 8, 12)
+    changed = latents.clone()
+    changed[:, 0] += 1
+    time = torch.tensor([500])
+    return (unet(latents, time, condition) - unet(changed, time, condition))[:, 3].abs().max().item()
+
+
+def test_slices_meet_in_coordinated_and_volume_mode_only():
+    assert slice_influence(small_unet()) > 1e-5
+    assert slice_influence(small_unet(mode="volume")) > 1e-5
+    assert slice_influence(small_unet(mode="independent")) == 0
+
+
+def test_unet_knows_frequency_time_and_picture():
+    unet = small_unet()
+    latents, condition = torch.zeros(1, 4, 4, 8, 12), unet.encode_image(picture())
+    output = unet(latents, torch.tensor([500]), condition)
+    assert (output[:, 0] - output[:, 3]).abs().max() > 1e-4  # same input, another bin
+    assert (output - unet(latents, torch.tensor([10]), condition)).abs().max() > 1e-4
+    assert (output - unet(latents, torch.tensor([500]), torch.zeros_like(condition))).abs().max() > 1e-4
+    torch.testing.assert_close(output, unet(latents, torch.tensor([500]), image=picture()))
+    dropped = unet(latents, torch.tensor([500]), image=picture(), keep=torch.zeros(1))
+    torch.testing.assert_close(dropped, unet(latents, torch.tensor([500]), torch.zeros_like(condition)))
+
+
+@pytest.mark.parametrize("size", [(5, 8), (8, 5), (6, 6), (3, 11)])
+def test_unet_takes_any_grid(size):
+    latents = torch.randn(1, 4, 4, *size)
+    assert small_unet()(latents, torch.tensor([5]), torch.randn(1, 16, *size)).shape == latents.shape
+
+
+def test_stages_choose_what_trains():
+    unet = small_unet()
+    coordination = {id(p) for p in unet.coordination_parameters()}
+    unet.set_stage("coordination")
+    assert {id(p) for p in unet.parameters() if p.requires_grad} == coordination
+    unet.set_stage("slices")
+    assert not any(p.requires_grad for p in unet.coordination_parameters())
+    unet.set_stage("joint")
+    assert all(p.requires_grad for p in unet.parameters())
+    with pytest.raises(ValueError, match="coordination"):
+        small_unet(mode="independent").set_stage("coordination")
+
+
+def test_frozen_backbone_stays_frozen():
+    unet = small_unet(backbone="squeezenet")
+    unet.image_encoder.freeze_backbone()
+    unet.set_stage("joint")
+    assert not any(p.requires_grad for p in unet.image_encoder.backbone.parameters())
+    assert unet.conv_in.weight.requires_grad
+
+
+def test_backbone_weights_from_either_convention(tmp_path):
+    """The same network from torchvision's and from Caffe's input convention gives the same features."""
+    import numpy as np
+
+    torch.manual_seed(0)
+    state = {f"features.{k}": v for k, v in squeezenet_features().state_dict().items()}
+    torch.save(state, tmp_path / "torch.pth")
+    image = torch.rand(1, 3, 64, 64)
+    net = squeezenet_features()
+    net.load_state_dict(load_squeezenet_features(tmp_path / "torch.pth"))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    plain = squeezenet_features()
+    plain.load_state_dict({k.removeprefix("features."): v for k, v in state.items()})
+    expected = plain((image - mean.view(3, 1, 1)) / std.view(3, 1, 1))
+    torch.testing.assert_close(net(image), expected, atol=1e-4, rtol=1e-4)
+
+    names = {k: k.replace("squeeze.", "squeeze1x1.") for k in state}
+    np.savez(tmp_path / "caffe.npz", **{names[k]: v.numpy() for k, v in state.items()})
+    net.load_state_dict(load_squeezenet_features(tmp_path / "caffe.npz"))
+    caffe_mean = torch.tensor([103.939, 116.779, 123.68]).view(3, 1, 1)
+    expected = plain(255 * image.flip(1) - caffe_mean)
+    torch.testing.assert_close(net(image), expected, atol=1e-2, rtol=1e-3)
+    with pytest.raises(ValueError, match="features.0.weight"):
+        torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+        load_squeezenet_features(tmp_path / "other.pth")
+
+
+@pytest.mark.skipif(not (SHARED / "weights").is_dir(), reason="../shared/weights is not here")
+def test_shared_squeezenet_weights_load():
+    net = squeezenet_features()
+    net.load_state_dict(load_squeezenet_features(SHARED / "weights" / "squeezenet1_1_features.npz"))
+    assert torch.isfinite(net(picture())).all()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samplers_reach_the_known_answer(sampler):
+    """A network that always answers as if the clean latents were c must end at c."""
+    goal = torch.randn(1, 4, 4, 2, 2)
+    schedule = DDPMScheduler(prediction_type="sample", clip_sample=False)
+    unet = lambda latents, timestep, condition: goal.expand_as(latents)  # noqa: E731
+    result = denoise(unet, schedule, torch.zeros(1, 1, 2, 2), torch.randn(1, 4, 4, 2, 2), sampler=sampler, steps=10)
+    torch.testing.assert_close(result, goal, atol=0.02, rtol=0.02)
+
+
+def test_guidance_is_the_stated_combination():
+    schedule = DDPMScheduler(prediction_type="sample", clip_sample=False)
+
+    def unet(latents, timestep, condition):
+        return condition.mean(dim=(1, 2, 3)).view(-1, 1, 1, 1, 1).expand_as(latents)
+
+    condition, noise = torch.full((1, 1, 2, 2), 3.0), torch.randn(1, 4, 4, 2, 2)
+    result = denoise(unet, schedule, condition, noise, steps=8, guidance=0.5)
+    torch.testing.assert_close(result.mean(), torch.tensor(1.5 * 3.0), atol=0.05, rtol=0)
+
+
+def test_same_seed_same_motion_on_any_batch(checkpoint):
+    pipeline = MotionPipeline.load(checkpoint)
+    images = torch.cat([picture(1), picture(2)])
+    together = pipeline(images, num_samples=2, seed=7, steps=4, guidance=1.0)
+    assert together.shape == (2, 2, 4, 4, 64, 96)
+    one_by_one = pipeline(images, num_samples=2, seed=7, steps=4, guidance=1.0, max_batch=1)
+    torch.testing.assert_close(together, one_by_one, atol=1e-5, rtol=1e-4)
+    alone = pipeline(images[1:], num_samples=1, seed=7, steps=4, guidance=1.0)
+    torch.testing.assert_close(alone[0, 0], together[1, 0], atol=1e-5, rtol=1e-4)
+    assert (together[0, 0] - together[0, 1]).abs().max() > 1e-3
+    other = pipeline(images[1:], num_samples=1, seed=8, steps=4)
+    assert (other[0, 0] - alone[0, 0]).abs().max() > 1e-3
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_same_seed_same_motion_across_devices(checkpoint):
+    """Tolerance: float32 convolutions may run in another order, and 8 sampler steps carry the rounding on."""
+    pipeline = MotionPipeline.load(checkpoint)
+    on_cpu = pipeline(picture(), seed=3, steps=8)
+    on_gpu = pipeline.to("cuda")(picture(), seed=3, steps=8)
+    assert (on_cpu - on_gpu).abs().max() < 1e-2 * on_cpu.abs().max()
+
+
+def test_global_randomness_is_left_alone(checkpoint):
+    pipeline = MotionPipeline.load(checkpoint)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    pipeline(picture(), steps=2)
+    assert torch.equal(torch.rand(3), expected)
+    assert not torch.equal(start_noise((4,), 0, 0), start_noise((4,), 0, 1))
+    assert not torch.equal(start_noise((4,), 0, 1), start_noise((4,), 1, 0))
+
+
+def test_predict_keeps_aspect(checkpoint):
+    pipeline = MotionPipeline.load(checkpoint)
+    motion = pipeline.predict(picture(size=(90, 60))[0], steps=2, seed=1)
+    assert motion.spectrum.shape == (4, 4, 256, 160) and motion.image_size == (90, 60)
+    assert motion.meta["seed"] == 1 and motion.period_s == 5.0
+    with pytest.raises(ValueError, match="multiples of 32"):
+        pipeline(picture(size=(90, 60)))
+
+
+def test_saved_pipeline_comes_back_through_diffusers(checkpoint):
+    ours, theirs = MotionPipeline.load(checkpoint), MotionPipeline.from_pretrained(checkpoint)
+    a, b = ours(picture(), steps=2), theirs(picture(), steps=2)
+    torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "vae",
+        "scheduler/scheduler_config.json",
+    ],
+)
+def test_incomplete_checkpoint_is_one_line(checkpoint, tmp_path, missing):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    target = folder / missing
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    with pytest.raises(CheckpointError, match=missing.split("/")[0]) as caught:
+        MotionPipeline.load(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_damaged_checkpoints_are_one_line(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "cut")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be loaded"):
+        MotionPipeline.load(folder)
+
+    folder = shutil.copytree(checkpoint, tmp_path / "other_k")
+    config = json.loads((folder / "unet" / "config.json").read_text())
+    (folder / "unet" / "config.json").write_text(json.dumps({**config, "num_bins": 9}))
+    with pytest.raises(CheckpointError, match="K = 4, the U-Net K = 9"):
+        MotionPipeline.load(folder)
+
+    folder = shutil.copytree(checkpoint, tmp_path / "text")
+    (folder / "vae" / "config.json").write_text("not json")
+    with pytest.raises(CheckpointError, match="JSON"):
+        MotionPipeline.load(folder)
+    with pytest.raises(CheckpointError, match="no such checkpoint folder"):
+        MotionPipeline.load(tmp_path / "nowhere")
+
+
+def test_parts_of_other_shapes_are_refused(tmp_path):
+    pipeline = MotionPipeline.load(make_checkpoint(tmp_path / "a"))
+    with pytest.raises(ValueError, match="factor"):
+        check_components(pipeline.vae, small_unet(factor=4))
+
+
+def test_default_sizes_stay_small():
+    unet = FrequencyUNet(**UNET_PRESETS["small"])
+    vae = MotionVAE(**VAE_PRESETS["small"])
+    assert sum(p.numel() for p in unet.parameters()) <= 8e6
+    assert sum(p.numel() for p in vae.parameters()) <= 2e6

@@ -1,0 +1,146 @@
+"""Train the denoiser that predicts a picture's spectral volume: frequency-coordinated latent diffusion."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, command, positive_int, run
+
+logger = logging.getLogger("__main__")
+
+
+def make_parser() -> Parser:
+    """Build the command line."""
+    parser = Parser(description=__doc__)
+    group = parser.add_argument_group("model and data")
+    add = group.add_argument
+    add("--data", nargs="+", metavar="SET[:WEIGHT]", help="clip sets; without, scenes are rendered first")
+    add("--vae", type=Path, metavar="DIR", help="trained VAE; default: that of checkpoints/default")
+    add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of net and training")
+    add("--bins", type=positive_int, default=16, metavar="K", help="frequency bins, drift included")
+    add("--mode", choices=("coordinated", "independent", "volume"), default="coordinated", help="how slices meet")
+    add("--stage", choices=("joint", "slices", "coordination"), default="joint", help="which layers train")
+    add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example stage 1's")
+    add("--prediction", choices=("v_prediction", "epsilon"), default="v_prediction", help="what the net predicts")
+    add("--backbone", choices=("squeezenet", "none"), default="squeezenet", help="picture network of the condition")
+    add("--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights of SqueezeNet 1.1, then kept frozen")
+    add("--cache", type=Path, default=Path("outputs/latents"), metavar="DIR", help="where encoded latents are kept")
+    add("--export", type=Path, metavar="DIR", help="where the trained pipeline goes; default: RUN/pipeline")
+    add_training_flags(parser)
+    add_shared_flags(parser, "seed", "device", "precision", "out", "workers", "resume", "dry-run")
+    return parser
+
+
+def build_unet(args, vae, preset: dict):
+    """Make the U-Net of the flags, or load --init and check that it fits them."""
+    from models.checkpoints import load_model
+    from models.unet import FrequencyUNet
+
+    if args.init:
+        unet = load_model(FrequencyUNet, args.init, component="U-Net")
+        for name, flag, wanted in (("num_bins", "--bins", args.bins), ("mode", "--mode", args.mode)):
+            if unet.config[name] != wanted:
+                raise UsageError(
+                    f"--init {args.init}: its {name} is {unet.config[name]}; right: {flag} {unet.config[name]}"
+                )
+        if unet.image_encoder.backbone is not None:
+            unet.image_encoder.freeze_backbone()
+    else:
+        shape = {"latent_channels": vae.latent_channels, "factor": vae.factor, "num_bins": args.bins}
+        unet = FrequencyUNet(**shape, **preset, mode=args.mode, backbone=args.backbone, period_s=vae.config.period_s)
+        if args.backbone_weights:
+            try:
+                unet.load_backbone(args.backbone_weights)
+            except (ValueError, RuntimeError) as error:
+                raise UsageError(f"--backbone-weights: {str(error).splitlines()[0]}") from error
+        elif args.backbone == "squeezenet":
+            logger.info("no --backbone-weights: the picture network trains from scratch")
+    try:
+        unet.set_stage(args.stage)
+    except ValueError as error:
+        raise UsageError(f"--stage {args.stage}: {error}") from error
+    return unet
+
+
+@command(memory_flags=("--batch-size", "--preset"))
+def main(argv: list[str] | None = None) -> int:
+    """Run the training; returns the exit code."""
+    args = make_parser().parse_args(argv)
+
+    import functools
+
+    import torch
+    from diffusers import DDPMScheduler
+
+    from models.checkpoints import DEFAULT_CHECKPOINT, load_model
+    from models.motion_pipeline import MotionPipeline, check_components
+    from models.unet import UNET_PRESETS
+    from models.vae import MotionVAE
+    from training import processes
+    from training.cli import choose_device
+    from training.data_sets import export_pipeline, open_sets
+    from training.loop import LoopOptions, train
+    from training.motion_diffusion import (
+        TRAINING_PRESETS,
+        LatentDataset,
+        diffusion_loss,
+        held_out_loss,
+        write_sample_sheet,
+    )
+    from training.run_folder import open_run
+
+    # Model
+    options = LoopOptions.from_flags(args, **TRAINING_PRESETS[args.preset])
+    device = torch.device("cpu") if processes.wants_cpu(args.device) else choose_device(args.device)
+    vae_folder = args.vae or DEFAULT_CHECKPOINT / "vae"
+    vae = load_model(MotionVAE, vae_folder, component="VAE")
+    if args.bins > vae.normalisation.num_bins:
+        raise UsageError(
+            f"--bins {args.bins}: the VAE carries statistics of {vae.normalisation.num_bins} bins; right: fewer"
+        )
+    torch.manual_seed(args.seed)
+    unet = build_unet(args, vae, UNET_PRESETS[args.preset])
+    check_components(vae, unet)
+    schedule = DDPMScheduler(prediction_type=args.prediction, clip_sample=False)
+    trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
+    total = sum(p.numel() for p in unet.parameters())
+    logger.info("%s U-Net (%s), %.2f M parameters, %.2f M trained", args.preset, args.mode, total / 1e6, trained / 1e6)
+
+    # Data
+    sets = open_sets(args.data, args.seed, args.device)
+    if args.dry_run:
+        return 0
+    processes.start(args.device)
+    batch = options.batch_size * options.accumulate * processes.num_processes()
+    cached = functools.partial(LatentDataset, sets, vae=vae, num_bins=args.bins, folder=args.cache, seed=args.seed)
+    dataset = cached("train", multiple=batch)
+    held_out = cached("test", sizes=((160, 256),), augment=False)
+    with processes.main_first():
+        if processes.is_main():
+            dataset.encode(vae, device, progress=True)
+            held_out.encode(vae, device)
+
+    # Training
+    if device.type == "cpu":
+        unet.to(memory_format=torch.channels_last)
+    with open_run(args.out, "train_unet", vars(args), resume=args.resume, name=args.preset) as run_folder:
+        result = train(
+            unet,
+            dataset,
+            functools.partial(diffusion_loss, schedule=schedule),
+            options,
+            run_folder,
+            validate=functools.partial(held_out_loss, dataset=held_out, schedule=schedule),
+            sample=functools.partial(write_sample_sheet, vae=vae, schedule=schedule, dataset=held_out),
+            progress=True,
+        )
+        pipeline = MotionPipeline(vae, unet, schedule)
+        folder = args.export or run_folder.path / "pipeline"
+        export_pipeline(pipeline, folder, run_folder, result, vae_folder=vae_folder)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

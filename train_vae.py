@@ -1,0 +1,97 @@
+"""Train the motion VAE: one slice of a normalised spectral volume to a small latent and back."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, command, positive_int, run, size_px
+
+logger = logging.getLogger("__main__")
+
+
+def make_parser() -> Parser:
+    """Build the command line."""
+    parser = Parser(description=__doc__)
+    group = parser.add_argument_group("model and data")
+    group.add_argument(
+        "--data", nargs="+", metavar="SET[:WEIGHT]", help="clip sets; without, scenes are rendered first"
+    )
+    group.add_argument("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of net and training")
+    group.add_argument("--bins", type=positive_int, default=16, metavar="K", help="frequency bins, drift included")
+    group.add_argument("--crop", type=size_px, default=(128, 128), metavar="WIDTHxHEIGHT", help="training crop, px")
+    group.add_argument("--slices", type=positive_int, default=4, metavar="N", help="slices a sample")
+    group.add_argument("--export", type=Path, metavar="DIR", help="where the trained model goes; default: RUN/vae")
+    group.add_argument(
+        "--init-vq", metavar="DIR|HUB_NAME", help="fine-tune a picture VQ model instead, e.g. CompVis/ldm-celebahq-256"
+    )
+    add_training_flags(parser)
+    add_shared_flags(parser, "seed", "device", "precision", "out", "workers", "resume", "dry-run")
+    return parser
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Run the training; returns the exit code."""
+    args = make_parser().parse_args(argv)
+
+    import functools
+
+    import torch
+
+    from data.datasets import MotionDataset
+    from models.vae import VAE_PRESETS, MotionVAE
+    from training.data_sets import combined_normalisation, export_model, open_sets
+    from training.loop import LoopOptions, train
+    from training.motion_vae import TRAINING_PRESETS, SliceDataset, latent_scale, reconstruction_figures, vae_loss
+    from training.run_folder import open_run
+
+    # Data
+    options = LoopOptions.from_flags(args, **TRAINING_PRESETS[args.preset])
+    sets = open_sets(args.data, args.seed, args.device)
+    normalisation = combined_normalisation(sets, args.bins)
+    motions = MotionDataset(sets, split="train", num_bins=args.bins, size=args.crop)
+    held_out = MotionDataset(sets, split="test", num_bins=args.bins, augment=False)
+
+    # Model
+    torch.manual_seed(args.seed)
+    statistics = {"motion_scale_px": normalisation.scale.tolist(), "period_s": normalisation.period_s}
+    if args.init_vq:
+        try:
+            model = MotionVAE.from_picture_vq(args.init_vq, **statistics)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--init-vq {args.init_vq}: cannot be loaded ({str(error).splitlines()[0]})") from error
+    else:
+        model = MotionVAE(**VAE_PRESETS[args.preset], **statistics)
+    if any(side % model.factor for side in args.crop):
+        raise UsageError(f"--crop {args.crop[1]}x{args.crop[0]}: sides must be multiples of {model.factor} px")
+    if options.device != "cuda":
+        model.to(memory_format=torch.channels_last)
+    parameters = sum(p.numel() for p in model.parameters())
+    logger.info(
+        "%s VAE, %.2f M parameters, f = %d, %d clips", args.preset, parameters / 1e6, model.factor, len(motions)
+    )
+    if args.dry_run:
+        return 0
+
+    # Training
+    latent_shape = (model.latent_channels, args.crop[0] // model.factor, args.crop[1] // model.factor)
+    with open_run(args.out, "train_vae", vars(args), resume=args.resume, name=args.preset) as run_folder:
+        result = train(
+            model,
+            SliceDataset(motions, normalisation, args.slices),
+            functools.partial(vae_loss, latent_shape=latent_shape),
+            options,
+            run_folder,
+            validate=functools.partial(reconstruction_figures, motions=held_out),
+            progress=True,
+        )
+        whole = MotionDataset(sets, split="train", num_bins=args.bins, augment=False)
+        model.register_to_config(scaling_factor=latent_scale(model, whole))
+        export_model(model, args.export or run_folder.path / "vae", run_folder, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,116 @@
+"""What the training scripts do before and after the loop: open clip sets, their statistics, write the trained model."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import ModelMixin
+
+from data.clips import ClipSet
+from data.datasets import parse_set_flags, render_scene_set
+from data.media import atomic_path
+from models.motion_pipeline import MotionPipeline
+from motion.normalisation import Normalisation
+
+from . import processes
+from .loop import TrainingResult
+from .run_folder import OPTIONS, RunFolder, write_text
+
+logger = logging.getLogger(__name__)
+
+# Rendered when a training script is called without --data: enough to see it work, in about two minutes on two cores.
+SCENES_WITHOUT_DATA = 64
+RECORD = "training.json"
+WeightedSets = list[tuple[ClipSet, float]]
+
+
+def open_sets(
+    flags: Sequence[str] | None, seed: int, device: str = "auto", *, num: int = SCENES_WITHOUT_DATA
+) -> WeightedSets:
+    """Open the sets of --data, or render a small scene set once, saying so, where the flag is not given."""
+    if flags:
+        return parse_set_flags(flags)
+    folder = Path("outputs") / "scenes" / f"{num}-seed{seed}"
+    processes.start(device)
+    with processes.main_first():
+        if processes.is_main():
+            logger.info("no --data: %d rendered scenes in %s (prepare_data.py makes larger sets)", num, folder)
+        clip_set = render_scene_set(folder, num, seed=seed, workers=os.cpu_count() or 1, progress=processes.is_main())
+    return [(clip_set, 1.0)]
+
+
+def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
+    """Combine the per-bin scales of several sets: their geometric mean, weighted as the sets are.
+
+    A geometric mean because scales of sets differ by factors: neither real clips nor rendered scenes are drowned.
+    """
+    parts = [(clip_set.normalisation(num_bins), weight) for clip_set, weight in sets]
+    periods = {part.period_s for part, _ in parts}
+    if len(periods) > 1:
+        raise ValueError(f"clip sets: expected one period, got {sorted(periods)} s")
+    logs = torch.stack([part.scale.log() * weight for part, weight in parts]).sum(0)
+    return Normalisation((logs / sum(weight for _, weight in parts)).exp(), periods.pop())
+
+
+def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
+    """Write a trained model as a diffusers folder with a training.json beside its weights; main process only.
+
+    Args:
+        model: with the weights to keep.
+        folder: replaced as a whole when it exists.
+        run: its options.json is the record's source.
+        result: what the loop returned.
+        half: store float16, half the size; models are computed with in float32 again.
+    """
+    if not processes.is_main():
+        return
+    with atomic_path(folder) as temporary:
+        (copy.deepcopy(model).half() if half else model).save_pretrained(temporary)
+        write_text(Path(temporary) / RECORD, json.dumps(training_record(run, result), indent=1, default=str) + "\n")
+    logger.info("trained model: %s", folder)
+
+
+def export_pipeline(
+    pipeline: MotionPipeline, folder: Path, run: RunFolder, result: TrainingResult, *, vae_folder: Path
+) -> None:
+    """Write {vae, unet, scheduler} and model_index.json into a checkpoint folder, in float16; main process only.
+
+    Renderers that lie in the folder already stay: only the pipeline's own parts are replaced. The record of the VAE's
+    own training comes along from `vae_folder`.
+    """
+    if not processes.is_main():
+        return
+    with atomic_path(Path(folder) / ".pipeline") as temporary:
+        half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "unet")}
+        MotionPipeline(**half, scheduler=pipeline.scheduler).save_pretrained(temporary)
+        write_text(temporary / "unet" / RECORD, json.dumps(training_record(run, result), indent=1, default=str) + "\n")
+        if (Path(vae_folder) / RECORD).is_file():
+            shutil.copy(Path(vae_folder) / RECORD, temporary / "vae" / RECORD)
+        for part in ("vae", "unet", "scheduler"):
+            with atomic_path(Path(folder) / part) as aside:
+                shutil.copytree(temporary / part, aside)
+        shutil.copy(temporary / "model_index.json", Path(folder) / "model_index.json")
+    shutil.rmtree(Path(folder) / ".pipeline")
+    logger.info("trained pipeline: %s", folder)
+
+
+def training_record(run: RunFolder, result: TrainingResult) -> dict:
+    """Return what training.json says of a run: flags, versions, commit, device, steps, hours, losses."""
+    options = json.loads((run.path / OPTIONS).read_text())
+    record = {key: options[key] for key in ("script", "command", "flags", "versions", "commit", "device", "started")}
+    lines = run.metrics()
+    losses = [line["loss"] for line in lines if line.get("loss") is not None]
+    held_out = [{k: v for k, v in line.items() if k != "learning_rate"} for line in lines if "loss" not in line]
+    record |= {"steps": result.steps, "hours_of_last_call": round(result.seconds / 3600, 3)}
+    if losses:
+        record |= {"loss_first": losses[0], "loss_last": losses[-1]}
+    if held_out:
+        record |= {"held_out_before": held_out[0], "held_out_after": held_out[-1]}
+    return record

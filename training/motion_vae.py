@@ -1,0 +1,116 @@
+"""Training of the motion VAE: slices, losses, held-out figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.clips import SampleKey
+from data.datasets import MotionDataset
+from models.vae import MotionVAE
+from motion.normalisation import Normalisation
+from motion.spectrum import amplitude
+
+from .data_order import sample_noise
+from .losses import l1, multi_scale_gradient
+
+# [GID] appendix: L1 : multi-scale gradient : KL.
+GRADIENT_WEIGHT = 0.2
+KL_WEIGHT = 1e-6
+
+TRAINING_PRESETS: dict[str, dict] = {
+    "tiny": {"steps": 300, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.99},
+    "small": {"steps": 4000, "batch_size": 8, "learning_rate": 1e-3, "warmup_steps": 200, "ema_decay": 0.999},
+    "paper": {"steps": 200_000, "batch_size": 16, "learning_rate": 1e-4, "warmup_steps": 1000, "ema_decay": 0.9999},
+}
+
+
+class SliceDataset(Dataset):
+    """A few normalised slices of each item, bins drawn anew for each sample.
+
+    dataset[SampleKey] -> {"slices" (N, 4, H, W), "confidence" (1, H, W)}.
+    """
+
+    def __init__(self, motions: MotionDataset, normalisation: Normalisation, slices_per_item: int) -> None:
+        self.motions, self.normalisation = motions, normalisation.truncated(motions.num_bins)
+        self.slices_per_item = slices_per_item
+
+    def __len__(self) -> int:
+        return len(self.motions)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
+        sample = self.motions[key]
+        generator = torch.Generator().manual_seed(key.seed)
+        bins = torch.randperm(self.motions.num_bins, generator=generator)[: self.slices_per_item]
+        slices = self.normalisation.normalise(sample["spectrum"])[bins]  # (N, 4, H, W)
+        return {"slices": slices, "confidence": sample["confidence"]}
+
+
+def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequence[int]) -> dict[str, Tensor]:
+    """Return L1 + .2 multi-scale gradient + 1e-6 KL of a batch of slices, weighted by confidence.
+
+    Args:
+        model: called as model(slices, noise).
+        batch: "slices" (B, N, 4, H, W), "confidence" (B, 1, H, W), "seed" (B,).
+        latent_shape: (C, H/f, W/f) of one slice.
+    """
+    slices = batch["slices"]
+    batch_size, per_item = slices.shape[:2]
+    noise = sample_noise((batch_size, per_item, *latent_shape), batch["seed"], slices.device).flatten(0, 1)
+    slices = slices.flatten(0, 1)  # (B N, 4, H, W)
+    mask = batch["confidence"].repeat_interleave(per_item, dim=0)  # (B N, 1, H, W)
+    output, divergence = model(slices, noise)
+    absolute = l1(output.float(), slices, mask)
+    gradient = multi_scale_gradient(output.float(), slices, mask)
+    loss = absolute + GRADIENT_WEIGHT * gradient + KL_WEIGHT * divergence
+    return {"loss": loss, "l1": absolute.detach(), "gradient": gradient.detach(), "kl": divergence.detach()}
+
+
+@torch.no_grad()
+def reconstruction_figures(model: MotionVAE, motions: MotionDataset, limit: int = 32) -> dict[str, float]:
+    """Measure the reconstruction of whole spectra: the mean absolute error and the relative error in px per bin.
+
+    Args:
+        model: carries its normalisation.
+        motions: unaugmented, of the test split.
+        limit: measure so many items at most, evenly spread over the set.
+
+    Returns:
+        mae_normalised: mean |x' - x| in normalised units over slices and channels (bin 0's dependent channels, which
+            are always zero, left out); relative_error_bin_KK: sum |S' - S| / sum |S| in px, both summed over all pixels
+            and items (a bin in which nothing moves anywhere is left out).
+    """
+    normalisation = model.normalisation.truncated(motions.num_bins)
+    device = next(model.parameters()).device
+    count, step = len(motions), max(1, len(motions) // limit)
+    total, numbers = 0.0, 0
+    error, size = torch.zeros(motions.num_bins), torch.zeros(motions.num_bins)
+    for item in range(0, count, step):
+        spectrum = motions[SampleKey(item, 0, 0)]["spectrum"].to(device)  # (K, 4, H, W)
+        x = normalisation.normalise(spectrum)
+        output = model.decode(model.encode(x)).float()
+        output[0, 0::2] = 0
+        total += float((output - x).abs().sum())
+        numbers += x.numel() - 2 * x[0, 0].numel()
+        error += amplitude(normalisation.denormalise(output) - spectrum).flatten(1).sum(1).cpu()
+        size += amplitude(spectrum).flatten(1).sum(1).cpu()
+    figures = {"mae_normalised": total / numbers}
+    relative = {f"relative_error_bin_{k:02d}": float(error[k] / size[k]) for k in range(len(size)) if size[k] > 0}
+    return figures | relative
+
+
+@torch.no_grad()
+def latent_scale(model: MotionVAE, motions: MotionDataset, limit: int = 64) -> float:
+    """Return the factor that gives latents of the training split unit standard deviation."""
+    device = next(model.parameters()).device
+    normalisation = model.normalisation.truncated(motions.num_bins)
+    squares, numbers = 0.0, 0
+    for item in range(0, len(motions), max(1, len(motions) // limit)):
+        x = normalisation.normalise(motions[SampleKey(item, 0, 0)]["spectrum"].to(device))
+        latents = model.encode(x).float() / model.config.scaling_factor
+        squares += float(latents.square().sum())
+        numbers += latents.numel()
+    return (numbers / max(squares, 1e-12)) ** 0.5

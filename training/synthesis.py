@@ -1,0 +1,41 @@
+"""The one program behind synthesize_softmax.py and synthesize_gaussian.py, which differ in the operator alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .cli import Parser, add_shared_flags
+from .playback import add_playback_flags, check_playback_flags, load_renderer, render_video
+
+
+def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
+    """Render --image along --flow into OUTDIR/OPERATOR_result.SUFFIX; returns the exit code."""
+    parser = Parser(description=description)
+    group = parser.add_argument_group("input and output")
+    group.add_argument("--image", type=Path, required=True, metavar="PICTURE", help="the photograph")
+    group.add_argument("--flow", type=Path, required=True, metavar="FILE.npz", help="its motion file, or a plain flow")
+    group.add_argument("--outdir", "--out", type=Path, default=Path("outputs"), metavar="DIR", help="where to write")
+    group.add_argument("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
+    add_playback_flags(parser)
+    add_shared_flags(parser, "device", "precision")
+    args = parser.parse_args(argv)
+    check_playback_flags(args)
+
+    from data.media import check_writable, read_image
+    from models.checkpoints import DEFAULT_CHECKPOINT
+    from motion.motion_file import load_motion
+
+    from .cli import choose_device
+
+    device = choose_device(args.device)
+    video_format = args.format or "mp4"
+    path = args.outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
+    check_writable(path)
+    image = read_image(args.image, max_side=args.size)
+    motion = load_motion(args.flow)
+    motion.check_aspect(*image.shape[-2:], str(args.flow))
+    renderer = None if args.preview else load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, operator)
+    render_video(
+        path, image, motion, args, renderer=renderer, operator=operator, device=device, video_format=video_format
+    )
+    return 0
