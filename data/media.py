@@ -51,6 +51,8 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 class MediaError(ValueError):
     """A picture, video or path that cannot be used; one line that names the file and what would be right."""
 
+    is_user_error = True
+
 
 def check_writable(path: str | Path) -> Path:
     """Make the parent folder of `path` and return `path`, or raise MediaError where nothing can be written."""

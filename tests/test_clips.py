@@ -1,0 +1,356 @@
+"""Clip sets: format, resuming, bad files; datasets: each augmentation with the matching change of the spectrum."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair, SampleKey
+from data.datasets import (
+    MotionDataset,
+    RenderingDataset,
+    choose_box,
+    flip_spectrum,
+    parse_set_flags,
+    render_scene_set,
+    reverse_spectrum,
+    run_jobs,
+)
+from motion.spectrum import NUM_BINS, mean_displacement, spectrum_to_flow, truncate
+
+SIZE = (32, 48)
+
+
+def random_content(seed: int, size=SIZE, pairs: int = 2) -> ClipContent:
+    generator = torch.Generator().manual_seed(seed)
+    spectrum = torch.randn(STORED_BINS, 4, *size, generator=generator)
+    spectrum = truncate(spectrum, STORED_BINS)
+    targets = [
+        Pair(
+            torch.rand(3, *size, generator=generator),
+            torch.randn(2, *size, generator=generator),
+            torch.rand(1, *size, generator=generator),
+            0.5 * (i + 1),
+        )
+        for i in range(pairs)
+    ]
+    first = torch.rand(3, *size, generator=generator)
+    return ClipContent(first, spectrum, torch.rand(1, *size, generator=generator), tuple(targets))
+
+
+def make_set(folder, clips: int = 4, **kwargs) -> ClipSet:
+    with ClipSetWriter(folder, {"made_of": "noise"}) as writer:
+        for i in range(clips):
+            row = ClipRow(f"clip{i}", f"video{i}.mp4", split="test" if i == 3 else "train", fps=25.0, frames=125)
+            writer.write(row, random_content(i, **kwargs))
+        return writer.finish()
+
+
+def files_of(folder) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------ format
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    clip_set, content = make_set(tmp_path / "set"), random_content(1)
+    first = clip_set.first("clip1")
+    assert (first - content.first).abs().max() <= 0.5 / 255 + 1e-6
+    spectrum, confidence = clip_set.spectrum("clip1", STORED_BINS)
+    assert spectrum.dtype == confidence.dtype == torch.float32
+    torch.testing.assert_close(spectrum[1:], content.spectrum[1:], atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(spectrum[0, 1::2], content.spectrum[0, 1::2], atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(confidence, content.confidence, atol=1e-3, rtol=0)
+    pairs, importance = clip_set.pairs("clip1")
+    assert [pair.time_s for pair in pairs] == [0.5, 1.0]
+    torch.testing.assert_close(pairs[1].flow, content.pairs[1].flow, atol=2e-3, rtol=1e-3)
+    torch.testing.assert_close(pairs[1].reliability, content.pairs[1].reliability, atol=6e-3, rtol=0)
+    assert (pairs[1].target - content.pairs[1].target).abs().max() <= 0.5 / 255 + 1e-6
+    expected = mean_displacement(truncate(content.spectrum, NUM_BINS))
+    torch.testing.assert_close(importance, expected, atol=1e-2, rtol=1e-3)
+
+
+def test_fewer_bins_keep_frame_0_at_rest_and_the_table_has_the_agreed_columns(tmp_path):
+    clip_set = make_set(tmp_path / "set")
+    spectrum, _ = clip_set.spectrum("clip0", 4)
+    assert spectrum.shape == (4, 4, *SIZE)
+    torch.testing.assert_close(spectrum[0, 0::2], -spectrum[1:, 0::2].sum(0))
+    head = (tmp_path / "set" / "clips.csv").read_text().splitlines()[0]
+    assert head == "id,source,start_s,fps,frames,split,median_flow_px,moving_fraction,status,reason"
+    with np.load(tmp_path / "set" / "spectra" / "clip0.npz") as file:
+        assert file["spectrum"].dtype == file["confidence"].dtype == np.float16
+    statistics = json.loads((tmp_path / "set" / "statistics.json").read_text())
+    assert statistics["num_clips"] == 3 and statistics["grid"] == list(SIZE) and statistics["period_s"] == 5.0
+    assert len(statistics["scale_px"]) == STORED_BINS
+    with pytest.raises(ClipSetError, match="24 bins, 30 are wanted"):
+        clip_set.spectrum("clip0", 30)
+
+
+def test_statistics_are_the_weighted_95th_percentile_of_the_training_split(tmp_path):
+    writer = ClipSetWriter(tmp_path / "set", {})
+    for i, size in enumerate((1.0, 1.0, 100.0)):  # the last is a test clip and must not count
+        spectrum = torch.zeros(STORED_BINS, 4, *SIZE)
+        spectrum[0, 1], spectrum[0, 3], spectrum[2, 0] = 3 * size, 4 * size, 0.5 * size
+        spectrum[:, :, :, :24] *= 10  # half of the pixels, without confidence
+        confidence = torch.ones(1, *SIZE)
+        confidence[:, :, :24] = 0
+        content = ClipContent(torch.zeros(3, *SIZE), spectrum, confidence)
+        writer.write(ClipRow(f"c{i}", "v", split="test" if i == 2 else "train"), content)
+    scale = writer.finish().normalisation(16).scale
+    assert scale[0] == pytest.approx(5.0, rel=0.03)  # |D|, without bin 0's real part
+    assert scale[2] == pytest.approx(0.5, rel=0.03)
+    assert len(scale) == 16
+
+
+def test_rows_are_filtered_by_split_and_status(tmp_path):
+    with ClipSetWriter(tmp_path / "set", {}) as writer:
+        writer.write(ClipRow("a", "v"), random_content(0))
+        writer.write(ClipRow("b", "v", status="pairs_only", reason="short"), random_content(1))
+        writer.add(ClipRow("c", "w", split="test", status="dropped", reason='a "quoted", reason\nof two lines'))
+        clip_set = writer.finish()
+    assert [row.id for row in clip_set.rows()] == ["a"]
+    assert [row.id for row in clip_set.rows(status=("kept", "pairs_only", "dropped"))] == ["a", "b", "c"]
+    assert clip_set.rows("test", status=("dropped",))[0].reason == 'a "quoted", reason of two lines'
+    assert len(MotionDataset([(clip_set, 1.0)])) == 1 and len(RenderingDataset([(clip_set, 1.0)])) == 2
+    with pytest.raises(ClipSetError, match="no split 'val'"):
+        clip_set.rows("val")
+
+
+# ---------------------------------------------------------------------------------------------- resuming
+
+
+def test_an_interrupted_set_ends_equal_to_an_undisturbed_one(tmp_path):
+    make_set(tmp_path / "whole")
+    with ClipSetWriter(tmp_path / "cut", {"made_of": "noise"}) as writer:
+        for i in (2, 0):  # another order, as several workers give
+            row = ClipRow(f"clip{i}", f"video{i}.mp4", fps=25.0, frames=125)
+            writer.write(row, random_content(i))
+    # killed while writing a file and while writing a row
+    (tmp_path / "cut" / "spectra" / ".clip3.tmp-77.npz").write_bytes(b"half")
+    with (tmp_path / "cut" / "clips.csv").open("a") as file:
+        file.write("clip1,video1.mp4,0.0,25")
+    with ClipSetWriter(tmp_path / "cut", {"made_of": "noise"}) as writer:
+        assert sorted(writer.rows) == ["clip0", "clip2"]
+        for i in (3, 1):
+            row = ClipRow(f"clip{i}", f"video{i}.mp4", split="test" if i == 3 else "train", fps=25.0, frames=125)
+            writer.write(row, random_content(i))
+        writer.finish()
+    assert files_of(tmp_path / "cut") == files_of(tmp_path / "whole")
+
+
+def test_statistics_are_taken_anew_when_a_set_is_extended_and_absent_until_then(tmp_path):
+    make_set(tmp_path / "set", clips=2)
+    writer = ClipSetWriter(tmp_path / "set", {"made_of": "noise"})
+    assert "scale_px" in ClipSet(tmp_path / "set").statistics
+    writer.write(ClipRow("clip2", "video2.mp4"), random_content(2))
+    with pytest.raises(ClipSetError, match="no statistics"):  # cut short here, the old ones would be wrong
+        ClipSet(tmp_path / "set").normalisation()
+    assert writer.finish().statistics["num_clips"] == 3
+
+
+def test_other_settings_and_foreign_folders_are_refused(tmp_path):
+    make_set(tmp_path / "set", clips=1)
+    with pytest.raises(ClipSetError, match="made_of was noise, is scenes"):
+        ClipSetWriter(tmp_path / "set", {"made_of": "scenes"})
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "letter.txt").write_text("dear")
+    with pytest.raises(ClipSetError, match="not a clip set"):
+        ClipSetWriter(tmp_path / "full", {})
+    with pytest.raises(ClipSetError, match="prepare_data.py"):
+        ClipSet(tmp_path / "absent")
+
+
+def test_damage_is_told_with_the_clips_name(tmp_path):
+    clip_set = make_set(tmp_path / "set")
+    np.savez(
+        tmp_path / "set" / "spectra" / "clip0.npz",
+        spectrum=np.full((STORED_BINS, 4, *SIZE), np.nan, np.float16),
+        confidence=np.ones((1, *SIZE), np.float16),
+    )
+    (tmp_path / "set" / "spectra" / "clip1.npz").write_bytes(b"PK broken")
+    (tmp_path / "set" / "pairs" / "clip0.npz").unlink()
+    (tmp_path / "set" / "first" / "clip2.png").write_text("text")
+    for read, said in (
+        (lambda: MotionDataset([(clip_set, 1.0)])[SampleKey(0, 0, 1)], "clip clip0: spectrum .* NaN"),
+        (lambda: clip_set.spectrum("clip1"), "clip clip1: spectra/clip1.npz is damaged"),
+        (lambda: clip_set.pairs("clip0"), "clip clip0: pairs/clip0.npz is missing"),
+        (lambda: clip_set.first("clip2"), "clip clip2"),
+    ):
+        with pytest.raises(ClipSetError, match=said) as caught:
+            read()
+        assert "\n" not in str(caught.value) and caught.value.is_user_error
+
+
+# ---------------------------------------------------------------------------------------------- datasets
+
+
+def test_a_flip_of_the_spectrum_is_the_flip_of_the_flow():
+    spectrum = random_content(0).spectrum
+    phase = torch.tensor([0.1, 0.35, 0.8])
+    mirrored = spectrum_to_flow(spectrum, phase).flip(-1) * torch.tensor([-1.0, 1.0]).view(2, 1, 1)
+    torch.testing.assert_close(spectrum_to_flow(flip_spectrum(spectrum), phase), mirrored)
+
+
+def test_reversal_plays_backwards_from_the_end():
+    spectrum = random_content(0).spectrum
+    phase = torch.tensor([0.0, 0.2, 0.45, 0.9, 1.0], dtype=torch.float64)
+    backwards = spectrum_to_flow(spectrum, 1 - phase) - spectrum_to_flow(spectrum, torch.ones(1))
+    torch.testing.assert_close(spectrum_to_flow(reverse_spectrum(spectrum), phase), backwards, atol=1e-4, rtol=1e-4)
+
+
+def test_boxes_have_the_samples_aspect_and_stay_inside():
+    assert choose_box((160, 256), (160, 256), None, (0.4, 1.0)) == (0, 0, 160, 256)
+    assert choose_box((160, 256), (256, 160), None, (0.4, 1.0)) == (0, 78, 160, 100)
+    assert choose_box((256, 160), (128, 128), None, (0.4, 1.0)) == (48, 0, 160, 160)
+    rng = np.random.default_rng(0)
+    boxes = [choose_box((160, 256), (192, 192), rng, (0.4, 1.0)) for _ in range(200)]
+    for top, left, height, width in boxes:
+        assert top >= 0 and left >= 0 and top + height <= 160 and left + width <= 256
+        assert 0.89 < width / height < 1.12
+    assert min(height for _, _, height, _ in boxes) < 110 and len({box[1] for box in boxes}) > 50
+
+
+def ramp_set(folder, size=(64, 96)) -> ClipSet:
+    """Picture, spectrum and flow that say where they are: red = x / W, green = y / H, D = (x, y)."""
+    height, width = size
+    x = (torch.arange(width) + 0.5).expand(height, width) / width
+    y = ((torch.arange(height) + 0.5) / height)[:, None].expand(height, width)
+    spectrum = torch.zeros(STORED_BINS, 4, height, width)
+    spectrum[0, 1], spectrum[0, 3] = x, y
+    spectrum[3] = 0.25
+    spectrum[0, 0::2] = -0.25
+    picture = torch.stack([x, y, torch.full_like(x, 0.5)])
+    pair = Pair(picture, torch.stack([x, y]), torch.ones(1, height, width), 2.0)
+    with ClipSetWriter(folder, {}) as writer:
+        content = ClipContent(picture, spectrum, pairs=(pair,), importance=x[None])
+        writer.write(ClipRow("ramp", "ramp.mp4"), content)
+        return writer.finish()
+
+
+@pytest.mark.parametrize("size", [(64, 96), (80, 48), (48, 48), (128, 192)])
+def test_crops_flips_and_reversal_move_picture_and_spectrum_alike(tmp_path, size, monkeypatch):
+    monkeypatch.setattr("data.datasets.jitter_colours", lambda images, rng: images)
+    dataset = MotionDataset([(ramp_set(tmp_path / "set"), 1.0)], size=size)
+    seen = set()
+    for seed in range(24):
+        sample = dataset[SampleKey(0, 0, seed)]
+        image, drift = sample["image"], sample["spectrum"][0, 1::2]
+        assert image.shape == (3, *size) and sample["confidence"].shape == (1, *size)
+        mirrored = bool(image[0, 0, -1] < image[0, 0, 0])
+        backwards = bool(drift[1].mean() < 0)
+        seen.add((mirrored, backwards))
+        # the side of the box in source px, from the slope of the picture, gives the scale of the motion
+        inner = image[:, 4:-4, 4:-4]
+        slope_x = float((inner[0, :, -1] - inner[0, :, 0]).abs().mean() / (inner.shape[2] - 1))
+        slope_y = float((inner[1, -1] - inner[1, 0]).mean() / (inner.shape[1] - 1))
+        scale_x, scale_y = 1 / (slope_x * 96), 1 / (slope_y * 64)
+        sign = -1.0 if backwards else 1.0
+        flip = -1.0 if mirrored else 1.0
+        expected = torch.stack([image[0] * scale_x * flip * sign, image[1] * scale_y * sign])
+        assert (drift - expected)[:, 4:-4, 4:-4].abs().max() < 0.03 * max(scale_x, scale_y)
+        re_x, im_x, re_y, im_y = sample["spectrum"][3].mean((1, 2)).tolist()
+        assert re_x == pytest.approx(0.25 * scale_x * flip, rel=0.05)
+        assert im_x == pytest.approx(0.25 * scale_x * flip * sign, rel=0.05)
+        assert (re_y, im_y) == pytest.approx((0.25 * scale_y, 0.25 * scale_y * sign), rel=0.05)
+    assert len(seen) == 4
+
+
+def test_rendering_samples_keep_flow_picture_and_importance_together(tmp_path, monkeypatch):
+    monkeypatch.setattr("data.datasets.jitter_colours", lambda images, rng: images)
+    clip_set = ramp_set(tmp_path / "set")
+    dataset = RenderingDataset([(clip_set, 1.0)], size=(32, 32))
+    flips = set()
+    for seed in range(16):
+        sample = dataset[SampleKey(0, 0, seed)]
+        image, flow = sample["image"], sample["flow"]
+        assert image.shape == sample["target"].shape == (3, 32, 32)
+        assert sample["reliability"].shape == (1, 32, 32)
+        flip = -1.0 if image[0, 0, -1] < image[0, 0, 0] else 1.0
+        flips.add(flip)
+        scale_y = 31 / float((image[1, -1] - image[1, 0]).mean() * 64)
+        assert (flow[1] - image[1] * scale_y).abs().max() < 0.04 * scale_y
+        assert (flow[0] * flip).min() > 0
+        # px of the motion grid, whatever the size of the sample
+        assert (sample["importance"][0] - image[0]).abs().max() < 0.02
+    assert flips == {-1.0, 1.0}
+    whole = RenderingDataset([(clip_set, 1.0)], size=(32, 48), augment=False)[SampleKey(0, 0, 0)]
+    expected = clip_set.first("ramp")[:, 16:48, 24:72]  # the middle, at its own scale
+    torch.testing.assert_close(whole["image"], expected)
+    torch.testing.assert_close(whole["flow"], clip_set.pairs("ramp")[0][0].flow[:, 16:48, 24:72])
+
+
+def test_samples_depend_on_nothing_but_the_key(tmp_path):
+    make_set(tmp_path / "set")
+    for kind in (MotionDataset, RenderingDataset):
+        a, b = (kind([(ClipSet(tmp_path / "set"), 1.0)], size=(32, 32)) for _ in range(2))
+        a[SampleKey(1, 0, 5)]  # what was read before must not matter
+        one, two, other = a[SampleKey(0, 0, 7)], b[SampleKey(0, 0, 7)], a[SampleKey(0, 0, 8)]
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        assert not torch.equal(one["image"], other["image"])
+        assert all(maps.dtype == torch.float32 and torch.isfinite(maps).all() for maps in one.values())
+    plain = MotionDataset([(ClipSet(tmp_path / "set"), 1.0)], size=SIZE, augment=False)
+    assert torch.equal(plain[SampleKey(0, 0, 1)]["spectrum"], plain[SampleKey(0, 3, 2)]["spectrum"])
+    assert torch.equal(plain[SampleKey(0, 0, 1)]["image"], ClipSet(tmp_path / "set").first("clip0"))
+
+
+def test_weights_set_how_often_a_clip_comes(tmp_path):
+    make_set(tmp_path / "a"), make_set(tmp_path / "b")
+    sets = parse_set_flags([str(tmp_path / "a"), f"{tmp_path / 'b'}:0.34"])
+    assert [weight for _, weight in sets] == [1.0, 0.34]
+    dataset = MotionDataset(sets)  # 3 training clips and a third of 3
+    assert len(dataset) == 4
+    b_clips = [dataset.items[SampleKey(3, epoch, 0)] for epoch in range(3)]
+    assert {clip_set.folder.name for clip_set, _ in b_clips} == {"b"}
+    assert sorted(row.id for _, row in b_clips) == ["clip0", "clip1", "clip2"]
+    with pytest.raises(IndexError):
+        dataset[SampleKey(4, 0, 0)]
+    with pytest.raises(ClipSetError, match="above 0"):
+        parse_set_flags([f"{tmp_path / 'a'}:0"])
+    with pytest.raises(ClipSetError, match="not a clip set"):
+        parse_set_flags([f"{tmp_path / 'a'}:much"])
+    shutil.copytree(tmp_path / "a", tmp_path / "c:0.5")  # a folder may be named so
+    assert parse_set_flags([tmp_path / "c:0.5"])[0][1] == 1.0
+
+
+def test_a_set_without_clips_for_the_purpose_is_refused(tmp_path):
+    clip_set = make_set(tmp_path / "set", clips=2, pairs=0)
+    with pytest.raises(ClipSetError, match="no clip for this of split test"):
+        MotionDataset([(clip_set, 1.0)], split="test")
+    with pytest.raises(ClipSetError, match="no clip for this"):
+        RenderingDataset([(clip_set, 1.0)])
+    assert len(MotionDataset([(clip_set, 1.0)], split=None)) == 2
+
+
+# ------------------------------------------------------------------------------------------ rendered sets
+
+
+def test_a_rendered_set_resumes_extends_and_holds_exact_flow(tmp_path):
+    whole = render_scene_set(tmp_path / "whole", 6, size=(48, 64), pairs=1)
+    render_scene_set(tmp_path / "grown", 3, size=(48, 64), pairs=1)
+    render_scene_set(tmp_path / "grown", 6, size=(48, 64), pairs=1)
+    assert files_of(tmp_path / "whole") == files_of(tmp_path / "grown")
+    assert [row.split for row in whole.rows()] == ["train"] * 5 + ["test"]
+    from data.scenes import make_scene
+
+    row = whole.rows()[1]
+    scene = make_scene(int(row.source.split(":")[1]), size=(48, 64))
+    pairs, _ = whole.pairs(row.id)
+    assert len(pairs) == 1 and bool((pairs[0].reliability == 1).all())
+    torch.testing.assert_close(pairs[0].flow, scene.flow(pairs[0].time_s), atol=4e-3, rtol=1e-3)
+    assert (whole.first(row.id) - scene.picture()).abs().max() <= 0.5 / 255 + 1e-6
+    with pytest.raises(ClipSetError, match="pairs was 1, is 0"):
+        render_scene_set(tmp_path / "whole", 6, size=(48, 64), pairs=0)
+
+
+def test_an_error_in_a_job_ends_the_processes_and_reaches_the_caller():
+    assert list(run_jobs(divmod, [(3, 2), (5, 2)], 0)) == [(1, 1), (2, 1)]
+    before = set(multiprocessing.active_children())
+    with pytest.raises(ZeroDivisionError):
+        list(run_jobs(divmod, [(1, 1), (1, 0), (2, 1)], 2))
+    assert set(multiprocessing.active_children()) <= before

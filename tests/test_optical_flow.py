@@ -1,0 +1,154 @@
+"""Optical flow: accuracy on known shifts, unseen flow zeroed, reliability, and backends that cannot run."""
+
+from __future__ import annotations
+
+import sys
+import types
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from data.optical_flow import METHODS, FlowError, estimate_flow, visible_flow
+
+
+def smooth_texture(height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 3, height // 5, width // 5, generator=generator)
+    return F.interpolate(coarse, size=(height, width), mode="bicubic", align_corners=False)[0].clamp(0, 1)
+
+
+def shifted(image: torch.Tensor, dx: float, dy: float) -> torch.Tensor:
+    """What frame t looks like when every point moved by (dx, dy): I_t(p) = I_0(p - d)."""
+    height, width = image.shape[1:]
+    x = (torch.arange(width) - dx).expand(height, width)
+    y = (torch.arange(height) - dy)[:, None].expand(height, width)
+    grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], -1)[None]
+    return F.grid_sample(image[None], grid, mode="bicubic", padding_mode="border", align_corners=True)[0].clamp(0, 1)
+
+
+@pytest.mark.parametrize(("method", "tolerance"), [("dis", 0.1), ("dis_fast", 0.1), ("farneback", 0.25)])
+def test_a_known_shift_is_found_with_its_direction(method, tolerance):
+    first = smooth_texture()
+    shifts = [(0.0, 0.0), (1.5, -0.75), (-2.25, 0.5)]  # asymmetric: swapped axes or signs fail
+    flow = estimate_flow(first, torch.stack([shifted(first, *d) for d in shifts]), method=method)
+    assert flow.shape == (3, 2, 64, 96) and flow.dtype == torch.float32
+    inner = flow[:, :, 10:-10, 10:-10]
+    error = (inner - torch.tensor(shifts).view(3, 2, 1, 1)).square().sum(1).sqrt().mean((1, 2))
+    assert error.max() < tolerance
+    assert inner[0].abs().max() < 0.02
+
+
+def test_flow_is_from_frame_0_and_does_not_depend_on_the_other_frames():
+    first = smooth_texture(seed=1)
+    frames = torch.stack([shifted(first, d, 0) for d in (0.5, 1.0, 1.5)])
+    together = estimate_flow(first, frames, method="dis_fast")
+    assert torch.equal(together[2:], estimate_flow(first, frames[2:], method="dis_fast"))
+    assert together[:, 0, 20:-20, 20:-20].mean((1, 2)) == pytest.approx([0.5, 1.0, 1.5], abs=0.1)
+
+
+def test_flow_of_an_even_area_is_zeroed_and_that_of_texture_is_kept():
+    first = smooth_texture()
+    first[:, :, 48:] = 0.4
+    frame = first.clone()
+    frame[:, :, :48] = shifted(first[:, :, :48], 1.0, -1.0)
+    wrong = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).expand(2, 2, 64, 96).clone()
+    wrong[:, :, :, 48:] = torch.tensor([3.0, 2.0]).view(2, 1, 1)
+    flow, reliability = visible_flow(first, torch.stack([first, frame]), wrong)
+    assert torch.equal(flow[0], torch.zeros(2, 64, 96))  # nothing changed at all
+    assert torch.equal(flow[1, :, :, 56:], torch.zeros(2, 64, 40))
+    kept = (flow[1, :, 6:-6, 6:40] == wrong[1, :, 6:-6, 6:40]).float().mean()
+    assert kept > 0.95
+    assert reliability.shape == (2, 1, 64, 96)
+    assert reliability[1, :, 6:-6, 6:40].min() > 0.9
+
+
+def test_a_change_too_faint_to_see_is_zeroed_however_well_it_is_explained():
+    faint = 0.5 + 0.05 * (smooth_texture() - 0.5)
+    right = torch.tensor([2.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 64, 96)
+    change = (shifted(faint, 2.0, 0.0) - faint).abs()[:, :, 8:-8].mean()
+    assert 0.5 / 255 < change < 2 / 255
+    assert (visible_flow(faint, shifted(faint, 2.0, 0.0)[None], right)[0] == 0).float().mean() > 0.95
+
+
+def test_an_estimate_that_explains_no_more_than_rest_is_zeroed():
+    first = smooth_texture()
+    frame = shifted(first, 1.0, 0.0)
+    opposite = torch.tensor([-4.0, 0.0]).view(1, 2, 1, 1).expand(1, 2, 64, 96)
+    flow, reliability = visible_flow(first, frame[None], opposite)
+    assert (flow == 0).float().mean() > 0.9
+    right, better = visible_flow(first, frame[None], -opposite / 4)
+    assert (right != 0).any(1).float().mean() > 0.9
+    assert better.mean() > reliability.mean()
+
+
+def test_reliability_follows_its_formula_and_is_zero_outside():
+    first = torch.full((3, 32, 48), 0.5)
+    brighter = first + 32 / 255  # a residual that no flow removes: zero flow explains as well
+    flow, reliability = visible_flow(first, brighter[None], torch.ones(1, 2, 32, 48))
+    assert not flow.any()
+    torch.testing.assert_close(reliability, torch.full((1, 1, 32, 48), 1 / (1 + 4.0)))
+    image = smooth_texture()
+    away = torch.zeros(1, 2, 64, 96)
+    away[:, 0] = 3.0
+    flow, reliability = visible_flow(image, shifted(image, 3.0, 0.0)[None], away)
+    outside = flow[0, 0, :, -2:] != 0  # columns 94 and 95 went to 97 and 98
+    assert outside.any() and not reliability[0, 0, :, -2:][outside].any()
+
+
+def test_chunks_do_not_change_the_result(monkeypatch):
+    first = smooth_texture(32, 48)
+    frames = torch.stack([shifted(first, 0.3 * i, 0.1 * i) for i in range(5)])
+    flow = torch.randn(5, 2, 32, 48, generator=torch.Generator().manual_seed(3))
+    whole = visible_flow(first, frames, flow)
+    monkeypatch.setattr("data.optical_flow.CHUNK", 2)
+    for a, b in zip(whole, visible_flow(first, frames, flow), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize(
+    ("method", "said"), [("raft", "--raft-weights FILE"), ("pyflow", "setup.py build_ext"), ("magic", "choose one of")]
+)
+def test_a_method_that_cannot_run_says_how_to_get_it(method, said, monkeypatch):
+    # PyPI's pyflow is another program: it can be imported and has no flow
+    monkeypatch.setitem(sys.modules, "pyflow", types.ModuleType("pyflow"))
+    picture = torch.zeros(3, 32, 32)
+    with pytest.raises(FlowError, match=said) as caught:
+        estimate_flow(picture, picture[None], method=method)
+    assert "\n" not in str(caught.value) and caught.value.is_user_error
+
+
+def test_pyflow_is_called_with_doubles_and_its_two_maps_are_stacked(monkeypatch):
+    def coarse2fine_flow(a, b, *_):
+        assert a.dtype == b.dtype == "float64" and a.shape == (16, 24, 3)
+        return a[..., 0] + 1, a[..., 0] + 2, None
+
+    module = types.ModuleType("pyflow")
+    module.coarse2fine_flow = coarse2fine_flow
+    monkeypatch.setitem(sys.modules, "pyflow", module)
+    picture = torch.zeros(3, 16, 24)
+    flow = estimate_flow(picture, picture[None], method="pyflow")
+    assert flow[0, 0].unique().tolist() == [1.0] and flow[0, 1].unique().tolist() == [2.0]
+
+
+def test_raft_runs_from_a_weights_file_and_refuses_another_file(tmp_path):
+    from torchvision.models.optical_flow import raft_small
+
+    torch.manual_seed(0)
+    torch.save(raft_small(weights=None).state_dict(), tmp_path / "raft.pth")
+    picture = smooth_texture(36, 50)
+    flow = estimate_flow(picture, picture[None], method="raft", weights=tmp_path / "raft.pth")
+    assert flow.shape == (1, 2, 36, 50) and torch.isfinite(flow).all()
+    (tmp_path / "text.pth").write_text("no weights")
+    for name, said in (("text.pth", "not a state dict"), ("absent.pth", "no such file")):
+        with pytest.raises(FlowError, match=said):
+            estimate_flow(picture, picture[None], method="raft", weights=tmp_path / name)
+
+
+def test_wrong_shapes_are_named():
+    picture = torch.zeros(3, 16, 24)
+    with pytest.raises(ValueError, match=r"frames: expected \(T, 3, 16, 24\), got \(2, 3, 24, 16\)"):
+        estimate_flow(picture, torch.zeros(2, 3, 24, 16))
+    with pytest.raises(ValueError, match="flow: expected"):
+        visible_flow(picture, torch.zeros(2, 3, 16, 24), torch.zeros(1, 2, 16, 24))
+    assert METHODS[0] == "dis"
