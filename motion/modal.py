@@ -3,11 +3,11 @@
 Every bin k >= 1 of a spectrum is a mode: its shape S_k(x), complex, px, and its frequency w_k / 2 pi = k / T. A complex
 coordinate q_k per mode gives the displacement F(x) = sum_k Re(S_k(x) q_k), and obeys, for a force f at pixel p,
 
-    q_k'' + 2 xi w_k q_k' + w_k^2 q_k = conj(S_k(p) . f) / m_k,    m_k = 1 / w_k.
+    q_k'' + 2 xi w_k q_k' + w_k^2 q_k = conj(S_k(p) . f) / m_k,    m_k = mean_x |S_k(x)|^2.
 
-Ours: that choice of m_k (a flick then swings the modes out in the proportions of the predicted motion, a hold favours the
-slow ones), and that f is not given but solved for, so that the point under the pointer goes where the pointer is, up to
-a limit (`Simulation.hold`). Bin 0, the drift, takes no part.
+m_k is the modal mass of an evenly dense picture, so how strongly the wind drove a mode cancels out: what counts is how
+much of the mode is at p. Ours: f is not given but solved for, so that the point under the pointer goes where the
+pointer is, up to a limit (`Simulation.hold`). Bin 0, the drift, takes no part.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .spectrum import PERIOD_S
 
 DEFAULT_DAMPING = 0.08
 # Highest displacement a hold or a flick may lead to anywhere in the picture, as a share of the grid's long side.
-LIMIT_SHARE = 0.06
+LIMIT_SHARE = 0.1
 # The hand is a critically damped spring of this frequency: the lag behind the pointer is about 0.1 s.
 HOLD_HZ = 3.0
 # Standard deviation of the Gaussian by which a touch takes hold of the picture, px of the grid.
 EXTENT_PX = 1.5
-# A point whose compliance along a direction is this share of its own total, or of the picture's largest, follows half
-# the way; a stiffer one less. Without it a still point would be moved by tearing at everything else.
-STIFF_SHARE = 0.02
+# A point follows half the way along a direction in which its compliance is the first share of its own total, or the
+# second of the picture's largest, and less where it is stiffer: nothing is torn at to move what does not move.
+STIFF_SHARES = (0.02, 0.002)
 # A pixel moving less than the first share of the highest amplitude is still; above the second it is left as it is.
 STILL_SHARES = (0.02, 0.06)
 # Codes are 128 + round(127 v): zero is a code of its own, so what is still stays exactly still.
@@ -81,9 +81,19 @@ class Modes:
         return self.shapes.abs().square().sum(1).sqrt()
 
     @cached_property
-    def peak(self) -> Tensor:
-        """max_x |S_k(x)|, px: (M,) float64; |q_k| times this bounds what a mode moves anywhere."""
-        return self.amplitude.flatten(1).amax(1).double()
+    def mass(self) -> Tensor:
+        """m_k = mean_x |S_k(x)|^2, px^2: (M,) float64."""
+        return self.amplitude.double().square().flatten(1).mean(1)
+
+    @cached_property
+    def largest_response(self) -> tuple[float, float]:
+        """max_x of sum_k |S_k(x)|^2 / (m_k w_k^2), s^2, and of sum_k |S_k(x)|^2 / m_k: the softest pixel's."""
+        squared = self.amplitude.double().square()
+        mobility = _reciprocal(self.mass)
+        return tuple(
+            float(torch.einsum("m,mhw->hw", weights, squared).max())
+            for weights in (mobility / self.omega.square(), mobility)
+        )
 
     def stilled(self) -> Modes:
         """Return the modes with the pixels that hardly move set to exactly 0, with a smooth transition.
@@ -136,7 +146,7 @@ class Simulation:
         q, velocity: (M,) complex128, q_k and q_k'.
         damping: xi >= 0, of all modes; 1 is critical.
         strength: how many pixels the point moves for one of the pointer; it scales the limit too.
-        limit_px: `reach` of a hold, and of the swing after a flick, is at most this (times strength).
+        limit_px: no pixel of a held pose is displaced further, and no flick brings `reach` beyond (times strength).
     """
 
     def __init__(self, modes: Modes, *, damping: float = DEFAULT_DAMPING, limit_px: float | None = None) -> None:
@@ -157,29 +167,30 @@ class Simulation:
 
         As much of it is added as keeps `reach` within the limit, or where it already is.
         """
-        omega = self.modes.omega
-        change = self._solve(x, y, dx, dy, extent_px, omega)  # 1 / m_k
-        limit = max(self.limit_px * self.strength, self.reach())
-        # reach is convex in the share, so the shares that are allowed form an interval that starts at 0.
-        share = 1.0
-        if self._reach(self.q, self.velocity + change) > limit:
-            low, high = 0.0, 1.0
-            for _ in range(30):
-                share = (low + high) / 2
-                allowed = self._reach(self.q, self.velocity + share * change) <= limit
-                low, high = (share, high) if allowed else (low, share)
-            share = low
-        self.velocity = self.velocity + share * change
+        modes = self.modes
+        mobility = _reciprocal(modes.mass)  # 1 / m_k
+        change = self._solve(x, y, dx, dy, extent_px, mobility, modes.largest_response[1])
+        # Where does the square of a pixel's swing, a + b s + c s^2 in the share s of the change, reach the limit's?
+        squared = modes.amplitude.double().square()
+        speeds = 1 / modes.omega.square()
+        a = self._squared_swing()
+        b = torch.einsum("mhw,m->hw", squared, 2 * speeds * (self.velocity.conj() * change).real)
+        c = torch.einsum("mhw,m->hw", squared, speeds * change.abs().square())
+        room = (max(self.limit_px * self.strength, float(a.max()) ** 0.5) ** 2 - a).clamp(min=0)
+        shares = torch.where(c > 0, ((b * b + 4 * c * room).sqrt() - b) / (2 * c), torch.inf)
+        self.velocity = self.velocity + min(1.0, float(shares.min())) * change
 
     def hold(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX) -> None:
         """Pull the point (x, y) towards the displacement (dx, dy), px of the grid, until `release`.
 
-        The pull ends where the point, or its Gaussian mean, is displaced by (dx, dy), if `reach` is then within the
-        limit; else at the same pose scaled down to the limit. Call it again as the pointer moves.
+        The pull ends where the point, or its Gaussian mean, is displaced by (dx, dy), if no pixel is then displaced by
+        more than the limit; else at the same pose scaled down to the limit. Call it again as the pointer moves.
         """
-        target = self._solve(x, y, dx, dy, extent_px, 1 / self.modes.omega)  # 1 / (m_k w_k^2)
-        reach, limit = self._reach(target, torch.zeros_like(target)), self.limit_px * self.strength
-        self._target = target * (limit / reach) if reach > limit else target
+        modes = self.modes
+        compliance = _reciprocal(modes.mass) / modes.omega.square()  # 1 / (m_k w_k^2)
+        target = self._solve(x, y, dx, dy, extent_px, compliance, modes.largest_response[0])
+        furthest, limit = float(self._field(target).square().sum(0).max()) ** 0.5, self.limit_px * self.strength
+        self._target = target * (limit / furthest) if furthest > limit else target
 
     def release(self) -> None:
         """Let go: the modes swing on from where they are."""
@@ -195,45 +206,57 @@ class Simulation:
             self.q = self._target + offset
 
     def energy(self) -> float:
-        """Return sum_k mean_x |S_k|^2 (|q'|^2 + w^2 |q|^2) / 2, px^2/s^2: it never grows unless held or flicked."""
-        weight = self.modes.amplitude.square().flatten(1).mean(1).double()
+        """Return sum_k m_k (|q'|^2 + w^2 |q|^2) / 2, px^2/s^2: it never grows unless held or flicked."""
         kinetic = self.velocity.abs().square() + (self.modes.omega * self.q.abs()).square()
-        return float((weight * kinetic).sum() / 2)
+        return float((self.modes.mass * kinetic).sum() / 2)
 
     def reach(self) -> float:
-        """Return sum_k max_x |S_k(x)| sqrt(|q|^2 + |q'|^2 / w^2), px: no pixel swings further than this."""
-        return self._reach(self.q, self.velocity)
+        """Return max_x sqrt(sum_k |S_k(x)|^2 (|q|^2 + |q'|^2 / w^2)), px: how far a pixel swings, phases apart.
 
-    def _reach(self, q: Tensor, velocity: Tensor) -> float:
-        swing = (q.abs().square() + (velocity.abs() / self.modes.omega).square()).sqrt()
-        return float((self.modes.peak * swing).sum())
+        Modes that happen to be in phase add up to more, at most sqrt(M) times.
+        """
+        return float(self._squared_swing().max()) ** 0.5
+
+    def _squared_swing(self) -> Tensor:
+        swing = self.q.abs().square() + (self.velocity.abs() / self.modes.omega).square()
+        return torch.einsum("mhw,m->hw", self.modes.amplitude.double().square(), swing)
 
     def displacement(self) -> Tensor:
         """Return F(x) of now as (2, H, W) float32, px of the grid."""
-        q = self.q.to(self.modes.shapes)
-        return torch.einsum("mchw,m->chw", self.modes.shapes, q).real
+        return self._field(self.q)
+
+    def _field(self, q: Tensor) -> Tensor:
+        return torch.einsum("mchw,m->chw", self.modes.shapes, q.to(self.modes.shapes)).real
 
     def displacement_at(self, x: float, y: float, *, extent_px: float = 0.0) -> tuple[float, float]:
         """Return (dx, dy) of F at a point, px, read as `Modes.sample` does."""
         dx, dy = (self.modes.sample(x, y, extent_px) * self.q[:, None]).sum(0).real.tolist()
         return dx, dy
 
-    def _solve(self, x: float, y: float, dx: float, dy: float, extent_px: float, weights: Tensor) -> Tensor:
+    def _solve(
+        self, x: float, y: float, dx: float, dy: float, extent_px: float, weights: Tensor, largest: float
+    ) -> Tensor:
         """Return c_k = weights_k conj(S_k(p) . f), with f such that sum_k Re(S_k(p) c_k) = strength (dx, dy).
 
         The point's response is A f with A = sum_k weights_k Re(S_k S_k^H), 2 x 2, and A is nearly singular where the
-        point moves along a line only, or not at all; so f minimises |A f - d|^2 + stiff^2 |f|^2.
+        point moves along a line only, or not at all; so f minimises |A f - d|^2 + stiff^2 |f|^2. `largest` is the
+        largest trace of A of any pixel.
         """
         shape = self.modes.sample(x, y, extent_px)  # (M, 2)
         response = torch.einsum("m,mi,mj->ij", weights.to(shape), shape, shape.conj()).real  # (2, 2)
-        largest = float((weights * self.modes.peak.square()).sum())
-        stiff = STIFF_SHARE * max(float(response.trace()), largest)
+        stiff = max(STIFF_SHARES[0] * float(response.trace()), STIFF_SHARES[1] * largest)
         if stiff == 0:
             return torch.zeros_like(self.q)
         wanted = self.strength * torch.tensor([dx, dy], dtype=torch.float64)
-        damped = response @ response + stiff**2 * torch.eye(2, dtype=torch.float64)
-        force = torch.linalg.solve(damped, response @ wanted)
+        # In units of `stiff`, so that squares of tiny compliances do not vanish.
+        response = response / stiff
+        force = torch.linalg.solve(response @ response + torch.eye(2, dtype=torch.float64), response @ wanted) / stiff
         return weights * (shape @ force.to(shape)).conj()
+
+
+def _reciprocal(mass: Tensor) -> Tensor:
+    """Return 1 / m_k, and 0 for a mode without any motion, which cannot be set going."""
+    return torch.where(mass > 0, 1 / mass.clamp(min=1e-300), 0.0)
 
 
 def default_limit_px(size: tuple[int, int]) -> float:
@@ -277,10 +300,11 @@ def oscillate(q: Tensor, velocity: Tensor, omega: Tensor, damping: float, dt: fl
 def quantise(modes: Modes) -> tuple[Tensor, Tensor]:
     """Compand and round the shapes to one byte a number.
 
-    A component x of mode k becomes v = sign(x) sqrt(|x| / s_k), s_k the mode's largest component, then 128 + round(127 v).
+    A component x of mode k becomes v = sign(x) sqrt(|x| / s_k), s_k the mode's largest component, and then the code
+    128 + round(127 v).
 
     Returns:
-        codes (M, 4, H, W) uint8 in the packing of spectra (re_x, im_x, re_y, im_y), and the scales s_k (M,) float32, px.
+        codes (M, 4, H, W) uint8 in the packing of spectra (re_x, im_x, re_y, im_y), and the scales s_k (M,), px.
         With e = .5 / 127, a component comes back within s_k (2 sqrt(|x| / s_k) + e) e, and 0 as exactly 0.
     """
     parts = torch.view_as_real(modes.shapes).movedim(-1, 2).flatten(1, 2).float()  # (M, 4, H, W)
