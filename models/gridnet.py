@@ -1,0 +1,115 @@
+"""GridNet: a decoder laid out as rows (scales) and columns (steps), after Fourure et al., "Residual Conv-Deconv Grid
+Network for Semantic Segmentation", BMVC 2017, in the form Niklaus and Liu use for synthesis (bilinear up-sampling,
+PReLU, no normalisation).
+
+The first half of the columns passes information down (to coarser rows), the second half up. Where we differ: the
+input enters each row through one convolution, and an up-sampling block convolves before it enlarges, at a quarter of
+the cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PRELU_SLOPE = 0.25  # torch's initial one
+
+
+class ConvBlock(nn.Module):
+    """PReLU, convolution, PReLU, convolution.
+
+    Args:
+        in_channels, out_channels: channels before and after.
+        resample: "none", "down" (the first convolution has a stride of 2) or "up" (bilinear x2 after the first one).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, resample: str = "none") -> None:
+        super().__init__()
+        self.resample = resample
+        self.activation_in = nn.PReLU(in_channels)
+        self.conv_in = nn.Conv2d(in_channels, out_channels, 3, stride=2 if resample == "down" else 1, padding=1)
+        self.activation_out = nn.PReLU(out_channels)
+        self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+
+    def initialise(self) -> None:
+        """Draw weights that keep a signal's variance through the first convolution and halve its amplitude after it.
+
+        torch's default would take nine tenths of it in each block, so that coarse rows hardly reached the output.
+        """
+        for conv, gain in ((self.conv_in, 1.0), (self.conv_out, 0.5)):
+            nn.init.kaiming_normal_(conv.weight, a=PRELU_SLOPE)
+            nn.init.zeros_(conv.bias)
+            with torch.no_grad():
+                conv.weight.mul_(gain)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Return (B, out_channels, H', W'); H' = H, H / 2 or 2 H."""
+        hidden = self.conv_in(self.activation_in(hidden))
+        if self.resample == "up":
+            hidden = F.interpolate(hidden, scale_factor=2, mode="bilinear", align_corners=False)
+        return self.conv_out(self.activation_out(hidden))
+
+
+class GridNet(nn.Module):
+    """Decode one input per scale to one map at the finest scale.
+
+    Args:
+        in_channels: channels of the input of each row, finest first.
+        out_channels: channels of the output.
+        channels: channels of each row, finest first.
+        columns: even number of columns; the first half goes down, the second half up.
+
+    The last convolution starts at zero, so an untrained GridNet returns exactly 0.
+    """
+
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        out_channels: int = 3,
+        channels: Sequence[int] = (16, 32, 64),
+        columns: int = 4,
+    ) -> None:
+        super().__init__()
+        if len(in_channels) != len(channels):
+            raise ValueError(f"in_channels: expected one number per row ({len(channels)}), got {len(in_channels)}")
+        if columns < 2 or columns % 2:
+            raise ValueError(f"columns: expected an even number of at least 2, got {columns}")
+        rows = len(channels)
+        self.half = columns // 2
+        self.heads = nn.ModuleList(nn.Conv2d(n, c, 3, padding=1) for n, c in zip(in_channels, channels, strict=True))
+        # The head is the first column's step from left to right, so lateral blocks are one column fewer.
+        self.laterals = nn.ModuleList(nn.ModuleList(ConvBlock(c, c) for c in channels) for _ in range(columns - 1))
+        self.downs = nn.ModuleList(
+            nn.ModuleList(ConvBlock(channels[r - 1], channels[r], "down") for r in range(1, rows))
+            for _ in range(self.half)
+        )
+        self.ups = nn.ModuleList(
+            nn.ModuleList(ConvBlock(channels[r + 1], channels[r], "up") for r in range(rows - 1))
+            for _ in range(columns - self.half)
+        )
+        self.tail = nn.Sequential(nn.PReLU(channels[0]), nn.Conv2d(channels[0], out_channels, 3, padding=1))
+        for module in self.modules():
+            if isinstance(module, ConvBlock):
+                module.initialise()
+        nn.init.zeros_(self.tail[-1].weight)
+        nn.init.zeros_(self.tail[-1].bias)
+
+    def forward(self, inputs: Sequence[Tensor]) -> Tensor:
+        """Return (B, out_channels, H, W) for inputs (B, in_channels[r], H / 2^r, W / 2^r) that halve exactly."""
+        state = [head(x) for head, x in zip(self.heads, inputs, strict=True)]  # rows of (B, C_r, H/2^r, W/2^r)
+        for column, downs in enumerate(self.downs):
+            if column > 0:
+                state = self._step_right(state, column)
+            for row, down in enumerate(downs, start=1):
+                state[row] = state[row] + down(state[row - 1])
+        for column, ups in enumerate(self.ups, start=self.half):
+            state = self._step_right(state, column)
+            for row in reversed(range(len(ups))):
+                state[row] = state[row] + ups[row](state[row + 1])
+        return self.tail(state[0])
+
+    def _step_right(self, state: list[Tensor], column: int) -> list[Tensor]:
+        return [x + lateral(x) for x, lateral in zip(state, self.laterals[column - 1], strict=True)]

@@ -1,0 +1,204 @@
+"""Frame synthesis: what an untrained model returns, what stays still, conventions of each scale, gradients, saving."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import models.frame_synthesis as frame_synthesis
+from models.checkpoints import load_model
+from models.frame_synthesis import OPERATORS, PRESETS, FrameSynthesis, Padding, splat_image
+from splatting import softmax_splat
+
+SMALL = {"channels": (4, 8, 12), "columns": 2}
+
+
+def make_model(operator: str = "softmax", *, trained: bool = True, **changes: object) -> FrameSynthesis:
+    torch.manual_seed(0)
+    model = FrameSynthesis(operator=operator, **{**SMALL, **changes}).eval()
+    if trained:
+        torch.nn.init.normal_(model.decoder.tail[-1].weight, std=0.1)
+        torch.nn.init.constant_(model.decoder.tail[-1].bias, 0.05)
+    return model
+
+
+def make_sample(height: int = 24, width: int = 32, *, batch: int = 1) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    image = torch.rand(batch, 3, height, width, generator=generator)
+    coarse = torch.randn(batch, 2, 3, 4, generator=generator) * 2
+    flow = torch.nn.functional.interpolate(coarse, size=(height, width), mode="bilinear")
+    return image, flow, flow.square().sum(1, keepdim=True).sqrt()
+
+
+def half_moving(height: int = 24, width: int = 32) -> tuple[torch.Tensor, ...]:
+    """The right quarter moves by (1.5, -0.5) px, the rest by .04 px: less than what counts as motion."""
+    image, flow, _ = make_sample(height, width)
+    flow = torch.full_like(flow, 0.0)
+    flow[:, 0], flow[:, 1] = 0.04, 0.0
+    flow[:, 0, :, 24:], flow[:, 1, :, 24:] = 1.5, -0.5
+    return image, flow, flow.square().sum(1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_zero_flow_returns_the_picture_exactly(operator: str) -> None:
+    image, flow, importance = make_sample()
+    assert torch.equal(make_model(operator)(image, flow * 0, importance), image)
+
+
+@pytest.mark.parametrize("operator", ["softmax", "gaussian", "average"])
+def test_zero_flow_returns_the_picture_exactly_without_a_network(operator: str) -> None:
+    image, flow, importance = make_sample()
+    assert torch.equal(splat_image(image, flow * 0, importance, operator=operator)[0], image)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_still_region_is_exact_while_another_moves(operator: str) -> None:
+    image, flow, importance = half_moving()
+    frame = make_model(operator)(image, flow, importance)
+    assert torch.equal(frame[..., :24], image[..., :24])
+    assert (frame[..., 24:] - image[..., 24:]).abs().max() > 0.05
+
+
+def test_what_moves_onto_still_pixels_is_seen_there() -> None:
+    image, flow, importance = half_moving()
+    flow[:, 0, :, 24:] = -3.0  # the right quarter comes over the still part
+    frame = make_model(trained=False)(image, flow, importance)
+    assert (frame[..., 21:24] - image[..., 21:24]).abs().max() > 0.05
+    assert torch.equal(frame[..., :21], image[..., :21])
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_untrained_model_is_the_residual_path(operator: str) -> None:
+    image, flow, importance = make_sample(batch=2)
+    frame = make_model(operator, trained=False)(image, flow, importance)
+    expected, mass = splat_image(image, flow, importance, operator="softmax")
+    torch.testing.assert_close(frame, expected, atol=1e-6, rtol=0)
+    covered = mass > 0.06
+    plain = softmax_splat(image, flow, importance)
+    torch.testing.assert_close(frame * covered, plain * covered, atol=1e-6, rtol=0)
+
+
+def test_flow_moves_right_and_down() -> None:
+    image, flow, importance = make_sample()
+    flow[:, 0], flow[:, 1] = 2.0, -1.0
+    frame, mass = splat_image(image, flow, importance, operator="softmax")
+    torch.testing.assert_close(frame[..., 0:23, 2:], image[..., 1:24, :-2])
+    # Where nothing arrives the source shows through: two columns at the left, one row at the bottom.
+    assert torch.equal(mass[0, 0, :, :2], torch.zeros(24, 2)) and torch.equal(mass[0, 0, 23], torch.zeros(32))
+    assert torch.equal(frame[..., :2], image[..., :2]) and torch.equal(frame[..., 23, :], image[..., 23, :])
+
+
+def test_stretched_areas_do_not_show_the_unmoved_source() -> None:
+    """Spreading by 2 leaves every target a mass of 1/2, yet no hole: filling by 1 - mass would mix in the source."""
+    image = torch.zeros(1, 3, 1, 32)
+    image[..., 16:] = 1.0
+    flow = torch.zeros(1, 2, 1, 32)
+    flow[:, 0] = torch.arange(32) - 8.0  # x -> 2 x - 8
+    frame, mass = splat_image(image, flow, torch.ones(1, 1, 1, 32), operator="average")
+    # Targets of even x get one source each, x / 2 + 4; odd ones none: those are holes.
+    assert torch.equal(mass[0, 0, 0, 0::2], torch.ones(16)) and torch.equal(mass[0, 0, 0, 1::2], torch.zeros(16))
+    flow[:, 0] = (torch.arange(32) - 8.0) * 0.5  # x -> 1.5 x - 4: mass 1/2 to 1 everywhere
+    frame, mass = splat_image(image, flow, torch.ones(1, 1, 1, 32), operator="average")
+    assert mass[0, 0, 0, 1:30].min() < 0.6
+    assert torch.equal(frame[0, 0, 0, 21:30], torch.ones(9)) and frame[0, 0, 0, 2:19].abs().max() == 0
+
+
+def test_each_scale_gets_its_own_flow_and_the_same_importance(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, seen = make_model(), []
+    original = model.splat
+
+    def spy(values: torch.Tensor, flow: torch.Tensor, importance: torch.Tensor):
+        seen.append((values.shape[1], flow[0, :, 0, 0].tolist(), float(importance.mean()), tuple(flow.shape[-2:])))
+        return original(values, flow, importance)
+
+    monkeypatch.setattr(model, "splat", spy)
+    flow = torch.zeros(1, 2, 24, 32)
+    flow[:, 0], flow[:, 1] = 4.0, -2.0
+    model(torch.rand(1, 3, 24, 32), flow, torch.full((1, 1, 24, 32), 3.0))
+    assert [size for *_, size in seen] == [(24, 32), (12, 16), (6, 8)]
+    assert [channels for channels, *_ in seen] == [4 + 3, 8, 12]  # the finest carries the picture
+    assert sum((f for _, f, _, _ in seen), []) == pytest.approx([4.0, -2.0, 2.0, -1.0, 1.0, -0.5], abs=1e-5)
+    assert [importance for _, _, importance, _ in seen] == pytest.approx([3.0, 3.0, 3.0])
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_gradients_reach_the_encoder_through_the_splat(operator: str) -> None:
+    model = make_model(operator)
+    image, flow, importance = make_sample()
+    model(image, flow, importance).square().mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent
+    assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+def test_splats_run_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(values: torch.Tensor, *arguments: torch.Tensor, **options: bool):
+        seen.append((values.dtype, torch.is_autocast_enabled("cpu")))
+        return softmax_splat(values, *arguments, **options)
+
+    monkeypatch.setattr(frame_synthesis, "softmax_splat", spy)
+    model, sample = make_model(), make_sample()
+    exact = model(*sample)
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        frame = model(*sample)
+    assert seen == [(torch.float32, False)] * 3
+    assert frame.dtype == torch.float32
+    torch.testing.assert_close(frame, exact, atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_odd_sizes_and_one_encoding_for_many_frames(operator: str) -> None:
+    model = make_model(operator)
+    image, flow, importance = make_sample(37, 53, batch=3)
+    image, importance = image[:1], importance[:1]
+    frames = model.render(image, model.encode(image), flow, importance)
+    assert frames.shape == (3, 3, 37, 53)
+    assert frames.min() >= 0 and frames.max() <= 1
+    for index in range(3):
+        alone = model(image, flow[index : index + 1], importance).clamp(0, 1)
+        torch.testing.assert_close(frames[index : index + 1], alone, atol=1e-5, rtol=0)
+
+
+def test_padding_there_and_back() -> None:
+    maps = torch.arange(6.0).view(1, 1, 2, 3)
+    padding = Padding((2, 3), 4)
+    padded = padding.pad(maps)
+    assert padded.shape == (1, 1, 4, 4)
+    assert padded[0, 0, 3].tolist() == [3, 4, 5, 5]  # the border is repeated
+    assert torch.equal(padding.unpad(padded), maps)
+    assert Padding((8, 4), 4).pad(maps) is maps
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_saved_and_loaded_again(tmp_path: Path, half: bool) -> None:
+    model = make_model("gaussian", sigma=0.5, ewa=False)
+    if half:
+        model = model.half().float()
+        make_stored = FrameSynthesis.from_config(model.config)
+        make_stored.load_state_dict(model.state_dict())
+        make_stored.half().save_pretrained(tmp_path)
+    else:
+        model.save_pretrained(tmp_path)
+    again = load_model(FrameSynthesis, tmp_path, component="frame synthesis")
+    assert (again.config.operator, again.config.sigma, again.config.ewa) == ("gaussian", 0.5, False)
+    sample = make_sample()
+    assert torch.equal(again(*sample), model(*sample))
+
+
+@pytest.mark.parametrize(("preset", "millions"), [("tiny", 0.16), ("small", 0.62), ("paper", 2.58)])
+def test_presets_have_their_size(preset: str, millions: float) -> None:
+    model = FrameSynthesis(**PRESETS[preset])
+    assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.01)
+
+
+def test_unknown_operators_are_refused() -> None:
+    with pytest.raises(ValueError, match="operator: expected one of softmax, gaussian"):
+        FrameSynthesis(operator="nearest")
+    image, flow, importance = make_sample()
+    with pytest.raises(ValueError, match="operator: expected one of softmax, gaussian, average"):
+        splat_image(image, flow, importance, operator="nearest")

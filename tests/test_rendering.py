@@ -1,0 +1,101 @@
+"""The stream of frames: the same whatever the batch size, lazy, exact at frame 0, speeds and controls of the motion."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from models.frame_synthesis import FrameSynthesis, splat_image
+from models.rendering import render_frames
+from motion.flow import resize_flow
+from motion.looping import plan_playback
+from motion.motion_file import Motion
+
+
+class CountingMotion(Motion):
+    """Counts the frames that were asked for."""
+
+    asked = 0
+
+    def flow_at(self, phase: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        self.asked += len(phase)
+        return super().flow_at(phase, size)
+
+
+def make_motion() -> CountingMotion:
+    torch.manual_seed(0)
+    spectrum = torch.zeros(4, 4, 16, 24)
+    spectrum[1] = torch.nn.functional.interpolate(torch.randn(1, 4, 3, 4), size=(16, 24), mode="bilinear")[0]
+    return CountingMotion(spectrum=spectrum, image_size=(37, 53))
+
+
+def make_model(operator: str = "softmax") -> FrameSynthesis:
+    torch.manual_seed(0)
+    model = FrameSynthesis(operator=operator, channels=(4, 8, 12), columns=2)
+    torch.nn.init.normal_(model.decoder.tail[-1].weight, std=0.1)
+    return model
+
+
+IMAGE = torch.rand(3, 37, 53, generator=torch.Generator().manual_seed(5))
+PLAYBACK = plan_playback(seconds=7 / 30)
+
+
+@pytest.mark.parametrize("operator", ["softmax", "gaussian"])
+@pytest.mark.parametrize("network", [True, False])
+def test_batch_size_changes_nothing(operator: str, network: bool) -> None:
+    model = make_model(operator) if network else None
+    streams = [
+        torch.cat(list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, operator=operator, batch_size=size)))
+        for size in (1, 3, 16)
+    ]
+    assert streams[0].shape == (7, 3, 37, 53)
+    assert streams[0].min() >= 0 and streams[0].max() <= 1
+    for stream in streams[1:]:
+        torch.testing.assert_close(stream, streams[0], atol=1e-5, rtol=0)
+    assert torch.equal(streams[0][0], IMAGE)
+    assert (streams[0][6] - IMAGE).abs().max() > 0.05
+
+
+def test_frames_come_one_batch_at_a_time() -> None:
+    motion = make_motion()
+    stream = render_frames(IMAGE, motion, PLAYBACK, batch_size=2)
+    assert motion.asked == 0
+    assert next(stream).shape[0] == 2 and motion.asked == 2
+    assert [len(frames) for frames in stream] == [2, 2, 1] and motion.asked == 7
+
+
+def test_the_callers_gradients_stay_on_between_frames() -> None:
+    for _ in render_frames(IMAGE, make_motion(), PLAYBACK, model=make_model()):
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+
+
+def test_preview_is_the_splat_along_the_resized_flow() -> None:
+    motion = make_motion()
+    frames = torch.cat(list(render_frames(IMAGE, motion, PLAYBACK, operator="average")))
+    flow = resize_flow(motion.flow_at(PLAYBACK.phase[4:5]).float(), (37, 53))
+    expected = splat_image(IMAGE[None], flow, flow[:, :1] * 0, operator="average")[0]
+    torch.testing.assert_close(frames[4:5], expected, atol=1e-5, rtol=0)
+
+
+def test_low_precision_is_close() -> None:
+    exact = torch.cat(list(render_frames(IMAGE, make_motion(), PLAYBACK, model=make_model())))
+    low = torch.cat(list(render_frames(IMAGE, make_motion(), PLAYBACK, model=make_model(), precision="bf16")))
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, exact, atol=0.03, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"precision": "int8"}, "precision: expected one of no, bf16, fp16"),
+        ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"model": "gaussian", "operator": "softmax"}, "operator: the model's is 'gaussian'"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_the_call(changes: dict, message: str) -> None:
+    if "model" in changes:
+        changes = {**changes, "model": make_model(changes["model"])}
+    with pytest.raises(ValueError, match=message):
+        render_frames(IMAGE, make_motion(), PLAYBACK, **changes)
+    with pytest.raises(ValueError, match="image: expected"):
+        render_frames(IMAGE[0], make_motion(), PLAYBACK)

@@ -1,0 +1,157 @@
+"""The two training scripts from flags to model folder, their loss, and the mistakes they refuse."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_frame_synthesis_gaussian
+import train_frame_synthesis_softsplat
+from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSetWriter, Pair
+from data.media import read_image
+from models.checkpoints import load_model
+from models.frame_synthesis import FrameSynthesis
+from training.frame_synthesis import GRADIENT_WEIGHT, PRESETS, FrameSynthesisLoss, arriving_reliability
+
+SCRIPTS = {"softmax": train_frame_synthesis_softsplat, "gaussian": train_frame_synthesis_gaussian}
+
+
+@pytest.fixture(scope="module")
+def clip_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five clips of 48 x 64 px, one of them held out, that move by (2, -1) px and grow brighter by .1 on the way."""
+    folder = tmp_path_factory.mktemp("sets") / "clips"
+    generator = torch.Generator().manual_seed(0)
+    with ClipSetWriter(folder, {"made_of": "test"}) as writer:
+        for index in range(5):
+            first = (
+                0.8
+                * torch.nn.functional.interpolate(
+                    torch.rand(1, 3, 12, 16, generator=generator), size=(48, 64), mode="bilinear"
+                )[0]
+            )
+            flow = torch.zeros(2, 48, 64)
+            flow[0], flow[1] = 2.0, -1.0
+            target = first.roll((-1, 2), (1, 2)) + 0.1
+            content = ClipContent(
+                first, pairs=(Pair(target, flow, torch.ones(1, 48, 64), 1.0),), importance=torch.full((1, 48, 64), 2.2)
+            )
+            split = "test" if index == 4 else "train"
+            writer.write(ClipRow(f"clip{index}", "nowhere.mp4", split=split, status=PAIRS_ONLY), content)
+        writer.finish()
+    return folder
+
+
+def flags(clip_set: Path, out: Path, *more: str) -> list[str]:
+    return ["--data", str(clip_set), "--out", str(out), "--crop", "32", "--device", "cpu", *more]
+
+
+@pytest.mark.parametrize("operator", ["softmax", "gaussian"])
+def test_from_flags_to_a_model_that_has_learned(
+    operator: str, clip_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "run"
+    own = ["--sigma", "0.6", "--no-ewa"] if operator == "gaussian" else []
+    more = ["--steps", "40", "--batch-size", "2", "--learning-rate", "0.004", "--ema-decay", "0.5"]
+    assert SCRIPTS[operator].main(flags(clip_set, run, *more, *own)) == 0
+
+    model = load_model(FrameSynthesis, run / f"frame_synthesis_{operator}", component="frame synthesis")
+    assert model.config.operator == operator
+    if operator == "gaussian":
+        assert (model.config.sigma, model.config.ewa) == (0.6, False)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    held_out = [line for line in lines if "held_out_loss" in line]
+    assert [line["step"] for line in held_out] == [0, 40]
+    assert held_out[1]["held_out_loss"] < 0.7 * held_out[0]["held_out_loss"]
+    assert held_out[1]["held_out_model_psnr_db"] > held_out[1]["held_out_average_splat_psnr_db"] + 2
+    assert held_out[1]["held_out_average_splat_psnr_db"] > held_out[1]["held_out_frame_0_psnr_db"]
+    # One row of five pictures: source, target, average splat, output, error.
+    assert read_image(run / "samples" / "step-0000040.png").shape == (3, 32, 5 * 32 + 4 * 2)
+    record = json.loads((run / f"frame_synthesis_{operator}" / "training.json").read_text())
+    assert record["steps"] == 40
+
+
+def test_both_operators_start_from_the_same_weights_and_data(clip_set: Path, tmp_path: Path) -> None:
+    first_losses = []
+    for operator, script in SCRIPTS.items():
+        script.main(flags(clip_set, tmp_path / operator, "--steps", "1", "--batch-size", "2", "--log-every", "1"))
+        lines = [json.loads(line) for line in (tmp_path / operator / "metrics.jsonl").read_text().splitlines()]
+        first_losses.append(next(line["loss"] for line in lines if line.get("loss") is not None))
+    # Untrained, both return the same residual path.
+    assert first_losses[0] == pytest.approx(first_losses[1], abs=1e-6)
+
+
+@pytest.mark.parametrize("preset", ["small", "paper"])
+def test_larger_presets_make_a_step(preset: str, clip_set: Path, tmp_path: Path) -> None:
+    more = ["--preset", preset, "--steps", "1", "--batch-size", "1", "--export", str(tmp_path / "model")]
+    assert train_frame_synthesis_gaussian.main(flags(clip_set, tmp_path / "run", *more)) == 0
+    model = load_model(FrameSynthesis, tmp_path / "model", component="frame synthesis")
+    assert list(model.config.channels) == ([16, 32, 64] if preset == "small" else [32, 64, 96])
+
+
+def test_loss_weighs_its_terms_and_leaves_unreliable_pixels_out() -> None:
+    target = torch.zeros(1, 3, 8, 8)
+    frame = torch.full((1, 3, 8, 8), 0.25)
+    frame[..., 4:] = 9.0
+    reliability = torch.ones(1, 1, 8, 8)
+    reliability[..., 4:] = 0.0
+    terms = FrameSynthesisLoss().terms(frame, target, reliability)
+    assert float(terms["l1"]) == pytest.approx(0.25)
+    assert float(terms["gradient"]) == 0.0
+    frame[:, :, :4, :4] = 0.75  # a step of .5 between rows 3 and 4
+    terms = FrameSynthesisLoss().terms(frame, target, reliability)
+    assert float(terms["l1"]) == pytest.approx(0.5)
+    assert float(terms["gradient"]) > 0
+    assert float(terms["loss"]) == pytest.approx(float(terms["l1"] + GRADIENT_WEIGHT * terms["gradient"]))
+
+
+def test_reliability_goes_where_the_flow_leads() -> None:
+    reliability = torch.zeros(1, 1, 3, 5)
+    reliability[0, 0, 1] = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5])
+    flow = torch.zeros(1, 2, 3, 5)
+    flow[:, 0], flow[:, 1] = 2.0, 1.0
+    arrived = arriving_reliability(reliability, flow)[0, 0]
+    # The first row and the first two columns are holes, which count fully.
+    assert arrived[0].tolist() == [1.0] * 5
+    assert arrived[2].tolist() == pytest.approx([1.0, 1.0, 0.1, 0.2, 0.3])
+
+
+def test_perceptual_loss_from_the_weights_at_hand(clip_set: Path, tmp_path: Path) -> None:
+    weights = Path(__file__).resolve().parents[2] / "shared" / "weights" / "squeezenet1_1_features.npz"
+    if not weights.exists():
+        pytest.skip(f"{weights} is not here")
+    more = ["--steps", "1", "--batch-size", "1", "--perceptual-weights", str(weights), "--log-every", "1"]
+    assert train_frame_synthesis_softsplat.main(flags(clip_set, tmp_path / "run", *more)) == 0
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if line.get("loss") is not None)
+    assert logged["perceptual"] > 0 and logged["loss"] > logged["l1"] + GRADIENT_WEIGHT * logged["gradient"]
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--sigma", "0.9"], "--sigma 0.9: right: at most 0.65"),
+        (["--crop", "30"], "--crop 30: right: a multiple of 4"),
+        (["--perceptual-weights", "nothing.npz"], "--perceptual-weights nothing.npz: no such file"),
+        (["--data", "nowhere"], "nowhere: not a clip set"),
+        (["--device", "cuda:77"], "--device cuda:77"),
+        (["--preset", "huge"], "--preset huge: right: tiny, small, paper"),
+    ],
+)
+def test_mistakes_are_one_line(
+    more: list[str], message: str, clip_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert train_frame_synthesis_gaussian.main(flags(clip_set, tmp_path / "run", *more)) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert message in errors[-1] and "Traceback" not in "".join(errors)
+    assert not (tmp_path / "run").exists()
+
+
+def test_dry_run_writes_nothing(clip_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert train_frame_synthesis_softsplat.main(flags(clip_set, tmp_path / "run", "--dry-run")) == 0
+    assert "softmax, preset tiny, 32 px crops" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
+    assert set(PRESETS) == {"tiny", "small", "paper"}

@@ -1,0 +1,41 @@
+"""Train the frame synthesis network with Gaussian splatting: each source pixel is a 2-D Gaussian.
+
+Pairs (frame 0, frame t, flow) come from clip sets of prepare_data.py. The model folder that is written at the end
+goes to animate.py, synthesize_gaussian.py and evaluate.py as --checkpoint. Data, order, seeds and losses are those of
+train_frame_synthesis_softsplat.py; only the operator differs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from training.cli import UsageError, command, positive_float, run
+from training.frame_synthesis_flags import make_parser
+
+# A wider Gaussian would be cut off by the operator's 4 x 4 taps.
+MAX_SIGMA_PX = 0.65
+
+
+@command(memory_flags=("--batch-size", "--crop"))
+def main(argv: list[str] | None = None) -> int:
+    """Parse the flags and train."""
+    parser = make_parser(__doc__)
+    group = parser.add_argument_group("gaussian splatting")
+    group.add_argument(
+        "--sigma", type=positive_float, default=0.45, metavar="PX", help="standard deviation, px of each scale"
+    )
+    group.add_argument(
+        "--ewa", action=argparse.BooleanOptionalAction, default=True, help="deform the Gaussian with the flow"
+    )
+    args = parser.parse_args(argv)
+    if args.sigma > MAX_SIGMA_PX:
+        raise UsageError(f"--sigma {args.sigma:g}: right: at most {MAX_SIGMA_PX} px, what 4 x 4 taps can hold")
+
+    from training.frame_synthesis import run_training
+
+    return run_training(args, "gaussian", {"sigma": args.sigma, "ewa": args.ewa})
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))
