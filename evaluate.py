@@ -1,0 +1,139 @@
+"""Measure on held-out clips and write tables.
+
+frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and what any of them must beat
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+from training.cli import Parser, UsageError, add_shared_flags, check_writable, command, positive_int, run
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_OUT = Path("outputs/evaluate")
+
+
+@command(memory_flags=("--device",))
+def main(argv: list[str] | None = None) -> int:
+    """Parse the flags and make one table."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    tables = parser.add_subparsers(dest="table", required=True, metavar="frames")
+    _add_frames(tables)
+    args = parser.parse_args(argv)
+    args.command = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    return args.make_table(args)
+
+
+# ------------------------------------------------------------------------------------------------ frames
+
+
+def _add_frames(tables: argparse._SubParsersAction) -> None:
+    parser = tables.add_parser("frames", help="PSNR, SSIM, LPIPS of frames rendered from frame 0 and their flow")
+    parser.set_defaults(make_table=make_frames_table)
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--data", type=Path, required=True, metavar="SET", help="clip set of prepare_data.py")
+    group.add_argument("--split", choices=("test", "train"), default="test", help="clips of this split")
+    group.add_argument("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
+    group.add_argument("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
+    group.add_argument(
+        "--checkpoint",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="folders that hold frame_synthesis_softmax or frame_synthesis_gaussian, or are one; "
+        "by default checkpoints/default",
+    )
+    group = parser.add_argument_group("networks that measure; nothing is downloaded")
+    group.add_argument("--lpips-weights", type=Path, metavar="FILE", help="torchvision's ImageNet weights for LPIPS")
+    group.add_argument("--lpips-network", choices=("alex", "vgg", "squeeze"), default="alex", help="what FILE holds")
+    group.add_argument("--feature-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 for feature_distance")
+    add_shared_flags(parser, "seed", "device", "precision", "out")
+
+
+def make_frames_table(args: argparse.Namespace) -> int:
+    """Render the clips in every way with the same flow, print the table, and write it to --out."""
+    from tqdm import tqdm
+
+    from data.clips import ClipSet
+    from training.cli import choose_device
+    from training.evaluation_clips import choose_clips, open_clip
+    from training.frame_evaluation import make_methods, measure
+    from training.losses import PerceptualLoss
+    from training.metrics import load_lpips, write_results
+
+    # Early checks
+    out = check_writable(args.out or DEFAULT_OUT / f"frames-{args.data.name}-{args.split}")
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; name a folder")
+    device = choose_device(args.device)
+    if args.precision == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16: needs a GPU; right: no, bf16")
+    clip_set = ClipSet(args.data)
+    rows = choose_clips(clip_set, args.split, args.clips, args.seed)
+    models = _load_models(args)
+    lpips = load_lpips(args.lpips_network, args.lpips_weights)
+    features = None
+    if args.feature_weights is not None:
+        features = PerceptualLoss(args.feature_weights, flag="--feature-weights").to(device)
+    else:
+        logger.warning("feature_distance is left out: no weights at hand; give SqueezeNet's by --feature-weights FILE")
+
+    # Measure
+    methods = make_methods(models, device, args.precision)
+    bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
+    clips = (open_clip(clip_set, row, args.every) for row in bar)
+    lpips = lpips.to(device) if lpips is not None else None
+    table, by_clip, origins = measure(clips, methods, device, lpips=lpips, features=features)
+
+    # Write
+    notes = _frames_notes(args, len(clip_set.rows(args.split)), table[0], origins, device, list(models))
+    print(write_results(out, table, title=f"Frame synthesis, {args.data.name}, split {args.split}", notes=notes))
+    write_results(out / "by_clip", by_clip, title="The same by clip", notes=notes)
+    logger.info("written to %s", out)
+    return 0
+
+
+def _load_models(args: argparse.Namespace) -> dict:
+    from models.checkpoints import DEFAULT_CHECKPOINT
+    from training.frame_evaluation import OPERATOR_FOLDERS, find_models
+
+    if args.checkpoint is not None:
+        return find_models(args.checkpoint)
+    if not any((DEFAULT_CHECKPOINT / name).is_dir() for name in OPERATOR_FOLDERS):
+        logger.warning("no rows of models: %s has none; give --checkpoint DIR", DEFAULT_CHECKPOINT)
+        return {}
+    return find_models([DEFAULT_CHECKPOINT])
+
+
+def _frames_notes(
+    args: argparse.Namespace, clips: int, row: dict, origins: dict[str, int], device: object, models: list[str]
+) -> list[str]:
+    origin_names = {
+        "scene": "rendered scenes with exact flow",
+        "video": "videos with estimated flow, unseen flow zeroed as in training",
+        "pairs": "clips whose source is not at hand: stored pairs only",
+    }
+    checkpoint = ", ".join(map(str, args.checkpoint or ["checkpoints/default"])) if models else "none"
+    return [
+        f"data: {args.data}, split {args.split}, {row['sequences']} sequences ({clips} kept clips in the split), "
+        f"{row['frames']} frames, every {args.every}; "
+        + "; ".join(f"{count} {origin_names[name]}" for name, count in sorted(origins.items())),
+        "protocol: frame 0 excluded; output clipped to [0, 1], not rounded; squared error pooled over a sequence "
+        "before the logarithm (psnr_db), then the mean over sequences; psnr_frames_db is the mean of the frames' own "
+        "values; a sequence without error counts as 100 dB",
+        "all rows use the same flow and importance; holes of image-space splats are filled from frame 0; still pixels "
+        "copy it; gaussian: sigma .45 px, EWA",
+        "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held (the flow at p stands in for that at "
+        "the source of p)",
+        f"models: {checkpoint}; precision {args.precision}; device {device}; seed {args.seed} (choice of clips)",
+        f"command: {args.command}",
+    ]
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

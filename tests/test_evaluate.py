@@ -1,0 +1,160 @@
+"""evaluate.py frames: figures that can be computed by hand, where frames and flow come from, the flow's cache."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import evaluate
+import training.evaluation_clips as evaluation_clips
+from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSet, ClipSetWriter, Pair
+from data.datasets import render_scene_set
+from data.sources import ClipJob, prepare_clip
+from data.video_writer import VideoWriter
+from models.frame_synthesis import FrameSynthesis
+from training.evaluation_clips import choose_clips, open_clip
+from training.frame_evaluation import remap
+
+ROWS = ["average splat", "softmax splat", "gaussian splat", "OpenCV remap", "frame 0 repeated"]
+SIZE = (32, 48)
+
+
+def still_pair(first: torch.Tensor, brighter: float) -> Pair:
+    return Pair(first + brighter, torch.zeros(2, *SIZE), torch.ones(1, *SIZE), 1.0)
+
+
+@pytest.fixture
+def hand_made_set(tmp_path: Path) -> Path:
+    """Clips whose sources are gone and whose flow is 0: pairs that equal frame 0, or are brighter by 51/255 = .2."""
+    first = torch.randint(0, 128, (3, *SIZE), generator=torch.Generator().manual_seed(0)) / 255
+    with ClipSetWriter(tmp_path / "set", {"made_of": "test"}) as writer:
+        for name, steps in {"bright": (0.2, 0.2), "half": (0.0, 0.2), "still": (0.0, 0.0)}.items():
+            pairs = tuple(still_pair(first, step) for step in steps)
+            row = ClipRow(name, str(tmp_path / "gone.mp4"), split="test", status=PAIRS_ONLY)
+            writer.write(row, ClipContent(first, pairs=pairs, importance=torch.ones(1, *SIZE)))
+        writer.finish()
+    return tmp_path / "set"
+
+
+def make_checkpoint(folder: Path) -> Path:
+    for operator in ("softmax", "gaussian"):
+        model = FrameSynthesis(operator=operator, channels=(4, 8, 12), columns=2)
+        model.save_pretrained(folder / f"frame_synthesis_{operator}")
+    return folder
+
+
+def read_rows(folder: Path) -> dict[str, dict]:
+    return {row["row"]: row for row in json.loads((folder / "results.json").read_text())}
+
+
+def test_figures_by_hand(hand_made_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    checkpoint, out = make_checkpoint(tmp_path / "models"), tmp_path / "out"
+    flags = ["--data", str(hand_made_set), "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
+    assert evaluate.main(["frames", *flags]) == 0
+    rows = read_rows(out)
+    assert list(rows) == ["model softmax", "model gaussian", *ROWS]
+    # Flow 0: every row is frame 0. Mean squared error .04 in a brighter frame, so 13.979 dB; pooled over the two frames
+    # of "half" .02, 16.990 dB, and by frame (100 + 13.979) / 2.
+    bright, half = -10 * np.log10(0.04), -10 * np.log10(0.02)
+    for row in rows.values():
+        assert row["psnr_db"] == pytest.approx((bright + half + 100) / 3, abs=1e-3)
+        assert row["psnr_frames_db"] == pytest.approx((bright + (100 + bright) / 2 + 100) / 3, abs=1e-3)
+        assert (row["sequences"], row["frames"], row["lpips_alex"]) == (3, 6, None)
+    by_clip = json.loads((out / "by_clip" / "results.json").read_text())
+    figures = {row["clip"]: row for row in by_clip if row["row"] == "frame 0 repeated"}
+    assert figures["still"]["psnr_db"] == 100 and figures["still"]["ssim"] == pytest.approx(1)
+    assert figures["half"]["psnr_db"] == pytest.approx(half, abs=1e-3)
+    printed = capsys.readouterr()
+    assert "| frame 0 repeated |" in printed.out and "evaluate.py frames --data" in printed.out
+    assert "stored pairs only" in (out / "results.md").read_text() and (out / "results.csv").is_file()
+
+
+def test_clips_are_drawn_by_the_seed(hand_made_set: Path) -> None:
+    clip_set = ClipSet(hand_made_set)
+    assert [row.id for row in choose_clips(clip_set, "test", None, 0)] == ["bright", "half", "still"]
+    drawn = {tuple(row.id for row in choose_clips(clip_set, "test", 1, seed)) for seed in range(20)}
+    assert drawn == {("bright",), ("half",), ("still",)}
+
+
+def test_scenes_are_rendered_with_their_exact_flow(tmp_path: Path) -> None:
+    clip_set = render_scene_set(tmp_path / "set", 6, size=(48, 64), pairs=1)
+    (row,) = choose_clips(clip_set, "test", None, 0)
+    clip = open_clip(clip_set, row, 60)
+    assert (clip.origin, clip.num_frames) == ("scene", 2)
+    targets, flow = next(clip.batches(8))
+    scene = evaluation_clips.make_scene(int(row.source.split(":")[1]), size=(48, 64))
+    assert torch.equal(flow, torch.stack([scene.flow(2.0), scene.flow(4.0)]))
+    assert torch.equal(targets[1], scene.frame(4.0))
+    assert [len(flow) for _, flow in open_clip(clip_set, row, 25).batches(2)] == [2, 2, 1]
+
+
+def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texture = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+    picture = torch.nn.functional.interpolate(texture, size=(64, 96), mode="bicubic").clamp(0, 1)[0]
+    video = tmp_path / "pan.mp4"
+    with VideoWriter(video, fps=30) as writer:
+        for index in range(8):
+            writer.write(picture.roll(index, -1))  # 1 px to the right each frame
+    with ClipSetWriter(tmp_path / "set", {"made_of": "videos", "fps": 30.0, "method": "dis_fast"}) as writer:
+        job = ClipJob("pan", video, "test", area=64 * 96, method="dis_fast", num_pairs=2)
+        writer.add(prepare_clip(tmp_path / "set", job))
+        clip_set = writer.finish()
+    (row,) = choose_clips(clip_set, "test", None, 0)
+
+    asked = []
+    original = evaluation_clips.estimate_flow
+
+    def spy(first: torch.Tensor, frames: torch.Tensor, **options: str) -> torch.Tensor:
+        asked.append((len(frames), options["method"]))
+        return original(first, frames, **options)
+
+    monkeypatch.setattr(evaluation_clips, "estimate_flow", spy)
+    clip = open_clip(clip_set, row, 3)
+    assert (clip.origin, clip.num_frames) == ("video", 2)
+    targets, flow = next(clip.batches(8))
+    moved = flow[:, 0, 20:44, 30:66].flatten(1).median(1).values
+    torch.testing.assert_close(moved, torch.tensor([3.0, 6.0]), atol=0.3, rtol=0)
+    again = next(open_clip(clip_set, row, 3).batches(8))
+    assert torch.equal(again[1], flow) and torch.equal(again[0], targets)
+    assert open_clip(clip_set, row, 1).num_frames == 7
+    assert asked == [(2, "dis_fast"), (5, "dis_fast")]  # the second time from the cache, the third only what it lacks
+
+    with VideoWriter(video, fps=30) as writer:
+        writer.write(torch.zeros(8, 3, 64, 96))
+    assert open_clip(clip_set, row, 3).origin == "pairs"
+
+
+def test_remap_reads_against_the_flow() -> None:
+    image = torch.arange(48.0).reshape(1, 6, 8).expand(3, 6, 8) / 48
+    flow = torch.zeros(2, 2, 6, 8)
+    flow[1, 0], flow[1, 1] = 2.0, -1.0
+    frames = remap(image, flow)
+    assert torch.equal(frames[0], image)
+    torch.testing.assert_close(frames[1, :, :5, 2:], image[:, 1:, :-2])
+    assert torch.equal(frames[1, :, 5, 2:], image[:, 5, :-2])  # the border is held
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["frames"], "missing: --data"),
+        (["frames", "--data", "nowhere"], "nowhere: not a clip set"),
+        (["frames", "--data", "SET", "--split", "train"], "no clip of split train"),
+        (["frames", "--data", "SET", "--checkpoint", "nowhere"], "--checkpoint nowhere: no frame synthesis model"),
+        (["frames", "--data", "SET", "--lpips-weights", "no.pth"], "--lpips-weights no.pth: no such file"),
+        (["frames", "--data", "SET", "--precision", "fp16", "--device", "cpu"], "--precision fp16: needs a GPU"),
+        (["video"], "video"),
+    ],
+)
+def test_mistakes_are_one_line(
+    flags: list[str], message: str, hand_made_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    flags = [str(hand_made_set) if flag == "SET" else flag for flag in flags]
+    out = ["--out", str(tmp_path / "out")] if flags[0] == "frames" else []
+    assert evaluate.main([*flags, *out]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert not (tmp_path / "out").exists()

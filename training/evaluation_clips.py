@@ -1,0 +1,208 @@
+"""The sequences that evaluate.py measures on: every N-th frame of a clip, with the flow from frame 0 to each.
+
+Flow comes from where the clip came from: exact for rendered scenes, estimated once and kept in the set's cache/ for
+videos. Where the source is not at hand the few pairs that the set stores stand in, and a note says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError
+from data.media import MediaError, atomic_path
+from data.optical_flow import estimate_flow, visible_flow
+from data.scenes import Scene, make_scene
+from data.sources import read_clip
+from data.video import Video
+from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
+
+logger = logging.getLogger(__name__)
+
+SCENE_PREFIX = "scene:"
+# A source read anew must be the one that the set was made from: frame 0 may differ by the rounding of a PNG.
+SAME_FRAME_LIMIT = 1 / 255
+
+
+@dataclass(frozen=True)
+class EvaluationClip:
+    """One sequence, frame 0 left out.
+
+    Attributes:
+        id: of the clip.
+        first: (3, H, W) in [0, 1], frame 0.
+        importance: (1, H, W), px.
+        num_frames: N.
+        origin: "scene", "video" or "pairs": where frames and flow come from.
+        motion_px: mean displacement over the picture, px.
+    """
+
+    id: str
+    first: Tensor
+    importance: Tensor
+    num_frames: int
+    origin: str
+    motion_px: float
+    _frames: _Frames
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (targets (n, 3, H, W), flow (n, 2, H, W) px) in the order of time, n at most `size`."""
+        for start in range(0, self.num_frames, size):
+            yield self._frames.read(range(start, min(start + size, self.num_frames)))
+
+
+class _Frames:
+    """Targets and flow of a sequence, by their place in it."""
+
+    def read(self, places: range) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class _Stored(_Frames):
+    def __init__(self, targets: Tensor, flow: Tensor) -> None:
+        self.targets, self.flow = targets, flow
+
+    def read(self, places: range) -> tuple[Tensor, Tensor]:
+        part = slice(places.start, places.stop)
+        return self.targets[part], self.flow[part]
+
+
+class _Rendered(_Frames):
+    def __init__(self, scene: Scene, times_s: list[float]) -> None:
+        self.scene, self.times_s = scene, times_s
+
+    def read(self, places: range) -> tuple[Tensor, Tensor]:
+        times_s = [self.times_s[place] for place in places]
+        targets = torch.stack([self.scene.frame(time_s) for time_s in times_s])  # (n, 3, H, W)
+        return targets, torch.stack([self.scene.flow(time_s) for time_s in times_s])
+
+
+def choose_clips(clip_set: ClipSet, split: str, count: int | None, seed: int) -> list[ClipRow]:
+    """Return the clips of a split that can be rendered, or `count` of them drawn by `seed`, in the table's order.
+
+    Raises:
+        ClipSetError: there is none.
+    """
+    rows = [row for row in clip_set.rows(split, status=(KEPT, PAIRS_ONLY)) if _has_importance(clip_set, row)]
+    if not rows:
+        raise ClipSetError(f"{clip_set.folder}: no clip of split {split} can be rendered; prepare more clips")
+    if count is None or count >= len(rows):
+        return rows
+    chosen = np.random.default_rng(seed).choice(len(rows), size=count, replace=False)
+    return [rows[index] for index in sorted(chosen)]
+
+
+def open_clip(clip_set: ClipSet, row: ClipRow, every: int) -> EvaluationClip:
+    """Open one clip's sequence: frames N, 2 N, ... of its source, or its stored pairs where that is not at hand."""
+    if row.status == KEPT:
+        importance = mean_displacement(clip_set.spectrum(row.id)[0])  # (1, H, W)
+    else:
+        importance = clip_set.pairs(row.id)[1]
+    first = clip_set.first(row.id)
+    is_scene = row.source.startswith(SCENE_PREFIX)
+    source = _make_source_scene(clip_set, row, first) if is_scene else _read_source_video(clip_set, row, first)
+    if isinstance(source, Scene):
+        times_s = [index / FPS for index in _every(every, NUM_FRAMES)]
+        frames, count, origin = _Rendered(source, times_s), len(times_s), "scene"
+    elif isinstance(source, Video):
+        first = source.frames[0]
+        indices = _every(every, len(source.frames))
+        flow = cached_flow(clip_set, row, source, indices)
+        frames, count, origin = _Stored(source.frames[indices], flow), len(indices), "video"
+    else:
+        pairs = clip_set.pairs(row.id)[0]
+        flow = torch.stack([pair.flow for pair in pairs])
+        targets = torch.stack([pair.target for pair in pairs])
+        frames, count, origin = _Stored(targets, flow), len(pairs), "pairs"
+    return EvaluationClip(row.id, first, importance, count, origin, float(importance.mean()), frames)
+
+
+def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int]) -> Tensor:
+    """Return the visible flow from frame 0 to frames `indices`, (N, 2, H, W) px, from the set's cache where it has it.
+
+    Estimated with the method that the set was made with, cleaned by `visible_flow` as in training, and rounded to
+    float16 whether it comes from the cache or not.
+    """
+    method = clip_set.statistics.get("settings", {}).get("method", "dis")
+    path = clip_set.folder / "cache" / "flow" / f"{row.id}.{method}.npz"
+    known = _read_cache(path, tuple(video.frames.shape[-2:]), len(video.frames))
+    missing = [index for index in indices if index not in known]
+    if missing:
+        # The result of DIS depends on how many threads share a picture.
+        cv2.setNumThreads(1)
+        flow = estimate_flow(video.frames[0], video.frames[missing], method=method)
+        flow, _ = visible_flow(video.frames[0], video.frames[missing], flow)
+        known |= dict(zip(missing, flow.to(torch.float16).numpy(), strict=True))
+        _write_cache(path, known, len(video.frames))
+    return torch.from_numpy(np.stack([known[index] for index in indices]).astype(np.float32))
+
+
+def _every(every: int, num_frames: int) -> list[int]:
+    return list(range(min(every, num_frames - 1), num_frames, every))
+
+
+def _has_importance(clip_set: ClipSet, row: ClipRow) -> bool:
+    return row.status == KEPT or clip_set.has_pairs(row.id)
+
+
+def _make_source_scene(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | None:
+    """Make a clip's scene again; None, with a line, where this version draws another picture."""
+    try:
+        _, seed, kind = row.source.split(":")
+        scene = make_scene(int(seed), size=tuple(first.shape[-2:]), kind=kind)
+    except ValueError as error:
+        return _fall_back(clip_set, row, f"{row.source}: {error}")
+    if not _is_same(scene.picture(), first):
+        return _fall_back(clip_set, row, f"this version draws another {row.source}")
+    return scene
+
+
+def _read_source_video(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Video | None:
+    """Read a clip's frames from its video again; None, with a line, where that is not the video of then."""
+    fps = clip_set.statistics.get("settings", {}).get("fps", FPS)
+    try:
+        video = read_clip(Path(row.source), start_s=row.start_s, fps=fps, size=tuple(first.shape[-2:]))
+    except (MediaError, OSError) as error:
+        return _fall_back(clip_set, row, str(error))
+    if not _is_same(video.frames[0], first) or len(video.frames) < max(row.frames, 2):
+        return _fall_back(clip_set, row, f"{row.source} is not the video that the clip was made from")
+    return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps, video.source_fps)
+
+
+def _fall_back(clip_set: ClipSet, row: ClipRow, problem: str) -> None:
+    if not clip_set.has_pairs(row.id):
+        raise ClipSetError(f"{clip_set.folder}: clip {row.id} has no stored pairs, and its source fails: {problem}")
+    logger.warning("%s: only its stored pairs are measured (%s)", row.id, problem)
+
+
+def _is_same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and float((one - other).abs().mean()) <= SAME_FRAME_LIMIT
+
+
+def _read_cache(path: Path, size: tuple[int, int], num_frames: int) -> dict[int, np.ndarray]:
+    """Return {frame: flow (2, H, W) float16}; {} where the file is missing, damaged or of another clip."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            index, flow, frames = file["index"], file["flow"], int(file["num_frames"])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return {}
+    if flow.shape != (len(index), 2, *size) or frames != num_frames or not np.isfinite(flow).all():
+        return {}
+    return dict(zip(index.tolist(), flow, strict=True))
+
+
+def _write_cache(path: Path, known: dict[int, np.ndarray], num_frames: int) -> None:
+    index = sorted(known)
+    try:
+        with atomic_path(path) as temporary:
+            np.savez(temporary, index=np.array(index), flow=np.stack([known[i] for i in index]), num_frames=num_frames)
+    except MediaError as error:
+        logger.warning("flow is not kept for the next time: %s", error)
