@@ -1,0 +1,189 @@
+"""Make a picture one can poke: one HTML file that opens by double click, without network or server.
+
+python interact.py photo.jpg                          predicts the motion and writes outputs/photo.html
+python interact.py photo.jpg --flow outputs/flow.npz  takes a motion file of generate_motion.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import logging
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from training.cli import Parser, UsageError, add_shared_flags, command, positive_int, run
+from training.sampling import add_sampling_flags, load_pipeline, sampling_options
+
+if TYPE_CHECKING:
+    import torch
+
+    from motion.modal import Modes
+    from motion.motion_file import Motion
+
+logger = logging.getLogger("__main__")
+
+WEB_FOLDER = Path(__file__).resolve().parent / "web"
+SCRIPTS = ("simulation.js", "renderer.js", "interaction.js")  # run in this order
+SHADERS = ("displace_vertex", "displace_fragment", "draw_vertex", "draw_fragment")
+DEFAULT_SIZE_PX = 1024
+# The shader holds a coordinate for every mode; WebGL2 promises room for a good 200.
+MOST_MODES = 128
+# A motion grid finer than this makes a page of tens of megabytes that moves no better.
+LARGEST_GRID_PX = 4 * 256 * 160
+
+
+def make_parser() -> Parser:
+    """Build the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_argument_group("input and output")
+    add = group.add_argument
+    add("picture", type=Path, metavar="PICTURE", help="the photograph")
+    add("--flow", type=Path, metavar="MOTION.npz", help="use this motion instead of predicting one")
+    add("--out", type=Path, metavar="PAGE.html", help="the page; default: outputs/NAME.html")
+    add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX",
+        help=f"long side of the picture in the page; never enlarged (default: {DEFAULT_SIZE_PX})")  # fmt: skip
+    add_sampling_flags(parser)
+    add_shared_flags(parser, "seed", "device")
+    return parser
+
+
+def page_modes(motion: Motion, name: str) -> Modes:
+    """Return the modes of a motion as the page swings them: not finer than it can show, still where hardly moving.
+
+    Raises:
+        MotionFileError: a plain flow, or a spectrum of the drift alone.
+    """
+    from motion.flow import motion_grid_size, resize_spectrum
+    from motion.modal import Modes
+    from motion.motion_file import MotionFileError
+
+    if motion.spectrum is None or len(motion.spectrum) < 2:
+        held = "a plain flow" if motion.spectrum is None else "a spectrum of one bin"
+        raise MotionFileError(
+            f"{name}: holds {held}, which has no modes to swing; right: a motion file of generate_motion.py"
+        )
+    spectrum = motion.spectrum
+    if len(spectrum) > MOST_MODES + 1:
+        logger.info("%s: the first %d of %d modes are used", name, MOST_MODES, len(spectrum) - 1)
+        spectrum = spectrum[: MOST_MODES + 1]
+    height, width = spectrum.shape[-2:]
+    if height * width > LARGEST_GRID_PX:
+        size = motion_grid_size(height, width, area=LARGEST_GRID_PX)
+        logger.info("%s: motion grid reduced from %d x %d to %d x %d px", name, width, height, size[1], size[0])
+        spectrum = resize_spectrum(spectrum, size)
+    return Modes.from_spectrum(spectrum, motion.period_s).stilled()
+
+
+def build_page(image: torch.Tensor, modes: Modes, title: str) -> str:
+    """Return the page as text, with everything it needs inside.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        modes: on the motion grid of the same picture.
+        title: shown by the browser, and read out to those who do not see the picture.
+    """
+    import base64
+    import zlib
+
+    from motion import modal
+
+    codes, scale = modal.quantise(modes)
+    height, width = modes.size
+    description = {
+        "height": height,
+        "width": width,
+        "frequenciesHz": modes.frequency_hz.tolist(),
+        "scales": scale.tolist(),
+        "constants": {
+            "damping": modal.DEFAULT_DAMPING,
+            "limitPx": modal.default_limit_px(modes.size),
+            "holdHz": modal.HOLD_HZ,
+            "extentPx": modal.EXTENT_PX,
+            "stiffShares": modal.STIFF_SHARES,
+            "zeroCode": modal.ZERO_CODE,
+            "codeSteps": modal.CODE_STEPS,
+        },
+    }
+    packed = zlib.compress(codes.numpy().tobytes(), 9)
+    values = {
+        "TITLE": html.escape(title),
+        "PICTURE": base64.b64encode(encode_jpeg(image)).decode(),
+        "DAMPING": str(modal.DEFAULT_DAMPING),
+        "DESCRIPTION": inline_json(description),
+        "MODES": base64.b64encode(packed).decode(),
+        "SHADERS": inline_json({name: read_source(f"{name}.glsl") for name in SHADERS}),
+        "SCRIPT": "\n".join(read_source(name) for name in SCRIPTS),
+    }
+    return fill_template(read_source("page.html"), values)
+
+
+def inline_json(value: dict) -> str:
+    """Write JSON for the inside of a <script>, which only a "<" could end."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def fill_template(template: str, values: dict[str, str]) -> str:
+    """Replace every {{NAME}} in one pass, so that what is put in is never itself looked at; all names must be used."""
+    used = set(re.findall(r"\{\{([A-Z_]+)\}\}", template))
+    if used != set(values):
+        raise ValueError(f"template: expected the names {sorted(values)}, got {sorted(used)}")
+    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda match: values[match[1]], template)
+
+
+def read_source(name: str) -> str:
+    """Read a file of web/."""
+    return (WEB_FOLDER / name).read_text(encoding="utf-8")
+
+
+def encode_jpeg(image: torch.Tensor) -> bytes:
+    """Encode a picture (3, H, W) in [0, 1] as data.media writes JPEG files."""
+    import tempfile
+
+    from data.media import write_image
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.jpg"
+        write_image(path, image)
+        return path.read_bytes()
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Write one page; returns the exit code."""
+    args = make_parser().parse_args(argv)
+    out = args.out or Path("outputs") / f"{args.picture.stem}.html"
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"--out {out}: right: a name that ends in .html")
+    if out.is_dir():
+        raise UsageError(f"--out {out}: is a folder; right: the name of a file")
+    options = sampling_options(args)
+
+    from data.media import atomic_path, check_writable, read_image
+    from motion.motion_file import load_motion
+
+    # Picture and motion
+    check_writable(out)
+    image = read_image(args.picture, max_side=args.size)
+    if args.flow:
+        motion = load_motion(args.flow)
+        motion.check_aspect(*image.shape[-2:], str(args.flow))
+    else:
+        motion = load_pipeline(args).predict(image, **options)
+    modes = page_modes(motion, str(args.flow or args.picture))
+    if float(modes.amplitude.max()) == 0:
+        logger.info("%s: nothing in it moves, the page will hold a still picture", args.flow or args.picture)
+
+    # Page
+    page = build_page(image, modes, args.picture.stem.replace("_", " "))
+    with atomic_path(out) as temporary:
+        temporary.write_text(page, encoding="utf-8")
+    logger.info("%s: %.1f MB, %d modes; open it in a browser", out, len(page) / 1e6, len(modes.shapes))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

@@ -1,0 +1,226 @@
+"""The page one can poke: what is in it, its errors, and its JavaScript against the Python simulation."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import interact
+from data.media import write_image
+from motion.modal import Simulation, dequantise, quantise
+from motion.motion_file import Motion, save_motion
+
+GRID = (32, 48)
+needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
+
+
+def example_motion(image_size=(64, 96)) -> Motion:
+    """A patch on the right sways, the left stands still."""
+    generator = torch.Generator().manual_seed(7)
+    spectrum = F.interpolate(torch.randn(6, 4, 3, 4, generator=generator), size=GRID, mode="bilinear")
+    spectrum /= torch.arange(1, 7).view(-1, 1, 1, 1)
+    inside = torch.zeros(GRID)
+    inside[6:26, 24:42] = 1.5
+    return Motion(spectrum * inside, None, 150, 30.0, image_size, {})
+
+
+@pytest.fixture
+def files(tmp_path) -> SimpleNamespace:
+    picture, flow, out = tmp_path / "my <poppy>.png", tmp_path / "m.npz", tmp_path / "new" / "page.html"
+    write_image(picture, torch.rand(3, 64, 96, generator=torch.Generator().manual_seed(1)))
+    save_motion(flow, example_motion())
+    return SimpleNamespace(picture=picture, flow=flow, out=out, folder=tmp_path)
+
+
+def element(page: str, name: str) -> str:
+    return re.search(rf'id="{name}">(.*?)</script>', page, re.DOTALL)[1]
+
+
+def test_page_holds_everything_and_asks_for_nothing(files):
+    arguments = [str(files.picture), "--flow", str(files.flow), "--out", str(files.out)]
+    assert interact.main(arguments) == 0
+    assert [path.name for path in files.out.parent.iterdir()] == ["page.html"]
+    page = files.out.read_text()
+    assert not re.search(r"https?://|\bimport\b|@import|\bfetch\(", page)
+    assert not re.search(r"\{\{[A-Z_]+\}\}", page)
+    assert set(re.findall(r'src="([^"]{5})', page)) == {"data:"}
+    assert "<title>my &lt;poppy&gt;</title>" in page and "<poppy>" not in page
+    picture = re.search(r"data:image/jpeg;base64,([^\"]+)", page)[1]
+    assert base64.b64decode(picture)[:2] == b"\xff\xd8"
+
+    description = json.loads(element(page, "description"))
+    codes = np.frombuffer(zlib.decompress(base64.b64decode(element(page, "modes"))), np.uint8)
+    assert (description["height"], description["width"]) == GRID and len(codes) == 5 * 4 * GRID[0] * GRID[1]
+    modes = interact.page_modes(example_motion(), "m.npz")
+    assert np.array_equal(codes, quantise(modes)[0].numpy().ravel())
+    assert description["frequenciesHz"] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_template_takes_each_name_once_and_looks_at_nothing_it_put_in():
+    assert interact.fill_template("a {{X}} b {{Y}}", {"X": "{{Y}} \\1", "Y": "2"}) == "a {{Y}} \\1 b 2"
+    for values in ({"X": "1"}, {"X": "1", "Y": "2", "Z": "3"}):
+        with pytest.raises(ValueError, match="template"):
+            interact.fill_template("{{X}} {{Y}}", values)
+
+
+def test_motion_is_predicted_when_none_is_given(files, monkeypatch):
+    asked = {}
+
+    def load(args):
+        asked["checkpoint"] = args.checkpoint
+        return SimpleNamespace(predict=lambda image, **options: asked.update(options) or example_motion())
+
+    monkeypatch.setattr(interact, "load_pipeline", load)
+    monkeypatch.chdir(files.folder)
+    assert interact.main([str(files.picture), "--seed", "3", "--checkpoint", "weights"]) == 0
+    assert asked["seed"] == 3 and str(asked["checkpoint"]) == "weights"
+    assert (files.folder / "outputs" / "my <poppy>.html").is_file()
+
+
+def test_giant_motion_is_reduced(caplog):
+    caplog.set_level("INFO", logger="__main__")
+    modes = interact.page_modes(Motion(torch.randn(2, 4, 600, 900), image_size=(600, 900)), "big.npz")
+    assert modes.size[0] * modes.size[1] <= 1.1 * interact.LARGEST_GRID_PX
+    many = interact.page_modes(Motion(torch.randn(200, 4, 4, 4), image_size=(4, 4)), "many.npz")
+    assert len(many.shapes) == interact.MOST_MODES
+    assert caplog.text.count("npz") == 2
+
+
+@pytest.mark.parametrize("case", ["flow", "drift", "aspect", "missing", "picture", "out", "suffix", "folder", "device"])
+def test_mistakes_are_one_line_and_leave_nothing(files, capsys, case):
+    arguments = {"picture": files.picture, "--flow": files.flow, "--out": files.out}
+    if case == "flow":
+        np.savez(files.flow, flow=np.zeros((4, 2, 32, 48), np.float32))
+        named = "plain flow"
+    elif case == "drift":
+        save_motion(files.flow, Motion(torch.ones(1, 4, *GRID), image_size=(64, 96)))
+        named = "one bin"
+    elif case == "aspect":
+        save_motion(files.flow, example_motion(image_size=(96, 64)))
+        named = "m.npz: made for a picture of 64 x 96"
+    elif case == "missing":
+        arguments["--flow"] = files.folder / "none.npz"
+        named = "none.npz"
+    elif case == "picture":
+        files.picture.write_text("no picture")
+        named = "poppy"
+    elif case == "out":
+        (files.folder / "file").touch()
+        arguments["--out"] = files.folder / "file" / "page.html"
+        named = "page.html"
+    elif case == "suffix":
+        arguments["--out"] = files.folder / "page.mp4"
+        named = "--out"
+    elif case == "folder":
+        arguments["--out"] = files.folder / "there.html"
+        arguments["--out"].mkdir()
+        named = "--out"
+    else:
+        del arguments["--flow"]
+        arguments["--device"] = "cuda:77"
+        named = "--device cuda:77"
+    before = set(files.folder.rglob("*"))
+    picture = arguments.pop("picture")
+    assert interact.main([str(picture), *(str(word) for flag in arguments.items() for word in flag)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("interact.py: error: ") and error.count("\n") == 1 and named in error
+    assert {path for path in set(files.folder.rglob("*")) - before if path.is_file()} == set()
+
+
+NODE_SCRIPT = """
+const { description, codes, actions } = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const bytes = Uint8Array.from(Buffer.from(codes, "base64"));
+const shapes = Modal.dequantise(bytes, description.scales, description.constants);
+const simulation = new Modal.Simulation(shapes, description);
+const results = [];
+for (const [name, ...values] of actions) {
+  if (name === "set") simulation[values[0]] = values[1];
+  else if (name === "read") {
+    const points = [];
+    for (let y = 0; y < description.height; y += 5)
+      for (let x = 0; x < description.width; x += 5) points.push(simulation.displacementAt(x, y));
+    results.push({ points, energy: simulation.energy(), reach: simulation.reach() });
+  } else simulation[name](...values);
+}
+const [x, y] = simulation.locate(30, 14);
+const [dx, dy] = simulation.displacementAt(x, y);
+console.log(JSON.stringify({ results, located: [x + dx, y + dy] }));
+"""
+
+
+@needs_node
+@pytest.mark.parametrize("damping", [0.05, 1.0, 1.7])
+def test_javascript_simulates_what_python_does(damping):
+    modes = interact.page_modes(example_motion(), "m.npz")
+    codes, scale = quantise(modes)
+    page = interact.build_page(torch.zeros(3, 64, 96), modes, "t")
+    actions = [
+        ("set", "damping", damping),
+        ("flick", 30.3, 14.6, 25.0, -12.0),
+        ("read",),
+        *[("step", dt) for dt in (1 / 60, 0.25, 1 / 240, 0.4)],
+        ("read",),
+        ("hold", 34, 20, -1.2, 0.7),
+        ("step", 0.11),
+        ("hold", 34, 20, -1.6, 0.2),
+        ("step", 0.3),
+        ("read",),
+        ("hold", 28, 10, 70.0, 40.0),  # beyond the limit
+        ("step", 1.0),
+        ("read",),
+        ("release",),
+        ("set", "strength", 1.5),
+        ("flick", 27, 9, 900.0, 400.0),  # beyond the limit
+        ("step", 0.8),
+        ("read",),
+    ]
+    simulation = Simulation(dequantise(codes, scale, modes.frequency_hz))
+    expected = []
+    for name, *values in actions:
+        if name == "set":
+            setattr(simulation, *values)
+        elif name == "read":
+            field = simulation.displacement()[:, ::5, ::5].flatten(1).T
+            expected.append((field.numpy(), simulation.energy(), simulation.reach()))
+        else:
+            getattr(simulation, name)(*values)
+
+    given = {
+        "description": json.loads(element(page, "description")),
+        "codes": base64.b64encode(codes.numpy().tobytes()).decode(),
+        "actions": actions,
+    }
+    script = interact.read_source("simulation.js") + NODE_SCRIPT
+    answer = subprocess.run(
+        ["node", "-e", script], input=json.dumps(given), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    answer = json.loads(answer.stdout)
+    assert len(answer["results"]) == len(expected) == 5
+    for have, (field, energy, reach) in zip(answer["results"], expected, strict=True):
+        assert np.abs(np.array(have["points"]) - field).max() < 1e-3, "0.02 px is promised"
+        assert have["energy"] == pytest.approx(energy, rel=1e-4)
+        assert have["reach"] == pytest.approx(reach, rel=1e-4)
+    moved = [np.abs(field).max() for field, _, _ in expected]
+    assert moved[0] == 0 and min(moved[2:4]) > 0.5, "the comparison must not be one of still pictures"
+    assert moved[1] > 0.1
+    assert answer["located"] == pytest.approx([30, 14], abs=0.1)
+
+
+@needs_node
+@pytest.mark.parametrize("name", interact.SCRIPTS)
+def test_scripts_parse(name):
+    checked = subprocess.run(
+        ["node", "--check", str(interact.WEB_FOLDER / name)], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stderr

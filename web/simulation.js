@@ -1,0 +1,291 @@
+// The modal simulation of motion/modal.py, on the quantised modes that the page carries. All lengths are pixels of the
+// motion grid, pixel centres at integers. No DOM in here: tests run this file in node beside the Python original.
+"use strict";
+
+const Modal = (() => {
+  // Undo motion.modal.quantise: bytes (M, 4, H, W) -> Float32Array of the same layout, px.
+  function dequantise(codes, scales, constants) {
+    const plane = codes.length / scales.length;
+    const shapes = new Float32Array(codes.length);
+    scales.forEach((scale, mode) => {
+      const table = new Float32Array(256);
+      for (let code = 0; code < 256; code++) {
+        const v = (code - constants.zeroCode) / constants.codeSteps;
+        table[code] = v * Math.abs(v) * scale;
+      }
+      for (let i = mode * plane; i < (mode + 1) * plane; i++) shapes[i] = table[codes[i]];
+    });
+    return shapes;
+  }
+
+  // The pixels along one axis that a point reads, and their weights, which sum to 1.
+  function axisWeights(position, length, extentPx) {
+    position = Math.min(Math.max(position, 0), length - 1);
+    if (extentPx > 0) {
+      const first = Math.max(0, Math.ceil(position - 3 * extentPx));
+      const end = Math.min(length, Math.floor(position + 3 * extentPx) + 1);
+      // A Gaussian narrower than a pixel may have none within three deviations.
+      if (first < end) {
+        const weights = [];
+        for (let i = first; i < end; i++) weights.push(Math.exp(-0.5 * ((i - position) / extentPx) ** 2));
+        const total = weights.reduce((sum, weight) => sum + weight, 0);
+        return { first, weights: weights.map((weight) => weight / total) };
+      }
+    }
+    const first = Math.max(0, Math.min(Math.floor(position), length - 2));
+    const share = position - first;
+    return { first, weights: length > 1 ? [1 - share, share] : [1] };
+  }
+
+  // Advance z'' + 2 xi w z' + w^2 z = 0 by dt exactly; returns the 2 x 2 matrix [zz, zv, vz, vv].
+  function propagator(omega, damping, dt) {
+    const decay = damping * omega;
+    let cosine, sine;
+    if (damping < 1) {
+      const ringing = omega * Math.sqrt(1 - damping * damping);
+      const envelope = Math.exp(-decay * dt);
+      cosine = envelope * Math.cos(ringing * dt);
+      sine = (envelope * Math.sin(ringing * dt)) / ringing;
+    } else if (damping === 1) {
+      cosine = Math.exp(-decay * dt);
+      sine = cosine * dt;
+    } else {
+      // Both exponents are negative, so nothing overflows as cosh alone would.
+      const spread = omega * Math.sqrt(damping * damping - 1);
+      const slow = Math.exp((spread - decay) * dt);
+      const fast = Math.exp((-spread - decay) * dt);
+      cosine = (slow + fast) / 2;
+      sine = (slow - fast) / (2 * spread);
+    }
+    return [cosine + decay * sine, sine, -omega * omega * sine, cosine - decay * sine];
+  }
+
+  class Simulation {
+    // description: { height, width, frequenciesHz, constants }; shapes as dequantise returns them.
+    constructor(shapes, description) {
+      this.shapes = shapes;
+      this.height = description.height;
+      this.width = description.width;
+      this.constants = description.constants;
+      this.omega = description.frequenciesHz.map((hz) => 2 * Math.PI * hz);
+      this.numModes = this.omega.length;
+      this.damping = description.constants.damping;
+      this.strength = 1;
+      this.limitPx = description.constants.limitPx;
+      this.measureShapes();
+      this.reset();
+    }
+
+    // Squared amplitudes (M, H, W); modal masses; per pixel the amplitude over all modes; the softest pixel's responses.
+    measureShapes() {
+      const area = this.height * this.width;
+      this.squared = new Float32Array(this.numModes * area);
+      this.mass = new Float64Array(this.numModes);
+      this.peak = new Float64Array(this.numModes);
+      for (let mode = 0; mode < this.numModes; mode++) {
+        for (let i = 0; i < area; i++) {
+          let squared = 0;
+          for (let part = 0; part < 4; part++) squared += this.shapes[(4 * mode + part) * area + i] ** 2;
+          this.squared[mode * area + i] = squared;
+          this.mass[mode] += squared / area;
+          this.peak[mode] = Math.max(this.peak[mode], Math.sqrt(squared));
+        }
+      }
+      this.amplitude = this.sumSquared(this.omega.map(() => 1)).map(Math.sqrt);
+      // 1 / m_k, and 0 for a mode without any motion, which cannot be set going.
+      this.mobility = Array.from(this.mass, (mass) => (mass > 0 ? 1 / mass : 0));
+      this.compliance = this.mobility.map((mobility, k) => mobility / this.omega[k] ** 2);
+      const largest = (values) => values.reduce((most, value) => Math.max(most, value), 0);
+      this.largestCompliance = largest(this.sumSquared(this.compliance));
+      this.largestMobility = largest(this.sumSquared(this.mobility));
+    }
+
+    // sum_k weight_k |S_k|^2 of every pixel.
+    sumSquared(weights) {
+      const area = this.height * this.width;
+      const total = new Float64Array(area);
+      for (let mode = 0; mode < this.numModes; mode++) {
+        for (let i = 0; i < area; i++) total[i] += weights[mode] * this.squared[mode * area + i];
+      }
+      return total;
+    }
+
+    // Back to the picture at rest. q and velocity hold (real, imaginary) pairs.
+    reset() {
+      this.q = new Float64Array(2 * this.numModes);
+      this.velocity = new Float64Array(2 * this.numModes);
+      this.target = null;
+    }
+
+    // S_k at a point: [re_x, im_x, re_y, im_y] of every mode, a Gaussian mean of extentPx, or bilinear when that is 0.
+    sample(x, y, extentPx) {
+      const columns = axisWeights(x, this.width, extentPx);
+      const rows = axisWeights(y, this.height, extentPx);
+      const area = this.height * this.width;
+      const result = new Float64Array(4 * this.numModes);
+      for (let plane = 0; plane < result.length; plane++) {
+        let sum = 0;
+        rows.weights.forEach((rowWeight, j) => {
+          const start = plane * area + (rows.first + j) * this.width + columns.first;
+          let line = 0;
+          for (let i = 0; i < columns.weights.length; i++) line += columns.weights[i] * this.shapes[start + i];
+          sum += rowWeight * line;
+        });
+        result[plane] = sum;
+      }
+      return result;
+    }
+
+    // c_k = weight_k conj(S_k . f), with the force f that brings the point to (dx, dy) as far as it can move.
+    solve(x, y, dx, dy, extentPx, weights, largest) {
+      const shape = this.sample(x, y, extentPx);
+      let xx = 0, xy = 0, yy = 0;
+      for (let k = 0; k < this.numModes; k++) {
+        const [rx, ix, ry, iy] = shape.subarray(4 * k, 4 * k + 4);
+        xx += weights[k] * (rx * rx + ix * ix);
+        xy += weights[k] * (rx * ry + ix * iy);
+        yy += weights[k] * (ry * ry + iy * iy);
+      }
+      const [ofOwn, ofLargest] = this.constants.stiffShares;
+      const stiff = Math.max(ofOwn * (xx + yy), ofLargest * largest);
+      const change = new Float64Array(2 * this.numModes);
+      if (stiff === 0) return change;
+      xx /= stiff;
+      xy /= stiff;
+      yy /= stiff;
+      // (A A + 1) f = A d / stiff, 2 x 2, with A in units of stiff.
+      const a = xx * xx + xy * xy + 1, b = xy * (xx + yy), c = xy * xy + yy * yy + 1;
+      const scale = this.strength / stiff / (a * c - b * b);
+      const rightX = xx * dx + xy * dy, rightY = xy * dx + yy * dy;
+      const fx = scale * (c * rightX - b * rightY);
+      const fy = scale * (a * rightY - b * rightX);
+      for (let k = 0; k < this.numModes; k++) {
+        change[2 * k] = weights[k] * (shape[4 * k] * fx + shape[4 * k + 2] * fy);
+        change[2 * k + 1] = -weights[k] * (shape[4 * k + 1] * fx + shape[4 * k + 3] * fy);
+      }
+      return change;
+    }
+
+    // Add the velocity (dx, dy), px/s, to a point, as far as `reach` stays within the limit, or where it already is.
+    flick(x, y, dx, dy, extentPx = this.constants.extentPx) {
+      const change = this.solve(x, y, dx, dy, extentPx, this.mobility, this.largestMobility);
+      // Where does the square of a pixel's swing, a + b s + c s^2 in the share s of the change, reach the limit's?
+      const v = this.velocity;
+      const a = this.squaredSwing();
+      const b = this.sumSquared(this.omega.map(
+        (omega, k) => (2 * (v[2 * k] * change[2 * k] + v[2 * k + 1] * change[2 * k + 1])) / omega ** 2,
+      ));
+      const c = this.sumSquared(this.omega.map(
+        (omega, k) => (change[2 * k] ** 2 + change[2 * k + 1] ** 2) / omega ** 2,
+      ));
+      const limit = a.reduce((most, value) => Math.max(most, value), (this.limitPx * this.strength) ** 2);
+      let share = 1;
+      for (let i = 0; i < a.length; i++) {
+        if (c[i] === 0) continue;
+        const room = Math.max(limit - a[i], 0);
+        share = Math.min(share, (Math.sqrt(b[i] * b[i] + 4 * c[i] * room) - b[i]) / (2 * c[i]));
+      }
+      this.velocity = v.map((value, i) => value + share * change[i]);
+    }
+
+    // Pull a point towards the displacement (dx, dy), px, until release; no pixel of the pose goes beyond the limit.
+    hold(x, y, dx, dy, extentPx = this.constants.extentPx) {
+      const target = this.solve(x, y, dx, dy, extentPx, this.compliance, this.largestCompliance);
+      const furthest = this.furthest(target);
+      const limit = this.limitPx * this.strength;
+      this.target = furthest > limit ? target.map((value) => (value * limit) / furthest) : target;
+    }
+
+    // max_x |F(x)| of a pose q, px.
+    furthest(q) {
+      const area = this.height * this.width;
+      const field = [new Float64Array(area), new Float64Array(area)];
+      for (let k = 0; k < this.numModes; k++) {
+        for (let axis = 0; axis < 2; axis++) {
+          const real = (4 * k + 2 * axis) * area, imaginary = real + area;
+          for (let i = 0; i < area; i++) {
+            field[axis][i] += this.shapes[real + i] * q[2 * k] - this.shapes[imaginary + i] * q[2 * k + 1];
+          }
+        }
+      }
+      let most = 0;
+      for (let i = 0; i < area; i++) most = Math.max(most, field[0][i] ** 2 + field[1][i] ** 2);
+      return Math.sqrt(most);
+    }
+
+    release() {
+      this.target = null;
+    }
+
+    step(dt) {
+      if (!(dt >= 0 && Number.isFinite(dt))) throw new RangeError(`dt: expected seconds of at least 0, got ${dt}`);
+      for (let k = 0; k < this.numModes; k++) {
+        const held = this.target !== null;
+        const omega = held ? Math.max(this.omega[k], 2 * Math.PI * this.constants.holdHz) : this.omega[k];
+        const [zz, zv, vz, vv] = propagator(omega, held ? 1 : this.damping, dt);
+        for (let i = 2 * k; i < 2 * k + 2; i++) {
+          const rest = held ? this.target[i] : 0;
+          const z = this.q[i] - rest;
+          const velocity = this.velocity[i];
+          this.q[i] = rest + zz * z + zv * velocity;
+          this.velocity[i] = vz * z + vv * velocity;
+        }
+      }
+    }
+
+    energy() {
+      let energy = 0;
+      for (let k = 0; k < this.numModes; k++) {
+        const kinetic = this.velocity[2 * k] ** 2 + this.velocity[2 * k + 1] ** 2;
+        const potential = this.omega[k] ** 2 * (this.q[2 * k] ** 2 + this.q[2 * k + 1] ** 2);
+        energy += (this.mass[k] * (kinetic + potential)) / 2;
+      }
+      return energy;
+    }
+
+    // |q_k|^2 + |q_k'|^2 / w_k^2 of every mode.
+    swings() {
+      return this.omega.map((omega, k) => {
+        const kinetic = (this.velocity[2 * k] ** 2 + this.velocity[2 * k + 1] ** 2) / omega ** 2;
+        return this.q[2 * k] ** 2 + this.q[2 * k + 1] ** 2 + kinetic;
+      });
+    }
+
+    squaredSwing() {
+      return this.sumSquared(this.swings());
+    }
+
+    // How far a pixel swings, the modes out of phase, px.
+    reach() {
+      return Math.sqrt(this.squaredSwing().reduce((most, value) => Math.max(most, value), 0));
+    }
+
+    // No pixel ever swings further than this, px; much quicker than `reach`.
+    bound() {
+      return this.swings().reduce((sum, swing, k) => sum + this.peak[k] * Math.sqrt(swing), 0);
+    }
+
+    // F at a point, px.
+    displacementAt(x, y, extentPx = 0) {
+      const shape = this.sample(x, y, extentPx);
+      let dx = 0, dy = 0;
+      for (let k = 0; k < this.numModes; k++) {
+        dx += shape[4 * k] * this.q[2 * k] - shape[4 * k + 1] * this.q[2 * k + 1];
+        dy += shape[4 * k + 2] * this.q[2 * k] - shape[4 * k + 3] * this.q[2 * k + 1];
+      }
+      return [dx, dy];
+    }
+
+    // The pixel of the picture at rest that is seen at (x, y) now: p + F(p) = (x, y).
+    locate(x, y) {
+      let at = [x, y];
+      for (let i = 0; i < 8; i++) {
+        const [dx, dy] = this.displacementAt(...at);
+        at = [x - dx, y - dy];
+      }
+      return at;
+    }
+  }
+
+  return { Simulation, dequantise };
+})();
