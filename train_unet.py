@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, command, positive_int, run
+from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, command, positive_int, run, size_px
 
 logger = logging.getLogger("__main__")
 
@@ -20,6 +20,13 @@ def make_parser() -> Parser:
     add("--vae", type=Path, metavar="DIR", help="trained VAE; default: that of checkpoints/default")
     add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of net and training")
     add("--bins", type=positive_int, default=16, metavar="K", help="frequency bins, drift included")
+    add(
+        "--grid",
+        type=size_px,
+        default=(160, 256),
+        metavar="WIDTHxHEIGHT",
+        help="motion grid, px; also turned and square",
+    )
     add("--mode", choices=("coordinated", "independent", "volume"), default="coordinated", help="how slices meet")
     add("--stage", choices=("joint", "slices", "coordination"), default="joint", help="which layers train")
     add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example stage 1's")
@@ -78,6 +85,7 @@ def main(argv: list[str] | None = None) -> int:
     from models.motion_pipeline import MotionPipeline, check_components
     from models.unet import UNET_PRESETS
     from models.vae import MotionVAE
+    from motion.flow import GRID_MULTIPLE
     from training import processes
     from training.cli import choose_device
     from training.data_sets import export_pipeline, open_sets
@@ -87,6 +95,7 @@ def main(argv: list[str] | None = None) -> int:
         LatentDataset,
         diffusion_loss,
         held_out_loss,
+        variant_sizes,
         write_sample_sheet,
     )
     from training.run_folder import open_run
@@ -100,6 +109,8 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(
             f"--bins {args.bins}: the VAE carries statistics of {vae.normalisation.num_bins} bins; right: fewer"
         )
+    if any(side % GRID_MULTIPLE for side in args.grid):
+        raise UsageError(f"--grid {args.grid[1]}x{args.grid[0]}: right: sides that are multiples of {GRID_MULTIPLE} px")
     torch.manual_seed(args.seed)
     unet = build_unet(args, vae, UNET_PRESETS[args.preset])
     check_components(vae, unet)
@@ -115,8 +126,8 @@ def main(argv: list[str] | None = None) -> int:
     processes.start(args.device)
     batch = options.batch_size * options.accumulate * processes.num_processes()
     cached = functools.partial(LatentDataset, sets, vae=vae, num_bins=args.bins, folder=args.cache, seed=args.seed)
-    dataset = cached("train", multiple=batch)
-    held_out = cached("test", sizes=((160, 256),), augment=False)
+    dataset = cached("train", sizes=variant_sizes(*args.grid), multiple=batch)
+    held_out = cached("test", sizes=(args.grid,), augment=False)
     with processes.main_first():
         if processes.is_main():
             dataset.encode(vae, device, progress=True)

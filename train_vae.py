@@ -20,6 +20,7 @@ def make_parser() -> Parser:
     )
     group.add_argument("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of net and training")
     group.add_argument("--bins", type=positive_int, default=16, metavar="K", help="frequency bins, drift included")
+    group.add_argument("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px")
     group.add_argument("--crop", type=size_px, default=(128, 128), metavar="WIDTHxHEIGHT", help="training crop, px")
     group.add_argument("--slices", type=positive_int, default=4, metavar="N", help="slices a sample")
     group.add_argument("--export", type=Path, metavar="DIR", help="where the trained model goes; default: RUN/vae")
@@ -52,7 +53,8 @@ def main(argv: list[str] | None = None) -> int:
     sets = open_sets(args.data, args.seed, args.device)
     normalisation = combined_normalisation(sets, args.bins)
     motions = MotionDataset(sets, split="train", num_bins=args.bins, size=args.crop)
-    held_out = MotionDataset(sets, split="test", num_bins=args.bins, augment=False)
+    whole = functools.partial(MotionDataset, sets, num_bins=args.bins, size=args.grid, augment=False)
+    held_out = whole(split="test")
 
     # Model
     torch.manual_seed(args.seed)
@@ -64,10 +66,10 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"--init-vq {args.init_vq}: cannot be loaded ({str(error).splitlines()[0]})") from error
     else:
         model = MotionVAE(**VAE_PRESETS[args.preset], **statistics)
-    if any(side % model.factor for side in args.crop):
-        raise UsageError(f"--crop {args.crop[1]}x{args.crop[0]}: sides must be multiples of {model.factor} px")
-    if options.device != "cuda":
-        model.to(memory_format=torch.channels_last)
+    for flag, size in (("--crop", args.crop), ("--grid", args.grid)):
+        if any(side % model.factor for side in size):
+            raise UsageError(f"{flag} {size[1]}x{size[0]}: right: sides that are multiples of {model.factor} px")
+    model.to(memory_format=torch.channels_last)
     parameters = sum(p.numel() for p in model.parameters())
     logger.info(
         "%s VAE, %.2f M parameters, f = %d, %d clips", args.preset, parameters / 1e6, model.factor, len(motions)
@@ -87,8 +89,7 @@ def main(argv: list[str] | None = None) -> int:
             validate=functools.partial(reconstruction_figures, motions=held_out),
             progress=True,
         )
-        whole = MotionDataset(sets, split="train", num_bins=args.bins, augment=False)
-        model.register_to_config(scaling_factor=latent_scale(model, whole))
+        model.register_to_config(scaling_factor=latent_scale(model, whole(split="train")))
         export_model(model, args.export or run_folder.path / "vae", run_folder, result)
     return 0
 

@@ -22,7 +22,7 @@ MODES = ("coordinated", "independent", "volume")
 STAGES = ("joint", "slices", "coordination")
 
 UNET_PRESETS: dict[str, dict] = {
-    "tiny": {"block_channels": (32, 64), "layers_per_block": 1, "condition_channels": 32, "num_heads": 2},
+    "tiny": {"block_channels": (32, 64, 128), "layers_per_block": 1, "condition_channels": 64, "num_heads": 4},
     "small": {"block_channels": (48, 96, 160), "layers_per_block": 1, "condition_channels": 96, "num_heads": 4},
     "paper": {"block_channels": (256, 512, 768), "layers_per_block": 2, "condition_channels": 256, "num_heads": 8},
 }

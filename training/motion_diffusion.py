@@ -22,7 +22,7 @@ from data.media import atomic_path, contact_sheet, write_image
 from models.motion_pipeline import denoise, start_noise
 from models.unet import FrequencyUNet
 from models.vae import MotionVAE
-from motion.flow import magnitude, resize_maps
+from motion.flow import GRID_MULTIPLE, magnitude, resize_maps
 from motion.spectrum import mean_displacement, spectrum_to_flow
 
 from .data_order import sample_noise, sample_seed, sample_uniform
@@ -30,8 +30,6 @@ from .data_order import sample_noise, sample_seed, sample_uniform
 logger = logging.getLogger(__name__)
 
 CONDITION_DROPOUT = 0.1
-# Shapes of the cached variants, (H, W): every crop of an epoch has one shape, epochs take turns.
-VARIANT_SIZES = ((160, 256), (256, 160), (160, 256), (192, 192))
 # Share of the schedule at which held-out loss is measured.
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -40,6 +38,15 @@ TRAINING_PRESETS: dict[str, dict] = {
     "small": {"steps": 20_000, "batch_size": 8, "learning_rate": 4e-4, "warmup_steps": 200, "ema_decay": 0.999},
     "paper": {"steps": 500_000, "batch_size": 16, "learning_rate": 1e-4, "warmup_steps": 2000, "ema_decay": 0.9999},
 }
+
+
+def variant_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Return the shapes (H, W) of the cached variants: as given, turned, as given, square; all of one area.
+
+    Every crop of an epoch has one shape, and epochs take turns, so that photographs of any aspect are met.
+    """
+    side = max(1, round((height * width) ** 0.5 / GRID_MULTIPLE)) * GRID_MULTIPLE
+    return ((height, width), (width, height), (height, width), (side, side))
 
 
 class LatentDataset(Dataset):
@@ -69,7 +76,7 @@ class LatentDataset(Dataset):
         num_bins: int,
         folder: Path,
         *,
-        sizes: Sequence[tuple[int, int]] = VARIANT_SIZES,
+        sizes: Sequence[tuple[int, int]],
         augment: bool = True,
         seed: int = 0,
         multiple: int = 1,

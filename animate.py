@@ -1,0 +1,152 @@
+"""Animate photographs: trees sway, flowers nod, candles flicker, and what is rigid stays still.
+
+python animate.py photo.jpg                    writes outputs/photo.mp4, 5 s at 30 frames/s
+python animate.py photos/ --loop --out loops   every picture of a folder, as seamless loops
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+from training.cli import Parser, UsageError, add_shared_flags, command, run, user_message
+from training.playback import FORMATS, add_playback_flags, check_playback_flags, load_renderer, render_video
+from training.sampling import add_sampling_flags, load_pipeline, sampling_options
+
+logger = logging.getLogger("__main__")
+
+VIDEO_NAMES = {f".{name}": name for name in FORMATS if name != "frames"}
+
+
+def make_parser() -> Parser:
+    """Build the command line."""
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    group = parser.add_argument_group("input and output")
+    add = group.add_argument
+    add("pictures", nargs="+", type=Path, metavar="PICTURE|FOLDER", help="photographs, or folders of them")
+    add("--out", type=Path, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one picture")
+    add("--splat", choices=("softmax", "gaussian"), default="softmax", help="how pixels are carried (default: softmax)")
+    add("--motion", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")
+    add("--motion-out", type=Path, metavar="FILE.npz", help="also keep the predicted motion")
+    add_playback_flags(parser)
+    add_sampling_flags(parser)
+    add_shared_flags(parser, "seed", "device", "precision")
+    return parser
+
+
+def choose_outputs(pictures: list[Path], out: Path, wanted: str | None) -> tuple[list[Path], str]:
+    """Return one output path a picture and the format: --out may be a file for one picture, else it is a folder."""
+    named = VIDEO_NAMES.get(out.suffix.lower())
+    if named and not out.is_dir():
+        if wanted not in (None, named):
+            raise UsageError(f"--format {wanted}: --out {out} says {named}; right: one of them")
+        if len(pictures) > 1:
+            raise UsageError(f"--out {out}: a file, but there are {len(pictures)} pictures; right: a folder")
+        return [out], named
+    video_format = wanted or "mp4"
+    suffix = "" if video_format == "frames" else f".{video_format}"
+    stems = [picture.stem for picture in pictures]
+    # Two pictures of one name (a.jpg, a.png) keep their suffix in the output's name.
+    names = [
+        s if stems.count(s) == 1 else picture.name.replace(".", "_") for s, picture in zip(stems, pictures, strict=True)
+    ]
+    outputs = [out / f"{name}{suffix}" for name in names]
+    if len(set(outputs)) < len(outputs):
+        raise UsageError("PICTURE: two pictures have one name; right: animate them into different folders")
+    return outputs, video_format
+
+
+class Animator:
+    """The loaded models and flags that every picture of a call shares."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        from models.checkpoints import DEFAULT_CHECKPOINT
+        from training.cli import choose_device
+
+        self.args = args
+        self.device = choose_device(args.device)
+        self.options = sampling_options(args)
+        self.pipeline = None if args.motion else load_pipeline(args)
+        checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
+        self.renderer = None if args.preview else load_renderer(checkpoint, args.splat)
+
+    def animate(self, picture: Path, output: Path, video_format: str) -> None:
+        """Predict or load the motion of one picture and render its video."""
+        from data.media import read_image
+        from motion.motion_file import load_motion, save_motion
+
+        image = read_image(picture, max_side=self.args.size)
+        if self.args.motion:
+            motion = load_motion(self.args.motion)
+            motion.check_aspect(*image.shape[-2:], str(self.args.motion))
+        else:
+            motion = self.pipeline.predict(image, **self.options)
+        if self.args.motion_out:
+            save_motion(self.args.motion_out, motion)
+        render_video(
+            output,
+            image,
+            motion,
+            self.args,
+            renderer=self.renderer,
+            operator=self.args.splat,
+            device=self.device,
+            video_format=video_format,
+        )
+
+
+@command
+def main(argv: list[str] | None = None) -> int:
+    """Animate every picture; returns 0, or 2 when a picture could not be animated."""
+    args = make_parser().parse_args(argv)
+    check_playback_flags(args)
+    sampling_options(args)
+
+    from data.media import check_writable, list_pictures
+
+    # Input and output
+    many = len(args.pictures) > 1 or any(path.is_dir() for path in args.pictures)
+    pictures = list_pictures(args.pictures)
+    for flag, path in (("--motion", args.motion), ("--motion-out", args.motion_out)):
+        if path and len(pictures) > 1:
+            raise UsageError(f"{flag} {path}: belongs to one picture, there are {len(pictures)}; right: one picture")
+    if args.motion and args.motion_out:
+        raise UsageError("--motion-out: there is nothing to predict with --motion; right: one of them")
+    outputs, video_format = choose_outputs(pictures, args.out, args.format)
+    for path in {output.parent: output for output in outputs}.values():
+        check_writable(path)
+    jobs = list(zip(pictures, outputs, strict=True))
+    if many:
+        finished = [output for _, output in jobs if output.exists()]
+        jobs = [(picture, output) for picture, output in jobs if not output.exists()]
+        if finished:
+            logger.info(
+                "%d of %d are finished already and are skipped (first: %s)", len(finished), len(outputs), finished[0]
+            )
+        if not jobs:
+            return 0
+
+    # A single bad picture must cost nothing; in a folder the others go on.
+    if not many:
+        from data.media import read_image
+
+        read_image(jobs[0][0], max_side=args.size)
+    animator, failed = Animator(args), 0
+    for picture, output in jobs:
+        try:
+            animator.animate(picture, output, video_format)
+        except Exception as error:
+            message = user_message(error)
+            if message is None or not many:
+                raise
+            print(f"animate.py: error: {message}", file=sys.stderr)
+            failed += 1
+    if failed:
+        print(f"animate.py: {failed} of {len(jobs)} pictures were not animated", file=sys.stderr)
+    return 2 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

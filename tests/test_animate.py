@@ -1,0 +1,336 @@
+"""The scripts that people call: videos as asked, streams in constant memory, bad input in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import SHARED
+
+import animate
+import generate_motion
+import synthesize_gaussian
+import synthesize_softmax
+from data.media import read_image, resize_image, write_image
+from data.video import probe_video, read_video
+from models.checkpoints import DEFAULT_CHECKPOINT
+from motion.motion_file import Motion, load_motion, save_motion
+
+ROOT = Path(__file__).resolve().parents[1]
+FAST = ["--steps", "2", "--size", "64", "--seconds", "0.2"]
+
+
+def make_motion(path: Path, size: tuple[int, int] = (90, 60), amplitude_px: float = 2.0) -> Path:
+    """One swing to the right and back, over the whole picture, with a drift upward."""
+    spectrum = torch.zeros(4, 4, 96, 64)
+    spectrum[1, 0], spectrum[0, 0], spectrum[0, 3] = -amplitude_px, amplitude_px, -1.0
+    save_motion(path, Motion(spectrum, None, 150, 30.0, size, {}))
+    return path
+
+
+def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float(-10 * torch.log10((a - b).square().mean()))
+
+
+def run_animate(checkpoint: Path, *flags: object) -> int:
+    return animate.main([*map(str, flags), "--checkpoint", str(checkpoint), "--device", "cpu"])
+
+
+def last_error(capsys) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_one_picture_becomes_a_video_whose_first_frame_is_the_picture(checkpoint, photograph, tmp_path):
+    out = tmp_path / "frames"
+    flags = ["--steps", "2", "--seconds", "0.5", "--format", "frames", "--out", out, "--motion-out", tmp_path / "m.npz"]
+    assert run_animate(checkpoint, photograph, *flags) == 0
+    frames = sorted((out / "photo").glob("*.png"))
+    assert len(frames) == 15
+    image = read_image(photograph)
+    assert psnr(read_image(frames[0]), image) > 45
+    assert psnr(read_image(frames[10]), image) < 60
+    motion = load_motion(tmp_path / "m.npz")
+    assert motion.spectrum.shape == (4, 4, 256, 160) and motion.image_size == (90, 60)
+
+
+@pytest.mark.parametrize(("name", "frames"), [("a.mp4", 6), ("a.gif", 6), ("a.webm", 6)])
+def test_formats_by_name(checkpoint, photograph, tmp_path, name, frames):
+    assert run_animate(checkpoint, photograph, *FAST, "--out", tmp_path / name, "--splat", "gaussian") == 0
+    info = probe_video(tmp_path / name)
+    assert info.height == 64 and info.width in (43, 44)
+    assert len(read_video(tmp_path / name).frames) == frames
+
+
+def test_never_enlarged_and_long_side(checkpoint, photograph, tmp_path):
+    assert run_animate(checkpoint, photograph, "--steps", 2, "--seconds", 0.1, "--out", tmp_path / "a.mp4") == 0
+    assert (probe_video(tmp_path / "a.mp4").width, probe_video(tmp_path / "a.mp4").height) == (60, 90)
+
+
+def test_given_motion_moves_as_it_says(checkpoint, photograph, tmp_path):
+    """Half a swing after 2.5 s: everything stands 2 x 2 px of the 64-px grid to the right, drifted up half a px."""
+    motion = make_motion(tmp_path / "m.npz")
+    out = tmp_path / "out"
+    flags = ["--motion", motion, "--seconds", 5, "--fps", 2, "--format", "frames", "--out", out, "--preview"]
+    assert run_animate(checkpoint, photograph, *flags) == 0
+    frames = [read_image(path) for path in sorted((out / "photo").glob("*.png"))]
+    shift_x = round(4 * 60 / 64)
+    moved = torch.roll(read_image(photograph), shifts=shift_x, dims=2)
+    middle = (slice(None), slice(20, 70), slice(15, 45))
+    assert psnr(frames[5][middle], moved[middle]) > psnr(frames[5][middle], read_image(photograph)[middle]) + 6
+
+
+def test_controls_reach_the_video(checkpoint, photograph, tmp_path):
+    motion = make_motion(tmp_path / "m.npz")
+    mask = torch.zeros(3, 90, 60)
+    mask[:, :, 30:] = 1
+    write_image(tmp_path / "mask.png", mask)
+
+    def render(*flags: object) -> torch.Tensor:
+        out = tmp_path / "out"
+        shutil.rmtree(out, ignore_errors=True)
+        common = ["--motion", motion, "--fps", 2, "--format", "frames", "--out", out]
+        assert run_animate(checkpoint, photograph, *common, *flags) == 0
+        return torch.stack([read_image(path) for path in sorted((out / "photo").glob("*.png"))])
+
+    plain, still = render(), render("--magnify", 0)
+    image = read_image(photograph)
+    assert psnr(still, image.expand_as(still)) > 45
+    masked = render("--mask", tmp_path / "mask.png")
+    assert psnr(masked[:, :, :, :10], image[:, :, :10].expand_as(masked[:, :, :, :10])) > 45
+    assert psnr(masked[5, :, :, 45:], plain[5, :, :, 45:]) > psnr(masked[5, :, :, 45:], image[:, :, 45:])
+    slow = render("--slow", 2)
+    assert len(slow) == 10 and psnr(slow[8], plain[4]) > 40
+    looped, free = render("--loop"), render("--no-drift")
+    assert psnr(looped, free) > 45 and psnr(looped[9], plain[9]) < 45
+
+
+def test_loop_says_what_it_adjusts(checkpoint, photograph, tmp_path, caplog):
+    motion = make_motion(tmp_path / "m.npz")
+    flags = ["--motion", motion, "--loop", "--seconds", 2, "--fps", 5, "--out", tmp_path / "a.mp4", "--preview"]
+    with caplog.at_level("INFO"):
+        assert run_animate(checkpoint, photograph, *flags) == 0
+    assert "speed adjusted to 2.500 x" in caplog.text
+
+
+def test_folder_goes_on_skips_and_reports(checkpoint, photograph, tmp_path, capsys, caplog):
+    folder, out = tmp_path / "pictures", tmp_path / "out"
+    folder.mkdir()
+    write_image(folder / "wide.png", resize_image(read_image(photograph), (40, 100)))
+    write_image(folder / "same.png", read_image(photograph))
+    shutil.copy(photograph, folder / "same.jpg")
+    (folder / "text.jpg").write_text("no picture")
+    assert run_animate(checkpoint, folder, *FAST, "--out", out) == 2
+    assert sorted(path.name for path in out.iterdir()) == ["same_jpg.mp4", "same_png.mp4", "wide.mp4"]
+    assert "text.jpg" in capsys.readouterr().err
+    (folder / "text.jpg").unlink()
+    (out / "wide.mp4").unlink()
+    before = (out / "same_png.mp4").stat().st_mtime_ns
+    with caplog.at_level("INFO"):
+        assert run_animate(checkpoint, folder, *FAST, "--out", out) == 0
+    assert (out / "wide.mp4").exists() and (out / "same_png.mp4").stat().st_mtime_ns == before
+    assert "2 of 3 are finished already" in caplog.text
+
+
+def test_the_two_commands_of_the_readme(checkpoint, photograph, tmp_path):
+    flow = tmp_path / "flow.npz"
+    common = ["--checkpoint", str(checkpoint), "--device", "cpu"]
+    flags = ["--input", str(photograph), "--output", str(flow), "--dense", "--steps", "2"]
+    assert generate_motion.main([*flags, *common]) == 0
+    assert np.load(flow)["flow"].shape == (150, 2, 256, 160)
+    render = ["--image", str(photograph), "--flow", str(flow), "--outdir", str(tmp_path), "--seconds", "0.2", *common]
+    assert synthesize_softmax.main(render) == 0 and synthesize_gaussian.main(render) == 0
+    assert len(read_video(tmp_path / "softmax_result.mp4").frames) == 6
+    assert (tmp_path / "gaussian_result.mp4").stat().st_size > 500
+
+
+def test_plain_flow_of_anybody_is_rendered(checkpoint, photograph, tmp_path):
+    np.savez(tmp_path / "plain.npz", flow=np.ones((10, 2, 45, 30), np.float32))
+    flags = ["--image", str(photograph), "--flow", str(tmp_path / "plain.npz"), "--outdir", str(tmp_path)]
+    assert synthesize_softmax.main([*flags, "--checkpoint", str(checkpoint)]) == 0
+    assert len(read_video(tmp_path / "softmax_result.mp4").frames) == 10
+
+
+def broken_pictures(folder: Path, photograph: Path) -> dict[str, Path]:
+    write_image(folder / "whole.jpg", read_image(photograph))
+    data = (folder / "whole.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "text.jpg").write_text("hello")
+    (folder / "empty.jpg").touch()
+    write_image(folder / "one.png", torch.rand(3, 1, 1))
+    names = ("cut.jpg", "text.jpg", "empty.jpg", "one.png", "missing.jpg")
+    return {name: folder / name for name in names}
+
+
+@pytest.mark.parametrize("name", ["cut.jpg", "text.jpg", "empty.jpg", "one.png", "missing.jpg"])
+def test_bad_pictures(checkpoint, photograph, tmp_path, capsys, name):
+    path = broken_pictures(tmp_path, photograph)[name]
+    out = tmp_path / "out"
+    assert run_animate(checkpoint, path, *FAST, "--out", out) == 2
+    assert name in last_error(capsys)
+    assert not out.exists() or not list(out.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--splat", "hard"], "--splat"),
+        (["--steps", "0"], "--steps"),
+        (["--device", "cuda:7"], "--device cuda:7"),
+        (["--device", "toaster"], "--device"),
+        (["--size", "8"], "--size 8"),
+        (["--loop", "--drift"], "--drift"),
+        (["--seconds", "0.001"], "--seconds"),
+        (["--format", "gif", "--out", "x.mp4"], "--format gif"),
+        (["--checkpoint", "/nowhere"], "/nowhere"),
+        (["--motion", "/nowhere.npz"], "/nowhere.npz"),
+        (["--mask", "/nowhere.png"], "/nowhere.png"),
+        (["--frobnicate"], "--frobnicate"),
+        (["--magnify", "nan"], "--magnify"),
+        (["--sampler", "euler"], "--sampler"),
+    ],
+)
+def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags, named):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    base = [str(photograph), *FAST, "--checkpoint", str(checkpoint), "--device", "cpu"]
+    assert animate.main([*base, *flags]) == 2
+    assert named in last_error(capsys)
+    left = [path for path in tmp_path.rglob("*") if path not in before and path.is_file()]
+    assert left == []
+
+
+def test_bad_motion_files(checkpoint, photograph, tmp_path, capsys):
+    good = make_motion(tmp_path / "good.npz")
+    arrays = dict(np.load(good))
+    np.savez(tmp_path / "version.npz", **{**arrays, "format_version": np.array(7)})
+    np.savez(tmp_path / "nan.npz", **{**arrays, "spectrum": arrays["spectrum"] * np.float32("nan")})
+    np.savez(tmp_path / "pickle.npz", flow=np.array([{}], dtype=object))
+    make_motion(tmp_path / "aspect.npz", size=(60, 90))
+    for name, message in [("version", "version 7"), ("nan", "NaN"), ("pickle", "pickled"), ("aspect", "aspect")]:
+        out = tmp_path / "out"
+        assert run_animate(checkpoint, photograph, *FAST, "--motion", tmp_path / f"{name}.npz", "--out", out) == 2
+        error = last_error(capsys)
+        assert f"{name}.npz" in error and message in error
+        assert not list(out.glob("*"))
+
+
+def test_unwritable_output(checkpoint, photograph, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    assert run_animate(checkpoint, photograph, *FAST, "--out", tmp_path / "file" / "sub") == 2
+    assert "file" in last_error(capsys)
+
+
+def test_one_file_cannot_take_many_pictures(checkpoint, photograph, tmp_path, capsys):
+    other = shutil.copy(photograph, tmp_path / "other.png")
+    assert run_animate(checkpoint, photograph, other, "--out", tmp_path / "a.mp4") == 2
+    assert "--out" in last_error(capsys)
+    assert run_animate(checkpoint, photograph, other, "--motion", "m.npz") == 2
+    assert "--motion" in last_error(capsys)
+
+
+def test_checkpoint_with_a_file_missing(checkpoint, photograph, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / "cut")
+    (folder / "frame_synthesis_softmax" / "diffusion_pytorch_model.safetensors").unlink()
+    assert run_animate(folder, photograph, *FAST, "--out", tmp_path / "out") == 2
+    assert "frame_synthesis_softmax" in last_error(capsys)
+
+
+def start(arguments: list[str]) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "animate.py", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_ctrl_c_leaves_nothing_half_written(checkpoint, photograph, tmp_path):
+    motion, out = make_motion(tmp_path / "m.npz"), tmp_path / "out"
+    flags = [str(photograph), "--motion", str(motion), "--seconds", "600", "--out", str(out), "--preview"]
+    process = start([*flags, "--checkpoint", str(checkpoint)])
+    deadline = time.monotonic() + 90
+    while not (out.is_dir() and list(out.iterdir())) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert list(out.iterdir()), "the video was never begun"
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert list(out.iterdir()) == []
+    assert "Traceback" not in process.stderr.read()
+
+
+def peak_mb(arguments: list[str]) -> float:
+    """Return the peak memory of a run of animate.py, MB."""
+    process = start(arguments)
+    _, status, usage = os.wait4(process.pid, 0)
+    error = process.stderr.read()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, error[-2000:]
+    assert isinstance(usage, resource.struct_rusage)
+    return usage.ru_maxrss / 1000
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts memory in KiB as Linux does")
+def test_memory_does_not_grow_with_the_length(checkpoint, tmp_path):
+    """10 s and 60 s of the same picture at 192 px peak within 10 % of each other."""
+    write_image(tmp_path / "p.png", torch.rand(3, 120, 192))
+    motion = make_motion(tmp_path / "m.npz", size=(120, 192))
+    flags = [str(tmp_path / "p.png"), "--motion", str(motion), "--size", "192", "--checkpoint", str(checkpoint)]
+    # The frame rate only sets how many frames there are: 100 and 600 show a leak as well as 300 and 1800.
+    short = peak_mb([*flags, "--seconds", "10", "--fps", "10", "--out", str(tmp_path / "short.mp4")])
+    long = peak_mb([*flags, "--seconds", "60", "--fps", "10", "--out", str(tmp_path / "long.mp4")])
+    assert len(read_video(tmp_path / "long.mp4").frames) == 600
+    assert long < 1.1 * short
+
+
+def test_help_is_quick_and_names_every_flag():
+    for script in ("animate.py", "generate_motion.py", "synthesize_softmax.py", "train_unet.py", "evaluate.py"):
+        began = time.monotonic()
+        done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0 and "usage:" in done.stdout
+        assert time.monotonic() - began < 10  # the machine may be busy; idle it takes .2 s
+        assert "torch" not in done.stderr
+    text = subprocess.run([sys.executable, "animate.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    for flag in (
+        "--out --splat --loop --magnify --slow --seconds --fps --size --mask --seed --sampler --steps --guidance "
+        "--format --motion-out --motion --preview --drift --no-drift --checkpoint --device"
+    ).split():
+        assert flag in text
+
+
+@pytest.mark.skipif(not (DEFAULT_CHECKPOINT / "model_index.json").is_file(), reason="no default weights here")
+def test_default_weights_move_plants_and_leave_walls(tmp_path):
+    """The trained models: flowers sway, a rendered house does not, and the record says how they were made."""
+    from data.scenes import make_scene
+    from models.motion_pipeline import MotionPipeline
+
+    pipeline = MotionPipeline.load(DEFAULT_CHECKPOINT)
+    flowers = make_scene(2000, kind="flowers").picture()
+    wall = make_scene(3, kind="still").picture()
+    moving = pipeline.predict(flowers, seed=1).importance().mean()
+    still = pipeline.predict(wall, seed=1).importance().mean()
+    assert moving > 0.2 and still < 0.5 * moving
+    record = json.loads((DEFAULT_CHECKPOINT / "training.json").read_text())
+    assert {"vae", "unet", "frame_synthesis_softmax", "frame_synthesis_gaussian"} <= set(record)
+
+
+@pytest.mark.skipif(not (SHARED / "photos").is_dir(), reason="../shared/photos is not here")
+def test_a_real_portrait_photograph(checkpoint, tmp_path):
+    picture = SHARED / "photos" / "tulips_vase.jpg"
+    image = read_image(picture, max_side=96)
+    assert run_animate(checkpoint, picture, "--steps", 2, "--size", 96, "--seconds", 0.2, "--out", tmp_path) == 0
+    info = probe_video(tmp_path / "tulips_vase.mp4")
+    assert abs(info.height - image.shape[1]) <= 1 and abs(info.width - image.shape[2]) <= 1

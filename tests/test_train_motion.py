@@ -1,0 +1,198 @@
+"""The two motion trainings through their scripts: they learn, resume exactly, share work, and refuse what is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import train_unet
+import train_vae
+from models.unet import UNET_PRESETS, FrequencyUNet
+from models.vae import VAE_PRESETS, MotionVAE
+from training.motion_diffusion import diffusion_loss, variant_sizes, x_t_slice
+from training.motion_vae import vae_loss
+
+ROOT = Path(__file__).resolve().parents[1]
+VAE_FLAGS = [
+    "--bins",
+    "4",
+    "--grid",
+    "96x64",
+    "--crop",
+    "32x32",
+    "--batch-size",
+    "2",
+    "--slices",
+    "2",
+    "--log-every",
+    "1",
+]
+UNET_FLAGS = ["--bins", "4", "--grid", "96x64", "--backbone", "none", "--batch-size", "2", "--log-every", "1"]
+
+
+def losses(folder: Path) -> list[float]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line["loss"] for line in lines if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def trained_vae(scene_set, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("vae") / "run"
+    assert train_vae.main(["--data", str(scene_set.folder), "--steps", "40", *VAE_FLAGS, "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def unet_flags(scene_set, trained_vae, tmp_path_factory) -> list[str]:
+    cache = tmp_path_factory.mktemp("cache")
+    return ["--data", str(scene_set.folder), "--vae", str(trained_vae / "vae"), "--cache", str(cache), *UNET_FLAGS]
+
+
+def test_vae_learns_and_says_how(trained_vae):
+    values = losses(trained_vae)
+    assert sum(values[-5:]) < 0.9 * sum(values[:5])
+    model = MotionVAE.from_pretrained(trained_vae / "vae")
+    assert model.config.scaling_factor != 1.0 and len(model.config.motion_scale_px) == 4
+    record = json.loads((trained_vae / "vae" / "training.json").read_text())
+    assert record["steps"] == 40 and record["held_out_after"]["mae_normalised"] > 0 and record["flags"]["seed"] == 0
+    weights = load_file(trained_vae / "vae" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
+
+
+def test_latents_have_unit_deviation(trained_vae, scene_set):
+    model = MotionVAE.from_pretrained(trained_vae / "vae").float()
+    spectra = [scene_set.spectrum(row.id, 4)[0] for row in scene_set.rows("train")]
+    latents = model.encode_spectrum(torch.stack(spectra))
+    assert latents.square().mean().sqrt().item() == pytest.approx(1, abs=0.05)
+
+
+def test_unet_resumes_exactly(unet_flags, tmp_path):
+    """Stopped after 3 of 6 steps and resumed: the same losses as undisturbed."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    flags = [*unet_flags, "--steps", "6"]
+    assert train_unet.main([*flags, "--out", str(whole)]) == 0
+    assert train_unet.main([*flags, "--out", str(parts), "--stop-at", "3"]) == 0
+    assert train_unet.main([*flags, "--out", str(parts), "--resume", "auto"]) == 0
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-6) and len(losses(whole)) == 6
+    assert list((whole / "samples").glob("*.png"))
+    a = load_file(whole / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    b = load_file(parts / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def launch(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "train_unet.py"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def test_two_processes_stopped_and_resumed_equal_the_uninterrupted_run(unet_flags, tmp_path):
+    """`accelerate launch --num_processes 2 --cpu train_unet.py`; one process of twice the batch gives the same too."""
+    flags = [*unet_flags, "--steps", "4"]
+    flags[flags.index("--batch-size") + 1] = "1"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    launch([*flags, "--out", str(whole)])
+    launch([*flags, "--out", str(parts), "--stop-at", "2"])
+    launch([*flags, "--out", str(parts), "--resume", "auto"])
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-6) and len(losses(whole)) == 4
+    flags[flags.index("--batch-size") + 1] = "2"
+    assert train_unet.main([*flags, "--out", str(tmp_path / "one")]) == 0
+    assert losses(tmp_path / "one") == pytest.approx(losses(whole), abs=1e-5)
+
+
+def test_stage_two_starts_from_stage_one_and_trains_the_rest_only(unet_flags, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert train_unet.main([*unet_flags, "--steps", "2", "--stage", "slices", "--out", str(one)]) == 0
+    first = one / "pipeline" / "unet"
+    flags = [*unet_flags, "--steps", "2", "--stage", "coordination", "--init", str(first), "--out", str(two)]
+    assert train_unet.main(flags) == 0
+    before = load_file(first / "diffusion_pytorch_model.safetensors")
+    after = load_file(two / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("coordination" in name for name in changed)
+
+
+@pytest.mark.parametrize("mode", ["independent", "volume"])
+def test_ablation_modes_train(unet_flags, tmp_path, mode):
+    out = tmp_path / mode
+    assert train_unet.main([*unet_flags, "--steps", "1", "--mode", mode, "--out", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--bins", "24"], "--bins 24"),
+        (["--grid", "100x64"], "--grid 100x64"),
+        (["--mode", "independent", "--stage", "coordination"], "--stage"),
+        (["--vae", "/nowhere"], "/nowhere"),
+        (["--init", "/nowhere"], "/nowhere"),
+        (["--device", "cuda:9"], "--device cuda:9"),
+        (["--backbone", "squeezenet", "--backbone-weights", "/nowhere.npz"], "/nowhere.npz"),
+    ],
+)
+def test_unet_refuses_in_one_line(unet_flags, capsys, tmp_path, flags, named):
+    assert train_unet.main([*unet_flags, *flags, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert named in error and error.startswith("train_unet.py: error:")
+    assert not (tmp_path / "run").exists()
+
+
+def test_vae_refuses_in_one_line(scene_set, capsys, tmp_path):
+    data = ["--data", str(scene_set.folder), "--out", str(tmp_path / "run")]
+    for flags, named in [(["--crop", "33x32"], "--crop 33x32"), (["--init-vq", str(tmp_path)], "--init-vq")]:
+        assert train_vae.main([*data, *flags]) == 2
+        assert named in capsys.readouterr().err
+    assert train_vae.main(["--data", str(tmp_path / "nowhere")]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
+def test_paper_vae_makes_one_step():
+    torch.manual_seed(0)
+    model = MotionVAE(**VAE_PRESETS["paper"])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    batch = {"slices": torch.randn(1, 1, 4, 32, 32), "confidence": torch.ones(1, 1, 32, 32), "seed": torch.tensor([1])}
+    shape = (model.latent_channels, 32 // model.factor, 32 // model.factor)
+    first = vae_loss(model, batch, latent_shape=shape)["loss"]
+    first.backward()
+    optimizer.step()
+    assert vae_loss(model, batch, latent_shape=shape)["loss"] < first
+
+
+def test_paper_unet_makes_one_step():
+    from diffusers import DDPMScheduler
+
+    torch.manual_seed(0)
+    model = FrequencyUNet(**UNET_PRESETS["paper"], factor=4, num_bins=16)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
+    batch = {
+        "image": torch.rand(1, 3, 32, 32),
+        "latents": torch.randn(1, 16, 4, 8, 8),
+        "confidence": torch.ones(1, 1, 8, 8),
+        "seed": torch.tensor([1]),
+    }
+    schedule = DDPMScheduler(clip_sample=False)
+    first = diffusion_loss(model, batch, schedule=schedule)["loss"]
+    first.backward()
+    optimizer.step()
+    with torch.no_grad():
+        assert diffusion_loss(model, batch, schedule=schedule)["loss"] < first
+
+
+def test_variants_keep_the_area():
+    assert variant_sizes(160, 256) == ((160, 256), (256, 160), (160, 256), (192, 192))
+
+
+def test_x_t_slice_of_a_still_picture_repeats_its_row():
+    image = torch.rand(3, 20, 30)
+    picture = x_t_slice(image, torch.zeros(4, 4, 20, 30), num_frames=20)
+    torch.testing.assert_close(picture, image[:, :1].expand(3, 20, 30))
