@@ -43,6 +43,14 @@ def test_vae_shapes_and_factor(patch):
         vae.encode(torch.randn(3, 3, 32, 64))
 
 
+def test_untrained_vae_already_carries_smooth_motion():
+    """The linear path: block means, enlarged bilinearly; a constant comes back exactly, amplitude included."""
+    vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[1.0] * 4).eval()
+    constant = torch.tensor([0.5, -3.0, 0.01, 7.0]).view(1, 4, 1, 1).expand(1, 4, 32, 48)
+    torch.testing.assert_close(vae.encode(constant), constant[..., :4, :6])
+    torch.testing.assert_close(vae.decode(vae.encode(constant)), constant)
+
+
 def test_vae_latent_scale_cancels():
     vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[1.0] * 4).eval()
     slices = torch.randn(2, 4, 32, 32)

@@ -70,7 +70,7 @@ def test_from_flags_to_a_model_that_has_learned(
     assert held_out[1]["held_out_average_splat_psnr_db"] > held_out[1]["held_out_frame_0_psnr_db"]
     # One row of five pictures: source, target, average splat, output, error.
     assert read_image(run / "samples" / "step-0000040.png").shape == (3, 32, 5 * 32 + 4 * 2)
-    record = json.loads((run / f"frame_synthesis_{operator}" / "training.json").read_text())
+    record = json.loads((run / "training.json").read_text())[f"frame_synthesis_{operator}"]
     assert record["steps"] == 40
 
 

@@ -56,12 +56,11 @@ def unet_flags(scene_set, trained_vae, tmp_path_factory) -> list[str]:
 
 
 def test_vae_learns_and_says_how(trained_vae):
-    values = losses(trained_vae)
-    assert sum(values[-5:]) < 0.9 * sum(values[:5])
     model = MotionVAE.from_pretrained(trained_vae / "vae")
     assert model.config.scaling_factor != 1.0 and len(model.config.motion_scale_px) == 4
-    record = json.loads((trained_vae / "vae" / "training.json").read_text())
-    assert record["steps"] == 40 and record["held_out_after"]["mae_normalised"] > 0 and record["flags"]["seed"] == 0
+    record = json.loads((trained_vae / "training.json").read_text())["vae"]
+    assert record["steps"] == 40 and record["flags"]["seed"] == 0
+    assert 0 < record["held_out_after"]["mae_normalised"] < record["held_out_before"]["mae_normalised"]
     weights = load_file(trained_vae / "vae" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 

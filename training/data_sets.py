@@ -60,20 +60,21 @@ def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
 
 
 def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
-    """Write a trained model as a diffusers folder with a training.json beside its weights; main process only.
+    """Write a trained model as a diffusers folder and its record into the training.json above; main process only.
 
     Args:
         model: with the weights to keep.
-        folder: replaced as a whole when it exists.
+        folder: replaced as a whole when it exists; its parent is the checkpoint.
         run: its options.json is the record's source.
         result: what the loop returned.
         half: store float16, half the size; models are computed with in float32 again.
     """
     if not processes.is_main():
         return
+    folder = Path(folder)
     with atomic_path(folder) as temporary:
         (copy.deepcopy(model).half() if half else model).save_pretrained(temporary)
-        write_text(Path(temporary) / RECORD, json.dumps(training_record(run, result), indent=1, default=str) + "\n")
+    add_record(folder.parent, {folder.name: training_record(run, result)})
     logger.info("trained model: %s", folder)
 
 
@@ -83,22 +84,32 @@ def export_pipeline(
     """Write {vae, unet, scheduler} and model_index.json into a checkpoint folder, in float16; main process only.
 
     Renderers that lie in the folder already stay: only the pipeline's own parts are replaced. The record of the VAE's
-    own training comes along from `vae_folder`.
+    own training comes along from beside `vae_folder`.
     """
     if not processes.is_main():
         return
-    with atomic_path(Path(folder) / ".pipeline") as temporary:
+    folder, vae_folder = Path(folder), Path(vae_folder)
+    records = {"unet": training_record(run, result)}
+    if (vae_folder.parent / RECORD).is_file():
+        written = json.loads((vae_folder.parent / RECORD).read_text())
+        records |= {"vae": written[vae_folder.name]} if vae_folder.name in written else {}
+    with atomic_path(folder / ".pipeline") as temporary:
         half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "unet")}
         MotionPipeline(**half, scheduler=pipeline.scheduler).save_pretrained(temporary)
-        write_text(temporary / "unet" / RECORD, json.dumps(training_record(run, result), indent=1, default=str) + "\n")
-        if (Path(vae_folder) / RECORD).is_file():
-            shutil.copy(Path(vae_folder) / RECORD, temporary / "vae" / RECORD)
         for part in ("vae", "unet", "scheduler"):
-            with atomic_path(Path(folder) / part) as aside:
+            with atomic_path(folder / part) as aside:
                 shutil.copytree(temporary / part, aside)
-        shutil.copy(temporary / "model_index.json", Path(folder) / "model_index.json")
-    shutil.rmtree(Path(folder) / ".pipeline")
+        shutil.copy(temporary / "model_index.json", folder / "model_index.json")
+    shutil.rmtree(folder / ".pipeline")
+    add_record(folder, records)
     logger.info("trained pipeline: %s", folder)
+
+
+def add_record(checkpoint: Path, records: dict) -> None:
+    """Add what training.json of a checkpoint says of its parts: {part: record}."""
+    path = Path(checkpoint) / RECORD
+    written = json.loads(path.read_text()) if path.is_file() else {}
+    write_text(path, json.dumps(written | records, indent=1, default=str) + "\n")
 
 
 def training_record(run: RunFolder, result: TrainingResult) -> dict:
