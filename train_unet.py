@@ -76,6 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
 
+    import dataclasses
     import functools
 
     import torch
@@ -88,7 +89,7 @@ def main(argv: list[str] | None = None) -> int:
     from motion.flow import GRID_MULTIPLE
     from training import processes
     from training.cli import choose_device
-    from training.data_sets import export_pipeline, open_sets
+    from training.data_sets import export_pipeline, open_sets, sets_with
     from training.loop import LoopOptions, train
     from training.motion_diffusion import (
         TRAINING_PRESETS,
@@ -120,20 +121,26 @@ def main(argv: list[str] | None = None) -> int:
     logger.info("%s U-Net (%s), %.2f M parameters, %.2f M trained", args.preset, args.mode, total / 1e6, trained / 1e6)
 
     # Data
-    sets = open_sets(args.data, args.seed, args.device)
     if args.dry_run:
+        where = "a small rendered scene set" if not args.data else ", ".join(args.data)
+        logger.info("dry run: would train %d steps of %d pictures on %s", options.steps, options.batch_size, where)
         return 0
+    sets = open_sets(args.data, args.seed, args.device)
     processes.start(args.device)
     batch = options.batch_size * options.accumulate * processes.num_processes()
-    cached = functools.partial(LatentDataset, sets, vae=vae, num_bins=args.bins, folder=args.cache, seed=args.seed)
-    dataset = cached("train", sizes=variant_sizes(*args.grid), multiple=batch)
-    held_out = cached("test", sizes=(args.grid,), augment=False)
+    cached = functools.partial(LatentDataset, vae=vae, num_bins=args.bins, folder=args.cache, seed=args.seed)
+    dataset = cached(sets, "train", sizes=variant_sizes(*args.grid), multiple=batch)
+    test_sets = sets_with(sets, "test")
+    held_out = cached(test_sets, "test", sizes=(args.grid,), augment=False) if test_sets else None
     with processes.main_first():
         if processes.is_main():
             dataset.encode(vae, device, progress=True)
-            held_out.encode(vae, device)
+            if held_out:
+                held_out.encode(vae, device)
 
     # Training
+    # One volume has no bins of its own to embed, so that layer goes without gradient.
+    options = dataclasses.replace(options, find_unused_parameters=args.mode == "volume")
     if device.type == "cpu":
         unet.to(memory_format=torch.channels_last)
     with open_run(args.out, "train_unet", vars(args), resume=args.resume, name=args.preset) as run_folder:
@@ -143,8 +150,10 @@ def main(argv: list[str] | None = None) -> int:
             functools.partial(diffusion_loss, schedule=schedule),
             options,
             run_folder,
-            validate=functools.partial(held_out_loss, dataset=held_out, schedule=schedule),
-            sample=functools.partial(write_sample_sheet, vae=vae, schedule=schedule, dataset=held_out),
+            validate=functools.partial(held_out_loss, dataset=held_out, schedule=schedule) if held_out else None,
+            sample=functools.partial(
+                write_sample_sheet, vae=vae, schedule=schedule, dataset=held_out if held_out else dataset
+            ),
             progress=True,
         )
         pipeline = MotionPipeline(vae, unet, schedule)

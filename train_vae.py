@@ -37,24 +37,30 @@ def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
 
+    import dataclasses
     import functools
 
     import torch
 
     from data.datasets import MotionDataset
     from models.vae import VAE_PRESETS, MotionVAE
-    from training.data_sets import combined_normalisation, export_model, open_sets
+    from training.data_sets import combined_normalisation, export_model, open_sets, sets_with
     from training.loop import LoopOptions, train
     from training.motion_vae import TRAINING_PRESETS, SliceDataset, latent_scale, reconstruction_figures, vae_loss
     from training.run_folder import open_run
 
     # Data
     options = LoopOptions.from_flags(args, **TRAINING_PRESETS[args.preset])
+    if args.dry_run and not args.data:
+        logger.info("dry run: would render a small scene set and train on it")
+        return 0
     sets = open_sets(args.data, args.seed, args.device)
     normalisation = combined_normalisation(sets, args.bins)
-    motions = MotionDataset(sets, split="train", num_bins=args.bins, size=args.crop)
-    whole = functools.partial(MotionDataset, sets, num_bins=args.bins, size=args.grid, augment=False)
-    held_out = whole(split="test")
+    motions = MotionDataset(sets, split="train", num_bins=args.bins, size=args.grid)
+    test_sets = sets_with(sets, "test")
+    held_out = (
+        MotionDataset(test_sets, split="test", num_bins=args.bins, size=args.grid, augment=False) if test_sets else None
+    )
 
     # Model
     torch.manual_seed(args.seed)
@@ -66,6 +72,8 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"--init-vq {args.init_vq}: cannot be loaded ({str(error).splitlines()[0]})") from error
     else:
         model = MotionVAE(**VAE_PRESETS[args.preset], **statistics)
+    if args.crop[0] > args.grid[0] or args.crop[1] > args.grid[1]:
+        raise UsageError(f"--crop {args.crop[1]}x{args.crop[0]}: right: at most --grid {args.grid[1]}x{args.grid[0]}")
     for flag, size in (("--crop", args.crop), ("--grid", args.grid)):
         if any(side % model.factor for side in size):
             raise UsageError(f"{flag} {size[1]}x{size[0]}: right: sides that are multiples of {model.factor} px")
@@ -75,21 +83,25 @@ def main(argv: list[str] | None = None) -> int:
         "%s VAE, %.2f M parameters, f = %d, %d clips", args.preset, parameters / 1e6, model.factor, len(motions)
     )
     if args.dry_run:
+        logger.info("dry run: would train %d steps of %d x %d slices", options.steps, options.batch_size, args.slices)
         return 0
 
     # Training
+    # A picture VQ model's codebook lies behind a detach, so some of its parameters go without gradient.
+    options = dataclasses.replace(options, find_unused_parameters=bool(args.init_vq))
     latent_shape = (model.latent_channels, args.crop[0] // model.factor, args.crop[1] // model.factor)
     with open_run(args.out, "train_vae", vars(args), resume=args.resume, name=args.preset) as run_folder:
         result = train(
             model,
-            SliceDataset(motions, normalisation, args.slices),
+            SliceDataset(motions, normalisation, args.slices, args.crop),
             functools.partial(vae_loss, latent_shape=latent_shape),
             options,
             run_folder,
-            validate=functools.partial(reconstruction_figures, motions=held_out),
+            validate=functools.partial(reconstruction_figures, motions=held_out) if held_out else None,
             progress=True,
         )
-        model.register_to_config(scaling_factor=latent_scale(model, whole(split="train")))
+        whole = MotionDataset(sets, num_bins=args.bins, size=args.grid, augment=False)
+        model.register_to_config(scaling_factor=latent_scale(model, whole))
         export_model(model, args.export or run_folder.path / "vae", run_folder, result)
     return 0
 

@@ -214,7 +214,8 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         if num_bins != self.config.num_bins:
             raise ValueError(f"latents: expected (B, {self.config.num_bins}, C, h, w), got {tuple(latents.shape)}")
         time = self.time_embedding(self.time_projection(timestep).to(latents.dtype))  # (B, E)
-        hertz = bin_frequencies_hz(num_bins, self.config.period_s).to(latents.device) * FREQUENCY_EMBEDDING_SCALE
+        hertz = bin_frequencies_hz(num_bins, self.config.period_s) * FREQUENCY_EMBEDDING_SCALE
+        hertz = hertz.to(latents.device, torch.float32)  # float64 is not on every device
         frequency = self.frequency_embedding(self.time_projection(hertz).to(latents.dtype))  # (K, E)
         if self.config.mode == "volume":
             hidden, embedding = latents.flatten(1, 2), time  # (B, K C, h, w), (B, E)

@@ -46,6 +46,14 @@ def open_sets(
     return [(clip_set, 1.0)]
 
 
+def sets_with(sets: WeightedSets, split: str) -> WeightedSets:
+    """Return the sets that hold kept clips of a split: a handful of one's own videos may have none to test with."""
+    found = [(clip_set, weight) for clip_set, weight in sets if clip_set.rows(split)]
+    if not found:
+        logger.warning("--data: no clip of split %s, so nothing is measured on held-out clips", split)
+    return found
+
+
 def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
     """Combine the per-bin scales of several sets: their geometric mean, weighted as the sets are.
 
@@ -83,8 +91,8 @@ def export_pipeline(
 ) -> None:
     """Write {vae, unet, scheduler} and model_index.json into a checkpoint folder, in float16; main process only.
 
-    Renderers that lie in the folder already stay: only the pipeline's own parts are replaced. The record of the VAE's
-    own training comes along from beside `vae_folder`.
+    What else lies in the folder already, renderers above all, stays: only the pipeline's own parts are replaced. The
+    record of the VAE's own training comes along from beside `vae_folder`.
     """
     if not processes.is_main():
         return
@@ -93,15 +101,14 @@ def export_pipeline(
     if (vae_folder.parent / RECORD).is_file():
         written = json.loads((vae_folder.parent / RECORD).read_text())
         records |= {"vae": written[vae_folder.name]} if vae_folder.name in written else {}
-    with atomic_path(folder / ".pipeline") as temporary:
+    # One folder is made whole aside and then renamed: a run that dies leaves no mixture of old and new parts.
+    with atomic_path(folder) as temporary:
         half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "unet")}
         MotionPipeline(**half, scheduler=pipeline.scheduler).save_pretrained(temporary)
-        for part in ("vae", "unet", "scheduler"):
-            with atomic_path(folder / part) as aside:
-                shutil.copytree(temporary / part, aside)
-        shutil.copy(temporary / "model_index.json", folder / "model_index.json")
-    shutil.rmtree(folder / ".pipeline")
-    add_record(folder, records)
+        for kept in folder.iterdir() if folder.is_dir() else ():
+            if not (temporary / kept.name).exists():
+                (shutil.copytree if kept.is_dir() else shutil.copy)(kept, temporary / kept.name)
+        add_record(temporary, records)
     logger.info("trained pipeline: %s", folder)
 
 

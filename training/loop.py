@@ -248,7 +248,7 @@ class _Trainer:
         local = torch.stack(rows)  # (A, F)
         clock = torch.tensor([seconds], device=self.device)
         told = torch.cat([local.mean(0), norm.float().reshape(1), clock])[None]  # (1, F + 2)
-        told = self.accelerator.gather(told).double().cpu()  # (P, F + 2)
+        told = self.accelerator.gather(told).cpu().double()  # (P, F + 2)
         *means, mean_norm, _ = told.mean(0).tolist()
         named = dict(zip(figures, means, strict=True))
         bad_norm = not math.isfinite(mean_norm) and self.accelerator.scaler is None  # a scaler skips such steps

@@ -14,10 +14,9 @@ from diffusers import SchedulerMixin
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.utils.data import Dataset
-from tqdm import tqdm
 
 from data.clips import SampleKey
-from data.datasets import MotionDataset
+from data.datasets import MotionDataset, show_progress
 from data.media import atomic_path, contact_sheet, write_image
 from models.motion_pipeline import denoise, start_noise
 from models.unet import FrequencyUNet
@@ -85,8 +84,12 @@ class LatentDataset(Dataset):
             MotionDataset(sets, split=split, num_bins=num_bins, size=size, augment=augment) for size in sizes
         ]
         self.count, self.multiple, self.seed = len(self.motions[0]), multiple, seed
-        names = [[str(clip_set.folder.resolve()), weight, split] for clip_set, weight in sets]
-        described = [names, list(sizes), augment, seed, num_bins, dict(vae.config), _fingerprint(vae)]
+        named = [
+            # The table and statistics tell a set that was extended or made anew at the same place.
+            [str(clip_set.folder.resolve()), weight, (clip_set.folder / "clips.csv").read_text(), clip_set.statistics]
+            for clip_set, weight in sets
+        ]
+        described = [named, split, list(sizes), augment, seed, num_bins, dict(vae.config), _fingerprint(vae)]
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
         self.folder = Path(folder) / f"{split}-{digest}"
 
@@ -112,7 +115,7 @@ class LatentDataset(Dataset):
         jobs = [(item, variant) for variant in range(len(self.motions)) for item in range(self.count)]
         jobs = [job for job in jobs if not self._path(*job).is_file()]
         vae = vae.to(device).eval()
-        for item, variant in tqdm(jobs, unit="latent", disable=not progress or not jobs, dynamic_ncols=True):
+        for item, variant in show_progress(jobs, len(jobs), "latent", progress):
             key = SampleKey(item, variant, sample_seed(item * len(self.motions) + variant, self.seed))
             sample = self.motions[variant][key]
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps"):

@@ -29,14 +29,23 @@ TRAINING_PRESETS: dict[str, dict] = {
 
 
 class SliceDataset(Dataset):
-    """A few normalised slices of each item, bins drawn anew for each sample.
+    """A few normalised slices of each item, bins and a window drawn anew for each sample.
 
-    dataset[SampleKey] -> {"slices" (N, 4, H, W), "confidence" (1, H, W)}.
+    dataset[SampleKey] -> {"slices" (N, 4, h, w), "confidence" (1, h, w)}. The window keeps the motion grid's own scale:
+    a whole spectrum reduced to the window's size is smoother than what the VAE will meet, and it learns nothing there.
+
+    Args:
+        motions: items at the size of the motion grid.
+        normalisation: of at least as many bins.
+        slices_per_item: N.
+        window: (h, w) px.
     """
 
-    def __init__(self, motions: MotionDataset, normalisation: Normalisation, slices_per_item: int) -> None:
+    def __init__(
+        self, motions: MotionDataset, normalisation: Normalisation, slices_per_item: int, window: tuple[int, int]
+    ) -> None:
         self.motions, self.normalisation = motions, normalisation.truncated(motions.num_bins)
-        self.slices_per_item = slices_per_item
+        self.slices_per_item, self.window = slices_per_item, window
 
     def __len__(self) -> int:
         return len(self.motions)
@@ -45,8 +54,14 @@ class SliceDataset(Dataset):
         sample = self.motions[key]
         generator = torch.Generator().manual_seed(key.seed)
         bins = torch.randperm(self.motions.num_bins, generator=generator)[: self.slices_per_item]
-        slices = self.normalisation.normalise(sample["spectrum"])[bins]  # (N, 4, H, W)
-        return {"slices": slices, "confidence": sample["confidence"]}
+        height, width = self.window
+        top, left = (
+            int(torch.randint(whole - part + 1, (), generator=generator))
+            for whole, part in zip(self.motions.size, self.window, strict=True)
+        )
+        box = (..., slice(top, top + height), slice(left, left + width))
+        spectrum, confidence = sample["spectrum"][box], sample["confidence"][box]
+        return {"slices": self.normalisation.normalise(spectrum)[bins], "confidence": confidence}  # (N, 4, h, w)
 
 
 def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequence[int]) -> dict[str, Tensor]:
