@@ -25,6 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from motion.motion_file import ARCHIVE_ERRORS
 from motion.normalisation import Normalisation, ScaleEstimator
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
@@ -200,19 +201,22 @@ class ClipSet:
                 arrays = {name: file[name] for name in names}
         except FileNotFoundError:
             raise ClipSetError(f"{self.folder}: clip {clip_id}: {kind}/{path.name} is missing") from None
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        except ARCHIVE_ERRORS as error:
+            reason = " ".join(str(error).split())[:80] or type(error).__name__
             raise ClipSetError(
-                f"{self.folder}: clip {clip_id}: {kind}/{path.name} is damaged ({str(error)[:80]}); delete its row "
-                "in clips.csv and prepare it again"
+                f"{self.folder}: clip {clip_id}: {kind}/{path.name} is damaged ({reason}); delete its row in "
+                "clips.csv and prepare it again"
             ) from error
         read: dict[str, Any] = {}
         for name, array in arrays.items():
             if array.dtype.kind != "f":
                 read[name] = array
                 continue
+            with np.errstate(over="ignore"):
+                array = array.astype(np.float32)
             if not np.isfinite(array).all():
                 raise ClipSetError(f"{self.folder}: clip {clip_id}: {name} in {kind}/{path.name} holds NaN or Inf")
-            read[name] = torch.from_numpy(array.astype(np.float32))
+            read[name] = torch.from_numpy(array)
         return read
 
 

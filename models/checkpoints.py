@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
+
+Model = TypeVar("Model", bound="ModelMixin")
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "default"
 
@@ -51,26 +59,42 @@ def read_json(path: Path) -> dict:
     return data
 
 
-def load_model(model_class: type, folder: str | Path, *, component: str):
-    """Load one model folder in float32, with one-line errors.
+@contextmanager
+def few_words_from_diffusers() -> Iterator[None]:
+    """Let diffusers log errors only: what it warns of in many lines while loading is told in one by our own errors."""
+    from diffusers.utils import logging as diffusers_logging
+
+    verbosity = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(verbosity)
+
+
+def load_model(model_class: type[Model], folder: str | Path, *, component: str) -> Model:
+    """Load one model folder in float32, in eval mode, with one-line errors.
 
     Checkpoints are stored in half precision to stay small; they are computed with in float32 unless the caller casts.
 
     Raises:
-        CheckpointError: missing or damaged files, or weights that do not fit the config.
+        CheckpointError: missing or damaged files, a config that makes no model, or weights that do not fit it.
     """
-    import safetensors
     import torch
 
     config = check_model_folder(folder, component=component)
     if config.get("_class_name") != model_class.__name__:
         raise CheckpointError(f"{folder}: holds {config.get('_class_name')!r}; right: a {model_class.__name__} folder")
     try:
-        model, info = model_class.from_pretrained(
-            folder, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
-        )
-    except (safetensors.SafetensorError, OSError, ValueError, TypeError, RuntimeError, KeyError) as error:
-        raise CheckpointError(f"{folder}: cannot be loaded ({str(error).splitlines()[0]})") from error
+        with few_words_from_diffusers():
+            model, info = model_class.from_pretrained(
+                folder, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
+            )
+    except Exception as error:  # a damaged file or a wrong number in a config fails wherever it is first used
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise CheckpointError(
+            f"{folder}: cannot be loaded ({reason}); right: config.json and weights as training wrote them"
+        ) from error
     if info["missing_keys"] or info["unexpected_keys"]:
         named = sorted([*info["missing_keys"], *info["unexpected_keys"]])[:3]
         raise CheckpointError(f"{folder}: weights and config.json do not belong together (first: {', '.join(named)})")

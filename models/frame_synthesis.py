@@ -10,15 +10,15 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from motion.flow import magnitude, resize_flow
+from motion.flow import magnitude, resize_flow, resize_maps
 from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
+from splatting.functional import DEFAULT_SIGMA_PX
 
 from .feature_pyramid import FeaturePyramid
 from .gridnet import GridNet
 
 OPERATORS = ("softmax", "gaussian")
 IMAGE_OPERATORS = (*OPERATORS, "average")
-DEFAULT_SIGMA_PX = 0.45
 # Below this displacement a pixel is still; what optical flow reports there is noise.
 STILL_PX = 0.05
 # A pixel that less than this arrives at, in source pixels, is a hole. Filling in proportion to 1 - mass would lay the
@@ -155,6 +155,8 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         super().__init__()
         if operator not in OPERATORS:
             raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
+        if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
+            raise ValueError(f"sigma: expected a positive number of px, got {sigma!r}")
         self.pyramid = FeaturePyramid(channels)
         # Each row sees its splatted features, their weight and its holes; the finest also the residual path.
         in_channels = [c + 2 for c in channels]
@@ -222,8 +224,7 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             if level == 0 and shares_splat:
                 maps = torch.cat([maps, padding.pad(image)], dim=1)
             # The importance keeps its values, px of the motion grid: who is in front must not depend on the scale.
-            level_importance = F.interpolate(importance, size=size, mode="bilinear", antialias=True)
-            splat, weight = self.splat(maps, resize_flow(flow, size), level_importance)
+            splat, weight = self.splat(maps, resize_flow(flow, size), resize_maps(importance, size))
             if level == 0 and shares_splat:
                 splat, picture = splat[:, :-3], splat[:, -3:]
             inputs.append(torch.cat([splat, weight.clamp(0, 1), (weight == 0).to(splat)], dim=1))

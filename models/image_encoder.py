@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,12 +29,56 @@ def squeezenet_features() -> nn.Sequential:
     return features
 
 
+class PictureInput(NamedTuple):
+    """What a network of a weight file was trained to see: (RGB in [0, 1] - mean) / std, in the order BGR with `bgr`."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    bgr: bool
+
+    @classmethod
+    def of(cls, path: str | Path) -> PictureInput:
+        """Tell by the kind of file: .npz is converted from Caffe (BGR, 0..255, minus means), the rest torchvision's."""
+        if Path(path).suffix == ".npz":
+            return cls(tuple(value / 255 for value in reversed(CAFFE_MEAN_BGR)), (1 / 255,) * 3, True)
+        return cls(IMAGENET_MEAN, IMAGENET_STD, False)
+
+
+def read_feature_weights(path: str | Path) -> dict[str, Tensor]:
+    """Read the weights of a torchvision network's `features` as they lie in the file, without running pickled code.
+
+    Args:
+        path: .npz, .safetensors, or a .pth/.pt state dict; keys with or without "features." in front.
+
+    Returns:
+        float32 tensors under torchvision's names without "features."; classifiers are left out.
+
+    Raises:
+        Exception: whatever numpy, safetensors or torch raise for a file that they cannot read.
+    """
+    path = Path(path)
+    if path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            state = {name: torch.from_numpy(np.asarray(archive[name], dtype=np.float32)) for name in archive.files}
+    elif path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        state = load_file(path)
+    else:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    # SqueezeNet's authors and Keras' port name the 1x1 squeeze layers after their size, torchvision does not.
+    return {
+        name.removeprefix("features.").replace("squeeze1x1", "squeeze"): value.float()
+        for name, value in state.items()
+        if isinstance(value, Tensor) and "classifier" not in name
+    }
+
+
 def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
     """Read SqueezeNet 1.1 weights and fold their input convention into the first layer, so that RGB in [0, 1] goes in.
 
     Args:
-        path: torchvision's squeezenet1_1 (.pth, .safetensors; RGB, ImageNet mean and deviation), or an .npz converted
-            from Caffe (BGR in 0..255 minus (103.939, 116.779, 123.68)), keys as in torchvision.
+        path: torchvision's squeezenet1_1 (.pth, .safetensors), or an .npz converted from Caffe; see `PictureInput`.
 
     Returns:
         A state dict for `squeezenet_features()`.
@@ -41,33 +86,20 @@ def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
     Raises:
         ValueError: a file that cannot be read or lacks the first layer.
     """
-    path = Path(path)
     try:
-        if path.suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                state = {name: torch.from_numpy(archive[name]).float() for name in archive.files}
-        elif path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise ValueError(f"{path}: cannot be read as SqueezeNet 1.1 weights ({error})") from error
-    # Keras' port names the 1x1 squeeze layers after their size, torchvision does not.
-    names = {k: k.removeprefix("features.").replace("squeeze1x1", "squeeze") for k in state if "classifier" not in k}
-    state = {name: state[k].float() for k, name in names.items()}
+        state = read_feature_weights(path)
+    except Exception as error:  # each format fails in ways of its own
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as SqueezeNet 1.1 weights ({reason})") from error
     if "0.weight" not in state or "0.bias" not in state:
         raise ValueError(f"{path}: expected torchvision's names for SqueezeNet 1.1 (features.0.weight, ...)")
     weight, bias = state["0.weight"], state["0.bias"]  # (64, 3, 3, 3), (64,)
-    if path.suffix == ".npz":
-        mean = torch.tensor(CAFFE_MEAN_BGR).flip(0) / 255
-        weight, scale = weight.flip(1), torch.full((3,), 255.0)
-    else:
-        mean, scale = torch.tensor(IMAGENET_MEAN), 1 / torch.tensor(IMAGENET_STD)
-    weight = weight * scale.view(1, 3, 1, 1)
+    seen = PictureInput.of(path)
+    if seen.bgr:
+        weight = weight.flip(1)
+    weight = weight / torch.tensor(seen.std).view(1, 3, 1, 1)
     # Exact because the layer pads nothing: w (x - m) = w x - w m at every position.
-    state["0.bias"] = bias - (weight * mean.view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+    state["0.bias"] = bias - (weight * torch.tensor(seen.mean).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
     state["0.weight"] = weight
     return state
 

@@ -26,6 +26,8 @@ from .vae import MotionVAE
 
 SAMPLERS = ("dpm", "ddim", "unipc")
 DEFAULT_SAMPLER = "dpm"
+# What a schedule's network may predict. diffusers also knows "sample", which FrequencyUNet is not trained for.
+PREDICTION_TYPES = ("epsilon", "v_prediction")
 DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
 
 
@@ -112,7 +114,8 @@ class MotionPipeline(DiffusionPipeline):
         """Load a checkpoint folder, in float32 on the CPU, with one-line errors.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or the parts do not belong together (another K, f or latent).
+            CheckpointError: a file is missing or damaged, a config holds what makes no model or noise schedule, or the
+                parts do not belong together (another K, f, period or latent).
         """
         folder = Path(folder)
         if not folder.is_dir():
@@ -121,13 +124,13 @@ class MotionPipeline(DiffusionPipeline):
         missing = {"vae", "unet", "scheduler"} - set(index)
         if missing:
             raise CheckpointError(f"{folder}/model_index.json: lacks {sorted(missing)}; right: a motion checkpoint")
-        scheduler_config = read_json(folder / "scheduler" / "scheduler_config.json")
+        schedule = load_schedule(folder / "scheduler")
         vae = load_model(MotionVAE, folder / "vae", component="vae")
         unet = load_model(FrequencyUNet, folder / "unet", component="unet")
         try:
-            return cls(vae, unet, DDPMScheduler.from_config(scheduler_config))
-        except ValueError as error:
-            raise CheckpointError(f"{folder}: {error}") from error
+            return cls(vae, unet, schedule)
+        except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+            raise CheckpointError(f"{folder}: {_one_line(error)}") from error
 
     @torch.no_grad()
     def __call__(
@@ -199,11 +202,41 @@ class MotionPipeline(DiffusionPipeline):
         return Motion(spectrum, None, num_frames, FPS, (height, width), meta)
 
 
+def load_schedule(folder: str | Path) -> DDPMScheduler:
+    """Load the noise schedule of a folder with scheduler_config.json and try the samplers that will run over it.
+
+    Raises:
+        CheckpointError: the file is missing or malformed, predicts neither noise nor velocity, or no sampler takes it.
+    """
+    path = Path(folder) / "scheduler_config.json"
+    config = read_json(path)
+    try:
+        schedule = DDPMScheduler.from_config(config)
+        predicts, remaining = schedule.config.prediction_type, schedule.alphas_cumprod
+        if predicts not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type is {predicts!r}; right: {' or '.join(PREDICTION_TYPES)}")
+        if not bool(((remaining >= 0) & (remaining <= 1)).all()):
+            raise ValueError("its noise levels leave 0 to 1; right: the betas that training wrote")
+        for name in SAMPLERS:
+            make_sampler(schedule, name).set_timesteps(2)
+    except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: no noise schedule ({_one_line(error)})") from error
+    return schedule
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
 def check_components(vae: MotionVAE, unet: FrequencyUNet) -> None:
     """Raise ValueError when a VAE and a U-Net were not made for each other."""
+    num_bins = unet.config.num_bins
+    if not isinstance(num_bins, int) or num_bins < 1:
+        raise ValueError(f"the U-Net's num_bins is {num_bins!r}; right: a whole number above 0")
     pairs = {
         "latent_channels": (vae.latent_channels, unet.config.latent_channels),
         "factor": (vae.factor, unet.config.factor),
+        "period_s": (vae.config.period_s, unet.config.period_s),
     }
     for name, (have, want) in pairs.items():
         if have != want:

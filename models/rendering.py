@@ -5,21 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from motion.flow import resize_flow
+from motion.flow import resize_flow, resize_maps
 from motion.looping import Playback
 from motion.motion_file import Motion
 
 from .frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
 
 AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-def resize_importance(importance: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize importance (B, 1, H, W) bilinearly; its values stay px of the motion grid."""
-    return F.interpolate(importance, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
 
 
 def render_frames(
@@ -88,8 +82,8 @@ class _Renderer:
         self.preview: dict = {}
         self.size = tuple(image.shape[-2:])
         self.image = image[None].float().to(device)  # (1, 3, H, W)
-        importance = motion.importance()[None].float()  # (1, 1, h, w)
-        self.importance = resize_importance(importance, self.size).to(device)  # (1, 1, H, W)
+        importance = motion.importance()[None].float()  # (1, 1, h, w), px of the motion grid at any size
+        self.importance = resize_maps(importance, self.size).to(device)  # (1, 1, H, W)
         if model is not None:
             model.to(device).eval()
             with self._autocast():

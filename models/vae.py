@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from pathlib import Path
 
+import huggingface_hub
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin, VQModel
@@ -14,6 +17,8 @@ from torch import Tensor
 from motion.normalisation import Normalisation
 from motion.spectrum import PERIOD_S
 
+logger = logging.getLogger(__name__)
+
 SLICE_CHANNELS = 4
 
 # f, the reduction of each side, is patch * 2 ** (number of levels - 1). Patches keep the costly full-resolution layers
@@ -23,6 +28,11 @@ VAE_PRESETS: dict[str, dict] = {
     "small": {"patch": 2, "block_channels": (32, 64, 96), "layers_per_block": 1, "norm_groups": 8},
     "paper": {"patch": 1, "block_channels": (128, 256, 512), "layers_per_block": 2, "norm_groups": 32},
 }
+
+
+def _check_positive(name: str, number: object) -> None:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not (math.isfinite(number) and number > 0):
+        raise ValueError(f"{name}: expected a positive number, got {number!r}")
 
 
 class MotionVAE(ModelMixin, ConfigMixin):
@@ -62,6 +72,14 @@ class MotionVAE(ModelMixin, ConfigMixin):
         period_s: float = PERIOD_S,
     ) -> None:
         super().__init__()
+        # A config.json may have passed through other hands; what is wrong shows here and not in the middle of sampling.
+        _check_positive("scaling_factor", scaling_factor)
+        _check_positive("period_s", period_s)
+        if motion_scale_px is not None:
+            if not isinstance(motion_scale_px, (list, tuple)):
+                raise ValueError(f"motion_scale_px: expected a list of numbers, got {motion_scale_px!r}")
+            for scale_px in motion_scale_px:
+                _check_positive("motion_scale_px", scale_px)
         if kind == "kl":
             levels = len(block_channels)
             self.autoencoder = AutoencoderKL(
@@ -98,10 +116,19 @@ class MotionVAE(ModelMixin, ConfigMixin):
         """Wrap a picture VQ model from a local folder or a hub name, for example CompVis/ldm-celebahq-256.
 
         A folder or hub repository that is a whole pipeline keeps its model in the subfolder "vqvae", which is the
-        default for anything that is not a bare model folder. A hub name is downloaded by diffusers, which says so.
+        default for anything that is not a bare model folder. A hub name is downloaded by diffusers; the log says from
+        where to where.
         """
         if subfolder is None and not (Path(source) / "config.json").is_file():
             subfolder = "vqvae"
+        if not Path(source).is_dir():
+            logger.info(
+                "downloading %s%s from %s to %s, where it is not there yet; a local folder may be named instead",
+                source,
+                f", subfolder {subfolder}" if subfolder else "",
+                huggingface_hub.constants.ENDPOINT,
+                huggingface_hub.constants.HF_HUB_CACHE,
+            )
         picture_model = VQModel.from_pretrained(source, subfolder=subfolder)
         vq_config = {k: v for k, v in picture_model.config.items() if not k.startswith("_")}
         model = cls(kind="vq", vq_config=vq_config, **config)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,14 +22,20 @@ def magnitude(flow: Tensor) -> Tensor:
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps (..., C, H, W) bilinearly to (H', W'), anti-aliased when they shrink; values stay as they are."""
+    """Resize maps (..., C, H, W) bilinearly to (H', W'), anti-aliased when they shrink; values stay as they are.
+
+    Gradients reach `maps`.
+    """
     height, width = maps.shape[-2:]
     if (height, width) == tuple(size):
         return maps
     shrinks = size[0] < height or size[1] < width
     flat = maps.reshape(-1, 1, height, width)
+    # Apple's devices have no anti-aliased interpolation.
+    computed_on = torch.device("cpu") if shrinks and maps.device.type == "mps" else maps.device
+    flat = flat.to(computed_on)
     flat = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
-    return flat.reshape(*maps.shape[:-2], *size)
+    return flat.to(maps.device).reshape(*maps.shape[:-2], *size)
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
@@ -85,6 +92,11 @@ def motion_grid_size(
             if cost < best_cost:
                 best, best_cost = (rows * multiple, columns * multiple), cost
     return best
+
+
+def default_grid_scale(height: int, width: int) -> float:
+    """Return how many px of a default motion grid one px of a height x width grid is, by their areas."""
+    return math.sqrt(MOTION_AREA_PX / (height * width))
 
 
 def apply_motion_controls(maps: Tensor, *, magnify: float = 1.0, mask: Tensor | None = None) -> Tensor:

@@ -59,10 +59,14 @@ class Modes:
 
     @classmethod
     def from_spectrum(cls, spectrum: Tensor, period_s: float = PERIOD_S) -> Modes:
-        """Take the bins k >= 1 of a packed spectrum (K, 4, H, W), px, K at least 2, as modes of k / period_s Hz."""
+        """Take the bins k >= 1 of a packed spectrum (K, 4, H, W), px, K at least 2, as modes of k / period_s Hz.
+
+        They lie on the CPU, where a simulation is computed in float64.
+        """
         if spectrum.ndim != 4 or spectrum.shape[1] != 4 or len(spectrum) < 2:
             raise ValueError(f"spectrum: expected (K >= 2, 4, H, W), got {tuple(spectrum.shape)}")
-        shapes = torch.complex(spectrum[1:, 0::2].float(), spectrum[1:, 1::2].float())  # (M, 2, H, W)
+        spectrum = spectrum.cpu().float()
+        shapes = torch.complex(spectrum[1:, 0::2], spectrum[1:, 1::2])  # (M, 2, H, W)
         return cls(shapes, torch.arange(1, len(spectrum), dtype=torch.float64) / period_s)
 
     @property

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import struct
 import zipfile
+import zlib
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -12,12 +15,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .flow import apply_motion_controls, resize_flow
+from .flow import apply_motion_controls, default_grid_scale, magnitude, resize_flow
+from .looping import MAX_FRAMES
 from .spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
 
 FORMAT_VERSION = 1
 # Aspect ratios of picture and motion may differ by the rounding of the grid's sides to multiples of 32 px and no more.
 ASPECT_TOLERANCE = 0.02
+# Grids of a spectrum whose area differs from the default by less than this factor count as the default grid: sides that
+# are multiples of 32 px do not come closer.
+GRID_AREA_TOLERANCE = 1.5
+# What numpy, zipfile and zlib raise for an .npz that is damaged in any of its parts, encrypted or of another make.
+ARCHIVE_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    ArithmeticError,
+    TypeError,
+    RuntimeError,
+    SyntaxError,
+    MemoryError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+FPS_RANGE = (0.01, 10_000.0)
+LARGEST_SIDE_PX = 1_000_000
 
 
 class MotionFileError(ValueError):
@@ -75,7 +99,8 @@ class Motion:
         if self.spectrum is not None:
             flow = spectrum_to_flow(self.spectrum, phase)
         else:
-            position = torch.as_tensor(phase, dtype=torch.float64) * self.num_frames % self.num_frames
+            # On the CPU first: Apple's devices have no float64.
+            position = torch.as_tensor(phase).cpu().to(torch.float64) * self.num_frames % self.num_frames
             low = position.floor().long().clamp(max=len(self.flow) - 1)
             high = (low + 1) % len(self.flow)
             share = (position - low).to(self.flow).view(-1, 1, 1, 1)
@@ -83,10 +108,18 @@ class Motion:
         return flow if size is None else resize_flow(flow, size)
 
     def importance(self) -> Tensor:
-        """Return W = mean_t |F_t| as (1, H, W), px of its own grid."""
-        if self.spectrum is not None:
-            return mean_displacement(self.spectrum)
-        return self.flow.square().sum(1, keepdim=True).sqrt().mean(0)
+        """Return W = mean_t |F_t| as (1, H, W) on its own grid, in px of the default motion grid.
+
+        That is the unit the renderers were trained with, and softmax splatting takes its exponential: a plain flow at
+        the size of a photograph would make it 10 times as sharp. So W is multiplied by the root of the default area
+        over the grid's, for a plain flow always, for a spectrum only where the areas differ by more than a factor 1.5.
+        """
+        maps = self.spectrum if self.spectrum is not None else self.flow
+        scale = default_grid_scale(*maps.shape[-2:])
+        if self.spectrum is None:
+            return magnitude(self.flow).mean(0) * scale
+        largest = math.sqrt(GRID_AREA_TOLERANCE)
+        return mean_displacement(self.spectrum) * (1.0 if 1 / largest <= scale <= largest else scale)
 
     def check_aspect(self, height: int, width: int, name: str) -> None:
         """Raise MotionFileError when a picture of height x width px cannot be the one this motion was made for."""
@@ -160,17 +193,11 @@ def load_motion(path: str | os.PathLike) -> Motion:
             arrays = {
                 name: archive[name] for name in archive.files if name != "flow" or "spectrum" not in archive.files
             }
-    except MotionFileError:
-        raise
-    except ValueError as error:
+    except ARCHIVE_ERRORS as error:
         if "pickle" in str(error).lower():
             raise MotionFileError(
                 f"{path}: holds pickled objects, which are never loaded; right: plain arrays"
             ) from None
-        raise MotionFileError(f"{path}: cannot be read as an .npz archive; right: a motion file") from None
-    except (OSError, EOFError, zipfile.BadZipFile, KeyError) as error:
-        if "pickle" in str(error).lower():
-            raise MotionFileError(f"{path}: holds pickled objects, never loaded; right: plain arrays") from None
         raise MotionFileError(f"{path}: cannot be read as an .npz archive; right: a motion file") from None
     return _checked_motion(path, arrays)
 
@@ -180,32 +207,56 @@ def _checked_motion(path: Path, arrays: dict[str, np.ndarray]) -> Motion:
         if "flow" not in arrays:
             raise MotionFileError(f"{path}: holds neither `spectrum` nor `flow`, but {sorted(arrays)}")
         flow = _checked_array(path, "flow", arrays["flow"], channels=2)
-        image_size, fps = _image_size(arrays), float(arrays.get("fps", FPS))
-        return Motion(None, flow, len(flow), fps, image_size, {})
-    version = int(arrays.get("format_version", -1))
-    if version != FORMAT_VERSION:
-        raise MotionFileError(f"{path}: format version {version}, this program reads version {FORMAT_VERSION}")
-    spectrum = _checked_array(path, "spectrum", arrays["spectrum"], channels=4)
-    missing = {"num_frames", "fps", "image_size"} - set(arrays)
+        fps = _checked_number(path, arrays, "fps", FPS_RANGE) if "fps" in arrays else FPS
+        return Motion(None, flow, len(flow), fps, _checked_size(path, arrays), {})
+    missing = {"format_version", "num_frames", "fps", "image_size"} - set(arrays)
     if missing:
         raise MotionFileError(f"{path}: lacks {sorted(missing)}; right: a motion file as generate_motion.py writes it")
-    num_frames, fps = int(arrays["num_frames"]), float(arrays["fps"])
-    if num_frames < 2 or not (np.isfinite(fps) and fps > 0):
-        raise MotionFileError(
-            f"{path}: num_frames {num_frames} and fps {fps}; right: at least 2 frames, a positive rate"
-        )
+    version = _checked_number(path, arrays, "format_version", (-math.inf, math.inf))
+    if version != FORMAT_VERSION:
+        raise MotionFileError(f"{path}: format version {version:g}, this program reads version {FORMAT_VERSION}")
+    spectrum = _checked_array(path, "spectrum", arrays["spectrum"], channels=4)
+    num_frames = _checked_number(path, arrays, "num_frames", (2, MAX_FRAMES), whole=True)
+    fps = _checked_number(path, arrays, "fps", FPS_RANGE)
     try:
         meta = json.loads(str(arrays.get("meta", "{}")))
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
+        meta = None
+    if not isinstance(meta, dict):
         raise MotionFileError(
-            f"{path}: `meta` is not JSON; right: a motion file as generate_motion.py writes it"
-        ) from None
-    return Motion(spectrum, None, num_frames, fps, _image_size(arrays), meta)
+            f"{path}: `meta` is not a JSON object; right: a motion file as generate_motion.py writes it"
+        )
+    return Motion(spectrum, None, int(num_frames), fps, _checked_size(path, arrays), meta)
 
 
-def _image_size(arrays: dict[str, np.ndarray]) -> tuple[int, int] | None:
-    size = tuple(int(s) for s in np.ravel(arrays.get("image_size", ())))
-    return size if len(size) == 2 and min(size) > 0 else None
+def _checked_number(
+    path: Path, arrays: dict[str, np.ndarray], name: str, limits: tuple[float, float], *, whole: bool = False
+) -> float:
+    """Return the field `name`, a single finite number within `limits`; MotionFileError otherwise."""
+    array, (lowest, highest) = arrays[name], limits
+    right = f"right: one {'whole ' if whole else ''}number"
+    if math.isfinite(lowest) and math.isfinite(highest):
+        right += f" from {lowest:g} to {highest:g}"
+    if array.size != 1 or array.dtype.kind not in "iuf":
+        raise MotionFileError(f"{path}: `{name}` is {array.dtype} {array.shape}; {right}")
+    number = float(array.reshape(()))
+    if not (math.isfinite(number) and lowest <= number <= highest) or (whole and not number.is_integer()):
+        raise MotionFileError(f"{path}: `{name}` is {number:g}; {right}")
+    return number
+
+
+def _checked_size(path: Path, arrays: dict[str, np.ndarray]) -> tuple[int, int] | None:
+    """Return `image_size` as (H, W), None where it is absent or (0, 0): not known."""
+    if "image_size" not in arrays:
+        return None
+    sides = arrays["image_size"].reshape(-1)
+    if len(sides) != 2:
+        raise MotionFileError(
+            f"{path}: `image_size` has {len(sides)} numbers; right: two, the picture's height and width in pixels"
+        )
+    named = {"image_size": sides[:1]}, {"image_size": sides[1:]}
+    size = tuple(int(_checked_number(path, one, "image_size", (0, LARGEST_SIDE_PX), whole=True)) for one in named)
+    return size if min(size) > 0 else None
 
 
 def _checked_array(path: Path, name: str, array: np.ndarray, *, channels: int) -> Tensor:
@@ -213,6 +264,9 @@ def _checked_array(path: Path, name: str, array: np.ndarray, *, channels: int) -
         raise MotionFileError(
             f"{path}: `{name}` is {array.dtype} {array.shape}; right: float (N, {channels}, H, W) in pixels of its grid"
         )
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(array, dtype=np.float32)
+    # After the cast: what float32 cannot hold is Inf to everything that follows.
     if not np.isfinite(array).all():
-        raise MotionFileError(f"{path}: `{name}` holds NaN or Inf; right: finite numbers")
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+        raise MotionFileError(f"{path}: `{name}` holds NaN or Inf in float32; right: finite numbers")
+    return torch.from_numpy(array)

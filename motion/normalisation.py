@@ -112,8 +112,8 @@ class ScaleEstimator:
 
     def add(self, spectrum: Tensor, confidence: Tensor | None = None) -> None:
         """Count the magnitudes of one packed spectrum (K, 4, H, W), px, weighted by confidence (1, H, W) in [0, 1]."""
-        size = amplitude(spectrum[: self.num_bins].float()).flatten(1)  # (K, HW)
-        weight = torch.ones_like(size) if confidence is None else confidence.float().flatten().expand_as(size)
+        size = amplitude(spectrum[: self.num_bins].float()).flatten(1).cpu()  # (K, HW)
+        weight = torch.ones_like(size) if confidence is None else confidence.float().cpu().flatten().expand_as(size)
         cell = ((size.clamp(min=self.lowest) / self.lowest).log() * self.cells_per_e).long().clamp(max=1023)
         self.counts.scatter_add_(1, cell, weight.to(torch.float64))
 

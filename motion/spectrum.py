@@ -35,6 +35,11 @@ def bin_frequencies_hz(num_bins: int = NUM_BINS, period_s: float = PERIOD_S) -> 
     return torch.arange(num_bins, dtype=torch.float64) / period_s
 
 
+def _exact(numbers: Tensor) -> Tensor:
+    # First to the CPU: Apple's devices have no float64.
+    return torch.as_tensor(numbers).cpu().to(torch.float64)
+
+
 def harmonic_basis(phase: Tensor, num_bins: int) -> Tensor:
     """Evaluate the anchored harmonics at the given phases.
 
@@ -43,10 +48,11 @@ def harmonic_basis(phase: Tensor, num_bins: int) -> Tensor:
         num_bins: K, bin 0 included.
 
     Returns:
-        (N, 2 (K - 1)) float64: first the K - 1 functions cos(2 pi k u) - 1, then the K - 1 functions sin(2 pi k u).
+        (N, 2 (K - 1)) float64 on the CPU, wherever `phase` is: first the K - 1 functions cos(2 pi k u) - 1, then the
+        K - 1 functions sin(2 pi k u).
     """
-    k = torch.arange(1, num_bins, dtype=torch.float64, device=phase.device)  # (K-1,)
-    angle = 2 * math.pi * phase.to(torch.float64)[:, None] * k  # (N, K-1)
+    k = torch.arange(1, num_bins, dtype=torch.float64)  # (K-1,)
+    angle = 2 * math.pi * _exact(phase)[:, None] * k  # (N, K-1)
     return torch.cat([torch.cos(angle) - 1, torch.sin(angle)], dim=1)  # (N, 2(K-1))
 
 
@@ -77,7 +83,7 @@ def fit_spectrum(
     """
     if flow.ndim != 4 or flow.shape[1] != 2:
         raise ValueError(f"flow: expected (T, 2, H, W), got {tuple(flow.shape)}")
-    times_s = torch.as_tensor(times_s, dtype=torch.float64, device=flow.device)
+    times_s = _exact(times_s)
     if times_s.shape != flow.shape[:1]:
         raise ValueError(f"times_s: expected ({flow.shape[0]},), got {tuple(times_s.shape)}")
     # A clip of n frames covers n frame intervals, the one after its last frame included.
@@ -94,19 +100,20 @@ def fit_spectrum(
         basis = torch.cat([basis, phase[:, None]], dim=1)  # (T, 2(K-1)+1)
     frames, _, height, width = flow.shape
     # The solver matrix is tiny and needs float64; the product over pixels does not have to be held in float64 at once.
-    solver = torch.linalg.pinv(basis, rtol=RELATIVE_CUTOFF)  # (P, T)
-    rows = [solver @ row.reshape(frames, -1).to(torch.float64) for row in flow.split(64, dim=2)]
+    computed_on = torch.device("cpu") if flow.device.type == "mps" else flow.device
+    solver = torch.linalg.pinv(basis, rtol=RELATIVE_CUTOFF).to(computed_on)  # (P, T)
+    rows = [solver @ row.reshape(frames, -1).to(computed_on).to(torch.float64) for row in flow.split(64, dim=2)]
     coefficients = torch.cat(
         [r.view(-1, 2, s.shape[2], width) for r, s in zip(rows, flow.split(64, dim=2), strict=True)], 2
     )
     a, b = coefficients[: num_bins - 1], coefficients[num_bins - 1 : 2 * (num_bins - 1)]  # (K-1, 2, H, W)
-    spectrum = flow.new_zeros((num_bins, 4, height, width), dtype=torch.float64)
+    spectrum = coefficients.new_zeros((num_bins, 4, height, width))
     spectrum[1:, 0::2] = a
     spectrum[1:, 1::2] = -b
     spectrum[0, 0::2] = -a.sum(0)
     if drift:
         spectrum[0, 1::2] = coefficients[-1]
-    return spectrum.to(flow.dtype)  # (K, 4, H, W)
+    return spectrum.to(flow.dtype).to(flow.device)  # (K, 4, H, W)
 
 
 def spectrum_to_flow(spectrum: Tensor, phase: Tensor) -> Tensor:
@@ -122,13 +129,14 @@ def spectrum_to_flow(spectrum: Tensor, phase: Tensor) -> Tensor:
         (..., N, 2, H, W) displacement from frame 0, px.
     """
     num_bins = spectrum.shape[-4]
-    phase = torch.as_tensor(phase, dtype=torch.float64, device=spectrum.device)
+    phase = _exact(phase)
     basis = torch.cat([harmonic_basis(phase, num_bins), phase.clamp(max=1.0)[:, None]], dim=1)
     a = spectrum[..., 1:, 0::2, :, :]  # (..., K-1, 2, H, W)
     b = -spectrum[..., 1:, 1::2, :, :]
     drift = spectrum[..., :1, 1::2, :, :]
     coefficients = torch.cat([a, b, drift], dim=-4)  # (..., 2(K-1)+1, 2, H, W)
-    flow = basis.to(spectrum.dtype) @ coefficients.flatten(-3)  # (..., N, 2 H W)
+    basis = basis.to(spectrum.dtype).to(spectrum.device)
+    flow = basis @ coefficients.flatten(-3)  # (..., N, 2 H W)
     return flow.unflatten(-1, coefficients.shape[-3:])  # (..., N, 2, H, W)
 
 

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", "cpu", "cuda")
 WEIGHTINGS = ("exp", "gaussian")
+# Standard deviation of the Gaussian footprint, px of the grid that is splatted.
+DEFAULT_SIGMA_PX = 0.45
 # The square of this is far from overflow in float32, and its exponential is as dead as that of infinity.
 _LARGEST_SCALED_IMPORTANCE = 1e15
 
@@ -81,7 +83,7 @@ def gaussian_splat(
     flow: Tensor,
     importance: Tensor,
     *,
-    sigma: float | Tensor = 0.45,
+    sigma: float | Tensor = DEFAULT_SIGMA_PX,
     ewa: bool = True,
     backend: str = "auto",
     return_weight: bool = False,

@@ -17,6 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .functional import DEFAULT_SIGMA_PX
+
 EWA_MIN_STRETCH, EWA_MAX_STRETCH = 0.5, 2.5  # limits of J's singular values
 EWA_VARIANCE_FLOOR = 1e-4  # px^2
 # A sum of weights below this cannot be divided by, twice in the backward pass, within float32.
@@ -54,7 +56,7 @@ def softmax_splat(values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Ten
 
 
 def gaussian_splat(
-    values: Tensor, flow: Tensor, importance: Tensor, *, sigma: float | Tensor = 0.45, ewa: bool = True
+    values: Tensor, flow: Tensor, importance: Tensor, *, sigma: float | Tensor = DEFAULT_SIGMA_PX, ewa: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Average what arrives with the weights g exp(importance - per-target maximum), g a 2-D Gaussian."""
     dtype = _summing_dtype(values, flow, importance)

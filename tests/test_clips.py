@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -185,6 +186,22 @@ def test_damage_is_told_with_the_clips_name(tmp_path):
         with pytest.raises(ClipSetError, match=said) as caught:
             read()
         assert "\n" not in str(caught.value) and caught.value.is_user_error
+
+
+def test_damaged_compressed_data_and_overflow_are_told(tmp_path):
+    clip_set = make_set(tmp_path / "set", clips=1)
+    path = tmp_path / "set" / "spectra" / "clip0.npz"
+    whole = path.read_bytes()
+    broken = bytearray(whole)
+    # The first member's data follow its local header of 30 bytes and its name: a block type that there is not.
+    broken[30 + int.from_bytes(whole[26:28], "little") + int.from_bytes(whole[28:30], "little")] = 0xFF
+    path.write_bytes(bytes(broken))
+    with pytest.raises(ClipSetError, match=r"clip clip0: spectra/clip0.npz is damaged") as caught:
+        clip_set.spectrum("clip0")
+    assert isinstance(caught.value.__cause__, zlib.error) and "\n" not in str(caught.value)
+    np.savez(path, spectrum=np.full((STORED_BINS, 4, *SIZE), 1e300), confidence=np.ones((1, *SIZE)))
+    with pytest.raises(ClipSetError, match="spectrum in spectra/clip0.npz holds NaN or Inf"):
+        clip_set.spectrum("clip0")
 
 
 # ---------------------------------------------------------------------------------------------- datasets

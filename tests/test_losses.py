@@ -9,6 +9,7 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_1
 
+from models.image_encoder import load_squeezenet_features, squeezenet_features
 from training.cli import UsageError
 from training.losses import PerceptualLoss, l1, masked_mean, multi_scale_gradient
 
@@ -93,6 +94,18 @@ def test_perceptual_loss_uses_caffes_input_for_npz(random_weights):
     expected = plain.features[:2](bgr)
     expected = expected / expected.norm(dim=1, keepdim=True)
     torch.testing.assert_close(caffe.layers(picture)[0], expected, atol=1e-4, rtol=1e-3)
+
+
+def test_condition_and_loss_read_the_same_features(random_weights):
+    """The image encoder's folded first layer and the loss's explicit input convention are one network."""
+    picture = torch.rand(1, 3, 40, 40, generator=torch.Generator().manual_seed(3))
+    for name in ("caffe.npz", "torchvision.pth"):
+        net = squeezenet_features()
+        net.load_state_dict(load_squeezenet_features(random_weights / name))
+        folded = net[:2](picture)
+        folded = folded / folded.norm(dim=1, keepdim=True)
+        layer = PerceptualLoss(random_weights / name).layers(picture)[0]
+        torch.testing.assert_close(layer, folded, atol=1e-4, rtol=1e-3)
 
 
 def test_perceptual_loss_mask_gradient_and_batches(random_weights):

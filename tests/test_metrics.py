@@ -9,11 +9,21 @@ import math
 
 import pytest
 import torch
+from apple_device import AppleDevice, on_apple
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchvision.models import alexnet
 
 from training.cli import UsageError
-from training.metrics import Lpips, SequenceMetrics, frame_metrics, image_metrics, load_lpips, write_results
+from training.metrics import (
+    Lpips,
+    SequenceMetrics,
+    decibel,
+    frame_metrics,
+    image_metrics,
+    load_lpips,
+    squared_error,
+    write_results,
+)
 
 
 def frames(*levels: float, size: int = 16) -> torch.Tensor:
@@ -40,6 +50,15 @@ def test_output_is_clipped_not_rounded_and_exact_frames_have_100_db():
     found = frame_metrics(frames(1.7, 0.5004, 0.3), frames(1.0, 0.5, 0.3))
     assert found["psnr_db"][0] == 100 and found["psnr_db"][2] == 100
     assert float(found["psnr_db"][1]) == pytest.approx(-20 * math.log10(0.0004), abs=0.01)
+
+
+def test_apple_devices_get_no_float64():
+    pred, target = frames(0.6, 0.8), frames(0.5, 0.5)
+    with AppleDevice():
+        error = squared_error(on_apple(pred), on_apple(target))
+        found = decibel(error)
+    assert error.dtype == torch.float64 and error.device.type == "cpu"
+    assert found.tolist() == pytest.approx([20, -10 * math.log10(0.09)], abs=1e-4)
 
 
 def test_figures_equal_torchmetrics():

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import SHARED, make_checkpoint
 from diffusers import DDPMScheduler, VQModel
 
-from models.checkpoints import CheckpointError
+from models.checkpoints import CheckpointError, load_model
+from models.frame_synthesis import FrameSynthesis
 from models.image_encoder import load_squeezenet_features, squeezenet_features
 from models.motion_pipeline import SAMPLERS, MotionPipeline, check_components, denoise, start_noise
 from models.unet import UNET_PRESETS, FrequencyUNet
@@ -95,6 +98,24 @@ def test_picture_vq_model_is_wrapped_from_a_local_folder(tmp_path):
     vae.save_pretrained(tmp_path / "wrapped")
     again = MotionVAE.from_pretrained(tmp_path / "wrapped").eval()
     torch.testing.assert_close(again.encode(slices), latents)
+
+
+def test_a_download_is_announced_and_a_local_folder_is_not(tmp_path, monkeypatch, caplog):
+    class Stop(Exception):
+        pass
+
+    def no_network(source, subfolder=None):
+        raise Stop
+
+    monkeypatch.setattr(VQModel, "from_pretrained", no_network)
+    caplog.set_level(logging.INFO, logger="models.vae")
+    with pytest.raises(Stop):
+        MotionVAE.from_picture_vq(tmp_path)
+    assert caplog.text == ""
+    with pytest.raises(Stop):
+        MotionVAE.from_picture_vq("CompVis/ldm-celebahq-256")
+    assert "downloading CompVis/ldm-celebahq-256, subfolder vqvae from https://" in caplog.text
+    assert huggingface_hub.constants.HF_HUB_CACHE in caplog.text
 
 
 def test_unet_starts_with_coordination_as_the_identity():
@@ -304,6 +325,76 @@ def test_damaged_checkpoints_are_one_line(checkpoint, tmp_path):
         MotionPipeline.load(folder)
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
         MotionPipeline.load(tmp_path / "nowhere")
+
+
+def changed_config(checkpoint, folder, part: str, change: dict):
+    """Copy a checkpoint and change one of its configurations."""
+    folder = shutil.copytree(checkpoint, folder)
+    path = folder / part / ("scheduler_config.json" if part == "scheduler" else "config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("scheduler", {"beta_schedule": "wavy"}, "wavy"),
+        ("scheduler", {"prediction_type": "sample"}, "'sample'; right: epsilon or v_prediction"),
+        ("scheduler", {"prediction_type": "flow"}, "'flow'"),
+        ("scheduler", {"num_train_timesteps": "many"}, "no noise schedule"),
+        ("scheduler", {"beta_start": "low"}, "no noise schedule"),
+        ("scheduler", {"beta_start": -4.0}, "no noise schedule"),
+        ("scheduler", {"timestep_spacing": "odd"}, "odd"),
+        ("vae", {"motion_scale_px": "0.5"}, "motion_scale_px: expected a list"),
+        ("vae", {"motion_scale_px": [0.5, "x"]}, "motion_scale_px: expected a positive number, got 'x'"),
+        ("vae", {"motion_scale_px": [0.5, 0.0]}, "motion_scale_px: expected a positive"),
+        ("vae", {"scaling_factor": None}, "scaling_factor: expected a positive number"),
+        ("vae", {"period_s": "5"}, "period_s: expected a positive number"),
+        ("vae", {"block_channels": []}, "cannot be loaded"),
+        ("vae", {"norm_groups": 0}, "cannot be loaded"),
+        ("vae", {"patch": "two"}, "cannot be loaded"),
+        ("unet", {"block_channels": []}, "cannot be loaded"),
+        ("unet", {"block_channels": 16}, "cannot be loaded"),
+        ("unet", {"num_heads": 0}, "cannot be loaded"),
+        ("unet", {"num_bins": "4"}, "num_bins is '4'"),
+        ("unet", {"num_bins": -1}, "num_bins is -1"),
+        ("unet", {"period_s": 4.0}, "period_s is 5.0, the U-Net's 4.0"),
+    ],
+)
+def test_wrong_configurations_are_one_line(checkpoint, tmp_path, part, change, said):
+    folder = changed_config(checkpoint, tmp_path / "copy", part, change)
+    with pytest.raises(CheckpointError, match=said) as caught:
+        MotionPipeline.load(folder)
+    assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
+
+
+def test_wrong_configuration_of_a_renderer_is_one_line(checkpoint, tmp_path):
+    for index, change in enumerate([{"channels": []}, {"sigma": "wide"}, {"columns": None}]):
+        folder = changed_config(checkpoint, tmp_path / str(index), "frame_synthesis_gaussian", change)
+        with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
+            load_model(FrameSynthesis, folder / "frame_synthesis_gaussian", component="renderer")
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_missing_are_told_once(checkpoint, tmp_path, caplog):
+    """diffusers warns of them in many lines; our error says it in one."""
+    from diffusers.utils import logging as diffusers_logging
+    from safetensors.torch import load_file, save_file
+
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state.pop("conv_in.weight")
+    save_file(state, path, metadata={"format": "pt"})
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.add_handler(caplog.handler)
+    try:
+        with pytest.raises(CheckpointError, match="do not belong together .first: conv_in.weight"):
+            MotionPipeline.load(folder)
+    finally:
+        diffusers_logging.remove_handler(caplog.handler)
+    assert caplog.text == ""
+    assert diffusers_logging.get_verbosity() == before
 
 
 def test_parts_of_other_shapes_are_refused(tmp_path):

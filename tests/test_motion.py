@@ -6,9 +6,11 @@ import math
 
 import pytest
 import torch
+from apple_device import AppleDevice, OnApple, on_apple
 
-from motion.flow import apply_motion_controls, magnitude, motion_grid_size, resize_flow, resize_spectrum
-from motion.looping import plan_playback
+from motion.flow import apply_motion_controls, magnitude, motion_grid_size, resize_flow, resize_maps, resize_spectrum
+from motion.looping import MAX_FRAMES, plan_playback
+from motion.modal import Modes
 from motion.normalisation import Normalisation, ScaleEstimator
 from motion.spectrum import (
     amplitude,
@@ -236,11 +238,56 @@ def test_loop_closes(seconds, slow, periods):
 
 def test_a_long_video_is_noted():
     assert "drift" in plan_playback(seconds=8).notes[0]
+    assert plan_playback(seconds=8, drift=False).notes == ()
+
+
+def test_the_longest_video():
+    assert plan_playback(seconds=MAX_FRAMES / 100, fps=100).num_frames == MAX_FRAMES == 1_000_000
+    with pytest.raises(ValueError, match="at most 1000000 frames, got 1.0001e"):
+        plan_playback(seconds=MAX_FRAMES / 100 + 1, fps=100)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"seconds": 0}, {"seconds": 5, "fps": -1}, {"seconds": 0.01}, {"seconds": float("nan")}]
+    "wrong",
+    [
+        {"seconds": 0},
+        {"seconds": 5, "fps": -1},
+        {"seconds": 0.01},
+        {"seconds": float("nan")},
+        {"seconds": 1e300, "fps": 1e300},
+        {"seconds": 5, "slow": 1e-300, "loop": True},
+        {"seconds": 5, "slow": 1e308},
+    ],
 )
 def test_playback_refuses_nonsense(wrong):
     with pytest.raises(ValueError, match="expected"):
         plan_playback(**wrong)
+
+
+def test_apple_devices_get_no_float64():
+    """Their tensors come back there, with the values of the CPU."""
+    spectrum, phase = random_spectrum(4), torch.linspace(0, 1.5, 7)
+    times_s = torch.arange(50.0) / 10
+    flow = spectrum_to_flow(spectrum, times_s / 5)
+    expected = [
+        spectrum_to_flow(spectrum, phase),
+        mean_displacement(spectrum),
+        fit_spectrum(flow, times_s, num_bins=4),
+        resize_maps(spectrum, (2, 9)),
+        resize_maps(spectrum, (6, 10)),
+    ]
+    estimator = ScaleEstimator(4)
+    with AppleDevice():
+        there = on_apple(spectrum)
+        found = [
+            spectrum_to_flow(there, on_apple(phase)),
+            mean_displacement(there),
+            fit_spectrum(on_apple(flow), on_apple(times_s), num_bins=4),
+            resize_maps(there, (2, 9)),
+            resize_maps(there, (6, 10)),
+        ]
+        assert all(type(result) is OnApple for result in found)
+        estimator.add(there, on_apple(torch.ones(1, 3, 5)))
+        assert Modes.from_spectrum(there).sample(1.5, 1.0).dtype == torch.complex128
+    for result, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(result.as_subclass(torch.Tensor), wanted)

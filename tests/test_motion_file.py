@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
+
 import numpy as np
 import pytest
 import torch
+from apple_device import AppleDevice, on_apple
 
 from motion.motion_file import Motion, MotionFileError, load_motion, save_motion
-from motion.spectrum import spectrum_to_flow
+from motion.spectrum import mean_displacement, spectrum_to_flow
 
 
 def example_motion() -> Motion:
@@ -45,7 +49,31 @@ def test_plain_flow_of_anybody(tmp_path):
     motion = load_motion(tmp_path / "plain.npz")
     torch.testing.assert_close(motion.flow_at(torch.tensor([0.3])), flow[3:4])
     torch.testing.assert_close(motion.flow_at(torch.tensor([0.95])), (flow[9:] + flow[:1]) / 2)
-    torch.testing.assert_close(motion.importance(), flow.norm(dim=1, keepdim=True).mean(0))
+
+
+def test_importance_is_in_px_of_the_default_motion_grid():
+    """A plain flow of 3 x 4 px at 512 x 320: 5 px there are 2.5 px at 256 x 160."""
+    flow = torch.zeros(4, 2, 320, 512)
+    flow[:, 0], flow[:, 1] = 3.0, 4.0
+    torch.testing.assert_close(Motion(None, flow).importance(), torch.full((1, 320, 512), 2.5))
+    torch.testing.assert_close(Motion(None, flow[..., :80, :128]).importance(), torch.full((1, 80, 128), 10.0))
+
+
+def test_importance_of_a_spectrum_is_scaled_on_another_grid_only():
+    spectrum = torch.zeros(3, 4, 160, 256)
+    spectrum[1, 1] = 2.0
+    own = mean_displacement(spectrum)
+    assert torch.equal(Motion(spectrum).importance(), own)
+    for height, width, scale in ((192, 192, 1.0), (160, 224, 1.0), (80, 128, 2.0), (320, 512, 0.5)):
+        motion = Motion(torch.nn.functional.interpolate(spectrum, size=(height, width)))
+        torch.testing.assert_close(motion.importance()[0, 0, 0], scale * own[0, 0, 0])
+
+
+def test_flow_of_a_motion_on_apples_device():
+    flow, phase = torch.randn(4, 2, 3, 5), torch.tensor([0.3, 1.4])
+    with AppleDevice():
+        found = Motion(None, on_apple(flow), 4).flow_at(on_apple(phase))
+    torch.testing.assert_close(found.as_subclass(torch.Tensor), Motion(None, flow, 4).flow_at(phase))
 
 
 @pytest.mark.parametrize(
@@ -54,8 +82,27 @@ def test_plain_flow_of_anybody(tmp_path):
         ({"format_version": np.array(99)}, "format version 99"),
         ({"spectrum": np.full((16, 4, 5, 8), np.nan, np.float32)}, "NaN"),
         ({"spectrum": np.zeros((16, 3, 5, 8), np.float32)}, r"\(16, 3, 5, 8\)"),
-        ({"fps": np.array(0.0)}, "positive rate"),
+        ({"spectrum": np.full((16, 4, 5, 8), 1e300)}, "`spectrum` holds NaN or Inf"),
+        ({"format_version": None}, "format_version"),
+        ({"format_version": np.array([1, 1])}, "`format_version` is int64"),
+        ({"format_version": np.array("one")}, "`format_version` is <U3"),
+        ({"format_version": np.array(np.nan)}, "`format_version` is nan"),
+        ({"fps": np.array(0.0)}, "`fps` is 0; right: one number"),
+        ({"fps": np.array([30.0, 30.0])}, "`fps` is float64"),
+        ({"fps": np.array(True)}, "`fps` is bool"),
+        ({"fps": np.array(30j)}, "`fps` is complex128"),
         ({"num_frames": None}, "num_frames"),
+        ({"num_frames": np.array("many")}, "`num_frames` is <U4"),
+        ({"num_frames": np.array(np.nan)}, "`num_frames` is nan"),
+        ({"num_frames": np.array(150.5)}, "`num_frames` is 150.5; right: one whole number"),
+        ({"num_frames": np.array(10**9)}, "`num_frames` is 1e"),
+        ({"num_frames": np.arange(0)}, "`num_frames`"),
+        ({"image_size": np.array("big")}, "`image_size` has 1 numbers"),
+        ({"image_size": np.array(["a", "b"])}, "`image_size` is <U1"),
+        ({"image_size": np.array([np.nan, 80])}, "`image_size` is nan"),
+        ({"image_size": np.array([-50, 80])}, "`image_size` is -50"),
+        ({"image_size": np.arange(3)}, "`image_size` has 3 numbers"),
+        ({"meta": np.array("[1]")}, "`meta` is not a JSON object"),
     ],
 )
 def test_wrong_content_is_one_line(tmp_path, change, message):
@@ -64,6 +111,45 @@ def test_wrong_content_is_one_line(tmp_path, change, message):
     with pytest.raises(MotionFileError, match=message) as caught:
         load_motion(tmp_path / "bad.npz")
     assert "bad.npz" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("fps", "message"),
+    [
+        (0.0, "`fps` is 0"),
+        (-25, "`fps` is -25"),
+        (np.nan, "`fps` is nan"),
+        ("fast", "`fps` is <U4"),
+        ([25, 30], "`fps` is int64"),
+    ],
+)
+def test_wrong_rate_of_a_plain_flow_is_one_line(tmp_path, fps, message):
+    np.savez(tmp_path / "bad.npz", flow=np.zeros((3, 2, 4, 5), np.float32), fps=np.array(fps))
+    with pytest.raises(MotionFileError, match=message) as caught:
+        load_motion(tmp_path / "bad.npz")
+    assert "bad.npz" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_numbers_in_arrays_of_one_are_taken(tmp_path):
+    np.savez(tmp_path / "m.npz", flow=np.zeros((3, 2, 4, 5), np.float32), fps=np.array([[12]]))
+    assert load_motion(tmp_path / "m.npz").period_s == 0.25
+
+
+def test_any_damaged_byte_is_one_line_or_harmless(tmp_path):
+    generator = np.random.default_rng(0)
+    np.savez_compressed(tmp_path / "whole.npz", flow=generator.normal(size=(3, 2, 8, 9)).astype(np.float32))
+    whole = (tmp_path / "whole.npz").read_bytes()
+    refused = set()
+    for position in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[position] ^= 0xFF
+        (tmp_path / "bad.npz").write_bytes(bytes(damaged))
+        try:
+            load_motion(tmp_path / "bad.npz")
+        except MotionFileError as error:
+            assert "\n" not in str(error)
+            refused.add(type(error.__context__))
+    assert zlib.error in refused and zipfile.BadZipFile in refused
 
 
 def test_wrong_files_are_one_line(tmp_path):

@@ -9,11 +9,11 @@ import logging
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.image_encoder import PictureInput, read_feature_weights
 from training.cli import UsageError
 
 logger = logging.getLogger(__name__)
@@ -26,8 +26,6 @@ _LAYERS: dict[str, tuple[int, ...]] = {
     "vgg16": (3, 8, 15, 22, 29),  # relu1_2 2_2 3_3 4_3 5_3
     "vgg19": (3, 8, 17, 26, 35),  # relu1_2 2_2 3_4 4_4 5_4
 }
-_CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
-_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -111,11 +109,10 @@ class PerceptualLoss(nn.Module):
         self.network = network
         self.features = _build_features(network)
         self.features.load_state_dict(load_feature_weights(weights, self.features.state_dict(), flag))
-        self.caffe = Path(weights).suffix == ".npz"
-        mean = torch.tensor(_CAFFE_MEAN_BGR if self.caffe else _IMAGENET_MEAN).view(1, 3, 1, 1)
-        scale = torch.full((1, 3, 1, 1), 1 / 255) if self.caffe else torch.tensor(_IMAGENET_STD).view(1, 3, 1, 1)
-        self.register_buffer("mean", mean, persistent=False)
-        self.register_buffer("scale", scale, persistent=False)
+        seen = PictureInput.of(weights)
+        self.bgr = seen.bgr
+        self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(seen.std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
         self.eval()
 
@@ -125,10 +122,9 @@ class PerceptualLoss(nn.Module):
 
     def layers(self, image: Tensor) -> list[Tensor]:
         """Return the unit-normalised features (B, C_l, H_l, W_l) of RGB pictures (B, 3, H, W) in [0, 1]."""
-        if self.caffe:
-            x = image.flip(1) / self.scale - self.mean  # BGR, 0..255
-        else:
-            x = (image - self.mean) / self.scale
+        x = (image - self.mean) / self.scale
+        if self.bgr:
+            x = x.flip(1)
         found = []
         for index, layer in enumerate(self.features):
             x = layer(x)
@@ -182,35 +178,22 @@ def load_feature_weights(weights: Path | str, wanted: dict[str, Tensor], flag: s
     if not path.is_file():
         raise UsageError(f"{flag} {path}: no such file; name the weights as .npz, .safetensors or .pth")
     try:
-        found = _read_tensors(path)
+        found = read_feature_weights(path)
     except Exception as error:  # each format fails in ways of its own
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise UsageError(f"{flag} {path}: not readable as weights ({reason})") from error
     state = {}
     for key, slot in wanted.items():
-        value = found.get(f"features.{key}", found.get(key))
+        value = found.get(key)
         if value is None or tuple(value.shape) != tuple(slot.shape):
             got = "is missing" if value is None else f"has shape {tuple(value.shape)}"
             raise UsageError(
                 f"{flag} {path}: weights of another network: features.{key} {got}, expected shape {tuple(slot.shape)}"
             )
-        state[key] = value.float()
+        state[key] = value
     if not all(torch.isfinite(value).all() for value in state.values()):
         raise UsageError(f"{flag} {path}: holds numbers that are not finite")
     return state
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            # Such files name the fire modules' first layer as SqueezeNet's authors did.
-            named = {key.replace("squeeze1x1", "squeeze"): file[key] for key in file.files}
-        return {key: torch.from_numpy(value.astype(np.float32)) for key, value in named.items()}
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(str(path))
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _build_features(network: Network) -> nn.Sequential:

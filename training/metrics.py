@@ -79,9 +79,12 @@ def load_lpips(network: LpipsNetwork, weights: Path | str | None, *, flag: str =
 
 
 def squared_error(pred: Tensor, target: Tensor) -> Tensor:
-    """Return (N,) float64 mean squared errors of frames, after clipping to [0, 1]."""
+    """Return (N,) float64 mean squared errors of frames, after clipping to [0, 1]; on the CPU for Apple's devices."""
     _check(pred, target)
-    return (pred.clamp(0, 1) - target.clamp(0, 1)).double().square().flatten(1).mean(1)
+    difference = pred.clamp(0, 1) - target.clamp(0, 1)
+    if difference.device.type == "mps":
+        difference = difference.cpu()  # no float64 there
+    return difference.double().square().flatten(1).mean(1)
 
 
 def decibel(error: Tensor) -> Tensor:

@@ -130,7 +130,7 @@ class LatentDataset(Dataset):
 
 
 def _fingerprint(vae: MotionVAE) -> float:
-    return float(sum(p.detach().double().abs().sum() for p in vae.parameters()))
+    return float(sum(p.detach().cpu().double().abs().sum() for p in vae.parameters()))
 
 
 def diffusion_target(schedule: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
