@@ -11,8 +11,28 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import Parser, UsageError, add_shared_flags, command, run, user_message
-from training.playback import FORMATS, add_playback_flags, check_playback_flags, load_renderer, render_video
+from training.cli import (
+    Parser,
+    UsageError,
+    check_output_file,
+    check_precision,
+    choose_device,
+    command,
+    run,
+    user_message,
+)
+from training.playback import (
+    FORMATS,
+    add_playback_flags,
+    add_rendering_flags,
+    check_playback_flags,
+    check_video_flags,
+    load_renderer,
+    plan,
+    read_mask_of,
+    read_pictures,
+    render_video,
+)
 from training.sampling import add_sampling_flags, load_pipeline, sampling_options
 
 logger = logging.getLogger("__main__")
@@ -22,22 +42,24 @@ VIDEO_NAMES = {f".{name}": name for name in FORMATS if name != "frames"}
 
 def make_parser() -> Parser:
     """Build the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, raw_description=True)
     group = parser.add_argument_group("input and output")
     add = group.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE|FOLDER", help="photographs, or folders of them")
     add("--out", type=Path, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one picture")
-    add("--splat", choices=("softmax", "gaussian"), default="softmax", help="how pixels are carried (default: softmax)")
+    add("--splat", choices=("softmax", "gaussian"), default="softmax", help="how pixels are carried")
     add("--motion", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")
     add("--motion-out", type=Path, metavar="FILE.npz", help="also keep the predicted motion")
     add_playback_flags(parser)
     add_sampling_flags(parser)
-    add_shared_flags(parser, "seed", "device", "precision")
+    add_rendering_flags(parser, "seed", "device")
     return parser
 
 
 def choose_outputs(pictures: list[Path], out: Path, wanted: str | None) -> tuple[list[Path], str]:
     """Return one output path a picture and the format: --out may be a file for one picture, else it is a folder."""
+    from data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+
     named = VIDEO_NAMES.get(out.suffix.lower())
     if named and not out.is_dir():
         if wanted not in (None, named):
@@ -45,6 +67,9 @@ def choose_outputs(pictures: list[Path], out: Path, wanted: str | None) -> tuple
         if len(pictures) > 1:
             raise UsageError(f"--out {out}: a file, but there are {len(pictures)} pictures; right: a folder")
         return [out], named
+    if not named and out.suffix.lower() in VIDEO_SUFFIXES + PICTURE_SUFFIXES and not out.is_dir():
+        right = ", ".join(VIDEO_NAMES)
+        raise UsageError(f"--out {out}: {out.suffix} is not written; right: a name that ends in {right}, or a folder")
     video_format = wanted or "mp4"
     suffix = "" if video_format == "frames" else f".{video_format}"
     stems = [picture.stem for picture in pictures]
@@ -58,12 +83,29 @@ def choose_outputs(pictures: list[Path], out: Path, wanted: str | None) -> tuple
     return outputs, video_format
 
 
+def read_inputs(args: argparse.Namespace, picture: Path) -> tuple:
+    """Read what one picture is animated from: the picture, the one to predict from, the mask or None, --motion or None.
+
+    Raises:
+        MediaError, MotionFileError: a file that cannot be used, or belongs to another picture.
+        UsageError: flags that give no video of this motion.
+    """
+    from motion.motion_file import load_motion
+
+    image, source = read_pictures(picture, args.size)
+    mask = read_mask_of(args, image)
+    motion = load_motion(args.motion) if args.motion else None
+    if motion is not None:
+        motion.check_aspect(*source.shape[-2:], str(args.motion))
+        plan(args, motion)
+    return image, source, mask, motion
+
+
 class Animator:
     """The loaded models and flags that every picture of a call shares."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         from models.checkpoints import DEFAULT_CHECKPOINT
-        from training.cli import choose_device
 
         self.args = args
         self.device = choose_device(args.device)
@@ -74,15 +116,11 @@ class Animator:
 
     def animate(self, picture: Path, output: Path, video_format: str) -> None:
         """Predict or load the motion of one picture and render its video."""
-        from data.media import read_image
-        from motion.motion_file import load_motion, save_motion
+        from motion.motion_file import save_motion
 
-        image = read_image(picture, max_side=self.args.size)
-        if self.args.motion:
-            motion = load_motion(self.args.motion)
-            motion.check_aspect(*image.shape[-2:], str(self.args.motion))
-        else:
-            motion = self.pipeline.predict(image, **self.options)
+        image, source, mask, motion = read_inputs(self.args, picture)
+        if motion is None:
+            motion = self.pipeline.predict(source, **self.options)
         if self.args.motion_out:
             save_motion(self.args.motion_out, motion)
         render_video(
@@ -94,6 +132,8 @@ class Animator:
             operator=self.args.splat,
             device=self.device,
             video_format=video_format,
+            mask=mask,
+            progress=True,
         )
 
 
@@ -104,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     check_playback_flags(args)
     sampling_options(args)
 
-    from data.media import check_writable, list_pictures
+    from data.media import list_pictures, read_mask
 
     # Input and output
     many = len(args.pictures) > 1 or any(path.is_dir() for path in args.pictures)
@@ -114,9 +154,11 @@ def main(argv: list[str] | None = None) -> int:
             raise UsageError(f"{flag} {path}: belongs to one picture, there are {len(pictures)}; right: one picture")
     if args.motion and args.motion_out:
         raise UsageError("--motion-out: there is nothing to predict with --motion; right: one of them")
+    if args.motion_out:
+        check_output_file(args.motion_out, "--motion-out", (".npz",))
+    check_precision(args.precision, choose_device(args.device))
     outputs, video_format = choose_outputs(pictures, args.out, args.format)
-    for path in {output.parent: output for output in outputs}.values():
-        check_writable(path)
+    check_video_flags(args, outputs, video_format)
     jobs = list(zip(pictures, outputs, strict=True))
     if many:
         finished = [output for _, output in jobs if output.exists()]
@@ -130,9 +172,9 @@ def main(argv: list[str] | None = None) -> int:
 
     # A single bad picture must cost nothing; in a folder the others go on.
     if not many:
-        from data.media import read_image
-
-        read_image(jobs[0][0], max_side=args.size)
+        read_inputs(args, pictures[0])
+    elif args.mask:
+        read_mask(args.mask, (args.size, args.size), any_aspect=True)
     animator, failed = Animator(args), 0
     for picture, output in jobs:
         try:

@@ -11,7 +11,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.cli import Parser, UsageError, add_shared_flags, choose_device, command, positive_int, run, user_message
+from training.cli import (
+    Parser,
+    UsageError,
+    check_precision,
+    choose_device,
+    command,
+    positive_int,
+    run,
+    user_message,
+)
+from training.playback import DEFAULT_SIZE_PX, add_rendering_flags
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +61,7 @@ class Studio:
         *,
         device: torch.device | str = "cpu",
         precision: str = "no",
-        size_px: int = 512,
+        size_px: int = DEFAULT_SIZE_PX,
     ) -> None:
         self.pipeline, self.renderers, self.folder = pipeline, renderers, Path(folder)
         self.device, self.precision, self.size_px = device, precision, size_px
@@ -89,12 +99,12 @@ class Studio:
         from models.rendering import render_frames
         from motion.looping import plan_playback
 
-        image = self._checked_picture(picture)
+        image, source = self._checked_picture(picture)
         _check_choices(self.renderers, splat, strength, seconds, seed)
-        motion = self.pipeline.predict(image, seed=int(seed)).controlled(magnify=strength)
+        motion = self.pipeline.predict(source, seed=int(seed)).controlled(magnify=strength)
         if loop:
             motion = motion.without_drift()
-        playback = plan_playback(seconds=seconds, fps=motion.fps, period_s=motion.period_s, loop=loop)
+        playback = plan_playback(seconds=seconds, fps=motion.fps, period_s=motion.period_s, loop=loop, drift=not loop)
         frames = render_frames(
             image,
             motion,
@@ -114,8 +124,8 @@ class Studio:
             old.unlink(missing_ok=True)
         return path
 
-    def _checked_picture(self, picture: np.ndarray | None) -> torch.Tensor:
-        """Return an upload as (3, H, W) in [0, 1], reduced to the page's size."""
+    def _checked_picture(self, picture: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return an upload as (3, H, W) in [0, 1], reduced to the page's size and to that motion is predicted from."""
         from data.media import MIN_SIDE_PX, MediaError, from_bytes, resize_image
 
         if picture is None:
@@ -124,11 +134,15 @@ class Studio:
             raise MediaError(f"the upload is {picture.dtype} {picture.shape}; upload a colour picture of 8 bits")
         image = from_bytes(picture)
         height, width = image.shape[-2:]
-        factor = min(1.0, self.size_px / max(height, width))
-        size = (round(height * factor), round(width * factor))
-        if min(size) < MIN_SIDE_PX:
-            raise MediaError(f"the picture is {width} x {height} px; upload a larger or less elongated one")
-        return resize_image(image, size) if factor < 1 else image
+
+        def reduced(long_side: int) -> torch.Tensor:
+            factor = min(1.0, long_side / max(height, width))
+            size = (round(height * factor), round(width * factor))
+            if min(size) < MIN_SIDE_PX:
+                raise MediaError(f"the picture is {width} x {height} px; upload a larger or less elongated one")
+            return resize_image(image, size) if factor < 1 else image
+
+        return reduced(self.size_px), reduced(DEFAULT_SIZE_PX)
 
 
 def _check_choices(splats: dict, splat: str, strength: float, seconds: float, seed: int) -> None:
@@ -212,14 +226,17 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     group = parser.add_argument_group("page")
     group.add_argument("--port", type=positive_int, default=7860, metavar="N", help=f"serve on http://{HOST}:N")
-    group.add_argument("--size", type=positive_int, default=512, metavar="PX", help="long side of the videos")
+    group.add_argument(
+        "--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side of the videos"
+    )
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
-    add_shared_flags(parser, "device", "precision")
+    add_rendering_flags(parser, "device")
     args = parser.parse_args(argv)
     if args.port > 65535:
         raise UsageError(f"--port {args.port}: right: 1 to 65535")
-    gradio = import_gradio()
     device = choose_device(args.device)
+    check_precision(args.precision, device)
+    gradio = import_gradio()
 
     from models.checkpoints import DEFAULT_CHECKPOINT
     from training.playback import load_renderer
@@ -228,8 +245,7 @@ def main(argv: list[str] | None = None) -> int:
     pipeline = load_pipeline(args)
     renderers = {splat: load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, splat) for splat in SPLATS}
     with tempfile.TemporaryDirectory(prefix="animate-app-") as folder:
-        precision = "no" if device.type == "cpu" else args.precision
-        options = {"device": device, "precision": precision, "size_px": args.size}
+        options = {"device": device, "precision": args.precision, "size_px": args.size}
         studio = Studio(pipeline, renderers, Path(folder), **options)
         try:
             launch(gradio, make_page(gradio, studio), port=args.port)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import resource
+import shlex
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from training.cli import Parser, add_shared_flags, command, positive_int, run
+from training.cli import Parser, UsageError, check_precision, check_writable, choose_device, command, positive_int, run
+from training.playback import DEFAULT_SIZE_PX, add_rendering_flags, load_renderer, read_pictures
+from training.sampling import check_steps
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger("__main__")
+
+DEFAULT_OUT = Path("outputs/benchmark")
+FEWEST_FRAMES = 2
+SMALLEST_PX = 16
 
 
 def make_parser() -> Parser:
@@ -21,94 +33,110 @@ def make_parser() -> Parser:
     animate = commands.add_parser("animate", help="picture -> video: each part, beside image-space rendering")
     group = animate.add_argument_group("what is measured")
     group.add_argument("--picture", type=Path, metavar="FILE", help="default: a sample of data/samples")
-    group.add_argument("--size", type=positive_int, default=512, metavar="PX", help="long side")
+    group.add_argument("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side")
     group.add_argument("--frames", type=positive_int, default=30, metavar="N", help="frames of each row")
     group.add_argument("--steps", type=positive_int, default=20, metavar="N", help="network calls of the sampler")
     group.add_argument("--repeats", type=positive_int, default=3, metavar="N", help="measure so often, take the median")
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
-    add_shared_flags(animate, "device", "precision", "seed", "out")
+    out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}"}
+    add_rendering_flags(animate, "seed", "device", "out", out=out)
     return parser
 
 
-def median_seconds(work: Callable[[], object], repeats: int, device_type: str) -> float:
-    """Return the median wall-clock seconds of `work`, after one call that warms up."""
+def measure(work: Callable[[], object], repeats: int, device: torch.device) -> dict:
+    """Return the median wall-clock seconds of `work`, after one call that warms up, and its peak memory."""
     import torch
 
     def timed() -> float:
         began = time.perf_counter()
         work()
-        if device_type == "cuda":
-            torch.cuda.synchronize()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         return time.perf_counter() - began
 
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
     timed()
-    return sorted(timed() for _ in range(repeats))[repeats // 2]
+    seconds = sorted(timed() for _ in range(repeats))[repeats // 2]
+    return {"seconds": seconds, "peak_memory_mb": peak_memory_mb(device)}
 
 
-def peak_memory_mb(device_type: str) -> float:
-    """Return the peak memory so far, MB: of the GPU's allocator, else of this process."""
+def peak_memory_mb(device: torch.device) -> float:
+    """Return the peak memory, MB: of the GPU's allocator since it was reset, else of this process so far."""
     import torch
 
-    if device_type == "cuda":
-        return torch.cuda.max_memory_allocated() / 1e6
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e3 if sys.platform == "linux" else 1e6)
 
 
-def measure_animate(args) -> list[dict]:
+def check_flags(args: argparse.Namespace) -> torch.device:
+    """Return the device; UsageError for flags that cannot be measured, before anything is loaded or made."""
+    from motion.looping import MAX_FRAMES
+
+    if not FEWEST_FRAMES <= args.frames <= MAX_FRAMES:
+        raise UsageError(f"--frames {args.frames}: right: {FEWEST_FRAMES} to {MAX_FRAMES}")
+    if args.size < SMALLEST_PX:
+        raise UsageError(f"--size {args.size}: right: at least {SMALLEST_PX} px")
+    check_steps(args.steps)
+    out = args.out or DEFAULT_OUT
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; right: a folder")
+    # The tables lie in the folder, which is made last.
+    check_writable(out / "results.json")
+    device = choose_device(args.device)
+    check_precision(args.precision, device)
+    return device
+
+
+def measure_animate(args: argparse.Namespace, device: torch.device) -> list[dict]:
     """Time prediction and rendering of one picture; every render row says its speed relative to the preview."""
-    from data.media import list_pictures, read_image
+    from data.media import list_pictures
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.motion_pipeline import MotionPipeline
     from models.rendering import render_frames
     from motion.looping import plan_playback
-    from training.cli import choose_device
-    from training.playback import load_renderer
 
-    device = choose_device(args.device)
     checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
     picture = args.picture or list_pictures([Path(__file__).parent / "data" / "samples"])[0]
-    image = read_image(picture, max_side=args.size)
-    began = time.perf_counter()
-    pipeline = MotionPipeline.load(checkpoint)
-    pipeline.to(device)
-    rows = [{"row": "load the checkpoint", "seconds": time.perf_counter() - began}]
-
-    options = {"seed": args.seed, "steps": args.steps}
-    motion = pipeline.predict(image, **options)
-    for guidance in (0.0, 1.0):
-        seconds = median_seconds(
-            lambda g=guidance: pipeline.predict(image, guidance=g, **options), args.repeats, device.type
-        )
-        name = f"predict motion, {args.steps} steps, {'guided' if guidance else 'no guidance'}"
-        rows.append({"row": name, "seconds": seconds, "peak_memory_mb": peak_memory_mb(device.type)})
-
+    image, source = read_pictures(picture, args.size)
     playback = plan_playback(seconds=args.frames / 30, fps=30)
     renderers = {
         "render, image space (baseline)": (None, "softmax"),
         "render, softmax": (load_renderer(checkpoint, "softmax"), "softmax"),
         "render, gaussian": (load_renderer(checkpoint, "gaussian"), "gaussian"),
     }
+    began = time.perf_counter()
+    pipeline = MotionPipeline.load(checkpoint)
+    pipeline.to(device)
+    rows = [{"row": "load the checkpoint", "seconds": time.perf_counter() - began}]
+
+    options = {"seed": args.seed, "steps": args.steps}
+    motion = pipeline.predict(source, **options)
+    for guidance in (0.0, 1.0):
+        name = f"predict motion, {args.steps} steps, {'guided' if guidance else 'no guidance'}"
+        figures = measure(lambda g=guidance: pipeline.predict(source, guidance=g, **options), args.repeats, device)
+        rows.append({"row": name, **figures})
+
     baseline = None
     for name, (model, operator) in renderers.items():
 
         def render(model=model, operator=operator) -> None:
-            precision = "no" if device.type == "cpu" else args.precision
             frames = render_frames(
-                image, motion, playback, model=model, operator=operator, device=device, precision=precision
+                image, motion, playback, model=model, operator=operator, device=device, precision=args.precision
             )
             for _ in frames:
                 pass
 
-        seconds = median_seconds(render, args.repeats, device.type)
-        baseline = baseline or seconds
+        figures = measure(render, args.repeats, device)
+        baseline = baseline or figures["seconds"]
         rows.append(
             {
                 "row": name,
-                "seconds": seconds,
-                "frames_per_s": playback.num_frames / seconds,
-                "times_the_baseline": seconds / baseline,
-                "peak_memory_mb": peak_memory_mb(device.type),
+                **figures,
+                "frames_per_s": playback.num_frames / figures["seconds"],
+                "times_the_baseline": figures["seconds"] / baseline,
             }
         )
     return rows
@@ -119,19 +147,21 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write the table; returns the exit code."""
     args = make_parser().parse_args(argv)
 
+    device = check_flags(args)
+
     import torch
 
     from training.results import write_results
 
-    rows = {"animate": measure_animate}[args.what](args)
-    place = torch.cuda.get_device_name() if args.device != "cpu" and torch.cuda.is_available() else "CPU"
+    rows = {"animate": measure_animate}[args.what](args, device)
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     notes = [
         f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats}",
-        f"picture at {args.size} px, {args.frames} frames",
-        f"command: benchmark.py {' '.join(map(str, argv or sys.argv[1:]))}",
-        "peak_memory_mb: of the process until then (CPU), of the allocator (GPU)",
+        f"picture at {args.size} px, {args.frames} frames, precision {args.precision}, seed {args.seed}",
+        f"command: benchmark.py {shlex.join(map(str, sys.argv[1:] if argv is None else argv))}",
+        "peak_memory_mb: of the allocator in that row (GPU), of the process until then (CPU)",
     ]
-    print(write_results(args.out or Path("outputs/benchmark"), rows, title=f"benchmark {args.what}", notes=notes))
+    print(write_results(args.out or DEFAULT_OUT, rows, title=f"benchmark {args.what}", notes=notes))
     return 0
 
 

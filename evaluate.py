@@ -11,7 +11,16 @@ import shlex
 import sys
 from pathlib import Path
 
-from training.cli import Parser, UsageError, add_shared_flags, check_writable, command, positive_int, run
+from training.cli import (
+    Parser,
+    UsageError,
+    check_precision,
+    check_writable,
+    command,
+    positive_int,
+    run,
+)
+from training.playback import add_rendering_flags
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +30,7 @@ DEFAULT_OUT = Path("outputs/evaluate")
 @command(memory_flags=("--device",))
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, raw_description=True)
     tables = parser.add_subparsers(dest="table", required=True, metavar="frames")
     _add_frames(tables)
     args = parser.parse_args(argv)
@@ -52,7 +61,11 @@ def _add_frames(tables: argparse._SubParsersAction) -> None:
     group.add_argument("--lpips-weights", type=Path, metavar="FILE", help="torchvision's ImageNet weights for LPIPS")
     group.add_argument("--lpips-network", choices=("alex", "vgg", "squeeze"), default="alex", help="what FILE holds")
     group.add_argument("--feature-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 for feature_distance")
-    add_shared_flags(parser, "seed", "device", "precision", "out")
+    group.add_argument(
+        "--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT, for a set made with it"
+    )
+    out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/frames-SET-SPLIT"}
+    add_rendering_flags(parser, "seed", "device", "out", out=out)
 
 
 def make_frames_table(args: argparse.Namespace) -> int:
@@ -61,7 +74,7 @@ def make_frames_table(args: argparse.Namespace) -> int:
 
     from data.clips import ClipSet
     from training.cli import choose_device
-    from training.evaluation_clips import choose_clips, open_clip
+    from training.evaluation_clips import check_flow_method, choose_clips, open_clip
     from training.frame_evaluation import make_methods, measure
     from training.losses import PerceptualLoss
     from training.metrics import load_lpips, write_results
@@ -71,10 +84,10 @@ def make_frames_table(args: argparse.Namespace) -> int:
     if out.is_file():
         raise UsageError(f"--out {out}: is a file; name a folder")
     device = choose_device(args.device)
-    if args.precision == "fp16" and device.type == "cpu":
-        raise UsageError("--precision fp16: needs a GPU; right: no, bf16")
+    check_precision(args.precision, device)
     clip_set = ClipSet(args.data)
     rows = choose_clips(clip_set, args.split, args.clips, args.seed)
+    check_flow_method(clip_set, rows, args.raft_weights)
     models = _load_models(args)
     lpips = load_lpips(args.lpips_network, args.lpips_weights)
     features = None
@@ -86,7 +99,7 @@ def make_frames_table(args: argparse.Namespace) -> int:
     # Measure
     methods = make_methods(models, device, args.precision)
     bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
-    clips = (open_clip(clip_set, row, args.every) for row in bar)
+    clips = (open_clip(clip_set, row, args.every, raft_weights=args.raft_weights, device=str(device)) for row in bar)
     lpips = lpips.to(device) if lpips is not None else None
     table, by_clip, origins = measure(clips, methods, device, lpips=lpips, features=features)
 

@@ -6,7 +6,8 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import Parser, UsageError, add_shared_flags, command, run
+from training.cli import Parser, add_shared_flags, check_output_file, command, run
+from training.playback import DEFAULT_SIZE_PX
 from training.sampling import add_sampling_flags, load_pipeline, sampling_options
 
 logger = logging.getLogger("__main__")
@@ -25,16 +26,14 @@ def main(argv: list[str] | None = None) -> int:
     add_sampling_flags(parser)
     add_shared_flags(parser, "seed", "device")
     args = parser.parse_args(argv)
-    if args.output.suffix != ".npz":
-        raise UsageError(f"--output {args.output}: right: a name that ends in .npz")
+    options = sampling_options(args)
+    check_output_file(args.output, "--output", (".npz",))
 
-    from data.media import check_writable, read_image
+    from data.media import read_image
     from motion.motion_file import save_motion
 
-    check_writable(args.output)
-    image = read_image(args.input)
-    pipeline = load_pipeline(args)
-    motion = pipeline.predict(image, **sampling_options(args))
+    image = read_image(args.input, max_side=DEFAULT_SIZE_PX)
+    motion = load_pipeline(args).predict(image, **options)
     save_motion(args.output, motion, dense=args.dense)
     moving = float((motion.importance() > 0.25).float().mean())
     logger.info("%s: %.0f %% of the picture moves", args.output, 100 * moving)

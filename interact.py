@@ -6,7 +6,6 @@ python interact.py photo.jpg --flow outputs/flow.npz  takes a motion file of gen
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
 import logging
@@ -15,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cli import Parser, UsageError, add_shared_flags, command, positive_int, run
+from training.cli import Parser, add_shared_flags, check_output_file, command, positive_int, run
+from training.playback import read_pictures
 from training.sampling import add_sampling_flags, load_pipeline, sampling_options
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ logger = logging.getLogger("__main__")
 WEB_FOLDER = Path(__file__).resolve().parent / "web"
 SCRIPTS = ("simulation.js", "renderer.js", "interaction.js")  # run in this order
 SHADERS = ("displace_vertex", "displace_fragment", "draw_vertex", "draw_fragment")
-DEFAULT_SIZE_PX = 1024
+PAGE_SIZE_PX = 1024
 # The shader holds a coordinate for every mode; WebGL2 promises room for a good 200.
 MOST_MODES = 128
 # A motion grid finer than this makes a page of tens of megabytes that moves no better.
@@ -38,14 +38,14 @@ LARGEST_GRID_PX = 4 * 256 * 160
 
 def make_parser() -> Parser:
     """Build the command line."""
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, raw_description=True)
     group = parser.add_argument_group("input and output")
     add = group.add_argument
     add("picture", type=Path, metavar="PICTURE", help="the photograph")
     add("--flow", type=Path, metavar="MOTION.npz", help="use this motion instead of predicting one")
     add("--out", type=Path, metavar="PAGE.html", help="the page; default: outputs/NAME.html")
-    add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX",
-        help=f"long side of the picture in the page; never enlarged (default: {DEFAULT_SIZE_PX})")  # fmt: skip
+    add("--size", type=positive_int, default=PAGE_SIZE_PX, metavar="PX",
+        help="long side of the picture in the page; never enlarged")  # fmt: skip
     add_sampling_flags(parser)
     add_shared_flags(parser, "seed", "device")
     return parser
@@ -156,23 +156,19 @@ def main(argv: list[str] | None = None) -> int:
     """Write one page; returns the exit code."""
     args = make_parser().parse_args(argv)
     out = args.out or Path("outputs") / f"{args.picture.stem}.html"
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"--out {out}: right: a name that ends in .html")
-    if out.is_dir():
-        raise UsageError(f"--out {out}: is a folder; right: the name of a file")
+    check_output_file(out, "--out", (".html", ".htm"))
     options = sampling_options(args)
 
-    from data.media import atomic_path, check_writable, read_image
+    from data.media import atomic_path
     from motion.motion_file import load_motion
 
     # Picture and motion
-    check_writable(out)
-    image = read_image(args.picture, max_side=args.size)
+    image, source = read_pictures(args.picture, args.size)
     if args.flow:
         motion = load_motion(args.flow)
-        motion.check_aspect(*image.shape[-2:], str(args.flow))
+        motion.check_aspect(*source.shape[-2:], str(args.flow))
     else:
-        motion = load_pipeline(args).predict(image, **options)
+        motion = load_pipeline(args).predict(source, **options)
     modes = page_modes(motion, str(args.flow or args.picture))
     if float(modes.amplitude.max()) == 0:
         logger.info("%s: nothing in it moves, the page will hold a still picture", args.flow or args.picture)

@@ -1,4 +1,4 @@
-"""Read and write pictures, and put files in place only when they are whole.
+"""Read and write pictures.
 
 A picture is a float32 RGB tensor (3, H, W) with values in [0, 1] everywhere in this project; bytes exist only
 here, and in `data/video.py` and `data/video_writer.py`, which use `from_bytes` and `to_bytes` of this module.
@@ -6,16 +6,12 @@ here, and in `data/video.py` and `data/video_writer.py`, which use `from_bytes` 
 
 from __future__ import annotations
 
-import errno
 import io
 import logging
-import os
 import re
-import shutil
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +20,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
+
+from data.files import MediaError, atomic_path, check_input_file
 
 logger = logging.getLogger(__name__)
 
@@ -46,89 +44,6 @@ _pillow_limit_lock = threading.Lock()
 
 # OpenCV would print its own lines about damaged files beside the one MediaError.
 cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-
-
-class MediaError(ValueError):
-    """A picture, video or path that cannot be used; one line that names the file and what would be right."""
-
-    is_user_error = True
-
-
-def check_writable(path: str | Path) -> Path:
-    """Make the parent folder of `path` and return `path`, or raise MediaError where nothing can be written."""
-    path = Path(path)
-    if not path.name:
-        raise MediaError(f"{path}: is not a name to write to; name a file or folder in it")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MediaError(f"{path}: its folder cannot be made ({error.strerror}); choose another one") from error
-    if not os.access(path.parent, os.W_OK | os.X_OK):
-        raise MediaError(f"{path}: its folder is not writable; choose another output folder")
-    return path
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its name when the block ends well.
-
-    The temporary name keeps the suffix (`.NAME.tmp-PID.mp4`), so that writers which look at it work. The block
-    may make a file or a folder there; a file or folder that already has the final name is replaced. On any
-    exception, KeyboardInterrupt included, the temporary is removed and the final name is untouched. Missing parent
-    folders are made. Raises MediaError when the folder cannot be written to.
-    """
-    path = check_writable(path)
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
-    _remove(temporary)
-    try:
-        yield temporary
-        _put_in_place(temporary, path)
-    except OSError as error:
-        _remove(temporary)
-        ours = error.filename is not None and str(error.filename).startswith(str(temporary))
-        if ours or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MediaError(f"{path}: cannot be written ({error.strerror or error})") from error
-        raise
-    except BaseException:
-        _remove(temporary)
-        raise
-
-
-def _put_in_place(temporary: Path, path: Path) -> None:
-    if not (temporary.is_dir() and path.is_dir()):
-        os.replace(temporary, path)
-        return
-    # A folder cannot be renamed onto a full one, so the old one steps aside first and returns on failure.
-    aside = path.with_name(f".{path.name}.old-{os.getpid()}")
-    _remove(aside)
-    os.replace(path, aside)
-    try:
-        os.replace(temporary, path)
-    except BaseException:
-        os.replace(aside, path)
-        raise
-    _remove(aside)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def check_input_file(path: str | Path, what: str) -> Path:
-    """Return `path` when it is a file with something in it; `what` names the expected thing in the MediaError."""
-    path = Path(path)
-    if path.is_dir():
-        raise MediaError(f"{path}: is a folder; give {what}")
-    if not path.is_file():
-        raise MediaError(f"{path}: there is no such file; give {what}")
-    if not os.access(path, os.R_OK):
-        raise MediaError(f"{path}: may not be read; change its permissions or give another file")
-    if path.stat().st_size == 0:
-        raise MediaError(f"{path}: is empty (0 bytes); give {what}")
-    return path
 
 
 def _natural_key(path: Path) -> list[tuple[int, int, str]]:
@@ -178,8 +93,9 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
 def from_bytes(array: np.ndarray) -> torch.Tensor:
     """Turn bytes or 16-bit values (H, W, 3) into a picture (3, H, W) float32 in [0, 1]."""
     scale = 65535.0 if array.dtype == np.uint16 else 255.0
-    planes = np.ascontiguousarray(np.moveaxis(array, -1, 0))  # (3, H, W)
-    return torch.from_numpy(planes.astype(np.float32)) / scale
+    planes = np.moveaxis(array, -1, 0).astype(np.float32, order="C")  # (3, H, W)
+    # In place: a picture of 200 megapixels is 2.4 GB here, and must not be so twice.
+    return torch.from_numpy(planes).div_(scale)
 
 
 def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
@@ -232,16 +148,18 @@ def read_image(path: str | Path, *, max_side: int | None = None) -> torch.Tensor
     return _over_background(_read_rgba(Path(path), max_side, MIN_SIDE_PX), 1.0)
 
 
-def read_mask(path: str | Path, size: tuple[int, int]) -> torch.Tensor:
+def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = False) -> torch.Tensor:
     """Read a mask (1, H, W) in [0, 1] at `size` = (height, width) px: white moves, black and transparent stay still.
 
     Colours count by their luminance. Raises MediaError as `read_image` does (but any size will do), and when the
-    mask's aspect ratio is more than 5 % off that of `size`, since it was then drawn for another picture.
+    mask's aspect ratio is more than 5 % off that of `size`, since it was then drawn for another picture; `any_aspect`
+    allows that.
     """
     path = Path(path)
-    rgb = _over_background(_read_rgba(path, None, 1), 0.0)  # (3, h, w)
+    # A giant is never held as floats; at twice the size, rounding its sides does not show in the aspect.
+    rgb = _over_background(_read_rgba(path, 2 * max(size), 1), 0.0)  # (3, h, w)
     height, width = rgb.shape[-2:]
-    if abs(width * size[0] / (height * size[1]) - 1) > MASK_ASPECT_TOLERANCE:
+    if not any_aspect and abs(width * size[0] / (height * size[1]) - 1) > MASK_ASPECT_TOLERANCE:
         raise MediaError(
             f"{path}: the mask is {width} x {height} px and the picture {size[1]} x {size[0]}; "
             "it must have the picture's aspect ratio"

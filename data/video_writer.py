@@ -10,12 +10,12 @@ from types import TracebackType
 import numpy as np
 import torch
 
+from data.files import writing_problem
 from data.media import (
     PICTURE_SUFFIXES,
     VIDEO_SUFFIXES,
     MediaError,
     atomic_path,
-    check_writable,
     to_bytes,
     write_image,
 )
@@ -58,18 +58,8 @@ class VideoWriter:
 
     def __init__(self, path: str | Path, *, fps: float, format: str | None = None) -> None:
         self.path = Path(path)
-        self.format = _format_of(self.path, format)
         self.fps = float(fps)
-        fastest = MAX_GIF_FPS if self.format == "gif" else 1000.0
-        if not 0.1 <= self.fps <= fastest:
-            raise MediaError(
-                f"{self.path}: cannot be written at {fps} frames/s; {self.format} takes 0.1 to {fastest:g}"
-            )
-        check_writable(self.path)
-        if self.format == "frames":
-            _check_frame_folder(self.path)
-        elif self.path.is_dir():
-            raise MediaError(f"{self.path}: is a folder; give the name of a {self.format} file")
+        self.format = check_video(self.path, fps=self.fps, format=format)
         self.num_frames = 0
         self._size: tuple[int, int] | None = None
         self._stack = ExitStack()
@@ -169,6 +159,34 @@ class VideoWriter:
                 pipe.close()
         self._process.wait()
         self._process = None
+
+
+def fps_limits(format: str) -> tuple[float, float]:
+    """Return the lowest and the highest frame rate that a format is written at."""
+    return 0.1, MAX_GIF_FPS if format == "gif" else 1000.0
+
+
+def check_video(path: str | Path, *, fps: float, format: str | None = None) -> str:
+    """Check, and make nothing, whether a `VideoWriter` could write here; return the format.
+
+    Raises:
+        MediaError: as `VideoWriter` does at construction.
+    """
+    path = Path(path)
+    format = _format_of(path, format)
+    lowest, highest = fps_limits(format)
+    if not lowest <= fps <= highest:
+        raise MediaError(
+            f"{path}: cannot be written at {fps:g} frames/s; {format} takes {lowest:g} to {highest:g} frames/s"
+        )
+    problem = writing_problem(path)
+    if problem:
+        raise MediaError(f"{path}: {problem}")
+    if format == "frames":
+        _check_frame_folder(path)
+    elif path.is_dir():
+        raise MediaError(f"{path}: is a folder; give the name of a {format} file")
+    return format
 
 
 def _format_of(path: Path, format: str | None) -> str:

@@ -24,7 +24,9 @@ import synthesize_softmax
 from data.media import read_image, resize_image, write_image
 from data.video import probe_video, read_video
 from models.checkpoints import DEFAULT_CHECKPOINT
+from motion.looping import plan_playback
 from motion.motion_file import Motion, load_motion, save_motion
+from training.playback import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ["--steps", "2", "--size", "64", "--seconds", "0.2"]
@@ -153,6 +155,41 @@ def test_the_two_commands_of_the_readme(checkpoint, photograph, tmp_path):
     assert (tmp_path / "gaussian_result.mp4").stat().st_size > 500
 
 
+def test_motion_does_not_depend_on_the_size_of_the_video(checkpoint, tmp_path):
+    """animate.py at any size moves as generate_motion.py, then synthesize_*.py do; the frames are the same too."""
+    picture, flow, models = tmp_path / "p.png", tmp_path / "flow.npz", ["--checkpoint", str(checkpoint)]
+    write_image(picture, torch.rand(3, 400, 600, generator=torch.Generator().manual_seed(2)))
+    assert generate_motion.main(["--input", str(picture), "--output", str(flow), "--steps", "2", *models]) == 0
+    wanted = load_motion(flow)
+    assert wanted.image_size == (341, 512)
+    for size in (64, 600):
+        out = tmp_path / str(size)
+        flags = ["--steps", 2, "--seconds", 0.1, "--format", "frames", "--size", size, "--preview"]
+        assert run_animate(checkpoint, picture, *flags, "--out", out, "--motion-out", out / "m.npz") == 0
+        motion = load_motion(out / "m.npz")
+        assert torch.equal(motion.spectrum, wanted.spectrum) and motion.image_size == wanted.image_size
+        frames = sorted((out / "p").glob("*.png"))
+        assert len(frames) == 3 and max(read_image(frames[0]).shape) == size
+        render = ["--image", picture, "--flow", flow, "--outdir", out, *flags[2:], *models]
+        assert synthesize_softmax.main([str(word) for word in render]) == 0
+        assert frames[2].read_bytes() == (out / "softmax_result" / frames[2].name).read_bytes()
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_precision_is_honoured_on_the_cpu(checkpoint, photograph, tmp_path, monkeypatch, precision):
+    import models.rendering
+
+    asked, original = [], models.rendering.render_frames
+    monkeypatch.setattr(
+        models.rendering,
+        "render_frames",
+        lambda *a, **options: asked.append(options["precision"]) or original(*a, **options),
+    )
+    flags = ["--motion", make_motion(tmp_path / "m.npz"), "--out", tmp_path / "a.mp4", "--precision", precision]
+    assert run_animate(checkpoint, photograph, "--seconds", 0.1, *flags) == 0
+    assert asked == [precision]
+
+
 def test_plain_flow_of_anybody_is_rendered(checkpoint, photograph, tmp_path):
     np.savez(tmp_path / "plain.npz", flow=np.ones((10, 2, 45, 30), np.float32))
     flags = ["--image", str(photograph), "--flow", str(tmp_path / "plain.npz"), "--outdir", str(tmp_path)]
@@ -177,7 +214,7 @@ def test_bad_pictures(checkpoint, photograph, tmp_path, capsys, name):
     out = tmp_path / "out"
     assert run_animate(checkpoint, path, *FAST, "--out", out) == 2
     assert name in last_error(capsys)
-    assert not out.exists() or not list(out.iterdir())
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(
@@ -205,8 +242,68 @@ def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags,
     base = [str(photograph), *FAST, "--checkpoint", str(checkpoint), "--device", "cpu"]
     assert animate.main([*base, *flags]) == 2
     assert named in last_error(capsys)
-    left = [path for path in tmp_path.rglob("*") if path not in before and path.is_file()]
-    assert left == []
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--fps", "1001"], "--fps 1001: right: 0.1 to 1000 for mp4"),
+        (["--fps", "60", "--format", "gif"], "--fps 60: right: 0.1 to 50 for gif"),
+        (["--fps", "1", "--seconds", "1"], "--seconds, --fps, --slow: "),
+        (["--seconds", "1e15"], "--seconds, --fps, --slow: "),
+        (["--slow", "1e-300", "--loop"], "--seconds, --fps, --slow: "),
+        (["--mask", "text.png"], "text.png: is not a picture"),
+        (["--mask", "square.png"], "square.png: the mask is 20 x 20"),
+        (["--motion-out", "m.mp4"], "--motion-out m.mp4: right: a name that ends in .npz"),
+        (["--motion-out", "text.png/m.npz"], "--motion-out text.png/m.npz: its folder cannot be made"),
+        (["--out", "x.mov"], "--out x.mov: .mov is not written; right: a name that ends in .mp4, .gif, .webm"),
+        (["--out", "x.png"], "--out x.png: .png is not written"),
+        (["--out", "text.png/new"], "its folder cannot be made"),
+        (["--precision", "fp16"], "--precision fp16: needs a GPU; right: no, bf16"),
+        (["--motion", "short.npz"], "--seconds, --fps, --slow: "),
+    ],
+)
+def test_flags_are_checked_before_models_are_loaded(photograph, tmp_path, capsys, monkeypatch, flags, named):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.png").write_text("no picture")
+    write_image(tmp_path / "square.png", torch.ones(3, 20, 20))
+    np.savez(tmp_path / "short.npz", flow=np.zeros((1, 2, 45, 30), np.float32))
+    monkeypatch.setattr(animate, "Animator", lambda args: pytest.fail("models were loaded"))
+    before = sorted(tmp_path.rglob("*"))
+    assert animate.main([str(photograph), "--device", "cpu", *flags]) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_an_unreadable_mask_stops_a_folder_before_models_are_loaded(photograph, tmp_path, capsys, monkeypatch):
+    (tmp_path / "in").mkdir()
+    shutil.copy(photograph, tmp_path / "in")
+    monkeypatch.setattr(animate, "Animator", lambda args: pytest.fail("models were loaded"))
+    assert animate.main([str(tmp_path / "in"), "--mask", str(tmp_path / "no.png"), "--device", "cpu"]) == 2
+    assert "no.png" in last_error(capsys)
+
+
+def test_synthesis_is_checked_before_models_are_loaded(checkpoint, photograph, tmp_path, capsys, monkeypatch):
+    import training.synthesis
+
+    monkeypatch.setattr(training.synthesis, "load_renderer", lambda *a: pytest.fail("models were loaded"))
+    out, flow = tmp_path / "out", make_motion(tmp_path / "m.npz")
+    base = ["--image", str(photograph), "--flow", str(flow), "--outdir", str(out), "--device", "cpu"]
+    for flags, named in ((["--fps", "0.01"], "--fps 0.01"), (["--seconds", "1e15"], "--seconds"),
+                         (["--mask", "no.png"], "no.png"), (["--precision", "fp16"], "--precision")):  # fmt: skip
+        assert synthesize_gaussian.main([*base, *flags]) == 2
+        assert named in last_error(capsys) and not out.exists()
+
+
+def test_output_of_generate_motion_is_checked_first(photograph, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(generate_motion, "load_pipeline", lambda args: pytest.fail("models were loaded"))
+    for name in ("m.mp4", "photo.png/m.npz"):
+        assert generate_motion.main(["--input", str(photograph), "--output", str(tmp_path / name)]) == 2
+        assert name in last_error(capsys)
+    assert generate_motion.main(["--input", str(tmp_path / "no.jpg"), "--output", str(tmp_path / "new" / "m.npz")]) == 2
+    assert list(tmp_path.iterdir()) == [photograph]
 
 
 def test_bad_motion_files(checkpoint, photograph, tmp_path, capsys):
@@ -243,6 +340,18 @@ def test_checkpoint_with_a_file_missing(checkpoint, photograph, tmp_path, capsys
     (folder / "frame_synthesis_softmax" / "diffusion_pytorch_model.safetensors").unlink()
     assert run_animate(folder, photograph, *FAST, "--out", tmp_path / "out") == 2
     assert "frame_synthesis_softmax" in last_error(capsys)
+
+
+def test_renderer_of_another_operator(checkpoint, photograph, tmp_path, capsys):
+    folder = shutil.copytree(checkpoint, tmp_path / "swapped")
+    shutil.rmtree(folder / "frame_synthesis_softmax")
+    shutil.copytree(folder / "frame_synthesis_gaussian", folder / "frame_synthesis_softmax")
+    motion = make_motion(tmp_path / "m.npz")
+    assert run_animate(folder, photograph, *FAST, "--motion", motion, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "frame_synthesis_softmax: was trained with the operator gaussian; right: softmax" in error
+    assert not (tmp_path / "out").exists()
 
 
 def start(arguments: list[str]) -> subprocess.Popen:
@@ -302,13 +411,24 @@ def test_help_is_quick_and_names_every_flag():
         done = subprocess.run([sys.executable, script, "--help"], cwd=ROOT, capture_output=True, text=True, timeout=60)
         assert done.returncode == 0 and "usage:" in done.stdout
         assert time.monotonic() - began < 10  # the machine may be busy; idle it takes .2 s
-        assert "torch" not in done.stderr
     text = subprocess.run([sys.executable, "animate.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     for flag in (
         "--out --splat --loop --magnify --slow --seconds --fps --size --mask --seed --sampler --steps --guidance "
         "--format --motion-out --motion --preview --drift --no-drift --checkpoint --device"
     ).split():
         assert flag in text
+    assert text.startswith("usage:") and "\npython animate.py photo.jpg  " in text
+    plain = " ".join(text.split())
+    for default in ("carried (default: softmax)", "unchanged speed (default: 30.0)", "never enlarged (default: 512)",
+                    "0 = none (default: 0.0)", "(default: outputs)"):  # fmt: skip
+        assert default in plain
+
+
+def test_default_flags_give_150_frames():
+    args = animate.make_parser().parse_args(["photo.jpg"])
+    playback = plan(args)
+    assert (playback.num_frames, playback.fps, float(playback.phase[75])) == (150, 30.0, 0.5)
+    assert plan_playback(seconds=5, fps=args.fps).num_frames == 150
 
 
 @pytest.mark.skipif(not (DEFAULT_CHECKPOINT / "model_index.json").is_file(), reason="no default weights here")

@@ -43,7 +43,8 @@ def test_a_picture_comes_back_as_a_video(tmp_path):
     info = probe_video(path)
     assert (info.width, info.height) == (48, 32) and info.fps == pytest.approx(30)
     assert shares[-1] == 1 and shares == sorted(shares)
-    assert studio.pipeline.asked == [((3, 32, 48), 4)]
+    # Motion is predicted from 512 px and not from the video's 48: it must not depend on the video's size.
+    assert studio.pipeline.asked == [((3, 48, 72), 4)]
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -92,6 +93,11 @@ def test_without_gradio_the_remedy_is_named(monkeypatch, capsys):
 def test_bad_flags(capsys):
     assert app.main(["--port", "70000"]) == 2
     assert "--port 70000" in capsys.readouterr().err
+
+
+def test_half_precision_needs_a_gpu(capsys):
+    assert app.main(["--precision", "fp16", "--device", "cpu"]) == 2
+    assert "--precision fp16: needs a GPU" in capsys.readouterr().err
 
 
 def test_page_is_served_on_this_machine_only(tmp_path):

@@ -14,6 +14,8 @@ from training.cli import (
     UsageError,
     add_shared_flags,
     add_training_flags,
+    check_output_file,
+    check_precision,
     check_writable,
     choose_device,
     command,
@@ -70,6 +72,16 @@ def test_help_shows_telling_defaults_and_returns_0(capsys):
     text = capsys.readouterr().out
     assert "(default: 30.0)" in text and "(default: softmax)" in text and "--fps HZ" in text
     assert "None" not in text and "False" not in text
+
+
+def test_help_of_sizes_and_of_a_raw_description(capsys):
+    parser = Parser(description="first line\nsecond   line", raw_description=True)
+    parser.add_argument("--size", type=size_px, default=(160, 256), metavar="WxH", help="area")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--help"])
+    text = capsys.readouterr().out
+    assert "first line\nsecond   line\n" in text
+    assert "area (default: 256x160)" in " ".join(text.split())
 
 
 def test_values_arrive():
@@ -159,6 +171,19 @@ def test_writable(tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(UsageError, match="--outdir .*is a file, not a folder"):
         check_writable(tmp_path / "file/out.mp4", "--outdir")
+    assert check_output_file(tmp_path / "new/m.npz", "--flow", (".npz",)) == tmp_path / "new/m.npz"
+    (tmp_path / "folder.npz").mkdir()
+    for name, message in (("m.mp4", "ends in .npz"), ("folder.npz", "is a folder"), ("file/m.npz", "not a folder")):
+        with pytest.raises(UsageError, match=f"--flow .*{message}"):
+            check_output_file(tmp_path / name, "--flow", (".npz",))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.npz"]
+
+
+def test_half_precision_needs_a_gpu():
+    assert check_precision("bf16", torch.device("cpu")) == "bf16"
+    assert check_precision("fp16", torch.device("cuda")) == "fp16"
+    with pytest.raises(UsageError, match="^--precision fp16: needs a GPU; right: no, bf16$"):
+        check_precision("fp16", torch.device("cpu"))
 
 
 def test_presets_give_what_flags_leave_open():

@@ -92,17 +92,22 @@ def test_scenes_are_rendered_with_their_exact_flow(tmp_path: Path) -> None:
     assert [len(flow) for _, flow in open_clip(clip_set, row, 25).batches(2)] == [2, 2, 1]
 
 
-def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def make_pan_set(folder: Path, video: Path) -> ClipSet:
+    """Eight frames of a texture that goes 1 px to the right each frame, as a clip of the test split."""
     texture = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
     picture = torch.nn.functional.interpolate(texture, size=(64, 96), mode="bicubic").clamp(0, 1)[0]
-    video = tmp_path / "pan.mp4"
     with VideoWriter(video, fps=30) as writer:
         for index in range(8):
-            writer.write(picture.roll(index, -1))  # 1 px to the right each frame
-    with ClipSetWriter(tmp_path / "set", {"made_of": "videos", "fps": 30.0, "method": "dis_fast"}) as writer:
+            writer.write(picture.roll(index, -1))
+    with ClipSetWriter(folder, {"made_of": "videos", "fps": 30.0, "method": "dis_fast"}) as writer:
         job = ClipJob("pan", video, "test", area=64 * 96, method="dis_fast", num_pairs=2)
-        writer.add(prepare_clip(tmp_path / "set", job))
-        clip_set = writer.finish()
+        writer.add(prepare_clip(folder, job))
+        return writer.finish()
+
+
+def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    video = tmp_path / "pan.mp4"
+    clip_set = make_pan_set(tmp_path / "set", video)
     (row,) = choose_clips(clip_set, "test", None, 0)
 
     asked = []
@@ -126,6 +131,28 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
     with VideoWriter(video, fps=30) as writer:
         writer.write(torch.zeros(8, 3, 64, 96))
     assert open_clip(clip_set, row, 3).origin == "pairs"
+
+
+def test_raft_weights_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    weights = tmp_path / "raft.pth"
+    clip_set = make_pan_set(tmp_path / "set", tmp_path / "pan.mp4")
+    monkeypatch.setattr(evaluation_clips, "flow_method", lambda clip_set: "raft")
+    flags = ["frames", "--data", str(clip_set.folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert evaluate.main(flags) == 2
+    assert "right: --raft-weights FILE" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert evaluate.main([*flags, "--raft-weights", str(weights)]) == 2
+    assert "raft.pth: no such file" in capsys.readouterr().err.strip().splitlines()[-1]
+
+    asked = []
+
+    def estimate(first: torch.Tensor, frames: torch.Tensor, **options) -> torch.Tensor:
+        asked.append((len(frames), options["method"], options["weights"]))
+        return torch.zeros(len(frames), 2, *first.shape[1:])
+
+    monkeypatch.setattr(evaluation_clips, "estimate_flow", estimate)
+    checkpoint = make_checkpoint(tmp_path / "models")
+    assert evaluate.main([*flags, "--raft-weights", str(weights), "--checkpoint", str(checkpoint)]) == 0
+    assert asked == [(0, "raft", weights), (7, "raft", weights)]
 
 
 def test_remap_reads_against_the_flow() -> None:

@@ -87,6 +87,20 @@ def test_motion_is_predicted_when_none_is_given(files, monkeypatch):
     assert (files.folder / "outputs" / "my <poppy>.html").is_file()
 
 
+def test_motion_does_not_depend_on_the_pages_size(files, monkeypatch):
+    write_image(files.picture, torch.rand(3, 400, 600, generator=torch.Generator().manual_seed(1)))
+    seen = []
+
+    def predict(image, **options):
+        seen.append(image)
+        return example_motion((342, 512))
+
+    monkeypatch.setattr(interact, "load_pipeline", lambda args: SimpleNamespace(predict=predict))
+    for size in ("64", "600"):
+        assert interact.main([str(files.picture), "--size", size, "--out", str(files.out)]) == 0
+    assert seen[0].shape == (3, 341, 512) and torch.equal(*seen)
+
+
 def test_giant_motion_is_reduced(caplog):
     caplog.set_level("INFO", logger="__main__")
     modes = interact.page_modes(Motion(torch.randn(2, 4, 600, 900), image_size=(600, 900)), "big.npz")

@@ -296,6 +296,27 @@ def test_masks(tmp_path):
         read_mask(tmp_path / "a.png", (40, 40))
 
 
+def test_a_giant_mask_is_reduced_before_it_becomes_floats(tmp_path, monkeypatch):
+    Image.fromarray(np.tile(np.uint8([[0, 255]]), (800, 600))).resize((1200, 800)).save(tmp_path / "a.png")
+    shapes, original = [], media.from_bytes
+    monkeypatch.setattr(media, "from_bytes", lambda array: shapes.append(array.shape) or original(array))
+    assert read_mask(tmp_path / "a.png", (20, 30)).mean() == pytest.approx(0.5, abs=0.02)
+    assert shapes == [(40, 60, 3)]
+    square = read_mask(tmp_path / "a.png", (30, 30), any_aspect=True)
+    assert square.shape == (1, 30, 30)
+
+
+def test_bytes_become_floats_once(monkeypatch):
+    """A picture of 200 megapixels is 2.4 GB as floats: dividing must not make another."""
+    made = []
+    original = torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: made.append(original(array)) or made[-1])
+    array = np.arange(24, dtype=np.uint8).reshape(2, 4, 3)
+    image = media.from_bytes(array)
+    assert image.data_ptr() == made[0].data_ptr() and image.is_contiguous()
+    assert image[2, 1, 3].item() == pytest.approx(23 / 255) and array[1, 3, 2] == 23
+
+
 def test_bytes_are_clamped_scaled_and_rounded():
     values = torch.tensor([-0.5, 0.0, 0.499 / 255, 0.501 / 255, 254.6 / 255, 2.0])
     array = to_bytes(values.expand(3, 1, 6))

@@ -25,7 +25,6 @@ import difflib
 import functools
 import logging
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -53,21 +52,29 @@ class UsageError(ValueError):
 
 
 class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show defaults, but not those that say nothing (None, False, an empty list)."""
+    """Show defaults as one would type them, but not those that say nothing (None, False, an empty list)."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         says_nothing = action.default is None or action.default is False or action.default in ([], (), "")
+        if not says_nothing and action.type is size_px and isinstance(action.default, tuple):
+            height, width = action.default
+            return f"{action.help} (default: {width}x{height})"
         return action.help if says_nothing else super()._get_help_string(action)
+
+
+class _RawHelpFormatter(argparse.RawDescriptionHelpFormatter, _HelpFormatter):
+    """The same, with the description's own line breaks."""
 
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are a UsageError of one line, naming the flag and the choices.
 
     `command` prints that line; abbreviated flags are refused, so that a new flag never changes an old command line.
+    `raw_description=True` keeps the description's line breaks, for one that shows commands.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", _HelpFormatter)
+    def __init__(self, *args: Any, raw_description: bool = False, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", _RawHelpFormatter if raw_description else _HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
@@ -235,21 +242,38 @@ def choose_device(name: str = "auto") -> torch.device:
     return torch.device(name)
 
 
+def check_precision(precision: str, device: torch.device) -> str:
+    """Return the precision; UsageError where the device cannot compute in it."""
+    if precision == "fp16" and device.type == "cpu":
+        raise UsageError("--precision fp16: needs a GPU; right: no, bf16")
+    return precision
+
+
 def check_writable(path: Path | str, flag: str = "--out") -> Path:
-    """Check early that `path` could be created or written; return it as a Path.
+    """Check early that `path` could be created or written, and make nothing; return it as a Path.
 
     Raises:
         UsageError: a file is where a folder is needed, or the folder above cannot be written.
     """
-    path = Path(path)
-    above = path if path.is_dir() else path.absolute().parent
-    while not above.exists() and above != above.parent:
-        above = above.parent
-    if not above.is_dir():
-        raise UsageError(f"{flag} {path}: {above} is a file, not a folder; name a path in a folder")
-    if not os.access(above, os.W_OK | os.X_OK) or (path.is_file() and not os.access(path, os.W_OK)):
-        raise UsageError(f"{flag} {path}: {above} cannot be written; name a path in a folder of yours")
-    return path
+    from data.files import writing_problem
+
+    problem = writing_problem(path)
+    if problem:
+        raise UsageError(f"{flag} {path}: {problem}")
+    return Path(path)
+
+
+def check_output_file(path: Path, flag: str, suffixes: Sequence[str]) -> Path:
+    """Check early that `path` is a file's name with one of `suffixes` and could be written; make nothing.
+
+    Raises:
+        UsageError: another suffix, a folder, or a place that cannot be written.
+    """
+    if path.suffix not in suffixes:
+        raise UsageError(f"{flag} {path}: right: a name that ends in {' or '.join(suffixes)}")
+    if path.is_dir():
+        raise UsageError(f"{flag} {path}: is a folder; right: the name of a file")
+    return check_writable(path, flag)
 
 
 # ------------------------------------------------------------------------------------------------ running

@@ -100,8 +100,32 @@ def choose_clips(clip_set: ClipSet, split: str, count: int | None, seed: int) ->
     return [rows[index] for index in sorted(chosen)]
 
 
-def open_clip(clip_set: ClipSet, row: ClipRow, every: int) -> EvaluationClip:
-    """Open one clip's sequence: frames N, 2 N, ... of its source, or its stored pairs where that is not at hand."""
+def check_flow_method(clip_set: ClipSet, rows: list[ClipRow], raft_weights: Path | None) -> None:
+    """Fail now rather than in the middle when the flow of videos is still to be estimated by RAFT, and cannot be.
+
+    Raises:
+        ClipSetError, FlowError: the weights are missing, or their file cannot be used.
+    """
+    if flow_method(clip_set) != "raft":
+        return
+    if raft_weights is not None:
+        estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method="raft", weights=raft_weights)
+    elif any(Path(row.source).is_file() and not cache_path(clip_set, row).is_file() for row in rows):
+        raise ClipSetError(f"{clip_set.folder}: its flow was made by RAFT; right: --raft-weights FILE")
+
+
+def flow_method(clip_set: ClipSet) -> str:
+    """Return how the flow of a set's videos was estimated."""
+    return clip_set.statistics.get("settings", {}).get("method", "dis")
+
+
+def open_clip(
+    clip_set: ClipSet, row: ClipRow, every: int, *, raft_weights: Path | None = None, device: str = "cpu"
+) -> EvaluationClip:
+    """Open one clip's sequence: frames N, 2 N, ... of its source, or its stored pairs where that is not at hand.
+
+    `raft_weights` and `device` are those of `estimate_flow`, where flow has to be estimated.
+    """
     if row.status == KEPT:
         importance = mean_displacement(clip_set.spectrum(row.id)[0])  # (1, H, W)
     else:
@@ -115,7 +139,7 @@ def open_clip(clip_set: ClipSet, row: ClipRow, every: int) -> EvaluationClip:
     elif isinstance(source, Video):
         first = source.frames[0]
         indices = _every(every, len(source.frames))
-        flow = cached_flow(clip_set, row, source, indices)
+        flow = cached_flow(clip_set, row, source, indices, raft_weights=raft_weights, device=device)
         frames, count, origin = _Stored(source.frames[indices], flow), len(indices), "video"
     else:
         pairs = clip_set.pairs(row.id)[0]
@@ -125,24 +149,38 @@ def open_clip(clip_set: ClipSet, row: ClipRow, every: int) -> EvaluationClip:
     return EvaluationClip(row.id, first, importance, count, origin, float(importance.mean()), frames)
 
 
-def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int]) -> Tensor:
+def cached_flow(
+    clip_set: ClipSet,
+    row: ClipRow,
+    video: Video,
+    indices: list[int],
+    *,
+    raft_weights: Path | None = None,
+    device: str = "cpu",
+) -> Tensor:
     """Return the visible flow from frame 0 to frames `indices`, (N, 2, H, W) px, from the set's cache where it has it.
 
     Estimated with the method that the set was made with, cleaned by `visible_flow` as in training, and rounded to
     float16 whether it comes from the cache or not.
     """
-    method = clip_set.statistics.get("settings", {}).get("method", "dis")
-    path = clip_set.folder / "cache" / "flow" / f"{row.id}.{method}.npz"
+    method = flow_method(clip_set)
+    path = cache_path(clip_set, row)
     known = _read_cache(path, tuple(video.frames.shape[-2:]), len(video.frames))
     missing = [index for index in indices if index not in known]
     if missing:
         # The result of DIS depends on how many threads share a picture.
         cv2.setNumThreads(1)
-        flow = estimate_flow(video.frames[0], video.frames[missing], method=method)
+        options = {"weights": raft_weights, "device": device} if method == "raft" else {}
+        flow = estimate_flow(video.frames[0], video.frames[missing], method=method, **options)
         flow, _ = visible_flow(video.frames[0], video.frames[missing], flow)
         known |= dict(zip(missing, flow.to(torch.float16).numpy(), strict=True))
         _write_cache(path, known, len(video.frames))
     return torch.from_numpy(np.stack([known[index] for index in indices]).astype(np.float32))
+
+
+def cache_path(clip_set: ClipSet, row: ClipRow) -> Path:
+    """Return where the flow of a clip is kept."""
+    return clip_set.folder / "cache" / "flow" / f"{row.id}.{flow_method(clip_set)}.npz"
 
 
 def _every(every: int, num_frames: int) -> list[int]:

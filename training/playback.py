@@ -7,16 +7,19 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import Parser, UsageError, positive_float, positive_int
+from .cli import Parser, UsageError, add_shared_flags, check_precision, positive_float, positive_int
 
 if TYPE_CHECKING:
     import torch
 
     from models.frame_synthesis import FrameSynthesis
+    from motion.looping import Playback
     from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
 
+# Long side of a video by default, and of the picture that motion is predicted from whatever the video's size: the same
+# seed then moves a small and a large video alike, and no picture is ever held at full size.
 DEFAULT_SIZE_PX = 512
 FORMATS = ("mp4", "gif", "webm", "frames")
 
@@ -40,6 +43,15 @@ def add_playback_flags(parser: Parser) -> None:
     add("--batch-size", type=positive_int, default=2, metavar="N", help="frames rendered together")
 
 
+def add_rendering_flags(parser: argparse.ArgumentParser, *names: str, **changes: dict) -> None:
+    """Add those shared flags that a script which renders honours; its precision is that of the network's convolutions.
+
+    Sampling, splatting and everything that measures displacements stays in float32. `changes`: see `add_shared_flags`.
+    """
+    precision = {"help": "of the renderer's convolutions, all else is float32; fp16 needs a GPU"}
+    add_shared_flags(parser, *names, "precision", precision=precision, **changes)
+
+
 def check_playback_flags(args: argparse.Namespace) -> None:
     """Raise UsageError for combinations that contradict each other, before anything is loaded."""
     import math
@@ -52,13 +64,77 @@ def check_playback_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--size {args.size}: right: at least 16 px")
 
 
+def read_mask_of(args: argparse.Namespace, image: torch.Tensor) -> torch.Tensor | None:
+    """Read --mask at the size of a picture (3, H, W); None without the flag."""
+    from data.media import read_mask
+
+    return read_mask(args.mask, tuple(image.shape[-2:])) if args.mask else None
+
+
+def read_pictures(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Read a picture twice: at the video's long side `size`, and as motion is predicted from it, (3, H, W) each.
+
+    Both come from the file and neither from the other, so each is the very picture that a script reading one has.
+    """
+    from data.media import read_image
+
+    image = read_image(path, max_side=size)
+    whole = max(image.shape[-2:]) < min(size, DEFAULT_SIZE_PX)
+    source = image if whole or size == DEFAULT_SIZE_PX else read_image(path, max_side=DEFAULT_SIZE_PX)
+    return image, source
+
+
+def plan(args: argparse.Namespace, motion: Motion | None = None) -> Playback:
+    """Return the frames that the flags ask for; UsageError where they give no video.
+
+    Args:
+        args: the flags of `add_playback_flags`.
+        motion: what will be played; None, before it is known, stands for one of the usual period.
+    """
+    from motion.looping import plan_playback
+    from motion.spectrum import PERIOD_S
+
+    period_s = motion.period_s if motion is not None else PERIOD_S
+    has_drift = not args.loop and args.drift is not False and (motion is None or motion.spectrum is not None)
+    try:
+        return plan_playback(
+            seconds=args.seconds or period_s,
+            fps=args.fps,
+            period_s=period_s,
+            slow=args.slow,
+            loop=args.loop,
+            drift=has_drift,
+        )
+    except ValueError as error:
+        raise UsageError(f"--seconds, --fps, --slow: {error}") from error
+
+
+def check_video_flags(args: argparse.Namespace, outputs: list[Path], video_format: str) -> None:
+    """Check, before a model is loaded and with nothing made, that the flags give a video that can be written.
+
+    Raises:
+        UsageError, MediaError: one line that names the flag or the file.
+    """
+    from data.video_writer import check_video, fps_limits
+
+    lowest, highest = fps_limits(video_format)
+    if not lowest <= args.fps <= highest:
+        raise UsageError(f"--fps {args.fps:g}: right: {lowest:g} to {highest:g} for {video_format}")
+    plan(args)
+    for output in outputs:
+        check_video(output, fps=args.fps, format=video_format)
+
+
 def load_renderer(checkpoint: Path, operator: str) -> FrameSynthesis:
-    """Load checkpoint/frame_synthesis_OPERATOR; CheckpointError when it is missing or damaged."""
-    from models.checkpoints import load_model
+    """Load checkpoint/frame_synthesis_OPERATOR; CheckpointError when it is missing, damaged or of another operator."""
+    from models.checkpoints import CheckpointError, load_model
     from models.frame_synthesis import FrameSynthesis
 
     folder = Path(checkpoint) / f"frame_synthesis_{operator}"
-    return load_model(FrameSynthesis, folder, component="renderer")
+    model = load_model(FrameSynthesis, folder, component="renderer")
+    if model.config.operator != operator:
+        raise CheckpointError(f"{folder}: was trained with the operator {model.config.operator}; right: {operator}")
+    return model
 
 
 def render_video(
@@ -71,6 +147,8 @@ def render_video(
     operator: str,
     device: torch.device,
     video_format: str | None = None,
+    mask: torch.Tensor | None = None,
+    progress: bool = False,
 ) -> None:
     """Render a picture along its motion into a video, as a stream.
 
@@ -83,32 +161,23 @@ def render_video(
         operator: "softmax" or "gaussian".
         device: where to compute.
         video_format: one of FORMATS; None goes by the name.
+        mask: (1, H, W) in [0, 1] where to move, or None for everywhere.
+        progress: show a bar.
 
     Raises:
-        UsageError: flags that give no video. MediaError: a mask or an output that cannot be used.
+        UsageError: flags that give no video, a precision that the device lacks. MediaError: an output that fails.
     """
     from tqdm import tqdm
 
-    from data.media import read_mask
     from data.video_writer import VideoWriter
     from models.rendering import render_frames
-    from motion.looping import plan_playback
 
-    try:
-        playback = plan_playback(
-            seconds=args.seconds or motion.period_s,
-            fps=args.fps,
-            period_s=motion.period_s,
-            slow=args.slow,
-            loop=args.loop,
-        )
-    except ValueError as error:
-        raise UsageError(f"--seconds, --fps, --slow: {error}") from error
+    playback = plan(args, motion)
+    precision = check_precision(args.precision, device)
     for note in playback.notes:
         logger.info("%s: %s", path.name, note)
     if args.loop and motion.spectrum is None:
         logger.info("%s: a plain flow loops only if its last frame leads to its first", path.name)
-    mask = read_mask(args.mask, tuple(image.shape[-2:])) if args.mask else None
     motion = motion.controlled(magnify=args.magnify, mask=mask)
     if args.loop or args.drift is False:
         motion = motion.without_drift()
@@ -120,10 +189,11 @@ def render_video(
         operator=operator,
         device=device,
         batch_size=args.batch_size,
-        precision="no" if device.type == "cpu" else args.precision,
+        precision=precision,
     )
     with VideoWriter(path, fps=args.fps, format=video_format) as writer:
-        with tqdm(total=playback.num_frames, desc=path.name, unit="frame", dynamic_ncols=True) as bar:
+        bar = tqdm(total=playback.num_frames, desc=path.name, unit="frame", dynamic_ncols=True, disable=not progress)
+        with bar:
             for batch in frames:
                 writer.write(batch)
                 bar.update(len(batch))

@@ -21,16 +21,21 @@ def add_sampling_flags(parser: Parser) -> None:
     add = group.add_argument
     add("--sampler", choices=("dpm", "ddim", "unipc"), default="dpm", help="DPM-Solver++, DDIM (the paper's), UniPC")
     add("--steps", type=positive_int, metavar="N", help="network calls; default: 20, DDIM 250")
-    add("--guidance", type=non_negative_float, metavar="W", help="classifier-free guidance; 0 = none (default: 0)")
+    add("--guidance", type=non_negative_float, metavar="W", default=0.0, help="classifier-free guidance; 0 = none")
     add("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
+
+
+def check_steps(steps: int | None) -> int | None:
+    """Return the sampler's network calls; UsageError where the noise schedule does not allow so many or so few."""
+    if steps is not None and not FEWEST_STEPS <= steps <= MOST_STEPS:
+        raise UsageError(f"--steps {steps}: right: {FEWEST_STEPS} to {MOST_STEPS}")
+    return steps
 
 
 def sampling_options(args: argparse.Namespace) -> dict:
     """Return the arguments of `MotionPipeline.predict` that the flags give."""
-    if args.steps is not None and not FEWEST_STEPS <= args.steps <= MOST_STEPS:
-        raise UsageError(f"--steps {args.steps}: right: {FEWEST_STEPS} to {MOST_STEPS}")
-    options = {"seed": args.seed, "sampler": args.sampler, "steps": args.steps}
-    return options if args.guidance is None else options | {"guidance": args.guidance}
+    steps = check_steps(args.steps)
+    return {"seed": args.seed, "sampler": args.sampler, "steps": steps, "guidance": args.guidance}
 
 
 def load_pipeline(args: argparse.Namespace) -> MotionPipeline:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .cli import Parser, add_shared_flags
-from .playback import add_playback_flags, check_playback_flags, load_renderer, render_video
+from .cli import Parser, check_precision, choose_device
+from .playback import (
+    add_playback_flags,
+    add_rendering_flags,
+    check_playback_flags,
+    check_video_flags,
+    load_renderer,
+    plan,
+    read_mask_of,
+    read_pictures,
+    render_video,
+)
 
 
 def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
@@ -17,25 +27,37 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
     group.add_argument("--outdir", "--out", type=Path, default=Path("outputs"), metavar="DIR", help="where to write")
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
     add_playback_flags(parser)
-    add_shared_flags(parser, "device", "precision")
+    add_rendering_flags(parser, "device")
     args = parser.parse_args(argv)
     check_playback_flags(args)
 
-    from data.media import check_writable, read_image
     from models.checkpoints import DEFAULT_CHECKPOINT
     from motion.motion_file import load_motion
 
-    from .cli import choose_device
-
+    # Early checks
     device = choose_device(args.device)
+    check_precision(args.precision, device)
     video_format = args.format or "mp4"
     path = args.outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
-    check_writable(path)
-    image = read_image(args.image, max_side=args.size)
+    check_video_flags(args, [path], video_format)
+    image, source = read_pictures(args.image, args.size)
+    mask = read_mask_of(args, image)
     motion = load_motion(args.flow)
-    motion.check_aspect(*image.shape[-2:], str(args.flow))
+    motion.check_aspect(*source.shape[-2:], str(args.flow))
+    plan(args, motion)
+
+    # Render
     renderer = None if args.preview else load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, operator)
     render_video(
-        path, image, motion, args, renderer=renderer, operator=operator, device=device, video_format=video_format
+        path,
+        image,
+        motion,
+        args,
+        renderer=renderer,
+        operator=operator,
+        device=device,
+        video_format=video_format,
+        mask=mask,
+        progress=True,
     )
     return 0

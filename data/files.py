@@ -1,0 +1,108 @@
+"""Check files before they are read or written, and put them in place only when they are whole; nothing heavy here."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class MediaError(ValueError):
+    """A picture, video or path that cannot be used; one line that names the file and what would be right."""
+
+    is_user_error = True
+
+
+def writing_problem(path: str | Path) -> str | None:
+    """Say why `path` could not be made or written, and what to do; None where it could. Nothing is made."""
+    path = Path(path)
+    if not path.name and not path.is_dir():
+        return "is not a name to write to; name a file or folder in it"
+    above = path if path.is_dir() else path.absolute().parent
+    while not above.exists() and above != above.parent:
+        above = above.parent
+    if not above.is_dir():
+        return f"its folder cannot be made, {above} is a file, not a folder; choose another one"
+    if not os.access(above, os.W_OK | os.X_OK):
+        return f"its folder {above} is not writable; choose another one"
+    if path.is_file() and not os.access(path, os.W_OK):
+        return "is there and may not be replaced; choose another name"
+    return None
+
+
+def _make_folder_of(path: Path) -> None:
+    """Make the folder that `path` will lie in, or raise MediaError where nothing can be written."""
+    problem = writing_problem(path) if path.name else "is not a name to write to; name a file or folder in it"
+    if problem:
+        raise MediaError(f"{path}: {problem}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MediaError(f"{path}: its folder cannot be made ({error.strerror}); choose another one") from error
+
+
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its name when the block ends well.
+
+    The temporary name keeps the suffix (`.NAME.tmp-PID.mp4`), so that writers which look at it work. The block
+    may make a file or a folder there; a file or folder that already has the final name is replaced. On any
+    exception, KeyboardInterrupt included, the temporary is removed and the final name is untouched. Missing parent
+    folders are made. Raises MediaError when the folder cannot be written to.
+    """
+    path = Path(path)
+    _make_folder_of(path)
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    _remove(temporary)
+    try:
+        yield temporary
+        _put_in_place(temporary, path)
+    except OSError as error:
+        _remove(temporary)
+        ours = error.filename is not None and str(error.filename).startswith(str(temporary))
+        if ours or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise MediaError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise
+    except BaseException:
+        _remove(temporary)
+        raise
+
+
+def _put_in_place(temporary: Path, path: Path) -> None:
+    if not (temporary.is_dir() and path.is_dir()):
+        os.replace(temporary, path)
+        return
+    # A folder cannot be renamed onto a full one, so the old one steps aside first and returns on failure.
+    aside = path.with_name(f".{path.name}.old-{os.getpid()}")
+    _remove(aside)
+    os.replace(path, aside)
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.replace(aside, path)
+        raise
+    _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def check_input_file(path: str | Path, what: str) -> Path:
+    """Return `path` when it is a file with something in it; `what` names the expected thing in the MediaError."""
+    path = Path(path)
+    if path.is_dir():
+        raise MediaError(f"{path}: is a folder; give {what}")
+    if not path.is_file():
+        raise MediaError(f"{path}: there is no such file; give {what}")
+    if not os.access(path, os.R_OK):
+        raise MediaError(f"{path}: may not be read; change its permissions or give another file")
+    if path.stat().st_size == 0:
+        raise MediaError(f"{path}: is empty (0 bytes); give {what}")
+    return path
