@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
+from argparse import Namespace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, command, positive_int, run, size_px
+
+if TYPE_CHECKING:
+    import torch
+
+    from models.unet import FrequencyUNet
+    from models.vae import MotionVAE
 
 logger = logging.getLogger("__main__")
 
@@ -40,7 +48,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def build_unet(args, vae, preset: dict):
+def build_unet(args: Namespace, vae: MotionVAE, preset: dict) -> FrequencyUNet:
     """Make the U-Net of the flags, or load --init and check that it fits them."""
     from models.checkpoints import load_model
     from models.unet import FrequencyUNet
@@ -71,6 +79,23 @@ def build_unet(args, vae, preset: dict):
     return unet
 
 
+def encode_latents(args: Namespace, sets: list, vae: MotionVAE, device: torch.device, batch: int) -> tuple:
+    """Encode the training and the held-out latents (None without test clips), the first process for all."""
+    from training import processes
+    from training.data_sets import sets_with
+    from training.motion_diffusion import LatentDataset, variant_sizes
+
+    options = {"vae": vae, "num_bins": args.bins, "folder": args.cache, "seed": args.seed}
+    dataset = LatentDataset(sets, "train", sizes=variant_sizes(*args.grid), multiple=batch, **options)
+    test_sets = sets_with(sets, "test")
+    held_out = LatentDataset(test_sets, "test", sizes=(args.grid,), augment=False, **options) if test_sets else None
+    with processes.main_first():
+        for latents in filter(None, (dataset, held_out)):
+            if processes.is_main():
+                latents.encode(vae, device, progress=True)
+    return dataset, held_out
+
+
 @command(memory_flags=("--batch-size", "--preset"))
 def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
@@ -89,16 +114,9 @@ def main(argv: list[str] | None = None) -> int:
     from motion.flow import GRID_MULTIPLE
     from training import processes
     from training.cli import choose_device
-    from training.data_sets import export_pipeline, open_sets, sets_with
+    from training.data_sets import export_pipeline, open_sets
     from training.loop import LoopOptions, train
-    from training.motion_diffusion import (
-        TRAINING_PRESETS,
-        LatentDataset,
-        diffusion_loss,
-        held_out_loss,
-        variant_sizes,
-        write_sample_sheet,
-    )
+    from training.motion_diffusion import TRAINING_PRESETS, diffusion_loss, held_out_loss, write_sample_sheet
     from training.run_folder import open_run
 
     # Model
@@ -126,17 +144,6 @@ def main(argv: list[str] | None = None) -> int:
         logger.info("dry run: would train %d steps of %d pictures on %s", options.steps, options.batch_size, where)
         return 0
     sets = open_sets(args.data, args.seed, args.device)
-    processes.start(args.device)
-    batch = options.batch_size * options.accumulate * processes.num_processes()
-    cached = functools.partial(LatentDataset, vae=vae, num_bins=args.bins, folder=args.cache, seed=args.seed)
-    dataset = cached(sets, "train", sizes=variant_sizes(*args.grid), multiple=batch)
-    test_sets = sets_with(sets, "test")
-    held_out = cached(test_sets, "test", sizes=(args.grid,), augment=False) if test_sets else None
-    with processes.main_first():
-        if processes.is_main():
-            dataset.encode(vae, device, progress=True)
-            if held_out:
-                held_out.encode(vae, device)
 
     # Training
     # One volume has no bins of its own to embed, so that layer goes without gradient.
@@ -144,6 +151,8 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cpu":
         unet.to(memory_format=torch.channels_last)
     with open_run(args.out, "train_unet", vars(args), resume=args.resume, name=args.preset) as run_folder:
+        batch = options.batch_size * options.accumulate * processes.num_processes()
+        dataset, held_out = encode_latents(args, sets, vae, device, batch)
         result = train(
             unet,
             dataset,
