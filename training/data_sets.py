@@ -47,8 +47,11 @@ def open_sets(
 
 
 def sets_with(sets: WeightedSets, split: str) -> WeightedSets:
-    """Return the sets that hold kept clips of a split: a handful of one's own videos may have none to test with."""
-    found = [(clip_set, weight) for clip_set, weight in sets if clip_set.rows(split)]
+    """Return the sets that hold kept clips of a split, each clip once: what is measured is not repeated by weight.
+
+    A handful of one's own videos may have none to test with; then the list is empty, and a warning says so.
+    """
+    found = [(clip_set, 1.0) for clip_set, _ in sets if clip_set.rows(split)]
     if not found:
         logger.warning("--data: no clip of split %s, so nothing is measured on held-out clips", split)
     return found

@@ -116,6 +116,8 @@ class LatentDataset(Dataset):
         jobs = [job for job in jobs if not self._path(*job).is_file()]
         vae = vae.to(device).eval()
         for item, variant in show_progress(jobs, len(jobs), "latent", progress):
+            if self._path(item, variant).is_file():  # another run with the same cache was quicker
+                continue
             key = SampleKey(item, variant, sample_seed(item * len(self.motions) + variant, self.seed))
             sample = self.motions[variant][key]
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps"):
@@ -129,8 +131,12 @@ class LatentDataset(Dataset):
                 save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
 
 
-def _fingerprint(vae: MotionVAE) -> float:
-    return float(sum(p.detach().cpu().double().abs().sum() for p in vae.parameters()))
+def _fingerprint(vae: MotionVAE) -> str:
+    """Return a hash of the weights' bytes; a sum would depend on the number of threads that add it up."""
+    digest = hashlib.sha256()
+    for parameter in vae.parameters():
+        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def diffusion_target(schedule: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
