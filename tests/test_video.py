@@ -115,7 +115,8 @@ def test_gif_loops_for_ever_and_keeps_repeated_frames(tmp_path):
     # GIF counts in 1/100 s, so that the header's rate is not 30, but the stamps keep step.
     own = read_video(path)
     assert len(own.frames) == 9 and own.times_s[8].item() == pytest.approx(8 / 30, abs=0.006)
-    assert len(read_video(path, fps=30).frames) == 9
+    # OpenCV 4 gives the last frame one more 1/100 s than OpenCV 5, which makes room for a tenth.
+    assert len(read_video(path, fps=30).frames) in (9, 10)
 
 
 def test_frames_of_25_fps_read_at_30(clip):
