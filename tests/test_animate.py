@@ -454,3 +454,13 @@ def test_a_real_portrait_photograph(checkpoint, tmp_path):
     assert run_animate(checkpoint, picture, "--steps", 2, "--size", 96, "--seconds", 0.2, "--out", tmp_path) == 0
     info = probe_video(tmp_path / "tulips_vase.mp4")
     assert abs(info.height - image.shape[1]) <= 1 and abs(info.width - image.shape[2]) <= 1
+
+
+def test_sampling_flags_have_the_pipelines_defaults():
+    """--help must not import the pipeline, so the flags repeat its defaults; here they are held together."""
+    from models.motion_pipeline import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, SAMPLERS
+
+    args = animate.make_parser().parse_args(["x.jpg"])
+    assert (args.guidance, args.sampler) == (DEFAULT_GUIDANCE, DEFAULT_SAMPLER)
+    with pytest.raises(ValueError, match=", ".join(sorted(SAMPLERS, key=["dpm", "ddim", "unipc"].index))):
+        animate.make_parser().parse_args(["x.jpg", "--sampler", "euler"])
