@@ -42,7 +42,7 @@ _EXIF_ORIENTATION = 0x0112
 _UPRIGHT = {2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
 _pillow_limit_lock = threading.Lock()
 
-# OpenCV would print its own lines about damaged files beside the one MediaError. OpenCV 4 has the call at the top level.
+# OpenCV would print its own lines about damaged files beside the one MediaError. OpenCV 4 has the call at the top.
 if hasattr(cv2, "setLogLevel"):
     cv2.setLogLevel(0)
 else:

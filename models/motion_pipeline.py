@@ -29,7 +29,7 @@ DEFAULT_SAMPLER = "dpm"
 # What a schedule's network may predict. diffusers also knows "sample", which FrequencyUNet is not trained for.
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
-# Measured with the first default weights on 10 held-out sources (docs/results.md): doubles their timid motion and places
+# Measured with the first default weights on held-out sources (docs/results.md): doubles their timid motion and places
 # it a little better than 0; 2.5 places it worse.
 DEFAULT_GUIDANCE = 1.0
 
