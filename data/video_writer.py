@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -119,8 +118,6 @@ class VideoWriter:
         self._process = self._writer.proc
 
     def _failure(self, message: str) -> MediaError:
-        # Ctrl-C goes to ffmpeg too, and ffmpeg may die of it before our own interrupt is told: leave it the time.
-        time.sleep(0.3)
         # moviepy puts a headline before what ffmpeg said and sometimes advice after it.
         said = message.partition("MoviePy error:")[2].partition("\n")[2] if "MoviePy error:" in message else message
         lines = said.partition("The video export failed")[0].strip().splitlines() or ["it ended early"]
