@@ -3,16 +3,16 @@
 Conventions: values (B, C, H, W); flow (B, 2, H, W) forward, in pixels of its own grid, channel 0 = dx (right) and
 1 = dy (down); importance (B, 1, H, W). Pixel centres lie at integers, so the source at pixel p lands at p + flow(p).
 
-A backend is a module of this package that has the four operators with the names and the argument order of
-`reference.py`, each returning (output, weight), and a function `obstacle()` that returns None where the backend can
-run and otherwise one sentence that says why not and what to do about it.
+Three backends: "reference" (`reference.py`, plain torch, the definition), and "cpu" (`cpu.py`) and "cuda" (`cuda.py`)
+behind `fused.py`. `reference.py` and `fused.py` have the four operators with the same names and arguments, each
+returning (output, weight); a backend's module has `obstacle()`, which returns None where the backend can run and
+otherwise one sentence that says why not and what to do about it.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import logging
 import math
 from types import ModuleType
@@ -20,12 +20,13 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from . import fused, reference
+from .reference import DEFAULT_SIGMA_PX
+
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", "cpu", "cuda")
 WEIGHTINGS = ("exp", "gaussian")
-# Standard deviation of the Gaussian footprint, px of the grid that is splatted.
-DEFAULT_SIGMA_PX = 0.45
 # The square of this is far from overflow in float32, and its exponential is as dead as that of infinity.
 _LARGEST_SCALED_IMPORTANCE = 1e15
 
@@ -191,22 +192,18 @@ def _result(pair: tuple[Tensor, Tensor], return_weight: bool) -> Tensor | tuple[
 @functools.cache
 def _obstacle(name: str) -> str | None:
     """Say in one sentence why a backend cannot run here; None where it can."""
-    if importlib.util.find_spec(f"{__package__}.{name}") is None:
-        return (
-            f"the {name!r} backend is not part of this version yet (there is no splatting/{name}.py): "
-            f"update to a version that has it, or use backend='reference'"
-        )
-    return _module(name).obstacle()
-
-
-def _module(name: str) -> ModuleType:
-    return importlib.import_module(f"{__package__}.{name}")
+    return importlib.import_module(f"{__package__}.{name}").obstacle()
 
 
 def _choose_backend(backend: str, values: Tensor) -> ModuleType:
-    device = values.device.type
+    """Return the module that has the four operators: "cpu" and "cuda" share one, which goes by the device."""
+    chosen = _backend_name(backend, values.device.type)
+    return reference if chosen == "reference" else fused
+
+
+def _backend_name(backend: str, device: str) -> str:
     if backend == "auto":
-        return _module(_automatic_backend(device))
+        return _automatic_backend(device)
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
     obstacle = _obstacle(backend)
@@ -214,10 +211,15 @@ def _choose_backend(backend: str, values: Tensor) -> ModuleType:
         raise RuntimeError(f"splatting: {obstacle}")
     if backend != "reference" and backend != device:
         raise RuntimeError(
-            f"splatting: backend={backend!r} needs {backend} tensors, got values on {values.device}: "
+            f"splatting: backend={backend!r} needs {backend} tensors, got values on {device}: "
             f"move them there, or use backend='auto'"
         )
-    return _module(backend)
+    return backend
+
+
+# What torch.compiler.assume_constant_result does, which would import all of the compiler (a second) for it:
+# torch.compile calls the function instead of tracing its imports and its log line.
+_backend_name._dynamo_marked_constant = True
 
 
 def _automatic_backend(device: str) -> str:

@@ -17,8 +17,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .functional import DEFAULT_SIGMA_PX
-
+# Standard deviation of the Gaussian footprint, px of the grid that is splatted.
+DEFAULT_SIGMA_PX = 0.45
 EWA_MIN_STRETCH, EWA_MAX_STRETCH = 0.5, 2.5  # limits of J's singular values
 EWA_VARIANCE_FLOOR = 1e-4  # px^2
 # A sum of weights below this cannot be divided by, twice in the backward pass, within float32.
@@ -49,7 +49,7 @@ def obstacle() -> str | None:
 
 def softmax_splat(values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
     """Average what arrives with the weights b exp(importance - per-target maximum), b bilinear."""
-    dtype = _summing_dtype(values, flow, importance)
+    dtype = summing_dtype(values, flow, importance)
     landing = _land(flow.to(dtype), importance)
     taps = _weigh_by_importance(_bilinear_taps(landing), importance.to(dtype), landing.valid)
     return _normalised(values, *_accumulate(values.to(dtype), taps))
@@ -59,7 +59,7 @@ def gaussian_splat(
     values: Tensor, flow: Tensor, importance: Tensor, *, sigma: float | Tensor = DEFAULT_SIGMA_PX, ewa: bool = True
 ) -> tuple[Tensor, Tensor]:
     """Average what arrives with the weights g exp(importance - per-target maximum), g a 2-D Gaussian."""
-    dtype = _summing_dtype(values, flow, importance)
+    dtype = summing_dtype(values, flow, importance)
     landing = _land(flow.to(dtype), importance)
     taps = _gaussian_taps(landing, flow.to(dtype), sigma, ewa)
     taps = _weigh_by_importance(taps, importance.to(dtype), landing.valid)
@@ -68,21 +68,21 @@ def gaussian_splat(
 
 def average_splat(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     """Average what arrives with bilinear weights."""
-    dtype = _summing_dtype(values, flow)
+    dtype = summing_dtype(values, flow)
     return _normalised(values, *_accumulate(values.to(dtype), _bilinear_taps(_land(flow.to(dtype)))))
 
 
 def sum_splat(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     """Add up what arrives with bilinear weights."""
-    dtype = _summing_dtype(values, flow)
+    dtype = summing_dtype(values, flow)
     total, weight = _accumulate(values.to(dtype), _bilinear_taps(_land(flow.to(dtype))))
-    return total.to(values.dtype).contiguous(), _weight_in(weight, values.dtype)
+    return total.to(values.dtype).contiguous(), weight_in(weight, values.dtype)
 
 
 # Taps ----------------------------------------------------------------------------------------------------------
 
 
-def _summing_dtype(*tensors: Tensor) -> torch.dtype:
+def summing_dtype(*tensors: Tensor) -> torch.dtype:
     dtype = torch.float32
     for tensor in tensors:
         dtype = torch.promote_types(dtype, tensor.dtype)
@@ -233,10 +233,10 @@ def _accumulate(values: Tensor, taps: Taps) -> tuple[Tensor, Tensor]:
 def _normalised(values: Tensor, total: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     arrived = weight > 0
     mean = torch.where(arrived, total / torch.where(arrived, weight, 1.0), 0.0)
-    return mean.to(values.dtype), _weight_in(weight, values.dtype)
+    return mean.to(values.dtype), weight_in(weight, values.dtype)
 
 
-def _weight_in(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def weight_in(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert a weight so that no positive one becomes 0, which stands for "nothing arrived"."""
     if torch.finfo(dtype).bits < torch.finfo(weight.dtype).bits:
         weight = torch.where(weight > 0, weight.clamp(min=torch.finfo(dtype).tiny), 0.0)

@@ -65,3 +65,12 @@ def photograph(tmp_path) -> Path:
     image = torch.stack([0.5 + 0.4 * torch.sin(x / 5), 0.5 + 0.4 * torch.cos(y / 7), (x + y) / 150])
     write_image(tmp_path / "photo.png", image)
     return tmp_path / "photo.png"
+
+
+@pytest.fixture(params=["reference", "cpu"])
+def each_backend(request, monkeypatch) -> str:
+    """Run a test once with each splatting backend of the CPU as the automatic choice."""
+    from splatting import functional
+
+    monkeypatch.setattr(functional, "_automatic_backend", lambda device: request.param)
+    return request.param

@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import splatting
-from splatting import average_splat, functional, gaussian_splat, softmax_splat, sum_splat
+from splatting import average_splat, cpu, functional, fused, gaussian_splat, reference, softmax_splat, sum_splat
+
+AUTOMATIC_BACKEND = functional._automatic_backend
 
 
 def constant_flow(dx: float, dy: float, height: int, width: int, batch: int = 1) -> torch.Tensor:
@@ -19,6 +21,8 @@ def constant_flow(dx: float, dy: float, height: int, width: int, batch: int = 1)
 def plane(rows: list[list[float]]) -> torch.Tensor:
     return torch.tensor(rows)[None, None]
 
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 # Every operator with the importance filled in, so that one test serves all four.
 OPERATORS = {
@@ -352,12 +356,14 @@ def test_a_backend_that_is_not_there_names_the_remedy(monkeypatch):
             average_splat(values, flow, backend=backend)
 
 
-def test_a_missing_backend_module_says_so(monkeypatch):
-    functional._obstacle.cache_clear()
-    monkeypatch.setattr(functional.importlib.util, "find_spec", lambda name: None)
-    assert "not part of this version yet" in functional._obstacle("cuda")
-    assert "backend='reference'" in functional._obstacle("cuda")
-    functional._obstacle.cache_clear()
+@pytest.mark.parametrize("error", [ImportError("Numba needs NumPy 2.3 or less"), RuntimeError("no locator")])
+def test_a_numba_that_cannot_be_imported_leaves_the_reference(monkeypatch, error):
+    def broken():
+        raise error
+
+    monkeypatch.setattr(cpu, "_kernels", broken)
+    assert str(error) in cpu.obstacle.__wrapped__()
+    assert "pip install -U numba" in cpu.obstacle.__wrapped__()
 
 
 def test_a_backend_refuses_tensors_of_another_device(monkeypatch):
@@ -366,13 +372,19 @@ def test_a_backend_refuses_tensors_of_another_device(monkeypatch):
         average_splat(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2), backend="cuda")
 
 
-def test_the_reference_is_there_and_takes_its_name():
-    assert splatting.available_backends()[0] == "reference"
-    values = torch.rand(1, 1, 2, 2)
-    assert torch.equal(average_splat(values, torch.zeros(1, 2, 2, 2), backend="reference"), values)
+def test_reference_and_cpu_are_there_and_take_their_names(monkeypatch):
+    assert splatting.available_backends()[:2] == ("reference", "cpu")
+    values, flow = torch.rand(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)
+    asked = []
+    monkeypatch.setattr(reference, "average_splat", lambda *_: asked.append("reference") or (values, values))
+    monkeypatch.setattr(fused, "average_splat", lambda *_: asked.append("fused") or (values, values))
+    for backend in ("reference", "cpu"):
+        average_splat(values, flow, backend=backend)
+    assert asked == ["reference", "fused"]
 
 
 def test_the_automatic_choice_is_logged_once(monkeypatch, caplog):
+    monkeypatch.setattr(functional, "_automatic_backend", AUTOMATIC_BACKEND)
     monkeypatch.setattr(functional, "_announced", set())
     monkeypatch.setattr(functional, "_obstacle", lambda name: None if name == "reference" else f"get {name}")
     with caplog.at_level(logging.INFO, logger="splatting.functional"):
@@ -380,3 +392,9 @@ def test_the_automatic_choice_is_logged_once(monkeypatch, caplog):
             average_splat(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2))
     assert len(caplog.records) == 1
     assert "'reference'" in caplog.text and "get cpu" in caplog.text
+
+
+def test_the_automatic_choice_on_a_cpu_is_the_fast_one(monkeypatch):
+    monkeypatch.setattr(functional, "_announced", set())
+    assert AUTOMATIC_BACKEND("cpu") == "cpu"
+    assert AUTOMATIC_BACKEND("meta") == "reference"

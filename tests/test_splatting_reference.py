@@ -1,4 +1,4 @@
-"""The splatting reference against slow direct loops written from the definition, and gradients in float64."""
+"""Splatting against slow direct loops written from the definition, and gradients in float64; reference and CPU."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 
 from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
 from splatting.reference import _local_stretch
+
+pytestmark = pytest.mark.usefixtures("each_backend")
 
 
 def bilinear(x: float, y: float) -> dict[tuple[int, int], float]:

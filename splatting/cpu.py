@@ -1,0 +1,216 @@
+"""The operators on the CPU: what `fused.py` asks for, with the loops of `cpu_kernels.py` on all of torch's threads.
+
+Forward: a source's landing point and footprint are found once; then every thread owns bands of target rows and adds
+to them, in a channels-last buffer that stays in its cache, what the sources near them send. Nobody else writes there,
+so there are no atomics, and the sums have one order: results do not depend on the number of threads. Backward: the
+gradients are brought into channels-last order once, and every source gathers its own.
+
+The threads are Python's, the loops run without its lock: Numba's own threading layers abort in forked processes
+(OpenMP) or when two threads call them (workqueue). The number is torch's (`torch.set_num_threads`).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from types import ModuleType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .reference import EWA_VARIANCE_FLOOR
+
+# Sums of one band of target rows; with its neighbours' it should stay in a core's L2 cache.
+BAND_BYTES = 1 << 20
+# More channels than this are splatted in several rounds, or the band would hold too few rows.
+MAX_CHANNELS = 64
+# Below this many multiplications waking the other threads costs more than they save.
+SMALLEST_SHARE = 200_000
+# Scratch memory of the backward pass; larger batches go in several rounds.
+SCRATCH_BYTES = 1 << 28
+# Above this the system's large pages make fresh memory several times as fast to write (measured: 18 ms against
+# 2.7 ms for 38 MB); numpy asks for them, torch does not.
+LARGE_BYTES = 1 << 22
+
+
+@functools.cache
+def obstacle() -> str | None:
+    """Return None where Numba can be imported, else why not and what to do about it."""
+    try:
+        _kernels()
+    except Exception as error:  # Numba refuses numpy versions that it does not know with an error of its own
+        return f"the 'cpu' backend needs Numba ({error}): pip install -U numba, or use backend='reference'"
+    return None
+
+
+def _kernels() -> ModuleType:
+    from . import cpu_kernels
+
+    return cpu_kernels
+
+
+def forward(
+    values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Splat; arguments and results as in `fused.py`."""
+    kernels = _kernels()
+    dtype = flow.dtype
+    batch, channels, height, width = values.shape
+    out, weight = _empty_like(values, dtype), _empty((batch, 1, height, width), dtype)
+    largest = flow.new_empty(0 if importance is None else (batch, 1, height, width))
+    source, z, peaks = _array(values.to(dtype)), _optional(importance, dtype), _optional(largest, dtype)
+    landing = _land(_array(flow), z, sigma, ewa)
+
+    # Bands of equal height, several a thread
+    rounds = max(1, -(-channels // MAX_CHANNELS))
+    count = -(-channels // rounds)
+    rows = max(4, BAND_BYTES // ((width + 2) * (count + 1) * source.itemsize))
+    work = batch * height * width * (count + 1) * landing.taps
+    threads = _num_threads(work)
+    rows = min(rows, max(4, -(-batch * height // (2 * threads))))
+    tasks = _share(batch, height, rows)
+    for first in range(0, max(1, channels), max(1, count)):
+        chosen = np.array([first, min(channels, first + count)])
+        arguments = (*landing.points, landing.conic, *landing.limits, chosen, normalise, rows)
+        _run(kernels.splat_bands, tasks, threads, source, z, *arguments, _array(out), _array(weight), peaks)
+    return out.to(values.dtype), weight, largest
+
+
+def backward(
+    grad_out: Tensor,
+    grad_weight: Tensor | None,
+    values: Tensor,
+    flow: Tensor,
+    importance: Tensor | None,
+    sigma: Tensor | None,
+    out: Tensor,
+    weight: Tensor,
+    largest: Tensor,
+    ewa: bool,
+    normalise: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Differentiate; arguments and results as in `fused.py`."""
+    kernels = _kernels()
+    dtype = flow.dtype
+    batch, channels, height, width = values.shape
+    grad_values, grad_flow = _empty_like(values, dtype), _empty((batch, 2, height, width), dtype)
+    grad_z = flow.new_empty(0 if importance is None else (batch, 1, height, width))
+    grad_sigma = flow.new_empty((0 if sigma is None else batch, height, width))
+    item_bytes = height * width * (channels + 1) * flow.element_size()
+    size = max(1, SCRATCH_BYTES // item_bytes)  # items a round
+    for start in range(0, batch, size):
+
+        def part(tensor: Tensor | None, start: int = start) -> np.ndarray:
+            piece = tensor if tensor is None or tensor.numel() == 0 else tensor[start : start + size]
+            return _optional(piece, dtype)
+
+        source, z, flows = part(values), part(importance), part(flow)
+        landing = _land(flows, z, sigma, ewa)
+        items = len(flows)
+        grad_total = _array(_empty((items, height, width, channels), dtype))
+        grad_mass = np.empty((items, height, width), grad_total.dtype)
+        threads = _num_threads(items * height * width * (channels + 1) * landing.taps)
+        tasks = _share(items, height, max(1, -(-items * height // (4 * threads))))
+        outer = (part(grad_out), part(grad_weight), part(out), part(weight))
+        _run(kernels.weigh_gradients, tasks, threads, *outer, normalise, grad_total, grad_mass)
+
+        scale = (1.0, 0.0) if sigma is None else (float(sigma), EWA_VARIANCE_FLOOR if ewa else 0.0)
+        sigmas = _array(grad_sigma[start : start + size])
+        arguments = (*landing.points, landing.conic, part(largest), grad_total, grad_mass, *scale)
+        results = (part(grad_values), part(grad_flow), part(grad_z), sigmas)
+        _run(kernels.gather_gradients, tasks, threads, source, z, *arguments, *results)
+    gradients = (grad_values.to(values.dtype), grad_flow, grad_z, grad_sigma.sum())
+    return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
+
+
+class _Landing:
+    """Where the sources of some items land, with which footprint; see `cpu_kernels.land`."""
+
+    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype, tile: int, taps: int) -> None:
+        batch, height, width = shape
+        column, row = np.empty(shape, np.int32), np.empty(shape, np.int32)
+        self.points = (column, row, np.empty(shape, dtype), np.empty(shape, dtype))
+        tiles = (batch, height, -(-width // tile))
+        self.limits = (np.empty(tiles, np.int32), np.empty(tiles, np.int32))
+        self.conic = np.empty((4, batch, height, width) if taps == 16 else (0, 1, 1, 1), dtype)
+        self.taps = taps
+
+
+def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> _Landing:
+    kernels = _kernels()
+    batch, _, height, width = flow.shape
+    landing = _Landing((batch, height, width), flow.dtype, kernels.TILE, 4 if sigma is None else 16)
+    low, high = (0, 1) if sigma is None else (-1, 2)
+    threads = _num_threads(10 * batch * height * width)
+    tasks = _share(batch, height, max(1, -(-batch * height // threads)))
+    _run(kernels.land, tasks, threads, flow, z, low, high, *landing.points, *landing.limits)
+    if sigma is not None:
+        _run(kernels.make_conics, tasks, threads, flow, z, float(sigma), ewa, landing.conic)
+    return landing
+
+
+# Memory --------------------------------------------------------------------------------------------------------
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    if math.prod(shape) * dtype.itemsize < LARGE_BYTES:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_numpy(np.empty(shape, np.float64 if dtype == torch.float64 else np.float32))
+
+
+def _empty_like(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return memory of the shape of values, in the layout that `fused._out_format` promises."""
+    batch, channels, height, width = values.shape
+    if not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last):
+        return _empty((batch, height, width, channels), dtype).permute(0, 3, 1, 2)
+    return _empty((batch, channels, height, width), dtype)
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().numpy()
+
+
+def _optional(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
+    """Return a tensor as an array; for none, or an empty one, (0, 1, 1, 1)."""
+    if tensor is None or tensor.ndim == 1:
+        tensor = torch.empty(0, 1, 1, 1)
+    return _array(tensor.to(dtype))
+
+
+# Threads -------------------------------------------------------------------------------------------------------
+
+
+def _num_threads(work: int) -> int:
+    return max(1, min(torch.get_num_threads(), work // SMALLEST_SHARE))
+
+
+def _share(batch: int, height: int, rows: int) -> np.ndarray:
+    """Cut a batch into tasks (item, first row, last row + 1) of at most `rows` rows."""
+    tasks = [(b, y, min(height, y + rows)) for b in range(batch) for y in range(0, height, rows)]
+    return np.array(tasks, np.int64).reshape(-1, 3)
+
+
+def _run(kernel: Callable, tasks: np.ndarray, threads: int, *arguments: object) -> None:
+    """Call a kernel on all tasks, each thread on every n-th."""
+    threads = min(threads, len(tasks))
+    if threads < 2:
+        kernel(tasks, *arguments)
+        return
+    others = [
+        _pool(os.getpid(), torch.get_num_threads()).submit(kernel, tasks[k::threads], *arguments)
+        for k in range(1, threads)
+    ]
+    kernel(tasks[::threads], *arguments)
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _pool(process: int, threads: int) -> ThreadPoolExecutor:
+    """Return the threads of a process: those of a parent do not survive a fork, so the process is in the key."""
+    return ThreadPoolExecutor(threads - 1, thread_name_prefix="splatting")

@@ -1,0 +1,590 @@
+"""The loops of `cpu.py`, compiled by Numba: splat by bands of target rows, and the way back.
+
+Each kernel takes the arrays of a whole batch and a list of tasks (item, first row, last row + 1), so that threads which
+share out the tasks never write the same element, and every sum has one order whatever their number.
+
+S is the summing type (float32 or float64), P the padding, px, that keeps taps outside the picture inside the buffers,
+T the number of taps of a source (2 x 2 bilinear, 4 x 4 Gaussian). Arrays of both layouts, channels first and channels
+last, come as (B, C, H, W) views.
+
+All is in one file: Numba's cache notices a change of the file that a kernel is in, not of what it imports.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from .reference import EWA_MAX_STRETCH, EWA_MIN_STRETCH, EWA_VARIANCE_FLOOR, MARGIN_PX, MAX_DERIVATIVE, MIN_TAP_WEIGHT
+
+# Sources of one row that are handled together: long enough runs of a channel for the memory (at 32 the transposition
+# takes twice the time), and their values, transposed, fit the L1 cache.
+TILE = 128
+# Channels of the buffers are rounded up to a multiple of this: no scalar remainder after the vectors (measured: 12 %).
+LANES = 8
+# Row of a source that arrives nowhere.
+GONE = -(1 << 30)
+
+# Sums may be reordered so that they run on vectors; NaN and infinity keep their meaning.
+_OPTIONS = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
+_EXACT_OPTIONS = {**_OPTIONS, "fastmath": {"contract"}}
+# ln of the weight below which a tap does not exist
+_LOG_MIN_TAP_WEIGHT = math.log(MIN_TAP_WEIGHT)
+
+
+# Landing -------------------------------------------------------------------------------------------------------
+
+
+@njit(**_OPTIONS)
+def _is_valid(flow, z, b, y, x):
+    return (
+        np.isfinite(flow[b, 0, y, x])
+        and np.isfinite(flow[b, 1, y, x])
+        and (z.shape[0] == 0 or np.isfinite(z[b, 0, y, x]))
+    )
+
+
+@njit(**_OPTIONS)
+def land(tasks, flow, z, low, high, column, row, fx, fy, top, bottom):
+    """Find where the sources land.
+
+    Args:
+        flow: (B, 2, H, W) S.
+        z: (B, 1, H, W) S, or (0, 1, 1, 1) without importance.
+        low, high: offsets of the first and the last tap.
+        column, row: (B, H, W) int32, written: the pixel up and left of the landing point; row GONE where no tap is
+            inside the picture.
+        fx, fy: (B, H, W) S in [0, 1), written: the rest of the way.
+        top, bottom: (B, H, tiles) int32, written: smallest and largest row of each tile's sources that arrive.
+    """
+    height, width = flow.shape[2:]
+    number = flow.dtype.type
+    for t in range(tasks.shape[0]):
+        b = tasks[t, 0]
+        for y in range(tasks[t, 1], tasks[t, 2]):
+            for tile in range(top.shape[2]):
+                first, last = height + MARGIN_PX, GONE
+                for x in range(tile * TILE, min(width, (tile + 1) * TILE)):
+                    column[b, y, x], row[b, y, x], fx[b, y, x], fy[b, y, x] = 0, GONE, 0, 0
+                    if not _is_valid(flow, z, b, y, x):
+                        continue
+                    across = flow[b, 0, y, x] + number(x)
+                    down = flow[b, 1, y, x] + number(y)
+                    across = min(max(across, number(-MARGIN_PX)), number(width + MARGIN_PX))
+                    down = min(max(down, number(-MARGIN_PX)), number(height + MARGIN_PX))
+                    left, above = np.int32(math.floor(across)), np.int32(math.floor(down))
+                    if left + high < 0 or left + low >= width or above + high < 0 or above + low >= height:
+                        continue
+                    column[b, y, x], row[b, y, x] = left, above
+                    fx[b, y, x], fy[b, y, x] = across - number(left), down - number(above)
+                    first, last = min(first, above), max(last, above)
+                top[b, y, tile], bottom[b, y, tile] = first, last
+
+
+@njit(**_OPTIONS)
+def make_conics(tasks, flow, z, sigma, ewa, conic):
+    """Write each source's Gaussian as conic (4, B, H, W) S: a, b, c, s of s exp(-(a dx^2 + b dy^2)/2 - c dx dy).
+
+    [[a, c], [c, b]] is the inverse of sigma^2 I, or with ewa of J (sigma^2 I) J^T + EWA_VARIANCE_FLOOR I.
+    """
+    width = flow.shape[3]
+    number = flow.dtype.type
+    one, half, two_pi = number(1), number(0.5), number(2 * math.pi)
+    sigma, floor = number(sigma), number(EWA_VARIANCE_FLOOR)
+    least, most = number(EWA_MIN_STRETCH), number(EWA_MAX_STRETCH)
+    slopes = np.zeros((4, width), flow.dtype)
+    for t in range(tasks.shape[0]):
+        item = tasks[t, 0]
+        for y in range(tasks[t, 1], tasks[t, 2]):
+            a, b, c, s = conic[0, item, y], conic[1, item, y], conic[2, item, y], conic[3, item, y]
+            if not ewa:
+                a[:] = b[:] = one / (sigma * sigma)
+                c[:] = 0
+                s[:] = one / (two_pi * sigma * sigma)
+                continue
+            _differentiate(flow, z, item, y, slopes)
+            for x in range(width):
+                xx, yx, xy, yy = slopes[0, x], slopes[1, x], slopes[2, x], slopes[3, x]
+                # J as the sum of a rotation scaled by |(e, h)| and a reflection scaled by |(f, g)|
+                e, f = one + (xx + yy) * half, (xx - yy) * half
+                g, h = (yx + xy) * half, (yx - xy) * half
+                rotation, reflection = math.sqrt(e * e + h * h), math.sqrt(f * f + g * g)
+                product = rotation * reflection
+                # Where one of them is 0 both singular values agree, and the angle is of no account.
+                inverse = one / product if product > 0 else number(0)
+                cos, sin = (e * f - g * h) * inverse, (e * g + f * h) * inverse
+                variance_1 = sigma * min(max(rotation + reflection, least), most)
+                variance_2 = sigma * min(max(abs(rotation - reflection), least), most)
+                variance_1, variance_2 = variance_1 * variance_1 + floor, variance_2 * variance_2 + floor
+                mean = half / variance_1 + half / variance_2
+                difference = half / variance_1 - half / variance_2
+                a[x], b[x], c[x] = mean + difference * cos, mean - difference * cos, difference * sin
+                s[x] = one / (two_pi * math.sqrt(variance_1 * variance_2))
+
+
+@njit(**_OPTIONS)
+def _differentiate(flow, z, b, y, slopes):
+    """Write d dx/dx, d dy/dx, d dx/dy, d dy/dy of a row as slopes (4, W): central, one-sided at borders."""
+    height, width = flow.shape[2:]
+    limit = flow.dtype.type(MAX_DERIVATIVE)
+    above, below = max(y - 1, 0), min(y + 1, height - 1)
+    for x in range(width):
+        before, after = max(x - 1, 0), min(x + 1, width - 1)
+        for channel in range(2):
+            across = flow[b, channel, y, after] - flow[b, channel, y, before]
+            down = flow[b, channel, below, x] - flow[b, channel, above, x]
+            slopes[channel, x] = min(max(across / max(after - before, 1), -limit), limit)
+            slopes[2 + channel, x] = min(max(down / max(below - above, 1), -limit), limit)
+        # Nothing is known beside a source that is not valid.
+        if not (_is_valid(flow, z, b, y, before) and _is_valid(flow, z, b, y, after)):
+            slopes[0, x] = slopes[1, x] = 0
+        if not (_is_valid(flow, z, b, above, x) and _is_valid(flow, z, b, below, x)):
+            slopes[2, x] = slopes[3, x] = 0
+
+
+# Taps ----------------------------------------------------------------------------------------------------------
+
+
+@njit(**_OPTIONS)
+def _bilinear_weights(fx, fy, b, y, x0, n, taps):
+    """Write the weights of n sources from (y, x0) on as taps (4, n): left, right, then the row below."""
+    one, least = fx.dtype.type(1), fx.dtype.type(MIN_TAP_WEIGHT)
+    across, down = fx[b, y, x0 : x0 + n], fy[b, y, x0 : x0 + n]
+    for k in range(4):
+        tap = taps[k]
+        for j in range(n):
+            weight = (across[j] if k % 2 else one - across[j]) * (down[j] if k > 1 else one - down[j])
+            tap[j] = weight if weight >= least else 0
+
+
+@njit(**_OPTIONS)
+def _gaussian_exponents(fx, fy, conic, b, y, x0, n, taps):
+    """Write ln(weight / scale) of n sources from (y, x0) on as taps (16, n), row by row; -inf where no tap is."""
+    number = fx.dtype.type
+    half, nothing = number(-0.5), number(-np.inf)
+    right, below = fx[b, y, x0 : x0 + n], fy[b, y, x0 : x0 + n]
+    xx, yy, xy = conic[0, b, y, x0 : x0 + n], conic[1, b, y, x0 : x0 + n], conic[2, b, y, x0 : x0 + n]
+    scale = conic[3, b, y, x0 : x0 + n]
+    least = np.empty(n, fx.dtype)
+    for j in range(n):
+        least[j] = _LOG_MIN_TAP_WEIGHT - math.log(scale[j])
+    for k in range(16):
+        tap = taps[k]
+        offset_x, offset_y = number(k % 4 - 1), number(k // 4 - 1)
+        for j in range(n):
+            across, down = offset_x - right[j], offset_y - below[j]
+            exponent = half * (xx[j] * across * across + yy[j] * down * down) - xy[j] * across * down
+            tap[j] = exponent if exponent >= least[j] else nothing
+
+
+@njit(**_EXACT_OPTIONS)
+def _exponentiate(taps, n, single, power, two_to_the_power):
+    """Replace taps (T, n), at most 0 or nearly, by their exponentials.
+
+    In float32 by a polynomial, exact to the last bits, that runs on vectors: the system's function, called number by
+    number, took a third of the whole Gaussian splat. exp(x) = 2^k exp(r), |r| <= ln 2 / 2, r by its Taylor series.
+
+    Args:
+        single: S is float32.
+        power, two_to_the_power: (TILE,) int32 and the same memory as float32.
+    """
+    for t in range(taps.shape[0]):
+        tap = taps[t]
+        if not single:
+            for j in range(n):
+                tap[j] = math.exp(tap[j])
+            continue
+        for j in range(n):
+            # Below -87 the result would be a denormal number: 0.
+            x = max(tap[j], np.float32(-87))
+            # Truncation of a number below 0, minus a half: the nearest integer.
+            k = np.int32(x * np.float32(1.44269504) - np.float32(0.5))
+            # ln 2 in two parts, of which k times the first is exact
+            r = (x - np.float32(k) * np.float32(0.693359375)) + np.float32(k) * np.float32(2.12194440e-4)
+            p = np.float32(1 / 5040) * r + np.float32(1 / 720)
+            p = p * r + np.float32(1 / 120)
+            p = p * r + np.float32(1 / 24)
+            p = p * r + np.float32(1 / 6)
+            p = p * r + np.float32(0.5)
+            p = (p * r + np.float32(1)) * r + np.float32(1)
+            power[j] = (k + np.int32(127)) << np.int32(23)
+            tap[j] = p if tap[j] >= np.float32(-87) else np.float32(0)
+        for j in range(n):
+            tap[j] *= two_to_the_power[j]
+
+
+# Forward -------------------------------------------------------------------------------------------------------
+
+
+@njit(**_OPTIONS)
+def splat_bands(
+    tasks, values, z, column, row, fx, fy, conic, top, bottom, channels, normalise, tall, out, weight, largest
+):
+    """Splat the bands of target rows that the tasks name.
+
+    Args:
+        values: (B, C, H, W) S, the channels [channels[0], channels[1]) of it are splatted.
+        z: (B, 1, H, W) S, or (0, 1, 1, 1) without importance.
+        column, row, fx, fy, top, bottom: as `land` wrote them.
+        conic: (4, B, H, W) S as `make_conics` wrote it, or (0, 1, 1, 1) for the bilinear footprint.
+        normalise: divide by the sum of the weights.
+        tall: rows of the tallest band.
+        out: (B, C, H, W) S, written.
+        weight, largest: (B, 1, H, W) S, written; largest is (0, 1, 1, 1) without importance.
+    """
+    gaussian, has_importance, single = conic.shape[0] > 0, z.shape[0] > 0, values.itemsize == 4
+    side, pad = (4, 3) if gaussian else (2, 1)
+    low, high = (-1, 2) if gaussian else (0, 1)
+    width, count = values.shape[3], channels[1] - channels[0]
+    # One more channel holds the weight.
+    padded = (count + LANES) // LANES * LANES
+    total = np.empty((tall + 2 * pad, width + 2 * pad, padded), values.dtype)
+    peak = np.empty((tall + 2 * pad, width + 2 * pad), values.dtype)
+    tile = np.ones((TILE, padded), values.dtype)
+    taps = np.empty((side * side, TILE), values.dtype)
+    power = np.empty(TILE, np.int32)
+    for t in range(tasks.shape[0]):
+        b, first, last = tasks[t, 0], tasks[t, 1], tasks[t, 2]
+        total[: last - first + 2 * pad] = 0
+        peak[: last - first + 2 * pad] = -np.inf
+        for find_peaks in range(1 if has_importance else 0, -1, -1):
+            for y in range(top.shape[1]):
+                for k in range(top.shape[2]):
+                    if bottom[b, y, k] + high < first or top[b, y, k] + low >= last:
+                        continue
+                    x0, n = k * TILE, min(TILE, width - k * TILE)
+                    if gaussian:
+                        _gaussian_exponents(fx, fy, conic, b, y, x0, n, taps)
+                    else:
+                        _bilinear_weights(fx, fy, b, y, x0, n, taps)
+                    if find_peaks:
+                        _raise_peak(column, row, b, y, x0, n, taps, z, first, last, side, pad, peak)
+                        continue
+                    if gaussian or has_importance:
+                        _weigh(column, row, b, y, x0, n, z, conic, first, last, side, pad, peak, single, power, taps)
+                    _load(values, b, y, x0, n, channels[0], count, tile)
+                    _add(column, row, b, y, x0, n, first, last, side, pad, taps, tile, total)
+        _write(total, peak, b, first, last, pad, channels[0], count, normalise, out, weight, largest)
+
+
+@njit(**_OPTIONS)
+def _raise_peak(column, row, b, y, x0, n, taps, z, first, last, side, pad, peak):
+    """Raise peak (rows + 2 P, W + 2 P) to the largest z of the sources whose taps touch it."""
+    low = -(side // 2 - 1)
+    # What does not arrive is a weight of 0, or an exponent of -inf.
+    nothing = peak.dtype.type(-np.inf if side == 4 else 0)
+    for j in range(n):
+        x = x0 + j
+        if row[b, y, x] + side // 2 < first or row[b, y, x] + low >= last:
+            continue
+        left, importance = column[b, y, x] + pad + low, z[b, 0, y, x]
+        for ky in range(side):
+            line = peak[row[b, y, x] - first + pad + low + ky, left : left + side]
+            for kx in range(side):
+                if taps[side * ky + kx, j] > nothing and importance > line[kx]:
+                    line[kx] = importance
+
+
+@njit(**_OPTIONS)
+def _weigh(column, row, b, y, x0, n, z, conic, first, last, side, pad, peak, single, power, taps):
+    """Turn taps (T, n) from footprints (bilinear weights, Gaussian exponents) into weights with the importance."""
+    low, number = -(side // 2 - 1), taps.dtype.type
+    has_importance = z.shape[0] > 0
+    exponents = taps if side == 4 else np.zeros_like(taps)
+    if has_importance:
+        for j in range(n):
+            x = x0 + j
+            if row[b, y, x] + side // 2 < first or row[b, y, x] + low >= last:
+                continue
+            left, importance = column[b, y, x] + pad + low, z[b, 0, y, x]
+            for ky in range(side):
+                line = peak[row[b, y, x] - first + pad + low + ky, left : left + side]
+                for kx in range(side):
+                    # Where nothing arrives the difference is infinite, and the weight 0 anyway.
+                    exponents[side * ky + kx, j] += min(importance - line[kx], number(0))
+    _exponentiate(exponents, n, single, power, power.view(np.float32))
+    for k in range(side * side):
+        tap = taps[k]
+        if side == 4:
+            scale = conic[3, b, y, x0 : x0 + n]
+            for j in range(n):
+                tap[j] *= scale[j]
+        else:
+            factor = exponents[k]
+            for j in range(n):
+                tap[j] *= factor[j]
+
+
+@njit(**_OPTIONS)
+def _load(values, b, y, x0, n, channel, count, tile):
+    """Copy `count` channels of n pixels of (B, C, H, W) to tile (n, > count), channels last."""
+    if values.strides[1] < values.strides[3]:
+        for j in range(n):
+            for c in range(count):
+                tile[j, c] = values[b, channel + c, y, x0 + j]
+    else:
+        for c in range(count):
+            for j in range(n):
+                tile[j, c] = values[b, channel + c, y, x0 + j]
+
+
+@njit(**_OPTIONS)
+def _add(column, row, b, y, x0, n, first, last, side, pad, taps, tile, total):
+    """Add taps * tile to total (rows + 2 P, W + 2 P, channels)."""
+    low = -(side // 2 - 1)
+    for j in range(n):
+        x = x0 + j
+        if row[b, y, x] + side // 2 < first or row[b, y, x] + low >= last:
+            continue
+        source = tile[j]
+        for ky in range(side):
+            for kx in range(side):
+                w = taps[side * ky + kx, j]
+                if w == 0:
+                    continue
+                target = total[row[b, y, x] - first + pad + low + ky, column[b, y, x] + pad + low + kx]
+                for c in range(source.shape[0]):
+                    target[c] += w * source[c]
+
+
+@njit(**_OPTIONS)
+def _write(total, peak, b, first, last, pad, channel, count, normalise, out, weight, largest):
+    """Divide a band's sums by its weights and write them as out (B, C, H, W)."""
+    width = out.shape[3]
+    number = out.dtype.type
+    channels_last = out.strides[1] < out.strides[3]
+    scale = np.empty(TILE, out.dtype)
+    for y in range(first, last):
+        for x0 in range(0, width, TILE):
+            n = min(TILE, width - x0)
+            sums = total[y - first + pad, x0 + pad : x0 + pad + n]
+            for j in range(n):
+                w = sums[j, count]
+                weight[b, 0, y, x0 + j] = w
+                if largest.shape[0] > 0:
+                    largest[b, 0, y, x0 + j] = peak[y - first + pad, x0 + pad + j]
+                scale[j] = number(1)
+                if normalise:
+                    scale[j] = number(1) / w if w > 0 else number(0)
+            if channels_last:
+                for j in range(n):
+                    for c in range(count):
+                        out[b, channel + c, y, x0 + j] = sums[j, c] * scale[j]
+            else:
+                for c in range(count):
+                    for j in range(n):
+                        out[b, channel + c, y, x0 + j] = sums[j, c] * scale[j]
+
+
+# Backward ------------------------------------------------------------------------------------------------------
+
+
+@njit(**_OPTIONS)
+def weigh_gradients(tasks, grad_out, grad_weight, out, weight, normalise, grad_total, grad_mass):
+    """Pull the gradients back through the division, to the sums of w v and of w.
+
+    out = N / D:  dL/dN = G / D,  dL/dD = g - (G . out) / D;  where nothing arrives dL/dN = 0, dL/dD = g.
+
+    Args:
+        grad_out, out: (B, C, H, W) S, G and out.  weight: (B, 1, H, W) S, D.
+        grad_weight: (B, 1, H, W) S, g, or (0, 1, 1, 1) for none.
+        grad_total: (B, H, W, C) S, written, dL/dN.  grad_mass: (B, H, W) S, written, dL/dD.
+    """
+    count, _, width = out.shape[1:]
+    number = out.dtype.type
+    channels_last = grad_out.strides[1] < grad_out.strides[3]
+    scale, dot = np.empty(TILE, out.dtype), np.empty(TILE, out.dtype)
+    for t in range(tasks.shape[0]):
+        b = tasks[t, 0]
+        for y in range(tasks[t, 1], tasks[t, 2]):
+            for x0 in range(0, width, TILE):
+                n = min(TILE, width - x0)
+                for j in range(n):
+                    scale[j], dot[j] = number(1), number(0)
+                    if normalise:
+                        w = weight[b, 0, y, x0 + j]
+                        scale[j] = number(1) / w if w > 0 else number(0)
+                if channels_last:
+                    for j in range(n):
+                        for c in range(count):
+                            g = grad_out[b, c, y, x0 + j] * scale[j]
+                            grad_total[b, y, x0 + j, c] = g
+                            dot[j] += g * out[b, c, y, x0 + j]
+                else:
+                    for c in range(count):
+                        for j in range(n):
+                            g = grad_out[b, c, y, x0 + j] * scale[j]
+                            grad_total[b, y, x0 + j, c] = g
+                            dot[j] += g * out[b, c, y, x0 + j]
+                for j in range(n):
+                    mass = grad_weight[b, 0, y, x0 + j] if grad_weight.shape[0] > 0 else number(0)
+                    grad_mass[b, y, x0 + j] = mass - dot[j] if normalise else mass
+
+
+@njit(**_OPTIONS)
+def gather_gradients(
+    tasks,
+    values,
+    z,
+    column,
+    row,
+    fx,
+    fy,
+    conic,
+    largest,
+    grad_total,
+    grad_mass,
+    sigma,
+    floor,
+    grad_values,
+    grad_flow,
+    grad_z,
+    grad_sigma,
+):
+    """Gather the gradients of the source rows that the tasks name.
+
+    Args:
+        values, z, column, row, fx, fy, conic, largest: as in `splat_bands`.
+        grad_total, grad_mass: (B, H, W, C), (B, H, W) S, as `weigh_gradients` wrote them.
+        sigma, floor: the Gaussian's sigma, px, and what EWA adds to its variance, px^2.
+        grad_values: (B, C, H, W) S, written.  grad_flow: (B, 2, H, W) S, written.
+        grad_z: (B, 1, H, W) S, written; (0, 1, 1, 1) without importance.
+        grad_sigma: (B, H, W) S, written: each source's part; (0, 1, 1) for the bilinear footprint.
+    """
+    gaussian, single = conic.shape[0] > 0, values.itemsize == 4
+    side = 4 if gaussian else 2
+    count, _, width = values.shape[1:]
+    tile, grad_tile = np.empty((TILE, count), values.dtype), np.empty((TILE, count), values.dtype)
+    taps, decay = np.empty((side * side, TILE), values.dtype), np.empty((side * side, TILE), values.dtype)
+    dots, power = np.empty((side * side, TILE), values.dtype), np.empty(TILE, np.int32)
+    for t in range(tasks.shape[0]):
+        b = tasks[t, 0]
+        for y in range(tasks[t, 1], tasks[t, 2]):
+            for x0 in range(0, width, TILE):
+                n = min(TILE, width - x0)
+                if gaussian:
+                    _gaussian_exponents(fx, fy, conic, b, y, x0, n, taps)
+                else:
+                    _bilinear_weights(fx, fy, b, y, x0, n, taps)
+                _decay(column, row, b, y, x0, n, z, conic, largest, side, single, power, taps, decay)
+                _load(values, b, y, x0, n, 0, count, tile)
+                _dot(column, row, b, y, x0, n, side, taps, decay, tile, grad_total, grad_mass, dots, grad_tile)
+                if gaussian:
+                    _gaussian_gradients(
+                        row, fx, fy, conic, b, y, x0, n, taps, dots, sigma, floor, grad_flow, grad_z, grad_sigma
+                    )
+                else:
+                    _bilinear_gradients(row, fx, fy, b, y, x0, n, taps, decay, dots, grad_flow, grad_z)
+                _store(grad_tile, b, y, x0, n, count, grad_values)
+
+
+@njit(**_OPTIONS)
+def _decay(column, row, b, y, x0, n, z, conic, largest, side, single, power, taps, decay):
+    """Write exp(z - largest) as decay (T, n), 0 for taps outside the picture.
+
+    A Gaussian's taps become whole weights, and its decay 1 where there is one.
+    """
+    low, number = -(side // 2 - 1), taps.dtype.type
+    height, width = row.shape[1:]
+    has_importance, gaussian = z.shape[0] > 0, side == 4
+    exponents = taps if gaussian else decay
+    for j in range(n):
+        x = x0 + j
+        for k in range(side * side):
+            exponent = taps[k, j] if gaussian else number(0)
+            r, c = row[b, y, x] + low + k // side, column[b, y, x] + low + k % side
+            if row[b, y, x] == GONE or r < 0 or r >= height or c < 0 or c >= width:
+                exponent = number(-np.inf)
+            elif has_importance and exponent > -np.inf:
+                exponent += min(z[b, 0, y, x] - largest[b, 0, r, c], number(0))
+            exponents[k, j] = exponent
+    _exponentiate(exponents, n, single, power, power.view(np.float32))
+    if gaussian:
+        scale = conic[3, b, y, x0 : x0 + n]
+        for k in range(16):
+            for j in range(n):
+                taps[k, j] *= scale[j]
+                decay[k, j] = number(1 if taps[k, j] > 0 else 0)
+
+
+@njit(**_OPTIONS)
+def _dot(column, row, b, y, x0, n, side, taps, decay, tile, grad_total, grad_mass, dots, grad_tile):
+    """Write dL/dw = dL/dN . v + dL/dD of every tap as dots (T, n), and dL/dv = sum of w dL/dN as grad_tile (n, C)."""
+    low = -(side // 2 - 1)
+    for j in range(n):
+        x = x0 + j
+        source, gradient = tile[j], grad_tile[j]
+        gradient[:] = 0
+        for k in range(side * side):
+            dots[k, j] = 0
+            if decay[k, j] == 0:
+                continue
+            w = taps[k, j] * decay[k, j]
+            r, c = row[b, y, x] + low + k // side, column[b, y, x] + low + k % side
+            target = grad_total[b, r, c]
+            dot = grad_mass[b, r, c]
+            for i in range(source.shape[0]):
+                dot += target[i] * source[i]
+                gradient[i] += w * target[i]
+            dots[k, j] = dot
+
+
+@njit(**_OPTIONS)
+def _bilinear_gradients(row, fx, fy, b, y, x0, n, taps, decay, dots, grad_flow, grad_z):
+    """Write the gradients of n sources' flow and importance."""
+    one = fx.dtype.type(1)
+    for j in range(n):
+        x = x0 + j
+        across, down, importance = one - one, one - one, one - one
+        if row[b, y, x] != GONE:
+            right, below = fx[b, y, x], fy[b, y, x]
+            for k in range(4):
+                d = dots[k, j] * decay[k, j]
+                importance += d * taps[k, j]
+                across += d * (below if k > 1 else one - below) * (one if k % 2 else -one)
+                down += d * (right if k % 2 else one - right) * (one if k > 1 else -one)
+        grad_flow[b, 0, y, x], grad_flow[b, 1, y, x] = across, down
+        if grad_z.shape[0] > 0:
+            grad_z[b, 0, y, x] = importance
+
+
+@njit(**_OPTIONS)
+def _gaussian_gradients(row, fx, fy, conic, b, y, x0, n, taps, dots, sigma, floor, grad_flow, grad_z, grad_sigma):
+    """Write the gradients of n sources' flow, importance and sigma.
+
+    With d = tap - landing point, A = [[a, c], [c, b]] and q = A d:  dw/d landing = w q, and, since d S / d sigma =
+    2 (S - floor I) / sigma,  dw/d sigma = w (d . q - floor |q|^2 - 2 + floor tr A) / sigma.
+    """
+    number = fx.dtype.type
+    floor = number(floor)
+    for j in range(n):
+        x = x0 + j
+        across, down, importance, width = number(0), number(0), number(0), number(0)
+        if row[b, y, x] != GONE:
+            xx, yy, xy = conic[0, b, y, x], conic[1, b, y, x], conic[2, b, y, x]
+            constant = floor * (xx + yy) - number(2)
+            for k in range(16):
+                d = dots[k, j] * taps[k, j]
+                dx, dy = number(k % 4 - 1) - fx[b, y, x], number(k // 4 - 1) - fy[b, y, x]
+                qx, qy = xx * dx + xy * dy, xy * dx + yy * dy
+                across, down, importance = across + d * qx, down + d * qy, importance + d
+                width += d * (dx * qx + dy * qy - floor * (qx * qx + qy * qy) + constant)
+        grad_flow[b, 0, y, x], grad_flow[b, 1, y, x] = across, down
+        if grad_z.shape[0] > 0:
+            grad_z[b, 0, y, x] = importance
+        grad_sigma[b, y, x] = width / number(sigma)
+
+
+@njit(**_OPTIONS)
+def _store(tile, b, y, x0, n, count, values):
+    """Copy tile (n, C) to n pixels of values (B, C, H, W)."""
+    if values.strides[1] < values.strides[3]:
+        for j in range(n):
+            for c in range(count):
+                values[b, c, y, x0 + j] = tile[j, c]
+    else:
+        for c in range(count):
+            for j in range(n):
+                values[b, c, y, x0 + j] = tile[j, c]

@@ -1,0 +1,170 @@
+"""The four splatting operators as one custom operator of torch, with a fused forward and a fused backward pass.
+
+`image_dynamics::splat` and its backward run on the module of the tensors' device: `cpu.py` (Numba) or `cuda.py` (CuPy).
+torch.compile takes them as they are, and autocast leaves them alone: values keep their dtype, and what decides where
+they go (flow, importance, sigma) is float32 or float64 in any case.
+
+Such a module has `obstacle()`, as `functional.py` describes it, and
+
+    forward(values, flow, importance, sigma, ewa, normalise) -> (out, weight, largest)
+    backward(grad_out, grad_weight, values, flow, importance, sigma, out, weight, largest, ewa, normalise, needs)
+        -> gradients of values, flow, importance and sigma, None where the four bools of `needs` say no
+
+    values      (B, C, H, W) float16, bfloat16, float32 or float64, any strides
+    flow        (B, 2, H, W) in the summing type: float64 where values are, else float32
+    importance  (B, 1, H, W) summing type, the exponent z; None for average and sum
+    sigma       () summing type, on the same device; None: bilinear footprint, else Gaussian
+    out         (B, C, H, W) like values, with the strides that `_out_format` says
+    weight      (B, 1, H, W) summing type, the sum of the weights
+    largest     (B, 1, H, W) summing type, largest z of what arrives, -inf where nothing does; (0,) without importance
+
+A second derivative is not defined; `reference.py` has one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from .reference import DEFAULT_SIGMA_PX, summing_dtype, weight_in
+
+_FORWARD = (
+    "(Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, bool ewa, bool normalise)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_BACKWARD = (
+    "(Tensor grad_out, Tensor? grad_weight, Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, Tensor out,"
+    " Tensor weight, Tensor largest, bool ewa, bool normalise, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def softmax_splat(values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
+    """Average what arrives with the weights b exp(importance - per-target maximum), b bilinear."""
+    return _apply(values, flow, importance)
+
+
+def gaussian_splat(
+    values: Tensor, flow: Tensor, importance: Tensor, *, sigma: float | Tensor = DEFAULT_SIGMA_PX, ewa: bool = True
+) -> tuple[Tensor, Tensor]:
+    """Average what arrives with the weights g exp(importance - per-target maximum), g a 2-D Gaussian."""
+    return _apply(values, flow, importance, sigma=sigma, ewa=ewa)
+
+
+def average_splat(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Average what arrives with bilinear weights."""
+    return _apply(values, flow)
+
+
+def sum_splat(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Add up what arrives with bilinear weights."""
+    return _apply(values, flow, normalise=False)
+
+
+def _apply(
+    values: Tensor,
+    flow: Tensor,
+    importance: Tensor | None = None,
+    *,
+    sigma: float | Tensor | None = None,
+    ewa: bool = False,
+    normalise: bool = True,
+) -> tuple[Tensor, Tensor]:
+    dtype = summing_dtype(*(tensor for tensor in (values, flow, importance) if tensor is not None))
+    if importance is not None:
+        importance = importance.to(dtype)
+    if sigma is not None:
+        sigma = torch.as_tensor(sigma, dtype=dtype, device=values.device).reshape(())
+    # Half precision stays as it is: the kernels read it, and sum in float32.
+    source = values.to(dtype) if dtype == torch.float64 else values
+    out, weight, _ = splat(source, flow.to(dtype), importance, sigma, ewa, normalise)
+    return out.to(values.dtype), weight_in(weight, values.dtype)
+
+
+# The custom operator -------------------------------------------------------------------------------------------
+
+
+def _kernels(device: torch.device) -> ModuleType:
+    return importlib.import_module(f"{__package__}.{device.type}")
+
+
+@torch.library.custom_op("image_dynamics::splat", mutates_args=(), schema=_FORWARD)
+def splat(
+    values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Splat with the kernels of the tensors' device; see the top of this file."""
+    return _kernels(values.device).forward(values, flow, importance, sigma, ewa, normalise)
+
+
+@torch.library.custom_op("image_dynamics::splat_backward", mutates_args=(), schema=_BACKWARD)
+def splat_backward(
+    grad_out: Tensor,
+    grad_weight: Tensor | None,
+    values: Tensor,
+    flow: Tensor,
+    importance: Tensor | None,
+    sigma: Tensor | None,
+    out: Tensor,
+    weight: Tensor,
+    largest: Tensor,
+    ewa: bool,
+    normalise: bool,
+    needs: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Differentiate `splat`; a gradient that is not needed comes back as an empty (0,) tensor."""
+    saved = (values, flow, importance, sigma, out, weight, largest)
+    gradients = _kernels(values.device).backward(grad_out, grad_weight, *saved, ewa, normalise, needs)
+    # A custom operator can return neither None nor one of its arguments.
+    return tuple(weight.new_empty(0) if gradient is None else gradient for gradient in gradients)
+
+
+def _out_format(values: Tensor) -> torch.memory_format:
+    """Return the layout of the output: that of dense values on the CPU, otherwise channels first."""
+    channels_last = values.device.type == "cpu" and not values.is_contiguous()
+    if channels_last and values.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+@splat.register_fake
+def _(values, flow, importance, sigma, ewa, normalise):
+    batch, _, height, width = values.shape
+    plane = (batch, 1, height, width)
+    out = torch.empty_like(values, memory_format=_out_format(values))
+    return out, flow.new_empty(plane), flow.new_empty(0 if importance is None else plane)
+
+
+@splat_backward.register_fake
+def _(grad_out, grad_weight, values, flow, importance, sigma, out, weight, largest, ewa, normalise, needs):
+    gradients = []
+    for needed, tensor in zip(needs, (values, flow, importance, sigma), strict=True):
+        if not needed or tensor is None:
+            gradients.append(weight.new_empty(0))
+        elif tensor is values:
+            gradients.append(torch.empty_like(values, memory_format=_out_format(values)))
+        else:
+            gradients.append(tensor.new_empty(tensor.shape))
+    return tuple(gradients)
+
+
+def _setup_context(ctx, inputs, output) -> None:
+    values, flow, importance, sigma, ctx.ewa, ctx.normalise = inputs
+    out, weight, largest = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(largest)
+    ctx.save_for_backward(values, flow, importance, sigma, out, weight, largest)
+
+
+def _backward(ctx, grad_out, grad_weight, _):
+    saved = ctx.saved_tensors
+    if grad_out is None:
+        grad_out = torch.zeros_like(saved[4])  # out
+    needs = list(ctx.needs_input_grad[:4])
+    gradients = splat_backward(grad_out, grad_weight, *saved, ctx.ewa, ctx.normalise, needs)
+    gradients = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
+    return *gradients, None, None
+
+
+splat.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,329 @@
+"""The CPU backend against the reference: outputs, gradients, layouts, threads, processes, torch.compile, autocast."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from splatting import average_splat, cpu, gaussian_splat, softmax_splat, sum_splat
+
+# Every operator as a function of values, flow, importance and sigma.
+OPERATORS: dict[str, Callable] = {
+    "sum": lambda v, f, z, s, **k: sum_splat(v, f, **k),
+    "average": lambda v, f, z, s, **k: average_splat(v, f, **k),
+    "softmax": lambda v, f, z, s, **k: softmax_splat(v, f, z, **k),
+    "gaussian weighting": lambda v, f, z, s, **k: softmax_splat(v, f, z, weighting="gaussian", weight_sigma=2.0, **k),
+    "round": lambda v, f, z, s, **k: gaussian_splat(v, f, z, sigma=s, ewa=False, **k),
+    "ewa": lambda v, f, z, s, **k: gaussian_splat(v, f, z, sigma=s, **k),
+}
+each_operator = pytest.mark.parametrize("operator", OPERATORS.values(), ids=OPERATORS)
+
+# Relative to the largest element, at least 1. Outputs: float32 rounds at 6e-8, and both sides add up to about a hundred
+# terms, in another order, with weights that are exponentials of exponents down to -70 (4e-6). Gradients: differences of
+# sums that nearly cancel, divided by weights down to the corner of a footprint.
+TOLERANCES = {torch.float32: (1e-5, 1e-4), torch.float64: (1e-12, 1e-11)}
+
+
+def make_scene(batch: int, channels: int, height: int, width: int, dtype=torch.float32, spread: float = 3.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    values, flow = noise(batch, channels, height, width), spread * noise(batch, 2, height, width)
+    return values, flow, 2 * noise(batch, 1, height, width), torch.tensor(0.5, dtype=dtype)
+
+
+def results(operator: Callable, inputs: tuple[Tensor, ...], backend: str, seed: int = 1) -> list[Tensor]:
+    """Return output, weight and the gradients of all inputs that the operator uses, under a random upstream one."""
+    inputs = [tensor.detach().clone().requires_grad_() for tensor in inputs]
+    out, weight = operator(*inputs, backend=backend, return_weight=True)
+    generator = torch.Generator().manual_seed(seed)
+    upstream = [torch.randn(tensor.shape, generator=generator).to(tensor.dtype) for tensor in (out, weight)]
+    loss = (out * upstream[0]).sum() + (weight * upstream[1]).sum()
+    return [out, weight, *torch.autograd.grad(loss, inputs, allow_unused=True)]
+
+
+def compare(operator: Callable, inputs: tuple[Tensor, ...]) -> None:
+    tolerances = TOLERANCES[torch.float64 if inputs[0].dtype == torch.float64 else torch.float32]
+    pairs = zip(results(operator, inputs, "cpu"), results(operator, inputs, "reference"), strict=True)
+    for position, (got, expected) in enumerate(pairs):
+        assert (got is None) == (expected is None)
+        if got is None:
+            continue
+        assert got.shape == expected.shape and got.dtype == expected.dtype
+        largest = expected.abs().max().item() if expected.numel() else 0.0
+        # At least that of numbers of the size of the values: gradients that cancel leave the rounding of their terms.
+        tolerance = tolerances[position > 1] * max(largest, 1.0)
+        torch.testing.assert_close(got, expected, rtol=0, atol=tolerance, msg=lambda m, p=position: f"result {p}: {m}")
+
+
+# Agreement -----------------------------------------------------------------------------------------------------
+
+
+@each_operator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 7, 9), (1, 1, 33, 131), (1, 64, 11, 17), (1, 67, 5, 40), (3, 2, 1, 6), (1, 2, 6, 1), (1, 1, 1, 1)]
+)
+def test_outputs_and_gradients(operator, shape, dtype):
+    compare(operator, make_scene(*shape, dtype=dtype))
+
+
+FLOWS = {
+    "zero": lambda flow: torch.zeros_like(flow),
+    "whole": lambda flow: flow.round(),
+    "out of frame": lambda flow: flow + 100,
+    "far out of frame": lambda flow: flow * 1e30,
+    "collapsed": lambda flow: (
+        5.3 - torch.stack(torch.meshgrid(torch.arange(21), torch.arange(13), indexing="xy"))[None]
+    ),
+    "not finite": lambda flow: torch.where(flow > 2, math.nan, torch.where(flow < -3, math.inf, flow)),
+}
+
+
+@each_operator
+@pytest.mark.parametrize("make_flow", FLOWS.values(), ids=FLOWS)
+def test_flows_that_are_special(operator, make_flow):
+    values, flow, importance, sigma = make_scene(1, 5, 13, 21, spread=2.0)
+    flow = make_flow(flow)
+    # What is not valid must not be looked at.
+    values = torch.where(flow.isfinite().all(1, keepdim=True), values, math.nan)
+    compare(operator, (values, flow, importance, sigma))
+
+
+@each_operator
+@pytest.mark.parametrize("scale", [1e4, -1e4, 40.0])
+def test_importances_that_are_large(operator, scale):
+    values, flow, importance, sigma = make_scene(1, 3, 9, 14)
+    importance = torch.where(importance > 3, math.nan, scale * importance.sign())
+    compare(operator, (values, flow, importance, sigma))
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.2, 0.65])
+@pytest.mark.parametrize("operator", ["round", "ewa"])
+def test_narrow_and_wide_gaussians(operator, sigma):
+    *scene, _ = make_scene(1, 2, 12, 15, spread=1.0)
+    compare(OPERATORS[operator], (*scene, torch.tensor(sigma)))
+
+
+@pytest.mark.parametrize("operator", ["softmax", "round", "ewa"])
+def test_many_bands_and_tiles(operator, monkeypatch):
+    # Two rows a band, so that sources send to several, and flow that crosses them.
+    monkeypatch.setattr(cpu, "BAND_BYTES", 1)
+    monkeypatch.setattr(cpu, "SMALLEST_SHARE", 1)
+    monkeypatch.setattr(cpu, "SCRATCH_BYTES", 1)
+    monkeypatch.setattr(cpu, "MAX_CHANNELS", 4)
+    compare(OPERATORS[operator], make_scene(2, 10, 40, 300, spread=12.0))
+
+
+@each_operator
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision(operator, dtype):
+    values, flow, importance, sigma = make_scene(1, 4, 8, 11)
+    got, expected = (
+        results(operator, (values.to(dtype), flow, importance, sigma), backend) for backend in ("cpu", "reference")
+    )
+    for one, other in zip(got, expected, strict=True):
+        if one is not None:
+            assert one.dtype == other.dtype
+            # The backward pass starts from the output as it was rounded: one unit of the type, times a few.
+            tolerance = 4 * torch.finfo(dtype).eps * max(other.abs().max().item(), 1.0)
+            torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+
+
+# Layouts -------------------------------------------------------------------------------------------------------
+
+
+@each_operator
+@pytest.mark.parametrize("layout", ["channels last", "strided", "expanded"])
+def test_layouts(operator, layout):
+    values, flow, importance, sigma = make_scene(2, 5, 9, 20)
+    plain = results(operator, (values, flow, importance, sigma), "cpu")
+    if layout == "expanded":
+        plain = operator(values[:1], flow[:1], importance[:1], sigma, backend="cpu").expand(3, -1, -1, -1)
+        expanded = (tensor[:1].expand(3, -1, -1, -1) for tensor in (values, flow, importance))
+        assert torch.equal(operator(*expanded, sigma, backend="cpu"), plain)
+        return
+
+    def rearrange(tensor: Tensor) -> Tensor:
+        if layout == "channels last":
+            return tensor.contiguous(memory_format=torch.channels_last)
+        wide = torch.full((*tensor.shape[:3], 2 * tensor.shape[3]), math.nan)
+        wide[..., ::2] = tensor
+        return wide[..., ::2]
+
+    leaves = [tensor.clone().requires_grad_() for tensor in (values, flow, importance)]
+    out, weight = operator(*(rearrange(leaf) for leaf in leaves), sigma, backend="cpu", return_weight=True)
+    assert out.is_contiguous(memory_format=torch.channels_last) == (layout == "channels last")
+    torch.testing.assert_close(out, plain[0])
+    generator = torch.Generator().manual_seed(1)
+    upstream = [torch.randn(tensor.shape, generator=generator) for tensor in (out, weight)]
+    gradients = torch.autograd.grad(
+        (rearrange(out) * upstream[0]).sum() + (weight * upstream[1]).sum(), leaves, allow_unused=True
+    )
+    for got, expected in zip(gradients, plain[2:5], strict=True):
+        if got is not None:
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+@each_operator
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5)])
+def test_empty(operator, shape):
+    compare(operator, make_scene(*shape))
+
+
+def test_only_the_gradients_that_are_asked_for():
+    values, flow, importance, sigma = make_scene(1, 2, 6, 7)
+    for chosen in range(4):
+        inputs = [tensor.clone() for tensor in (values, flow, importance, sigma)]
+        inputs[chosen].requires_grad_()
+        OPERATORS["ewa"](*inputs, backend="cpu").square().sum().backward()
+        assert [tensor.grad is not None for tensor in inputs] == [index == chosen for index in range(4)]
+
+
+def test_the_inputs_are_left_alone():
+    scene = make_scene(1, 3, 9, 14)
+    before = [tensor.clone() for tensor in scene]
+    results(OPERATORS["ewa"], scene, "cpu")
+    assert all(torch.equal(tensor, copy) for tensor, copy in zip(scene, before, strict=True))
+
+
+# Threads and processes -----------------------------------------------------------------------------------------
+
+
+@each_operator
+def test_the_number_of_threads_changes_nothing(operator, monkeypatch):
+    monkeypatch.setattr(cpu, "SMALLEST_SHARE", 1)
+    scene = make_scene(2, 6, 37, 50)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(results(operator, scene, "cpu"))
+    finally:
+        torch.set_num_threads(before)
+    for other in found[1:]:
+        for got, expected in zip(other, found[0], strict=True):
+            assert got is expected is None or torch.equal(got, expected)
+
+
+def test_two_threads_at_once(monkeypatch):
+    monkeypatch.setattr(cpu, "SMALLEST_SHARE", 1)
+    scene = make_scene(1, 6, 60, 70)
+    expected, found = results(OPERATORS["ewa"], scene, "cpu"), []
+    threads = [threading.Thread(target=lambda: found.append(results(OPERATORS["ewa"], scene, "cpu"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(found) == 4
+    assert all(torch.equal(got, want) for one in found for got, want in zip(one, expected, strict=True))
+
+
+def _splat_in_child(queue, scene) -> None:
+    cpu.SMALLEST_SHARE = 1
+    torch.set_num_threads(2)
+    queue.put(average_splat(scene[0], scene[1], backend="cpu").sum().item())
+
+
+def test_a_forked_process_has_threads_of_its_own(monkeypatch):
+    # Numba's own OpenMP threads would end the child.
+    if "fork" not in multiprocessing.get_all_start_methods():
+        pytest.skip("this system cannot fork")
+    monkeypatch.setattr(cpu, "SMALLEST_SHARE", 1)
+    scene = make_scene(1, 6, 60, 70)
+    expected = average_splat(scene[0], scene[1], backend="cpu").sum().item()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    child = context.Process(target=_splat_in_child, args=(queue, scene))
+    child.start()
+    try:
+        assert queue.get(timeout=60) == pytest.approx(expected, rel=1e-5)
+    finally:
+        child.join(10)
+        child.kill()
+
+
+# torch ---------------------------------------------------------------------------------------------------------
+
+
+class Splat(torch.nn.Module):
+    """A convolution, a splat, a convolution."""
+
+    def __init__(self, operator: Callable) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Conv2d(3, 4, 1), torch.nn.Conv2d(5, 3, 1)
+        self.operator = operator
+
+    def forward(self, values: Tensor, flow: Tensor, importance: Tensor, sigma: Tensor) -> Tensor:
+        out, weight = self.operator(self.first(values), flow, importance, sigma, return_weight=True)
+        return self.last(torch.cat([out, weight], dim=1))
+
+
+@pytest.mark.parametrize("name", ["sum", "average", "softmax", "round", "ewa"])
+def test_torch_compile(name):
+    torch.manual_seed(0)
+    module = Splat(OPERATORS[name])
+    scene = [tensor.requires_grad_() for tensor in make_scene(2, 3, 9, 14)]
+    # fullgraph: no falling back to Python in the middle
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    got, expected = compiled(*scene), module(*scene)
+    torch.testing.assert_close(got, expected)
+    upstream = torch.randn_like(expected)
+    used = [*(tensor for tensor in scene[: 3 if name == "softmax" else 4]), *module.parameters()]
+    if name in ("sum", "average"):
+        used = [*scene[:2], *module.parameters()]
+    for one, other in zip(
+        torch.autograd.grad(got, used, upstream), torch.autograd.grad(expected, used, upstream), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_torch_compile_with_its_code_generator():
+    module = Splat(OPERATORS["ewa"])
+    scene = make_scene(1, 3, 9, 14)
+    torch.testing.assert_close(torch.compile(module, fullgraph=True)(*scene), module(*scene))
+
+
+@pytest.mark.parametrize("name", ["average", "softmax", "ewa"])
+def test_the_custom_operator_keeps_torchs_rules(name):
+    # Schema, fake tensors, strides, autograd registration
+    values, flow, importance, sigma = make_scene(1, 3, 6, 8)
+    arguments = (
+        values.contiguous(memory_format=torch.channels_last).requires_grad_(),
+        flow.requires_grad_(),
+        None if name == "average" else importance.requires_grad_(),
+        sigma.requires_grad_() if name == "ewa" else None,
+        name == "ewa",
+        True,
+    )
+    torch.library.opcheck(torch.ops.image_dynamics.splat.default, arguments)
+
+
+@each_operator
+def test_autocast_leaves_positions_alone(operator):
+    scene = make_scene(1, 4, 9, 300)
+    expected = operator(*scene, backend="cpu")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = operator(*scene, backend="cpu")
+        half = operator(scene[0].bfloat16(), *scene[1:], backend="cpu")
+    # Flow in bfloat16 would be wrong by whole pixels at column 300.
+    assert torch.equal(out, expected)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, rtol=2e-2, atol=2e-2)
+
+
+def test_a_second_derivative_is_refused():
+    values, flow, *_ = make_scene(1, 2, 5, 6)
+    flow.requires_grad_()
+    (gradient,) = torch.autograd.grad(average_splat(values, flow, backend="cpu").sum(), flow, create_graph=True)
+    with pytest.raises(RuntimeError):
+        torch.autograd.grad(gradient.sum(), flow)
