@@ -65,21 +65,27 @@ def land(tasks, flow, z, low, high, column, row, fx, fy, top, bottom):
         b = tasks[t, 0]
         for y in range(tasks[t, 1], tasks[t, 2]):
             for tile in range(top.shape[2]):
-                first, last = height + MARGIN_PX, GONE
-                for x in range(tile * TILE, min(width, (tile + 1) * TILE)):
-                    column[b, y, x], row[b, y, x], fx[b, y, x], fy[b, y, x] = 0, GONE, 0, 0
-                    if not _is_valid(flow, z, b, y, x):
-                        continue
-                    across = flow[b, 0, y, x] + number(x)
-                    down = flow[b, 1, y, x] + number(y)
+                x0 = tile * TILE
+                x1 = min(width, x0 + TILE)
+                first, last = np.int32(height + MARGIN_PX), np.int32(GONE)
+                dx, dy = flow[b, 0, y, x0:x1], flow[b, 1, y, x0:x1]
+                importance = z[b, 0, y, x0:x1] if z.shape[0] > 0 else dx
+                columns, rows = column[b, y, x0:x1], row[b, y, x0:x1]
+                right, below = fx[b, y, x0:x1], fy[b, y, x0:x1]
+                for j in range(x1 - x0):
+                    # Selections in place of branches: so the loop runs on vectors.
+                    valid = np.isfinite(dx[j]) & np.isfinite(dy[j]) & np.isfinite(importance[j])
+                    across = dx[j] + number(x0 + j) if valid else number(0)
+                    down = dy[j] + number(y) if valid else number(0)
                     across = min(max(across, number(-MARGIN_PX)), number(width + MARGIN_PX))
                     down = min(max(down, number(-MARGIN_PX)), number(height + MARGIN_PX))
-                    left, above = np.int32(math.floor(across)), np.int32(math.floor(down))
-                    if left + high < 0 or left + low >= width or above + high < 0 or above + low >= height:
-                        continue
-                    column[b, y, x], row[b, y, x] = left, above
-                    fx[b, y, x], fy[b, y, x] = across - number(left), down - number(above)
-                    first, last = min(first, above), max(last, above)
+                    left, above = np.floor(across), np.floor(down)
+                    right[j], below[j] = across - left, down - above
+                    inside = (left + high >= 0) & (left + low < width) & (above + high >= 0) & (above + low < height)
+                    columns[j] = np.int32(left)
+                    landed = np.int32(above) if valid & inside else np.int32(GONE)
+                    rows[j] = landed
+                    first, last = min(first, landed if landed > GONE else first), max(last, landed)
                 top[b, y, tile], bottom[b, y, tile] = first, last
 
 
@@ -325,7 +331,15 @@ def _load(values, b, y, x0, n, channel, count, tile):
             for c in range(count):
                 tile[j, c] = values[b, channel + c, y, x0 + j]
     else:
-        for c in range(count):
+        # Four channels at a time: their stores meet in one vector (measured: 12 % of a whole splat).
+        whole = count // 4 * 4
+        for c in range(0, whole, 4):
+            line_0, line_1 = values[b, channel + c, y, x0 : x0 + n], values[b, channel + c + 1, y, x0 : x0 + n]
+            line_2, line_3 = values[b, channel + c + 2, y, x0 : x0 + n], values[b, channel + c + 3, y, x0 : x0 + n]
+            for j in range(n):
+                pixel = tile[j, c : c + 4]
+                pixel[0], pixel[1], pixel[2], pixel[3] = line_0[j], line_1[j], line_2[j], line_3[j]
+        for c in range(whole, count):
             for j in range(n):
                 tile[j, c] = values[b, channel + c, y, x0 + j]
 
@@ -354,7 +368,6 @@ def _write(total, peak, b, first, last, pad, channel, count, normalise, out, wei
     """Divide a band's sums by its weights and write them as out (B, C, H, W)."""
     width = out.shape[3]
     number = out.dtype.type
-    channels_last = out.strides[1] < out.strides[3]
     scale = np.empty(TILE, out.dtype)
     for y in range(first, last):
         for x0 in range(0, width, TILE):
@@ -368,14 +381,31 @@ def _write(total, peak, b, first, last, pad, channel, count, normalise, out, wei
                 scale[j] = number(1)
                 if normalise:
                     scale[j] = number(1) / w if w > 0 else number(0)
-            if channels_last:
-                for j in range(n):
-                    for c in range(count):
-                        out[b, channel + c, y, x0 + j] = sums[j, c] * scale[j]
-            else:
+            for j in range(n):
                 for c in range(count):
-                    for j in range(n):
-                        out[b, channel + c, y, x0 + j] = sums[j, c] * scale[j]
+                    sums[j, c] *= scale[j]
+            _store(sums, b, y, x0, n, channel, count, out)
+
+
+@njit(**_OPTIONS)
+def _store(tile, b, y, x0, n, channel, count, values):
+    """Copy tile (n, > count) to `count` channels of n pixels of values (B, C, H, W)."""
+    if values.strides[1] < values.strides[3]:
+        for j in range(n):
+            for c in range(count):
+                values[b, channel + c, y, x0 + j] = tile[j, c]
+    else:
+        # Four channels at a time, as in `_load`
+        whole = count // 4 * 4
+        for c in range(0, whole, 4):
+            line_0, line_1 = values[b, channel + c, y, x0 : x0 + n], values[b, channel + c + 1, y, x0 : x0 + n]
+            line_2, line_3 = values[b, channel + c + 2, y, x0 : x0 + n], values[b, channel + c + 3, y, x0 : x0 + n]
+            for j in range(n):
+                pixel = tile[j, c : c + 4]
+                line_0[j], line_1[j], line_2[j], line_3[j] = pixel[0], pixel[1], pixel[2], pixel[3]
+        for c in range(whole, count):
+            for j in range(n):
+                values[b, channel + c, y, x0 + j] = tile[j, c]
 
 
 # Backward ------------------------------------------------------------------------------------------------------
@@ -477,7 +507,7 @@ def gather_gradients(
                     )
                 else:
                     _bilinear_gradients(row, fx, fy, b, y, x0, n, taps, decay, dots, grad_flow, grad_z)
-                _store(grad_tile, b, y, x0, n, count, grad_values)
+                _store(grad_tile, b, y, x0, n, 0, count, grad_values)
 
 
 @njit(**_OPTIONS)
@@ -575,16 +605,3 @@ def _gaussian_gradients(row, fx, fy, conic, b, y, x0, n, taps, dots, sigma, floo
         if grad_z.shape[0] > 0:
             grad_z[b, 0, y, x] = importance
         grad_sigma[b, y, x] = width / number(sigma)
-
-
-@njit(**_OPTIONS)
-def _store(tile, b, y, x0, n, count, values):
-    """Copy tile (n, C) to n pixels of values (B, C, H, W)."""
-    if values.strides[1] < values.strides[3]:
-        for j in range(n):
-            for c in range(count):
-                values[b, c, y, x0 + j] = tile[j, c]
-    else:
-        for c in range(count):
-            for j in range(n):
-                values[b, c, y, x0 + j] = tile[j, c]
