@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 import resource
 import shlex
 import sys
@@ -12,7 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cli import Parser, UsageError, check_precision, check_writable, choose_device, command, positive_int, run
+from training.cli import (
+    Parser,
+    UsageError,
+    add_shared_flags,
+    check_precision,
+    check_writable,
+    choose_device,
+    command,
+    positive_int,
+    run,
+)
 from training.playback import DEFAULT_SIZE_PX, add_rendering_flags, load_renderer, read_pictures
 from training.sampling import check_steps
 
@@ -24,6 +35,7 @@ logger = logging.getLogger("__main__")
 DEFAULT_OUT = Path("outputs/benchmark")
 FEWEST_FRAMES = 2
 SMALLEST_PX = 16
+SPLATS = ("sum", "average", "softmax", "gaussian", "ewa")
 
 
 def make_parser() -> Parser:
@@ -38,9 +50,31 @@ def make_parser() -> Parser:
     group.add_argument("--steps", type=positive_int, default=20, metavar="N", help="network calls of the sampler")
     group.add_argument("--repeats", type=positive_int, default=3, metavar="N", help="measure so often, take the median")
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
-    out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}"}
-    add_rendering_flags(animate, "seed", "device", "out", out=out)
+    out = {"metavar": "DIR", "help": "folder of the tables"}
+    add_rendering_flags(animate, "seed", "device", "out", out={**out, "default": DEFAULT_OUT})
+
+    splatting = commands.add_parser("splatting", help="operators and backends, beside hand-written torch and a copy")
+    group = splatting.add_argument_group("what is measured")
+    sizes = "1x36x160x256 8x36x160x256 1x36x512x512, on a CUDA GPU also 4x64x1080x1920"
+    group.add_argument("--sizes", type=tensor_size, nargs="+", metavar="BxCxHxW", help=f"default: {sizes}")
+    ops = f"default: all of {', '.join(SPLATS)}"
+    group.add_argument("--ops", choices=SPLATS, nargs="+", metavar="OP", help=ops)
+    group.add_argument("--backends", nargs="+", metavar="NAME", help="default: all that can run on the device")
+    group.add_argument("--repeats", type=positive_int, default=7, metavar="N", help="laps, of which the median counts")
+    group.add_argument(
+        "--threads", type=positive_int, metavar="N", help="of torch and the cpu backend; default: torch's"
+    )
+    out["default"] = DEFAULT_OUT / "splatting"
+    add_shared_flags(splatting, "seed", "device", "out", out=out)
     return parser
+
+
+def tensor_size(text: str) -> tuple[int, ...]:
+    """Parse BxCxHxW."""
+    numbers = [int(number) for number in text.lower().split("x")] if re.fullmatch(r"\d+([xX]\d+){3}", text) else [0]
+    if not all(numbers):
+        raise argparse.ArgumentTypeError(f"expected BxCxHxW, each at least 1, such as 1x36x160x256, got {text!r}")
+    return tuple(numbers)
 
 
 def measure(work: Callable[[], object], repeats: int, device: torch.device) -> dict:
@@ -73,6 +107,20 @@ def peak_memory_mb(device: torch.device) -> float:
 
 def check_flags(args: argparse.Namespace) -> torch.device:
     """Return the device; UsageError for flags that cannot be measured, before anything is loaded or made."""
+    if args.what == "animate":
+        check_animate_flags(args)
+    if args.out.is_file():
+        raise UsageError(f"--out {args.out}: is a file; right: a folder")
+    # The tables lie in the folder, which is made last.
+    check_writable(args.out / "results.json")
+    device = choose_device(args.device)
+    if args.what == "animate":
+        check_precision(args.precision, device)
+    return device
+
+
+def check_animate_flags(args: argparse.Namespace) -> None:
+    """Raise UsageError for a picture, a number of frames or of steps that cannot be measured."""
     from motion.looping import MAX_FRAMES
 
     if not FEWEST_FRAMES <= args.frames <= MAX_FRAMES:
@@ -80,14 +128,6 @@ def check_flags(args: argparse.Namespace) -> torch.device:
     if args.size < SMALLEST_PX:
         raise UsageError(f"--size {args.size}: right: at least {SMALLEST_PX} px")
     check_steps(args.steps)
-    out = args.out or DEFAULT_OUT
-    if out.is_file():
-        raise UsageError(f"--out {out}: is a file; right: a folder")
-    # The tables lie in the folder, which is made last.
-    check_writable(out / "results.json")
-    device = choose_device(args.device)
-    check_precision(args.precision, device)
-    return device
 
 
 def measure_animate(args: argparse.Namespace, device: torch.device) -> list[dict]:
@@ -142,26 +182,53 @@ def measure_animate(args: argparse.Namespace, device: torch.device) -> list[dict
     return rows
 
 
-@command(memory_flags=("--size",))
+def animate(args: argparse.Namespace, device: torch.device, command_line: str) -> str:
+    """Measure `benchmark.py animate`; return its table."""
+    from training.results import write_results
+
+    rows = measure_animate(args, device)
+    notes = [
+        f"{machine(device)}; median of {args.repeats}",
+        f"picture at {args.size} px, {args.frames} frames, precision {args.precision}, seed {args.seed}",
+        command_line,
+        "peak_memory_mb: of the allocator in that row (GPU), of the process until then (CPU)",
+    ]
+    return write_results(args.out, rows, title="benchmark animate", notes=notes)
+
+
+def splatting(args: argparse.Namespace, device: torch.device, command_line: str) -> str:
+    """Measure `benchmark.py splatting`; return its tables."""
+    import torch
+
+    from training.splat_benchmark import choose_backends, choose_sizes, measure_splatting, notes_of, write_tables
+
+    backends, sizes = choose_backends(args.backends, device), choose_sizes(args.sizes, device)
+    ops = list(dict.fromkeys(args.ops or SPLATS))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = measure_splatting(
+        sizes=sizes, ops=ops, backends=backends, repeats=args.repeats, seed=args.seed, device=device
+    )
+    notes = [machine(device), command_line, *notes_of(device, args.repeats, args.seed)]
+    return write_tables(args.out, rows, title="benchmark splatting", notes=notes)
+
+
+def machine(device: torch.device) -> str:
+    """Say what computes."""
+    import torch
+
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+@command(memory_flags=("--size", "--sizes"))
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the table; returns the exit code."""
     args = make_parser().parse_args(argv)
 
     device = check_flags(args)
-
-    import torch
-
-    from training.results import write_results
-
-    rows = {"animate": measure_animate}[args.what](args, device)
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    notes = [
-        f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}; median of {args.repeats}",
-        f"picture at {args.size} px, {args.frames} frames, precision {args.precision}, seed {args.seed}",
-        f"command: benchmark.py {shlex.join(map(str, sys.argv[1:] if argv is None else argv))}",
-        "peak_memory_mb: of the allocator in that row (GPU), of the process until then (CPU)",
-    ]
-    print(write_results(args.out or DEFAULT_OUT, rows, title=f"benchmark {args.what}", notes=notes))
+    command_line = f"command: benchmark.py {shlex.join(map(str, sys.argv[1:] if argv is None else argv))}"
+    print({"animate": animate, "splatting": splatting}[args.what](args, device, command_line))
     return 0
 
 

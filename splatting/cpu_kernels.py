@@ -20,8 +20,8 @@ from numba import njit
 from .reference import EWA_MAX_STRETCH, EWA_MIN_STRETCH, EWA_VARIANCE_FLOOR, MARGIN_PX, MAX_DERIVATIVE, MIN_TAP_WEIGHT
 
 # Sources of one row that are handled together: long enough runs of a channel for the memory (at 32 the transposition
-# takes twice the time), and their values, transposed, fit the L1 cache.
-TILE = 128
+# takes twice the time), and their values, transposed, stay in the L1 and L2 cache.
+TILE = 256
 # Channels of the buffers are rounded up to a multiple of this: no scalar remainder after the vectors (measured: 12 %).
 LANES = 8
 # Row of a source that arrives nowhere.
@@ -185,6 +185,15 @@ def _gaussian_exponents(fx, fy, conic, b, y, x0, n, taps):
             tap[j] = exponent if exponent >= least[j] else nothing
 
 
+@njit(**_OPTIONS)
+def _footprint(fx, fy, conic, b, y, x0, n, taps):
+    """Write the footprints of n sources from (y, x0) on as taps (T, n): bilinear weights, or Gaussian exponents."""
+    if conic.shape[0] > 0:
+        _gaussian_exponents(fx, fy, conic, b, y, x0, n, taps)
+    else:
+        _bilinear_weights(fx, fy, b, y, x0, n, taps)
+
+
 @njit(**_EXACT_OPTIONS)
 def _exponentiate(taps, n, single, power, two_to_the_power):
     """Replace taps (T, n), at most 0 or nearly, by their exponentials.
@@ -225,15 +234,13 @@ def _exponentiate(taps, n, single, power, two_to_the_power):
 
 
 @njit(**_OPTIONS)
-def splat_bands(
-    tasks, values, z, column, row, fx, fy, conic, top, bottom, channels, normalise, tall, out, weight, largest
-):
+def splat_bands(tasks, values, z, landing, conic, limits, channels, normalise, tall, out, weight, largest):
     """Splat the bands of target rows that the tasks name.
 
     Args:
         values: (B, C, H, W) S, the channels [channels[0], channels[1]) of it are splatted.
         z: (B, 1, H, W) S, or (0, 1, 1, 1) without importance.
-        column, row, fx, fy, top, bottom: as `land` wrote them.
+        landing, limits: column, row, fx, fy and top, bottom, as `land` wrote them.
         conic: (4, B, H, W) S as `make_conics` wrote it, or (0, 1, 1, 1) for the bilinear footprint.
         normalise: divide by the sum of the weights.
         tall: rows of the tallest band.
@@ -241,6 +248,8 @@ def splat_bands(
         weight, largest: (B, 1, H, W) S, written; largest is (0, 1, 1, 1) without importance.
     """
     gaussian, has_importance, single = conic.shape[0] > 0, z.shape[0] > 0, values.itemsize == 4
+    column, row, fx, fy = landing
+    top, bottom = limits
     side, pad = (4, 3) if gaussian else (2, 1)
     low, high = (-1, 2) if gaussian else (0, 1)
     width, count = values.shape[3], channels[1] - channels[0]
@@ -261,10 +270,7 @@ def splat_bands(
                     if bottom[b, y, k] + high < first or top[b, y, k] + low >= last:
                         continue
                     x0, n = k * TILE, min(TILE, width - k * TILE)
-                    if gaussian:
-                        _gaussian_exponents(fx, fy, conic, b, y, x0, n, taps)
-                    else:
-                        _bilinear_weights(fx, fy, b, y, x0, n, taps)
+                    _footprint(fx, fy, conic, b, y, x0, n, taps)
                     if find_peaks:
                         _raise_peak(column, row, b, y, x0, n, taps, z, first, last, side, pad, peak)
                         continue
@@ -354,13 +360,17 @@ def _add(column, row, b, y, x0, n, first, last, side, pad, taps, tile, total):
             continue
         source = tile[j]
         for ky in range(side):
-            for kx in range(side):
-                w = taps[side * ky + kx, j]
-                if w == 0:
+            line = total[row[b, y, x] - first + pad + low + ky]
+            # Two neighbours at a time: the source is read once for both.
+            for kx in range(0, side, 2):
+                w_left, w_right = taps[side * ky + kx, j], taps[side * ky + kx + 1, j]
+                if w_left == 0 and w_right == 0:
                     continue
-                target = total[row[b, y, x] - first + pad + low + ky, column[b, y, x] + pad + low + kx]
+                at = column[b, y, x] + pad + low + kx
+                left, right = line[at], line[at + 1]
                 for c in range(source.shape[0]):
-                    target[c] += w * source[c]
+                    left[c] += w_left * source[c]
+                    right[c] += w_right * source[c]
 
 
 @njit(**_OPTIONS)
@@ -455,28 +465,13 @@ def weigh_gradients(tasks, grad_out, grad_weight, out, weight, normalise, grad_t
 
 @njit(**_OPTIONS)
 def gather_gradients(
-    tasks,
-    values,
-    z,
-    column,
-    row,
-    fx,
-    fy,
-    conic,
-    largest,
-    grad_total,
-    grad_mass,
-    sigma,
-    floor,
-    grad_values,
-    grad_flow,
-    grad_z,
+    tasks, values, z, landing, conic, largest, grad_total, grad_mass, sigma, floor, grad_values, grad_flow, grad_z,
     grad_sigma,
-):
+):  # fmt: skip
     """Gather the gradients of the source rows that the tasks name.
 
     Args:
-        values, z, column, row, fx, fy, conic, largest: as in `splat_bands`.
+        values, z, landing, conic, largest: as in `splat_bands`.
         grad_total, grad_mass: (B, H, W, C), (B, H, W) S, as `weigh_gradients` wrote them.
         sigma, floor: the Gaussian's sigma, px, and what EWA adds to its variance, px^2.
         grad_values: (B, C, H, W) S, written.  grad_flow: (B, 2, H, W) S, written.
@@ -485,6 +480,7 @@ def gather_gradients(
     """
     gaussian, single = conic.shape[0] > 0, values.itemsize == 4
     side = 4 if gaussian else 2
+    column, row, fx, fy = landing
     count, _, width = values.shape[1:]
     tile, grad_tile = np.empty((TILE, count), values.dtype), np.empty((TILE, count), values.dtype)
     taps, decay = np.empty((side * side, TILE), values.dtype), np.empty((side * side, TILE), values.dtype)
@@ -494,10 +490,7 @@ def gather_gradients(
         for y in range(tasks[t, 1], tasks[t, 2]):
             for x0 in range(0, width, TILE):
                 n = min(TILE, width - x0)
-                if gaussian:
-                    _gaussian_exponents(fx, fy, conic, b, y, x0, n, taps)
-                else:
-                    _bilinear_weights(fx, fy, b, y, x0, n, taps)
+                _footprint(fx, fy, conic, b, y, x0, n, taps)
                 _decay(column, row, b, y, x0, n, z, conic, largest, side, single, power, taps, decay)
                 _load(values, b, y, x0, n, 0, count, tile)
                 _dot(column, row, b, y, x0, n, side, taps, decay, tile, grad_total, grad_mass, dots, grad_tile)

@@ -75,8 +75,11 @@ def _apply(
     dtype = summing_dtype(*(tensor for tensor in (values, flow, importance) if tensor is not None))
     if importance is not None:
         importance = importance.to(dtype)
-    if sigma is not None:
-        sigma = torch.as_tensor(sigma, dtype=dtype, device=values.device).reshape(())
+    if isinstance(sigma, Tensor):
+        sigma = sigma.to(values.device, dtype).reshape(())
+    elif sigma is not None:
+        # Not by as_tensor, which would copy from the host and wait for the GPU.
+        sigma = torch.full((), sigma, dtype=dtype, device=values.device)
     # Half precision stays as it is: the kernels read it, and sum in float32.
     source = values.to(dtype) if dtype == torch.float64 else values
     out, weight, _ = splat(source, flow.to(dtype), importance, sigma, ewa, normalise)

@@ -1,0 +1,309 @@
+"""The splatting kernels on NVIDIA GPUs: CUDA C++ in kernels/*.cu, compiled and launched by CuPy.
+
+Forward puts each source into the list of the cell it lands in; then each target gathers the sources of the cells
+around it. So every input is read once and every output written once, already normalised, without atomics on floats.
+Backward has a pass over the targets and one over the sources, which gather too.
+
+The order of a list is that of an atomic exchange, so a forward sum may differ in its last bits from run to run. Under
+torch.use_deterministic_algorithms(True) the lists are sorted first, and everything is equal to the last bit. Backward
+always is, given the same inputs and the same result of forward.
+
+NVRTC compiles one program for each dtype of the values and each device, the first time it is used (about a second).
+CuPy keeps the result in ~/.cupy/kernel_cache, or in $CUPY_CACHE_DIR. It compiles with -ftz=true: float32 numbers below
+1.2e-38 count as 0. Work is queued on torch's current stream; nothing waits for the GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import reference
+
+KERNELS = (
+    "link_sources",
+    "sort_lists",
+    "gather_2x2",
+    "gather_4x4",
+    "target_gradients",
+    "source_gradients_2x2",
+    "source_gradients_4x4",
+)
+# NVRTC is asked for no more than this; CuPy adds the architecture, -ftz=true and its include folders.
+COMPILE_OPTIONS = ("--std=c++17",)
+# A block is a tile of this many pixels, as wide as a warp.
+TILE_WIDTH, TILE_HEIGHT = 32, 8
+# Channels that a thread of the gather kernels sums up in registers.
+CHUNK = 16
+
+programs_built = 0  # how often NVRTC, or CuPy's cache, was asked for a program; tests read it
+
+_SOURCE_FILES = ("taps.cu", "forward.cu", "backward.cu")
+# Their owner is the definition, reference.py.
+_SHARED_CONSTANTS = (
+    "MIN_TAP_WEIGHT",
+    "MARGIN_PX",
+    "MAX_DERIVATIVE",
+    "EWA_MIN_STRETCH",
+    "EWA_MAX_STRETCH",
+    "EWA_VARIANCE_FLOOR",
+)
+_VALUE_NAMES = {
+    torch.float16: "VALUES_FLOAT16",
+    torch.bfloat16: "VALUES_BFLOAT16",
+    torch.float32: "VALUES_FLOAT32",
+    torch.float64: "VALUES_FLOAT64",
+}
+_MOST_INT = 2**31 - 1
+_build_lock = threading.Lock()  # autograd calls backward from a thread of its own
+
+
+def forward(
+    values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Splat values along flow: with sigma None bilinear on 2 x 2 taps, else as Gaussians on 4 x 4.
+
+    S is float64 where values is, else float32.
+
+    Args:
+        values: (B, C, H, W), float16, bfloat16, float32 or float64, any strides, as all inputs.
+        flow: (B, 2, H, W) S, px.
+        importance: (B, 1, H, W) S, the exponent z, or None: all are equal.
+        sigma: () S, px, on the same device, or None.
+        ewa: stretch the Gaussians with the flow.
+        normalise: divide by the sum of the weights.
+
+    Returns:
+        out (B, C, H, W) in the dtype of values, 0 where nothing arrives; the sum of the weights (B, 1, H, W) S, 0
+        exactly there; the largest z that touches each target (B, 1, H, W) S, -inf there, or (0,) without importance.
+
+    Raises:
+        ValueError: a picture with 2^31 pixels or more.
+    """
+    batch, channels, height, width = values.shape
+    side = 2 if sigma is None else 4
+    _check_size(height, width)
+    values, flow, importance = _contiguous(values, flow, importance)
+    out = _empty((batch, channels, height, width), values)
+    weight = _empty((batch, 1, height, width), flow)
+    largest = _empty((0,) if importance is None else (batch, 1, height, width), flow)
+    if weight.numel() == 0:
+        return out, weight, largest
+
+    cells_down, cells_across = height + side - 1, width + side - 1
+    heads = _empty((batch, cells_down, cells_across), flow, torch.int32).fill_(-1)
+    sources = _empty((batch, height, width, 4), flow)
+    gaussians = _empty((batch, height, width, 4), flow) if sigma is not None and ewa else None
+    tiles = batch * _tiles(height, width)
+    _run("link_sources", tiles, values, flow, importance, sigma, heads, sources, gaussians, height, width)
+    if torch.are_deterministic_algorithms_enabled():
+        cell_tiles = batch * _tiles(cells_down, cells_across)
+        _run("sort_lists", cell_tiles, values, heads, sources, cells_down, cells_across, height * width)
+    chunks = max(1, -(-channels // CHUNK))
+    inputs = (values, sigma, heads, sources, gaussians)
+    outputs = (out, weight, None if importance is None else largest)
+    _run(f"gather_{side}x{side}", tiles * chunks, values, *inputs, *outputs, channels, height, width, normalise)
+    return out, weight, largest
+
+
+def backward(
+    grad_out: Tensor,
+    grad_weight: Tensor | None,
+    values: Tensor,
+    flow: Tensor,
+    importance: Tensor | None,
+    sigma: Tensor | None,
+    out: Tensor,
+    weight: Tensor,
+    largest: Tensor,
+    ewa: bool,
+    normalise: bool,
+    needs: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Return the gradients to values, flow, importance and sigma; None for those that `needs` does not ask for.
+
+    Args:
+        grad_out: (B, C, H, W) in the dtype of values, any strides.
+        grad_weight: (B, 1, H, W) S, gradient to the sum of the weights, or None: 0.
+        values, flow, importance, sigma, ewa, normalise: as given to `forward`.
+        out, weight, largest: as `forward` returned them. Normalised half-precision outputs are rounded, and so are,
+            in proportion, the gradients to flow, importance and sigma.
+        needs: which gradients are wanted, in the order above.
+    """
+    batch, channels, height, width = values.shape
+    side = 2 if sigma is None else 4
+    wants_values, wants_flow = needs[:2]
+    wants_importance, wants_sigma = needs[2] and importance is not None, needs[3] and sigma is not None
+    grad_values = _empty((batch, channels, height, width), values) if wants_values else None
+    grad_flow = _empty((batch, 2, height, width), flow) if wants_flow else None
+    grad_importance = _empty((batch, 1, height, width), flow) if wants_importance else None
+    grad_sigma = _empty((batch, 1, height, width), flow) if wants_sigma else None  # each source's part
+    gradients = (grad_values, grad_flow, grad_importance, grad_sigma)
+    if weight.numel() > 0 and any(gradient is not None for gradient in gradients):
+        values, flow, importance, grad_out, grad_weight, out, weight, largest = _contiguous(
+            values, flow, importance, grad_out, grad_weight, out, weight, largest
+        )
+        sizes = (channels, height, width)
+        tiles = batch * _tiles(height, width)
+        targets = _empty((batch, height, width, 4), flow)
+        # To the values alone D hands on nothing; then its own gradient, which takes a pass over out, is not needed.
+        mean = out if normalise and any(gradient is not None for gradient in gradients[1:]) else None
+        at_targets = (weight, None if importance is None else largest, targets)
+        _run("target_gradients", tiles, values, grad_out, grad_weight, mean, *at_targets, *sizes, normalise)
+        inputs = (grad_out, targets, values, flow, importance, sigma)
+        _run(f"source_gradients_{side}x{side}", tiles, values, *inputs, *gradients, *sizes, ewa)
+    return grad_values, grad_flow, grad_importance, None if grad_sigma is None else grad_sigma.sum()
+
+
+def obstacle() -> str | None:
+    """Say in one sentence why the kernels cannot run here and what to do; None where they can."""
+    try:
+        return _find_obstacle()
+    except Exception as error:  # of whatever kind: a broken installation must not take the other backends along
+        return (
+            f"CUDA cannot be used here ({type(error).__name__}: {_first_line(error)}): check the driver with nvidia-smi"
+        )
+
+
+def source(dtype: torch.dtype) -> str:
+    """Return the program for values of this dtype: the constants, then kernels/*.cu one after another."""
+    constants = {
+        _VALUE_NAMES[dtype]: "",
+        "TILE_WIDTH": TILE_WIDTH,
+        "TILE_HEIGHT": TILE_HEIGHT,
+        "THREADS": TILE_WIDTH * TILE_HEIGHT,
+        "CHUNK": CHUNK,
+        "PI": math.pi,
+    }
+    constants |= {name: f"Sum({getattr(reference, name)!r})" for name in _SHARED_CONSTANTS}
+    parts = [f"#define {name} {value}\n" for name, value in constants.items()]
+    for name in _SOURCE_FILES:
+        text = (Path(__file__).parent / "kernels" / name).read_text(encoding="utf-8")
+        parts.append(f'#line 1 "{name}"\n{text}')
+    return "".join(parts)
+
+
+# Memory and sizes ----------------------------------------------------------------------------------------------
+
+
+def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Allocate what a kernel writes. Torch's allocator knows the stream, so that nothing has to be kept alive."""
+    return torch.empty(shape, dtype=dtype or like.dtype, device=like.device)
+
+
+def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if tensor is None else tensor.contiguous() for tensor in tensors]
+
+
+def _check_size(height: int, width: int) -> None:
+    # The kernels count pixels and cells in int, landing points beyond the picture's margin included.
+    if (height + 4 * reference.MARGIN_PX) * (width + 4 * reference.MARGIN_PX) > _MOST_INT:
+        raise ValueError(
+            f"values: expected a picture of fewer than 2^31 pixels, margin included, got {height} x {width}"
+        )
+
+
+def _tiles(height: int, width: int) -> int:
+    return -(-height // TILE_HEIGHT) * -(-width // TILE_WIDTH)
+
+
+# Launching -----------------------------------------------------------------------------------------------------
+
+
+def _run(kernel: str, blocks: int, values: Tensor, *arguments: Tensor | int | None) -> None:
+    """Queue a kernel of the program for the dtype of values, on the device of values."""
+    if blocks > _MOST_INT:
+        raise ValueError(f"values: expected at most 2^31 - 1 blocks of work, got {blocks} for {tuple(values.shape)}")
+    _launch(kernel, blocks, tuple(map(_scalar, arguments)), values.dtype, values.device)
+
+
+def _scalar(argument: Tensor | int | None) -> np.generic:
+    """Return the bytes that stand for an argument: a pointer, null for None, or an int. CuPy goes by their number."""
+    if argument is None:
+        return np.uint64(0)
+    return np.uint64(argument.data_ptr()) if isinstance(argument, Tensor) else np.int32(argument)
+
+
+# The only functions that touch CuPy are those below; tests put an emulator in the place of _launch.
+
+
+def _launch(
+    kernel: str, blocks: int, arguments: tuple[np.generic, ...], dtype: torch.dtype, device: torch.device
+) -> None:
+    """Queue a kernel on torch's current stream."""
+    import cupy
+
+    with cupy.cuda.Device(device.index):
+        with _build_lock:
+            function = _program(dtype, device.index)[kernel]
+        with _as_cupy_stream(torch.cuda.current_stream(device)):
+            function((blocks,), (TILE_WIDTH * TILE_HEIGHT,), arguments)
+
+
+@functools.cache
+def _program(dtype: torch.dtype, device_index: int) -> dict[str, Any]:
+    """Compile the kernels, or take them from CuPy's cache, and load them on the current device."""
+    import cupy
+
+    global programs_built
+    programs_built += 1
+    module = cupy.RawModule(code=source(dtype), options=COMPILE_OPTIONS)
+    return {name: module.get_function(name) for name in KERNELS}
+
+
+class _Stream:
+    """A stream of torch in the CUDA stream protocol. Torch speaks it too, but not in all versions that we support."""
+
+    def __init__(self, stream: torch.cuda.Stream) -> None:
+        self.pointer = stream.cuda_stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self.pointer
+
+
+def _as_cupy_stream(stream: torch.cuda.Stream) -> Any:
+    import cupy
+
+    if hasattr(cupy.cuda.Stream, "from_external"):  # CuPy 14
+        return cupy.cuda.Stream.from_external(_Stream(stream))
+    return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
+
+
+def _find_obstacle() -> str | None:
+    cuda = torch.version.cuda
+    if cuda is None:
+        return "this torch was built without CUDA: install one with CUDA, see https://pytorch.org/get-started/locally"
+    if not torch.cuda.is_available():
+        return "torch finds no NVIDIA GPU that it can use: check the GPU and its driver with nvidia-smi"
+    major = cuda.split(".")[0]
+    remedy = f"pip install cupy-cuda{major}x, which matches the CUDA {cuda} of this torch"
+    try:
+        import cupy
+    except Exception as error:
+        return f"the CUDA kernels need CuPy, which cannot be imported ({_first_line(error)}): {remedy}"
+    try:
+        visible = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        return f"CuPy cannot use the GPU ({_first_line(error)}): {remedy}"
+    if visible < torch.cuda.device_count():
+        return f"CuPy sees {visible} of the {torch.cuda.device_count()} GPUs that torch sees: {remedy}"
+    try:
+        cupy.cuda.nvrtc.getVersion()
+    except Exception as error:
+        suffix = "" if int(major) >= 13 else f"-cu{major}"
+        reason = _first_line(error)
+        return f"CuPy finds no NVRTC to compile the kernels with ({reason}): pip install nvidia-cuda-nvrtc{suffix}"
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    # CuPy frames its messages with lines of "=".
+    lines = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
+    return lines[0] if lines else type(error).__name__

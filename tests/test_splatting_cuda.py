@@ -1,0 +1,636 @@
+"""The CUDA kernels without a GPU: NVRTC compiles them for every architecture, and g++ and an emulator run them.
+
+The emulator takes the place of `cuda._launch`, so that all other host code of `cuda.py` runs too, with every kernel:
+link_sources (round, EWA and bilinear), sort_lists (deterministic mode), gather and source_gradients (2x2, 4x4), and
+target_gradients, each for all four dtypes. What it cannot show is whether the launch itself works and how fast it is:
+that is for the tests marked gpu.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.util
+import itertools
+import math
+import re
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from cuda_emulator import Emulator
+
+from splatting import average_splat, cuda, gaussian_splat, reference, softmax_splat, sum_splat
+
+KERNEL_FOLDER = Path(cuda.__file__).parent / "kernels"
+DTYPES = {str(dtype).split(".")[1]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
+each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
+
+
+def kernel_names() -> set[str]:
+    texts = [path.read_text() for path in KERNEL_FOLDER.glob("*.cu")]
+    return {name for text in texts for name in re.findall(r'extern "C" __global__[^(]*\([^)]*\)\s*(\w+)\(', text)}
+
+
+def test_all_kernels_are_listed():
+    assert kernel_names() == set(cuda.KERNELS)
+
+
+# NVRTC ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> ctypes.CDLL:
+    """The compiler that comes with torch, in nvidia/cu13/lib, or nvidia/cuda_nvrtc/lib for CUDA 12."""
+    package = importlib.util.find_spec("nvidia")
+    folders = [] if package is None else package.submodule_search_locations
+    found = [path for folder in folders for path in Path(folder).glob("*/lib/libnvrtc.so.*")]
+    if not found:
+        pytest.skip("no libnvrtc.so beside torch: this torch comes without CUDA")
+    return ctypes.CDLL(str(sorted(found)[-1]))
+
+
+def compile_with(nvrtc: ctypes.CDLL, text: str, architecture: int) -> tuple[str, str]:
+    """Return the compiler's log and the PTX, which is empty where it failed."""
+    program, size = ctypes.c_void_p(), ctypes.c_size_t()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), text.encode(), b"splatting.cu", 0, None, None) == 0
+    # What CuPy adds by itself is the first two.
+    options = (f"-arch=sm_{architecture}", "-ftz=true", *cuda.COMPILE_OPTIONS)
+    failed = nvrtc.nvrtcCompileProgram(
+        program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))
+    )
+    texts = []
+    for name in ("ProgramLog", "PTX"):
+        getattr(nvrtc, f"nvrtcGet{name}Size")(program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(max(size.value, 1))
+        getattr(nvrtc, f"nvrtcGet{name}")(program, buffer)
+        texts.append(buffer.value.decode())
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    return texts[0], "" if failed else texts[1]
+
+
+# All dtypes on the oldest and on one new architecture; float16, which has instructions of its own, on all of them.
+TARGETS = [*itertools.product(DTYPES, (75, 90)), *itertools.product(["float16"], (80, 86, 89, 100, 120))]
+
+
+@pytest.mark.parametrize(("dtype", "architecture"), TARGETS)
+def test_nvrtc_compiles(nvrtc, dtype, architecture):
+    count = ctypes.c_int()
+    nvrtc.nvrtcGetNumSupportedArchs(ctypes.byref(count))
+    known = (ctypes.c_int * count.value)()
+    nvrtc.nvrtcGetSupportedArchs(known)
+    if architecture not in known:
+        pytest.skip(f"this NVRTC does not know sm_{architecture}")
+    log, ptx = compile_with(nvrtc, cuda.source(DTYPES[dtype]), architecture)
+    assert "error" not in log and "warning" not in log, log
+    assert set(re.findall(r"\.entry (\w+)\(", ptx)) == set(cuda.KERNELS)
+    # A double that slipped in would cost a factor of 2 to 64 in speed.
+    assert (".f64" in ptx) == (dtype == "float64")
+
+
+def test_nvrtc_finds_a_mistake(nvrtc):
+    broken = cuda.source(torch.float32).replace("int(left)", "int(lift)")
+    log, ptx = compile_with(nvrtc, broken, 75)
+    assert "taps.cu" in log and '"lift" is undefined' in log and not ptx
+
+
+# Emulation -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def session_emulator(tmp_path_factory) -> Emulator:
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to compile the kernels for the emulator with")
+    return Emulator(tmp_path_factory.mktemp("cuda_emulator"))
+
+
+@pytest.fixture
+def emulator(session_emulator, monkeypatch, capfd):
+    session_emulator.begin()
+    for name in ("_launch", "_empty", "_contiguous"):
+        monkeypatch.setattr(cuda, name, getattr(session_emulator, name.strip("_")))
+    yield session_emulator
+    session_emulator.check_guards()
+    complaints = capfd.readouterr().err  # of the sanitizer
+    assert "runtime error" not in complaints, complaints
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+# Scenes: values (B, C, H, W), flow (B, 2, H, W), importance (B, 1, H, W), all float64 -----------------------------
+
+Scene = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def random_scene(batch: int, channels: int, height: int, width: int, spread_px: float = 1.5) -> Scene:
+    generator = torch.Generator().manual_seed(channels * 100 + height * 10 + width)
+
+    def noise(count: int) -> torch.Tensor:
+        return torch.randn(batch, count, height, width, generator=generator, dtype=torch.float64)
+
+    return noise(channels), spread_px * noise(2), 2 * noise(1)
+
+
+def with_flow(change, *size) -> Scene:
+    values, flow, importance = random_scene(*(size or (2, 3, 5, 6)))
+    return values, change(flow), importance
+
+
+def not_finite(channel: int | None) -> Scene:
+    """Flow (its channel) or importance (None) is not finite in places, and there the values are not either."""
+    values, flow, importance = random_scene(2, 5, 6, 7)
+    for number, bad in enumerate((math.nan, math.inf, -math.inf)):
+        where = (importance if channel is None else flow)[:, channel or 0]
+        where[0, 1, number] = where[1, 2, 2 * number] = bad
+        values[0, :, 1, number] = values[1, :, 2, 2 * number] = bad
+    return values, flow, importance
+
+
+def collapse() -> Scene:
+    values, flow, importance = random_scene(1, 3, 6, 7)
+    y, x = torch.meshgrid(torch.arange(6.0), torch.arange(7.0), indexing="ij")
+    return values, (torch.tensor([3.3, 2.6]).view(2, 1, 1) - torch.stack([x, y]))[None].to(values), importance
+
+
+def huge_importance() -> Scene:
+    values, flow, importance = random_scene(1, 3, 6, 7)
+    return values, flow, 1e4 * importance.sign()
+
+
+def torn_apart(flow: torch.Tensor) -> torch.Tensor:
+    flow[:, :, 2, 2], flow[:, :, 2, 4], flow[:, 0, 3, 2:4] = 3e38, -3e38, torch.tensor([1e5, -1e7], dtype=flow.dtype)
+    return flow
+
+
+SCENES = {
+    "3 channels": lambda: random_scene(2, 3, 7, 9),
+    "1 channel": lambda: random_scene(1, 1, 5, 6),
+    "16 channels": lambda: random_scene(1, 16, 5, 6),
+    "17 channels": lambda: random_scene(2, 17, 5, 6),
+    "64 channels": lambda: random_scene(1, 64, 3, 5),
+    "several tiles": lambda: random_scene(2, 2, 11, 37),
+    "one row": lambda: random_scene(2, 2, 1, 6),
+    "one column": lambda: random_scene(2, 2, 6, 1),
+    "one pixel": lambda: random_scene(2, 2, 1, 1, 0.3),
+    "zero flow": lambda: with_flow(torch.zeros_like),
+    "integer flow": lambda: with_flow(torch.round),
+    "over the edges": lambda: random_scene(2, 3, 5, 6, 6.0),
+    "out of frame": lambda: with_flow(lambda flow: 1e9 * flow.sign()),
+    "no channel": lambda: with_flow(lambda flow: flow, 1, 0, 3, 4),
+    "dx not finite": lambda: not_finite(0),
+    "dy not finite": lambda: not_finite(1),
+    "collapse": collapse,
+    "huge importance": huge_importance,
+}
+# operator -> its importance, sigma, ewa and normalise
+OPERATORS = {
+    "sum": (False, None, False, False),
+    "average": (False, None, False, True),
+    "softmax": (True, None, False, True),
+    "round": (True, 0.6, False, True),
+    "narrow": (True, 0.15, False, True),  # weights from 0 to below MIN_TAP_WEIGHT to 7
+    "ewa": (True, 0.5, True, True),
+}
+each_operator = pytest.mark.parametrize("operator", OPERATORS)
+
+
+def summing(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def inputs_of(operator: str, scene: Scene, dtype: torch.dtype) -> tuple:
+    """Return values, flow, importance, sigma, ewa and normalise as `cuda.forward` takes them."""
+    has_importance, sigma, ewa, normalise = OPERATORS[operator]
+    values, flow, importance = scene[0].to(dtype), scene[1].to(summing(dtype)), scene[2].to(summing(dtype))
+    sigma = None if sigma is None else torch.tensor(sigma, dtype=summing(dtype))
+    return values, flow, importance if has_importance else None, sigma, ewa, normalise
+
+
+def run(inputs: tuple, upstream: tuple | None = None, needs=(True,) * 4) -> tuple[tuple, tuple]:
+    """Run both passes; return (out, weight, largest) and the gradients."""
+    forward = cuda.forward(*inputs)
+    grad_out, grad_weight = upstream_of(inputs) if upstream is None else upstream
+    return forward, cuda.backward(grad_out, grad_weight, *inputs[:4], *forward, *inputs[4:], needs)
+
+
+def assert_same(got: tuple, expected: tuple, tolerance: float = 0.0) -> None:
+    """Compare what `run` returned twice."""
+    for one, other in zip(itertools.chain(*got), itertools.chain(*expected), strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+def upstream_of(inputs: tuple) -> tuple[torch.Tensor, torch.Tensor]:
+    values, flow = inputs[:2]
+    generator = torch.Generator().manual_seed(7)
+    grad_weight = torch.randn(flow[:, :1].shape, generator=generator, dtype=flow.dtype)
+    return torch.randn(values.shape, generator=generator, dtype=flow.dtype).to(values.dtype), grad_weight
+
+
+def expected_of(inputs: tuple) -> tuple[tuple, tuple]:
+    """Return the reference's (out, weight) and gradients, all in the summing type."""
+    values, flow, importance, sigma, ewa, normalise = inputs
+    leaves = [None if tensor is None else tensor.to(flow.dtype).requires_grad_() for tensor in inputs[:4]]
+    values, flow, importance, sigma = leaves
+    if importance is None:
+        out, weight = (reference.average_splat if normalise else reference.sum_splat)(values, flow)
+    elif sigma is None:
+        out, weight = reference.softmax_splat(values, flow, importance)
+    else:
+        out, weight = reference.gaussian_splat(values, flow, importance, sigma=sigma, ewa=ewa)
+    grad_out, grad_weight = upstream_of(inputs)
+    wanted = [leaf for leaf in leaves if leaf is not None]
+    gradients = iter(torch.autograd.grad((out, weight), wanted, (grad_out.to(out.dtype), grad_weight)))
+    return (out, weight), tuple(None if leaf is None else next(gradients) for leaf in leaves)
+
+
+def assert_near(got: torch.Tensor, expected: torch.Tensor, tolerance: float, name: str, scale: float = 0.0) -> None:
+    # Relative to the largest element too: gradients are differences of numbers of that size.
+    largest = max(scale, float(expected.detach().abs().max()) if expected.numel() else 0.0)
+    expected = expected.detach().to(got.dtype)
+    torch.testing.assert_close(got, expected, rtol=tolerance, atol=tolerance * largest, msg=lambda m: f"{name}: {m}")
+
+
+# Of out and its weight, of the gradient to the values, of the other gradients. float32: sums of up to 42 terms in
+# another order, each rounded at 6e-8, and gradients that divide by weights and subtract. float64: the same, with room.
+# Half precision: the last bit of the number itself, 2^-11 and 2^-8 of it; the other gradients start from the rounded
+# out, and divide what it is off by small weights.
+TOLERANCES = {
+    torch.float16: (1e-3, 1e-3, 1e-2),
+    torch.bfloat16: (8e-3, 8e-3, 8e-2),
+    torch.float32: (1e-5, 1e-4, 1e-4),
+    torch.float64: (1e-10, 1e-10, 1e-10),
+}
+
+
+def moved(items: tuple, device: str) -> tuple:
+    return tuple(item.to(device) if isinstance(item, torch.Tensor) else item for item in items)
+
+
+def compare(operator: str, scene: Scene, dtype: torch.dtype, device: str = "cpu") -> None:
+    inputs = inputs_of(operator, scene, dtype)
+    given = moved(inputs, device)
+    results = run(given, moved(upstream_of(inputs), device))
+    (out, weight, largest), gradients = (moved(result, "cpu") for result in results)
+    (expected, expected_weight), expected_gradients = expected_of(inputs)
+    of_out, of_values, of_others = TOLERANCES[dtype]
+    assert out.dtype == dtype and weight.dtype == summing(dtype) and out.is_contiguous()
+    assert_near(out, expected, of_out, "out")
+    assert_near(weight, expected_weight, min(of_out, 1e-5), "weight")
+    assert torch.equal(weight > 0, expected_weight > 0) and not out[(weight == 0).expand_as(out)].any()
+    if inputs[2] is None:
+        assert largest.shape == (0,)
+    else:
+        assert torch.equal(largest.isneginf(), weight == 0) and not largest.isnan().any()
+    for name, got, wanted in zip(("values", "flow", "importance", "sigma"), gradients, expected_gradients, strict=True):
+        if wanted is None:
+            assert got is None
+            continue
+        assert got.dtype == (dtype if name == "values" else summing(dtype)) and got.shape == wanted.shape
+        # That to sigma adds up terms like those of the flow's, of both signs, over all sources.
+        scale = float(expected_gradients[1].abs().max()) if name == "sigma" else 0.0
+        assert_near(got, wanted, of_values if name == "values" else of_others, f"gradient to {name}", scale)
+
+
+@each_operator
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+@pytest.mark.parametrize("scene", SCENES)
+def test_emulated_against_the_reference(emulator, operator, scene, dtype):
+    compare(operator, SCENES[scene](), dtype)
+
+
+@pytest.mark.parametrize("operator", ["softmax", "round", "ewa"])
+def test_emulated_importance_that_is_not_finite(emulator, operator):
+    compare(operator, not_finite(None), torch.float32)
+
+
+def test_emulated_flow_that_is_torn_apart(emulator):
+    """In float64: the smaller singular value is a difference of numbers of 1e6 here, noise of 0.1 in float32."""
+    compare("ewa", with_flow(torn_apart), torch.float64)
+    (out, weight, _), gradients = run(inputs_of("ewa", with_flow(torn_apart), torch.float32))
+    assert all(tensor.isfinite().all() for tensor in (out, weight, *gradients))
+
+
+@each_operator
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+@pytest.mark.parametrize("scene", ["3 channels", "17 channels", "zero flow", "dx not finite"])
+def test_emulated_half_precision(emulator, operator, scene, dtype):
+    compare(operator, SCENES[scene](), dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
+def test_half_precision_is_rounded_as_torch_does(emulator, dtype):
+    """Every number comes back from zero flow, and pairs are added: ties, overflow, denormals and NaN among them."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16).view(dtype)
+    flow = torch.zeros(1, 2, 1, len(numbers))
+    copied = cuda.forward(numbers.view(1, 1, 1, -1), flow, None, None, False, True)[0].flatten()
+    torch.testing.assert_close(copied, numbers, rtol=0, atol=0, equal_nan=True)
+    pairs = torch.stack([numbers, numbers.roll(700)], 1)
+    flow = torch.tensor([0.0, -1.0]).repeat(len(pairs)).view(1, 1, 1, -1).repeat(1, 2, 1, 1)
+    flow[:, 1] = 0  # the second of each pair lands on the first
+    total = cuda.forward(pairs.view(1, 1, 1, -1), flow, None, None, False, False)[0].flatten()[::2]
+    torch.testing.assert_close(total, pairs.float().sum(1).to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+@each_operator
+def test_strided_and_expanded_inputs(emulator, deterministic, operator):
+    inputs = inputs_of(operator, random_scene(2, 3, 5, 6), torch.float32)
+    values, flow, importance = inputs[:3]
+    if importance is not None:
+        importance = importance[:1].expand(2, -1, -1, -1)
+    channels_last = values.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+    every_other = torch.stack([flow, -flow], 2).flatten(1, 2)[:, ::2]
+    turned = tuple(tensor.transpose(-1, -2).contiguous().transpose(-1, -2) for tensor in upstream_of(inputs))
+    got = run((channels_last, every_other, importance, *inputs[3:]), turned)
+    assert_same(got, run((values, flow, None if importance is None else importance.contiguous(), *inputs[3:])))
+
+
+@each_operator
+def test_an_empty_batch_launches_nothing(emulator, operator):
+    inputs = inputs_of(operator, random_scene(0, 3, 4, 5), torch.float32)
+    (out, weight, largest), gradients = run(inputs)
+    assert out.shape == gradients[0].shape == (0, 3, 4, 5) and gradients[1].shape == (0, 2, 4, 5)
+    assert weight.shape == (0, 1, 4, 5) and largest.numel() == 0
+    assert inputs[3] is None or float(gradients[3]) == 0
+    assert emulator.launched == []
+
+
+@each_operator
+def test_only_the_gradients_asked_for(emulator, deterministic, operator):
+    inputs = inputs_of(operator, random_scene(1, 3, 5, 6), torch.float64)
+    forward, everything = run(inputs)
+    for needs in itertools.product((False, True), repeat=4):
+        emulator.launched = []
+        wanted = tuple(full if need else None for need, full in zip(needs, everything, strict=True))
+        assert_same(run(inputs, None, needs), (forward, wanted))
+        assert ("target_gradients" in emulator.launched) == any(gradient is not None for gradient in wanted)
+    grad_out, grad_weight = upstream_of(inputs)
+    assert_same(run(inputs, (grad_out, None)), run(inputs, (grad_out, torch.zeros_like(grad_weight))))
+
+
+@each_operator
+def test_deterministic_mode_is_equal_to_the_last_bit(emulator, deterministic, operator):
+    for scene in (collapse(), random_scene(2, 17, 8, 32, 3.0)):  # one tile of sources, several of cells
+        inputs, results = inputs_of(operator, scene, torch.float32), []
+        for emulator.seed in (0, 1, 2):
+            results.append(run(inputs))
+            assert_same(results[-1], results[0])
+
+
+def test_otherwise_the_order_of_threads_shows_in_the_last_bits(emulator):
+    inputs, results = inputs_of("average", collapse(), torch.float32), []
+    for emulator.seed in range(6):
+        results.append(run(inputs))
+        assert_same(results[-1], results[0], 1e-4)
+    assert any(not torch.equal(result[0][0], results[0][0][0]) for result in results)
+    assert "sort_lists" not in emulator.launched
+
+
+def test_long_lists_are_sorted(emulator, deterministic):
+    values, flow = torch.ones(1, 1, 30, 50), torch.zeros(1, 2, 30, 50)
+    flow[0, 0], flow[0, 1] = 20.5 - torch.arange(50.0), 10.5 - torch.arange(30.0)[:, None]
+    for emulator.seed in (0, 3):
+        cuda.forward(values, flow, None, None, False, True)
+        heads, sources = emulator.buffers[-2:]
+        following = sources[emulator.GUARD :].view(torch.int32)[3::4].tolist()
+        found = heads[heads >= 0].tolist()
+        while following[found[-1]] >= 0:
+            found.append(following[found[-1]])
+        assert found == list(range(1500))
+
+
+@each_dtype
+def test_every_kernel_is_emulated_in_every_dtype(emulator, deterministic, dtype):
+    for operator in OPERATORS:
+        run(inputs_of(operator, random_scene(1, 2, 3, 4), dtype))
+    assert set(emulator.launched) == set(cuda.KERNELS) == kernel_names()
+
+
+# The host code around the kernels --------------------------------------------------------------------------------
+
+
+def test_what_the_kernels_cannot_count_is_refused():
+    values, flow = torch.zeros(1, 1, 1, 1).expand(1, 1, 46_341, 46_341), torch.zeros(1, 2, 1, 1)
+    with pytest.raises(ValueError, match="fewer than 2\\^31 pixels, margin included, got 46341 x 46341"):
+        cuda.forward(values, flow.expand(1, 2, 46_341, 46_341), None, None, False, True)
+    with pytest.raises(ValueError, match="at most 2\\^31 - 1 blocks of work"):
+        cuda._run("gather_2x2", 2**31, values)
+
+
+class FakeCupy:
+    """Records what a launch asks of CuPy; version 13 has ExternalStream, version 14 from_external."""
+
+    def __init__(self, version: int) -> None:
+        self.log: list[tuple] = []
+        stream = SimpleNamespace()
+        if version >= 14:
+            stream.from_external = lambda stream: self.entered("stream", *stream.__cuda_stream__())
+        self.cuda = SimpleNamespace(
+            Device=lambda index: self.entered("device", index),
+            Stream=stream,
+            ExternalStream=lambda pointer, index: self.entered("stream", index, pointer),
+            runtime=SimpleNamespace(getDeviceCount=lambda: 1),
+            nvrtc=SimpleNamespace(getVersion=lambda: (13, 2)),
+        )
+
+    @contextlib.contextmanager
+    def entered(self, *what):
+        self.log.append(what)
+        yield
+        self.log.append(("left", what[0]))
+
+    def RawModule(self, *, code: str, options: tuple[str, ...]):
+        assert 'extern "C"' in code and options == cuda.COMPILE_OPTIONS
+        self.log.append(("compiled", re.search(r"VALUES_\w+", code)[0]))
+        return SimpleNamespace(get_function=lambda name: lambda *call: self.log.append((name, *call)))
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    cuda._program.cache_clear()
+    yield lambda version: monkeypatch.setitem(sys.modules, "cupy", FakeCupy(version)) or sys.modules["cupy"]
+    cuda._program.cache_clear()
+
+
+@pytest.mark.parametrize("version", [13, 14])
+def test_a_launch_uses_the_device_and_the_stream_of_torch(monkeypatch, fake_cupy, version):
+    cupy = fake_cupy(version)
+    streams = {1: SimpleNamespace(cuda_stream=77, device_index=1)}
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device.index])
+    arguments, built = (np.uint64(2**63), np.int32(4)), cuda.programs_built
+    cuda._launch("gather_2x2", 5, arguments, torch.bfloat16, torch.device("cuda", 1))
+    assert cupy.log == [
+        ("device", 1),
+        ("compiled", "VALUES_BFLOAT16"),
+        ("stream", 0 if version >= 14 else 1, 77),
+        ("gather_2x2", (5,), (256,), arguments),
+        ("left", "stream"),
+        ("left", "device"),
+    ]
+    cuda._launch("link_sources", 5, arguments, torch.bfloat16, torch.device("cuda", 1))
+    assert cuda.programs_built == built + 1
+    cuda._launch("link_sources", 5, arguments, torch.float16, torch.device("cuda", 1))
+    streams[0] = SimpleNamespace(cuda_stream=78, device_index=0)
+    cuda._launch("link_sources", 5, arguments, torch.bfloat16, torch.device("cuda", 0))
+    assert cuda.programs_built == built + 3
+
+
+def fail(*_):
+    raise RuntimeError("\n=====\nbroken\nsee the manual\n=====")
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"torch.version.cuda": None}, "torch was built without CUDA"),
+        ({"torch.cuda.is_available": lambda: False}, "torch finds no NVIDIA GPU.*nvidia-smi"),
+        ({"torch.cuda.is_available": fail}, "CUDA cannot be used here .RuntimeError: broken"),
+        ({"cupy": None}, "need CuPy, .*pip install cupy-cuda13x, which matches the CUDA 13.2 of this torch"),
+        ({"cupy": None, "torch.version.cuda": "12.4"}, "pip install cupy-cuda12x, which matches the CUDA 12.4"),
+        ({"cupy.cuda.runtime.getDeviceCount": fail}, "CuPy cannot use the GPU .broken.: pip install cupy-cuda13x"),
+        ({"cupy.cuda.runtime.getDeviceCount": lambda: 0}, "CuPy sees 0 of the 1 GPUs that torch sees"),
+        ({"cupy.cuda.nvrtc.getVersion": fail}, "no NVRTC .*pip install nvidia-cuda-nvrtc$"),
+        ({}, None),
+    ],
+)
+def test_an_obstacle_names_the_remedy(monkeypatch, fake_cupy, change, expected):
+    fake_cupy(14)
+    good = {"torch.version.cuda": "13.2", "torch.cuda.is_available": lambda: True, "torch.cuda.device_count": lambda: 1}
+    for name, value in (good | change).items():
+        if name == "cupy":
+            monkeypatch.setitem(sys.modules, "cupy", None)
+        else:
+            monkeypatch.setattr(name, value)
+    obstacle = cuda.obstacle()
+    assert obstacle is None if expected is None else re.search(expected, obstacle)
+
+
+# On a GPU ------------------------------------------------------------------------------------------------------
+
+
+def on_gpu(test):
+    return pytest.mark.gpu(pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")(test))
+
+
+def splat(operator: str, values, flow, importance, sigma, backend="cuda") -> tuple[torch.Tensor, torch.Tensor]:
+    keywords = {"backend": backend, "return_weight": True}
+    if operator in ("sum", "average"):
+        return (sum_splat if operator == "sum" else average_splat)(values, flow, **keywords)
+    if operator == "softmax":
+        return softmax_splat(values, flow, importance, **keywords)
+    return gaussian_splat(values, flow, importance, sigma=sigma, ewa=operator == "ewa", **keywords)
+
+
+def leaves_of(scene: Scene, dtype: torch.dtype = torch.float32, device: str = "cuda") -> list[torch.Tensor]:
+    """Return values, flow, importance and sigma; those that an operator does not take stay unused."""
+    return [tensor.to(device, dtype).requires_grad_() for tensor in (*scene, torch.tensor(0.5))]
+
+
+def both_passes(splat_them, leaves: list[torch.Tensor]) -> tuple[tuple, tuple]:
+    """Return (out, weight) and the gradients."""
+    outputs = splat_them(*leaves)
+    upstream = [torch.arange(output.numel(), device=output.device).cos().view(output.shape) for output in outputs]
+    return outputs, torch.autograd.grad(outputs, leaves, upstream, allow_unused=True)
+
+
+@on_gpu
+def test_gpu_has_no_obstacle():
+    assert cuda.obstacle() is None
+
+
+@on_gpu
+@each_operator
+@each_dtype
+def test_gpu_against_the_reference(operator, dtype):
+    for scene in SCENES.values():
+        compare(operator, scene(), dtype, "cuda")
+
+
+@on_gpu
+@each_operator
+def test_gpu_through_the_public_operators(operator):
+    scene = random_scene(2, 20, 60, 70)
+    expected = both_passes(partial(splat, operator, backend="reference"), leaves_of(scene, device="cpu"))
+    for backend in ("auto", "cuda"):
+        outputs, gradients = both_passes(partial(splat, operator, backend=backend), leaves_of(scene))
+        for got, wanted in zip((*outputs, *gradients[:3]), (*expected[0], *expected[1][:3]), strict=True):
+            assert got is wanted is None or assert_near(got.cpu(), wanted, 1e-4, backend) is None
+        if gradients[3] is not None:  # the sum of 8,400 terms of the size of the flow's
+            assert_near(gradients[3].cpu(), expected[1][3], 1e-4, "sigma", 10 * float(expected[1][1].abs().max()))
+    built = cuda.programs_built
+    both_passes(partial(splat, operator), leaves_of(random_scene(1, 7, 31, 45)))
+    assert cuda.programs_built == built  # another size compiles nothing
+
+
+@on_gpu
+@each_operator
+def test_gpu_deterministic_mode_is_equal_to_the_last_bit(deterministic, operator):
+    leaves = leaves_of(random_scene(2, 20, 150, 170, 5.0))
+    results = [both_passes(partial(splat, operator), leaves) for _ in range(5)]
+    for result in results[1:]:
+        assert_same(result, results[0])
+
+
+@on_gpu
+def test_gpu_work_is_queued_on_the_current_stream():
+    values, flow = torch.zeros(1, 4, 64, 64, device="cuda"), torch.zeros(1, 2, 64, 64, device="cuda")
+    average_splat(values, flow, backend="cuda")
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(200_000_000)  # about a tenth of a second, until when values are still 0
+        values.fill_(1.0)
+        out = average_splat(values, flow, backend="cuda")
+        torch.cuda.current_stream().synchronize()
+    assert torch.equal(out, torch.ones_like(out))
+
+
+@on_gpu
+@each_operator
+def test_gpu_a_graph_captures_it(operator):
+    """Nothing waits for the GPU, else the capture would fail; nor does a sigma that is a number."""
+    leaves = [*(leaf.detach() for leaf in leaves_of(random_scene(1, 5, 20, 30))[:3]), 0.5]
+    expected = splat(operator, *leaves)[0]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = splat(operator, *leaves)[0]
+    out.zero_()
+    graph.replay()
+    torch.testing.assert_close(out, expected)
+
+
+@on_gpu
+def test_gpu_the_last_device():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one CUDA device")
+    compare("ewa", random_scene(2, 3, 7, 9), torch.float32, f"cuda:{torch.cuda.device_count() - 1}")
+    assert torch.cuda.current_device() == 0
+
+
+@on_gpu
+@each_operator
+def test_gpu_torch_compile(deterministic, operator):
+    leaves = leaves_of(random_scene(1, 5, 20, 30))
+    compiled = torch.compile(partial(splat, operator), fullgraph=True)
+    assert_same(both_passes(compiled, leaves), both_passes(partial(splat, operator), leaves), 1e-5)
+
+
+@on_gpu
+@pytest.mark.parametrize("operator", ["sum", "average", "softmax", "round"])
+def test_gpu_gradcheck(operator):
+    """Not EWA, which holds J constant, nor the weights of softmax, which hold the maximum constant."""
+    values, flow, importance = random_scene(2, 2, 3, 4)
+    flow = flow.floor() + 0.2 + 0.3 * (flow - flow.floor())  # away from integers
+    leaves = leaves_of((values, flow, importance), torch.float64)
+    count = 2 if operator in ("sum", "average") else 1
+    assert torch.autograd.gradcheck(lambda *leaves: splat(operator, *leaves)[:count], leaves, nondet_tol=1e-12)
