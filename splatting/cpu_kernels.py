@@ -388,12 +388,11 @@ def _write(total, peak, b, first, last, pad, channel, count, normalise, out, wei
                 weight[b, 0, y, x0 + j] = w
                 if largest.shape[0] > 0:
                     largest[b, 0, y, x0 + j] = peak[y - first + pad, x0 + pad + j]
-                scale[j] = number(1)
-                if normalise:
-                    scale[j] = number(1) / w if w > 0 else number(0)
-            for j in range(n):
-                for c in range(count):
-                    sums[j, c] *= scale[j]
+                scale[j] = number(1) / w if w > 0 else number(0)
+            if normalise:
+                for j in range(n):
+                    for c in range(count):
+                        sums[j, c] *= scale[j]
             _store(sums, b, y, x0, n, channel, count, out)
 
 
