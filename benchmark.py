@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import re
-import resource
 import shlex
 import sys
 import time
@@ -95,12 +94,16 @@ def measure(work: Callable[[], object], repeats: int, device: torch.device) -> d
     return {"seconds": seconds, "peak_memory_mb": peak_memory_mb(device)}
 
 
-def peak_memory_mb(device: torch.device) -> float:
-    """Return the peak memory, MB: of the GPU's allocator since it was reset, else of this process so far."""
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Return the peak memory, MB: of the GPU's allocator since it was reset, else of this process; None: untold."""
     import torch
 
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
     # Linux counts in KiB, macOS in bytes.
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e3 if sys.platform == "linux" else 1e6)
 

@@ -31,6 +31,7 @@ BAND_BYTES = 1 << 21
 MAX_CHANNELS = 64
 # Below this many multiplications waking the other threads costs more than they save.
 SMALLEST_SHARE = 200_000
+MAX_THREADS = 256
 # How often a thread comes for more tasks.
 CHUNKS = 4
 # Scratch memory of the backward pass; larger batches go in several rounds.
@@ -90,7 +91,7 @@ def backward(
     flow: Tensor,
     importance: Tensor | None,
     sigma: Tensor | None,
-    out: Tensor,
+    out: Tensor | None,
     weight: Tensor,
     largest: Tensor,
     ewa: bool,
@@ -119,12 +120,12 @@ def backward(
         grad_mass = np.empty((items, height, width), grad_total.dtype)
         threads = _num_threads(items * height * width * (channels + 1) * landing.taps)
         tasks = _share(items, height, max(1, -(-items * height // (CHUNKS * threads))))
-        outer = (part(grad_out), part(grad_weight), part(out), part(weight))
+        outer = (part(grad_out), part(grad_weight), part(out if normalise and any(needs[1:]) else None), part(weight))
         _run(kernels.weigh_gradients, tasks, threads, *outer, normalise, grad_total, grad_mass)
 
         scale = (1.0, 0.0) if sigma is None else (float(sigma), EWA_VARIANCE_FLOOR if ewa else 0.0)
         sigmas = _array(grad_sigma[start : start + size])
-        arguments = (landing.points, landing.conic, part(largest), grad_total, grad_mass, *scale)
+        arguments = (landing.points, landing.conic, part(largest), grad_total, grad_mass, *scale, any(needs[1:]))
         results = (part(grad_values), part(grad_flow), part(grad_z), sigmas)
         _run(kernels.gather_gradients, tasks, threads, source, z, *arguments, *results)
     gradients = (grad_values.to(values.dtype), grad_flow, grad_z, grad_sigma.sum())
@@ -215,13 +216,16 @@ def _run(kernel: Callable, tasks: np.ndarray, threads: int, *arguments: object) 
                 return
             kernel(chunk, *arguments)
 
-    others = [_pool(os.getpid(), torch.get_num_threads()).submit(work) for _ in range(threads - 1)]
+    others = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]
     work()
     for other in others:
         other.result()
 
 
 @functools.cache
-def _pool(process: int, threads: int) -> ThreadPoolExecutor:
-    """Return the threads of a process: those of a parent do not survive a fork, so the process is in the key."""
-    return ThreadPoolExecutor(threads - 1, thread_name_prefix="splatting")
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Return the threads of a process: those of a parent do not survive a fork, so the process is in the key.
+
+    They are started as they are needed, so the number here is only their limit.
+    """
+    return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="splatting")

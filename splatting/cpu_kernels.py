@@ -4,9 +4,7 @@ Each kernel takes the arrays of a whole batch and a list of tasks (item, first r
 share out the tasks never write the same element, and every sum has one order whatever their number.
 
 S is the summing type (float32 or float64), P the padding, px, that keeps taps outside the picture inside the buffers,
-T the number of taps of a source (2 x 2 bilinear, 4 x 4 Gaussian). Arrays of both layouts, channels first and channels
-last, come as (B, C, H, W) views.
-
+T the number of taps of a source (2 x 2 bilinear, 4 x 4 Gaussian). Arrays of both layouts come as (B, C, H, W) views.
 All is in one file: Numba's cache notices a change of the file that a kernel is in, not of what it imports.
 """
 
@@ -30,6 +28,9 @@ GONE = -(1 << 30)
 # Sums may be reordered so that they run on vectors; NaN and infinity keep their meaning.
 _OPTIONS = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
 _EXACT_OPTIONS = {**_OPTIONS, "fastmath": {"contract"}}
+# Repeated here so that a change of theirs is one of this file, and Numba's cache notices.
+assert (EWA_MIN_STRETCH, EWA_MAX_STRETCH, EWA_VARIANCE_FLOOR) == (0.5, 2.5, 1e-4)
+assert (MARGIN_PX, MAX_DERIVATIVE, MIN_TAP_WEIGHT) == (4, 1e6, 1e-30)
 # ln of the weight below which a tap does not exist
 _LOG_MIN_TAP_WEIGHT = math.log(MIN_TAP_WEIGHT)
 
@@ -39,11 +40,8 @@ _LOG_MIN_TAP_WEIGHT = math.log(MIN_TAP_WEIGHT)
 
 @njit(**_OPTIONS)
 def _is_valid(flow, z, b, y, x):
-    return (
-        np.isfinite(flow[b, 0, y, x])
-        and np.isfinite(flow[b, 1, y, x])
-        and (z.shape[0] == 0 or np.isfinite(z[b, 0, y, x]))
-    )
+    known = np.isfinite(flow[b, 0, y, x]) and np.isfinite(flow[b, 1, y, x])
+    return known and (z.shape[0] == 0 or np.isfinite(z[b, 0, y, x]))
 
 
 @njit(**_OPTIONS)
@@ -56,7 +54,7 @@ def land(tasks, flow, z, low, high, column, row, fx, fy, top, bottom):
         low, high: offsets of the first and the last tap.
         column, row: (B, H, W) int32, written: the pixel up and left of the landing point; row GONE where no tap is
             inside the picture.
-        fx, fy: (B, H, W) S in [0, 1), written: the rest of the way.
+        fx, fy: (B, H, W) S in [0, 1], written: the rest of the way (1 where it rounds to it).
         top, bottom: (B, H, tiles) int32, written: smallest and largest row of each tile's sources that arrive.
     """
     height, width = flow.shape[2:]
@@ -89,7 +87,7 @@ def land(tasks, flow, z, low, high, column, row, fx, fy, top, bottom):
                 top[b, y, tile], bottom[b, y, tile] = first, last
 
 
-@njit(**_OPTIONS)
+@njit(**_EXACT_OPTIONS)
 def make_conics(tasks, flow, z, sigma, ewa, conic):
     """Write each source's Gaussian as conic (4, B, H, W) S: a, b, c, s of s exp(-(a dx^2 + b dy^2)/2 - c dx dy).
 
@@ -100,6 +98,7 @@ def make_conics(tasks, flow, z, sigma, ewa, conic):
     one, half, two_pi = number(1), number(0.5), number(2 * math.pi)
     sigma, floor = number(sigma), number(EWA_VARIANCE_FLOOR)
     least, most = number(EWA_MIN_STRETCH), number(EWA_MAX_STRETCH)
+    nothing = number(1e-18)  # far from where its inverse overflows
     slopes = np.zeros((4, width), flow.dtype)
     for t in range(tasks.shape[0]):
         item = tasks[t, 0]
@@ -118,8 +117,8 @@ def make_conics(tasks, flow, z, sigma, ewa, conic):
                 g, h = (yx + xy) * half, (yx - xy) * half
                 rotation, reflection = math.sqrt(e * e + h * h), math.sqrt(f * f + g * g)
                 product = rotation * reflection
-                # Where one of them is 0 both singular values agree, and the angle is of no account.
-                inverse = one / product if product > 0 else number(0)
+                # Where one of them vanishes both singular values agree, and the angle is of no account.
+                inverse = one / product if product > nothing else number(0)
                 cos, sin = (e * f - g * h) * inverse, (e * g + f * h) * inverse
                 variance_1 = sigma * min(max(rotation + reflection, least), most)
                 variance_2 = sigma * min(max(abs(rotation - reflection), least), most)
@@ -318,15 +317,9 @@ def _weigh(column, row, b, y, x0, n, z, conic, first, last, side, pad, peak, sin
                     exponents[side * ky + kx, j] += min(importance - line[kx], number(0))
     _exponentiate(exponents, n, single, power, power.view(np.float32))
     for k in range(side * side):
-        tap = taps[k]
-        if side == 4:
-            scale = conic[3, b, y, x0 : x0 + n]
-            for j in range(n):
-                tap[j] *= scale[j]
-        else:
-            factor = exponents[k]
-            for j in range(n):
-                tap[j] *= factor[j]
+        tap, factor = taps[k], conic[3, b, y, x0 : x0 + n] if side == 4 else exponents[k]
+        for j in range(n):
+            tap[j] *= factor[j]
 
 
 @njit(**_OPTIONS)
@@ -364,13 +357,16 @@ def _add(column, row, b, y, x0, n, first, last, side, pad, taps, tile, total):
             # Two neighbours at a time: the source is read once for both.
             for kx in range(0, side, 2):
                 w_left, w_right = taps[side * ky + kx, j], taps[side * ky + kx + 1, j]
-                if w_left == 0 and w_right == 0:
-                    continue
                 at = column[b, y, x] + pad + low + kx
                 left, right = line[at], line[at + 1]
-                for c in range(source.shape[0]):
-                    left[c] += w_left * source[c]
-                    right[c] += w_right * source[c]
+                if w_left != 0 and w_right != 0:
+                    for c in range(source.shape[0]):
+                        left[c] += w_left * source[c]
+                        right[c] += w_right * source[c]
+                elif w_left != 0 or w_right != 0:  # nothing arrives at the other, not even a NaN
+                    w, only = (w_left, left) if w_left != 0 else (w_right, right)
+                    for c in range(source.shape[0]):
+                        only[c] += w * source[c]
 
 
 @njit(**_OPTIONS)
@@ -427,45 +423,43 @@ def weigh_gradients(tasks, grad_out, grad_weight, out, weight, normalise, grad_t
     out = N / D:  dL/dN = G / D,  dL/dD = g - (G . out) / D;  where nothing arrives dL/dN = 0, dL/dD = g.
 
     Args:
-        grad_out, out: (B, C, H, W) S, G and out.  weight: (B, 1, H, W) S, D.
+        grad_out: (B, C, H, W) S, G.  weight: (B, 1, H, W) S, D.
+        out: (B, C, H, W) S, or (0, 1, 1, 1): not normalised, or dL/dD is not wanted.
         grad_weight: (B, 1, H, W) S, g, or (0, 1, 1, 1) for none.
         grad_total: (B, H, W, C) S, written, dL/dN.  grad_mass: (B, H, W) S, written, dL/dD.
     """
-    count, _, width = out.shape[1:]
-    number = out.dtype.type
-    channels_last = grad_out.strides[1] < grad_out.strides[3]
-    scale, dot = np.empty(TILE, out.dtype), np.empty(TILE, out.dtype)
+    count, _, width = grad_out.shape[1:]
+    number = grad_out.dtype.type
+    upstream, mean = np.empty((TILE, count), grad_out.dtype), np.zeros((TILE, count), grad_out.dtype)
     for t in range(tasks.shape[0]):
         b = tasks[t, 0]
         for y in range(tasks[t, 1], tasks[t, 2]):
             for x0 in range(0, width, TILE):
                 n = min(TILE, width - x0)
-                for j in range(n):
-                    scale[j], dot[j] = number(1), number(0)
-                    if normalise:
-                        w = weight[b, 0, y, x0 + j]
-                        scale[j] = number(1) / w if w > 0 else number(0)
-                if channels_last:
-                    for j in range(n):
-                        for c in range(count):
-                            g = grad_out[b, c, y, x0 + j] * scale[j]
-                            grad_total[b, y, x0 + j, c] = g
-                            dot[j] += g * out[b, c, y, x0 + j]
-                else:
-                    for c in range(count):
-                        for j in range(n):
-                            g = grad_out[b, c, y, x0 + j] * scale[j]
-                            grad_total[b, y, x0 + j, c] = g
-                            dot[j] += g * out[b, c, y, x0 + j]
+                _load(grad_out, b, y, x0, n, 0, count, upstream)
+                if out.shape[0] > 0:
+                    _load(out, b, y, x0, n, 0, count, mean)
                 for j in range(n):
                     mass = grad_weight[b, 0, y, x0 + j] if grad_weight.shape[0] > 0 else number(0)
-                    grad_mass[b, y, x0 + j] = mass - dot[j] if normalise else mass
+                    w = weight[b, 0, y, x0 + j]
+                    total, source, average = grad_total[b, y, x0 + j], upstream[j], mean[j]
+                    if normalise and w == 0:
+                        # What comes back to a hole, NaN included, goes no further.
+                        total[:] = 0
+                    else:
+                        scale, dot = number(1) / w if normalise else number(1), number(0)
+                        for c in range(count):
+                            g = source[c] * scale
+                            total[c] = g
+                            dot += g * average[c]
+                        mass -= dot
+                    grad_mass[b, y, x0 + j] = mass
 
 
 @njit(**_OPTIONS)
 def gather_gradients(
-    tasks, values, z, landing, conic, largest, grad_total, grad_mass, sigma, floor, grad_values, grad_flow, grad_z,
-    grad_sigma,
+    tasks, values, z, landing, conic, largest, grad_total, grad_mass, sigma, floor, weights_too, grad_values, grad_flow,
+    grad_z, grad_sigma,
 ):  # fmt: skip
     """Gather the gradients of the source rows that the tasks name.
 
@@ -473,6 +467,7 @@ def gather_gradients(
         values, z, landing, conic, largest: as in `splat_bands`.
         grad_total, grad_mass: (B, H, W, C), (B, H, W) S, as `weigh_gradients` wrote them.
         sigma, floor: the Gaussian's sigma, px, and what EWA adds to its variance, px^2.
+        weights_too: other gradients than those of the values are wanted; else they are not written.
         grad_values: (B, C, H, W) S, written.  grad_flow: (B, 2, H, W) S, written.
         grad_z: (B, 1, H, W) S, written; (0, 1, 1, 1) without importance.
         grad_sigma: (B, H, W) S, written: each source's part; (0, 1, 1) for the bilinear footprint.
@@ -492,12 +487,13 @@ def gather_gradients(
                 _footprint(fx, fy, conic, b, y, x0, n, taps)
                 _decay(column, row, b, y, x0, n, z, conic, largest, side, single, power, taps, decay)
                 _load(values, b, y, x0, n, 0, count, tile)
-                _dot(column, row, b, y, x0, n, side, taps, decay, tile, grad_total, grad_mass, dots, grad_tile)
-                if gaussian:
+                sums = (grad_total, grad_mass)
+                _dot(column, row, b, y, x0, n, side, taps, decay, tile, sums, weights_too, dots, grad_tile)
+                if weights_too and gaussian:
                     _gaussian_gradients(
                         row, fx, fy, conic, b, y, x0, n, taps, dots, sigma, floor, grad_flow, grad_z, grad_sigma
                     )
-                else:
+                elif weights_too:
                     _bilinear_gradients(row, fx, fy, b, y, x0, n, taps, decay, dots, grad_flow, grad_z)
                 _store(grad_tile, b, y, x0, n, 0, count, grad_values)
 
@@ -532,8 +528,9 @@ def _decay(column, row, b, y, x0, n, z, conic, largest, side, single, power, tap
 
 
 @njit(**_OPTIONS)
-def _dot(column, row, b, y, x0, n, side, taps, decay, tile, grad_total, grad_mass, dots, grad_tile):
+def _dot(column, row, b, y, x0, n, side, taps, decay, tile, sums, weights_too, dots, grad_tile):
     """Write dL/dw = dL/dN . v + dL/dD of every tap as dots (T, n), and dL/dv = sum of w dL/dN as grad_tile (n, C)."""
+    grad_total, grad_mass = sums
     low = -(side // 2 - 1)
     for j in range(n):
         x = x0 + j
@@ -546,6 +543,10 @@ def _dot(column, row, b, y, x0, n, side, taps, decay, tile, grad_total, grad_mas
             w = taps[k, j] * decay[k, j]
             r, c = row[b, y, x] + low + k // side, column[b, y, x] + low + k % side
             target = grad_total[b, r, c]
+            if not weights_too:
+                for i in range(source.shape[0]):
+                    gradient[i] += w * target[i]
+                continue
             dot = grad_mass[b, r, c]
             for i in range(source.shape[0]):
                 dot += target[i] * source[i]

@@ -7,6 +7,10 @@ Three backends: "reference" (`reference.py`, plain torch, the definition), and "
 behind `fused.py`. `reference.py` and `fused.py` have the four operators with the same names and arguments, each
 returning (output, weight); a backend's module has `obstacle()`, which returns None where the backend can run and
 otherwise one sentence that says why not and what to do about it.
+
+Values are taken to be finite where the flow is: NaN and infinity spread to what their source touches, and whether taps
+of weight exactly 0 count as touching differs between backends. Under torch.compile a wrong argument is still told, but
+inside an error of the compiler.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ import functools
 import importlib
 import logging
 import math
+import numbers
 from types import ModuleType
 
 import torch
@@ -27,8 +32,11 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", "cpu", "cuda")
 WEIGHTINGS = ("exp", "gaussian")
-# The square of this is far from overflow in float32, and its exponential is as dead as that of infinity.
-_LARGEST_SCALED_IMPORTANCE = 1e15
+# The squares of these are just far enough from overflow; larger scaled importances would tie.
+_LARGEST_SCALED_IMPORTANCE = {torch.float32: 1e18, torch.float64: 1e150}
+# Narrower Gaussians than EWA's floor, and wider ones than any picture, end in overflows.
+SIGMA_RANGE_PX = (1e-3, 1e3)
+FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _announced: set[str] = set()
 
@@ -100,8 +108,8 @@ def gaussian_splat(
         values: (B, C, H, W), float16, bfloat16, float32 or float64; half precision is summed in float32.
         flow: (B, 2, H, W) px. A source whose flow is not finite, or that lands outside, contributes nothing.
         importance: (B, 1, H, W). A source whose importance is not finite contributes nothing.
-        sigma: standard deviation in px, > 0: a number, or a tensor with one element where it is learned. The
-            4 x 4 taps hold Gaussians up to about 0.65.
+        sigma: standard deviation in px: a number from .001 to 1000, or a tensor with one element where it is learned
+            (not checked). The 4 x 4 taps hold Gaussians up to about 0.65.
         ewa: stretch the footprint with the flow.
         backend: "auto", "reference" (plain torch, any device), "cpu" or "cuda".
         return_weight: also return the denominator.
@@ -125,6 +133,9 @@ def gaussian_splat(
             raise ValueError(f"sigma: expected a tensor on {values.device}, got {sigma.device}")
     else:
         _check_positive("sigma", sigma)
+        if not SIGMA_RANGE_PX[0] <= sigma <= SIGMA_RANGE_PX[1]:
+            raise ValueError(f"sigma: expected {SIGMA_RANGE_PX[0]:g} to {SIGMA_RANGE_PX[1]:g} px, got {sigma}")
+        sigma = float(sigma)
     operators = _choose_backend(backend, values)
     result = operators.gaussian_splat(values, flow, importance, sigma=sigma, ewa=ewa)
     return _result(result, return_weight)
@@ -177,7 +188,8 @@ def _gaussian_log_weight(importance: Tensor, weight_sigma: float) -> Tensor:
     importance = importance.to(torch.promote_types(importance.dtype, torch.float32))
     finite = importance.isfinite()
     scaled = torch.where(finite, importance, 0.0) / weight_sigma
-    scaled = scaled.clamp(-_LARGEST_SCALED_IMPORTANCE, _LARGEST_SCALED_IMPORTANCE)
+    limit = _LARGEST_SCALED_IMPORTANCE[importance.dtype]
+    scaled = scaled.clamp(-limit, limit)
     # What is not finite stays so: the backends leave such a source out.
     return torch.where(finite, -0.5 * scaled.square(), math.nan)
 
@@ -256,12 +268,12 @@ def _check_tensor(name: str, tensor: Tensor, expected: str) -> None:
         raise ValueError(f"{name}: expected a tensor {expected}, got {type(tensor).__name__}")
     if tensor.ndim != 4:
         raise ValueError(f"{name}: expected {expected}, got {tuple(tensor.shape)}")
-    if not tensor.is_floating_point():
-        raise ValueError(f"{name}: expected a floating-point tensor, got {tensor.dtype}")
+    if tensor.dtype not in FLOATING_POINT:
+        raise ValueError(f"{name}: expected a floating-point tensor of 16, 32 or 64 bits, got {tensor.dtype}")
 
 
 def _check_positive(name: str, number: float) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, float)):
+    if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise ValueError(f"{name}: expected a number > 0, got {type(number).__name__}")
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name}: expected a number > 0, got {number}")

@@ -14,11 +14,13 @@ Such a module has `obstacle()`, as `functional.py` describes it, and
     flow        (B, 2, H, W) in the summing type: float64 where values are, else float32
     importance  (B, 1, H, W) summing type, the exponent z; None for average and sum
     sigma       () summing type, on the same device; None: bilinear footprint, else Gaussian
-    out         (B, C, H, W) like values, with the strides that `_out_format` says
+    out         (B, C, H, W) like values, with the strides that `_out_format` says; in backward None where it is of no
+                account: not normalised, or only the weight has a gradient
     weight      (B, 1, H, W) summing type, the sum of the weights
     largest     (B, 1, H, W) summing type, largest z of what arrives, -inf where nothing does; (0,) without importance
 
-A second derivative is not defined; `reference.py` has one.
+Second derivatives, forward-mode derivatives and the transforms of torch.func are not defined; for those take
+`backend="reference"`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,7 @@ _FORWARD = (
     " -> (Tensor, Tensor, Tensor)"
 )
 _BACKWARD = (
-    "(Tensor grad_out, Tensor? grad_weight, Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, Tensor out,"
+    "(Tensor grad_out, Tensor? grad_weight, Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, Tensor? out,"
     " Tensor weight, Tensor largest, bool ewa, bool normalise, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -109,7 +111,7 @@ def splat_backward(
     flow: Tensor,
     importance: Tensor | None,
     sigma: Tensor | None,
-    out: Tensor,
+    out: Tensor | None,
     weight: Tensor,
     largest: Tensor,
     ewa: bool,
@@ -157,14 +159,17 @@ def _setup_context(ctx, inputs, output) -> None:
     out, weight, largest = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(largest)
-    ctx.save_for_backward(values, flow, importance, sigma, out, weight, largest)
+    # A sum does not look back at its output, which the caller may then change.
+    ctx.save_for_backward(values, flow, importance, sigma, out if ctx.normalise else None, weight, largest)
 
 
 def _backward(ctx, grad_out, grad_weight, _):
-    saved = ctx.saved_tensors
+    values, flow, importance, sigma, out, weight, largest = ctx.saved_tensors
     if grad_out is None:
-        grad_out = torch.zeros_like(saved[4])  # out
+        # Then the output is of no account either.
+        grad_out, out = torch.zeros_like(values), None
     needs = list(ctx.needs_input_grad[:4])
+    saved = (values, flow, importance, sigma, out, weight, largest)
     gradients = splat_backward(grad_out, grad_weight, *saved, ctx.ewa, ctx.normalise, needs)
     gradients = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
     return *gradients, None, None

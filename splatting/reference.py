@@ -34,7 +34,7 @@ class Landing(NamedTuple):
 
     column: Tensor  # (B, H, W) int64
     row: Tensor  # (B, H, W) int64
-    fx: Tensor  # (B, H, W) in [0, 1), differentiable
+    fx: Tensor  # (B, H, W) in [0, 1], 1 where it rounds to it, differentiable
     fy: Tensor  # (B, H, W)
     valid: Tensor  # (B, H, W) bool: the flow and the importance are finite
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import evaluate
+from data.media import write_image
 from training.splat_comparison import MAGNIFICATION, compare_splats, lens_flow, pull_back
 
 
@@ -60,3 +61,16 @@ def test_the_sheet_and_the_table_are_written(tmp_path, photograph, capsys):
 def test_a_picture_that_is_not_there(tmp_path, capsys):
     assert evaluate.main(["splats", "--image", str(tmp_path / "none.png")]) == 2
     assert "none.png" in capsys.readouterr().err
+
+
+def test_a_picture_that_every_operator_renders_without_error(tmp_path):
+    black = torch.zeros(3, 40, 40)
+    write_image(tmp_path / "black.png", black)
+    assert evaluate.main(["splats", "--image", str(tmp_path / "black.png"), "--out", str(tmp_path / "out")]) == 0
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert {row["psnr_db"] for row in rows} == {100.0}
+
+
+def test_a_sigma_out_of_range(tmp_path, photograph, capsys):
+    assert evaluate.main(["splats", "--image", str(photograph), "--sigma", "1e-25", "--out", str(tmp_path / "o")]) == 2
+    assert "--sigma" in capsys.readouterr().err

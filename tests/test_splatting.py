@@ -82,6 +82,13 @@ def test_softmax_gaussian_weighting_by_hand():
     torch.testing.assert_close(out, plane([[0.0, 0.0, expected]]))
 
 
+def test_gaussian_weighting_tells_large_importances_apart():
+    values = plane([[1.0, 2.0]])
+    flow = torch.tensor([[[[1.0, 0.0]], [[0.0, 0.0]]]])
+    out = softmax_splat(values, flow, plane([[3e17, 2e16]]), weighting="gaussian")
+    assert torch.equal(out, plane([[0.0, 2.0]]))
+
+
 def test_gaussian_by_hand():
     # A lone source lands at x = 2.25, y = 1; its taps are columns 1 .. 4 and rows 0 .. 3.
     values, flow = torch.full((1, 1, 5, 7), 3.0), torch.full((1, 2, 5, 7), math.nan)
@@ -306,6 +313,11 @@ GOOD = {"values": (2, 3, 4, 5), "flow": (2, 2, 4, 5), "importance": (2, 1, 4, 5)
             r"values: expected a floating.*got torch.uint8",
         ),
         ("values", None, r"values: expected a tensor .*, got NoneType"),
+        (
+            "values",
+            torch.zeros(2, 3, 4, 5).to(torch.float8_e4m3fn),
+            r"values: expected a floating.*got torch.float8_e4m3fn",
+        ),
         ("flow", torch.zeros(2, 2, 5, 4), r"flow: expected \(2, 2, 4, 5\).*, got \(2, 2, 5, 4\)"),
         ("flow", torch.zeros(2, 3, 4, 5), r"flow: expected \(2, 2, 4, 5\).*, got \(2, 3, 4, 5\)"),
         ("flow", torch.zeros(2, 2, 4, 5, dtype=torch.int64), r"flow: expected a floating-point.*torch.int64"),
@@ -333,6 +345,7 @@ def test_a_wrong_tensor_is_named(name, bad, message):
         (softmax_splat, {"weight_sigma": 0.0}, "weight_sigma: expected a number > 0, got 0.0"),
         (gaussian_splat, {"sigma": -1}, "sigma: expected a number > 0, got -1"),
         (gaussian_splat, {"sigma": math.nan}, "sigma: expected a number > 0, got nan"),
+        (gaussian_splat, {"sigma": 1e-25}, "sigma: expected 0.001 to 1000 px, got 1e-25"),
         (
             gaussian_splat,
             {"sigma": torch.ones(2)},

@@ -112,7 +112,7 @@ __device__ inline Place place_in(unsigned tile, int height, int width)
 struct Landing {
     bool valid;       // the flow and the importance are finite
     int column, row;  // the pixel up and left of p + flow(p)
-    Sum fx, fy;       // the rest of the way, in [0, 1)
+    Sum fx, fy;       // the rest of the way, in [0, 1]
 };
 
 __device__ inline bool is_valid(
