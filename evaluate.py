@@ -2,11 +2,13 @@
 
 frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and what any of them must beat
 splats    one picture under a strong smooth flow, by each splatting operator, side by side
+data      clip sets side by side: how much moves at which frequency, number of clips, confidence
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 import shlex
 import sys
@@ -34,9 +36,10 @@ DEFAULT_OUT = Path("outputs/evaluate")
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
     parser = Parser(description=__doc__, raw_description=True)
-    tables = parser.add_subparsers(dest="table", required=True, metavar="frames|splats")
+    tables = parser.add_subparsers(dest="table", required=True, metavar="frames|splats|data")
     _add_frames(tables)
     _add_splats(tables)
+    _add_data(tables)
     args = parser.parse_args(argv)
     args.command = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     return args.make_table(args)
@@ -161,13 +164,14 @@ def _add_splats(tables: argparse._SubParsersAction) -> None:
     group = parser.add_argument_group("what is splatted")
     group.add_argument("--image", type=Path, required=True, metavar="FILE", help="a picture")
     group.add_argument("--size", type=positive_int, default=256, metavar="PX", help="its long side")
-    group.add_argument("--sigma", type=positive_float, default=0.45, metavar="PX", help="of the Gaussian footprints")
+    group.add_argument("--sigma", type=positive_float, metavar="PX", help="of the Gaussian footprints; default: .45")
     add_shared_flags(parser, "out", out={"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/splats"})
 
 
 def make_splats_table(args: argparse.Namespace) -> int:
     """Write splats.png and the table to --out."""
     from data.media import read_image
+    from splatting.functional import DEFAULT_SIGMA_PX
     from training.metrics import write_results
     from training.splat_comparison import MAGNIFICATION, compare_splats, write_sheet
 
@@ -175,15 +179,79 @@ def make_splats_table(args: argparse.Namespace) -> int:
     if out.is_file():
         raise UsageError(f"--out {out}: is a file; name a folder")
     image = read_image(args.image, max_side=args.size)
-    rows, pictures = compare_splats(image[None], args.sigma)
+    sigma = args.sigma or DEFAULT_SIGMA_PX
+    try:
+        rows, pictures = compare_splats(image[None], sigma)
+    except ValueError as error:
+        raise UsageError(f"--sigma {sigma}: {error}") from None
     notes = [
         f"data: {args.image} at {tuple(image.shape[-2:])} px, under a lens that enlarges its middle {MAGNIFICATION} "
-        f"times and twists it; importance: length of the flow; Gaussian sigma {args.sigma} px",
+        f"times and twists it; importance: length of the flow; Gaussian sigma {sigma} px",
         "psnr_db: where something arrives, against the picture sampled (bicubic) at the inverse of the flow",
         f"command: {args.command}",
     ]
     print(write_results(out, rows, title="Splats of one picture", notes=notes))
     write_sheet(out / "splats.png", rows, pictures)
+    logger.info("written to %s", out)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------- data
+
+
+def _add_data(tables: argparse._SubParsersAction) -> None:
+    parser = tables.add_parser("data", help="clip sets side by side: mean amplitude per bin, clips, confidence")
+    parser.set_defaults(make_table=make_data_table)
+    group = parser.add_argument_group("what is measured")
+    data_help = "clip sets of prepare_data.py; ratios are to the first"
+    group.add_argument("--data", type=Path, nargs="+", required=True, metavar="SET", help=data_help)
+    group.add_argument("--split", choices=("train", "test", "all"), default="train", help="kept clips of this split")
+    group.add_argument("--clips", type=positive_int, metavar="N", help="only N clips of each set, drawn by --seed")
+    add_shared_flags(parser, "seed", "out", out={"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/data"})
+
+
+def make_data_table(args: argparse.Namespace) -> int:
+    """Measure the sets, print the tables of bins and of sets, and write them to --out and --out/sets."""
+    from tqdm import tqdm
+
+    from data.clips import ClipSet
+    from training.metrics import write_results
+    from training.set_comparison import bin_rows, choose_rows, column_names, disagreement, measure_set
+
+    # Early checks
+    out = check_writable(args.out or DEFAULT_OUT / "data")
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; name a folder")
+    clip_sets = [ClipSet(folder) for folder in args.data]
+    try:
+        names = column_names(args.data)
+    except ValueError as error:
+        raise UsageError(f"--data: {error}; name each once") from error
+    split = None if args.split == "all" else args.split
+    chosen = [choose_rows(clip_set, split, args.clips, args.seed) for clip_set in clip_sets]
+
+    # Measure
+    sets = []
+    for name, clip_set, rows in zip(names, clip_sets, chosen, strict=True):
+        bar = functools.partial(tqdm, desc=name, unit="clip", disable=None, dynamic_ncols=True)
+        sets.append(measure_set(name, clip_set, rows, bar))
+    periods = {figures.period_s for figures in sets}
+    if len(periods) > 1:
+        raise UsageError(f"--data: the sets have different periods, {sorted(periods)} s; their bins do not compare")
+
+    # Write
+    table, summary = bin_rows(sets), [figures.summary() for figures in sets]
+    notes = [
+        f"data: {', '.join(map(str, args.data))}, split {args.split}, kept clips: "
+        + ", ".join(f"{row['row']} {row['clips']} of {row['source_files']} source files" for row in summary),
+        "amplitude: |S_k| over both directions (bin 0: the drift), px of the motion grid; mean over the pixels of a "
+        "clip weighted by confidence, then mean (and median) over clips",
+        *disagreement(table, sets),
+        f"seed {args.seed} (choice of clips); computed on the CPU",
+        f"command: {args.command}",
+    ]
+    print(write_results(out / "sets", summary, title="Clip sets", notes=notes[:1] + notes[-2:]))
+    print(write_results(out, table, title="Mean amplitude per bin", notes=notes))
     logger.info("written to %s", out)
     return 0
 

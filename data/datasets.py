@@ -6,6 +6,8 @@ number of processes and a resumed run change no sample.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 import multiprocessing
 import os
@@ -14,15 +16,18 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from motion.flow import resize_flow, resize_spectrum
 from motion.spectrum import NUM_BINS, PERIOD_S, mean_displacement
 
+from .augmentation import choose_box as choose_box
+from .augmentation import draw_geometry, jitter_colours
+from .augmentation import flip_spectrum as flip_spectrum
+from .augmentation import reverse_spectrum as reverse_spectrum
 from .clips import (
     KEPT,
     PAIRS_ONLY,
@@ -37,17 +42,13 @@ from .clips import (
     motion_figures,
     write_clip,
 )
-from .media import resize_image
 
 WeightedSets = Sequence[tuple[ClipSet, float]]
 
-# a crop's share of the largest box that fits, by area
-CROP_AREA = (0.4, 1.0)
-# a crop may be this much wider or narrower than the sample it fills (natural logarithm of the ratio)
-ASPECT_JITTER = 0.1
+# weights above this are a slip of the finger: an epoch would have no end
+LARGEST_WEIGHT = 1000.0
 # a rendering crop is at most this much larger or smaller than the sample (natural logarithm of the side)
 RENDERING_ZOOM = 0.25
-COLOUR_JITTER = 0.15
 # one in this many rendered scenes is a test scene
 TEST_EVERY = 20
 _SEEDS_A_SET = 1_000_000
@@ -57,54 +58,119 @@ _SEEDS_A_SET = 1_000_000
 
 
 def parse_set_flags(flags: Iterable[str | Path]) -> list[tuple[ClipSet, float]]:
-    """Open the sets of `--data SETA SETB:0.3`: a folder each, with a weight after a colon (1 without)."""
-    sets = []
+    """Open the sets of `--data SETA SETB:0.3`: a folder each, with a weight after a colon (1 without).
+
+    Raises:
+        ClipSetError: not a set, a bad weight, a set named twice, or a source that one set trains on and another tests.
+    """
+    sets: list[tuple[ClipSet, float]] = []
     for flag in map(str, flags):
-        folder, weight = flag, 1.0
-        head, colon, tail = flag.rpartition(":")
-        if colon and not Path(flag).is_dir():
-            try:
-                folder, weight = head, float(tail)
-            except ValueError:
-                folder = flag
-        if not (weight > 0 and math.isfinite(weight)):
-            raise ClipSetError(f"--data {flag}: the weight after the colon must be above 0")
-        sets.append((ClipSet(folder), weight))
+        folder, weight = _split_weight(flag)
+        clip_set = ClipSet(folder)
+        if any(clip_set.folder.resolve() == other.folder.resolve() for other, _ in sets):
+            raise ClipSetError(f"--data {flag}: named twice; name a set once, SET:2 doubles its clips")
+        sets.append((clip_set, weight))
+    _check_sources([clip_set for clip_set, _ in sets])
     return sets
+
+
+def _split_weight(flag: str) -> tuple[str, float]:
+    head, colon, tail = flag.rpartition(":")
+    if not colon or Path(flag).is_dir():  # a folder may have a colon in its name
+        return flag, 1.0
+    if not head:
+        raise ClipSetError(f"--data {flag}: names no set before the colon; right: SET or SET:WEIGHT")
+    try:
+        weight = float(tail)
+    except ValueError:
+        raise ClipSetError(
+            f"--data {flag}: not a clip set, and {tail!r} is no weight; right: SET or SET:WEIGHT, such as {head}:0.3"
+        ) from None
+    if not 0 < weight <= LARGEST_WEIGHT:
+        raise ClipSetError(
+            f"--data {flag}: the weight after the colon must be above 0 and at most {LARGEST_WEIGHT:.0f}"
+        )
+    return head, weight
+
+
+def _check_sources(sets: Sequence[ClipSet]) -> None:
+    """Refuse sets of which one trains on a source that another tests with: held-out figures would mean nothing."""
+    used = (KEPT, PAIRS_ONLY)
+    for tested in sets:
+        held_out = {row.source for row in tested.rows("test", status=used)}
+        for clip_set in sets:
+            rows = clip_set.rows("train", status=used) if clip_set is not tested else []
+            source = next((row.source for row in rows if row.source in held_out), None)
+            if source is not None:
+                raise ClipSetError(
+                    f"--data: {source} is a training clip in {clip_set.folder} and a test clip in {tested.folder}; "
+                    "give it the same split in both"
+                )
+
+
+class _Part(NamedTuple):
+    """The clips of one set, and how many items of an epoch are theirs."""
+
+    clip_set: ClipSet
+    rows: list[ClipRow]
+    count: int
 
 
 class _WeightedItems:
     """The items of an epoch: each clip of a set of weight w comes w times, on average over the epochs.
 
-    With w = .3 an epoch holds a third of the clips, the next epoch the following ones; with w = 2 each clip twice.
+    With w = 2 an epoch holds each clip twice. With w = .3 it holds a third of the clips and the next epochs the others,
+    in an order that is drawn anew for each round through the set: what goes round with the epochs, the shapes of
+    cached latents above all, meets every clip.
     """
 
     def __init__(
         self, sets: WeightedSets, split: str | None, status: tuple[str, ...], needs: Callable[[ClipSet, ClipRow], bool]
     ) -> None:
-        self.parts: list[tuple[ClipSet, list[ClipRow], int]] = []
+        self.parts: list[_Part] = []
         for clip_set, weight in sets:
             rows = [row for row in clip_set.rows(split, status=status) if needs(clip_set, row)]
             if not rows:
                 raise ClipSetError(
                     f"{clip_set.folder}: holds no clip for this of split {split or 'any'}; prepare more clips"
                 )
-            self.parts.append((clip_set, rows, max(1, round(len(rows) * weight))))
+            self.parts.append(_Part(clip_set, rows, max(1, round(len(rows) * weight))))
         if not self.parts:
             raise ClipSetError("--data: expected at least one clip set")
 
     def __len__(self) -> int:
-        return sum(count for _, _, count in self.parts)
+        return sum(part.count for part in self.parts)
 
     def __getitem__(self, key: SampleKey) -> tuple[ClipSet, ClipRow]:
+        number, index, _ = self.place(key)
+        return self.parts[number].clip_set, self.parts[number].rows[index]
+
+    def place(self, key: SampleKey) -> tuple[int, int, int]:
+        """Return which set a key's clip belongs to, which of its rows it is, and how often it came in this epoch."""
         item = key.item
         if item < 0:
             raise IndexError(item)
-        for clip_set, rows, count in self.parts:
-            if item < count:
-                return clip_set, rows[(key.epoch * count + item) % len(rows)]
-            item -= count
+        for number, (_, rows, count) in enumerate(self.parts):
+            if item >= count:
+                item -= count
+                continue
+            times, rest = divmod(count, len(rows))
+            if item < times * len(rows):
+                return number, item % len(rows), item // len(rows)
+            round_, place = divmod(key.epoch * rest + item - times * len(rows), len(rows))
+            return number, int(_round_order(len(rows), number, round_)[place]), times
         raise IndexError(key.item)
+
+    def repeats(self, number: int) -> int:
+        """Return how often a clip of set `number` may come in an epoch, at most."""
+        return -(-self.parts[number].count // len(self.parts[number].rows))
+
+
+@functools.lru_cache(maxsize=16)
+def _round_order(length: int, number: int, round_: int) -> np.ndarray:
+    """Return the order in which round `round_` goes through the clips of set `number`."""
+    # SeedSequence is stable across numpy versions; Generator.permutation is not promised to be.
+    return np.argsort(np.random.SeedSequence([number, round_]).generate_state(length, np.uint64), kind="stable")
 
 
 class MotionDataset(Dataset):
@@ -140,17 +206,11 @@ class MotionDataset(Dataset):
         image = clip_set.first(row.id)  # (3, h, w)
         spectrum, confidence = clip_set.spectrum(row.id, self.num_bins)  # (K, 4, h, w), (1, h, w)
         rng = np.random.default_rng(key.seed) if self.augment else None
-        top, left, height, width = choose_box(image.shape[-2:], self.size, rng, CROP_AREA)
-        box = (..., slice(top, top + height), slice(left, left + width))
-        image = resize_image(image[box], self.size)  # (3, H, W)
-        spectrum = resize_spectrum(spectrum[box], self.size)  # (K, 4, H, W)
-        confidence = resize_image(confidence[box], self.size)  # (1, H, W)
+        geometry = draw_geometry(image.shape[-2:], self.size, rng)
+        image = geometry.maps(image)  # (3, H, W)
+        spectrum = geometry.spectrum(spectrum)  # (K, 4, H, W)
+        confidence = geometry.maps(confidence)  # (1, H, W)
         if rng is not None:
-            if rng.random() < 0.5:
-                image, confidence = image.flip(-1), confidence.flip(-1)
-                spectrum = flip_spectrum(spectrum)
-            if rng.random() < 0.5:
-                spectrum = reverse_spectrum(spectrum)
             image = jitter_colours(image, rng)
         return {"image": image.contiguous(), "spectrum": spectrum.contiguous(), "confidence": confidence.contiguous()}
 
@@ -192,73 +252,20 @@ class RenderingDataset(Dataset):
         shares = (
             (own, own) if rng is None else (own * math.exp(-2 * RENDERING_ZOOM), own * math.exp(2 * RENDERING_ZOOM))
         )
-        top, left, height, width = choose_box(grid, self.size, rng, (shares[0], min(shares[1], 1.0)))
-        box = (..., slice(top, top + height), slice(left, left + width))
+        area = (shares[0], min(shares[1], 1.0))
+        geometry = draw_geometry(grid, self.size, rng, area=area, reverse=False)
         sample = {
-            "image": resize_image(image[box], self.size),  # (3, h, w)
-            "target": resize_image(pair.target[box], self.size),  # (3, h, w)
-            "flow": resize_flow(pair.flow[box], self.size),  # (2, h, w)
-            "reliability": resize_image(pair.reliability[box], self.size),  # (1, h, w)
+            "image": geometry.maps(image),  # (3, h, w)
+            "target": geometry.maps(pair.target),  # (3, h, w)
+            "flow": geometry.flow(pair.flow),  # (2, h, w)
+            "reliability": geometry.maps(pair.reliability),  # (1, h, w)
             # stays in px of the motion grid at every size (method.md section 3)
-            "importance": resize_image(importance[box], self.size),  # (1, h, w)
+            "importance": geometry.maps(importance),  # (1, h, w)
         }
         if rng is not None:
-            if rng.random() < 0.5:
-                sample = {name: maps.flip(-1) for name, maps in sample.items()}
-                sample["flow"] = sample["flow"] * torch.tensor([-1.0, 1.0]).view(2, 1, 1)
             both = jitter_colours(torch.stack([sample["image"], sample["target"]]), rng)  # (2, 3, h, w)
             sample["image"], sample["target"] = both[0], both[1]
         return {name: maps.contiguous() for name, maps in sample.items()}
-
-
-# ------------------------------------------------------------------------------------------ augmentation
-
-
-def flip_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
-    """Mirror a packed spectrum (..., K, 4, H, W) left to right: positions swap, and dx changes its sign."""
-    return spectrum.flip(-1) * spectrum.new_tensor([-1.0, -1.0, 1.0, 1.0]).view(4, 1, 1)
-
-
-def reverse_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
-    """Play the motion backwards: F'_t = F_(T-t) - F_T, exactly.
-
-    cos(2 pi k (T-t)/T) stays, sin changes its sign, and so does the drift: S is conjugated and D negated, which in the
-    packed (..., K, 4, H, W) is one sign on every imaginary part. The photograph stays the same.
-    """
-    return spectrum * spectrum.new_tensor([1.0, -1.0, 1.0, -1.0]).view(4, 1, 1)
-
-
-def choose_box(
-    grid: Sequence[int], size: tuple[int, int], rng: np.random.Generator | None, area: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """Choose the box (top, left, height, width) of a picture (H, W) that is resized to `size`.
-
-    The box has the aspect of `size`, within the jitter, and a share of the area of the largest such box drawn from
-    `area`; without `rng` it lies in the middle, without jitter, and has the largest share where this is 1.
-    """
-    aspect = size[1] / size[0]
-    share = area[1]
-    if rng is not None:
-        aspect *= math.exp(rng.uniform(-ASPECT_JITTER, ASPECT_JITTER))
-        share = rng.uniform(*area)
-    height = min(grid[0], grid[1] / aspect)
-    width = height * aspect
-    height = min(grid[0], max(1, round(height * math.sqrt(share))))
-    width = min(grid[1], max(1, round(width * math.sqrt(share))))
-    free = (grid[0] - height, grid[1] - width)
-    if rng is None:
-        return free[0] // 2, free[1] // 2, height, width
-    return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1)), height, width
-
-
-def jitter_colours(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Change brightness, contrast, saturation and colour balance of (..., 3, H, W) mildly, all pictures alike."""
-    gain, contrast, saturation = np.exp(rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3))
-    balance = np.exp(rng.uniform(-COLOUR_JITTER / 3, COLOUR_JITTER / 3, 3))
-    images = images * images.new_tensor(gain * balance).view(3, 1, 1)
-    grey = images.mean(-3, keepdim=True)  # (..., 1, H, W)
-    images = grey + (images - grey) * float(saturation)
-    return (0.5 + (images - 0.5) * float(contrast)).clamp(0, 1)
 
 
 # ---------------------------------------------------------------------------------------- rendered sets
@@ -272,6 +279,8 @@ def render_scene_set(
     size: tuple[int, int] = (160, 256),
     kinds: Sequence[str] | None = None,
     pairs: int = 2,
+    backgrounds: Sequence[Path] = (),
+    textures: Sequence[Path] = (),
     workers: int = 0,
     progress: bool = False,
 ) -> ClipSet:
@@ -284,6 +293,7 @@ def render_scene_set(
         size: (H, W) px.
         kinds: of data.scenes.KINDS, taken in turn; None draws a kind for each.
         pairs: later frames with exact flow a scene, for rendering; 0 makes the set quicker.
+        backgrounds, textures: photographs to mix in, see `data.scenes.make_scene`.
         workers: processes; 0 or 1 renders in this one.
         progress: show a progress bar.
 
@@ -291,15 +301,19 @@ def render_scene_set(
         The finished set, the same for any number of workers and interruptions.
 
     Raises:
-        ClipSetError: the folder holds something else, or a set made with other settings.
+        ClipSetError: the folder holds something else, or a set made with other settings, photographs or scenes.
+        MediaError: a photograph that cannot be read.
     """
+    from .scenes import SCENES_VERSION
+
     settings = {"made_of": "scenes", "seed": seed, "size": list(size), "kinds": list(kinds or []), "pairs": pairs}
+    settings |= {"scenes_version": SCENES_VERSION, "photographs": _digest_of(backgrounds, textures)}
     with ClipSetWriter(folder, settings) as writer:
         jobs = []
         for index in range(num):
             split = "test" if index % TEST_EVERY == TEST_EVERY // 4 else "train"
             kind = kinds[index % len(kinds)] if kinds else None
-            job = (writer.folder, seed * _SEEDS_A_SET + index, split, tuple(size), kind, pairs)
+            job = (writer.folder, seed * _SEEDS_A_SET + index, split, tuple(size), kind, pairs, backgrounds, textures)
             if scene_id(job[1]) not in writer.rows:
                 jobs.append(job)
         with closing(run_jobs(_render_scene, jobs, workers)) as rows:
@@ -313,10 +327,27 @@ def scene_id(seed: int) -> str:
     return f"scene_{seed:09d}"
 
 
-def _render_scene(folder: Path, seed: int, split: str, size: tuple[int, int], kind: str | None, pairs: int) -> ClipRow:
+def _digest_of(backgrounds: Sequence[Path], textures: Sequence[Path]) -> str:
+    """Return a short digest of the names and sizes of photographs; "" for none."""
+    if not backgrounds and not textures:
+        return ""
+    found = [[(path.name, path.stat().st_size) for path in paths] for paths in (backgrounds, textures)]
+    return hashlib.sha1(repr(found).encode()).hexdigest()[:12]
+
+
+def _render_scene(
+    folder: Path,
+    seed: int,
+    split: str,
+    size: tuple[int, int],
+    kind: str | None,
+    pairs: int,
+    backgrounds: Sequence[Path],
+    textures: Sequence[Path],
+) -> ClipRow:
     from .scenes import make_scene
 
-    scene = make_scene(seed, size=size, kind=kind)
+    scene = make_scene(seed, size=size, kind=kind, backgrounds=backgrounds, textures=textures)
     spectrum = scene.spectrum(STORED_BINS, PERIOD_S)  # (24, 4, H, W)
     # spread over the period, away from frame 0
     times_s = (np.arange(pairs) + np.random.default_rng([seed, 7]).random(pairs)) / max(pairs, 1) * PERIOD_S

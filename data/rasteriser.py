@@ -123,6 +123,16 @@ def apply_degrees(freedoms, directions, amounts, out):
                 out[v, 1, c] += dy * amounts[j, c]
 
 
+@njit(cache=True, nogil=True)
+def reach_of_degrees(freedoms, directions, out):
+    """Raise out (J,) to the farthest that a unit of each degree of freedom moves any vertex, px."""
+    for v in range(freedoms.shape[0]):
+        for d in range(freedoms.shape[1]):
+            j = freedoms[v, d]
+            if j > 0:
+                out[j] = max(out[j], math.hypot(directions[v, d, 0], directions[v, d, 1]))
+
+
 def paint_ids(vertices: np.ndarray, triangles: np.ndarray, size: tuple[int, int], samples: int) -> np.ndarray:
     """Number of the frontmost triangle at each sample; `NOTHING` where none is.
 

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 from data.scene_elements import add_quad
-from data.scene_mesh import MOTTLED, STONE, TEXELS, Mesh
+from data.scene_mesh import TEXELS, Mesh
 
 
 def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[float, float], octaves: int = 3) -> np.ndarray:
@@ -242,12 +242,12 @@ def bokeh(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, s
 
 
 def surface(
-    rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, texture: int, scale: float
+    rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, tile: np.ndarray, scale: float
 ) -> np.ndarray:
-    """A wall or board seen face on (H, W, 3) with uneven light; texture: a material of scene_elements."""
-    tile = texture_atlas()[texture]
+    """A wall or board seen face on (H, W, 3) with uneven light; tile: a material (S, S) of the atlas."""
     zoom = rng.uniform(0.5, 1.6) * scale
-    strength = rng.uniform(0.1, 0.35) * (0.4 if texture in (MOTTLED, STONE) else 1.0)
+    # What has no joints or boards would look like clouds if it were as strong.
+    strength = rng.uniform(0.1, 0.35) * (0.4 if np.abs(np.diff(tile)).mean() < 0.05 else 1.0)
     y, x = np.mgrid[0 : size[0], 0 : size[1]].astype(np.float32)
     wall = cv2.remap(tile, (x / zoom * 2) % (TEXELS - 1), (y / zoom * 2) % (TEXELS - 1), cv2.INTER_LINEAR)
     light = 1 + 0.12 * noise(rng, size, (1.5, 1.5), 2) + 0.07 * noise(rng, size, (20, 20), 3)

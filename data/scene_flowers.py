@@ -75,7 +75,7 @@ def flower_heads(
             depth=depth[which] + 0.01 * (order + rng.uniform(0, 1, len(which))),
             bow=rng.normal(0, 0.12, len(which)),
             hertz=2.6,
-            flutter=0.06,
+            flutter=0.12,
             fold=0.08,
             tip=rng.uniform(0.9, 1.15),
             strength=0.18,

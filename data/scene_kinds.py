@@ -353,43 +353,45 @@ def _still(stage: Stage) -> None:
 
 
 _DRAW: dict[str, tuple[Callable[[Stage], None], float]] = {
-    "tree": (vegetation.round_tree, 0.115),
+    "tree": (vegetation.round_tree, 0.11),
     "bare_tree": (vegetation.bare_tree, 0.04),
     "pines": (vegetation.pines, 0.03),
-    "bush": (vegetation.bush, 0.06),
-    "foliage": (vegetation.foliage, 0.075),
-    "meadow": (vegetation.meadow, 0.09),
-    "reeds": (vegetation.reeds, 0.075),
-    "flowers": (vegetation.flowers, 0.085),
-    "flower_close": (vegetation.flower_close, 0.095),
+    "bush": (vegetation.bush, 0.07),
+    "foliage": (vegetation.foliage, 0.17),
+    "meadow": (vegetation.meadow, 0.1),
+    "reeds": (vegetation.reeds, 0.085),
+    "flowers": (vegetation.flowers, 0.12),
+    "flower_close": (vegetation.flower_close, 0.09),
     "blossom": (vegetation.blossom, 0.035),
-    "hanging": (vegetation.hanging, 0.08),
-    "palm": (vegetation.palm, 0.03),
+    "hanging": (vegetation.hanging, 0.065),
+    "palm": (vegetation.palm, 0.045),
     "potted": (_potted, 0.03),
-    "flag": (_flag, 0.04),
-    "laundry": (_laundry, 0.02),
-    "candle": (_candle, 0.05),
+    "flag": (_flag, 0.055),
+    "laundry": (_laundry, 0.04),
+    "candle": (_candle, 0.035),
     "campfire": (_campfire, 0.02),
-    "lilies": (_lilies, 0.02),
-    "still": (_still, 0.05),
+    "lilies": (_lilies, 0.025),
+    "still": (_still, 0.025),
 }
 KINDS = tuple(_DRAW)
 SHARES = np.array([share for _, share in _DRAW.values()]) / sum(share for _, share in _DRAW.values())
 STRENGTH = {
     "bare_tree": 0.8,
-    "pines": 0.7,
-    "tree": 0.9,
+    "pines": 0.8,
+    "tree": 1.0,
     "palm": 1.3,
     "flag": 1.6,
-    "lilies": 0.6,
-    "potted": 0.6,
+    "lilies": 0.8,
+    "potted": 0.7,
     "campfire": 1.6,
 }
 
 
-def draw(kind: str, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Mesh, np.ndarray, Finish]:
-    """Draw a picture of a kind: its mesh, background (H, W, 3) float32, and finish."""
-    stage = Stage(rng, size)
+def draw(
+    kind: str, rng: np.random.Generator, size: tuple[int, int], atlas: np.ndarray
+) -> tuple[Mesh, np.ndarray, Finish]:
+    """Draw a picture of a kind with the textures of atlas (M, S, S): mesh, background (H, W, 3) float32, finish."""
+    stage = Stage(rng, size, atlas)
     _DRAW[kind][0](stage)
     finish = Finish.draw(rng, stage.scale, **stage.changes)
     return stage.mesh, np.clip(stage.background, 0, 1).astype(np.float32), finish

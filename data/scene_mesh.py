@@ -177,7 +177,7 @@ def bend(
     scatter: float = 0.3,
     damping: float = 0.09,
     modes: int = 2,
-    limit: float = 0.45,
+    limit: float = 0.55,
 ) -> Carrier:
     """Let chains (N, P, 2), held at their first point by carrier (N items), bend; carriers of all N*P points.
 
@@ -194,7 +194,7 @@ def bend(
     drive = gain * (across[:, 0] + 0.45 * across[:, 1])
     shapes = [(s**2 * (3 - s) / 2, 3 * s - 1.5 * s**2, 1.0, 1.0)]
     if modes > 1:
-        shapes.append((4 * s**2 * (s - 0.78), 12 * s**2 - 6.24 * s, 2.7, 0.4))
+        shapes.append((4 * s**2 * (s - 0.78), 12 * s**2 - 6.24 * s, 2.7, 0.7))
     carried = carrier.take(np.repeat(np.arange(items), points))
     for shape, slope, faster, weaker in shapes:
         number = mesh.add_freedoms(

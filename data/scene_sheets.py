@@ -121,7 +121,7 @@ def cloth(
         },
     ]
     for wave in waves:
-        wave["limit"] = 0.35
+        wave["limit"] = 0.55
         wave["direction"] = np.asarray(wave["direction"]) * (1.0 if pinned != "line" else 0.6)
     add_sheet(mesh, grid, np.clip(cells, 0, 1), hold=hold, reach=reach, waves=waves, depth=depth, layer=layer)
 

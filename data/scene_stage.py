@@ -21,8 +21,8 @@ MOODS = ("day", "day", "day", "overcast", "overcast", "sunset", "dusk", "white")
 class Stage:
     """What the pieces of one scene share: random numbers, size, mesh, background, horizon and finish."""
 
-    def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
-        self.rng, self.size = rng, size
+    def __init__(self, rng: np.random.Generator, size: tuple[int, int], atlas: np.ndarray) -> None:
+        self.rng, self.size, self.atlas = rng, size, atlas
         self.height, self.width = size
         self.scale = math.sqrt(size[0] * size[1] / (160 * 256))
         self.mesh = Mesh()
@@ -80,15 +80,42 @@ class Stage:
             self.background = backgrounds.sky(rng, self.size, self.mood)
         elif choice == "plain":
             tone = rng.choice([0.95, 0.06, 0.5]) * np.ones(3) * (1 + rng.normal(0, 0.05, 3))
-            self.background = backgrounds.surface(rng, self.size, tone, MOTTLED, self.scale)
+            self.background = backgrounds.surface(rng, self.size, tone, self.atlas[MOTTLED], self.scale)
         else:
             self.landscape()
+        if choice in ("bokeh", "forest") and self.chance(0.85):
+            self.backdrop()
+
+    def backdrop(self) -> None:
+        """Let leaves far out of focus sway in layer 0, in the colours of what is painted behind them."""
+        rng, leaf = self.rng, self.scale * self.rng.uniform(9, 26)
+        count = int(np.clip(0.55 * self.height * self.width / leaf**2, 15, 220) * rng.uniform(0.5, 1.3))
+        spot = rng.uniform(-0.1, 1.1, (count, 2)) * [self.width, self.height]
+        y, x = np.clip(spot[:, ::-1].astype(int), 0, [self.height - 1, self.width - 1]).T
+        colour = np.clip(vary(rng, self.background[y, x], count, 0.3, 0.06), 0.01, 1)
+        # Leaves of one bough are near one another: the gusts' own correlation keeps them together.
+        sway = self.mesh.add_freedoms(spot, hertz=rng.uniform(0.5, 1.1), gain=0.3 * leaf, scatter=0.25, limit=99.0)
+        lean = np.stack([np.ones(count), rng.uniform(-0.4, 0.4, count)], -1)[:, None]
+        size = leaf * np.exp(rng.normal(0, 0.3, count))
+        add_leaves(
+            self.mesh,
+            still(count).with_freedoms(sway[:, None], lean, np.zeros((count, 1))),
+            spot,
+            rng.uniform(0, 2 * math.pi, count),
+            size * 1.6,
+            size * rng.uniform(0.4, 0.9, count),
+            colour,
+            depth=rng.uniform(-9, -8, count),
+            shape=str(rng.choice(["oval", "round", "lance"])),
+            layer=0,
+        )
+        self.far_blur(rng.uniform(2, 5))
 
     def wall(self) -> None:
         """A wall face on."""
         material = int(self.rng.choice([BRICK, PLANKS, MOTTLED, STONE]))
         colour = pick(self.rng, rigid.WALLS)
-        self.background = backgrounds.surface(self.rng, self.size, colour, material, self.scale)
+        self.background = backgrounds.surface(self.rng, self.size, colour, self.atlas[material], self.scale)
 
     def room(self) -> float:
         """A wall, furniture and a table or floor; returns the row of the table's edge."""
@@ -169,7 +196,7 @@ class Stage:
     def lawn(self, share: float = 0.5) -> None:
         """Perhaps let short grass grow in front."""
         if self.chance(share):
-            meadow_blades(self, int(self.rng.integers(150, 500)), self.rng.uniform(0.04, 0.12))
+            meadow_blades(self, int(self.rng.integers(250, 900)), self.rng.uniform(0.05, 0.16))
 
 
 def meadow_blades(

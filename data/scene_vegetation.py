@@ -20,12 +20,12 @@ def _tree(stage: Stage, style: str) -> None:
     stage.landscape(floor=str(rng.choice(["grass", "grass", "grass", "earth", "road"])))
     stage.distract(0.55)
     autumn = foliage = None
-    for number in range(int(rng.choice([1, 1, 2, 3, 5, 8]))):
+    for number in range(int(rng.choice([1, 2, 2, 3, 5, 8]))):
         if foliage is None or stage.chance(0.5):
             autumn = rng.random() < (0.08 if style == "cone" else 0.3)
             foliage = plants.foliage_colour(rng, float(autumn)) * (0.72 if stage.mood in ("dusk", "sunset") else 1.0)
         tall = stage.height * (
-            math.exp(rng.uniform(math.log(0.6), math.log(1.9))) if number == 0 else rng.uniform(0.25, 0.9)
+            math.exp(rng.uniform(math.log(0.7), math.log(2.2))) if number == 0 else rng.uniform(0.25, 0.9)
         )
         near = np.clip(tall / stage.height - 0.2, 0, 1)
         foot = stage.horizon + (stage.height - stage.horizon) * near * rng.uniform(0.2, 1.0) + 2
@@ -42,7 +42,7 @@ def _tree(stage: Stage, style: str) -> None:
             leaf=stage.scale * rng.uniform(1.8, 3.8) * (0.5 + tall / stage.height * 0.5),
             density=1.0 if number == 0 else 0.6,
         )
-    stage.lawn(0.4)
+    stage.lawn(0.65)
 
 
 def round_tree(stage: Stage) -> None:
@@ -90,7 +90,7 @@ def bush(stage: Stage) -> None:
             leaf=stage.scale * rng.uniform(2.5, 5.5),
             density=0.9,
         )
-    stage.lawn(0.4)
+    stage.lawn(0.65)
 
 
 def foliage(stage: Stage) -> None:
@@ -101,7 +101,7 @@ def foliage(stage: Stage) -> None:
     if stage.chance(0.4):
         stage.background = backgrounds.sky(rng, stage.size, stage.mood)
     leaf = stage.scale * math.exp(rng.uniform(math.log(7), math.log(34)))
-    count = int(np.clip(0.9 * stage.height * stage.width / (leaf * 0.9) ** 2, 20, 600) * rng.uniform(0.6, 1.2))
+    count = int(np.clip(0.9 * stage.height * stage.width / (leaf * 0.9) ** 2, 20, 600) * rng.uniform(0.7, 1.7))
     base = rng.uniform(-0.1, 1.1, (count, 2)) * [stage.width, stage.height]
     main = rng.uniform(0, 2 * math.pi)
     depth = np.sort(rng.uniform(0, 4, count))
@@ -265,7 +265,7 @@ def hanging(stage: Stage, blossom: bool = False) -> None:
     side = str(rng.choice(["top", "top", "left", "right"]))
     leaf = stage.scale * math.exp(rng.uniform(math.log(4), math.log(26)))
     shape = str(rng.choice(["oval", "lance", "maple", "heart"]))
-    for layer, boughs in ((0, int(rng.integers(0, 4))), (1, int(rng.integers(3, 12)))):
+    for layer, boughs in ((0, int(rng.integers(0, 4))), (1, int(rng.integers(5, 17)))):
         if boughs == 0:
             continue
         long = rng.uniform(0.25, 0.75, boughs) * (stage.height if side == "top" else 0.7 * stage.width)

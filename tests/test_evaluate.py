@@ -13,7 +13,7 @@ import evaluate
 import training.evaluation_clips as evaluation_clips
 from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSet, ClipSetWriter, Pair
 from data.datasets import render_scene_set
-from data.sources import ClipJob, prepare_clip
+from data.sources import ClipJob, prepare_video
 from data.video_writer import VideoWriter
 from models.frame_synthesis import FrameSynthesis
 from training.evaluation_clips import choose_clips, open_clip
@@ -100,8 +100,9 @@ def make_pan_set(folder: Path, video: Path) -> ClipSet:
         for index in range(8):
             writer.write(picture.roll(index, -1))
     with ClipSetWriter(folder, {"made_of": "videos", "fps": 30.0, "method": "dis_fast"}) as writer:
-        job = ClipJob("pan", video, "test", area=64 * 96, method="dis_fast", num_pairs=2)
-        writer.add(prepare_clip(folder, job))
+        # a pan is what these tests want
+        job = ClipJob("pan", video, "test", area=64 * 96, method="dis_fast", num_pairs=2, max_camera_px=1000)
+        writer.add(*prepare_video(folder, job))
         return writer.finish()
 
 

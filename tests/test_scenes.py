@@ -2,34 +2,37 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from data import rasteriser
+from data import rasteriser, scenes
+from data.media import MediaError, write_image
+from data.scene_backgrounds import texture_atlas
 from data.scene_elements import add_strips
 from data.scene_mesh import Carrier, Mesh, bend, still
-from data.scenes import KINDS, make_scene
+from data.scenes import KINDS, Scene, Wind, make_scene
 from motion.spectrum import spectrum_to_flow
+from splatting import average_splat
 
 SMALL = (80, 128)
 
 
-def shift_error_db(first: torch.Tensor, frame: torch.Tensor, flow: torch.Tensor) -> float:
-    """PSNR of frame looked up at p + F(p) against frame 0 at p, over pixels away from edges and occlusions."""
-    height, width = flow.shape[1:]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    place = torch.stack([(x + flow[0] + 0.5) / width * 2 - 1, (y + flow[1] + 0.5) / height * 2 - 1], -1)
-    there = torch.nn.functional.grid_sample(frame[None], place[None], align_corners=False)[0]
-    inside = (place.abs() < 0.98).all(-1)
-    largest = torch.nn.functional.max_pool2d(flow[None], 5, 1, 2)[0]
-    smallest = -torch.nn.functional.max_pool2d(-flow[None], 5, 1, 2)[0]
-    smooth = ((largest - smallest) < 0.4).all(0)
-    error = ((there - first) ** 2).mean(0)
-    # A thing that moves may be hidden at the later time: leave out the hundredth that fits worst.
-    kept = error[inside & smooth]
-    kept = kept[kept <= torch.quantile(kept, 0.99)]
-    return float(-10 * torch.log10(kept.mean() + 1e-9))
+def splat_error_db(scene: Scene, time_s: float, *, reduce: int = 1, swapped: bool = False) -> tuple[float, float]:
+    """PSNR of frame 0 splatted by the exact flow against frame t where nothing is hidden, and the share of those."""
+    first, frame = scene.clean_frame(0.0), scene.clean_frame(time_s)
+    flow = scene.flow(time_s, sharp=True)
+    still_seen, seen_before = scene.visibility(time_s)
+    splatted, weight = average_splat(first[None], (flow.flip(0) if swapped else flow)[None], return_weight=True)
+    hidden = average_splat((~still_seen).float()[None], flow[None])[0] > 0
+    fits = (seen_before & ~hidden & (weight[0] > 0.2)).float()[None]
+    fits = -torch.nn.functional.max_pool2d(-fits, 3, 1, 1)  # an edge's pixels mix what moves with what does not
+    fits = -torch.nn.functional.max_pool2d(-fits, reduce)[0, 0] > 0.5
+    pool = torch.nn.functional.avg_pool2d
+    error = ((pool(splatted, reduce) - pool(frame[None], reduce)) ** 2)[0].mean(0)
+    return float(-10 * torch.log10(error[fits].mean() + 1e-12)), float(fits.float().mean())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -94,21 +97,38 @@ def test_spectrum_of_24_bins_gives_back_the_flow(seed: int, kind: str) -> None:
     assert decoded[:, :, ~moving].abs().mean() < 0.02
 
 
-@pytest.mark.parametrize(
-    ("seed", "kind"), [(300, "tree"), (309, "blossom"), (308, "flower_close"), (313, "flag"), (315, "candle")]
-)
-def test_frame_agrees_with_flow_outside_occlusions(seed: int, kind: str) -> None:
-    scene = make_scene(seed, kind=kind)
-    first = scene.clean_frame(0.0)
-    for time_s in (0.7, 2.9):
-        assert shift_error_db(first, scene.clean_frame(time_s), scene.flow(time_s, sharp=True)) >= 27
+@pytest.mark.parametrize("kind", KINDS)
+def test_splatting_by_the_exact_flow_gives_the_later_frame_outside_occlusions(kind: str) -> None:
+    for seed, time_s in ((300, 0.7), (301, 2.9)):
+        error_db, share = splat_error_db(make_scene(seed, kind=kind), time_s)
+        assert error_db >= 27 and share > 0.02
+    # With finer pixels less is lost to interpolation: the flow itself is exact.
+    fine = make_scene(302, kind=kind, size=(4 * SMALL[0], 4 * SMALL[1]))
+    assert splat_error_db(fine, 1.7, reduce=4)[0] >= 35
 
 
 def test_flow_with_its_axes_exchanged_would_not_agree() -> None:
     scene = make_scene(2, kind="laundry")
-    flow = scene.flow(1.5)
-    right, wrong = (shift_error_db(scene.clean_frame(0.0), scene.clean_frame(1.5), f) for f in (flow, flow.flip(0)))
-    assert right > wrong + 2
+    assert splat_error_db(scene, 1.5)[0] > splat_error_db(scene, 1.5, swapped=True)[0] + 5
+
+
+def test_visibility_names_what_is_hidden_and_what_leaves_the_picture() -> None:
+    assert all(bool(seen.all()) for seen in make_scene(1, size=SMALL, kind="still").visibility(2.0))
+    there = torch.zeros(2, 3, 5)
+    there[0, 1] = torch.tensor([2.0, 0.0, 0.0, 0.0, 1.0])  # one goes before another, one leaves
+    back = torch.zeros(2, 3, 5)
+    back[0, 1, 2] = -2.0
+    assert scenes._returns(there, back)[0, 1].tolist() == [True, True, False, True, False]
+    assert scenes._returns(back, there)[0, 1].tolist() == [False, True, True, True, False]
+    assert scenes._returns(there, back)[0, [0, 2]].all()
+
+
+def test_back_from_a_later_frame_is_the_way_there() -> None:
+    scene = make_scene(4, kind="laundry")
+    still_seen, seen_before = scene.visibility(1.5)
+    moved = scene.flow(1.5, sharp=True)[:, still_seen[0]].norm(dim=0).sort()[0]
+    returned = scene.backward_flow(1.5)[:, seen_before[0]].norm(dim=0).sort()[0]
+    assert moved.mean() > 0.3 and moved.mean() == pytest.approx(float(returned.mean()), rel=0.1)
 
 
 def test_roots_stay_and_tips_move_farthest() -> None:
@@ -170,18 +190,94 @@ def test_displacement_scales_with_the_picture() -> None:
     assert 1.3 < peaks[1] / peaks[0] < 3
 
 
-def test_amplitudes_range_from_barely_visible_to_a_dozen_pixels() -> None:
-    means, peaks = [], []
-    for seed in range(30):
-        scene = make_scene(seed, size=SMALL)
-        if not scene.moving:
-            continue
-        size = torch.stack([scene.flow(t) for t in (0.9, 2.2, 3.7)]).norm(dim=1).mean(0) * 2
-        if (size > 0.02).any():
-            means.append(float(size[size > 0.02].mean()))
-            peaks.append(float(size.max()))
-    assert min(means) < 0.7 and max(means) > 2 and 0.7 < np.median(means) < 3
-    assert max(peaks) < 40
+# Mean over 76 real clips and their pixels of |S_k|, k = 0 to 15, in px at 256 x 160 (bin 0: of the drift).
+REAL_PX = [5.02, 2.2, 1.39, 1.05, 0.92, 0.81, 0.74, 0.68, 0.63, 0.58, 0.54, 0.51, 0.47, 0.48, 0.45, 0.43]
+
+
+def test_amplitudes_are_those_of_real_clips_and_range_from_barely_visible_to_a_dozen_pixels() -> None:
+    spectra = torch.stack([make_scene(seed, size=SMALL).spectrum(16) for seed in range(500, 570)])
+    scale = 160 / SMALL[0]
+    mean = mean_amplitude(spectra) * scale  # (70, 16)
+    ratio = mean.mean(0) / torch.tensor(REAL_PX)
+    # seventy scenes scatter by a tenth or two about what hundreds show, over .5 in every bin
+    assert 0.4 < ratio.min() and ratio.max() < 2
+    strongest = mean[:, 1].sort()[0]
+    assert strongest[7] < 0.2 and strongest[-7] > 2
+    peaks = [float(make_scene(s, size=SMALL).flow(2.2).norm(dim=0).max()) * scale for s in range(20)]
+    assert max(peaks) < 60
+
+
+def mean_amplitude(spectra: torch.Tensor) -> torch.Tensor:
+    """Mean over the pixels of |S_k| of spectra (N, K, 4, H, W), of the drift alone in bin 0: (N, K)."""
+    spectra = spectra.clone()
+    spectra[:, 0, 0::2] = 0
+    return spectra.norm(dim=2).mean((-2, -1))
+
+
+def test_gusts_travel_and_take_along_what_is_near() -> None:
+    wind = Wind.draw(3, 1.0)
+    table = np.zeros((4, 9))
+    table[:, 0] = [0.0, 0.0, 4.0, 4000.0]
+    table[:, 2:5] = [1.0, 1.0, 0.1]
+    table[:, 8] = np.arange(4)
+    real, imaginary = np.split(wind.respond(table)[1:].astype(float), 2, axis=1)
+    response = real + 1j * imaginary
+    times = np.arange(150) / 30
+    near, far = (
+        np.corrcoef((response[[0, n]] @ np.exp(2j * np.pi * wind.hertz[:, None] * times)).real)[0, 1] for n in (1, 2)
+    )
+    assert near > 0.8 and near > far + 0.2
+    phase = np.angle(response[1] / response[0])
+    along = (wind.wave[:, 0] * -4.0 + np.pi) % (2 * np.pi) - np.pi
+    np.testing.assert_allclose(np.exp(1j * phase), np.exp(1j * along), atol=1e-5)
+
+
+def test_what_carries_much_swings_slower_than_its_leaves() -> None:
+    mesh = make_scene(12, size=SMALL, kind="tree").mesh
+    hertz = mesh["oscillators"][:, 2]
+    carried = np.bincount(mesh["freedoms"][mesh["freedoms"] > 0], minlength=len(hertz))[1:]
+    trunk = hertz[1:][carried == carried.max()].min()  # its first bend, and a faster second
+    assert 0.3 <= trunk < 1.5 < np.median(hertz[1:][carried <= np.median(carried)])
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> list[Path]:
+    """Two pictures: one red, one of green stripes."""
+    red, green = torch.zeros(3, 60, 90), torch.zeros(3, 90, 60)
+    red[0], green[1, :, ::8] = 0.8, 0.9
+    for name, image in (("red.png", red), ("green.png", green)):
+        write_image(tmp_path / name, image)
+    return [tmp_path / "red.png", tmp_path / "green.png"]
+
+
+def test_photographs_stand_behind_half_of_the_scenes_and_change_no_motion(photographs: list[Path]) -> None:
+    behind = 0
+    for seed in range(12):
+        plain = make_scene(seed, size=SMALL, kind="reeds")
+        mixed = make_scene(seed, size=SMALL, kind="reeds", backgrounds=photographs)
+        again = make_scene(seed, size=SMALL, kind="reeds", backgrounds=photographs)
+        assert torch.equal(mixed.picture(), again.picture()) and torch.equal(mixed.flow(1.0), plain.flow(1.0))
+        behind += not np.array_equal(mixed.background, plain.background)
+    assert 3 <= behind <= 9
+    lilies = [make_scene(s, size=SMALL, kind="lilies", backgrounds=photographs[:1]) for s in range(4)]
+    assert all((scene.background[..., 1:].max() > 0.1) for scene in lilies)
+
+
+def test_photographs_lend_surfaces_their_grain(photographs: list[Path]) -> None:
+    plain, mixed = (make_scene(3, size=SMALL, kind="still", textures=t) for t in ((), photographs[1:]))
+    assert not torch.equal(plain.picture(), mixed.picture())
+    assert np.array_equal(plain._atlas, texture_atlas()) and np.abs(mixed._atlas).max() <= 1
+    changed = [not np.array_equal(a, b) for a, b in zip(plain._atlas, mixed._atlas, strict=True)]
+    assert 2 <= sum(changed) <= 9
+    assert np.array_equal(mixed._atlas, make_scene(3, size=SMALL, kind="still", textures=photographs[1:])._atlas)
+
+
+def test_a_photograph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    for flag in ("backgrounds", "textures"):
+        with pytest.raises(MediaError, match="broken.jpg"):
+            for seed in range(12):
+                make_scene(seed, size=SMALL, kind="reeds", **{flag: [tmp_path / "broken.jpg"]})
 
 
 def test_mistakes_are_named() -> None:

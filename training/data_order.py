@@ -2,7 +2,8 @@
 
 Sample number n of a training is the same picture with the same seed however many processes, passes and batches it
 takes: step s, pass a, process p, place j of a batch of B have n = ((s A + a) P + p) B + j. Resuming at step s is
-therefore to begin there.
+therefore to begin there. A sample's seed depends on (seed, epoch, item) alone: where epochs are filled up to whole
+batches, another batch size changes the order of an epoch's items and none of them.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ def epoch_order(length: int, epoch: int, seed: int) -> np.ndarray:
     return np.argsort(words, kind="stable")
 
 
-def sample_seed(number: int, seed: int) -> int:
-    """Return the 63-bit seed of a training's sample `number`."""
-    word = np.random.SeedSequence([_SAMPLE, seed, number]).generate_state(1, np.uint64)[0]
+def sample_seed(item: int, seed: int, epoch: int = 0) -> int:
+    """Return the 63-bit seed of an item in an epoch of a training with `seed`."""
+    word = np.random.SeedSequence([_SAMPLE, seed, epoch, item]).generate_state(1, np.uint64)[0]
     return int(word >> np.uint64(1))
 
 
@@ -76,7 +77,8 @@ class BatchOrder:
         epoch, place = divmod(number, self.length)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.length, epoch, self.seed)
-        return SampleKey(item=int(self._order[place]), epoch=epoch, seed=sample_seed(number, self.seed))
+        item = int(self._order[place])
+        return SampleKey(item, epoch, sample_seed(item, self.seed, epoch))
 
 
 def make_loader(dataset: Dataset, order: BatchOrder, *, workers: int = 0, pin: bool = False) -> DataLoader:

@@ -1,32 +1,25 @@
-"""Training of the denoiser: cached latents, the loss, held-out figures, sample sheets."""
+"""Training of the denoiser: the loss, held-out figures, sample sheets."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from diffusers import SchedulerMixin
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.utils.data import Dataset
 
 from data.clips import SampleKey
-from data.datasets import MotionDataset, show_progress
-from data.media import atomic_path, contact_sheet, write_image
+from data.media import contact_sheet, write_image
 from models.motion_pipeline import denoise, start_noise
 from models.unet import FrequencyUNet
 from models.vae import MotionVAE
-from motion.flow import GRID_MULTIPLE, magnitude, resize_maps
+from motion.flow import magnitude, resize_maps
 from motion.spectrum import mean_displacement, spectrum_to_flow
 
-from .data_order import sample_noise, sample_seed, sample_uniform
-
-logger = logging.getLogger(__name__)
+from .data_order import sample_noise, sample_uniform
+from .latents import LatentDataset as LatentDataset
+from .latents import variant_sizes as variant_sizes
 
 CONDITION_DROPOUT = 0.1
 # Share of the schedule at which held-out loss is measured.
@@ -37,106 +30,6 @@ TRAINING_PRESETS: dict[str, dict] = {
     "small": {"steps": 20_000, "batch_size": 8, "learning_rate": 4e-4, "warmup_steps": 200, "ema_decay": 0.999},
     "paper": {"steps": 500_000, "batch_size": 16, "learning_rate": 1e-4, "warmup_steps": 2000, "ema_decay": 0.9999},
 }
-
-
-def variant_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Return the shapes (H, W) of the cached variants: as given, turned, as given, square; all of one area.
-
-    Every crop of an epoch has one shape, and epochs take turns, so that photographs of any aspect are met.
-    """
-    side = max(1, round((height * width) ** 0.5 / GRID_MULTIPLE)) * GRID_MULTIPLE
-    return ((height, width), (width, height), (height, width), (side, side))
-
-
-class LatentDataset(Dataset):
-    """Photographs and cached latents of augmented variants of each clip.
-
-    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "latents" (K, C, h, w), "confidence" (1, h, w)}. Epoch e gives
-    variant e mod V of every item. The VAE runs once for each variant instead of once for each sample; the files
-    (float16, about .3 MB each) are kept below `folder` under a name made from the VAE and the sets.
-
-    Args:
-        sets: as MotionDataset takes them.
-        split: "train" or "test".
-        vae: the trained VAE.
-        num_bins: K.
-        folder: where caches lie.
-        sizes: (H, W) of each variant.
-        augment: draw crops, flips and colours for each variant; otherwise the whole picture.
-        seed: of the augmentation.
-        multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
-    """
-
-    def __init__(
-        self,
-        sets: list,
-        split: str,
-        vae: MotionVAE,
-        num_bins: int,
-        folder: Path,
-        *,
-        sizes: Sequence[tuple[int, int]],
-        augment: bool = True,
-        seed: int = 0,
-        multiple: int = 1,
-    ) -> None:
-        self.motions = [
-            MotionDataset(sets, split=split, num_bins=num_bins, size=size, augment=augment) for size in sizes
-        ]
-        self.count, self.multiple, self.seed = len(self.motions[0]), multiple, seed
-        named = [
-            # The table and statistics tell a set that was extended or made anew at the same place.
-            [str(clip_set.folder.resolve()), weight, (clip_set.folder / "clips.csv").read_text(), clip_set.statistics]
-            for clip_set, weight in sets
-        ]
-        described = [named, split, list(sizes), augment, seed, num_bins, dict(vae.config), _fingerprint(vae)]
-        digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
-        self.folder = Path(folder) / f"{split}-{digest}"
-
-    def __len__(self) -> int:
-        return -(-self.count // self.multiple) * self.multiple
-
-    def item_name(self, item: int) -> str:
-        """Name an item in errors."""
-        clip_set, row = self.motions[0].items[SampleKey(item % self.count, 0, 0)]
-        return f"{clip_set.folder.name}/{row.id}"
-
-    def _path(self, item: int, variant: int) -> Path:
-        return self.folder / f"{item:06d}-{variant}.safetensors"
-
-    def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
-        sample = load_file(self._path(key.item % self.count, key.epoch % len(self.motions)))
-        return {name: tensor.float() for name, tensor in sample.items()}
-
-    @torch.no_grad()
-    def encode(self, vae: MotionVAE, device: torch.device, *, progress: bool = False) -> None:
-        """Write the variants that are not there yet; call in one process while others wait."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        jobs = [(item, variant) for variant in range(len(self.motions)) for item in range(self.count)]
-        jobs = [job for job in jobs if not self._path(*job).is_file()]
-        vae = vae.to(device).eval()
-        for item, variant in show_progress(jobs, len(jobs), "latent", progress):
-            if self._path(item, variant).is_file():  # another run with the same cache was quicker
-                continue
-            key = SampleKey(item, variant, sample_seed(item * len(self.motions) + variant, self.seed))
-            sample = self.motions[variant][key]
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps"):
-                latents = vae.encode_spectrum(sample["spectrum"][None].to(device))[0]  # (K, C, h, w)
-            tensors = {
-                "image": sample["image"].half(),
-                "latents": latents.cpu().half(),
-                "confidence": resize_maps(sample["confidence"], tuple(latents.shape[-2:])).half(),
-            }
-            with atomic_path(self._path(item, variant)) as temporary:
-                save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary)
-
-
-def _fingerprint(vae: MotionVAE) -> str:
-    """Return a hash of the weights' bytes; a sum would depend on the number of threads that add it up."""
-    digest = hashlib.sha256()
-    for parameter in vae.parameters():
-        digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def diffusion_target(schedule: SchedulerMixin, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:

@@ -1,0 +1,146 @@
+"""Augmentation of clips: drawn once as a Geometry, then applied alike to pictures, spectra, flow and maps.
+
+Only what is exact for the motion is done: boxes of any aspect, scale, left-right mirrors, and the motion played
+backwards. Colours change the photograph alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from motion.flow import resize_flow, resize_spectrum
+
+from .media import resize_image
+
+# a crop's share of the largest box that fits, by area
+CROP_AREA = (0.4, 1.0)
+# a crop may be this much wider or narrower than the sample it fills (natural logarithm of the ratio)
+ASPECT_JITTER = 0.1
+COLOUR_JITTER = 0.15
+# To be raised when the code below draws or applies a geometry in another way: cached latents are made anew.
+GEOMETRY_VERSION = 1
+
+
+def geometry_settings() -> dict[str, Any]:
+    """Return what the geometry of a sample depends on besides its seed, as plain JSON values."""
+    return {"version": GEOMETRY_VERSION, "crop_area": list(CROP_AREA), "aspect_jitter": ASPECT_JITTER}
+
+
+class Geometry(NamedTuple):
+    """Where a sample is cut from a clip's grid, the size it is brought to, and how it is turned.
+
+    Attributes:
+        top, left, height, width: the box, px of the clip's grid.
+        size: (H', W') px of the sample.
+        mirrored: left and right change places.
+        backwards: the motion is played from its end; the photograph stays the same.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    size: tuple[int, int]
+    mirrored: bool = False
+    backwards: bool = False
+
+    def _cut(self, maps: torch.Tensor) -> torch.Tensor:
+        return maps[..., self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def maps(self, maps: torch.Tensor) -> torch.Tensor:
+        """Apply to pictures or maps whose values are no lengths: (..., C, H, W) to (..., C, H', W')."""
+        maps = resize_image(self._cut(maps), self.size)
+        return maps.flip(-1) if self.mirrored else maps
+
+    def flow(self, flow: torch.Tensor) -> torch.Tensor:
+        """Apply to flow (..., 2, H, W), px; one flow alone cannot be played backwards. Gives px of the sample."""
+        if self.backwards:
+            raise ValueError("flow: expected a geometry that is not backwards; only a whole series can be reversed")
+        flow = resize_flow(self._cut(flow), self.size)
+        return flip_flow(flow) if self.mirrored else flow
+
+    def spectrum(self, spectrum: torch.Tensor) -> torch.Tensor:
+        """Apply to a packed spectrum (..., K, 4, H, W), px; gives px of the sample."""
+        spectrum = resize_spectrum(self._cut(spectrum), self.size)
+        if self.mirrored:
+            spectrum = flip_spectrum(spectrum)
+        return reverse_spectrum(spectrum) if self.backwards else spectrum
+
+
+def draw_geometry(
+    grid: Sequence[int],
+    size: Sequence[int],
+    rng: np.random.Generator | None,
+    *,
+    area: tuple[float, float] = CROP_AREA,
+    reverse: bool = True,
+) -> Geometry:
+    """Draw how a sample of `size` (H', W') is taken from a clip's grid (H, W).
+
+    Args:
+        grid, size: px.
+        rng: None takes the box in the middle and turns nothing.
+        area: bounds of the box's share of the largest box that fits.
+        reverse: half of the samples play backwards.
+    """
+    box = choose_box(grid, size, rng, area)
+    mirrored = rng is not None and bool(rng.random() < 0.5)
+    backwards = rng is not None and reverse and bool(rng.random() < 0.5)
+    return Geometry(*box, tuple(size), mirrored, backwards)
+
+
+def choose_box(
+    grid: Sequence[int], size: Sequence[int], rng: np.random.Generator | None, area: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """Choose the box (top, left, height, width) of a picture (H, W) that is resized to `size`.
+
+    The box has the aspect of `size`, within the jitter, and a share of the area of the largest such box drawn from
+    `area`; without `rng` it lies in the middle, without jitter, and has the largest share where this is 1.
+    """
+    aspect = size[1] / size[0]
+    share = area[1]
+    if rng is not None:
+        aspect *= math.exp(rng.uniform(-ASPECT_JITTER, ASPECT_JITTER))
+        share = rng.uniform(*area)
+    height = min(grid[0], grid[1] / aspect)
+    width = height * aspect
+    height = min(grid[0], max(1, round(height * math.sqrt(share))))
+    width = min(grid[1], max(1, round(width * math.sqrt(share))))
+    free = (grid[0] - height, grid[1] - width)
+    if rng is None:
+        return free[0] // 2, free[1] // 2, height, width
+    return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1)), height, width
+
+
+def flip_flow(flow: torch.Tensor) -> torch.Tensor:
+    """Mirror flow (..., 2, H, W) left to right: positions swap, and dx changes its sign."""
+    return flow.flip(-1) * flow.new_tensor([-1.0, 1.0]).view(2, 1, 1)
+
+
+def flip_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
+    """Mirror a packed spectrum (..., K, 4, H, W) left to right: positions swap, and dx changes its sign."""
+    return spectrum.flip(-1) * spectrum.new_tensor([-1.0, -1.0, 1.0, 1.0]).view(4, 1, 1)
+
+
+def reverse_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
+    """Play the motion backwards: F'_t = F_(T-t) - F_T, exactly.
+
+    cos(2 pi k (T-t)/T) stays, sin changes its sign, and so does the drift: S is conjugated and D negated, which in the
+    packed (..., K, 4, H, W) is one sign on every imaginary part. The photograph stays the same.
+    """
+    return spectrum * spectrum.new_tensor([1.0, -1.0, 1.0, -1.0]).view(4, 1, 1)
+
+
+def jitter_colours(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Change brightness, contrast, saturation and colour balance of (..., 3, H, W) mildly, all pictures alike."""
+    gain, contrast, saturation = np.exp(rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3))
+    balance = np.exp(rng.uniform(-COLOUR_JITTER / 3, COLOUR_JITTER / 3, 3))
+    images = images * images.new_tensor(gain * balance).view(3, 1, 1)
+    grey = images.mean(-3, keepdim=True)  # (..., 1, H, W)
+    images = grey + (images - grey) * float(saturation)
+    return (0.5 + (images - 0.5) * float(contrast)).clamp(0, 1)

@@ -1,0 +1,206 @@
+"""Cached latents: what the VAE makes of augmented variants of each clip, encoded once and read at every step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.augmentation import Geometry, draw_geometry, geometry_settings, jitter_colours
+from data.clips import ClipRow, ClipSet, ClipSetError, SampleKey
+from data.datasets import MotionDataset, show_progress
+from data.media import atomic_path
+from models.vae import MotionVAE
+from motion.flow import GRID_MULTIPLE, resize_maps
+
+from .data_order import sample_seed
+
+logger = logging.getLogger(__name__)
+
+CACHE_VERSION = 2
+# Latents are stored as whole numbers -127 .. 127 of a step per bin and channel. Measured on real clips: .008 of their
+# standard deviation is lost, and .4 to .7 % of the decoded motion, a hundredth of what the VAE of 260 steps loses.
+_LEVELS = 127
+
+
+def variant_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
+    """Return the shapes (H, W) of the cached variants: as given, turned, as given, square; all of one area.
+
+    Every crop of an epoch has one shape, and epochs take turns, so that photographs of any aspect are met.
+    """
+    side = max(1, round((height * width) ** 0.5 / GRID_MULTIPLE)) * GRID_MULTIPLE
+    return ((height, width), (width, height), (height, width), (side, side))
+
+
+class LatentDataset(Dataset):
+    """Photographs and cached latents of augmented variants of each clip.
+
+    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "latents" (K, C, h, w), "confidence" (1, h, w)}. Epoch e gives
+    variant e mod V of every item. The VAE runs once for each variant instead of once for each sample. A clip's file
+    (latents and confidence in bytes: 42 kB a variant with 16 bins, 256 x 160 px and f = 8) lies below `folder` under a
+    name made from all it depends on: the sets, the VAE, the augmentation. The photograph is cut from the set at every
+    reading, in the variant's geometry and with colours of the key's own.
+
+    Args:
+        sets: as MotionDataset takes them. A set of a weight above 1 has variants of its own for each time that a clip
+            comes in an epoch; other weights do not change the cache.
+        split: "train" or "test".
+        vae: the trained VAE.
+        num_bins: K.
+        folder: where caches lie.
+        sizes: (H, W) of each variant.
+        augment: draw crops, flips and colours for each variant; otherwise the whole picture.
+        seed: of the augmentation.
+        multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
+    """
+
+    def __init__(
+        self,
+        sets: list,
+        split: str,
+        vae: MotionVAE,
+        num_bins: int,
+        folder: Path,
+        *,
+        sizes: Sequence[tuple[int, int]],
+        augment: bool = True,
+        seed: int = 0,
+        multiple: int = 1,
+    ) -> None:
+        self.items = MotionDataset(sets, split=split, num_bins=num_bins).items
+        self.sizes, self.num_bins, self.augment = [tuple(size) for size in sizes], num_bins, augment
+        self.count, self.multiple, self.seed = len(self.items), multiple, seed
+        repeats = [self.items.repeats(number) for number in range(len(self.items.parts))]
+        named = [_fingerprint_of_set(part.clip_set, part.rows) for part in self.items.parts]
+        described = [CACHE_VERSION, named, repeats, split, self.sizes, augment and geometry_settings(), seed, num_bins]
+        described += [dict(vae.config), _fingerprint(vae)]
+        digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
+        self.folder = Path(folder) / f"{split}-{digest}"
+
+    def __len__(self) -> int:
+        return -(-self.count // self.multiple) * self.multiple
+
+    def item_name(self, item: int) -> str:
+        """Name an item in errors; which clip of a set of weight below 1 it is changes with the epoch."""
+        number, index, times = self.items.place(SampleKey(item % self.count, 0, 0))
+        part = self.items.parts[number]
+        changes = times == part.count // len(part.rows)
+        return f"{part.clip_set.folder.name}/{'a clip drawn by weight' if changes else part.rows[index].id}"
+
+    def clip_path(self, number: int, row: ClipRow) -> Path:
+        """Return the file of a clip of set `number`."""
+        return self.folder / f"{number}-{row.id}.safetensors"
+
+    def geometry(self, row: ClipRow, variant: int, grid: Sequence[int]) -> Geometry:
+        """Return how a variant is cut from its clip of grid (H, W): a function of seed, clip and variant."""
+        rng = None
+        if self.augment:
+            # By the clip's name and not its number: the clips added to a set do not change the others.
+            rng = np.random.default_rng(sample_seed(zlib.crc32(row.id.encode()), self.seed, variant))
+        return draw_geometry(grid, self.sizes[variant % len(self.sizes)], rng)
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
+        """Read one sample; ClipSetError names a file of the cache that is missing or damaged."""
+        number, index, times = self.items.place(key._replace(item=key.item % self.count))
+        row = self.items.parts[number].rows[index]
+        variant = times * len(self.sizes) + key.epoch % len(self.sizes)
+        path = self.clip_path(number, row)
+        try:
+            with safe_open(path, framework="pt") as file:
+                stored = {name: file.get_tensor(f"{name}-{variant}") for name in ("latents", "step", "confidence")}
+        except (OSError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:80]
+            raise ClipSetError(f"{path}: cannot be read ({reason}); delete it and start the training again") from error
+        image = self.items.parts[number].clip_set.first(row.id)
+        image = self.geometry(row, variant, image.shape[-2:]).maps(image)  # (3, H, W)
+        if self.augment:
+            image = jitter_colours(image, np.random.default_rng(key.seed))
+        return {
+            "image": image.contiguous(),
+            "latents": stored["latents"].float() * stored["step"],  # (K, C, h, w)
+            "confidence": stored["confidence"].float() / 255,  # (1, h, w)
+        }
+
+    @torch.no_grad()
+    def encode(self, vae: MotionVAE, device: torch.device, *, progress: bool = False, workers: int = 0) -> None:
+        """Write the clips' files that are not there yet; call in one process while others wait.
+
+        Args:
+            vae: the VAE of the constructor.
+            device: where it runs.
+            progress: show a progress bar.
+            workers: processes that read and augment clips; 0 does so in this one.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        missing = _Variants(self)
+        loader = DataLoader(missing, batch_size=None, num_workers=workers, generator=torch.Generator())
+        vae = vae.to(device).eval()
+        for path, variants in show_progress(loader, len(missing), "clip", progress):
+            tensors: dict[str, Tensor] = {}
+            for variant, (spectrum, confidence) in enumerate(variants):
+                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps"):
+                    latents = vae.encode_spectrum(spectrum[None].to(device))[0]  # (K, C, h, w)
+                latents, step = _as_bytes(latents.float().cpu())
+                confidence = resize_maps(confidence, tuple(latents.shape[-2:])) * 255
+                confidence = confidence.round().clamp(0, 255).to(torch.uint8)
+                stored = {"latents": latents, "step": step, "confidence": confidence}
+                tensors |= {f"{name}-{variant}": tensor.contiguous() for name, tensor in stored.items()}
+            with atomic_path(path) as temporary:
+                save_file(tensors, temporary)
+
+
+class _Variants(Dataset):
+    """The clips that a cache lacks: (path, [(spectrum, confidence) of each variant])."""
+
+    def __init__(self, latents: LatentDataset) -> None:
+        self.latents = latents
+        self.jobs = [
+            (number, row)
+            for number, part in enumerate(latents.items.parts)
+            for row in part.rows
+            if not latents.clip_path(number, row).is_file()
+        ]
+
+    def __len__(self) -> int:
+        return len(self.jobs)
+
+    def __getitem__(self, job: int) -> tuple[str, list[tuple[Tensor, Tensor]]]:
+        latents, (number, row) = self.latents, self.jobs[job]
+        spectrum, confidence = latents.items.parts[number].clip_set.spectrum(row.id, latents.num_bins)
+        variants = []
+        for variant in range(latents.items.repeats(number) * len(latents.sizes)):
+            geometry = latents.geometry(row, variant, spectrum.shape[-2:])
+            variants.append((geometry.spectrum(spectrum), geometry.maps(confidence)))
+        return str(latents.clip_path(number, row)), variants
+
+
+def _as_bytes(latents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return latents (K, C, h, w) as int8 and the step (K, C, 1, 1) that a unit stands for."""
+    step = latents.abs().amax((-2, -1), keepdim=True).clamp(min=1e-6) / _LEVELS
+    return (latents / step).round().to(torch.int8), step
+
+
+def _fingerprint_of_set(clip_set: ClipSet, rows: Sequence[ClipRow]) -> list:
+    """Describe a set's content, wherever it lies: its table, its statistics, the sizes of its packed files."""
+    files = [clip_set.folder / part for row in rows for part in (f"first/{row.id}.png", f"spectra/{row.id}.npz")]
+    # Sizes tell a clip that was prepared again with the same figures; reading 7,000 clips to hash them takes minutes.
+    sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
+    return [(clip_set.folder / "clips.csv").read_text(encoding="utf-8"), clip_set.statistics, sizes]
+
+
+def _fingerprint(vae: MotionVAE) -> str:
+    """Return a hash of the weights' bytes; a sum would depend on the number of threads that add it up."""
+    digest = hashlib.sha256()
+    for tensor in vae.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
