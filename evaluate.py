@@ -3,6 +3,7 @@
 frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and what any of them must beat
 splats    one picture under a strong smooth flow, by each splatting operator, side by side
 data      clip sets side by side: how much moves at which frequency, number of clips, confidence
+flow      optical flow methods on videos, and on rendered scenes whose flow is known
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from training.cli import (
     check_precision,
     check_writable,
     command,
+    non_negative_int,
     positive_float,
     positive_int,
     run,
@@ -36,10 +38,11 @@ DEFAULT_OUT = Path("outputs/evaluate")
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
     parser = Parser(description=__doc__, raw_description=True)
-    tables = parser.add_subparsers(dest="table", required=True, metavar="frames|splats|data")
+    tables = parser.add_subparsers(dest="table", required=True, metavar="frames|splats|data|flow")
     _add_frames(tables)
     _add_splats(tables)
     _add_data(tables)
+    _add_flow(tables)
     args = parser.parse_args(argv)
     args.command = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     return args.make_table(args)
@@ -82,7 +85,7 @@ def make_frames_table(args: argparse.Namespace) -> int:
     from data.clips import ClipSet
     from training.cli import choose_device
     from training.evaluation_clips import check_flow_method, choose_clips, open_clip
-    from training.frame_evaluation import make_methods, measure
+    from training.frame_evaluation import frames_notes, make_methods, measure
     from training.losses import PerceptualLoss
     from training.metrics import load_lpips, write_results
 
@@ -111,7 +114,7 @@ def make_frames_table(args: argparse.Namespace) -> int:
     table, by_clip, origins = measure(clips, methods, device, lpips=lpips, features=features)
 
     # Write
-    notes = _frames_notes(args, len(clip_set.rows(args.split)), table[0], origins, device, list(models))
+    notes = frames_notes(args, len(clip_set.rows(args.split)), table[0], origins, device, list(models))
     print(write_results(out, table, title=f"Frame synthesis, {args.data.name}, split {args.split}", notes=notes))
     write_results(out / "by_clip", by_clip, title="The same by clip", notes=notes)
     logger.info("written to %s", out)
@@ -128,31 +131,6 @@ def _load_models(args: argparse.Namespace) -> dict:
         logger.warning("no rows of models: %s has none; give --checkpoint DIR", DEFAULT_CHECKPOINT)
         return {}
     return find_models([DEFAULT_CHECKPOINT])
-
-
-def _frames_notes(
-    args: argparse.Namespace, clips: int, row: dict, origins: dict[str, int], device: object, models: list[str]
-) -> list[str]:
-    origin_names = {
-        "scene": "rendered scenes with exact flow",
-        "video": "videos with estimated flow, unseen flow zeroed as in training",
-        "pairs": "clips whose source is not at hand: stored pairs only",
-    }
-    checkpoint = ", ".join(map(str, args.checkpoint or ["checkpoints/default"])) if models else "none"
-    return [
-        f"data: {args.data}, split {args.split}, {row['sequences']} sequences ({clips} kept clips in the split), "
-        f"{row['frames']} frames, every {args.every}; "
-        + "; ".join(f"{count} {origin_names[name]}" for name, count in sorted(origins.items())),
-        "protocol: frame 0 excluded; output clipped to [0, 1], not rounded; squared error pooled over a sequence "
-        "before the logarithm (psnr_db), then the mean over sequences; psnr_frames_db is the mean of the frames' own "
-        "values; a sequence without error counts as 100 dB",
-        "all rows use the same flow and importance; holes of image-space splats are filled from frame 0; still pixels "
-        "copy it; gaussian: sigma .45 px, EWA",
-        "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held (the flow at p stands in for that at "
-        "the source of p)",
-        f"models: {checkpoint}; precision {args.precision}; device {device}; seed {args.seed} (choice of clips)",
-        f"command: {args.command}",
-    ]
 
 
 # ------------------------------------------------------------------------------------------------ splats
@@ -252,6 +230,52 @@ def make_data_table(args: argparse.Namespace) -> int:
     ]
     print(write_results(out / "sets", summary, title="Clip sets", notes=notes[:1] + notes[-2:]))
     print(write_results(out, table, title="Mean amplitude per bin", notes=notes))
+    logger.info("written to %s", out)
+    return 0
+
+
+# -------------------------------------------------------------------------------------------------- flow
+
+
+def _add_flow(tables: argparse._SubParsersAction) -> None:
+    parser = tables.add_parser("flow", help="flow methods on videos, and on rendered scenes whose flow is known")
+    parser.set_defaults(make_table=make_flow_table)
+    group = parser.add_argument_group("what is measured")
+    group.add_argument("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="videos, or folders of them")
+    group.add_argument("--scenes", type=non_negative_int, default=16, metavar="N", help="rendered scenes of ~2 px")
+    group.add_argument("--methods", nargs="+", metavar="NAME", help="default: dis_fast dis_x2 dis farneback")
+    group.add_argument("--every", type=positive_int, default=12, metavar="N", help="only frames N, 2 N, ... of a video")
+    out = {"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/flow"}
+    add_shared_flags(parser, "seed", "out", out=out, seed={"default": 5000, "help": "first seed of the scenes"})
+
+
+def make_flow_table(args: argparse.Namespace) -> int:
+    """Measure the methods, print the table and write it to --out, by clip to --out/by_clip."""
+    from data.clip_sources import list_videos
+    from data.optical_flow import METHODS
+    from training.flow_evaluation import COLUMN_NOTES, TABLE_METHODS, find_scenes, measure_flow
+    from training.metrics import write_results
+
+    out = check_writable(args.out or DEFAULT_OUT / "flow")
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; name a folder")
+    methods = args.methods or TABLE_METHODS
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise UsageError(f"--methods {unknown[0]}: no such method; right: {', '.join(METHODS)}")
+    videos = [video for path in args.videos for video in list_videos(path)]
+    if not videos and not args.scenes:
+        raise UsageError("--videos: name videos, or give --scenes N")
+    scenes = find_scenes(args.scenes, first_seed=args.seed)
+    rows, by_clip = measure_flow(videos, methods, every=args.every, scenes=scenes)
+    notes = [
+        f"data: {len(videos)} videos, every {args.every}th frame; {len(scenes)} scenes from seed {args.seed} on with a "
+        "mean motion of 1.5 to 2.5 px, every 24th frame",
+        *COLUMN_NOTES,
+        f"command: {args.command}",
+    ]
+    print(write_results(out, rows, title="Optical flow", notes=notes))
+    write_results(out / "by_clip", by_clip, title="The same by clip and scene", notes=notes)
     logger.info("written to %s", out)
     return 0
 

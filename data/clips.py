@@ -4,6 +4,7 @@ A set is a folder with
     clips.csv         one row a clip: where it comes from, its split, how much it moves, kept or not and why
     first/ID.png      frame 0 on the motion grid
     spectra/ID.npz    `spectrum` (24, 4, H, W) float16 px and `confidence` (1, H, W) float16 (kept clips)
+    slices/ID.png     X-t slice of a real clip, time downwards: the row that moves most, for people to look at
     pairs/ID.npz      `target` (N, H, W, 3) bytes, `flow` (N, 2, H, W) px frame 0 -> target, `reliability`
                       (N, 1, H, W), `importance` (1, H, W) px, `time_s` (N,); float16 where not said otherwise
     statistics.json   how the set was made; after the last item also the per-bin scales of its training split
@@ -45,7 +46,7 @@ SPLITS = ("train", "test")
 # a pixel moves when its mean displacement is above this
 MOVING_PX = 0.25
 _ABSENT = "none"
-_FOLDERS = ("first", "spectra", "pairs")
+_FOLDERS = ("first", "spectra", "pairs", "slices")
 
 
 class ClipSetError(ValueError):
@@ -86,6 +87,11 @@ class ClipRow:
         moving_fraction: share of pixels whose mean displacement is above .25 px.
         status: kept, pairs_only (too short for a spectrum) or dropped.
         reason: why it is not kept, empty otherwise.
+        high_flow_px: 99th percentile over pixels of the mean displacement. This and what follows is None where it was
+            not measured: in rendered scenes, in clips that were dropped before, in sets of older versions.
+        camera_px: how far the camera moved the picture, see `data.shots.camera_motion`.
+        confidence: mean reliability of the flow over pixels and frames.
+        inconsistent_fraction: share of the pixels of the pairs whose flow there and back does not return.
     """
 
     id: str
@@ -98,10 +104,16 @@ class ClipRow:
     moving_fraction: float = 0.0
     status: str = KEPT
     reason: str = ""
+    high_flow_px: float | None = None
+    camera_px: float | None = None
+    confidence: float | None = None
+    inconsistent_fraction: float | None = None
 
 
 _COLUMNS = tuple(field.name for field in fields(ClipRow))
 _NUMBERS = {"start_s": float, "fps": float, "frames": int, "median_flow_px": float, "moving_fraction": float}
+# columns that older sets lack, and that may be empty
+_MEASURED = ("high_flow_px", "camera_px", "confidence", "inconsistent_fraction")
 
 
 @dataclass
@@ -113,11 +125,13 @@ class ClipContent:
     confidence: torch.Tensor | None = None  # (1, H, W); absent = 1 everywhere
     pairs: tuple[Pair, ...] = ()
     importance: torch.Tensor | None = None  # (1, H, W) px; absent = that of the spectrum
+    slice: torch.Tensor | None = None  # (3, T, W), time downwards
 
 
 def motion_figures(displacement: torch.Tensor) -> dict[str, float]:
-    """Return median_flow_px and moving_fraction of a mean displacement (1, H, W) px, rounded as in clips.csv."""
+    """Return median_flow_px, moving_fraction and high_flow_px of a mean displacement (1, H, W) px, rounded."""
     return {
+        "high_flow_px": round(float(displacement.flatten().quantile(0.99)), 4),
         "median_flow_px": round(float(displacement.median()), 4),
         "moving_fraction": round(float((displacement > MOVING_PX).float().mean()), 4),
     }
@@ -277,16 +291,17 @@ class ClipSetWriter:
             write_clip(self.folder, row.id, content)
         self.add(row)
 
-    def add(self, row: ClipRow) -> None:
-        """Add the row of an item whose files are there (written by `write_clip`, perhaps in another process)."""
-        if row.status not in (KEPT, PAIRS_ONLY, DROPPED) or row.split not in SPLITS:
-            raise ValueError(f"row: unknown status or split: {row.status!r}, {row.split!r}")
+    def add(self, *rows: ClipRow) -> None:
+        """Add the rows of items whose files are there (written by `write_clip`, perhaps in another process)."""
+        for row in rows:
+            if row.status not in (KEPT, PAIRS_ONLY, DROPPED) or row.split not in SPLITS:
+                raise ValueError(f"row: unknown status or split: {row.status!r}, {row.split!r}")
         if not self._stale:
             self._write_statistics({})  # those of before would be wrong if this run were cut short
             self._stale = True
-        self.rows[row.id] = row
+        self.rows |= {row.id: row for row in rows}
         with self._table.open("a", newline="", encoding="utf-8") as file:
-            file.write(_format_rows([row]))
+            file.write(_format_rows(rows))
 
     def finish(self) -> ClipSet:
         """Sort the table, take the statistics of the training split, and return the set."""
@@ -337,6 +352,8 @@ def write_clip(folder: str | Path, clip_id: str, content: ClipContent) -> None:
     """Write the files of one clip into a set, each whole or not at all. Safe to call from several processes."""
     folder = Path(folder)
     write_image(folder / "first" / f"{clip_id}.png", content.first)
+    if content.slice is not None:
+        write_image(folder / "slices" / f"{clip_id}.png", content.slice)
     if content.spectrum is not None:
         if content.spectrum.shape[0] != STORED_BINS:
             raise ValueError(f"spectrum: expected {STORED_BINS} bins, got {content.spectrum.shape[0]}")
@@ -393,13 +410,20 @@ def _read_rows(path: Path) -> list[ClipRow]:
     # a last line without its end is one that a run was killed writing
     text = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(text))
-    missing = [name for name in _COLUMNS if name not in (reader.fieldnames or ())]
+    known = reader.fieldnames or ()
+    missing = [name for name in _COLUMNS if name not in known and name not in _MEASURED]
     if missing:
         raise ClipSetError(f"{path}: the columns {', '.join(missing)} are missing; prepare the set again")
     rows = []
     for cells in reader:
         try:
-            values = {name: _NUMBERS.get(name, str)(cells[name]) for name in _COLUMNS}
+            values: dict[str, Any] = {
+                name: _NUMBERS.get(name, str)(cells[name]) for name in _COLUMNS if name not in _MEASURED
+            }
+            values |= {name: float(cells[name]) for name in _MEASURED if cells.get(name)}
+            # a row cut short lacks its last cells, which is not the same as empty ones
+            if None in (cells[name] for name in known):
+                raise ValueError("cells are missing")
         except (TypeError, ValueError):
             raise ClipSetError(f"{path}: line {reader.line_num} is damaged; delete it and prepare again") from None
         rows.append(ClipRow(**values))

@@ -15,14 +15,19 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .flow_refinement import FlowRefinement
 from .media import to_bytes
 
-METHODS = ("dis", "dis_fast", "farneback", "raft", "pyflow")
+METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 
 # visible_flow: sigma of the blur that every photometric difference passes through
 BLUR_SIGMA_PX = 1.5
 # a pixel whose blurred change is below this shows no motion (method.md section 5 measured at most .01 dB lost)
 UNCHANGED = 2.5 / 255
+# A pixel that changes by less than this in all of so many frames stands still. In single frames many a moving pixel
+# meets its own colour by chance: zeroing by frame cost .7 dB on six clips.
+UNCHANGED_PIXEL = 2 / 255
+MANY_FRAMES = 8
 # zero flow wins unless the estimate lowers the blurred residual by more than this, relatively and absolutely
 ZERO_MARGIN_RELATIVE = 0.05
 ZERO_MARGIN = 0.25 / 255
@@ -50,8 +55,9 @@ def estimate_flow(
 ) -> torch.Tensor:
     """Estimate the flow from one picture to each of several frames.
 
-    Methods: "dis" (tuned DIS on pictures enlarged twice), "dis_fast" (the same without the enlargement, about
-    four times faster), "farneback", "raft" (torchvision, needs `weights`), "pyflow" (when built here).
+    Methods: "dis" (tuned DIS, then `flow_refinement`), "dis_fast" (tuned DIS alone), "dis_x2" (tuned DIS on pictures
+    enlarged twice, four times slower), "farneback", "raft" (torchvision, needs `weights`), "pyflow" (when built here).
+    Every frame is taken by itself. docs/training.md has what they reach.
 
     Args:
         first: (3, H, W) in [0, 1], frame 0.
@@ -67,10 +73,7 @@ def estimate_flow(
         FlowError: the method is unknown or cannot run here.
         ValueError: a tensor of the wrong shape.
     """
-    if first.ndim != 3 or first.shape[0] != 3:
-        raise ValueError(f"first: expected (3, H, W), got {tuple(first.shape)}")
-    if frames.ndim != 4 or frames.shape[1:] != first.shape:
-        raise ValueError(f"frames: expected (T, {', '.join(map(str, first.shape))}), got {tuple(frames.shape)}")
+    _check_pictures(first, frames)
     flow_to = _make_method(method, first, weights, device)
     flow = torch.empty(frames.shape[0], 2, *first.shape[1:])  # (T, 2, H, W)
     for index, frame in enumerate(frames):
@@ -78,11 +81,19 @@ def estimate_flow(
     return flow
 
 
+def _check_pictures(first: torch.Tensor, frames: torch.Tensor) -> None:
+    if first.ndim != 3 or first.shape[0] != 3:
+        raise ValueError(f"first: expected (3, H, W), got {tuple(first.shape)}")
+    if frames.ndim != 4 or frames.shape[1:] != first.shape:
+        raise ValueError(f"frames: expected (T, {', '.join(map(str, first.shape))}), got {tuple(frames.shape)}")
+
+
 def visible_flow(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Zero the flow that cannot be seen, and rate the rest by how well it explains the frame.
 
     With r(F) = blur(mean_c |I_t(p + F) - I_0(p)|), F_t(p) becomes 0 where r(0) < 2.5/255, or where zero flow
-    explains the frame as well as the estimate does: r(0) <= 1.05 r(F) + .25/255.
+    explains the frame as well as the estimate does: r(0) <= 1.05 r(F) + .25/255. Where a pixel itself changes by less
+    than 2/255 in every one of at least 8 frames, F is 0 in all of them, whatever moves beside it.
     Reliability = 1 / (1 + (r / (16/255))^2) with r of the flow that is returned; 0 where p + F leaves the picture
     by more than half a pixel, for that cannot be checked. Ours (method.md sections 1 and 5).
 
@@ -99,10 +110,80 @@ def visible_flow(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor) 
     visible = torch.empty_like(flow)  # (T, 2, H, W)
     reliability = torch.empty_like(flow[:, :1])  # (T, 1, H, W)
     with torch.no_grad():
+        unchanging = _unchanging(first, frames)  # (1, H, W)
         for start in range(0, frames.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            visible[part], reliability[part] = _visible_chunk(first[None], frames[part], flow[part])
+            shown = flow[part].masked_fill(unchanging, 0.0)
+            visible[part], reliability[part] = _visible_chunk(first[None], frames[part], shown)
     return visible, reliability
+
+
+def estimate_backward_flow(
+    first: torch.Tensor,
+    frames: torch.Tensor,
+    *,
+    method: str = "dis_fast",
+    weights: str | Path | None = None,
+    device: str = "cpu",
+) -> torch.Tensor:
+    """Estimate the flow from every frame back to frame 0, for `forward_backward_error`.
+
+    Each frame is taken by itself. For a check the coarser estimate suffices: "dis" is answered by "dis_fast" here.
+
+    Args:
+        first: (3, H, W) in [0, 1], frame 0.
+        frames: (T, 3, H, W) in [0, 1].
+        method: one of METHODS; "dis_fast" suffices for a check.
+        weights, device: as in `estimate_flow`.
+
+    Returns:
+        (T, 2, H, W) float32 px on the grid of frame t: where the point seen at q of frame t was in frame 0, minus q.
+
+    Raises:
+        FlowError: the method is unknown or cannot run here.
+        ValueError: a tensor of the wrong shape.
+    """
+    _check_pictures(first, frames)
+    method = "dis_fast" if method == "dis" else method
+    flow = torch.empty(frames.shape[0], 2, *first.shape[1:])  # (T, 2, H, W)
+    for index, frame in enumerate(frames):
+        flow[index] = _make_method(method, frame, weights, device)(first)
+    return flow
+
+
+def forward_backward_error(flow: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
+    """Return |F_t(p) + B_t(p + F_t(p))|: how far from p the way there and back ends.
+
+    Large where p is covered in frame t, where nothing holds the flow, or where either estimate is wrong. Where p + F
+    leaves the picture the border's answer is taken.
+
+    Args:
+        flow: (T, 2, H, W) px, frame 0 -> t, on the grid of frame 0.
+        backward: (T, 2, H, W) px, frame t -> 0, on the grid of frame t.
+
+    Returns:
+        (T, 1, H, W) px, no gradients.
+
+    Raises:
+        ValueError: tensors of the wrong shape.
+    """
+    if flow.ndim != 4 or flow.shape[1] != 2:
+        raise ValueError(f"flow: expected (T, 2, H, W), got {tuple(flow.shape)}")
+    if backward.shape != flow.shape:
+        raise ValueError(f"backward: expected {tuple(flow.shape)}, got {tuple(backward.shape)}")
+    with torch.no_grad():
+        back, _ = _look_up(backward, flow)  # (T, 2, H, W)
+        return (flow + back).square().sum(1, keepdim=True).sqrt()  # (T, 1, H, W)
+
+
+def _unchanging(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Tell which pixels no frame of a clip shows changed: (1, H, W) bool; none where too few frames are given."""
+    if frames.shape[0] < MANY_FRAMES:
+        return torch.zeros_like(first[:1], dtype=torch.bool)
+    largest = torch.zeros_like(first[:1])
+    for frame in frames:
+        largest = torch.maximum(largest, (frame - first).abs().mean(0, keepdim=True))
+    return largest < UNCHANGED_PIXEL
 
 
 def _visible_chunk(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -137,8 +218,10 @@ def _blur(values: torch.Tensor) -> torch.Tensor:
 
 
 def _make_method(method: str, first: torch.Tensor, weights: str | Path | None, device: str) -> FlowTo:
-    if method in ("dis", "dis_fast"):
-        return _dis_method(first, enlarge=2 if method == "dis" else 1)
+    if method == "dis":
+        return _refined_method(first)
+    if method in ("dis_fast", "dis_x2"):
+        return _dis_method(first, enlarge=2 if method == "dis_x2" else 1)
     if method == "farneback":
         return _farneback_method(first)
     if method == "raft":
@@ -155,7 +238,7 @@ def _luminance(image: torch.Tensor, enlarge: int = 1) -> np.ndarray:
     return cv2.resize(grey, None, fx=enlarge, fy=enlarge, interpolation=cv2.INTER_CUBIC)
 
 
-def _dis_method(first: torch.Tensor, *, enlarge: int) -> FlowTo:
+def _dis_method(first: torch.Tensor, *, enlarge: int, intensity_weight: float = 5.0) -> FlowTo:
     """DIS tuned for small motion; the presets lose a third to a half of it (method.md section 5)."""
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     dis.setFinestScale(0)
@@ -163,6 +246,7 @@ def _dis_method(first: torch.Tensor, *, enlarge: int) -> FlowTo:
     dis.setPatchStride(2)
     dis.setGradientDescentIterations(50)
     dis.setVariationalRefinementIterations(10)
+    dis.setVariationalRefinementDelta(intensity_weight)
     height, width = first.shape[1:]
     reference = _luminance(first, enlarge)  # (sH, sW)
 
@@ -173,6 +257,23 @@ def _dis_method(first: torch.Tensor, *, enlarge: int) -> FlowTo:
         return torch.from_numpy(np.ascontiguousarray(flow.transpose(2, 0, 1)))  # (2, H, W)
 
     return flow_to
+
+
+def _refined_method(first: torch.Tensor) -> FlowTo:
+    # twice OpenCV's weight: .3 dB on eight training clips before the refinement, and lower errors on scenes
+    start_of = _dis_method(first, enlarge=1, intensity_weight=10.0)
+    refinement = FlowRefinement(_pixels(first))
+
+    def flow_to(frame: torch.Tensor) -> torch.Tensor:
+        start = np.ascontiguousarray(start_of(frame).permute(1, 2, 0).numpy())  # (H, W, 2)
+        flow = refinement.refine(_pixels(frame), start)  # (H, W, 2)
+        return torch.from_numpy(np.ascontiguousarray(flow.transpose(2, 0, 1)))  # (2, H, W)
+
+    return flow_to
+
+
+def _pixels(image: torch.Tensor) -> np.ndarray:
+    return np.ascontiguousarray(image.detach().cpu().permute(1, 2, 0).numpy(), np.float32)  # (H, W, 3)
 
 
 def _farneback_method(first: torch.Tensor) -> FlowTo:

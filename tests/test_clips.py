@@ -83,7 +83,8 @@ def test_fewer_bins_keep_frame_0_at_rest_and_the_table_has_the_agreed_columns(tm
     assert spectrum.shape == (4, 4, *SIZE)
     torch.testing.assert_close(spectrum[0, 0::2], -spectrum[1:, 0::2].sum(0))
     head = (tmp_path / "set" / "clips.csv").read_text().splitlines()[0]
-    assert head == "id,source,start_s,fps,frames,split,median_flow_px,moving_fraction,status,reason"
+    columns = "id,source,start_s,fps,frames,split,median_flow_px,moving_fraction,status,reason,"
+    assert head == columns + "high_flow_px,camera_px,confidence,inconsistent_fraction"
     with np.load(tmp_path / "set" / "spectra" / "clip0.npz") as file:
         assert file["spectrum"].dtype == file["confidence"].dtype == np.float16
     statistics = json.loads((tmp_path / "set" / "statistics.json").read_text())
@@ -91,6 +92,20 @@ def test_fewer_bins_keep_frame_0_at_rest_and_the_table_has_the_agreed_columns(tm
     assert len(statistics["scale_px"]) == STORED_BINS
     with pytest.raises(ClipSetError, match="24 bins, 30 are wanted"):
         clip_set.spectrum("clip0", 30)
+
+
+def test_the_table_of_an_older_set_is_read_and_goes_on(tmp_path):
+    make_set(tmp_path / "set")
+    table = tmp_path / "set" / "clips.csv"
+    lines = table.read_text().splitlines()
+    table.write_text("".join(",".join(line.split(",")[:10]) + "\n" for line in lines))
+    row = ClipSet(tmp_path / "set").rows()[0]
+    assert row.camera_px is row.inconsistent_fraction is row.confidence is row.high_flow_px is None
+    with ClipSetWriter(tmp_path / "set", ClipSet(tmp_path / "set").statistics["settings"]) as writer:
+        writer.write(ClipRow("new", "new.mp4", camera_px=0.5), random_content(9))
+        writer.finish()
+    rows = {row.id: row for row in ClipSet(tmp_path / "set").rows()}
+    assert rows["new"].camera_px == 0.5 and rows["clip0"].camera_px is None
 
 
 def test_statistics_are_the_weighted_95th_percentile_of_the_training_split(tmp_path):

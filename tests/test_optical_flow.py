@@ -9,7 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from data.optical_flow import METHODS, FlowError, estimate_flow, visible_flow
+from data.flow_refinement import FlowRefinement
+from data.optical_flow import (
+    METHODS,
+    FlowError,
+    estimate_backward_flow,
+    estimate_flow,
+    forward_backward_error,
+    visible_flow,
+)
 
 
 def smooth_texture(height: int = 64, width: int = 96, seed: int = 0) -> torch.Tensor:
@@ -27,7 +35,9 @@ def shifted(image: torch.Tensor, dx: float, dy: float) -> torch.Tensor:
     return F.grid_sample(image[None], grid, mode="bicubic", padding_mode="border", align_corners=True)[0].clamp(0, 1)
 
 
-@pytest.mark.parametrize(("method", "tolerance"), [("dis", 0.1), ("dis_fast", 0.1), ("farneback", 0.25)])
+@pytest.mark.parametrize(
+    ("method", "tolerance"), [("dis", 0.1), ("dis_fast", 0.1), ("dis_x2", 0.1), ("farneback", 0.25)]
+)
 def test_a_known_shift_is_found_with_its_direction(method, tolerance):
     first = smooth_texture()
     shifts = [(0.0, 0.0), (1.5, -0.75), (-2.25, 0.5)]  # asymmetric: swapped axes or signs fail
@@ -37,6 +47,85 @@ def test_a_known_shift_is_found_with_its_direction(method, tolerance):
     error = (inner - torch.tensor(shifts).view(3, 2, 1, 1)).square().sum(1).sqrt().mean((1, 2))
     assert error.max() < tolerance
     assert inner[0].abs().max() < 0.02
+
+
+@pytest.mark.parametrize("shift", [(7.0, -5.0), (-10.5, 3.25), (0.3, 0.2)])
+def test_large_and_sub_pixel_motion_is_found(shift):
+    first = smooth_texture(96, 128, seed=4)
+    flow = estimate_flow(first, shifted(first, *shift)[None], method="dis")
+    error = (flow - torch.tensor(shift).view(1, 2, 1, 1)).square().sum(1).sqrt()[0, 20:-20, 20:-20]
+    assert error.mean() < 0.1
+
+
+def test_refined_flow_is_closer_than_its_start_where_colour_alone_shows_the_motion():
+    red = smooth_texture(seed=5)[0]
+    # red and green cancel in the luminance that DIS sees
+    first = torch.stack([red, 0.7 - 0.299 / 0.587 * red, torch.full_like(red, 0.5)])
+    frame = shifted(first, 1.0, -0.5)
+    true = torch.tensor([1.0, -0.5]).view(2, 1, 1)
+    error = {
+        method: (estimate_flow(first, frame[None], method=method)[0] - true).square().sum(0).sqrt()[8:-8, 8:-8].mean()
+        for method in ("dis_fast", "dis")
+    }
+    assert error["dis"] < 0.5 * error["dis_fast"]
+
+
+def test_noise_on_a_still_picture_is_no_motion():
+    generator = torch.Generator().manual_seed(6)
+    first = smooth_texture(seed=6)
+    frames = (first + 0.01 * torch.randn(4, 3, 64, 96, generator=generator)).clamp(0, 1)
+    flow = estimate_flow(first, frames, method="dis")
+    assert flow.square().sum(1).sqrt().mean() < 0.05
+    assert visible_flow(first, frames, flow)[0].square().sum(1).sqrt().mean() < 0.005
+    even = torch.full((3, 64, 96), 0.4)
+    frames = even + 0.01 * torch.randn(4, 3, 64, 96, generator=generator)
+    assert visible_flow(even, frames, estimate_flow(even, frames))[0].square().sum(1).sqrt().mean() < 0.005
+
+
+def test_refinement_keeps_a_still_background_from_following_what_moves_over_it():
+    first = smooth_texture(seed=7)
+    frame = first.clone()
+    frame[:, 20:44, 30:60] = smooth_texture(seed=8)[:, 20:44, 30:60]
+    start = torch.full((64, 96, 2), 2.0).numpy()
+    refinement = FlowRefinement(first.permute(1, 2, 0).contiguous().numpy())
+    flow = refinement.refine(frame.permute(1, 2, 0).contiguous().numpy(), start, iterations=0)
+    assert (start == 2).all()  # the caller's array is not written to
+    outside = flow[:, 70:]
+    assert (outside == 0).mean() > 0.99
+
+
+def test_what_goes_there_and_back_arrives_and_a_wrong_pair_does_not():
+    first = smooth_texture(seed=9)
+    frames = torch.stack([shifted(first, *shift) for shift in ((1.5, -1.0), (-2.0, 0.5))])
+    flow = estimate_flow(first, frames)
+    backward = estimate_backward_flow(first, frames)
+    expected = torch.tensor([[-1.5, 1.0], [2.0, -0.5]]).view(2, 2, 1, 1)
+    assert (backward - expected).square().sum(1).sqrt()[:, 10:-10, 10:-10].mean() < 0.1
+    error = forward_backward_error(flow, backward)
+    assert error.shape == (2, 1, 64, 96)
+    assert error[..., 10:-10, 10:-10].mean() < 0.15
+    wrong = forward_backward_error(flow, backward.flip(0))
+    assert wrong[..., 10:-10, 10:-10].mean() > 3
+
+
+def test_forward_backward_error_reads_the_way_back_where_the_way_there_ends():
+    flow, backward = torch.zeros(1, 2, 4, 6), torch.zeros(1, 2, 4, 6)
+    flow[0, :, 1, 1] = torch.tensor([2.0, 1.0])  # (x, y) = (1, 1) goes to (3, 2)
+    backward[0, :, 2, 3] = torch.tensor([-2.0, -1.0])
+    error = forward_backward_error(flow, backward)[0, 0]
+    assert error[1, 1] == pytest.approx(0, abs=1e-5)
+    assert error[2, 3] == pytest.approx(5**0.5, abs=1e-5)  # a point at rest whose way back leads elsewhere
+    assert (error > 1e-5).sum() == 1
+
+
+def test_a_pixel_that_never_changes_does_not_move_whatever_moves_beside_it():
+    first = smooth_texture(seed=10)
+    frames = torch.stack([shifted(first, 0.3 * i, 0.1) for i in range(1, 9)])
+    frames[:, :, 30, 40] = first[:, 30, 40]
+    flow = torch.ones(8, 2, 64, 96)
+    assert not visible_flow(first, frames, flow)[0][:, :, 30, 40].any()
+    # seven frames are too few to tell chance from rest
+    assert visible_flow(first, frames[1:], flow[1:])[0][-1, :, 30, 40].any()
 
 
 def test_flow_is_from_frame_0_and_does_not_depend_on_the_other_frames():
@@ -149,6 +238,51 @@ def test_wrong_shapes_are_named():
     picture = torch.zeros(3, 16, 24)
     with pytest.raises(ValueError, match=r"frames: expected \(T, 3, 16, 24\), got \(2, 3, 24, 16\)"):
         estimate_flow(picture, torch.zeros(2, 3, 24, 16))
+    with pytest.raises(ValueError, match=r"first: expected \(3, H, W\), got \(1, 16, 24\)"):
+        estimate_backward_flow(picture[:1], torch.zeros(2, 3, 16, 24))
+    with pytest.raises(ValueError, match=r"flow: expected \(T, 2, H, W\), got \(2, 16, 24\)"):
+        forward_backward_error(picture[:2], picture[:2])
+    with pytest.raises(ValueError, match=r"backward: expected \(1, 2, 16, 24\), got \(2, 2, 16, 24\)"):
+        forward_backward_error(torch.zeros(1, 2, 16, 24), torch.zeros(2, 2, 16, 24))
     with pytest.raises(ValueError, match="flow: expected"):
         visible_flow(picture, torch.zeros(2, 3, 16, 24), torch.zeros(1, 2, 16, 24))
     assert METHODS[0] == "dis"
+
+
+def test_flow_table_measures_real_clips_and_scenes(tmp_path):
+    from data.video_writer import VideoWriter
+    from training.flow_evaluation import clear_texture, find_scenes, measure_flow
+
+    first = smooth_texture(64, 96, seed=12)
+    with VideoWriter(tmp_path / "clip.mp4", fps=20) as writer:
+        for index in range(20):
+            writer.write(shifted(first, 0.2 * index, 0.0))
+    scenes = find_scenes(1, first_seed=1000)
+    table, by_clip = measure_flow([tmp_path / "clip.mp4"], ["dis_fast", "dis"], scenes=scenes, every=6, scene_every=60)
+    assert [row["row"] for row in table] == ["dis_fast", "dis"] and len(by_clip) == 4
+    assert all(row["psnr_db"] > 25 and 0.8 < row["ssim"] <= 1 and row["clips"] == row["scenes"] == 1 for row in table)
+    assert all(0 <= row["unchanged_px"] < 0.1 and 0 < row["epe_px"] < 10 for row in table)
+    # a jump of the flow, and what it covers, are left out; the rest of a texture is in
+    picture = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(1))
+    exact = torch.zeros(2, 40, 60)
+    exact[0, :, 20:30] = 6.0
+    clear = clear_texture(picture, exact)[5:-5]
+    assert clear[:, 2:17].all() and clear[:, 45:55].all()
+    assert not clear[:, 17:23].any() and not clear[:, 30:38].any()
+
+
+def test_the_table_of_methods_is_written(tmp_path, capsys):
+    import json
+
+    import evaluate
+
+    out = tmp_path / "flow"
+    flags = ["--scenes", "1", "--methods", "dis_fast", "farneback", "--seed", "5014", "--out", str(out)]
+    assert evaluate.main(["flow", *flags]) == 0
+    rows = json.loads((out / "results.json").read_text())
+    assert [row["row"] for row in rows] == ["dis_fast", "farneback"]
+    assert all(0 < row["epe_px"] < 3 for row in rows)
+    assert evaluate.main(["flow", "--methods", "dis", "best"]) == 2
+    assert "--methods best" in capsys.readouterr().err
+    assert evaluate.main(["flow", "--videos", str(tmp_path / "none.mp4"), "--scenes", "0"]) == 2
+    assert "none.mp4" in capsys.readouterr().err

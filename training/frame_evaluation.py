@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -135,6 +136,32 @@ def _model_method(model: FrameSynthesis, device: torch.device, dtype: torch.dtyp
         return render
 
     return method
+
+
+def frames_notes(
+    args: argparse.Namespace, clips: int, row: dict, origins: dict[str, int], device: object, models: list[str]
+) -> list[str]:
+    """Say what the table of `evaluate.py frames` was made from: its flags, clips, their origins, and the protocol."""
+    origin_names = {
+        "scene": "rendered scenes with exact flow",
+        "video": "videos with estimated flow, unseen flow zeroed as in training",
+        "pairs": "clips whose source is not at hand: stored pairs only",
+    }
+    checkpoint = ", ".join(map(str, args.checkpoint or ["checkpoints/default"])) if models else "none"
+    return [
+        f"data: {args.data}, split {args.split}, {row['sequences']} sequences ({clips} kept clips in the split), "
+        f"{row['frames']} frames, every {args.every}; "
+        + "; ".join(f"{count} {origin_names[name]}" for name, count in sorted(origins.items())),
+        "protocol: frame 0 excluded; output clipped to [0, 1], not rounded; squared error pooled over a sequence "
+        "before the logarithm (psnr_db), then the mean over sequences; psnr_frames_db is the mean of the frames' own "
+        "values; a sequence without error counts as 100 dB",
+        "all rows use the same flow and importance; holes of image-space splats are filled from frame 0; still pixels "
+        "copy it; gaussian: sigma .45 px, EWA",
+        "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held (the flow at p stands in for that at "
+        "the source of p)",
+        f"models: {checkpoint}; precision {args.precision}; device {device}; seed {args.seed} (choice of clips)",
+        f"command: {args.command}",
+    ]
 
 
 def _splat_method(operator: str) -> Method:

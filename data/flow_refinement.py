@@ -1,0 +1,95 @@
+"""Refine a flow field on the colours of the pictures: rest where rest explains a frame, then Gauss-Newton steps.
+
+DIS sees luminance in patches of 8 px, so it smooths small motion away. Here every pixel is fitted over a window of
+about 3 px, in colour. Measured in docs/training.md.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+# sigma of the window in which a pixel's residual is judged, and in which its step is fitted
+JUDGE_SIGMA_PX = 1.5
+WINDOW_SIGMA_PX = 1.2
+# rest wins unless the estimate's residual is lower by this: background between moving leaves must not follow them
+REST_MARGIN = 0.004
+# differences above this count linearly instead of squared: occlusions and noise
+ROBUST_SCALE = 0.04
+# pull toward the blurred flow: weight (in squared gradients per difference), sigma of that blur
+SMOOTHNESS = 0.1
+SMOOTH_SIGMA_PX = 1.2
+ITERATIONS = 8
+# the linearisation holds for about a pixel
+LARGEST_STEP_PX = 1.0
+
+_MEAN = np.full((1, 3), 1 / 3, np.float32)
+_SUM = np.ones((1, 3), np.float32)
+_SLOPE = np.array([[-0.5, 0.0, 0.5]], np.float32)
+
+
+class FlowRefinement:
+    """Refines flows from one picture to many; what depends on that picture alone is computed once."""
+
+    def __init__(self, first: np.ndarray) -> None:
+        """Take frame 0: (H, W, 3) float32 in [0, 1]."""
+        self.first = first
+        rows, columns = np.indices(first.shape[:2], dtype=np.float32)
+        self._x, self._y = np.ascontiguousarray(columns), np.ascontiguousarray(rows)
+        self._slopes = _slopes(first)
+
+    def refine(self, frame: np.ndarray, flow: np.ndarray, *, iterations: int = ITERATIONS) -> np.ndarray:
+        """Return a flow that explains a frame better.
+
+        Minimises sum_c rho(I_t(p + F) - I_0(p)) over a Gaussian window by Gauss-Newton steps, each pulled toward the
+        blurred flow: (A + s) dF = s (blur(F) - F) - b, with A and b the windowed products of the slopes and of slope
+        and difference (Lucas and Kanade, 1981; weights 1 / sqrt(d^2 + .04^2) as in iterated least squares). The slope
+        is the mean of both pictures', which doubles the range of the linearisation.
+
+        Args:
+            frame: (H, W, 3) float32 in [0, 1].
+            flow: (H, W, 2) float32 px, frame 0 -> frame.
+            iterations: steps; 0 only chooses between `flow` and rest.
+
+        Returns:
+            (H, W, 2) float32 px.
+        """
+        flow = self._rest_or(frame, flow)
+        for _ in range(iterations):
+            flow += self._step(frame, flow)
+        return flow
+
+    def _warp(self, frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
+        x, y = self._x + flow[..., 0], self._y + flow[..., 1]
+        return cv2.remap(frame, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # (H, W, 3)
+
+    def _residual(self, warped: np.ndarray) -> np.ndarray:
+        difference = cv2.transform(cv2.absdiff(warped, self.first), _MEAN)  # (H, W)
+        return cv2.GaussianBlur(difference, (0, 0), JUDGE_SIGMA_PX)
+
+    def _rest_or(self, frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
+        rests = self._residual(frame) - REST_MARGIN <= self._residual(self._warp(frame, flow))  # (H, W)
+        return np.where(rests[..., None], np.float32(0), flow)
+
+    def _step(self, frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
+        warped = self._warp(frame, flow)
+        difference = warped - self.first  # (H, W, 3)
+        slope_x, slope_y = (0.5 * (a + b) for a, b in zip(self._slopes, _slopes(warped), strict=True))
+        weight = 1 / np.sqrt(cv2.transform(difference * difference, _MEAN) + ROBUST_SCALE**2)  # (H, W)
+        products = (slope_x * slope_x, slope_x * slope_y, slope_y * slope_y, slope_x * difference, slope_y * difference)
+        a, b, c, u, v = (
+            cv2.GaussianBlur(cv2.transform(product, _SUM) * weight, (0, 0), WINDOW_SIGMA_PX) for product in products
+        )  # (H, W) each
+        pull = SMOOTHNESS * (cv2.GaussianBlur(flow, (0, 0), SMOOTH_SIGMA_PX) - flow)  # (H, W, 2)
+        a, c = a + SMOOTHNESS, c + SMOOTHNESS
+        u, v = pull[..., 0] - u, pull[..., 1] - v
+        step = np.stack([c * u - b * v, a * v - b * u], -1) / (a * c - b * b)[..., None]  # (H, W, 2)
+        return np.clip(step, -LARGEST_STEP_PX, LARGEST_STEP_PX)
+
+
+def _slopes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Central differences along x and y, the border held."""
+    return (
+        cv2.filter2D(image, -1, _SLOPE, borderType=cv2.BORDER_REPLICATE),
+        cv2.filter2D(image, -1, _SLOPE.T, borderType=cv2.BORDER_REPLICATE),
+    )

@@ -1,0 +1,95 @@
+"""Make a clip set of some of the clips of another: calm ones, sure ones, named ones."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import torch
+
+from motion.spectrum import mean_displacement
+
+from .clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, ClipSetWriter
+from .media import atomic_path
+
+_FILES = ("first/{}.png", "slices/{}.png", "spectra/{}.npz", "pairs/{}.npz")
+
+
+def select_clips(
+    source: ClipSet,
+    folder: str | Path,
+    *,
+    max_mean_px: float | None = None,
+    min_confidence: float | None = None,
+    only: Sequence[str] = (),
+) -> ClipSet:
+    """Make a set of those clips of `source` that pass; the files are hard links to its files where that can be.
+
+    The statistics are those of the clips chosen. The other clips stay in the table as dropped, with the reason.
+    Safe to interrupt and to call again.
+
+    Args:
+        source: a finished set.
+        folder: the new set.
+        max_mean_px: largest mean over the pixels of the mean displacement, px of the motion grid.
+        min_confidence: least mean confidence, 0 to 1.
+        only: patterns of ids (`*` and `?`), one of which must match; none: all.
+
+    Raises:
+        ClipSetError: the folder holds something else, or a set selected otherwise; a damaged clip.
+    """
+    folder = Path(folder)
+    if folder.resolve() == source.folder.resolve():
+        raise ClipSetError(f"{folder}: a selection needs a folder of its own")
+    wanted = {"from": source.folder.resolve().name, "max_mean_px": max_mean_px, "min_confidence": min_confidence}
+    settings = {**source.statistics.get("settings", {}), "selected": {**wanted, "only": sorted(only)}}
+    period_s = source.statistics.get("period_s", 5.0)
+    with ClipSetWriter(folder, settings, period_s=period_s) as writer:
+        for row in source.rows(status=(KEPT, PAIRS_ONLY, DROPPED)):
+            if row.id in writer.rows:
+                continue
+            if row.status != DROPPED:
+                reason = _why_not(source, row, max_mean_px, min_confidence, only)
+                row = replace(row, status=DROPPED, reason=f"not selected: {reason}") if reason else row
+            if row.status != DROPPED:
+                _link_files(source.folder, folder, row.id)
+            writer.add(row)
+        return writer.finish()
+
+
+def _why_not(
+    source: ClipSet, row: ClipRow, max_mean_px: float | None, min_confidence: float | None, only: Sequence[str]
+) -> str:
+    if only and not any(fnmatchcase(row.id, pattern) for pattern in only):
+        return "the name matches no pattern"
+    if max_mean_px is None and min_confidence is None:
+        return ""
+    # from the files, as older tables lack the figures
+    if row.status == KEPT:
+        spectrum, confidence = source.spectrum(row.id, STORED_BINS)
+        mean_px, sure = float(mean_displacement(spectrum).mean()), float(confidence.mean())
+    else:
+        pairs, importance = source.pairs(row.id)
+        mean_px = float(importance.mean())
+        sure = float(torch.stack([pair.reliability for pair in pairs]).mean()) if pairs else 0.0
+    if max_mean_px is not None and mean_px > max_mean_px:
+        return f"mean displacement {mean_px:.2f} px is above {max_mean_px:g}"
+    if min_confidence is not None and sure < min_confidence:
+        return f"confidence {sure:.2f} is below {min_confidence:g}"
+    return ""
+
+
+def _link_files(source: Path, folder: Path, clip_id: str) -> None:
+    for name in (pattern.format(clip_id) for pattern in _FILES):
+        if not (source / name).is_file():
+            continue
+        with atomic_path(folder / name) as temporary:
+            try:
+                os.link(source / name, temporary)
+            except OSError:
+                # another file system, or one without links
+                shutil.copyfile(source / name, temporary)

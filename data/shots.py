@@ -1,0 +1,309 @@
+"""Find the cuts of a video, choose the sequences between them, and tell a moving camera from a moving subject."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from motion.flow import MOTION_AREA_PX
+from motion.spectrum import MINIMUM_COVERAGE, PERIOD_S
+
+from .video import iterate_video, probe_video
+
+# Cuts: the size (height, width) that frames are compared at, and the contrast below which a frame is called even.
+THUMBNAIL_SIZE = (24, 40)
+LEAST_CONTRAST = 8 / 255
+# A step between frames is half the mean squared difference of the two, each of mean 0 and deviation 1: about 1 between
+# unrelated pictures. On 71 training clips without cuts it reached .14, but for a campfire (.31, 3.2 times its median);
+# of the 4,888 steps from the end of one to the start of another 34 (.7 %) were below .2: 18 of them show the same
+# meadow twice, 16 a dark hill. The limits were chosen on these clips.
+CUT_STEP = 0.2
+CUT_RATIO = 4.0
+CUT_HISTORY = 25
+FEWEST_STEPS = 5
+SHORTEST_SHOT_S = 0.5
+
+# Camera: rows and columns of blocks; what counts as texture (smaller eigenvalue of the structure tensor, in
+# (1/px)^2 of luminance in [0, 1]); shares of a block's pixels and of the blocks.
+BLOCKS = (8, 12)
+TEXTURE = (1.5 / 255) ** 2
+TEXTURE_SIGMA_PX = 2.0
+LEAST_BLOCK_SHARE = 0.1
+LEAST_RELIABILITY = 0.5
+# a block follows the camera when it is this near to what the model says: px on a grid of 256 x 160, and a share
+FOLLOWS_PX = 0.25
+FOLLOWS_SHARE = 0.15
+# the camera moves when so many of the textured blocks at the border, and of all, follow a model that moves this far
+BORDER_SHARE = 0.55
+OVERALL_SHARE = 0.6
+CAMERA_PX = 0.75
+FEWEST_BORDER_BLOCKS = 6
+FEWEST_SIDES = 3
+_TRIALS = 300
+
+
+@dataclass(frozen=True)
+class Shot:
+    """A part of a video without a cut: from start_s up to, not including, end_s."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def seconds(self) -> float:
+        """Length in seconds."""
+        return self.end_s - self.start_s
+
+
+class CutFinder:
+    """Takes the frames of a video one after the other and says where a new shot begins; constant memory.
+
+    A cut changes the picture at once and for good: a step far above those before, and the frame after is as far from
+    the frame before (else it was a flash). Brightness and contrast are divided out, so a flickering flame is no cut.
+    Dissolves are not found here: their flow fails.
+    """
+
+    def __init__(self) -> None:
+        """Start with an empty history."""
+        self._steps: deque[float] = deque(maxlen=CUT_HISTORY)
+        self._last: np.ndarray | None = None
+        self._candidate: tuple[float, np.ndarray] | None = None
+
+    def add(self, time_s: float, frame: torch.Tensor) -> float | None:
+        """Take a frame (3, h, w) in [0, 1]; returns the time of the cut that it proves, one frame late, or None."""
+        now = _normalised(frame)
+        cut_s, was_flash = None, False
+        if self._candidate is not None:
+            since_s, before = self._candidate
+            if _step(before, now) > CUT_STEP:
+                cut_s = since_s
+                self._steps.clear()
+            self._candidate, was_flash = None, cut_s is None
+        # the step back from a flash says as little as the one to it
+        if self._last is not None and not was_flash:
+            step = _step(self._last, now)
+            usual = float(np.median(self._steps)) if self._steps else 0.0
+            # at first nothing is known of how the video moves
+            least = CUT_STEP if len(self._steps) >= FEWEST_STEPS else 2 * CUT_STEP
+            if cut_s is None and step > max(least, CUT_RATIO * usual):
+                self._candidate = (time_s, self._last)
+            else:
+                self._steps.append(step)
+        self._last = now
+        return cut_s
+
+
+def _normalised(frame: torch.Tensor) -> np.ndarray:
+    grey = frame.mean(0).numpy()  # (h, w)
+    if grey.shape != THUMBNAIL_SIZE:
+        grey = cv2.resize(grey, THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
+    grey = grey - grey.mean()
+    return grey / max(float(grey.std()), LEAST_CONTRAST)
+
+
+def _step(one: np.ndarray, other: np.ndarray) -> float:
+    return 0.5 * float(np.square(one - other).mean())
+
+
+def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None = None) -> Iterator[Shot]:
+    """Yield the shot that is open after each frame of a video; one that begins later than the last closes it.
+
+    So a caller that has seen enough stops reading, however long the video is.
+
+    Args:
+        path: the video.
+        start_s: where to begin, s.
+        seconds: how much to look at, s; None: to the end.
+
+    Raises:
+        MediaError: as `iterate_video`.
+    """
+    frame_s = 1 / probe_video(path).fps
+    finder = CutFinder()
+    begin_s = start_s
+    for time_s, frame in iterate_video(path, start_s=start_s, seconds=seconds, size=THUMBNAIL_SIZE):
+        cut_s = finder.add(start_s + time_s, frame)
+        if cut_s is not None:
+            yield Shot(begin_s, cut_s)
+            # a little early, as the first frame at or after it is taken and stamps are rounded
+            begin_s = max(cut_s - 1e-3, start_s)
+        yield Shot(begin_s, start_s + time_s + frame_s)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The sequences to take from a video, in the order of time, and the cuts found until there were enough."""
+
+    sequences: tuple[Shot, ...]
+    cuts_s: tuple[float, ...]
+
+
+def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = PERIOD_S) -> Plan:
+    """Choose up to `count` sequences of a period, `stride_s` apart, none of them across a cut.
+
+    Sequences that cover a period (at least 90 % of it, what the fit of a spectrum needs) come first, the earliest
+    before the others; where they are too few, the longest of the short rests are added, which serve for rendering.
+
+    Args:
+        shots: of `find_shots`; no more of them are taken than needed.
+        count: how many sequences at most.
+        stride_s: from the start of one to the start of the next, s.
+    """
+    closed: list[Shot] = []
+    shot = None
+    for latest in shots:
+        if shot is not None and latest.start_s > shot.start_s:
+            closed.append(shot)
+        shot = latest
+        # an open shot goes on, so only what is whole now is sure to stay
+        if sum(_is_whole(part, 1.0) for part in _parts([*closed, shot], stride_s)) >= count:
+            break
+    if shot is None:
+        return Plan((), ())
+    found = [*closed, shot]
+    parts = list(_parts(found, stride_s))
+    whole = [part for part in parts if _is_whole(part, MINIMUM_COVERAGE)][:count]
+    # a video that is short from the start is used as it is
+    least_s = SHORTEST_SHOT_S if closed else 0.0
+    short = [part for part in parts if not _is_whole(part, MINIMUM_COVERAGE) and part.seconds >= least_s]
+    short.sort(key=lambda part: (-part.seconds, part.start_s))
+    chosen = sorted([*whole, *short[: count - len(whole)]], key=lambda part: part.start_s)
+    return Plan(tuple(chosen), tuple(part.end_s for part in closed))
+
+
+def _parts(shots: list[Shot], stride_s: float) -> Iterator[Shot]:
+    """Yield the sequences that begin in each shot, a period long; the last one of a shot is what is left of it."""
+    for shot in shots:
+        for index in itertools.count():
+            start_s = shot.start_s + index * stride_s
+            if index and shot.end_s - start_s < SHORTEST_SHOT_S:
+                break
+            yield Shot(start_s, min(start_s + PERIOD_S, shot.end_s))
+            if start_s + PERIOD_S >= shot.end_s - 1e-6:
+                break
+
+
+def _is_whole(part: Shot, share: float) -> bool:
+    return part.seconds >= share * PERIOD_S - 1e-6
+
+
+# ----------------------------------------------------------------------------------------------- camera
+
+
+def camera_motion(first: torch.Tensor, flow: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
+    """Measure how far the camera moved the picture at each frame; 0 where it is the subject that moves.
+
+    A similarity (shift, turn, zoom) is fitted robustly to the median flow of textured, reliable blocks. It is the
+    camera's only where the border follows it: 55 % of the textured blocks there and 60 % of all. A subject that fills
+    the frame and sways bends, and parts of it lag; blocks that stand still speak against the camera as well.
+
+    Args:
+        first: (3, H, W) in [0, 1].
+        flow: (T, 2, H, W) px, frame 0 -> t.
+        reliability: (T, 1, H, W) in [0, 1].
+
+    Returns:
+        (T,) root mean square displacement of the model over the textured blocks, px.
+    """
+    texture = _texture(first)
+    moved = torch.zeros(len(flow))
+    for index in range(len(flow)):
+        usable = texture & (reliability[index, 0].numpy() > LEAST_RELIABILITY)
+        moved[index] = _camera_px(*_block_flow(flow[index].numpy(), usable), flow.shape[-2:])
+    return moved
+
+
+def typical_camera_px(moved: torch.Tensor) -> float:
+    """Return the figure that a clip is judged by: the second largest of its frames' camera motion (T,), px."""
+    if not len(moved):
+        return 0.0
+    return float(moved.sort(descending=True).values[1 if len(moved) >= 4 else 0])
+
+
+def grid_scale(height: int, width: int) -> float:
+    """Return by how much a grid's sides exceed those of 256 x 160; limits in px are given for that."""
+    return float((height * width / MOTION_AREA_PX) ** 0.5)
+
+
+def _texture(first: torch.Tensor) -> np.ndarray:
+    """Tell which pixels (H, W) have gradients in two directions, so that their flow is that of the scene."""
+    grey = np.ascontiguousarray(first.mean(0).numpy())  # (H, W)
+    grey = cv2.GaussianBlur(grey, (0, 0), 0.8)
+    dx, dy = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
+    xx, yy, xy = (cv2.GaussianBlur(product, (0, 0), TEXTURE_SIGMA_PX) for product in (dx * dx, dy * dy, dx * dy))
+    smaller = 0.5 * (xx + yy) - np.sqrt(0.25 * np.square(xx - yy) + np.square(xy))
+    return smaller > TEXTURE
+
+
+def _block_flow(flow: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return rows and columns (N, 2), centres (N, 2) as (x, y) px, and median flow (N, 2) of the usable blocks."""
+    height, width = usable.shape
+    tops, lefts = np.linspace(0, height, BLOCKS[0] + 1).astype(int), np.linspace(0, width, BLOCKS[1] + 1).astype(int)
+    places, centres, flows = [], [], []
+    for row, column in itertools.product(range(BLOCKS[0]), range(BLOCKS[1])):
+        part = (slice(tops[row], tops[row + 1]), slice(lefts[column], lefts[column + 1]))
+        chosen = usable[part]
+        if not chosen.size or chosen.mean() < LEAST_BLOCK_SHARE:
+            continue
+        y, x = np.nonzero(chosen)
+        places.append((row, column))
+        centres.append((x.mean() + lefts[column], y.mean() + tops[row]))
+        flows.append(np.median(flow[(slice(None), *part)][:, chosen], axis=1))
+    shape = (-1, 2)
+    return (
+        np.array(places, int).reshape(shape),
+        np.array(centres, float).reshape(shape),
+        np.array(flows, float).reshape(shape),
+    )
+
+
+def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: tuple[int, int]) -> float:
+    """Return the model's displacement where the border follows it, else 0, px."""
+    row, column = places.T
+    sides = [row == 0, row == BLOCKS[0] - 1, column == 0, column == BLOCKS[1] - 1]
+    border = np.any(sides, axis=0)
+    # what cannot be seen at the border cannot speak for the camera
+    if border.sum() < FEWEST_BORDER_BLOCKS or sum(side.any() for side in sides) < FEWEST_SIDES:
+        return 0.0
+    scale = grid_scale(*size)
+    # complex numbers: a similarity is flow = shift + turn * place
+    place = (centres - [size[1] / 2, size[0] / 2]) @ np.array([1, 1j]) / max(size)
+    seen = flow @ np.array([1, 1j])
+    follows, model = _fit_similarity(place, seen, scale)
+    if follows[border].mean() < BORDER_SHARE or follows.mean() < OVERALL_SHARE:
+        return 0.0
+    return float(np.sqrt(np.square(np.abs(model)).mean()))
+
+
+def _fit_similarity(place: np.ndarray, seen: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Fit seen = shift + turn * place to as many blocks (N,) as can be; returns which follow it, and its values."""
+    rng = np.random.default_rng(0)
+    one, other = rng.integers(len(place), size=(2, _TRIALS))
+    apart = np.abs(place[one] - place[other]) > 0.2
+    one, other = one[apart], other[apart]
+    turns = np.concatenate([[0.0], (seen[one] - seen[other]) / (place[one] - place[other])])  # (M,)
+    shifts = np.concatenate([[np.median(seen.real) + 1j * np.median(seen.imag)], seen[one] - turns[1:] * place[one]])
+    models = shifts[:, None] + turns[:, None] * place  # (M, N)
+    follows = _follows(models, seen, scale)  # (M, N)
+    follows = follows[follows.sum(1).argmax()]
+    for _ in range(3):
+        if follows.sum() < 2:
+            break
+        terms = np.stack([np.ones(follows.sum()), place[follows]], 1)  # (n, 2)
+        shift, turn = np.linalg.lstsq(terms, seen[follows], rcond=None)[0]
+        model = shift + turn * place
+        follows = _follows(model, seen, scale)
+    else:
+        return follows, model
+    return np.zeros(len(place), bool), np.zeros(len(place), complex)
+
+
+def _follows(model: np.ndarray, seen: np.ndarray, scale: float) -> np.ndarray:
+    return np.abs(model - seen) < FOLLOWS_PX * scale + FOLLOWS_SHARE * np.abs(model)
