@@ -20,7 +20,7 @@ import prepare_data
 from data import sources
 from data.clip_sources import find_clips
 from data.clips import ClipRow, ClipSet, motion_figures
-from data.media import read_image
+from data.media import read_image, write_image
 from data.sources import read_clip, repeated_frames
 from data.video import Video
 from data.video_writer import VideoWriter
@@ -441,3 +441,21 @@ def test_killed_and_started_again_it_ends_with_the_same_set(videos, long_videos,
     process.communicate(timeout=60)
     assert prepare_data.main(flags) == 3
     assert files_of(out) == files_of(tmp_path / "undisturbed")
+
+
+def test_photographs_stand_behind_scenes(tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    for index in range(2):
+        write_image(tmp_path / "photos" / f"{index}.png", torch.rand(3, 40, 60, generator=generator))
+    flags = ["scenes", "--num", "4", "--size", "64x48", "--pairs", "0", "--workers", "1"]
+    photographs = ["--backgrounds", str(tmp_path / "photos"), "--textures", str(tmp_path / "photos" / "0.png")]
+    assert prepare_data.main([*flags, "--out", str(tmp_path / "plain")]) == 0
+    assert prepare_data.main([*flags, *photographs, "--out", str(tmp_path / "mixed")]) == 0
+    pictures = [ClipSet(tmp_path / name) for name in ("plain", "mixed")]
+    ids = [row.id for row in pictures[0].rows()]
+    assert ids == [row.id for row in pictures[1].rows()]
+    assert any(not torch.equal(pictures[0].first(id), pictures[1].first(id)) for id in ids)
+    # The photographs belong to the settings: a set made without them is not extended with them.
+    assert prepare_data.main([*flags, *photographs, "--out", str(tmp_path / "plain")]) == 2
+    assert prepare_data.main([*flags, "--backgrounds", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
+    assert "--backgrounds" in capsys.readouterr().err
