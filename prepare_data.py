@@ -17,6 +17,7 @@ from training.cli import (
     add_shared_flags,
     check_writable,
     command,
+    fraction,
     non_negative_int,
     positive_float,
     positive_int,
@@ -89,7 +90,7 @@ def _parser() -> Parser:
     select.add_argument("set", type=Path, metavar="SET", help="the set to choose from")
     group = select.add_argument_group("choice")
     group.add_argument("--max-mean-px", type=positive_float, metavar="PX", help="largest mean displacement of a clip")
-    group.add_argument("--min-confidence", type=positive_float, metavar="SHARE", help="least mean confidence, 0 to 1")
+    group.add_argument("--min-confidence", type=fraction, metavar="SHARE", help="least mean confidence, 0 to 1")
     group.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="ids, with * and ?")
     add_shared_flags(select, "out")
     return parser
@@ -144,10 +145,13 @@ def _select(args: Any) -> int:
 
     if args.max_mean_px is None and args.min_confidence is None and not args.only:
         raise UsageError("--max-mean-px, --min-confidence, --only: say what to choose")
+    source = ClipSet(args.set)
     clip_set = select_clips(
-        ClipSet(args.set), args.out, max_mean_px=args.max_mean_px, min_confidence=args.min_confidence, only=args.only
+        source, args.out, max_mean_px=args.max_mean_px, min_confidence=args.min_confidence, only=args.only
     )
     _report(clip_set)
+    if not clip_set.rows(status=("kept", "pairs_only")):
+        raise UsageError("--max-mean-px, --min-confidence, --only: no clip passes; the set is empty")
     return 0
 
 
@@ -155,12 +159,14 @@ def _select(args: Any) -> int:
 
 
 def _videos(args: Any) -> int:
-    from data.clip_sources import find_clips, list_videos
+    from data.clip_sources import find_clips, fit_to_set, list_videos
     from data.clips import ClipSetWriter
     from data.datasets import run_jobs, show_progress
+    from data.optical_flow import FLOW_VERSION
     from data.sources import prepare_video
 
     settings = {"made_of": "videos", "fps": args.fps, "area": args.size[0] * args.size[1], "pairs": args.pairs}
+    settings |= {"flow_version": FLOW_VERSION}
     settings |= {"method": args.method, "clips": args.clips_per_video, "stride_s": args.stride}
     settings |= {"max_camera_px": args.max_camera_px}
     options = {key: settings[key] for key in ("fps", "area", "method", "clips", "stride_s", "max_camera_px")}
@@ -176,6 +182,7 @@ def _videos(args: Any) -> int:
     _check_method(args)
 
     with ClipSetWriter(args.out, settings) as writer:
+        jobs = fit_to_set(jobs, writer.rows)
         # what could not be read is tried again: the file may have been mended
         todo = [job for job in jobs if job.id not in writer.rows or _is_unreadable(writer.rows[job.id])]
         if len(todo) < len(jobs):

@@ -6,12 +6,14 @@ import csv
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .clips import ClipRow
 from .media import VIDEO_SUFFIXES, MediaError
-from .sources import ClipJob
+from .sources import ClipJob, seconds_name
 
 TEST_PERCENT = 10
 
@@ -26,7 +28,7 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
         options: further fields of `ClipJob`.
 
     Raises:
-        MediaError: a path that is not there, a CSV that cannot be understood.
+        MediaError: a path that is not there, a CSV that cannot be understood, a video or a source in both splits.
     """
     known = {Path(cells["path"]).name: cells for path in split_from for cells in _read_csv(path)}
     found: list[dict[str, Any]] = []
@@ -36,15 +38,55 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
         else:
             found += [{"path": video} | {k: known.get(video.name, {}).get(k) for k in ("split", "source")}
                       for video in list_videos(path)]  # fmt: skip
-    names = [_clip_id(cells) for cells in found]
-    times = Counter(names)
-    for name, cells in zip(names, found, strict=True):
+    # a video that is named twice, by its folder and by itself, is one
+    parts = {_part(cells): cells for cells in reversed(found)}
+    parts = dict(reversed(parts.items()))
+    times = Counter(_clip_id(cells) for cells in parts.values())
+    splits: dict[str, str] = {}
+    for part, cells in parts.items():
+        name = _clip_id(cells)
         if times[name] > 1:
-            name += "-" + hashlib.sha1(str(Path(cells["path"]).resolve()).encode()).hexdigest()[:6]
+            name += "-" + _digest(part)
         # the clips of a source share its split, or the test split would be known from training
         split = cells.get("split") or _split_of(cells.get("source") or Path(cells["path"]).name)
-        start_s = cells.get("start") or 0.0
-        yield ClipJob(name, Path(cells["path"]).resolve(), split, start_s, cells.get("seconds"), **options)
+        for origin in {str(part[0]), cells.get("source") or str(part[0])}:
+            if splits.setdefault(origin, split) != split:
+                raise MediaError(f"{origin}: is in both splits; the clips of a video, and of a source, belong into one")
+        yield ClipJob(name, part[0], split, part[1], part[2], **options)
+
+
+def fit_to_set(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[ClipJob]:
+    """Return the jobs under the ids that their clips have in a set already, and new ones under ids that are free.
+
+    Args:
+        jobs: of `find_clips`.
+        rows: the set's rows by id.
+
+    Raises:
+        MediaError: a clip that the set has in the other split.
+    """
+    there = {(row.source, row.start_s): row for row in rows.values()}
+    fitted = []
+    for job in jobs:
+        row = there.get((str(job.path), job.start_s))
+        if row is not None and row.split != job.split:
+            raise MediaError(
+                f"{job.path}: is a {row.split} clip of this set, not a {job.split} one; name another folder"
+            )
+        if row is not None:
+            job = replace(job, id=row.id)
+        elif job.id in rows:
+            job = replace(job, id=f"{job.id}-{_digest((job.path, job.start_s, job.seconds))}")
+        fitted.append(job)
+    return fitted
+
+
+def _part(cells: dict[str, Any]) -> tuple[Path, float, float | None]:
+    return Path(cells["path"]).resolve(), cells.get("start") or 0.0, cells.get("seconds")
+
+
+def _digest(part: tuple[Path, float, float | None]) -> str:
+    return hashlib.sha1(repr([str(part[0]), *part[1:]]).encode()).hexdigest()[:6]
 
 
 def list_videos(path: Path) -> list[Path]:
@@ -86,7 +128,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
 
 def _clip_id(cells: dict[str, Any]) -> str:
     start_s = cells.get("start") or 0.0
-    name = Path(cells["path"]).stem + (f"_{start_s:g}s" if start_s else "")
+    name = Path(cells["path"]).stem + (f"_{seconds_name(start_s)}" if start_s else "")
     return re.sub(r"[^A-Za-z0-9_.-]", "_", name)
 
 

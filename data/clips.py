@@ -348,6 +348,12 @@ class ClipSetWriter:
             temporary.write_text(",".join(_COLUMNS) + "\n" + _format_rows(rows), encoding="utf-8", newline="")
 
 
+def remove_clip(folder: str | Path, clip_id: str) -> None:
+    """Remove the files of one clip from a set, those that are there."""
+    for place, suffix in (("first", "png"), ("slices", "png"), ("spectra", "npz"), ("pairs", "npz")):
+        (Path(folder) / place / f"{clip_id}.{suffix}").unlink(missing_ok=True)
+
+
 def write_clip(folder: str | Path, clip_id: str, content: ClipContent) -> None:
     """Write the files of one clip into a set, each whole or not at all. Safe to call from several processes."""
     folder = Path(folder)

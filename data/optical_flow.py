@@ -18,6 +18,8 @@ import torch.nn.functional as F
 from .flow_refinement import FlowRefinement
 from .media import to_bytes
 
+# Part of the settings of clip sets, so that flow of different versions is not mixed: raise it when flow changes.
+FLOW_VERSION = 2
 METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 
 # visible_flow: sigma of the blur that every photometric difference passes through

@@ -45,7 +45,7 @@ def select_clips(
     folder = Path(folder)
     if folder.resolve() == source.folder.resolve():
         raise ClipSetError(f"{folder}: a selection needs a folder of its own")
-    wanted = {"from": source.folder.resolve().name, "max_mean_px": max_mean_px, "min_confidence": min_confidence}
+    wanted = {"from": str(source.folder.resolve()), "max_mean_px": max_mean_px, "min_confidence": min_confidence}
     settings = {**source.statistics.get("settings", {}), "selected": {**wanted, "only": sorted(only)}}
     period_s = source.statistics.get("period_s", 5.0)
     with ClipSetWriter(folder, settings, period_s=period_s) as writer:

@@ -132,8 +132,9 @@ def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None 
         cut_s = finder.add(start_s + time_s, frame)
         if cut_s is not None:
             yield Shot(begin_s, cut_s)
-            # a little early, as the first frame at or after it is taken and stamps are rounded
-            begin_s = max(cut_s - 1e-3, start_s)
+            # Times count from the first frame, which may lie up to a frame after `start_s`: the new shot's first frame
+            # is seen at cut_s or up to a frame later, the old one's last before cut_s in any case.
+            begin_s = max(cut_s, start_s)
         yield Shot(begin_s, start_s + time_s + frame_s)
 
 

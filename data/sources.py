@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +13,18 @@ import torch
 from motion.flow import MOTION_AREA_PX, magnitude, motion_grid_size
 from motion.spectrum import FPS, MINIMUM_COVERAGE, PERIOD_S, fit_spectrum
 
-from .clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipContent, ClipRow, Pair, motion_figures, write_clip
+from .clips import (
+    DROPPED,
+    KEPT,
+    PAIRS_ONLY,
+    STORED_BINS,
+    ClipContent,
+    ClipRow,
+    Pair,
+    motion_figures,
+    remove_clip,
+    write_clip,
+)
 from .media import MediaError
 from .optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, visible_flow
 from .shots import CAMERA_PX, camera_motion, find_shots, grid_scale, plan_sequences, typical_camera_px
@@ -97,6 +109,8 @@ def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
             break
         except (MediaError, OSError, cv2.error) as error:
             reason = " ".join(str(error).split())
+            for clip_id in rows if folder is not None else ():
+                remove_clip(folder, clip_id)
             return [replace(base, status=DROPPED, reason=f"{UNREADABLE}{reason}")]
         if video is not None:
             row, content = measure_motion(row, video, job) if folder is not None else (_preview(row, video, job), None)
@@ -115,9 +129,9 @@ def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | 
         yield replace(base, status=DROPPED, reason=f"cut: at {cuts} s, which leaves no clip at {job.start_s:g} s"), None
     frame_s = 1 / probe_video(job.path).fps
     for sequence in plan.sequences:
-        # rounded down: the first frame at or after it is taken
-        start_s = base.start_s if sequence.start_s == base.start_s else int(sequence.start_s * 1000) / 1000
-        name = base.id if start_s == base.start_s else f"{base.id}-{start_s:g}s"
+        # Rounded up: the first frame at or after it is taken, and the one before a cut must not be it.
+        start_s = base.start_s if sequence.start_s == base.start_s else math.ceil(sequence.start_s * 1000) / 1000
+        name = base.id if start_s == base.start_s else f"{base.id}-{seconds_name(start_s)}"
         # the frame that a cut begins with stays outside, whatever its stamp is rounded to
         seconds = min(PERIOD_S, max(sequence.end_s - start_s - 0.5 * frame_s, 0.5 * frame_s))
         video = read_clip(job.path, start_s=start_s, seconds=seconds, fps=job.fps, area=job.area)
@@ -128,6 +142,11 @@ def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | 
         reason = f"cut at {sequence.end_s:.2f} s" if sequence.end_s in plan.cuts_s else ""
         row = replace(base, id=name, start_s=start_s, fps=round(video.fps, 3), frames=len(video.frames), reason=reason)
         yield row, video
+
+
+def seconds_name(start_s: float) -> str:
+    """Write a time for a name, exact to the millisecond: 12.5s."""
+    return f"{start_s:.3f}".rstrip("0").rstrip(".") + "s"
 
 
 def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:

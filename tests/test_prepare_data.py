@@ -237,22 +237,22 @@ def test_several_clips_of_a_video_never_cross_a_cut(long_videos, tmp_path):
     assert rows.pop("short").status == "pairs_only"
     assert {name: (row.status, row.start_s, row.frames) for name, row in rows.items()} == {
         "shots": ("pairs_only", 0.0, 30),
-        "shots-2.999s": ("kept", 2.999, 50),
-        "shots-6.999s": ("kept", 6.999, 50),
-        "shots-10.999s": ("pairs_only", 10.999, 35),
+        "shots-3s": ("kept", 3.0, 50),
+        "shots-7s": ("kept", 7.0, 50),
+        "shots-11s": ("pairs_only", 11.0, 35),
     }
-    assert "(cut at 3.00 s)" in rows["shots"].reason and rows["shots-2.999s"].reason == ""
+    assert "(cut at 3.00 s)" in rows["shots"].reason and rows["shots-3s"].reason == ""
     assert len({rows[name].split for name in rows}) == 1
     # the clip begins with the first frame of the second shot
     first = read_clip(long_videos / "shots.mp4", start_s=3.0, seconds=1, size=(64, 64)).frames[0]
-    assert torch.equal(clip_set.first("shots-2.999s"), first)
+    assert torch.equal(clip_set.first("shots-3s"), first)
 
     assert prepare_data.main([*flags, "--out", str(tmp_path / "one")]) == 0
     rows = {row.id: row for row in ClipSet(tmp_path / "one").rows(status=ALL)}
     assert {name: row.status for name, row in rows.items()} == {
         "short": "pairs_only",
         "shots": "dropped",
-        "shots-2.999s": "kept",
+        "shots-3s": "kept",
     }
     assert rows["shots"].reason.startswith("cut: at 3.00 s")
 
@@ -363,18 +363,18 @@ def test_calm_clips_are_selected_into_a_set_of_their_own(long_videos, tmp_path, 
     assert prepare_data.main(chosen) == 0
     some = ClipSet(tmp_path / "some")
     assert {row.id for row in some.rows(status=("kept", "pairs_only"))} == {
-        "shots-2.999s",
-        "shots-7.999s",
-        "shots-12.999s",
+        "shots-3s",
+        "shots-8s",
+        "shots-13s",
     }
     assert {row.reason for row in some.rows(status=("dropped",))} == {"not selected: the name matches no pattern"}
-    assert some.spectrum("shots-2.999s")[0].shape == (16, 4, 64, 64)
+    assert some.spectrum("shots-3s")[0].shape == (16, 4, 64, 64)
     assert not (tmp_path / "some" / "first" / "short.png").exists()
     before = files_of(tmp_path / "some")
     assert prepare_data.main(chosen) == 0 and files_of(tmp_path / "some") == before
     assert prepare_data.main([*select, "--max-mean-px", "1"]) == 2 and "other settings" in capsys.readouterr().err
     calm = ["select", str(tmp_path / "all"), "--out", str(tmp_path / "calm"), "--max-mean-px", "0.5"]
-    assert prepare_data.main(calm) == 0
+    assert prepare_data.main(calm) == 2 and "no clip passes" in capsys.readouterr().err
     reasons = {row.reason for row in ClipSet(tmp_path / "calm").rows(status=("dropped",))}
     assert reasons and all(re.match(r"not selected: mean displacement \d\.\d\d px is above 0.5", r) for r in reasons)
 
@@ -459,3 +459,57 @@ def test_photographs_stand_behind_scenes(tmp_path, capsys):
     assert prepare_data.main([*flags, *photographs, "--out", str(tmp_path / "plain")]) == 2
     assert prepare_data.main([*flags, "--backgrounds", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
     assert "--backgrounds" in capsys.readouterr().err
+
+
+def test_a_set_grows_by_a_video_of_the_same_name_and_knows_its_own_again(tmp_path, capsys):
+    for index, name in enumerate("ab"):
+        write_video(tmp_path / name / "clip.mp4", swaying(24, 12, seed=index), 12)
+    out = tmp_path / "set"
+    flags = [*FAST, "--workers", "1", "--out", str(out), "--split-from"]
+    splits = tmp_path / "splits.csv"
+    splits.write_text("path,split\nclip.mp4,train\n")
+    flags.append(str(splits))
+    assert prepare_data.main(["videos", str(tmp_path / "a"), str(tmp_path / "a" / "clip.mp4"), *flags]) == 0
+    assert len(ClipSet(out).rows(status=ALL)) == 1
+    # one after the other, together, and in the other order: two clips, and no more
+    for paths in ("b",), ("a", "b"), ("b", "a"), ("a",):
+        assert prepare_data.main(["videos", *(str(tmp_path / path) for path in paths), *flags]) == 0
+        sources_of = [row.source for row in ClipSet(out).rows(status=ALL)]
+        assert sorted(sources_of) == [str((tmp_path / name / "clip.mp4").resolve()) for name in "ab"]
+    capsys.readouterr()
+    splits.write_text("path,split\nclip.mp4,test\n")
+    assert prepare_data.main(["videos", str(tmp_path / "a"), *flags]) == 2
+    assert "is a train clip of this set" in capsys.readouterr().err
+
+
+def test_no_video_and_no_source_is_in_both_splits(tmp_path):
+    for name in ("one.mp4", "two.mp4"):
+        (tmp_path / name).touch()
+    table = tmp_path / "clips.csv"
+    table.write_text("path,start,split\none.mp4,0,train\none.mp4,1,test\n")
+    with pytest.raises(ValueError, match="both splits"):
+        list(find_clips([table], [], {}))
+    table.write_text("path,split,source\none.mp4,train,park\ntwo.mp4,test,park\n")
+    with pytest.raises(ValueError, match="park: is in both splits"):
+        list(find_clips([table], [], {}))
+
+
+def test_parts_of_a_video_that_start_close_together_have_names_of_their_own(tmp_path):
+    (tmp_path / "one.mp4").touch()
+    table = tmp_path / "clips.csv"
+    parts = "one.mp4,1234.567,\none.mp4,1234.571,\none.mp4,0,2\none.mp4,0,5\none.mp4,0,5\n"
+    table.write_text("path,start,seconds\n" + parts)
+    ids = [job.id for job in find_clips([table], [], {})]
+    assert ids[:2] == ["one_1234.567s", "one_1234.571s"]
+    assert len(set(ids)) == len(ids) == 4
+
+
+@pytest.mark.parametrize("start_s", [0.0, 0.001, 0.034, 0.067])
+def test_a_clip_after_a_cut_begins_with_its_first_frame_wherever_reading_began(tmp_path, start_s):
+    frames = torch.cat([swaying(60, 30, seed=0), swaying(60, 30, seed=1)])
+    video = write_video(tmp_path / "cut.mp4", frames, 30)
+    job = sources.ClipJob("cut", video, "train", start_s, clips=2, stride_s=1.0, method="dis_fast", area=64 * 64)
+    after = [clip for row, clip in sources._read_clips(ClipRow("cut", str(video), start_s=start_s), job) if clip][-1]
+    steps = (after.frames[1:] - after.frames[:-1]).abs().mean((1, 2, 3))
+    assert len(after.frames) >= 50  # some are taken for repeats
+    assert steps.max() < 0.1

@@ -16,6 +16,7 @@ from diffusers import ModelMixin
 from data.clips import ClipSet
 from data.datasets import parse_set_flags, render_scene_set
 from data.media import atomic_path
+from data.scenes import SCENES_VERSION
 from models.motion_pipeline import MotionPipeline
 from motion.normalisation import Normalisation
 
@@ -37,7 +38,7 @@ def open_sets(
     """Open the sets of --data, or render a small scene set once, saying so, where the flag is not given."""
     if flags:
         return parse_set_flags(flags)
-    folder = Path("outputs") / "scenes" / f"{num}-seed{seed}"
+    folder = Path("outputs") / "scenes" / f"{num}-seed{seed}-v{SCENES_VERSION}"
     processes.start(device)
     with processes.main_first():
         if processes.is_main():

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError
 from data.media import MediaError, atomic_path
-from data.optical_flow import estimate_flow, visible_flow
+from data.optical_flow import FLOW_VERSION, estimate_flow, visible_flow
 from data.scenes import Scene, make_scene
 from data.sources import read_clip
 from data.video import Video
@@ -180,7 +180,7 @@ def cached_flow(
 
 def cache_path(clip_set: ClipSet, row: ClipRow) -> Path:
     """Return where the flow of a clip is kept."""
-    return clip_set.folder / "cache" / "flow" / f"{row.id}.{flow_method(clip_set)}.npz"
+    return clip_set.folder / "cache" / "flow" / f"{row.id}.{flow_method(clip_set)}-v{FLOW_VERSION}.npz"
 
 
 def _every(every: int, num_frames: int) -> list[int]:
