@@ -83,7 +83,7 @@ def encode_latents(args: Namespace, sets: list, vae: MotionVAE, device: torch.de
     """Encode the training and the held-out latents (None without test clips), the first process for all."""
     from training import processes
     from training.data_sets import sets_with
-    from training.motion_diffusion import LatentDataset, variant_sizes
+    from training.latents import LatentDataset, variant_sizes
 
     options = {"vae": vae, "num_bins": args.bins, "folder": args.cache, "seed": args.seed}
     dataset = LatentDataset(sets, "train", sizes=variant_sizes(*args.grid), multiple=batch, **options)

@@ -24,10 +24,7 @@ from torch.utils.data import Dataset
 
 from motion.spectrum import NUM_BINS, PERIOD_S, mean_displacement
 
-from .augmentation import choose_box as choose_box
 from .augmentation import draw_geometry, jitter_colours
-from .augmentation import flip_spectrum as flip_spectrum
-from .augmentation import reverse_spectrum as reverse_spectrum
 from .clips import (
     KEPT,
     PAIRS_ONLY,

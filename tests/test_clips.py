@@ -11,17 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from data.augmentation import choose_box, flip_spectrum, reverse_spectrum
 from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair, SampleKey
-from data.datasets import (
-    MotionDataset,
-    RenderingDataset,
-    choose_box,
-    flip_spectrum,
-    parse_set_flags,
-    render_scene_set,
-    reverse_spectrum,
-    run_jobs,
-)
+from data.datasets import MotionDataset, RenderingDataset, parse_set_flags, render_scene_set, run_jobs
 from motion.spectrum import NUM_BINS, mean_displacement, spectrum_to_flow, truncate
 
 SIZE = (32, 48)

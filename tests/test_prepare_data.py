@@ -21,6 +21,7 @@ from data import sources
 from data.clip_sources import find_clips
 from data.clips import ClipRow, ClipSet, motion_figures
 from data.media import read_image, write_image
+from data.optical_flow import METHODS
 from data.sources import read_clip, repeated_frames
 from data.video import Video
 from data.video_writer import VideoWriter
@@ -441,6 +442,12 @@ def test_killed_and_started_again_it_ends_with_the_same_set(videos, long_videos,
     process.communicate(timeout=60)
     assert prepare_data.main(flags) == 3
     assert files_of(out) == files_of(tmp_path / "undisturbed")
+
+
+def test_every_flow_method_can_be_asked_for():
+    # The script has a list of its own, as --help must not wait for OpenCV and torch.
+    for method in METHODS:
+        assert prepare_data._parser().parse_args(["videos", "x", "--method", method]).method == method
 
 
 def test_photographs_stand_behind_scenes(tmp_path, capsys):

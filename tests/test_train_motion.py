@@ -17,7 +17,8 @@ import train_vae
 from data.datasets import render_scene_set
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
-from training.motion_diffusion import LatentDataset, diffusion_loss, variant_sizes, x_t_slice
+from training.latents import LatentDataset, variant_sizes
+from training.motion_diffusion import diffusion_loss, x_t_slice
 from training.motion_vae import vae_loss
 
 ROOT = Path(__file__).resolve().parents[1]

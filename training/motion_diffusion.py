@@ -18,8 +18,7 @@ from motion.flow import magnitude, resize_maps
 from motion.spectrum import mean_displacement, spectrum_to_flow
 
 from .data_order import sample_noise, sample_uniform
-from .latents import LatentDataset as LatentDataset
-from .latents import variant_sizes as variant_sizes
+from .latents import LatentDataset
 
 CONDITION_DROPOUT = 0.1
 # Share of the schedule at which held-out loss is measured.
