@@ -48,6 +48,14 @@ def main(argv: list[str] | None = None) -> int:
     return args.make_table(args)
 
 
+def _out_folder(args: argparse.Namespace, name: str) -> Path:
+    """Return the folder of the tables, --out or one of this name; UsageError where it cannot be one."""
+    out = check_writable(args.out or DEFAULT_OUT / name)
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; name a folder")
+    return out
+
+
 # ------------------------------------------------------------------------------------------------ frames
 
 
@@ -90,9 +98,7 @@ def make_frames_table(args: argparse.Namespace) -> int:
     from training.metrics import load_lpips, write_results
 
     # Early checks
-    out = check_writable(args.out or DEFAULT_OUT / f"frames-{args.data.name}-{args.split}")
-    if out.is_file():
-        raise UsageError(f"--out {out}: is a file; name a folder")
+    out = _out_folder(args, f"frames-{args.data.name}-{args.split}")
     device = choose_device(args.device)
     check_precision(args.precision, device)
     clip_set = ClipSet(args.data)
@@ -153,9 +159,7 @@ def make_splats_table(args: argparse.Namespace) -> int:
     from training.metrics import write_results
     from training.splat_comparison import MAGNIFICATION, compare_splats, write_sheet
 
-    out = check_writable(args.out or DEFAULT_OUT / "splats")
-    if out.is_file():
-        raise UsageError(f"--out {out}: is a file; name a folder")
+    out = _out_folder(args, "splats")
     image = read_image(args.image, max_side=args.size)
     sigma = args.sigma or DEFAULT_SIGMA_PX
     try:
@@ -197,9 +201,7 @@ def make_data_table(args: argparse.Namespace) -> int:
     from training.set_comparison import bin_rows, choose_rows, column_names, disagreement, measure_set
 
     # Early checks
-    out = check_writable(args.out or DEFAULT_OUT / "data")
-    if out.is_file():
-        raise UsageError(f"--out {out}: is a file; name a folder")
+    out = _out_folder(args, "data")
     clip_sets = [ClipSet(folder) for folder in args.data]
     try:
         names = column_names(args.data)
@@ -256,9 +258,7 @@ def make_flow_table(args: argparse.Namespace) -> int:
     from training.flow_evaluation import COLUMN_NOTES, TABLE_METHODS, find_scenes, measure_flow
     from training.metrics import write_results
 
-    out = check_writable(args.out or DEFAULT_OUT / "flow")
-    if out.is_file():
-        raise UsageError(f"--out {out}: is a file; name a folder")
+    out = _out_folder(args, "flow")
     methods = args.methods or TABLE_METHODS
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
