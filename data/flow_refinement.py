@@ -19,7 +19,7 @@ ROBUST_SCALE = 0.04
 # pull toward the blurred flow: weight (in squared gradients per difference), sigma of that blur
 SMOOTHNESS = 0.1
 SMOOTH_SIGMA_PX = 1.2
-ITERATIONS = 8
+ITERATIONS = 10
 # the linearisation holds for about a pixel
 LARGEST_STEP_PX = 1.0
 

@@ -5,6 +5,7 @@ Flow is forward (frame 0 -> t), float32, in pixels of the frames' own grid, chan
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -19,17 +20,21 @@ from .flow_refinement import FlowRefinement
 from .media import to_bytes
 
 # Part of the settings of clip sets, so that flow of different versions is not mixed: raise it when flow changes.
-FLOW_VERSION = 2
+FLOW_VERSION = 3
 METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 
 # visible_flow: sigma of the blur that every photometric difference passes through
 BLUR_SIGMA_PX = 1.5
 # a pixel whose blurred change is below this shows no motion (method.md section 5 measured at most .01 dB lost)
 UNCHANGED = 2.5 / 255
-# A pixel that changes by less than this in all of so many frames stands still. In single frames many a moving pixel
-# meets its own colour by chance: zeroing by frame cost .7 dB on six clips.
-UNCHANGED_PIXEL = 2 / 255
-MANY_FRAMES = 8
+# A pixel that changes by less than this on average over so many frames stands still. In a single frame many a moving
+# pixel meets its own colour by chance, so there a square of this side must not change, or its surroundings (the blurred
+# change) only by so little. Side 1 would leave no flow on any pixel that looks the same, and cost .13 dB of the
+# estimate and .13 of the motion fitted to it.
+STILL_CHANGE = 2 / 255
+MANY_FRAMES = 4
+STILL_SIDE_PX = 3
+QUIET_CHANGE = 4 / 255
 # zero flow wins unless the estimate lowers the blurred residual by more than this, relatively and absolutely
 ZERO_MARGIN_RELATIVE = 0.05
 ZERO_MARGIN = 0.25 / 255
@@ -39,6 +44,8 @@ CHUNK = 16
 
 # frame (3, H, W) -> flow (2, H, W) from the frame 0 it was made for
 FlowTo = Callable[[torch.Tensor], torch.Tensor]
+# frame 0 (3, H, W) -> FlowTo
+MakeFlowTo = Callable[[torch.Tensor], FlowTo]
 
 
 class FlowError(ValueError):
@@ -54,12 +61,13 @@ def estimate_flow(
     method: str = "dis",
     weights: str | Path | None = None,
     device: str = "cpu",
+    still: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Estimate the flow from one picture to each of several frames.
 
     Methods: "dis" (tuned DIS, then `flow_refinement`), "dis_fast" (tuned DIS alone), "dis_x2" (tuned DIS on pictures
     enlarged twice, four times slower), "farneback", "raft" (torchvision, needs `weights`), "pyflow" (when built here).
-    Every frame is taken by itself. docs/training.md has what they reach.
+    Every frame is taken by itself; "dis" then sets to 0 what `at_rest` finds. docs/training.md has what they reach.
 
     Args:
         first: (3, H, W) in [0, 1], frame 0.
@@ -67,6 +75,7 @@ def estimate_flow(
         method: one of METHODS.
         weights: file with a state dict of torchvision's raft_small or raft_large; only for "raft".
         device: where RAFT runs; the other methods run on the CPU.
+        still: (1, H, W) bool, `still_pixels` of the whole clip where `frames` are only some of it.
 
     Returns:
         (T, 2, H, W) float32 px, no gradients.
@@ -76,11 +85,11 @@ def estimate_flow(
         ValueError: a tensor of the wrong shape.
     """
     _check_pictures(first, frames)
-    flow_to = _make_method(method, first, weights, device)
+    flow_to = _find_method(method, weights, device)(first)
     flow = torch.empty(frames.shape[0], 2, *first.shape[1:])  # (T, 2, H, W)
     for index, frame in enumerate(frames):
         flow[index] = flow_to(frame)
-    return flow
+    return flow.masked_fill_(at_rest(first, frames, still=still), 0.0) if method == "dis" else flow
 
 
 def _check_pictures(first: torch.Tensor, frames: torch.Tensor) -> None:
@@ -90,12 +99,57 @@ def _check_pictures(first: torch.Tensor, frames: torch.Tensor) -> None:
         raise ValueError(f"frames: expected (T, {', '.join(map(str, first.shape))}), got {tuple(frames.shape)}")
 
 
-def visible_flow(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def still_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Tell which pixels a clip shows at rest: mean over t and colours of |I_t - I_0| below 2/255. Ours.
+
+    Args:
+        first: (3, H, W) in [0, 1].
+        frames: (T, 3, H, W) in [0, 1]; of fewer than 4 frames nothing can be told, and no pixel is named.
+
+    Returns:
+        (1, H, W) bool.
+    """
+    if frames.shape[0] < MANY_FRAMES:
+        return torch.zeros_like(first[:1], dtype=torch.bool)
+    total = torch.zeros_like(first[:1])
+    for frame in frames:
+        total += _change(first, frame[None])[0]
+    return total / frames.shape[0] < STILL_CHANGE
+
+
+def at_rest(first: torch.Tensor, frames: torch.Tensor, *, still: torch.Tensor | None = None) -> torch.Tensor:
+    """Tell where nothing is to be seen of motion, by the pictures alone. Ours (method.md section 1).
+
+    In all frames where the clip shows a pixel at rest (`still_pixels`), and in one frame where a pixel changes by less
+    than 2/255, mean over colours, and so do its eight neighbours, or its surroundings (blur of sigma 1.5 px) by less
+    than 4/255.
+
+    Args:
+        first: (3, H, W) in [0, 1].
+        frames: (T, 3, H, W) in [0, 1].
+        still: (1, H, W) bool, `still_pixels` of the whole clip where `frames` are only some of it.
+
+    Returns:
+        (T, 1, H, W) bool.
+    """
+    still = still_pixels(first, frames) if still is None else still
+    resting = torch.empty(frames.shape[0], 1, *first.shape[1:], dtype=torch.bool)  # (T, 1, H, W)
+    for index, frame in enumerate(frames):
+        change = _change(first, frame[None])  # (1, 1, H, W)
+        largest = F.max_pool2d(change, STILL_SIDE_PX, 1, STILL_SIDE_PX // 2)  # (1, 1, H, W)
+        quiet = (change < STILL_CHANGE) & (_blur(change) < QUIET_CHANGE)  # (1, 1, H, W)
+        resting[index] = (largest < STILL_CHANGE)[0] | quiet[0] | still
+    return resting
+
+
+def visible_flow(
+    first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor, *, still: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Zero the flow that cannot be seen, and rate the rest by how well it explains the frame.
 
     With r(F) = blur(mean_c |I_t(p + F) - I_0(p)|), F_t(p) becomes 0 where r(0) < 2.5/255, or where zero flow
-    explains the frame as well as the estimate does: r(0) <= 1.05 r(F) + .25/255. Where a pixel itself changes by less
-    than 2/255 in every one of at least 8 frames, F is 0 in all of them, whatever moves beside it.
+    explains the frame as well as the estimate does: r(0) <= 1.05 r(F) + .25/255; and where `at_rest` sees no motion,
+    whatever moves beside it.
     Reliability = 1 / (1 + (r / (16/255))^2) with r of the flow that is returned; 0 where p + F leaves the picture
     by more than half a pixel, for that cannot be checked. Ours (method.md sections 1 and 5).
 
@@ -103,6 +157,7 @@ def visible_flow(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor) 
         first: (3, H, W) in [0, 1].
         frames: (T, 3, H, W) in [0, 1].
         flow: (T, 2, H, W) px, frame 0 -> t.
+        still: as for `at_rest`.
 
     Returns:
         flow (T, 2, H, W) px, and reliability (T, 1, H, W) in [0, 1]. No gradients.
@@ -112,10 +167,10 @@ def visible_flow(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor) 
     visible = torch.empty_like(flow)  # (T, 2, H, W)
     reliability = torch.empty_like(flow[:, :1])  # (T, 1, H, W)
     with torch.no_grad():
-        unchanging = _unchanging(first, frames)  # (1, H, W)
+        still = still_pixels(first, frames) if still is None else still  # (1, H, W)
         for start in range(0, frames.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            shown = flow[part].masked_fill(unchanging, 0.0)
+            shown = flow[part].masked_fill(at_rest(first, frames[part], still=still), 0.0)
             visible[part], reliability[part] = _visible_chunk(first[None], frames[part], shown)
     return visible, reliability
 
@@ -148,8 +203,9 @@ def estimate_backward_flow(
     _check_pictures(first, frames)
     method = "dis_fast" if method == "dis" else method
     flow = torch.empty(frames.shape[0], 2, *first.shape[1:])  # (T, 2, H, W)
+    make = _find_method(method, weights, device)
     for index, frame in enumerate(frames):
-        flow[index] = _make_method(method, frame, weights, device)(first)
+        flow[index] = make(frame)(first)
     return flow
 
 
@@ -178,20 +234,15 @@ def forward_backward_error(flow: torch.Tensor, backward: torch.Tensor) -> torch.
         return (flow + back).square().sum(1, keepdim=True).sqrt()  # (T, 1, H, W)
 
 
-def _unchanging(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Tell which pixels no frame of a clip shows changed: (1, H, W) bool; none where too few frames are given."""
-    if frames.shape[0] < MANY_FRAMES:
-        return torch.zeros_like(first[:1], dtype=torch.bool)
-    largest = torch.zeros_like(first[:1])
-    for frame in frames:
-        largest = torch.maximum(largest, (frame - first).abs().mean(0, keepdim=True))
-    return largest < UNCHANGED_PIXEL
+def _change(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+    """Mean over colours of |I_t - I_0|: (N, 1, H, W) of frames (N, 3, H, W)."""
+    return (frames - first).abs().mean(1, keepdim=True)
 
 
 def _visible_chunk(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     warped, inside = _look_up(frames, flow)
-    still = _blur((frames - first).abs().mean(1, keepdim=True))  # (N, 1, H, W)
-    moved = _blur((warped - first).abs().mean(1, keepdim=True))  # (N, 1, H, W)
+    still = _blur(_change(first, frames))  # (N, 1, H, W)
+    moved = _blur(_change(first, warped))  # (N, 1, H, W)
     unseen = (still < UNCHANGED) | (still <= moved * (1 + ZERO_MARGIN_RELATIVE) + ZERO_MARGIN)
     residual = torch.where(unseen, still, moved)
     reliability = 1 / (1 + (residual / RELIABILITY_RESIDUAL).square())
@@ -219,17 +270,18 @@ def _blur(values: torch.Tensor) -> torch.Tensor:
     return F.conv2d(F.conv2d(values, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
 
 
-def _make_method(method: str, first: torch.Tensor, weights: str | Path | None, device: str) -> FlowTo:
+def _find_method(method: str, weights: str | Path | None, device: str) -> MakeFlowTo:
+    """Return what makes the estimator of a picture; what is the same for all pictures (RAFT) is made here, once."""
     if method == "dis":
-        return _refined_method(first)
+        return _refined_method
     if method in ("dis_fast", "dis_x2"):
-        return _dis_method(first, enlarge=2 if method == "dis_x2" else 1)
+        return functools.partial(_dis_method, enlarge=2 if method == "dis_x2" else 1)
     if method == "farneback":
-        return _farneback_method(first)
+        return _farneback_method
     if method == "raft":
-        return _raft_method(first, weights, device)
+        return _raft_method(weights, device)
     if method == "pyflow":
-        return _pyflow_method(first)
+        return _pyflow_method
     raise FlowError(f"flow method {method!r}: choose one of {', '.join(METHODS)}")
 
 
@@ -288,22 +340,25 @@ def _farneback_method(first: torch.Tensor) -> FlowTo:
     return flow_to
 
 
-def _raft_method(first: torch.Tensor, weights: str | Path | None, device: str) -> FlowTo:
+def _raft_method(weights: str | Path | None, device: str) -> MakeFlowTo:
     if weights is None:
         raise FlowError("--method raft: name the file of torchvision's RAFT weights with --raft-weights FILE")
     model = _load_raft(Path(weights)).to(device)
 
-    height, width = first.shape[1:]
+    def make(first: torch.Tensor) -> FlowTo:
+        height, width = first.shape[1:]
 
-    @torch.no_grad()
-    def flow_to(frame: torch.Tensor) -> torch.Tensor:
-        # RAFT works on multiples of 8, and its correlation pyramid needs at least 128 px a side
-        pad = (0, max(128, -(-width // 8) * 8) - width, 0, max(128, -(-height // 8) * 8) - height)
-        pair = torch.stack([first, frame]).to(device) * 2 - 1  # (2, 3, H, W), RAFT's own range
-        pair = F.pad(pair, pad, mode="replicate")  # (2, 3, H', W')
-        return model(pair[:1], pair[1:])[-1][0, :, :height, :width].float().cpu()  # (2, H, W)
+        @torch.no_grad()
+        def flow_to(frame: torch.Tensor) -> torch.Tensor:
+            # RAFT works on multiples of 8, and its correlation pyramid needs at least 128 px a side
+            pad = (0, max(128, -(-width // 8) * 8) - width, 0, max(128, -(-height // 8) * 8) - height)
+            pair = torch.stack([first, frame]).to(device) * 2 - 1  # (2, 3, H, W), RAFT's own range
+            pair = F.pad(pair, pad, mode="replicate")  # (2, 3, H', W')
+            return model(pair[:1], pair[1:])[-1][0, :, :height, :width].float().cpu()  # (2, H, W)
 
-    return flow_to
+        return flow_to
+
+    return make
 
 
 def _load_raft(path: Path) -> torch.nn.Module:

@@ -11,8 +11,9 @@ import torch
 
 import evaluate
 import training.evaluation_clips as evaluation_clips
-from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSet, ClipSetWriter, Pair
+from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair
 from data.datasets import render_scene_set
+from data.media import write_image
 from data.sources import ClipJob, prepare_video
 from data.video_writer import VideoWriter
 from models.frame_synthesis import FrameSynthesis
@@ -92,6 +93,29 @@ def test_scenes_are_rendered_with_their_exact_flow(tmp_path: Path) -> None:
     assert [len(flow) for _, flow in open_clip(clip_set, row, 25).batches(2)] == [2, 2, 1]
 
 
+def test_scenes_with_photographs_are_measured_by_their_pairs_and_that_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_image(tmp_path / "photo.png", torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(2)))
+    photographs = {"backgrounds": [tmp_path / "photo.png"]}
+    clip_set = render_scene_set(tmp_path / "set", 8, size=(32, 48), pairs=1, **photographs)
+    rows = choose_clips(clip_set, "train", None, 0)
+    origins = [open_clip(clip_set, row, 60).origin for row in rows]
+    # half of the scenes have painted backgrounds all the same
+    assert 2 <= origins.count("pairs") <= 6 and origins.count("scene") == len(rows) - origins.count("pairs")
+    assert not caplog.records
+    flags = ["frames", "--data", str(clip_set.folder), "--split", "train", "--every", "60", "--device", "cpu"]
+    checkpoint = make_checkpoint(tmp_path / "models")
+    assert evaluate.main([*flags, "--checkpoint", str(checkpoint), "--out", str(tmp_path / "out")]) == 0
+    said = [record.message for record in caplog.records if "rendered with photographs" in record.message]
+    assert len(said) == 1 and str(clip_set.folder) in said[0]
+    assert not any("only its stored pairs" in record.message for record in caplog.records)
+    with pytest.raises(ClipSetError, match="no stored pairs, and its source fails: scene:.* shows photographs"):
+        bare = render_scene_set(tmp_path / "bare", 8, size=(32, 48), pairs=0, **photographs)
+        for row in choose_clips(bare, "train", None, 0):
+            open_clip(bare, row, 60)
+
+
 def make_pan_set(folder: Path, video: Path) -> ClipSet:
     """Eight frames of a texture that goes 1 px to the right each frame, as a clip of the test split."""
     texture = torch.rand(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
@@ -111,14 +135,24 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
     clip_set = make_pan_set(tmp_path / "set", video)
     (row,) = choose_clips(clip_set, "test", None, 0)
 
-    asked = []
-    original = evaluation_clips.estimate_flow
+    asked, still = [], []
+    estimate, show = evaluation_clips.estimate_flow, evaluation_clips.visible_flow
 
-    def spy(first: torch.Tensor, frames: torch.Tensor, **options: str) -> torch.Tensor:
+    def spy(first: torch.Tensor, frames: torch.Tensor, **options) -> torch.Tensor:
         asked.append((len(frames), options["method"]))
-        return original(first, frames, **options)
+        still.append(options["still"])
+        return estimate(first, frames, **options)
+
+    def spy_on_visible(*maps: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor]:
+        still.append(options["still"])
+        return show(*maps, **options)
 
     monkeypatch.setattr(evaluation_clips, "estimate_flow", spy)
+    monkeypatch.setattr(evaluation_clips, "visible_flow", spy_on_visible)
+    # what rests is told by the whole clip, so that no frame's flow depends on the others that are asked for
+    never = torch.zeros(1, 64, 96, dtype=torch.bool)
+    never[:, :10] = True
+    monkeypatch.setattr(evaluation_clips, "still_pixels", lambda first, frames: never if len(frames) == 8 else ~never)
     clip = open_clip(clip_set, row, 3)
     assert (clip.origin, clip.num_frames) == ("video", 2)
     targets, flow = next(clip.batches(8))
@@ -128,6 +162,7 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
     assert torch.equal(again[1], flow) and torch.equal(again[0], targets)
     assert open_clip(clip_set, row, 1).num_frames == 7
     assert asked == [(2, "dis_fast"), (5, "dis_fast")]  # the second time from the cache, the third only what it lacks
+    assert len(still) == 4 and all(mask is never for mask in still) and not flow[:, :, :10].any()
 
     with VideoWriter(video, fps=30) as writer:
         writer.write(torch.zeros(8, 3, 64, 96))

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from data import optical_flow
 from data.flow_refinement import FlowRefinement
 from data.optical_flow import (
     METHODS,
@@ -118,16 +119,6 @@ def test_forward_backward_error_reads_the_way_back_where_the_way_there_ends():
     assert (error > 1e-5).sum() == 1
 
 
-def test_a_pixel_that_never_changes_does_not_move_whatever_moves_beside_it():
-    first = smooth_texture(seed=10)
-    frames = torch.stack([shifted(first, 0.3 * i, 0.1) for i in range(1, 9)])
-    frames[:, :, 30, 40] = first[:, 30, 40]
-    flow = torch.ones(8, 2, 64, 96)
-    assert not visible_flow(first, frames, flow)[0][:, :, 30, 40].any()
-    # seven frames are too few to tell chance from rest
-    assert visible_flow(first, frames[1:], flow[1:])[0][-1, :, 30, 40].any()
-
-
 def test_flow_is_from_frame_0_and_does_not_depend_on_the_other_frames():
     first = smooth_texture(seed=1)
     frames = torch.stack([shifted(first, d, 0) for d in (0.5, 1.0, 1.5)])
@@ -220,7 +211,7 @@ def test_pyflow_is_called_with_doubles_and_its_two_maps_are_stacked(monkeypatch)
     assert flow[0, 0].unique().tolist() == [1.0] and flow[0, 1].unique().tolist() == [2.0]
 
 
-def test_raft_runs_from_a_weights_file_and_refuses_another_file(tmp_path):
+def test_raft_runs_from_a_weights_file_and_refuses_another_file(tmp_path, monkeypatch):
     from torchvision.models.optical_flow import raft_small
 
     torch.manual_seed(0)
@@ -228,6 +219,12 @@ def test_raft_runs_from_a_weights_file_and_refuses_another_file(tmp_path):
     picture = smooth_texture(36, 50)
     flow = estimate_flow(picture, picture[None], method="raft", weights=tmp_path / "raft.pth")
     assert flow.shape == (1, 2, 36, 50) and torch.isfinite(flow).all()
+    built = []
+    load = optical_flow._load_raft
+    monkeypatch.setattr(optical_flow, "_load_raft", lambda path: built.append(path) or load(path))
+    frames = picture.expand(3, -1, -1, -1)
+    backward = estimate_backward_flow(picture, frames, method="raft", weights=tmp_path / "raft.pth")
+    assert len(built) == 1 and torch.equal(backward[1:2], flow)
     (tmp_path / "text.pth").write_text("no weights")
     for name, said in (("text.pth", "not a state dict"), ("absent.pth", "no such file")):
         with pytest.raises(FlowError, match=said):
@@ -249,7 +246,7 @@ def test_wrong_shapes_are_named():
     assert METHODS[0] == "dis"
 
 
-def test_flow_table_measures_real_clips_and_scenes(tmp_path):
+def test_flow_table_measures_real_clips_and_scenes(tmp_path, caplog):
     from data.video_writer import VideoWriter
     from training.flow_evaluation import clear_texture, find_scenes, measure_flow
 
@@ -257,11 +254,18 @@ def test_flow_table_measures_real_clips_and_scenes(tmp_path):
     with VideoWriter(tmp_path / "clip.mp4", fps=20) as writer:
         for index in range(20):
             writer.write(shifted(first, 0.2 * index, 0.0))
-    scenes = find_scenes(1, first_seed=1000)
-    table, by_clip = measure_flow([tmp_path / "clip.mp4"], ["dis_fast", "dis"], scenes=scenes, every=6, scene_every=60)
-    assert [row["row"] for row in table] == ["dis_fast", "dis"] and len(by_clip) == 4
-    assert all(row["psnr_db"] > 25 and 0.8 < row["ssim"] <= 1 and row["clips"] == row["scenes"] == 1 for row in table)
-    assert all(0 <= row["unchanged_px"] < 0.1 and 0 < row["epe_px"] < 10 for row in table)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    videos, scenes = [tmp_path / "bad.mp4", tmp_path / "clip.mp4"], find_scenes(1, first_seed=1000)
+    tables = measure_flow(videos, ["dis_fast", "dis"], scenes=scenes, every=6, scene_every=60)
+    assert [row["row"] for row in tables.methods] == ["dis_fast", "dis"] and len(tables.by_clip) == 4
+    for row in tables.methods:
+        assert row["psnr_db"] > 25 and 0.8 < row["ssim"] <= 1 and row["clips"] == row["scenes"] == 1
+        assert 0 < row["epe_px"] < 10
+    kinds = [f"{method}, {kind}" for method in ("dis_fast", "dis") for kind in ("estimate", "visible")]
+    assert [row["row"] for row in tables.unchanged] == kinds
+    # one video is bad: it is named, in one line, and the rest is measured
+    assert [path.name for path, _ in tables.left_out] == ["bad.mp4"]
+    assert [record.message.count("bad.mp4") > 0 for record in caplog.records] == [True]
     # a jump of the flow, and what it covers, are left out; the rest of a texture is in
     picture = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(1))
     exact = torch.zeros(2, 40, 60)
@@ -286,3 +290,32 @@ def test_the_table_of_methods_is_written(tmp_path, capsys):
     assert "--methods best" in capsys.readouterr().err
     assert evaluate.main(["flow", "--videos", str(tmp_path / "none.mp4"), "--scenes", "0"]) == 2
     assert "none.mp4" in capsys.readouterr().err
+    assert evaluate.main(["flow", "--methods", "dis", "--raft-weights", "raft.pth"]) == 2
+    assert "give --methods raft" in capsys.readouterr().err
+    assert (
+        evaluate.main(["flow", "--methods", "raft", "--scenes", "1", "--raft-weights", str(tmp_path / "raft.pth")]) == 2
+    )
+    assert "raft.pth: no such file" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert evaluate.main(["flow", "--methods", "dis", "--device", "cuda:77"]) == 2
+    assert "--device cuda:77" in capsys.readouterr().err
+
+
+def test_videos_that_cannot_be_measured_are_left_out_and_said(tmp_path, capsys, caplog):
+    import evaluate
+    from data.video_writer import VideoWriter
+
+    first = smooth_texture(64, 96, seed=12)
+    for name, count in {"good": 9, "single": 1}.items():
+        with VideoWriter(tmp_path / f"{name}.mp4", fps=20) as writer:
+            for index in range(count):
+                writer.write(shifted(first, 0.2 * index, 0.0))
+    (tmp_path / "text.mp4").write_text("no video")
+    flags = ["--methods", "dis_fast", "--scenes", "0", "--out", str(tmp_path / "out")]
+    assert evaluate.main(["flow", "--videos", str(tmp_path), *flags]) == 3
+    said = [record.message for record in caplog.records if "is left out" in record.message]
+    assert len(said) == 2 and "single.mp4" in said[0] and "text.mp4" in said[1] and "\n" not in "".join(said)
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "data: 1 videos" in text and "single.mp4 (" in text and "text.mp4 (" in text and "good.mp4" not in text
+    assert "| dis_fast, visible |" in (tmp_path / "out" / "unchanged" / "results.md").read_text()
+    assert evaluate.main(["flow", "--videos", str(tmp_path / "text.mp4"), *flags]) == 2
+    assert "none of the 1 can be measured" in capsys.readouterr().err.strip().splitlines()[-1]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError
 from data.media import MediaError, atomic_path
-from data.optical_flow import FLOW_VERSION, estimate_flow, visible_flow
+from data.optical_flow import FLOW_VERSION, estimate_flow, still_pixels, visible_flow
 from data.scenes import Scene, make_scene
 from data.sources import read_clip
 from data.video import Video
@@ -114,6 +114,20 @@ def check_flow_method(clip_set: ClipSet, rows: list[ClipRow], raft_weights: Path
         raise ClipSetError(f"{clip_set.folder}: its flow was made by RAFT; right: --raft-weights FILE")
 
 
+def warn_of_sources(clip_set: ClipSet) -> None:
+    """Say once what a set does not keep: a user's photographs, without which many of its scenes cannot be remade."""
+    if _shows_photographs(clip_set):
+        logger.warning(
+            "%s: rendered with photographs, which a set does not keep: of the scenes that show one, only the stored "
+            "pairs are measured",
+            clip_set.folder,
+        )
+
+
+def _shows_photographs(clip_set: ClipSet) -> bool:
+    return bool(clip_set.statistics.get("settings", {}).get("photographs"))
+
+
 def flow_method(clip_set: ClipSet) -> str:
     """Return how the flow of a set's videos was estimated."""
     return clip_set.statistics.get("settings", {}).get("method", "dis")
@@ -171,8 +185,10 @@ def cached_flow(
         # The result of DIS depends on how many threads share a picture.
         cv2.setNumThreads(1)
         options = {"weights": raft_weights, "device": device} if method == "raft" else {}
-        flow = estimate_flow(video.frames[0], video.frames[missing], method=method, **options)
-        flow, _ = visible_flow(video.frames[0], video.frames[missing], flow)
+        # of the whole clip, so that a frame's flow does not depend on which others are asked for
+        still = still_pixels(video.frames[0], video.frames)
+        flow = estimate_flow(video.frames[0], video.frames[missing], method=method, still=still, **options)
+        flow, _ = visible_flow(video.frames[0], video.frames[missing], flow, still=still)
         known |= dict(zip(missing, flow.to(torch.float16).numpy(), strict=True))
         _write_cache(path, known, len(video.frames))
     return torch.from_numpy(np.stack([known[index] for index in indices]).astype(np.float32))
@@ -198,6 +214,11 @@ def _make_source_scene(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene 
         scene = make_scene(int(seed), size=tuple(first.shape[-2:]), kind=kind)
     except ValueError as error:
         return _fall_back(clip_set, row, f"{row.source}: {error}")
+    if _shows_photographs(clip_set):
+        # the grain of a photograph on a small thing changes the mean by next to nothing
+        if float((scene.picture() - first).abs().max()) <= SAME_FRAME_LIMIT:
+            return scene
+        return _fall_back(clip_set, row, f"{row.source} shows photographs, which the set does not keep", say=False)
     if not _is_same(scene.picture(), first):
         return _fall_back(clip_set, row, f"this version draws another {row.source}")
     return scene
@@ -215,10 +236,11 @@ def _read_source_video(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Video 
     return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps, video.source_fps)
 
 
-def _fall_back(clip_set: ClipSet, row: ClipRow, problem: str) -> None:
+def _fall_back(clip_set: ClipSet, row: ClipRow, problem: str, *, say: bool = True) -> None:
     if not clip_set.has_pairs(row.id):
         raise ClipSetError(f"{clip_set.folder}: clip {row.id} has no stored pairs, and its source fails: {problem}")
-    logger.warning("%s: only its stored pairs are measured (%s)", row.id, problem)
+    if say:
+        logger.warning("%s: only its stored pairs are measured (%s)", row.id, problem)
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

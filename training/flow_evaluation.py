@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data.media import MediaError
 from data.optical_flow import estimate_flow, visible_flow
 from data.scenes import Scene, make_scene
 from data.sources import read_clip
@@ -23,6 +25,8 @@ from motion.flow import MOTION_AREA_PX, magnitude
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
 from splatting import sum_splat
 from training.metrics import SequenceMetrics
+
+logger = logging.getLogger(__name__)
 
 TABLE_METHODS = ("dis_fast", "dis_x2", "dis", "farneback")
 # a pixel that changes by less than this shows nothing
@@ -37,10 +41,15 @@ HIDDEN_MASS = 1.5
 
 COLUMN_NOTES = (
     "psnr_db, ssim: frame 0 splatted (average) along the estimate; visible_: after unseen flow was set to zero",
-    "unchanged_px, unchanged_pixel_px: mean |F| of the visible flow, the largest of a clip, over pixels that change by "
-    "less than 2/255, with their neighbours and whatever the neighbours do",
     "epe_px: median over scenes of the mean end-point error on textured pixels more than 2 px from an occlusion edge "
     "and not hidden (clear_share of all)",
+)
+UNCHANGED_NOTES = (
+    "mean |F|, px, the largest of a clip, over the pixels that change by less than 2/255: |I_t - I_0|, the largest "
+    "colour's or (mean_colour_) the mean over colours",
+    "clip_max, clip_p95, clip_mean: of a pixel's changes over the measured frames; area: of the pixel and its eight "
+    "neighbours in a frame; pixel: of the pixel in a frame, where moving texture meets its own colour by chance",
+    "share_: how many of all pixels these are, mean over clips",
 )
 
 
@@ -54,9 +63,28 @@ class FlowClip:
     exact: Tensor | None = None
 
 
+@dataclass
+class FlowTables:
+    """What `measure_flow` found.
+
+    Attributes:
+        methods: rows of the table, one a method.
+        by_clip: one a method and clip or scene.
+        unchanged: one a method and "estimate" or "visible": flow where nothing changes, by reading.
+        left_out: (video, why) of those that could not be measured.
+    """
+
+    methods: list[dict[str, Any]] = field(default_factory=list)
+    by_clip: list[dict[str, Any]] = field(default_factory=list)
+    unchanged: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+
+
 def read_flow_clip(path: Path, every: int, *, area: int = MOTION_AREA_PX) -> FlowClip:
-    """Read every N-th frame of a video on its motion grid; MediaError when it cannot be read."""
+    """Read every N-th frame of a video on its motion grid; MediaError when it cannot be read or is a single frame."""
     video = read_clip(path, area=area)
+    if len(video.frames) < 2:
+        raise MediaError(f"{path}: holds a single frame; give a video that moves")
     return FlowClip(path.stem, video.frames[0], video.frames[min(every, len(video.frames) - 1) :: every])
 
 
@@ -88,8 +116,15 @@ def measure_flow(
     scenes: Sequence[Scene] = (),
     scene_every: int = 24,
     **options: Any,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> FlowTables:
     """Measure flow methods on real clips and on rendered scenes.
+
+    A video that cannot be read is logged in one line and left out. Columns of `methods`:
+
+    Over clips "psnr_db", "ssim" of frame 0 splatted along the estimate ("average", holes filled from frame 0),
+    "visible_psnr_db", "visible_ssim" after `visible_flow`; over scenes "epe_px", "visible_epe_px": median over scenes
+    of the mean error of the estimate and of the visible flow, on textured pixels more than 2 px from an occlusion edge
+    and not hidden. "cpu_s_per_pair" is process time of the estimate. For `unchanged` see UNCHANGED_NOTES.
 
     Args:
         videos: real clips.
@@ -99,33 +134,33 @@ def measure_flow(
         scene_every: the same for scenes.
         options: further arguments of `estimate_flow` (weights, device).
 
-    Returns:
-        Rows of the table, one a method, and rows by clip, one a method and clip or scene.
-
-        Over clips: "psnr_db", "ssim" of frame 0 splatted along the estimate ("average", holes filled from frame 0),
-        "visible_psnr_db", "visible_ssim" after `visible_flow`, and of the visible flow, over pixels that change by less
-        than 2/255, "unchanged_px": mean |F| where the pixel's eight neighbours do not change either, and
-        "unchanged_pixel_px" where it alone need not: there moving texture meets its own colour by chance. The table
-        holds the largest of a clip. Over scenes: "epe_px", "visible_epe_px": median over scenes of the mean error of
-        the estimate and of the visible flow, on textured pixels more than 2 px from an occlusion edge and not hidden.
-        "cpu_s_per_pair" is process time of the estimate.
-
     Raises:
-        MediaError, FlowError: a video cannot be read, or a method cannot run.
+        FlowError: a method cannot run.
     """
-    methods, rows, by_clip = list(methods), [], []
+    methods, tables = list(methods), FlowTables()
     # the result of DIS, and its time, depend on how many threads share a picture
     cv2.setNumThreads(1)
-    figures: dict[str, list[dict[str, Any]]] = {method: [] for method in methods}
-    for source in [*videos, *scenes]:
-        clip = render_flow_clip(source, scene_every) if isinstance(source, Scene) else read_flow_clip(source, every)
-        for method in methods:
-            found = {"row": method, "clip": clip.name, **_measure_clip(clip, method, options)}
-            figures[method].append(found)
-            by_clip.append(found)
+    # before the first clip is measured: a method that cannot run
     for method in methods:
-        rows.append({"row": method, **_summarise(figures[method])})
-    return rows, by_clip
+        estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method=method, **options)
+    still: list[dict[str, Any]] = []
+    for source in [*videos, *scenes]:
+        try:
+            clip = render_flow_clip(source, scene_every) if isinstance(source, Scene) else read_flow_clip(source, every)
+            found = [_measure_clip(clip, method, options) for method in methods]
+        except (MediaError, OSError, cv2.error) as error:
+            reason = " ".join(str(error).split())
+            logger.warning("%s is left out: %s", source, reason)
+            tables.left_out.append((source, reason))
+            continue
+        tables.by_clip += [figures for figures, _ in found]
+        still += [row for _, rows in found for row in rows]
+    for method in methods if tables.by_clip else ():
+        figures = [row for row in tables.by_clip if row["row"] == method]
+        tables.methods.append({"row": method, **_summarise(figures)})
+    for name in dict.fromkeys(row["row"] for row in still):
+        tables.unchanged.append({"row": name, **_largest([row for row in still if row["row"] == name])})
+    return tables
 
 
 def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
@@ -166,22 +201,55 @@ def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _measure_clip(clip: FlowClip, method: str, options: dict[str, Any]) -> dict[str, Any]:
+def _measure_clip(
+    clip: FlowClip, method: str, options: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, float | str]]]:
+    """Return a clip's figures, and its rows of flow where nothing changes (none for a scene)."""
     started = time.process_time()
     flow = estimate_flow(clip.first, clip.frames, method=method, **options)
     cpu_s = (time.process_time() - started) / len(clip.frames)
     visible, _ = visible_flow(clip.first, clip.frames, flow)
-    figures: dict[str, Any] = {"frames": len(clip.frames), "cpu_s_per_pair": cpu_s}
+    figures: dict[str, Any] = {"row": method, "clip": clip.name, "frames": len(clip.frames), "cpu_s_per_pair": cpu_s}
     if clip.exact is not None:
-        return figures | _end_point_errors(clip, flow, visible)
-    for prefix, values in (("", flow), ("visible_", visible)):
+        return figures | _end_point_errors(clip, flow, visible), []
+    still = []
+    for prefix, kind, values in (("", "estimate", flow), ("visible_", "visible", visible)):
         found = _splat_figures(clip, values)
         figures |= {f"{prefix}psnr_db": found["psnr_db"], f"{prefix}ssim": found["ssim"]}
-    change = (clip.frames - clip.first).abs().mean(1, keepdim=True)  # (T, 1, H, W)
-    size = magnitude(visible)
-    figures["unchanged_px"] = _mean(size[F.max_pool2d(change, 3, 1, 1) < UNCHANGED])
-    figures["unchanged_pixel_px"] = _mean(size[change < UNCHANGED])
-    return figures
+        still.append({"row": f"{method}, {kind}", **unchanged_flow(clip, values)})
+    return figures, still
+
+
+def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
+    """Return mean |F|, px, over the pixels that change by less than 2/255, for each reading of that (UNCHANGED_NOTES).
+
+    Args:
+        clip: with frames (T, 3, H, W).
+        flow: (T, 2, H, W) px.
+
+    Returns:
+        The readings, and "share_" of each: how many of all pixels it means.
+    """
+    size, figures, shares = magnitude(flow), {}, {}
+    by_colour = (clip.frames - clip.first).abs()  # (T, 3, H, W)
+    for prefix, change in (("", by_colour.amax(1, keepdim=True)), ("mean_colour_", by_colour.mean(1, keepdim=True))):
+        readings = {
+            "clip_max": change.amax(0, keepdim=True),
+            "clip_p95": change.quantile(0.95, dim=0, keepdim=True),
+            "clip_mean": change.mean(0, keepdim=True),
+            "area": F.max_pool2d(change, 3, 1, 1),
+            "pixel": change,
+        }
+        for name, values in readings.items():
+            unchanged = (values < UNCHANGED).expand_as(size)
+            figures[prefix + name] = _mean(size[unchanged])
+            shares[f"share_{prefix}{name}"] = float(unchanged.float().mean())
+    return figures | shares
+
+
+def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:
+    names = [name for name in rows[0] if name != "row"]
+    return {name: (fmean if name.startswith("share_") else max)(row[name] for row in rows) for name in names}
 
 
 def _splat_figures(clip: FlowClip, flow: Tensor) -> dict[str, float]:
@@ -211,14 +279,13 @@ def _mean(values: Tensor) -> float:
 
 
 def _summarise(clips: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over real clips, the largest flow of an unchanged area, medians over scenes, seconds over all pairs."""
+    """Means over real clips, medians over scenes, seconds over all pairs."""
     real = [clip for clip in clips if "psnr_db" in clip]
     rendered = [clip for clip in clips if clip.get("epe_px") is not None]
     row: dict[str, Any] = {}
     if real:
         row |= {name: fmean(clip[name] for clip in real) for name in ("psnr_db", "ssim")}
         row |= {name: fmean(clip[name] for clip in real) for name in ("visible_psnr_db", "visible_ssim")}
-        row |= {name: max(clip[name] for clip in real) for name in ("unchanged_px", "unchanged_pixel_px")}
     if rendered:
         row |= {name: median(clip[name] for clip in rendered) for name in ("epe_px", "visible_epe_px")}
         row["clear_share"] = fmean(clip["clear_share"] for clip in rendered)

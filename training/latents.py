@@ -105,7 +105,8 @@ class LatentDataset(Dataset):
         """Return how a variant is cut from its clip of grid (H, W): a function of seed, clip and variant."""
         rng = None
         if self.augment:
-            # By the clip's name and not its number: the clips added to a set do not change the others.
+            # By the clip's name and not its number: it is cut alike in every set that holds it. A set that grows is
+            # encoded anew all the same, as the cache's name covers its whole table.
             rng = np.random.default_rng(sample_seed(zlib.crc32(row.id.encode()), self.seed, variant))
         return draw_geometry(grid, self.sizes[variant % len(self.sizes)], rng)
 

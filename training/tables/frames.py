@@ -48,7 +48,7 @@ def make_table(args: argparse.Namespace) -> int:
 
     from data.clips import ClipSet
     from training.cli import choose_device
-    from training.evaluation_clips import check_flow_method, choose_clips, open_clip
+    from training.evaluation_clips import check_flow_method, choose_clips, open_clip, warn_of_sources
     from training.frame_evaluation import frames_notes, make_methods, measure
     from training.losses import PerceptualLoss
     from training.metrics import load_lpips, write_results
@@ -60,6 +60,7 @@ def make_table(args: argparse.Namespace) -> int:
     clip_set = ClipSet(args.data)
     rows = choose_clips(clip_set, args.split, args.clips, args.seed)
     check_flow_method(clip_set, rows, args.raft_weights)
+    warn_of_sources(clip_set)
     models = _load_models(args)
     lpips = load_lpips(args.lpips_network, args.lpips_weights)
     features = None
