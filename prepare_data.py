@@ -48,7 +48,11 @@ def _parser() -> Parser:
 
     videos = kinds.add_parser("videos", help="prepare clips of videos")
     videos.add_argument(
-        "paths", nargs="+", type=Path, metavar="PATH", help="videos, folders, or CSV files: path,start,seconds,split"
+        "paths",
+        nargs="+",
+        type=Path,
+        metavar="PATH",
+        help="videos, folders, CSV files: path,start,seconds,split,source",
     )
     group = videos.add_argument_group("clips")
     group.add_argument("--fps", type=positive_float, default=30.0, metavar="HZ", help="highest frame rate to use")
@@ -64,8 +68,9 @@ def _parser() -> Parser:
         "--max-camera-px", type=positive_float, default=0.75, metavar="PX", help="camera motion allowed, at 256x160"
     )
     group.add_argument("--max-clips", type=positive_int, metavar="N", help="stop after the first N videos")
+    repeated = {"action": "append", "default": []}
     group.add_argument(
-        "--split-from", nargs="+", type=Path, default=[], metavar="CSV", help="look up splits by file name"
+        "--split-from", type=Path, metavar="CSV", help="look up splits by file name; may be repeated", **repeated
     )
     group = videos.add_argument_group("optical flow")
     methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
@@ -89,9 +94,13 @@ def _parser() -> Parser:
     select = kinds.add_parser("select", help="make a set of some clips of another, such as the calm ones")
     select.add_argument("set", type=Path, metavar="SET", help="the set to choose from")
     group = select.add_argument_group("choice")
-    group.add_argument("--max-mean-px", type=positive_float, metavar="PX", help="largest mean displacement of a clip")
+    group.add_argument(
+        "--max-mean-px", type=positive_float, metavar="PX", help="largest mean displacement of a clip, at 256x160"
+    )
     group.add_argument("--min-confidence", type=fraction, metavar="SHARE", help="least mean confidence, 0 to 1")
-    group.add_argument("--only", nargs="+", default=[], metavar="PATTERN", help="ids, with * and ?")
+    group.add_argument(
+        "--only", action="append", default=[], metavar="PATTERN", help="ids, with * and ?; may be repeated"
+    )
     add_shared_flags(select, "out")
     return parser
 
@@ -100,7 +109,8 @@ def _parser() -> Parser:
 
 
 def _scenes(args: Any) -> int:
-    from data.datasets import render_scene_set
+    from data.clips import rows_of_set
+    from data.datasets import render_scene_set, scene_settings
     from data.scenes import KINDS
 
     kinds = args.kinds.split(",") if args.kinds else None
@@ -108,21 +118,13 @@ def _scenes(args: Any) -> int:
     if unknown:
         raise UsageError(f"--kinds {unknown[0]}: no such kind; right: {', '.join(KINDS)}")
     backgrounds, textures = (_photographs(flag, getattr(args, flag)) for flag in ("backgrounds", "textures"))
+    what = {"seed": args.seed, "size": args.size, "kinds": kinds, "pairs": args.pairs}
+    what |= {"backgrounds": backgrounds, "textures": textures}
     if args.dry_run:
+        rows_of_set(args.out, scene_settings(**what))
         print(f"{args.num} scenes of {', '.join(kinds or KINDS)} at {args.size[1]}x{args.size[0]} px into {args.out}")
         return 0
-    clip_set = render_scene_set(
-        args.out,
-        args.num,
-        seed=args.seed,
-        size=args.size,
-        kinds=kinds,
-        pairs=args.pairs,
-        backgrounds=backgrounds,
-        textures=textures,
-        workers=args.workers,
-        progress=True,
-    )
+    clip_set = render_scene_set(args.out, args.num, **what, workers=args.workers, progress=True)
     _report(clip_set)
     return 0
 
@@ -159,30 +161,28 @@ def _select(args: Any) -> int:
 
 
 def _videos(args: Any) -> int:
-    from data.clip_sources import find_clips, fit_to_set, list_videos
-    from data.clips import ClipSetWriter
+    from data.clip_sources import find_clips, fit_to_set, list_videos, name_groups
+    from data.clips import ClipSetWriter, rows_of_set
     from data.datasets import run_jobs, show_progress
-    from data.optical_flow import FLOW_VERSION
     from data.sources import prepare_video
 
-    settings = {"made_of": "videos", "fps": args.fps, "area": args.size[0] * args.size[1], "pairs": args.pairs}
-    settings |= {"flow_version": FLOW_VERSION}
-    settings |= {"method": args.method, "clips": args.clips_per_video, "stride_s": args.stride}
-    settings |= {"max_camera_px": args.max_camera_px}
-    options = {key: settings[key] for key in ("fps", "area", "method", "clips", "stride_s", "max_camera_px")}
-    options |= {"num_pairs": args.pairs, "raft_weights": args.raft_weights, "device": args.device}
-    jobs = list(find_clips(args.paths, args.split_from, options))[: args.max_clips]
+    options = {"fps": args.fps, "area": args.size[0] * args.size[1], "method": args.method}
+    options |= {"clips": args.clips_per_video, "stride_s": args.stride, "max_camera_px": args.max_camera_px}
+    more = {"num_pairs": args.pairs, "raft_weights": args.raft_weights, "device": args.device}
+    jobs = list(find_clips(args.paths, args.split_from, options | more))[: args.max_clips]
     if not jobs:
         raise UsageError(f"{', '.join(map(str, args.paths))}: no videos there; name videos, their folder, or a CSV")
     empty = [path for path in args.paths if path.is_dir() and not list_videos(path)]
     for path in empty:
         print(f"{path}: no videos in this folder", file=sys.stderr)
-    if args.dry_run:
-        return _dry_run(jobs, args.workers, bool(empty))
     _check_method(args)
+    settings = {"made_of": "videos", "pairs": args.pairs, **options, **_flow_settings(args)}
+    if args.dry_run:
+        return _dry_run(fit_to_set(jobs, rows_of_set(args.out, settings)), args.workers, bool(empty))
 
     with ClipSetWriter(args.out, settings) as writer:
         jobs = fit_to_set(jobs, writer.rows)
+        writer.rows |= {row.id: row for row in name_groups(jobs, writer.rows.values())}
         # what could not be read is tried again: the file may have been mended
         todo = [job for job in jobs if job.id not in writer.rows or _is_unreadable(writer.rows[job.id])]
         if len(todo) < len(jobs):
@@ -214,6 +214,18 @@ def _check_method(args: Any) -> None:
     choose_device(args.device)
     picture = torch.zeros(3, 64, 64)
     estimate_flow(picture, picture[None], method=args.method, weights=args.raft_weights, device=args.device)
+
+
+def _flow_settings(args: Any) -> dict[str, Any]:
+    """Return what the flow depends on but for its method: our version, and RAFT's weights by their content."""
+    import hashlib
+
+    from data.optical_flow import FLOW_VERSION
+
+    settings: dict[str, Any] = {"flow_version": FLOW_VERSION}
+    if args.method == "raft":
+        settings["raft_weights"] = hashlib.sha256(args.raft_weights.read_bytes()).hexdigest()[:16]
+    return settings
 
 
 def _dry_run(jobs: list[ClipJob], workers: int, skipped: bool) -> int:
@@ -251,19 +263,11 @@ def _describe(job: ClipJob, row: ClipRow) -> str:
 
 
 def _report(clip_set: ClipSet) -> None:
-    from data.clips import DROPPED, KEPT, PAIRS_ONLY
     from data.contact_sheets import write_contact_sheet
+    from data.set_report import describe_set
 
     sheet = write_contact_sheet(clip_set)
-    rows = clip_set.rows(status=(KEPT, PAIRS_ONLY, DROPPED))
-    for (status, split), count in sorted(Counter((row.status, row.split) for row in rows).items()):
-        print(f"{count:6d} {status:10} {split}")
-    for row in rows:
-        if row.status == DROPPED:
-            print(f"dropped {row.id}: {row.reason}")
-    causes = Counter(row.reason.split(":")[0] for row in rows if row.status == DROPPED)
-    why = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
-    print(f"{clip_set.folder}: {len(rows)} clips" + (f" ({why})" if why else "") + f", contact sheet {sheet or 'none'}")
+    print("\n".join(describe_set(clip_set)) + f", contact sheet {sheet or 'none'}")
 
 
 if __name__ == "__main__":

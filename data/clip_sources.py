@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import logging
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,7 +15,9 @@ from typing import Any
 
 from .clips import ClipRow
 from .media import VIDEO_SUFFIXES, MediaError
-from .sources import ClipJob, seconds_name
+from .sources import UNREADABLE, ClipJob, seconds_name
+
+logger = logging.getLogger(__name__)
 
 TEST_PERCENT = 10
 
@@ -24,20 +28,22 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
     Args:
         paths: videos, folders (searched through), or CSV files with the columns file or path (relative to the CSV),
             and start, seconds, split, source, kind where wanted.
-        split_from: CSV files that splits and sources are looked up in by file name.
+        split_from: CSV files that splits and sources are looked up in by file name, where the paths name none; a
+            warning counts the videos that are in none of them.
         options: further fields of `ClipJob`.
 
     Raises:
         MediaError: a path that is not there, a CSV that cannot be understood, a video or a source in both splits.
     """
-    known = {Path(cells["path"]).name: cells for path in split_from for cells in _read_csv(path)}
+    split_from = list(split_from)
     found: list[dict[str, Any]] = []
     for path in paths:
         if path.suffix.lower() == ".csv":
             found += _read_csv(path)
         else:
-            found += [{"path": video} | {k: known.get(video.name, {}).get(k) for k in ("split", "source")}
-                      for video in list_videos(path)]  # fmt: skip
+            found += [{"path": video} for video in list_videos(path)]
+    if split_from:
+        _look_up_splits(found, split_from)
     # a video that is named twice, by its folder and by itself, is one
     parts = {_part(cells): cells for cells in reversed(found)}
     parts = dict(reversed(parts.items()))
@@ -52,7 +58,25 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
         for origin in {str(part[0]), cells.get("source") or str(part[0])}:
             if splits.setdefault(origin, split) != split:
                 raise MediaError(f"{origin}: is in both splits; the clips of a video, and of a source, belong into one")
-        yield ClipJob(name, part[0], split, part[1], part[2], **options)
+        yield ClipJob(name, part[0], split, part[1], part[2], group=cells.get("source") or "", **options)
+
+
+def _look_up_splits(found: list[dict[str, Any]], split_from: list[Path]) -> None:
+    """Fill in splits and sources by file name where the videos found have none of their own."""
+    known = {Path(cells["path"]).name: cells for path in split_from for cells in _read_csv(path)}
+    unknown = []
+    for cells in found:
+        entry = known.get(Path(cells["path"]).name, {})
+        if not entry and not cells.get("split"):
+            unknown.append(str(cells["path"]))
+        for key in ("split", "source"):
+            cells[key] = cells.get(key) or entry.get(key)
+    if unknown:
+        tables = ", ".join(map(str, split_from))
+        logger.warning(
+            "--split-from %s: %d of %d videos are not named there, such as %s; their splits are drawn by their names",
+            *(tables, len(unknown), len(found), unknown[0]),
+        )
 
 
 def fit_to_set(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[ClipJob]:
@@ -63,15 +87,35 @@ def fit_to_set(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[Cli
         rows: the set's rows by id.
 
     Raises:
-        MediaError: a clip that the set has in the other split.
+        MediaError: a video, or a source, that the set has in the other split; a clip that the set has with another
+            `seconds`.
     """
-    there = {(row.source, row.start_s): row for row in rows.values()}
+    jobs = list(jobs)
+    splits = {origin: row.split for row in rows.values() for origin in (row.source, row.group) if origin}
+    there: dict[tuple[str, float], list[ClipRow]] = {}
+    for row in rows.values():
+        # the later clips of a video belong to the job of its first
+        if not (row.start_s > 0 and row.id.endswith(f"-{seconds_name(row.start_s)}")):
+            there.setdefault((row.source, row.start_s), []).append(row)
+    asked = {(str(job.path), job.start_s, _limit_s(job)) for job in jobs}
     fitted = []
     for job in jobs:
-        row = there.get((str(job.path), job.start_s))
-        if row is not None and row.split != job.split:
+        for origin in (str(job.path), job.group):
+            if splits.get(origin, job.split) != job.split:
+                raise MediaError(
+                    f"{origin}: is a {splits[origin]} clip of this set, not a {job.split} one; name another folder"
+                )
+        found = there.get((str(job.path), job.start_s), [])
+        # older sets do not say how much was asked for
+        row = next((row for row in found if row.limit_s in (None, _limit_s(job))), None)
+        # another part of the video that is asked for as well is not in the way
+        other = next((row for row in found if (row.source, row.start_s, row.limit_s) not in asked), None)
+        if row is None and other is not None and other.reason.startswith(UNREADABLE):
+            row = other  # nothing was made of it
+        if row is None and other is not None:
             raise MediaError(
-                f"{job.path}: is a {row.split} clip of this set, not a {job.split} one; name another folder"
+                f"{job.path}: this set holds its clip from {job.start_s:g} s with seconds = {other.limit_s:g}, not "
+                f"{_limit_s(job):g} (inf: to the end); repeat that, or delete the row {other.id} in clips.csv"
             )
         if row is not None:
             job = replace(job, id=row.id)
@@ -79,6 +123,16 @@ def fit_to_set(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[Cli
             job = replace(job, id=f"{job.id}-{_digest((job.path, job.start_s, job.seconds))}")
         fitted.append(job)
     return fitted
+
+
+def _limit_s(job: ClipJob) -> float:
+    return math.inf if job.seconds is None else job.seconds
+
+
+def name_groups(jobs: Iterable[ClipJob], rows: Iterable[ClipRow]) -> list[ClipRow]:
+    """Return the rows whose video has another group now, with that: older sets kept none, and a CSV may gain them."""
+    groups = {str(job.path): job.group for job in jobs if job.group}
+    return [replace(row, group=groups[row.source]) for row in rows if groups.get(row.source, row.group) != row.group]
 
 
 def _part(cells: dict[str, Any]) -> tuple[Path, float, float | None]:
@@ -122,7 +176,8 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
         # written so that NaN fails as well
         if not 0 <= (numbers["start"] or 0) < 1e9 or not (numbers["seconds"] is None or 0 < numbers["seconds"] < 1e9):
             raise MediaError(f"{path}: line {line}: start must be 0 or above and seconds above 0")
-        clips.append({"path": path.parent / name, "split": row.get("split"), "source": row.get("source"), **numbers})
+        source = " ".join((row.get("source") or "").split())
+        clips.append({"path": path.parent / name, "split": row.get("split"), "source": source, **numbers})
     return clips
 
 

@@ -26,10 +26,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from motion.flow import default_grid_scale
 from motion.motion_file import ARCHIVE_ERRORS
 from motion.normalisation import Normalisation, ScaleEstimator
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
+from .folder_lock import FolderLock
 from .media import (
     MediaError,
     atomic_path,
@@ -43,9 +45,11 @@ FORMAT_VERSION = 1
 STORED_BINS = 24
 KEPT, PAIRS_ONLY, DROPPED = "kept", "pairs_only", "dropped"
 SPLITS = ("train", "test")
-# a pixel moves when its mean displacement is above this
+# a pixel moves when its mean displacement is above this, px on a grid of 256 x 160
 MOVING_PX = 0.25
 _ABSENT = "none"
+# statistics without this belong to an unfinished set
+_NUM_CLIPS = "num_clips"
 _FOLDERS = ("first", "spectra", "pairs", "slices")
 
 
@@ -84,7 +88,7 @@ class ClipRow:
         frames: how many frames the motion was fitted to.
         split: train or test, the same for all clips of a source.
         median_flow_px: median over pixels of the mean displacement.
-        moving_fraction: share of pixels whose mean displacement is above .25 px.
+        moving_fraction: share of pixels whose mean displacement is above .25 px on a grid of 256 x 160.
         status: kept, pairs_only (too short for a spectrum) or dropped.
         reason: why it is not kept, empty otherwise.
         high_flow_px: 99th percentile over pixels of the mean displacement. This and what follows is None where it was
@@ -92,6 +96,9 @@ class ClipRow:
         camera_px: how far the camera moved the picture, see `data.shots.camera_motion`.
         confidence: mean reliability of the flow over pixels and frames.
         inconsistent_fraction: share of the pixels of the pairs whose flow there and back does not return.
+        group: what holds clips of different files together, the CSV's column `source`: they share a split, in this set
+            and in others; empty where none was named.
+        limit_s: how much of the source after the start could be used, as asked for; inf: all of it.
     """
 
     id: str
@@ -108,12 +115,15 @@ class ClipRow:
     camera_px: float | None = None
     confidence: float | None = None
     inconsistent_fraction: float | None = None
+    group: str = ""
+    limit_s: float | None = None
 
 
 _COLUMNS = tuple(field.name for field in fields(ClipRow))
 _NUMBERS = {"start_s": float, "fps": float, "frames": int, "median_flow_px": float, "moving_fraction": float}
 # columns that older sets lack, and that may be empty
-_MEASURED = ("high_flow_px", "camera_px", "confidence", "inconsistent_fraction")
+_OPTIONAL = {name: float for name in ("high_flow_px", "camera_px", "confidence", "inconsistent_fraction", "limit_s")}
+_OPTIONAL |= {"group": str}
 
 
 @dataclass
@@ -130,10 +140,11 @@ class ClipContent:
 
 def motion_figures(displacement: torch.Tensor) -> dict[str, float]:
     """Return median_flow_px, moving_fraction and high_flow_px of a mean displacement (1, H, W) px, rounded."""
+    moving = displacement * default_grid_scale(*displacement.shape[-2:]) > MOVING_PX  # (1, H, W)
     return {
         "high_flow_px": round(float(displacement.flatten().quantile(0.99)), 4),
         "median_flow_px": round(float(displacement.median()), 4),
-        "moving_fraction": round(float((displacement > MOVING_PX).float().mean()), 4),
+        "moving_fraction": round(float(moving.float().mean()), 4),
     }
 
 
@@ -157,6 +168,11 @@ class ClipSet:
             raise ClipSetError(f"{self.folder}: no split {split!r}; right: {', '.join(SPLITS)}")
         wanted = tuple(status)
         return [row for row in self._rows if row.status in wanted and split in (None, row.split)]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run that made the set came to its end, so that table and statistics agree."""
+        return _NUM_CLIPS in self.statistics
 
     def has_pairs(self, clip_id: str) -> bool:
         """Tell whether rendering pairs are stored for a clip."""
@@ -238,7 +254,7 @@ class ClipSetWriter:
     """Writes a clip set item by item; opened again on the same folder it knows what is done.
 
     The finished set does not depend on the order of the items nor on interruptions: rows are sorted, and the
-    statistics are taken from the files.
+    statistics are taken from the files. From the constructor to the end of its `with` block no other run can write it.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
@@ -251,39 +267,40 @@ class ClipSetWriter:
 
         Raises:
             ClipSetError: the folder holds a set made with other settings, or something else.
+            MediaError: another run is writing this set.
         """
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(dict(settings)))
         self.period_s = period_s
-        self.rows: dict[str, ClipRow] = {}
         self._table = self.folder / "clips.csv"
-        if self.folder.exists() and not self.folder.is_dir():
-            raise ClipSetError(f"{folder}: is a file; name a folder for the clip set")
-        if self._table.exists():
-            self._check_settings()
-            self.rows = {row.id: row for row in _read_rows(self._table)}
-        elif self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder / "statistics.json").exists():
-            raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
+        rows_of_set(self.folder, self.settings)
         for name in _FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        self._remove_strays()
-        # statistics without any figure belong to an unfinished set
-        self._stale = "num_clips" not in _read_statistics(self.folder)
-        if self._stale:
-            self._write_statistics({})
-        self._write_table(self.rows.values())
+        self._lock = FolderLock(self.folder)
+        try:
+            # once more, as it could be written until now
+            self.rows = rows_of_set(self.folder, self.settings)
+            self._remove_strays()
+            self._stale = _NUM_CLIPS not in _read_statistics(self.folder)
+            if self._stale:
+                self._write_statistics({})
+            self._write_table(self.rows.values())
+        except BaseException:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> ClipSetWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._remove_strays()
+        self._lock.release()
 
     def _remove_strays(self) -> None:
         """Remove temporary files of processes that were killed while writing."""
-        for name in _FOLDERS:
-            for stray in (self.folder / name).glob(".*.tmp-*"):
-                stray.unlink(missing_ok=True)
+        patterns = [".clips.tmp-*", ".statistics.tmp-*", *(f"{name}/.*.tmp-*" for name in _FOLDERS)]
+        for stray in (path for pattern in patterns for path in self.folder.glob(pattern)):
+            stray.unlink(missing_ok=True)
 
     def write(self, row: ClipRow, content: ClipContent | None = None) -> None:
         """Write an item's files, then its row."""
@@ -296,12 +313,27 @@ class ClipSetWriter:
         for row in rows:
             if row.status not in (KEPT, PAIRS_ONLY, DROPPED) or row.split not in SPLITS:
                 raise ValueError(f"row: unknown status or split: {row.status!r}, {row.split!r}")
-        if not self._stale:
-            self._write_statistics({})  # those of before would be wrong if this run were cut short
-            self._stale = True
+        self._make_stale()
         self.rows |= {row.id: row for row in rows}
         with self._table.open("a", newline="", encoding="utf-8") as file:
             file.write(_format_rows(rows))
+
+    def remove(self, *clip_ids: str) -> None:
+        """Remove clips that the set has, their rows first, then their files."""
+        if not clip_ids:
+            return
+        self._make_stale()
+        for clip_id in clip_ids:
+            del self.rows[clip_id]
+        self._write_table(self.rows.values())
+        for clip_id in clip_ids:
+            remove_clip(self.folder, clip_id)
+
+    def _make_stale(self) -> None:
+        """Take back the statistics of before: they would be wrong if this run were cut short."""
+        if not self._stale:
+            self._write_statistics({})
+            self._stale = True
 
     def finish(self) -> ClipSet:
         """Sort the table, take the statistics of the training split, and return the set."""
@@ -313,7 +345,7 @@ class ClipSetWriter:
 
     def _figures(self, clip_set: ClipSet) -> dict[str, Any]:
         train = clip_set.rows("train")
-        figures: dict[str, Any] = {"num_clips": len(train)}
+        figures: dict[str, Any] = {_NUM_CLIPS: len(train)}
         if not train:
             return figures
         estimator = ScaleEstimator(STORED_BINS, self.period_s)
@@ -325,19 +357,6 @@ class ClipSetWriter:
         figures["grid"] = list(min(grids, key=lambda grid: (-grids[grid], grid)))
         return figures | estimator.finish().to_dict()
 
-    def _check_settings(self) -> None:
-        made_with = _read_statistics(self.folder).get("settings", {})
-        differing = sorted(
-            key
-            for key in {*made_with, *self.settings}
-            if made_with.get(key, _ABSENT) != self.settings.get(key, _ABSENT)
-        )
-        if differing:
-            said = "; ".join(
-                f"{key} was {made_with.get(key, _ABSENT)}, is {self.settings.get(key, _ABSENT)}" for key in differing
-            )
-            raise ClipSetError(f"{self.folder}: made with other settings ({said}); repeat them or name another folder")
-
     def _write_statistics(self, figures: Mapping[str, Any]) -> None:
         head = {"format_version": FORMAT_VERSION, "num_bins": STORED_BINS, "period_s": self.period_s}
         with atomic_path(self.folder / "statistics.json") as temporary:
@@ -346,6 +365,36 @@ class ClipSetWriter:
     def _write_table(self, rows: Iterable[ClipRow]) -> None:
         with atomic_path(self._table) as temporary:
             temporary.write_text(",".join(_COLUMNS) + "\n" + _format_rows(rows), encoding="utf-8", newline="")
+
+
+def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, ClipRow]:
+    """Return by id the rows of the set that these settings would go on with, none where there is no set yet.
+
+    Nothing is written.
+
+    Raises:
+        ClipSetError: the folder holds a set made with other settings, or something else.
+    """
+    folder, settings = Path(folder), json.loads(json.dumps(dict(settings)))
+    if folder.exists() and not folder.is_dir():
+        raise ClipSetError(f"{folder}: is a file; name a folder for the clip set")
+    if not (folder / "clips.csv").exists():
+        # a run that was killed at its very start leaves its lock, a temporary file and empty folders
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        strange = [name for name in names if not name.startswith(".") and name not in _FOLDERS]
+        if strange and not (folder / "statistics.json").exists():
+            raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
+        return {}
+    made_with = _read_statistics(folder).get("settings", {})
+    differing = sorted(
+        key for key in {*made_with, *settings} if made_with.get(key, _ABSENT) != settings.get(key, _ABSENT)
+    )
+    if differing:
+        said = "; ".join(
+            f"{key} was {made_with.get(key, _ABSENT)}, is {settings.get(key, _ABSENT)}" for key in differing
+        )
+        raise ClipSetError(f"{folder}: made with other settings ({said}); repeat them or name another folder")
+    return {row.id: row for row in _read_rows(folder / "clips.csv")}
 
 
 def remove_clip(folder: str | Path, clip_id: str) -> None:
@@ -417,16 +466,16 @@ def _read_rows(path: Path) -> list[ClipRow]:
     text = text[: text.rfind("\n") + 1]
     reader = csv.DictReader(io.StringIO(text))
     known = reader.fieldnames or ()
-    missing = [name for name in _COLUMNS if name not in known and name not in _MEASURED]
+    missing = [name for name in _COLUMNS if name not in known and name not in _OPTIONAL]
     if missing:
         raise ClipSetError(f"{path}: the columns {', '.join(missing)} are missing; prepare the set again")
     rows = []
     for cells in reader:
         try:
             values: dict[str, Any] = {
-                name: _NUMBERS.get(name, str)(cells[name]) for name in _COLUMNS if name not in _MEASURED
+                name: _NUMBERS.get(name, str)(cells[name]) for name in _COLUMNS if name not in _OPTIONAL
             }
-            values |= {name: float(cells[name]) for name in _MEASURED if cells.get(name)}
+            values |= {name: cast(cells[name]) for name, cast in _OPTIONAL.items() if cells.get(name)}
             # a row cut short lacks its last cells, which is not the same as empty ones
             if None in (cells[name] for name in known):
                 raise ValueError("cells are missing")

@@ -37,6 +37,7 @@ from .clips import (
     Pair,
     SampleKey,
     motion_figures,
+    rows_of_set,
     write_clip,
 )
 
@@ -286,7 +287,7 @@ def render_scene_set(
     Args:
         folder: the set.
         num: how many scenes.
-        seed: scene i has seed `seed * 1000000 + i`; one in 20 of them is a test scene.
+        seed: scene i has seed `seed * 1000000 + i`; one in 20 of them, and of each of `kinds`, is a test scene.
         size: (H, W) px.
         kinds: of data.scenes.KINDS, taken in turn; None draws a kind for each.
         pairs: later frames with exact flow a scene, for rendering; 0 makes the set quicker.
@@ -299,16 +300,20 @@ def render_scene_set(
 
     Raises:
         ClipSetError: the folder holds something else, or a set made with other settings, photographs or scenes.
-        MediaError: a photograph that cannot be read.
+        MediaError: a photograph that cannot be read; another run is writing the set.
     """
-    from .scenes import SCENES_VERSION
-
-    settings = {"made_of": "scenes", "seed": seed, "size": list(size), "kinds": list(kinds or []), "pairs": pairs}
-    settings |= {"scenes_version": SCENES_VERSION, "photographs": _digest_of(backgrounds, textures)}
+    settings = scene_settings(
+        seed=seed, size=size, kinds=kinds, pairs=pairs, backgrounds=backgrounds, textures=textures
+    )
+    there = rows_of_set(folder, settings)
+    if there and all(scene_id(seed * _SEEDS_A_SET + index) in there for index in range(num)):
+        clip_set = ClipSet(folder)
+        if clip_set.is_finished:
+            return clip_set  # several programs may read it at once
     with ClipSetWriter(folder, settings) as writer:
         jobs = []
         for index in range(num):
-            split = "test" if index % TEST_EVERY == TEST_EVERY // 4 else "train"
+            split = "test" if _is_test_scene(index, len(kinds or [None])) else "train"
             kind = kinds[index % len(kinds)] if kinds else None
             job = (writer.folder, seed * _SEEDS_A_SET + index, split, tuple(size), kind, pairs, backgrounds, textures)
             if scene_id(job[1]) not in writer.rows:
@@ -317,6 +322,36 @@ def render_scene_set(
             for row in show_progress(rows, len(jobs), "scene", progress):
                 writer.add(row)
         return writer.finish()
+
+
+def scene_settings(
+    *,
+    seed: int,
+    size: tuple[int, int],
+    kinds: Sequence[str] | None,
+    pairs: int,
+    backgrounds: Sequence[Path],
+    textures: Sequence[Path],
+) -> dict[str, Any]:
+    """Return what a set of `render_scene_set` depends on, for its statistics.json."""
+    from .scenes import SCENES_VERSION
+
+    settings = {"made_of": "scenes", "seed": seed, "size": list(size), "kinds": list(kinds or []), "pairs": pairs}
+    settings |= {"scenes_version": SCENES_VERSION, "photographs": _digest_of(backgrounds, textures)}
+    if math.gcd(len(kinds or [None]), TEST_EVERY) > 1:
+        # those of before had kinds of which all scenes, or none, were test scenes
+        settings["test_scenes"] = "of each kind"
+    return settings
+
+
+def _is_test_scene(index: int, num_kinds: int) -> bool:
+    """Choose one scene in 20, and one in 20 of each kind, where `num_kinds` are taken in turn.
+
+    Every 20th scene would always meet the same kinds where 20 and their number have a common divisor. So the choice
+    moves on by a scene after each common period, until it has met all.
+    """
+    shift = index // math.lcm(num_kinds, TEST_EVERY) % math.gcd(num_kinds, TEST_EVERY)
+    return (index + shift) % TEST_EVERY == TEST_EVERY // 4
 
 
 def scene_id(seed: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import shutil
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from motion.flow import default_grid_scale
 from motion.spectrum import mean_displacement
 
 from .clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, ClipSetWriter
@@ -30,31 +32,49 @@ def select_clips(
     """Make a set of those clips of `source` that pass; the files are hard links to its files where that can be.
 
     The statistics are those of the clips chosen. The other clips stay in the table as dropped, with the reason.
-    Safe to interrupt and to call again.
+    Safe to interrupt and to call again: what has changed in `source` since then is judged and linked anew.
 
     Args:
         source: a finished set.
         folder: the new set.
-        max_mean_px: largest mean over the pixels of the mean displacement, px of the motion grid.
+        max_mean_px: largest mean over the pixels of the mean displacement, px at 256 x 160.
         min_confidence: least mean confidence, 0 to 1.
         only: patterns of ids (`*` and `?`), one of which must match; none: all.
 
     Raises:
-        ClipSetError: the folder holds something else, or a set selected otherwise; a damaged clip.
+        ClipSetError: the folder holds something else, or a set selected otherwise; a damaged clip; a source that is
+            not finished.
+        MediaError: another run is writing the folder.
     """
     folder = Path(folder)
     if folder.resolve() == source.folder.resolve():
         raise ClipSetError(f"{folder}: a selection needs a folder of its own")
+    if not source.is_finished:
+        raise ClipSetError(
+            f"{source.folder}: is not finished; run the prepare_data.py command that makes it to its end"
+        )
     wanted = {"from": str(source.folder.resolve()), "max_mean_px": max_mean_px, "min_confidence": min_confidence}
     settings = {**source.statistics.get("settings", {}), "selected": {**wanted, "only": sorted(only)}}
     period_s = source.statistics.get("period_s", 5.0)
     with ClipSetWriter(folder, settings, period_s=period_s) as writer:
-        for row in source.rows(status=(KEPT, PAIRS_ONLY, DROPPED)):
-            if row.id in writer.rows:
+        rows = {row.id: row for row in source.rows(status=(KEPT, PAIRS_ONLY, DROPPED))}
+        gone = writer.rows.keys() - rows.keys()
+        changed = {
+            before.id
+            for before in writer.rows.values()
+            if before.status != DROPPED
+            and not (before == rows.get(before.id) and _has_same_files(source.folder, folder, before.id))
+        }
+        writer.remove(*sorted(gone | changed))
+        for row in rows.values():
+            before = writer.rows.get(row.id)
+            if before is not None and before.status != DROPPED:
                 continue
             if row.status != DROPPED:
                 reason = _why_not(source, row, max_mean_px, min_confidence, only)
                 row = replace(row, status=DROPPED, reason=f"not selected: {reason}") if reason else row
+            if row == before:
+                continue
             if row.status != DROPPED:
                 _link_files(source.folder, folder, row.id)
             writer.add(row)
@@ -71,16 +91,26 @@ def _why_not(
     # from the files, as older tables lack the figures
     if row.status == KEPT:
         spectrum, confidence = source.spectrum(row.id, STORED_BINS)
-        mean_px, sure = float(mean_displacement(spectrum).mean()), float(confidence.mean())
+        mean_px = float(mean_displacement(spectrum).mean()) * default_grid_scale(*spectrum.shape[-2:])
+        sure = float(confidence.mean())
     else:
         pairs, importance = source.pairs(row.id)
-        mean_px = float(importance.mean())
+        mean_px = float(importance.mean()) * default_grid_scale(*importance.shape[-2:])
         sure = float(torch.stack([pair.reliability for pair in pairs]).mean()) if pairs else 0.0
     if max_mean_px is not None and mean_px > max_mean_px:
         return f"mean displacement {mean_px:.2f} px is above {max_mean_px:g}"
     if min_confidence is not None and sure < min_confidence:
         return f"confidence {sure:.2f} is below {min_confidence:g}"
     return ""
+
+
+def _has_same_files(source: Path, folder: Path, clip_id: str) -> bool:
+    for one, other in ((source / name, folder / name) for name in (pattern.format(clip_id) for pattern in _FILES)):
+        if one.is_file() != other.is_file():
+            return False
+        if one.is_file() and not os.path.samefile(one, other) and not filecmp.cmp(one, other, shallow=False):
+            return False
+    return True
 
 
 def _link_files(source: Path, folder: Path, clip_id: str) -> None:

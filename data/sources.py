@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import torch
 
-from motion.flow import MOTION_AREA_PX, magnitude, motion_grid_size
+from motion.flow import MOTION_AREA_PX, default_grid_scale, magnitude, motion_grid_size
 from motion.spectrum import FPS, MINIMUM_COVERAGE, PERIOD_S, fit_spectrum
 
 from .clips import (
@@ -32,6 +32,7 @@ from .video import Video, iterate_video, probe_video
 
 # how the reason of a clip that could not be read begins
 UNREADABLE = "unreadable: "
+# Limits in px are for a grid of 256 x 160 and grow with the sides of others.
 # A clip is still when both fewer of its pixels move than this, and hardly any move far (a candle's flame is small).
 STILL_FRACTION = 0.01
 FAR_PX = 0.5
@@ -71,6 +72,7 @@ class ClipJob:
         clips: how many clips at most.
         stride_s: from the start of one clip to the start of the next, s.
         max_camera_px: how far the camera may move the picture, px on a grid of 256 x 160.
+        group: what holds it together with clips of other files.
     """
 
     id: str
@@ -87,6 +89,7 @@ class ClipJob:
     clips: int = 1
     stride_s: float = PERIOD_S
     max_camera_px: float = CAMERA_PX
+    group: str = ""
 
 
 def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
@@ -98,7 +101,8 @@ def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
     """
     # the result of DIS depends on how many threads share a picture
     cv2.setNumThreads(1)
-    base = ClipRow(job.id, str(job.path), start_s=job.start_s, split=job.split)
+    limit_s = math.inf if job.seconds is None else job.seconds
+    base = ClipRow(job.id, str(job.path), job.start_s, split=job.split, group=job.group, limit_s=limit_s)
     rows: dict[str, ClipRow] = {}
     clips = _read_clips(base, job)
     while True:
@@ -227,7 +231,8 @@ def _inconsistent(error: torch.Tensor, flow: torch.Tensor, reliability: torch.Te
     Where the flow was set to 0 and the frame looks like frame 0, nothing is to be seen and nothing to be checked.
     """
     length = magnitude(flow)  # (N, 1, H, W)
-    return (error > RETURN_PX + RETURN_SHARE * length) & ((length > 0) | (reliability < SAME_RELIABILITY))
+    limit_px = RETURN_PX * grid_scale(*error.shape[-2:])
+    return (error > limit_px + RETURN_SHARE * length) & ((length > 0) | (reliability < SAME_RELIABILITY))
 
 
 def xt_slice(frames: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
@@ -241,7 +246,7 @@ def xt_slice(frames: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
 def _why_dropped(row: ClipRow, displacement: torch.Tensor) -> str:
     if row.confidence is not None and row.confidence < MIN_RELIABILITY:
         return f"flow failed: mean reliability {row.confidence:.2f} is below {MIN_RELIABILITY}"
-    far = float((displacement > FAR_PX).float().mean())
+    far = float((displacement * default_grid_scale(*displacement.shape[-2:]) > FAR_PX).float().mean())
     if row.moving_fraction < STILL_FRACTION and far < FAR_FRACTION:
         return f"still: {row.moving_fraction:.2%} of the pixels move, {STILL_FRACTION:.0%} is wanted"
     return ""

@@ -3,19 +3,51 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import zlib
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from data.augmentation import choose_box, flip_spectrum, reverse_spectrum
-from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair, SampleKey
-from data.datasets import MotionDataset, RenderingDataset, parse_set_flags, render_scene_set, run_jobs
+from data.clips import (
+    DROPPED,
+    STORED_BINS,
+    ClipContent,
+    ClipRow,
+    ClipSet,
+    ClipSetError,
+    ClipSetWriter,
+    Pair,
+    SampleKey,
+    motion_figures,
+    rows_of_set,
+    write_clip,
+)
+from data.datasets import (
+    TEST_EVERY,
+    MotionDataset,
+    RenderingDataset,
+    _is_test_scene,
+    parse_set_flags,
+    render_scene_set,
+    run_jobs,
+    scene_settings,
+)
+from data.files import MediaError
+from data.selection import select_clips
 from motion.spectrum import NUM_BINS, mean_displacement, spectrum_to_flow, truncate
 
+ROOT = Path(__file__).resolve().parent.parent
 SIZE = (32, 48)
 
 
@@ -76,7 +108,7 @@ def test_fewer_bins_keep_frame_0_at_rest_and_the_table_has_the_agreed_columns(tm
     torch.testing.assert_close(spectrum[0, 0::2], -spectrum[1:, 0::2].sum(0))
     head = (tmp_path / "set" / "clips.csv").read_text().splitlines()[0]
     columns = "id,source,start_s,fps,frames,split,median_flow_px,moving_fraction,status,reason,"
-    assert head == columns + "high_flow_px,camera_px,confidence,inconsistent_fraction"
+    assert head == columns + "high_flow_px,camera_px,confidence,inconsistent_fraction,group,limit_s"
     with np.load(tmp_path / "set" / "spectra" / "clip0.npz") as file:
         assert file["spectrum"].dtype == file["confidence"].dtype == np.float16
     statistics = json.loads((tmp_path / "set" / "statistics.json").read_text())
@@ -92,7 +124,8 @@ def test_the_table_of_an_older_set_is_read_and_goes_on(tmp_path):
     lines = table.read_text().splitlines()
     table.write_text("".join(",".join(line.split(",")[:10]) + "\n" for line in lines))
     row = ClipSet(tmp_path / "set").rows()[0]
-    assert row.camera_px is row.inconsistent_fraction is row.confidence is row.high_flow_px is None
+    assert row.camera_px is row.inconsistent_fraction is row.confidence is row.high_flow_px is row.limit_s is None
+    assert row.group == ""
     with ClipSetWriter(tmp_path / "set", ClipSet(tmp_path / "set").statistics["settings"]) as writer:
         writer.write(ClipRow("new", "new.mp4", camera_px=0.5), random_content(9))
         writer.finish()
@@ -128,6 +161,24 @@ def test_rows_are_filtered_by_split_and_status(tmp_path):
     assert len(MotionDataset([(clip_set, 1.0)])) == 1 and len(RenderingDataset([(clip_set, 1.0)])) == 2
     with pytest.raises(ClipSetError, match="no split 'val'"):
         clip_set.rows("val")
+
+
+def test_a_pixel_moves_by_px_of_the_default_grid_whatever_the_grid():
+    still, moving = 0.24, 0.26
+    for height, width, scale in ((160, 256, 1.0), (320, 512, 2.0), (80, 128, 0.5)):
+        displacement = torch.full((1, height, width), still * scale)
+        displacement[:, : height // 4] = moving * scale
+        assert motion_figures(displacement)["moving_fraction"] == 0.25
+
+
+def test_the_worst_clip_takes_less_than_10_megabytes(tmp_path):
+    """Noise in everything that is stored, 24 bins and 6 pairs of 256 x 160 px: nothing can be packed."""
+    content = random_content(0, size=(160, 256), pairs=6)
+    content = ClipContent(3 * content.first, 3 * content.spectrum, content.confidence, content.pairs)
+    content.slice = torch.rand(3, 150, 256, generator=torch.Generator().manual_seed(1))
+    write_clip(tmp_path, "noise", content)
+    sizes = [path.stat().st_size for path in tmp_path.rglob("noise.*")]
+    assert len(sizes) == 4 and 8_000_000 < sum(sizes) < 10_000_000
 
 
 # ---------------------------------------------------------------------------------------------- resuming
@@ -209,6 +260,100 @@ def test_damaged_compressed_data_and_overflow_are_told(tmp_path):
     np.savez(path, spectrum=np.full((STORED_BINS, 4, *SIZE), 1e300), confidence=np.ones((1, *SIZE)))
     with pytest.raises(ClipSetError, match="spectrum in spectra/clip0.npz holds NaN or Inf"):
         clip_set.spectrum("clip0")
+
+
+# ---------------------------------------------------------------------------------------------- two runs at once
+
+
+def test_a_second_run_on_a_set_is_refused_until_the_first_has_ended(tmp_path):
+    with ClipSetWriter(tmp_path / "set", {}) as writer:
+        writer.write(ClipRow("a", "a.mp4"), random_content(0))
+        with pytest.raises(
+            MediaError, match=rf"another run \(process {os.getpid()}\) is writing there; wait"
+        ) as caught:
+            ClipSetWriter(tmp_path / "set", {})
+        assert "\n" not in str(caught.value) and caught.value.is_user_error
+        writer.finish()
+        assert [row.id for row in ClipSet(tmp_path / "set").rows()] == ["a"]  # reading needs no lock
+    with ClipSetWriter(tmp_path / "set", {}) as writer:
+        assert list(writer.rows) == ["a"]
+    assert not (tmp_path / "set" / ".lock").exists()
+
+
+def test_a_run_that_is_killed_leaves_no_lock(tmp_path):
+    program = (
+        "import sys, time; from data.clips import ClipSetWriter\n"
+        "writer = ClipSetWriter(sys.argv[1], {}); print('written', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path / "set")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "written\n"
+    with pytest.raises(MediaError, match=rf"process {process.pid}\)"):
+        ClipSetWriter(tmp_path / "set", {})
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)
+    assert (tmp_path / "set" / ".lock").exists()
+    with ClipSetWriter(tmp_path / "set", {}) as writer:
+        writer.finish()
+    assert not (tmp_path / "set" / ".lock").exists()
+
+
+def test_a_run_killed_at_its_very_start_is_gone_on_with(tmp_path):
+    (tmp_path / "set" / "first").mkdir(parents=True)
+    (tmp_path / "set" / ".lock").write_text("77\n")
+    (tmp_path / "set" / ".statistics.tmp-77.json").write_text("{")
+    assert rows_of_set(tmp_path / "set", {}) == {}
+    with ClipSetWriter(tmp_path / "set", {}) as writer:
+        writer.finish()
+    assert set(files_of(tmp_path / "set")) == {"clips.csv", "statistics.json"}
+
+
+# ---------------------------------------------------------------------------------------------- selection
+
+
+def sized_set(folder, split: str = "train", **sizes: float) -> ClipSet:
+    """A set of clips of which every pixel moves by a mean of so many px."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with ClipSetWriter(folder, {}) as writer:
+        for name, size in sizes.items():
+            spectrum = torch.zeros(STORED_BINS, 4, *SIZE)
+            spectrum[0, 1] = 2 * size * (SIZE[0] * SIZE[1] / (160 * 256)) ** 0.5  # a drift: its mean is the half
+            writer.write(ClipRow(name, f"{name}.mp4", split=split), ClipContent(torch.zeros(3, *SIZE), spectrum))
+        return writer.finish()
+
+
+def selected(clip_set: ClipSet, folder) -> dict[str, str]:
+    chosen = select_clips(clip_set, folder, max_mean_px=1.0)
+    drifts = {row.id: float(chosen.spectrum(row.id)[0][0, 1].mean()) for row in chosen.rows()}
+    expected = {row.id: float(clip_set.spectrum(row.id)[0][0, 1].mean()) for row in chosen.rows()}
+    assert drifts == expected  # the files are those of now
+    assert set(path.stem for path in (folder / "spectra").iterdir()) == set(drifts)
+    return {row.id: row.reason for row in chosen.rows(status=(DROPPED,))} | dict.fromkeys(drifts, "")
+
+
+def test_a_selection_follows_its_source(tmp_path):
+    first = sized_set(tmp_path / "all", calm=0.9, wild=1.1, gone=0.5, lost=1.1)
+    far = "not selected: mean displacement 1.12 px is above 1"  # the mean of 1/50, 2/50 ... 1 times the drift
+    assert selected(first, tmp_path / "some") == {"calm": "", "wild": far, "gone": "", "lost": far}
+    # prepared again, with other figures for the same rows
+    second = sized_set(tmp_path / "all", calm=1.1, wild=0.9, new=0.3)
+    assert selected(second, tmp_path / "some") == {"calm": far, "wild": "", "new": ""}
+    third = sized_set(tmp_path / "all", calm=1.1, wild=0.8, new=0.3)
+    assert selected(third, tmp_path / "some") == {"calm": far, "wild": "", "new": ""}
+    # the same files, but another split
+    third = sized_set(tmp_path / "all", "test", calm=1.1, wild=0.8, new=0.3)
+    assert selected(third, tmp_path / "some") == {"calm": far, "wild": "", "new": ""}
+    assert {row.split for row in ClipSet(tmp_path / "some").rows()} == {"test"}
+    assert selected(third, tmp_path / "fresh") == selected(third, tmp_path / "some")
+    assert files_of(tmp_path / "fresh") == files_of(tmp_path / "some")
+
+
+def test_an_unfinished_source_is_not_selected_from(tmp_path):
+    with ClipSetWriter(tmp_path / "all", {}) as writer:
+        writer.write(ClipRow("a", "a.mp4"), random_content(0))
+    with pytest.raises(ClipSetError, match="all: is not finished; run"):
+        select_clips(ClipSet(tmp_path / "all"), tmp_path / "some", only=["a"])
+    assert not (tmp_path / "some").exists()
 
 
 # ---------------------------------------------------------------------------------------------- datasets
@@ -370,6 +515,42 @@ def test_a_rendered_set_resumes_extends_and_holds_exact_flow(tmp_path):
     assert (whole.first(row.id) - scene.picture()).abs().max() <= 0.5 / 255 + 1e-6
     with pytest.raises(ClipSetError, match="pairs was 1, is 0"):
         render_scene_set(tmp_path / "whole", 6, size=(48, 64), pairs=0)
+
+
+@pytest.mark.parametrize("num_kinds", [1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 22, 40])
+def test_every_kind_is_in_both_splits_and_one_scene_in_20_is_a_test_scene(num_kinds):
+    # as many scenes as give each kind one test scene, if they are shared out well
+    chosen = [_is_test_scene(index, num_kinds) for index in range(TEST_EVERY * num_kinds)]
+    tested = Counter(index % num_kinds for index, is_test in enumerate(chosen) if is_test)
+    assert tested == {kind: 1 for kind in range(num_kinds)}
+    # and wherever a set ends, its share is right
+    assert all(round(n / 20) - 1 <= sum(chosen[:n]) <= n / 20 + 1 for n in range(len(chosen)))
+    if math.gcd(num_kinds, TEST_EVERY) == 1:  # all kinds, drawn by seed, are one; these sets stay as they were
+        assert [i for i, is_test in enumerate(chosen) if is_test] == list(range(5, len(chosen), 20))
+
+
+def test_a_set_of_kinds_has_them_in_both_splits_and_does_not_go_on_with_one_of_before(tmp_path):
+    options = {"seed": 0, "size": (32, 48), "pairs": 0, "backgrounds": (), "textures": ()}
+    rows = render_scene_set(tmp_path / "set", 30, size=(32, 48), kinds=["still", "flag"], pairs=0).rows()
+    assert {row.source.split(":")[2] for row in rows if row.split == "test"} == {"still", "flag"}
+    statistics = json.loads((tmp_path / "set" / "statistics.json").read_text())
+    del statistics["settings"]["test_scenes"]
+    (tmp_path / "set" / "statistics.json").write_text(json.dumps(statistics))
+    with pytest.raises(ClipSetError, match="test_scenes was none, is of each kind"):
+        render_scene_set(tmp_path / "set", 32, size=(32, 48), kinds=["still", "flag"], pairs=0)
+    for kinds in (None, ["still"], ["still", "flag", "tree"]):
+        assert "test_scenes" not in scene_settings(kinds=kinds, **options)
+
+
+def test_a_finished_rendered_set_is_opened_while_another_run_holds_it(tmp_path):
+    made = render_scene_set(tmp_path / "set", 2, size=(32, 48), pairs=0)
+    before = files_of(tmp_path / "set")
+    with ClipSetWriter(tmp_path / "set", made.statistics["settings"]):
+        again = render_scene_set(tmp_path / "set", 2, size=(32, 48), pairs=0)
+        assert [row.id for row in again.rows()] == [row.id for row in made.rows()]
+        with pytest.raises(MediaError, match="another run"):
+            render_scene_set(tmp_path / "set", 3, size=(32, 48), pairs=0)
+    assert files_of(tmp_path / "set") == before
 
 
 def test_an_error_in_a_job_ends_the_processes_and_reaches_the_caller():

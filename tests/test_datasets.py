@@ -18,6 +18,7 @@ from models.vae import MotionVAE
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, spectrum_to_flow, truncate
 from training.data_order import BatchOrder, make_loader
+from training.data_sets import open_sets
 from training.latents import LatentDataset, variant_sizes
 
 GRID = (64, 96)
@@ -326,6 +327,29 @@ def test_a_source_that_one_set_tests_and_another_trains_on_is_refused(tmp_path: 
     make_set(tmp_path / "x" / "a", 3), make_set(tmp_path / "y" / "a", 2, test_clips=1)
     with pytest.raises(ClipSetError, match=r"a2.mp4 is a training clip in .*x/a and a test clip in .*y/a"):
         parse_set_flags([tmp_path / "x" / "a", tmp_path / "y" / "a"])
+
+
+def test_pieces_of_a_source_are_in_one_split_over_all_sets(tmp_path: Path) -> None:
+    content = ClipContent(torch.zeros(3, 16, 16), torch.zeros(STORED_BINS, 4, 16, 16))
+    for name, split, group in (
+        ("x", "train", "park"),
+        ("y", "test", "park"),
+        ("z", "test", "pond"),
+        ("old", "test", ""),
+    ):
+        with ClipSetWriter(tmp_path / name, {}) as writer:
+            writer.write(ClipRow(f"piece_{name}", f"/videos/{name}.mp4", split=split, group=group), content)
+            writer.finish()
+    message = r"source park is in the training split of .*x \(piece_x\) and in the test split of .*y; give it"
+    for names in ("xy", "yx", "xzy"):
+        with pytest.raises(ClipSetError, match=message) as caught:
+            open_sets([tmp_path / name for name in names], 0)
+        assert "\n" not in str(caught.value) and caught.value.is_user_error
+    # a set of before the group was kept
+    table = tmp_path / "old" / "clips.csv"
+    table.write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in table.read_text().splitlines()))
+    assert "group" not in table.read_text()
+    assert len(open_sets([tmp_path / "x", tmp_path / "z", tmp_path / "old"], 0)) == 3
 
 
 # -------------------------------------------------------------------------------------------------- cached latents

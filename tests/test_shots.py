@@ -127,6 +127,15 @@ def test_the_camera_is_measured_in_px_also_behind_a_subject():
     assert measured(flow) == pytest.approx(3.0, rel=0.15)
 
 
+def test_the_camera_is_found_by_the_border_of_a_subject_that_fills_the_frame():
+    flow = similarity((3.0, -1.0))
+    flow[:, 20:140, 32:240] += 6 * swaying_plants()[:, 20:140, 32:240]
+    assert measured(flow) == pytest.approx(10**0.5, rel=0.1)
+    # a third of the border that does not follow speaks against it
+    flow[:, :, :64] = 0
+    assert measured(flow) == 0.0
+
+
 def test_a_subject_is_no_camera():
     assert measured(torch.zeros(2, *SIZE)) == 0.0
     assert measured(swaying_plants()) == 0.0

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from diffusers import ModelMixin
 
-from data.clips import ClipSet
+from data.clips import KEPT, PAIRS_ONLY, ClipSet, ClipSetError
 from data.datasets import parse_set_flags, render_scene_set
 from data.media import atomic_path
 from data.scenes import SCENES_VERSION
@@ -35,9 +35,15 @@ WeightedSets = list[tuple[ClipSet, float]]
 def open_sets(
     flags: Sequence[str] | None, seed: int, device: str = "auto", *, num: int = SCENES_WITHOUT_DATA
 ) -> WeightedSets:
-    """Open the sets of --data, or render a small scene set once, saying so, where the flag is not given."""
+    """Open the sets of --data, or render a small scene set once, saying so, where the flag is not given.
+
+    Raises:
+        ClipSetError: as `parse_set_flags`; a group of clips that one set trains on and another tests with.
+    """
     if flags:
-        return parse_set_flags(flags)
+        sets = parse_set_flags(flags)
+        _check_groups([clip_set for clip_set, _ in sets])
+        return sets
     folder = Path("outputs") / "scenes" / f"{num}-seed{seed}-v{SCENES_VERSION}"
     processes.start(device)
     with processes.main_first():
@@ -45,6 +51,22 @@ def open_sets(
             logger.info("no --data: %d rendered scenes in %s (prepare_data.py makes larger sets)", num, folder)
         clip_set = render_scene_set(folder, num, seed=seed, workers=os.cpu_count() or 1, progress=processes.is_main())
     return [(clip_set, 1.0)]
+
+
+def _check_groups(sets: Sequence[ClipSet]) -> None:
+    """Refuse sets of which one trains on a group that another tests with; sets of before groups were kept have none.
+
+    Pieces cut from one video are files of their own: only the group, the CSV's column `source`, tells.
+    """
+    used = (KEPT, PAIRS_ONLY)
+    held_out = {row.group: clip_set for clip_set in sets for row in clip_set.rows("test", status=used) if row.group}
+    for clip_set in sets:
+        for row in clip_set.rows("train", status=used):
+            if row.group in held_out:
+                raise ClipSetError(
+                    f"--data: source {row.group} is in the training split of {clip_set.folder} ({row.id}) and in the "
+                    f"test split of {held_out[row.group].folder}; give it the same split in both"
+                )
 
 
 def sets_with(sets: WeightedSets, split: str) -> WeightedSets:
@@ -62,13 +84,31 @@ def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
     """Combine the per-bin scales of several sets: their geometric mean, weighted as the sets are.
 
     A geometric mean because scales of sets differ by factors: neither real clips nor rendered scenes are drowned.
+
+    Raises:
+        ClipSetError: a set's statistics are missing, of fewer bins, or no numbers, or sets have different periods.
     """
-    parts = [(clip_set.normalisation(num_bins), weight) for clip_set, weight in sets]
+    parts = [(_normalisation(clip_set, num_bins), weight) for clip_set, weight in sets]
     periods = {part.period_s for part, _ in parts}
     if len(periods) > 1:
-        raise ValueError(f"clip sets: expected one period, got {sorted(periods)} s")
+        raise ClipSetError(f"--data: the sets have different periods, {sorted(periods)} s; right: sets of one period")
     logs = torch.stack([part.scale.log() * weight for part, weight in parts]).sum(0)
     return Normalisation((logs / sum(weight for _, weight in parts)).exp(), periods.pop())
+
+
+def _normalisation(clip_set: ClipSet, num_bins: int) -> Normalisation:
+    scales = clip_set.statistics.get("scale_px", ())
+    if 0 < len(scales) < num_bins:
+        raise ClipSetError(
+            f"{clip_set.folder}: statistics of {len(scales)} bins, {num_bins} are wanted; right: --bins {len(scales)} "
+            "or fewer, or prepare the set again"
+        )
+    try:
+        return clip_set.normalisation(num_bins)
+    except (ValueError, TypeError, LookupError) as error:
+        if isinstance(error, ClipSetError):
+            raise
+        raise ClipSetError(f"{clip_set.folder}: statistics.json is damaged ({error}); prepare the set again") from error
 
 
 def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
