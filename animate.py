@@ -2,6 +2,7 @@
 
 python animate.py photo.jpg                    writes outputs/photo.mp4, 5 s at 30 frames/s
 python animate.py photos/ --loop --out loops   every picture of a folder, as seamless loops
+python animate.py photo.jpg --loop-seconds 3   a loop of 3 s at the motion's own speed
 """
 
 from __future__ import annotations
@@ -33,7 +34,14 @@ from training.playback import (
     read_pictures,
     render_video,
 )
-from training.sampling import add_sampling_flags, load_pipeline, sampling_options
+from training.sampling import (
+    add_loop_flags,
+    add_sampling_flags,
+    load_pipeline,
+    loop_guidance,
+    loop_phase,
+    sampling_options,
+)
 
 logger = logging.getLogger("__main__")
 
@@ -52,6 +60,7 @@ def make_parser() -> Parser:
     add("--motion-out", type=Path, metavar="FILE.npz", help="also keep the predicted motion")
     add_playback_flags(parser)
     add_sampling_flags(parser)
+    add_loop_flags(parser)
     add_rendering_flags(parser, "seed", "device")
     return parser
 
@@ -101,6 +110,22 @@ def read_inputs(args: argparse.Namespace, picture: Path) -> tuple:
     return image, source, mask, motion
 
 
+def check_loop_flags(args: argparse.Namespace) -> float:
+    """Let --loop-seconds imply --loop and the length; return the phase at which the motion will close, 1 without it.
+
+    Raises:
+        UsageError: no or too many frames, or a motion that is not predicted here.
+    """
+    if args.loop_seconds is None:
+        return 1.0
+    if args.motion:
+        raise UsageError(
+            "--loop-seconds: --motion is there already; right: generate_motion.py --loop-seconds, or --loop"
+        )
+    args.loop, args.seconds = True, args.seconds or args.loop_seconds
+    return loop_phase(args.loop_seconds, fps=args.fps, slow=args.slow)
+
+
 class Animator:
     """The loaded models and flags that every picture of a call shares."""
 
@@ -111,6 +136,10 @@ class Animator:
         self.device = choose_device(args.device)
         self.options = sampling_options(args)
         self.pipeline = None if args.motion else load_pipeline(args)
+        self.loop = None
+        if self.pipeline is not None:
+            period_s = self.pipeline.unet.config.period_s
+            self.loop = loop_guidance(args, period_s=period_s, fps=args.fps, slow=args.slow)
         checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
         self.renderer = None if args.preview else load_renderer(checkpoint, args.splat)
 
@@ -120,7 +149,7 @@ class Animator:
 
         image, source, mask, motion = read_inputs(self.args, picture)
         if motion is None:
-            motion = self.pipeline.predict(source, **self.options)
+            motion = self.pipeline.predict(source, loop=self.loop, **self.options)
         if self.args.motion_out:
             save_motion(self.args.motion_out, motion)
         render_video(
@@ -141,6 +170,7 @@ class Animator:
 def main(argv: list[str] | None = None) -> int:
     """Animate every picture; returns 0, or 2 when a picture could not be animated."""
     args = make_parser().parse_args(argv)
+    phase = check_loop_flags(args)
     check_playback_flags(args)
     sampling_options(args)
 
@@ -158,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         check_output_file(args.motion_out, "--motion-out", (".npz",))
     check_precision(args.precision, choose_device(args.device))
     outputs, video_format = choose_outputs(pictures, args.out, args.format)
-    check_video_flags(args, outputs, video_format)
+    check_video_flags(args, outputs, video_format, loop_phase=phase)
     jobs = list(zip(pictures, outputs, strict=True))
     if many:
         finished = [output for _, output in jobs if output.exists()]

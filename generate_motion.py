@@ -8,7 +8,14 @@ from pathlib import Path
 
 from training.cli import Parser, add_shared_flags, check_output_file, command, run
 from training.playback import DEFAULT_SIZE_PX
-from training.sampling import add_sampling_flags, load_pipeline, sampling_options
+from training.sampling import (
+    add_loop_flags,
+    add_sampling_flags,
+    load_pipeline,
+    loop_guidance,
+    loop_phase,
+    sampling_options,
+)
 
 logger = logging.getLogger("__main__")
 
@@ -24,16 +31,20 @@ def main(argv: list[str] | None = None) -> int:
     )
     group.add_argument("--dense", action="store_true", help="also store the flow of all 150 frames (49 MB)")
     add_sampling_flags(parser)
+    add_loop_flags(parser)
     add_shared_flags(parser, "seed", "device")
     args = parser.parse_args(argv)
     options = sampling_options(args)
+    if args.loop_seconds is not None:
+        loop_phase(args.loop_seconds)
     check_output_file(args.output, "--output", (".npz",))
 
     from data.media import read_image
     from motion.motion_file import save_motion
 
     image = read_image(args.input, max_side=DEFAULT_SIZE_PX)
-    motion = load_pipeline(args).predict(image, **options)
+    pipeline = load_pipeline(args)
+    motion = pipeline.predict(image, loop=loop_guidance(args, period_s=pipeline.unet.config.period_s), **options)
     save_motion(args.output, motion, dense=args.dense)
     moving = float((motion.importance() > 0.25).float().mean())
     logger.info("%s: %.0f %% of the picture moves", args.output, 100 * moving)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +19,17 @@ from diffusers import (
 from torch import Tensor
 
 from motion.flow import GRID_MULTIPLE, motion_grid_size, resize_maps
+from motion.looping import closed, seam
 from motion.motion_file import Motion
-from motion.spectrum import FPS
+from motion.spectrum import FPS, mean_displacement, without_drift
 
 from .checkpoints import CheckpointError, load_model, read_json
+from .rendering import AUTOCAST_DTYPES
+from .self_guidance import LoopGuidance
 from .unet import FrequencyUNet
 from .vae import MotionVAE
+
+logger = logging.getLogger(__name__)
 
 SAMPLERS = ("dpm", "ddim", "unipc")
 DEFAULT_SAMPLER = "dpm"
@@ -32,6 +39,10 @@ DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
 # Measured with the first default weights on held-out sources (docs/results.md): doubles their timid motion and places
 # it a little better than 0; 2.5 places it worse.
 DEFAULT_GUIDANCE = 1.0
+# Activations of one batch on the CPU, where larger batches are no faster.
+CPU_BATCH_MB = 2000.0
+# Peak of the U-Net's activations by slices x positions x channels of its first level.
+BYTES_A_NUMBER = 60.0
 
 
 def make_sampler(schedule: SchedulerMixin, name: str) -> SchedulerMixin:
@@ -39,22 +50,74 @@ def make_sampler(schedule: SchedulerMixin, name: str) -> SchedulerMixin:
 
     "dpm" is DPM-Solver++ of second order, "ddim" the deterministic DDIM of [GID], "unipc" UniPC.
     """
+    # Said, since diffusers gives each sampler a default of its own where a schedule was made without it; one that was
+    # saved and loaded has it.
+    options = {"timestep_spacing": schedule.config.timestep_spacing}
     if name == "dpm":
-        return DPMSolverMultistepScheduler.from_config(
-            schedule.config, algorithm_type="dpmsolver++", solver_order=2, final_sigmas_type="zero"
-        )
+        options |= {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
+        return DPMSolverMultistepScheduler.from_config(schedule.config, **options)
     if name == "ddim":
-        return DDIMScheduler.from_config(schedule.config, clip_sample=False)
+        return DDIMScheduler.from_config(schedule.config, clip_sample=False, **options)
     if name == "unipc":
-        return UniPCMultistepScheduler.from_config(schedule.config, final_sigmas_type="zero")
+        return UniPCMultistepScheduler.from_config(schedule.config, final_sigmas_type="zero", **options)
     raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {name!r}")
+
+
+def sample_generator(seed: int, sample: int, *purpose: int) -> torch.Generator:
+    """Return the CPU generator of one sample and purpose: nothing else, such as the batch, changes its numbers."""
+    state = np.random.SeedSequence([seed, sample, *purpose]).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
 
 def start_noise(shape: tuple[int, ...], seed: int, sample: int) -> Tensor:
     """Draw a sample's start noise from (seed, sample) alone, on the CPU: the same on any device and batch size."""
-    state = np.random.SeedSequence([seed, sample]).generate_state(1, np.uint64)[0]
-    generator = torch.Generator().manual_seed(int(state) & (2**63 - 1))
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=sample_generator(seed, sample))
+
+
+class _NoiseLevel:
+    """z = alpha z0 + sigma eps at one time step, and what a network's prediction says about z0."""
+
+    def __init__(self, schedule: SchedulerMixin, timestep: Tensor | None) -> None:
+        # After the last step nothing is left of the noise.
+        remaining = 1.0 if timestep is None else float(schedule.alphas_cumprod[int(timestep)])
+        self.alpha, self.sigma = remaining**0.5, (1 - remaining) ** 0.5
+        self.predicts = schedule.config.prediction_type
+
+    @property
+    def ratio(self) -> float:
+        """sigma / alpha."""
+        return self.sigma / self.alpha
+
+    def clean(self, latents: Tensor, prediction: Tensor) -> Tensor:
+        """Return z0."""
+        if self.predicts == "v_prediction":
+            return self.alpha * latents - self.sigma * prediction
+        if self.predicts == "epsilon":
+            return (latents - self.sigma * prediction) / self.alpha
+        return prediction
+
+    def prediction(self, latents: Tensor, clean: Tensor) -> Tensor:
+        """Return the prediction that says z0 = clean."""
+        if self.predicts == "v_prediction":
+            return (self.alpha * latents - clean) / self.sigma
+        if self.predicts == "epsilon":
+            return self.noise(latents, clean)
+        return clean
+
+    def noise(self, latents: Tensor, clean: Tensor) -> Tensor:
+        """Return eps."""
+        return (latents - self.alpha * clean) / self.sigma
+
+
+def noised_again(
+    latents: Tensor, clean: Tensor, here: _NoiseLevel, there: _NoiseLevel, generators: Sequence[torch.Generator]
+) -> Tensor:
+    """Go from one noise level to the next, lower one by DDIM and back by fresh noise: a recurrence of a step."""
+    lower = there.alpha * clean + there.sigma * here.noise(latents, clean)
+    shape = latents.shape[1:]
+    fresh = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(latents)
+    share = here.alpha / there.alpha
+    return share * lower + (1 - share**2) ** 0.5 * fresh
 
 
 @torch.no_grad()
@@ -67,37 +130,87 @@ def denoise(
     sampler: str = DEFAULT_SAMPLER,
     steps: int | None = None,
     guidance: float = 0.0,
+    precision: str = "no",
+    loop: LoopGuidance | None = None,
+    vae: MotionVAE | None = None,
+    generators: Sequence[torch.Generator] = (),
 ) -> Tensor:
     """Turn noise into latents: the definition of sampling.
 
     eps = (1 + w) eps(z, c) - w eps(z, none), both halves in one batched call; w = 0 makes one call without guidance.
+    The latents and the sampler's arithmetic are float32 whatever the network computes in.
 
     Args:
         unet: the denoiser.
         schedule: the noise schedule it was trained with.
-        condition: (B, Cc, h, w) encoded photographs.
+        condition: (B, Cc, h, w) encoded photographs, in the dtype of the network's weights.
         noise: (B, K, C, h, w) standard normal.
         sampler, steps: see `make_sampler`; steps None takes the sampler's default.
         guidance: w, at least 0.
+        precision: "no", or "bf16" or "fp16" for the network's convolutions and attention (autocast).
+        loop: pull the motion toward a loop (see `LoopGuidance`); needs `vae`, with recurrences also `generators`.
+        vae: the decoder that shows the latents' motion.
+        generators: one on the CPU for each sample.
 
     Returns:
-        (B, K, C, h, w) latents of unit scale.
+        (B, K, C, h, w) float32 latents of unit scale.
     """
     scheduler = make_sampler(schedule, sampler)
     scheduler.set_timesteps(steps or DEFAULT_STEPS[sampler], device=noise.device)
-    latents = noise * scheduler.init_noise_sigma
+    latents = noise.float() * scheduler.init_noise_sigma
     if guidance > 0:
         condition = torch.cat([condition, torch.zeros_like(condition)])  # (2B, Cc, h, w)
-    for timestep in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(latents, timestep)
+
+    def predict(latents: Tensor, timestep: Tensor) -> Tensor:
+        model_input = scheduler.scale_model_input(latents, timestep).to(condition.dtype)
         if guidance > 0:
             model_input = torch.cat([model_input, model_input])  # (2B, K, C, h, w)
-        prediction = unet(model_input, timestep.expand(len(model_input)), condition)
+        dtype = AUTOCAST_DTYPES[precision]
+        with torch.autocast(model_input.device.type, dtype, enabled=dtype is not None):
+            prediction = unet(model_input, timestep.expand(len(model_input)), condition)
+        prediction = prediction.float()
         if guidance > 0:
             conditional, unconditional = prediction.chunk(2)
             prediction = (1 + guidance) * conditional - guidance * unconditional
+        return prediction  # (B, K, C, h, w)
+
+    for number, timestep in enumerate(scheduler.timesteps):
+        prediction = predict(latents, timestep)
+        if loop is not None and loop.pulls:
+            after = scheduler.timesteps[number + 1] if number + 1 < len(scheduler.timesteps) else None
+            here, there = _NoiseLevel(schedule, timestep), _NoiseLevel(schedule, after)
+            if here.ratio <= loop.highest_noise or after is None:
+                clean = loop.pull(vae, here.clean(latents, prediction), here.ratio, last=after is None)
+                for _ in range(loop.recurrences - 1):
+                    latents = noised_again(latents, clean, here, there, generators)
+                    clean = here.clean(latents, predict(latents, timestep))
+                    clean = loop.pull(vae, clean, here.ratio, last=after is None)
+                prediction = here.prediction(latents, clean)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
     return latents
+
+
+def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float) -> int:
+    """Return how many samples the U-Net takes at once within a budget, at least 1.
+
+    Its memory grows with slices x latent positions x width, twice with guidance. `BYTES_A_NUMBER` was measured.
+
+    Args:
+        unet: the denoiser.
+        size: (h, w) of the latents.
+        guided: two calls a sample.
+        budget_mb: for activations, MB.
+    """
+    slices = unet.config.num_bins if unet.config.mode != "volume" else 1
+    numbers = slices * size[0] * size[1] * unet.config.block_channels[0] * (2 if guided else 1)
+    return max(1, int(budget_mb * 1e6 / (BYTES_A_NUMBER * numbers)))
+
+
+def batch_budget_mb(device: torch.device) -> float:
+    """Return what one batch may take: half of what is free on a GPU, 2 GB elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] / 2e6
+    return CPU_BATCH_MB
 
 
 class MotionPipeline(DiffusionPipeline):
@@ -145,7 +258,9 @@ class MotionPipeline(DiffusionPipeline):
         sampler: str = DEFAULT_SAMPLER,
         steps: int | None = None,
         guidance: float = DEFAULT_GUIDANCE,
-        max_batch: int = 8,
+        max_batch: int | None = None,
+        precision: str = "no",
+        loop: LoopGuidance | None = None,
     ) -> Tensor:
         """Sample spectra for pictures of one size.
 
@@ -156,53 +271,111 @@ class MotionPipeline(DiffusionPipeline):
             sampler: "dpm", "ddim" or "unipc".
             steps: network calls; None takes the sampler's default (20, 250, 20).
             guidance: w of classifier-free guidance; 0 means none and half the cost.
-            max_batch: samples in one batch of the network.
+            max_batch: samples in one batch of the network; None takes what 2 GB hold, on a GPU half of its free memory.
+            precision: "no", or "bf16" or "fp16" for the U-Net (autocast); sampler, decoder and displacements stay
+                float32, unless the weights themselves were cast (`pipeline.to(torch.bfloat16)`).
+            loop: pull the motion toward a loop; drift, and what the pull leaves, are still in the result
+                (`without_drift` and `motion.looping.closed` take them away).
 
         Returns:
             (B, M, K, 4, H, W) packed spectra, px of the grid, on the CPU.
 
         Raises:
-            ValueError: images of another shape, or a side that is not a multiple of 32.
+            ValueError: images of another shape, or a side that is not a multiple of 32; an unknown precision.
         """
         if images.ndim != 4 or images.shape[1] != 3 or any(side % GRID_MULTIPLE for side in images.shape[-2:]):
             raise ValueError(f"images: expected (B, 3, H, W) with sides multiples of 32, got {tuple(images.shape)}")
-        device, dtype = self.unet.device, self.unet.dtype
-        condition = self.unet.encode_image(images.to(device, dtype))  # (B, Cc, h, w)
-        shape = (self.unet.config.num_bins, self.vae.latent_channels, *condition.shape[-2:])
+        if precision not in AUTOCAST_DTYPES:
+            raise ValueError(f"precision: expected one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
+        if max_batch is not None and max_batch < 1:
+            raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
+        device = self.unet.device
+        if max_batch is None:
+            size = (images.shape[-2] // self.vae.factor, images.shape[-1] // self.vae.factor)
+            budget_mb = batch_budget_mb(device)
+            max_batch = choose_max_batch(self.unet, size, guided=guidance > 0, budget_mb=budget_mb)
         jobs = [(picture, sample) for picture in range(len(images)) for sample in range(num_samples)]
         spectra = []
         for start in range(0, len(jobs), max_batch):
             batch = jobs[start : start + max_batch]
-            noise = torch.stack([start_noise(shape, seed, sample) for _, sample in batch]).to(device, dtype)
-            pictures = torch.tensor([picture for picture, _ in batch], device=device)
+            pictures = sorted({picture for picture, _ in batch})
+            condition = self.encode(images[pictures], precision)  # (b, Cc, h, w)
+            places = torch.tensor([pictures.index(picture) for picture, _ in batch], device=device)
+            shape = (self.unet.config.num_bins, self.vae.latent_channels, *condition.shape[-2:])
             latents = denoise(
                 self.unet,
                 self.scheduler,
-                condition[pictures],
-                noise,
+                condition[places],
+                torch.stack([start_noise(shape, seed, sample) for _, sample in batch]).to(device),
                 sampler=sampler,
                 steps=steps,
                 guidance=guidance,
+                precision=precision,
+                loop=loop,
+                vae=self.vae,
+                generators=[sample_generator(seed, sample, 1) for _, sample in batch],
             )
             # One volume at a time: decoding is the largest use of memory, and gains nothing from a batch.
-            spectra += [self.vae.decode_spectrum(z[None]).float().cpu() for z in latents]
+            spectra += [self.decode(z[None]).cpu() for z in latents]
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
 
-    def predict(self, image: Tensor, *, seed: int = 0, **options) -> Motion:
-        """Predict one motion for a picture of any size: (3, H, W) in [0, 1] to a `Motion` on its motion grid."""
+    def encode(self, images: Tensor, precision: str = "no") -> Tensor:
+        """Encode pictures (B, 3, H, W) as the U-Net's condition (B, Cc, h, w), in the dtype of its weights."""
+        images = images.to(self.unet.device, self.unet.dtype)
+        dtype = AUTOCAST_DTYPES[precision]
+        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+            return self.unet.encode_image(images).to(images.dtype)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode float32 latents (B, K, C, h, w) to px in float32, also where the VAE's weights are cast."""
+        slices = self.vae.decode(latents.flatten(0, 1).to(self.vae.dtype)).float()  # (B K, 4, H, W)
+        return self.vae.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))
+
+    def predict(self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, **options) -> Motion:
+        """Predict one motion for a picture of any size: (3, H, W) in [0, 1] to a `Motion` on its motion grid.
+
+        With `loop` the motion has no drift and closes exactly after that part of the period; "loop" in its meta says
+        how, and how far from closing it was before (`seam`, px).
+        """
         height, width = image.shape[-2:]
         grid = motion_grid_size(height, width)
-        spectrum = self(resize_maps(image, grid)[None], seed=seed, **options)[0, 0]
+        if loop is not None and not loop.is_needed:
+            logger.info("the loop is a whole number of periods, which any motion without drift closes: not guided")
+            loop = None
+        spectrum = self(resize_maps(image, grid)[None], seed=seed, loop=loop, **options)[0, 0]
         sampler = options.get("sampler", DEFAULT_SAMPLER)
         meta = {
             "seed": seed,
             "sampler": sampler,
             "steps": options.get("steps") or DEFAULT_STEPS[sampler],
             "guidance": options.get("guidance", DEFAULT_GUIDANCE),
-            "drift": True,
+            "drift": loop is None,
         }
+        if loop is not None:
+            spectrum, meta["loop"] = self._close(spectrum, loop)
         num_frames = round(self.unet.config.period_s * FPS)
         return Motion(spectrum, None, num_frames, FPS, (height, width), meta)
+
+    def _close(self, spectrum: Tensor, loop: LoopGuidance) -> tuple[Tensor, dict]:
+        """Close a guided motion exactly; return it and what the motion file says about it."""
+        found = without_drift(spectrum)
+        spectrum = closed(found, loop.phase, num_frames=loop.num_frames)
+        before, after = (float(seam(motion, loop.phase, num_frames=loop.num_frames)) for motion in (found, spectrum))
+        change = float(mean_displacement(spectrum).mean() / mean_displacement(found).mean().clamp(min=1e-12))
+        logger.info(
+            "loop of %.2f s (%s): seam %.3f px as sampled, %.4f px closed, which leaves %.0f %% of the mean motion",
+            loop.phase * self.unet.config.period_s,
+            loop.method,
+            before,
+            after,
+            100 * change,
+        )
+        record = {"phase": loop.phase, "method": loop.method, "seam_px": before, "closed_seam_px": after}
+        if loop.method == "gradient":
+            record["weight"] = loop.weight
+        if loop.pulls:
+            record["recurrences"] = loop.recurrences
+        return spectrum, record
 
 
 def load_schedule(folder: str | Path) -> DDPMScheduler:

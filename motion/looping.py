@@ -1,17 +1,25 @@
-"""When each frame of a video is shown: length, frame rate, slow motion, loops."""
+"""When each frame of a video is shown: length, frame rate, slow motion, loops; and how well a motion closes."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from .spectrum import FPS, PERIOD_S
+from .spectrum import FPS, NUM_FRAMES, PERIOD_S, spectrum_to_flow, without_drift
 
 # Nine hours at 30 frames a second: what is longer is a slip of the keyboard, and would fill the memory with phases.
 MAX_FRAMES = 1_000_000
+# Bins are weighted by their amplitude when a loop is closed; one that never moves keeps this share of the largest one,
+# so that a motion of few bins can be closed too.
+LEAST_WEIGHT = 1e-3
+# A motion that hardly anything is left of is not blown up.
+LARGEST_GAIN = 1.25
+# A loop that misses whole periods by less than this share of one needs nothing: a hundredth of a frame at 150.
+WHOLE_PERIODS_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -43,19 +51,28 @@ def plan_playback(
     period_s: float = PERIOD_S,
     slow: float = 1.0,
     loop: bool = False,
+    loop_phase: float = 1.0,
     drift: bool = True,
 ) -> Playback:
     """Choose the phases of a video.
 
     `slow` stretches the period, not the length; `fps` resamples at unchanged speed. A loop shows a whole number of
-    periods, the one nearest to `seconds`; its speed is adjusted so that the frames come out even, and a note says so.
-    `drift` tells whether the motion has one; only then is there a note that it is held beyond the period.
+    rounds, the one nearest to `seconds`; its speed is adjusted so that the frames come out even, and a note says so.
+    A round is one period, or what `loop_phase` says: the phase at which a motion that was made to close elsewhere is
+    back at frame 0. `drift` tells whether the motion has one; only then is there a note that it is held beyond the
+    period.
 
     Raises:
         ValueError: a number that is not positive and finite, or a video of less than two frames, of more than
             `MAX_FRAMES` or of as many periods.
     """
-    for name, value in {"seconds": seconds, "fps": fps, "period_s": period_s, "slow": slow}.items():
+    for name, value in {
+        "seconds": seconds,
+        "fps": fps,
+        "period_s": period_s,
+        "slow": slow,
+        "loop_phase": loop_phase,
+    }.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a positive number, got {value}")
     if seconds * fps > MAX_FRAMES:
@@ -72,13 +89,127 @@ def plan_playback(
     notes = []
     if loop:
         length_s = num_frames / fps
-        periods = max(1, round(length_s / period_s))
-        phase = index * periods / num_frames
-        speed = periods * period_s / length_s
+        round_s = loop_phase * period_s
+        rounds = max(1, round(length_s / round_s))
+        # Exact whole numbers where frames meet the end of a round: there the next one begins at 0.
+        phase = (
+            (index * rounds % num_frames) / num_frames * loop_phase if loop_phase != 1 else index * rounds / num_frames
+        )
+        speed = rounds * round_s / length_s
         if abs(speed - 1) > 1e-6:
-            notes.append(f"loop: {periods} whole period(s) in {length_s:g} s, speed adjusted to {speed:.3f} x")
+            what = "whole period(s)" if loop_phase == 1 else f"round(s) of {round_s:g} s"
+            notes.append(f"loop: {rounds} {what} in {length_s:g} s, speed adjusted to {speed:.3f} x")
     else:
         phase = index / (fps * period_s)
         if drift and float(phase[-1]) > 1:
             notes.append(f"longer than the period of {period_s:g} s: the drift is held from there, the swing goes on")
     return Playback(phase, fps, loop, tuple(notes))
+
+
+# ------------------------------------------------------------------------------------------------ motion that closes
+
+
+def loop_phase_of(meta: Mapping) -> float:
+    """Return the phase at which a motion closes, as its meta says; 1, the whole period, where it says nothing.
+
+    Raises:
+        ValueError: meta["loop"]["phase"] is not a positive finite number.
+    """
+    loop = meta.get("loop")
+    if loop is None:
+        return 1.0
+    phase = loop.get("phase") if isinstance(loop, Mapping) else None
+    if isinstance(phase, bool) or not isinstance(phase, int | float) or not (math.isfinite(phase) and phase > 0):
+        raise ValueError(f"meta: expected loop.phase to be a positive number, got {phase!r}")
+    return float(phase)
+
+
+def is_whole_periods(phase: float) -> bool:
+    """Tell whether a loop of `phase` periods closes by itself once the drift is gone."""
+    return round(phase) >= 1 and abs(phase - round(phase)) < WHOLE_PERIODS_TOLERANCE
+
+
+def seam(spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES) -> Tensor:
+    """Return how far a motion misses a loop of L = phase x T frames: the objective of [GID] eq. 5, in px.
+
+    Mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, with V the velocity in px a frame times one frame, both by the
+    series itself; the L1 norm adds x and y. The drift takes part as it does in `spectrum_to_flow`: a loop has none, so
+    take it away first to know what is left.
+
+    Args:
+        spectrum: (..., K, 4, H, W) packed, px.
+        phase: L / T, above 0.
+        num_frames: T.
+
+    Returns:
+        (...) px; gradients reach `spectrum`.
+    """
+    ends = torch.tensor([phase], dtype=torch.float64)
+    position = spectrum_to_flow(spectrum, ends)[..., 0, :, :, :]  # (..., 2, H, W)
+    basis = _ends_basis(phase, spectrum.shape[-4], num_frames)[1:].to(spectrum)  # (1, 2(K-1))
+    coefficients = _coefficients(spectrum)
+    velocity = (basis @ coefficients.flatten(-3)).unflatten(-1, coefficients.shape[-3:])[..., 0, :, :, :]
+    if phase > 1:  # the drift is held beyond the period, so that its velocity ends
+        velocity = velocity - spectrum[..., 0, 1::2, :, :] / num_frames
+    return (position.abs() + velocity.abs()).sum(-3).mean((-2, -1))
+
+
+def closed(
+    spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES, largest_gain: float = LARGEST_GAIN
+) -> Tensor:
+    """Return the motion next to `spectrum` that loops after phase x T frames: no drift, F_L = F_0 and V_L = V_0.
+
+    Both conditions are linear in the 2 (K - 1) coefficients of a pixel and direction, so the nearest motion that meets
+    them is a projection, the same for all pixels. Near is meant relative to the amplitude of each bin over the picture:
+    strong bins take most of the change, weak ones, which are the quick ones, stay weak. A projection takes power away,
+    which a gain gives back. Ours; [GID] approaches such a motion by guidance.
+
+    Args:
+        spectrum: (..., K, 4, H, W) packed, px.
+        phase: L / T, above 0. Whole periods need no more than the drift taken away.
+        num_frames: T.
+        largest_gain: bound of the gain; 1 leaves the projection as it is.
+
+    Returns:
+        (..., K, 4, H, W); gradients reach `spectrum`, weights and gain being constant.
+    """
+    spectrum = without_drift(spectrum)
+    num_bins = spectrum.shape[-4]
+    if is_whole_periods(phase) or num_bins < 2:
+        return spectrum
+    conditions = _ends_basis(phase, num_bins, num_frames)  # (2, 2(K-1))
+    coefficients = _coefficients(spectrum)  # (..., 2(K-1), 2, H, W)
+    power = _power(coefficients)  # (..., 2(K-1))
+    weights = power.unflatten(-1, (2, -1)).mean(-2).sqrt()  # (..., K-1)
+    weights = torch.cat([weights, weights], -1)  # both functions of a bin alike
+    weights = weights + LEAST_WEIGHT * weights.amax(-1, keepdim=True) + 1e-30  # all 0 where nothing moves
+    weighted = weights[..., :, None] * conditions.mT  # (..., 2(K-1), 2)
+    solver = weighted @ torch.linalg.pinv(conditions @ weighted, hermitian=True) @ conditions  # (..., 2(K-1), 2(K-1))
+    change = (solver.to(spectrum) @ coefficients.flatten(-3)).unflatten(-1, coefficients.shape[-3:])
+    coefficients = coefficients - change
+    gain = (power.sum(-1) / (_power(coefficients).sum(-1) + 1e-30)).sqrt().clamp(1.0, largest_gain)  # (...)
+    a, b = (gain.to(spectrum)[..., None, None, None, None] * coefficients).chunk(2, dim=-4)  # (..., K-1, 2, H, W)
+    packed = spectrum.clone()
+    packed[..., 1:, 0::2, :, :], packed[..., 1:, 1::2, :, :] = a, -b
+    packed[..., 0, 0::2, :, :] = -a.sum(-4)
+    return packed
+
+
+def _power(coefficients: Tensor) -> Tensor:
+    """Return the mean square of each coefficient over directions and pixels: (..., 2(K-1)) float64 on the CPU."""
+    return coefficients.detach().cpu().double().square().mean((-3, -2, -1))
+
+
+def _coefficients(spectrum: Tensor) -> Tensor:
+    """Return a_k, then b_k, of all bins but 0: (..., 2(K-1), 2, H, W)."""
+    return torch.cat([spectrum[..., 1:, 0::2, :, :], -spectrum[..., 1:, 1::2, :, :]], dim=-4)
+
+
+def _ends_basis(phase: float, num_bins: int, num_frames: int) -> Tensor:
+    """Return what each coefficient adds to F_L - F_0 (px) and to V_L - V_0 (px a frame): (2, 2(K-1)) float64."""
+    angle = 2 * math.pi * phase * torch.arange(1, num_bins, dtype=torch.float64)  # (K-1,)
+    per_frame = 2 * math.pi * torch.arange(1, num_bins, dtype=torch.float64) / num_frames
+    # Written with half angles: the small differences of a nearly whole period keep their digits.
+    cosine = -2 * torch.sin(angle / 2).square()  # cos - 1
+    sine = torch.sin(angle)
+    return torch.stack([torch.cat([cosine, sine]), torch.cat([-per_frame * sine, per_frame * cosine])])

@@ -124,6 +124,72 @@ def test_loop_says_what_it_adjusts(checkpoint, photograph, tmp_path, caplog):
     assert "speed adjusted to 2.500 x" in caplog.text
 
 
+def test_a_loop_of_any_length_at_the_motions_own_speed(checkpoint, photograph, tmp_path, caplog):
+    """Frames go on from the last to the first as from one to the next; the motion file says how, and plays so again."""
+    from motion.looping import seam
+
+    flags = ["--steps", 2, "--size", 64, "--fps", 10, "--loop-seconds", 2, "--format", "frames"]
+    with caplog.at_level("INFO"):
+        assert run_animate(checkpoint, photograph, *flags, "--out", tmp_path, "--motion-out", tmp_path / "m.npz") == 0
+    assert "speed adjusted" not in caplog.text and "loop of 2.00 s (projection): seam" in caplog.text
+    assert len(list((tmp_path / "photo").glob("*.png"))) == 20
+    motion = load_motion(tmp_path / "m.npz")
+    assert motion.meta["loop"]["phase"] == pytest.approx(0.4) and seam(motion.spectrum, 0.4) < 1e-4
+    assert seam(motion.spectrum, 0.5) > 1e-3
+
+    assert generate_motion.main(
+        ["--input", str(photograph), "--output", str(tmp_path / "g.npz"), "--steps", "2", "--loop-seconds", "2",
+         "--loop-guidance", "closing", "--checkpoint", str(checkpoint), "--device", "cpu"]) == 0  # fmt: skip
+    assert load_motion(tmp_path / "g.npz").meta["loop"]["method"] == "closing"
+    again = ["--motion", tmp_path / "g.npz", "--loop", "--fps", 10, "--preview", "--format", "frames"]
+    assert run_animate(checkpoint, photograph, *again, "--out", tmp_path / "again") == 0
+    assert len(list((tmp_path / "again" / "photo").glob("*.png"))) == 20
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert run_animate(checkpoint, photograph, *again, "--slow", 2, "--out", tmp_path / "slow") == 0
+    assert len(list((tmp_path / "slow" / "photo").glob("*.png"))) == 40 and "speed" not in caplog.text
+
+
+def test_a_loop_in_slow_motion_closes_where_the_video_ends(checkpoint, photograph, tmp_path):
+    flags = ["--steps", 2, "--size", 64, "--seconds", 6, "--loop-seconds", 3, "--slow", 2, "--fps", 5, "--preview"]
+    assert (
+        run_animate(checkpoint, photograph, *flags, "--out", tmp_path / "a.mp4", "--motion-out", tmp_path / "m.npz")
+        == 0
+    )
+    assert load_motion(tmp_path / "m.npz").meta["loop"]["phase"] == pytest.approx(0.3)
+    assert len(read_video(tmp_path / "a.mp4").frames) == 30
+
+
+def test_a_loop_of_two_periods_is_not_guided(checkpoint, photograph, tmp_path, caplog):
+    flags = ["--steps", 2, "--size", 64, "--loop-seconds", 10, "--fps", 2, "--preview", "--out", tmp_path / "a.mp4"]
+    with caplog.at_level("INFO"):
+        assert run_animate(checkpoint, photograph, *flags) == 0
+    assert len(read_video(tmp_path / "a.mp4").frames) == 20
+    assert "whole number of periods" in caplog.text and "speed adjusted" not in caplog.text
+
+
+def test_loop_flags_reach_the_guidance():
+    from training.sampling import loop_guidance
+
+    flags = ["--loop-guidance", "gradient", "--loop-weight", "50", "--loop-recurrences", "2"]
+    args = animate.make_parser().parse_args(["x.jpg", "--loop-seconds", "3.34", *flags])
+    loop = loop_guidance(args, period_s=4.0, fps=10, slow=1.5)
+    assert (loop.phase, loop.method, loop.weight, loop.recurrences) == (pytest.approx(3.3 / 6), "gradient", 50, 2)
+    assert loop.highest_noise == float("inf")  # all steps, as in the paper
+    args = animate.make_parser().parse_args(["x.jpg", "--loop-seconds", "3"])
+    assert loop_guidance(args).highest_noise < 1
+    assert loop_guidance(animate.make_parser().parse_args(["x.jpg"])) is None
+
+
+def test_a_loop_in_a_motion_file_is_checked(checkpoint, photograph, tmp_path, capsys):
+    motion = load_motion(make_motion(tmp_path / "m.npz"))
+    motion.meta["loop"] = {"phase": "soon"}
+    save_motion(tmp_path / "m.npz", motion)
+    flags = ["--motion", tmp_path / "m.npz", "--loop", "--out", tmp_path / "a.mp4"]
+    assert run_animate(checkpoint, photograph, *flags) == 2
+    assert "expected loop.phase to be a positive number, got 'soon'" in last_error(capsys)
+
+
 def test_folder_goes_on_skips_and_reports(checkpoint, photograph, tmp_path, capsys, caplog):
     folder, out = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
@@ -262,6 +328,11 @@ def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags,
         (["--out", "text.png/new"], "its folder cannot be made"),
         (["--precision", "fp16"], "--precision fp16: needs a GPU; right: no, bf16"),
         (["--motion", "short.npz"], "--seconds, --fps, --slow: "),
+        (["--loop-seconds", "0.01"], "--loop-seconds 0.01: right: 0.0667 to 33333.3 s at 30 frames/s"),
+        (["--loop-seconds", "1e300"], "--loop-seconds 1e+300: right: "),
+        (["--loop-seconds", "2", "--drift"], "--drift: a loop has none"),
+        (["--loop-seconds", "2", "--motion", "short.npz"], "--loop-seconds: --motion is there already"),
+        (["--loop-seconds", "2", "--loop-guidance", "hope"], "--loop-guidance hope: right: closing, projection"),
     ],
 )
 def test_flags_are_checked_before_models_are_loaded(photograph, tmp_path, capsys, monkeypatch, flags, named):
@@ -461,8 +532,15 @@ def test_a_real_portrait_photograph(checkpoint, tmp_path):
 def test_sampling_flags_have_the_pipelines_defaults():
     """--help must not import the pipeline, so the flags repeat its defaults; here they are held together."""
     from models.motion_pipeline import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, SAMPLERS
+    from models.self_guidance import METHODS, LoopGuidance
+    from training import sampling
 
     args = animate.make_parser().parse_args(["x.jpg"])
     assert (args.guidance, args.sampler) == (DEFAULT_GUIDANCE, DEFAULT_SAMPLER)
+    loop = LoopGuidance(0.4)
+    assert (args.loop_guidance, args.loop_weight) == (loop.method, loop.weight)
+    assert args.loop_recurrences == loop.recurrences and sampling.SAMPLER_NAMES == SAMPLERS
+    (methods,) = [action.choices for action in animate.make_parser()._actions if action.dest == "loop_guidance"]
+    assert tuple(methods) == METHODS
     with pytest.raises(ValueError, match=", ".join(sorted(SAMPLERS, key=["dpm", "ddim", "unipc"].index))):
         animate.make_parser().parse_args(["x.jpg", "--sampler", "euler"])

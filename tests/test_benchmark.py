@@ -14,8 +14,11 @@ import pytest
 import torch
 
 import benchmark
+import training.benchmarks.animate
 from splatting import average_splat, sum_splat
 from training import splat_benchmark
+from training.benchmarks.measuring import measure
+from training.benchmarks.splatting import SPLATS
 from training.cli import UsageError
 
 
@@ -58,8 +61,8 @@ def test_memory_of_a_row_is_its_own(monkeypatch):
         peak[0] = max(peak[0], number)
 
     device = torch.device("cuda:0")
-    assert benchmark.measure(lambda: allocate(5e6), 1, device)["peak_memory_mb"] == 5
-    assert benchmark.measure(lambda: allocate(2e6), 1, device)["peak_memory_mb"] == 2
+    assert measure(lambda: allocate(5e6), 1, device)["peak_memory_mb"] == 5
+    assert measure(lambda: allocate(2e6), 1, device)["peak_memory_mb"] == 2
 
 
 @pytest.mark.parametrize(
@@ -77,7 +80,7 @@ def test_memory_of_a_row_is_its_own(monkeypatch):
     ],
 )
 def test_bad_flags_cost_nothing(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags, named):
-    monkeypatch.setattr(benchmark, "load_renderer", lambda *a: pytest.fail("models were loaded"))
+    monkeypatch.setattr(training.benchmarks.animate, "load_renderer", lambda *a: pytest.fail("models were loaded"))
     before = sorted(tmp_path.rglob("*"))
     flags = [str(flag).replace("FILE", str(photograph)) for flag in flags]
     assert run_benchmark(checkpoint, photograph, tmp_path / "out", *flags) == 2
@@ -174,7 +177,7 @@ def test_splatting_sizes_by_default(caplog):
 
 
 def test_splatting_help_says_what_there_is(capsys):
-    assert benchmark.SPLATS == tuple(splat_benchmark.OPS)
+    assert SPLATS == tuple(splat_benchmark.OPS)
     assert benchmark.main(["splatting", "--help"]) == 0
     said = capsys.readouterr().out
     assert all(splat_benchmark.name_of(size) in said for size in splat_benchmark.DEFAULT_SIZES)

@@ -84,33 +84,49 @@ def read_pictures(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     return image, source
 
 
-def plan(args: argparse.Namespace, motion: Motion | None = None) -> Playback:
+def plan(args: argparse.Namespace, motion: Motion | None = None, *, loop_phase: float = 1.0) -> Playback:
     """Return the frames that the flags ask for; UsageError where they give no video.
 
     Args:
         args: the flags of `add_playback_flags`.
         motion: what will be played; None, before it is known, stands for one of the usual period.
+        loop_phase: where such a motion will close; a given one says so itself.
     """
-    from motion.looping import plan_playback
+    from motion.looping import is_whole_periods, loop_phase_of, plan_playback
     from motion.spectrum import PERIOD_S
+
+    if motion is not None:
+        try:
+            loop_phase = loop_phase_of(motion.meta)
+        except ValueError as error:
+            raise UsageError(f"the motion file's {error}; right: one as generate_motion.py writes it") from error
+    if not args.loop or is_whole_periods(loop_phase):
+        loop_phase = 1.0
 
     period_s = motion.period_s if motion is not None else PERIOD_S
     has_drift = not args.loop and args.drift is not False and (motion is None or motion.spectrum is not None)
+    # A motion that was made to loop elsewhere shows one round; else the length does not depend on --slow.
+    default_s = period_s if loop_phase == 1 else loop_phase * period_s * args.slow
     try:
         return plan_playback(
-            seconds=args.seconds or period_s,
+            seconds=args.seconds or default_s,
             fps=args.fps,
             period_s=period_s,
             slow=args.slow,
             loop=args.loop,
+            loop_phase=loop_phase,
             drift=has_drift,
         )
     except ValueError as error:
         raise UsageError(f"--seconds, --fps, --slow: {error}") from error
 
 
-def check_video_flags(args: argparse.Namespace, outputs: list[Path], video_format: str) -> None:
+def check_video_flags(
+    args: argparse.Namespace, outputs: list[Path], video_format: str, *, loop_phase: float = 1.0
+) -> None:
     """Check, before a model is loaded and with nothing made, that the flags give a video that can be written.
+
+    `loop_phase`: see `plan`.
 
     Raises:
         UsageError, MediaError: one line that names the flag or the file.
@@ -120,7 +136,7 @@ def check_video_flags(args: argparse.Namespace, outputs: list[Path], video_forma
     lowest, highest = fps_limits(video_format)
     if not lowest <= args.fps <= highest:
         raise UsageError(f"--fps {args.fps:g}: right: {lowest:g} to {highest:g} for {video_format}")
-    plan(args)
+    plan(args, loop_phase=loop_phase)
     for output in outputs:
         check_video(output, fps=args.fps, format=video_format)
 
