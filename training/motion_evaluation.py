@@ -1,0 +1,216 @@
+"""Figures of predicted motion against real clips: where it falls, how strong each bin is, how samples differ.
+
+All maps lie on a clip's own grid, px of that grid; `training/motion_comparison.py` makes tables of these figures.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import statistics
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.clips import MOVING_PX, ClipRow
+from motion.flow import default_grid_scale, magnitude
+from motion.spectrum import NUM_FRAMES, mean_displacement, spectrum_to_flow
+
+# A pixel of a clip moves where its mean displacement is above MOVING_PX and this share of the clip's 95th percentile.
+MASK_SHARE, MASK_QUANTILE = 0.5, 0.95
+# Blurs of the image gradient, px of a grid of 256 x 160; the strongest of these rows is what a model is compared with.
+# Measured on the real test clips: .38 .41 .44 .46, and less again at 48 and 64 px.
+GRADIENT_SIGMAS_PX = (4.0, 8.0, 16.0, 32.0)
+# Below this a bin, or a clip, has no motion that a ratio could be taken to.
+LEAST_PX = 1e-3
+BOOTSTRAP_DRAWS = 10_000
+BOOTSTRAP_INTERVAL = 0.95
+
+TRIVIAL = ("uniform", "random", *(f"image gradient, blur {sigma:g} px" for sigma in GRADIENT_SIGMAS_PX))
+
+
+# ------------------------------------------------------------------------------------------------ where it moves
+
+
+def moving_mask(mean_px: Tensor) -> Tensor:
+    """Tell where a clip moves: mean |F| (1, H, W) px above max(.25 px, half of its 95th percentile), as booleans.
+
+    The .25 px are of a grid of 256 x 160 and fewer on a smaller one; `mean_px` is in px of its own.
+    """
+    least_px = MOVING_PX / default_grid_scale(*mean_px.shape[-2:])
+    strong_px = float(mean_px.flatten().float().quantile(MASK_QUANTILE))
+    return mean_px > max(least_px, MASK_SHARE * strong_px)
+
+
+def average_precision(scores: Tensor, mask: Tensor) -> float:
+    """Return the average precision of `scores` for finding the pixels of `mask`, exactly.
+
+    AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores from the highest down, P_n and R_n being precision and
+    recall of the pixels that score at least the n-th. Equal scores are one step, so that a constant map gets the
+    mask's share whatever the order of the pixels.
+
+    Args:
+        scores: real numbers of any shape, higher where motion is expected.
+        mask: booleans of the same number of elements.
+
+    Raises:
+        ValueError: sizes that differ, an empty mask, a score that is NaN.
+    """
+    scores, mask = scores.detach().flatten().double().cpu(), mask.detach().flatten().bool().cpu()
+    if scores.shape != mask.shape:
+        raise ValueError(f"mask: expected {scores.numel()} elements as in scores, got {mask.numel()}")
+    if not bool(mask.any()):
+        raise ValueError("mask: expected at least one true element, got none")
+    if bool(scores.isnan().any()):
+        raise ValueError("scores: expected numbers, got NaN")
+    scores, order = scores.sort(descending=True)
+    hits = mask[order].double().cumsum(0)  # (N,) true ones among the first n
+    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])]).nonzero().flatten()  # end of each tie
+    found = hits[last]
+    precision = found / (last + 1)
+    recall_step = torch.diff(found, prepend=found.new_zeros(1)) / hits[-1]
+    return float((recall_step * precision).sum())
+
+
+def chance_corrected(precision: float, share: float) -> float:
+    """Return (AP - p) / (1 - p): 0 for a map that knows nothing of a mask of share p < 1, 1 for a perfect one."""
+    if not 0 <= share < 1:
+        raise ValueError(f"share: expected 0 to 1, 1 excluded, got {share}")
+    return (precision - share) / (1 - share)
+
+
+def corrected_precision(scores: Tensor, mask: Tensor) -> float | None:
+    """Return the chance-corrected average precision; None where the mask is empty or full and says nothing."""
+    share = float(mask.double().mean()) if mask.numel() else 0.0
+    if not 0 < share < 1:
+        return None
+    return chance_corrected(average_precision(scores, mask), share)
+
+
+def image_gradient(image: Tensor, sigma_px: float) -> Tensor:
+    """Return |grad| of the grey picture (3, H, W) by central differences, blurred by a Gaussian: (1, H, W)."""
+    grey = image.float().mean(0)  # (H, W)
+    size = torch.stack(torch.gradient(grey)).square().sum(0).sqrt()
+    blurred = cv2.GaussianBlur(size.cpu().numpy(), (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
+    return torch.from_numpy(blurred)[None]
+
+
+def trivial_maps(image: Tensor, seed: int, name: str) -> dict[str, Tensor]:
+    """Return what any model must beat at finding motion, (1, H, W) each; random numbers by the seed and the name."""
+    size = (1, *image.shape[-2:])
+    noise = torch.from_numpy(np.random.default_rng([seed, zlib.crc32(name.encode())]).random(size))
+    scale = default_grid_scale(*size[1:])
+    gradients = [image_gradient(image, sigma_px / scale) for sigma_px in GRADIENT_SIGMAS_PX]
+    return dict(zip(TRIVIAL, [torch.ones(size), noise, *gradients], strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ how strong
+
+
+def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean over the pixels of maps (..., H, W), weighted by (1, H, W); 0 where nothing has weight."""
+    return (maps * weight).sum((-2, -1)) / weight.sum().clamp(min=1e-6)
+
+
+def bin_ratios(predicted_px: Tensor, real_px: Tensor) -> tuple[float, Tensor] | None:
+    """Split predicted over real amplitudes (K,) into one gain, their geometric mean, and what is left per bin.
+
+    Returns:
+        gain and (K,) ratios after it, NaN in bins where the clip has under .001 px; None where all have.
+        Predictions count as at least .001 px, so that a still has a gain.
+    """
+    moves = real_px >= LEAST_PX
+    if not bool(moves.any()):
+        return None
+    logs = (predicted_px.clamp(min=LEAST_PX) / real_px).log()
+    gain = logs[moves].mean()
+    return float(gain.exp()), torch.where(moves, (logs - gain).exp(), torch.nan)
+
+
+def factor(ratios: Iterable[float]) -> float | None:
+    """Return the geometric mean of max(r, 1 / r); None of nothing. NaN is left out."""
+    logs = [abs(math.log(ratio)) for ratio in ratios if not math.isnan(ratio)]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+# ------------------------------------------------------------------------------------------------ other figures
+
+
+def mean_motion(spectrum: Tensor) -> Tensor:
+    """Return mean |F_t| over the frames of one period, (..., 1, H, W) px; of a difference it is the end-point error."""
+    return mean_displacement(spectrum, num_samples=NUM_FRAMES)
+
+
+def roughness(spectrum: Tensor, num_phases: int = 30) -> float | None:
+    """Return mean |grad F| / mean |F| over pixels and frames, 1 / px: how fast motion changes from pixel to pixel.
+
+    |grad F| is the root of the squared differences to the right and lower neighbours, of both directions. None where
+    nothing moves.
+    """
+    flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
+    right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
+    down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
+    moved_px = float(magnitude(flow).mean())
+    return float((right + down).sqrt().mean()) / moved_px if moved_px >= LEAST_PX else None
+
+
+def seam_px(spectrum: Tensor) -> float:
+    """Return the mean over pixels of |F_T - F_0|, px: the jump of a video that repeats after one period."""
+    ends = spectrum_to_flow(spectrum, torch.tensor([0.0, 1.0], dtype=torch.float64))  # (2, 2, H, W)
+    return float(magnitude(ends[1] - ends[0]).mean())
+
+
+def diversity(spectra: Tensor) -> float | None:
+    """Return mean |F_a - F_b| over the pairs of samples (M, K, 4, H, W), over their mean |F|; None without a pair."""
+    moved_px = float(torch.stack([mean_motion(one).mean() for one in spectra]).mean())
+    apart = [float(mean_motion(spectra[a] - spectra[b]).mean()) for a in range(len(spectra)) for b in range(a)]
+    return sum(apart) / len(apart) / moved_px if apart and moved_px >= LEAST_PX else None
+
+
+# ------------------------------------------------------------------------------------------------ averages by source
+
+
+def source_name(row: ClipRow) -> str:
+    """Name the source video of a clip: its group, else by its file; a rendered scene is its own.
+
+    Where no group was named, files whose names differ only in a letter behind the last underscore (`lake_a.mp4`,
+    `lake_b.mp4`) count as parts of one video.
+    """
+    if row.group or row.source.startswith("scene:"):
+        return row.group or row.source
+    return re.sub(r"_[a-z]$", "", Path(row.source).stem)
+
+
+def by_source(rows: Sequence[Mapping[str, Any]], column: str, *, geometric: bool = False) -> dict[str, float]:
+    """Return {source: mean over its clips} of a column; cells of None are left out."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        if row.get(column) is not None:
+            values.setdefault(row["source"], []).append(row[column])
+    mean = statistics.geometric_mean if geometric else statistics.fmean
+    return {source: mean(found) for source, found in values.items()}
+
+
+def mean_by_source(rows: Sequence[Mapping[str, Any]], column: str, *, geometric: bool = False) -> float | None:
+    """Average a column first over the clips of a source, then over sources; None where no clip has it."""
+    means = by_source(rows, column, geometric=geometric).values()
+    if not means:
+        return None
+    return statistics.geometric_mean(means) if geometric else statistics.fmean(means)
+
+
+def bootstrap_interval(differences: Sequence[float], seed: int) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of a mean over sources, drawn anew with replacement; None below two."""
+    if len(differences) < 2:
+        return None
+    values = np.asarray(differences, np.float64)
+    drawn = np.random.default_rng(seed).integers(len(values), size=(BOOTSTRAP_DRAWS, len(values)))
+    tail = (1 - BOOTSTRAP_INTERVAL) / 2
+    low, high = np.quantile(values[drawn].mean(1), [tail, 1 - tail])
+    return float(low), float(high)
