@@ -3,6 +3,8 @@
 frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and what any of them must beat
 splats    one picture under a strong smooth flow, by each splatting operator, side by side
 data      clip sets side by side: how much moves at which frequency, number of clips, confidence
+motion    predicted motion: does it fall where the clips move, how strong is each bin, how do samples differ
+ablation  variants of the method trained with the same budget, and measured alike
 flow      optical flow methods on videos, and on rendered scenes whose flow is known
 """
 
@@ -12,9 +14,9 @@ import shlex
 import sys
 
 from training.cli import Parser, command, run
-from training.tables import data, flow, frames, splats
+from training.tables import ablation, data, flow, frames, motion, splats
 
-TABLES = (frames, splats, data, flow)
+TABLES = (frames, splats, motion, ablation, data, flow)
 
 
 @command(memory_flags=("--device",))

@@ -41,6 +41,7 @@ def make_parser() -> Parser:
     add("--prediction", choices=("v_prediction", "epsilon"), default="v_prediction", help="what the net predicts")
     add("--backbone", choices=("squeezenet", "none"), default="squeezenet", help="picture network of the condition")
     add("--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights of SqueezeNet 1.1, then kept frozen")
+    add("--no-augment", action="store_true", help="clips as they are, to over-fit a few")
     add("--cache", type=Path, default=Path("outputs/latents"), metavar="DIR", help="where encoded latents are kept")
     add("--export", type=Path, metavar="DIR", help="where the trained pipeline goes; default: RUN/pipeline")
     add_training_flags(parser)
@@ -86,7 +87,8 @@ def encode_latents(args: Namespace, sets: list, vae: MotionVAE, device: torch.de
     from training.latents import LatentDataset, variant_sizes
 
     options = {"vae": vae, "num_bins": args.bins, "folder": args.cache, "seed": args.seed}
-    dataset = LatentDataset(sets, "train", sizes=variant_sizes(*args.grid), multiple=batch, **options)
+    sizes = (args.grid,) if args.no_augment else variant_sizes(*args.grid)
+    dataset = LatentDataset(sets, "train", sizes=sizes, augment=not args.no_augment, multiple=batch, **options)
     test_sets = sets_with(sets, "test")
     held_out = LatentDataset(test_sets, "test", sizes=(args.grid,), augment=False, **options) if test_sets else None
     with processes.main_first():
@@ -117,6 +119,7 @@ def main(argv: list[str] | None = None) -> int:
     from training.data_sets import export_pipeline, open_sets
     from training.loop import LoopOptions, train
     from training.motion_diffusion import TRAINING_PRESETS, diffusion_loss, held_out_loss, write_sample_sheet
+    from training.motion_sets import motion_sets
     from training.run_folder import open_run
 
     # Model
@@ -124,15 +127,20 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cpu") if processes.wants_cpu(args.device) else choose_device(args.device)
     vae_folder = args.vae or DEFAULT_CHECKPOINT / "vae"
     vae = load_model(MotionVAE, vae_folder, component="VAE")
-    if args.bins > vae.normalisation.num_bins:
-        raise UsageError(
-            f"--bins {args.bins}: the VAE carries statistics of {vae.normalisation.num_bins} bins; right: fewer"
-        )
+    try:
+        known = vae.normalisation.num_bins
+    except ValueError as error:
+        raise UsageError(f"--vae {vae_folder}: {error}") from error
+    if args.bins > known:
+        raise UsageError(f"--bins {args.bins}: the VAE carries statistics of {known} bins; right: fewer")
     if any(side % GRID_MULTIPLE for side in args.grid):
         raise UsageError(f"--grid {args.grid[1]}x{args.grid[0]}: right: sides that are multiples of {GRID_MULTIPLE} px")
     torch.manual_seed(args.seed)
     unet = build_unet(args, vae, UNET_PRESETS[args.preset])
-    check_components(vae, unet)
+    try:
+        check_components(vae, unet)
+    except ValueError as error:
+        raise UsageError(f"--init {args.init}: {error}" if args.init else f"--vae {vae_folder}: {error}") from error
     schedule = DDPMScheduler(prediction_type=args.prediction, clip_sample=False)
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
     total = sum(p.numel() for p in unet.parameters())
@@ -143,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
         where = "a small rendered scene set" if not args.data else ", ".join(args.data)
         logger.info("dry run: would train %d steps of %d pictures on %s", options.steps, options.batch_size, where)
         return 0
-    sets = open_sets(args.data, args.seed, args.device)
+    sets = motion_sets(open_sets(args.data, args.seed, args.device), args.grid, args.bins, args.device)
 
     # Training
     # One volume has no bins of its own to embed, so that layer goes without gradient.

@@ -22,7 +22,11 @@ def make_parser() -> Parser:
     group.add_argument("--bins", type=positive_int, default=16, metavar="K", help="frequency bins, drift included")
     group.add_argument("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px")
     group.add_argument("--crop", type=size_px, default=(128, 128), metavar="WIDTHxHEIGHT", help="training crop, px")
+    group.add_argument("--no-augment", action="store_true", help="clips as they are, to over-fit a few")
     group.add_argument("--slices", type=positive_int, default=4, metavar="N", help="slices a sample")
+    group.add_argument(
+        "--normalisation", choices=("adaptive", "linear"), default="adaptive", help="linear: one scale, an ablation"
+    )
     group.add_argument("--export", type=Path, metavar="DIR", help="where the trained model goes; default: RUN/vae")
     group.add_argument(
         "--init-vq", metavar="DIR|HUB_NAME", help="fine-tune a picture VQ model instead, e.g. CompVis/ldm-celebahq-256"
@@ -32,7 +36,7 @@ def make_parser() -> Parser:
     return parser
 
 
-@command
+@command(memory_flags=("--batch-size", "--slices", "--crop"))
 def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
@@ -46,6 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     from models.vae import VAE_PRESETS, MotionVAE
     from training.data_sets import combined_normalisation, export_model, open_sets, sets_with
     from training.loop import LoopOptions, train
+    from training.motion_sets import motion_sets
     from training.motion_vae import TRAINING_PRESETS, SliceDataset, latent_scale, reconstruction_figures, vae_loss
     from training.run_folder import open_run
 
@@ -54,9 +59,11 @@ def main(argv: list[str] | None = None) -> int:
     if args.dry_run and not args.data:
         logger.info("dry run: would render a small scene set and train on it")
         return 0
-    sets = open_sets(args.data, args.seed, args.device)
+    sets = motion_sets(open_sets(args.data, args.seed, args.device), args.grid, args.bins, args.device)
     normalisation = combined_normalisation(sets, args.bins)
-    motions = MotionDataset(sets, split="train", num_bins=args.bins, size=args.grid)
+    if args.normalisation == "linear":
+        normalisation = normalisation.linear()
+    motions = MotionDataset(sets, split="train", num_bins=args.bins, size=args.grid, augment=not args.no_augment)
     test_sets = sets_with(sets, "test")
     held_out = (
         MotionDataset(test_sets, split="test", num_bins=args.bins, size=args.grid, augment=False) if test_sets else None
@@ -65,6 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     # Model
     torch.manual_seed(args.seed)
     statistics = {"motion_scale_px": normalisation.scale.tolist(), "period_s": normalisation.period_s}
+    statistics["motion_adaptive"] = normalisation.adaptive
     if args.init_vq:
         try:
             model = MotionVAE.from_picture_vq(args.init_vq, **statistics)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
-from torch import Tensor
+from torch import Tensor, nn
 
 from motion.flow import magnitude, resize_flow, resize_maps
 from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
@@ -19,6 +19,7 @@ from .gridnet import GridNet
 
 OPERATORS = ("softmax", "gaussian")
 IMAGE_OPERATORS = (*OPERATORS, "average")
+IMPORTANCES = ("fixed", "learned")
 # Below this displacement a pixel is still; what optical flow reports there is noise.
 STILL_PX = 0.05
 # A pixel that less than this arrives at, in source pixels, is a hole. Filling in proportion to 1 - mass would lay the
@@ -141,6 +142,10 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         columns: columns of GridNet.
         sigma: standard deviation of the Gaussian footprint, px of each scale.
         ewa: deform the Gaussian with the flow.
+        scales: how many scales are splatted, the finest first; None: all. Each coarser row of the decoder gets the
+            coarsest splat, reduced. With 1 and "learned" the single-scale baseline of [GID] table 2.
+        importance: "fixed", the map that is given; "learned", one that a convolution makes of the finest features, so
+            that the given one is not looked at; it starts at 0, as an average splat.
     """
 
     @register_to_config
@@ -151,15 +156,27 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         columns: int = 4,
         sigma: float = DEFAULT_SIGMA_PX,
         ewa: bool = True,
+        scales: int | None = None,
+        importance: str = "fixed",
     ) -> None:
         super().__init__()
         if operator not in OPERATORS:
             raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
         if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive number of px, got {sigma!r}")
-        self.pyramid = FeaturePyramid(channels)
+        if scales is not None and not 1 <= scales <= len(channels):
+            raise ValueError(f"scales: expected 1 to {len(channels)} (one a number of channels), got {scales!r}")
+        if importance not in IMPORTANCES:
+            raise ValueError(f"importance: expected one of {', '.join(IMPORTANCES)}, got {importance!r}")
+        splatted = list(channels[:scales])
+        self.pyramid = FeaturePyramid(splatted)
+        self.importance_head = None
+        if importance == "learned":
+            self.importance_head = nn.Conv2d(channels[0], 1, 3, padding=1)
+            nn.init.zeros_(self.importance_head.weight)
+            nn.init.zeros_(self.importance_head.bias)
         # Each row sees its splatted features, their weight and its holes; the finest also the residual path.
-        in_channels = [c + 2 for c in channels]
+        in_channels = [c + 2 for c in splatted] + [splatted[-1] + 2] * (len(channels) - len(splatted))
         in_channels[0] += 3
         self.decoder = GridNet(in_channels, 3, channels, columns)
         self.multiple = 2 ** (len(channels) - 1)
@@ -199,7 +216,10 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         image, importance = image.expand(batch, -1, -1, -1), importance.expand(batch, -1, -1, -1)
         with torch.autocast(image.device.type, enabled=False):
             mass, moving_mass = _arrivals(flow)
-            inputs, picture = self._splat_scales(image, features, padding.pad(flow), padding.pad(importance), padding)
+            importance = padding.pad(importance)
+            if self.importance_head is not None:
+                importance = self.importance_head(features[0].float()).expand(batch, -1, -1, -1)
+            inputs, picture = self._splat_scales(image, features, padding.pad(flow), importance, padding)
             base = _fill_holes(image, picture, mass)  # (B, 3, H, W)
             inputs[0] = torch.cat([inputs[0], padding.pad(base)], dim=1)
         residual = padding.unpad(self.decoder([_for_convolutions(maps) for maps in inputs])).float()
@@ -228,4 +248,6 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             if level == 0 and shares_splat:
                 splat, picture = splat[:, :-3], splat[:, -3:]
             inputs.append(torch.cat([splat, weight.clamp(0, 1), (weight == 0).to(splat)], dim=1))
+        while len(inputs) < len(self.config.channels):
+            inputs.append(F.avg_pool2d(inputs[-1], 2))
         return inputs, padding.unpad(picture)

@@ -43,7 +43,7 @@ class MotionVAE(ModelMixin, ConfigMixin):
     channels and the decoded channels are averaged.
 
     Ours in "kl": a linear path beside the networks. The first 4 latent channels start as the means of f x f blocks of
-    the 4 maps, decoding as their bilinear enlargement, and the networks learn what to add. Most of a slice is still and
+    the 4 maps, decoding as their bicubic enlargement, and the networks learn what to add. Most of a slice is still and
     amplitude is what matters; a plain AutoencoderKL, whose group norms divide amplitude out, sat in "nothing moves" for
     700 steps (relative error .997), where block means alone begin at a fraction of that.
 
@@ -55,6 +55,7 @@ class MotionVAE(ModelMixin, ConfigMixin):
         scaling_factor: latents are multiplied by it, so that they have unit standard deviation.
         motion_scale_px: (K,) per-bin scales of `Normalisation`, px; the one home of the statistics.
         period_s: period T of the series, seconds.
+        motion_adaptive: False: slices were scaled linearly, an ablation; see `Normalisation.linear`.
     """
 
     @register_to_config
@@ -70,11 +71,14 @@ class MotionVAE(ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
         motion_scale_px: list[float] | None = None,
         period_s: float = PERIOD_S,
+        motion_adaptive: bool = True,
     ) -> None:
         super().__init__()
         # A config.json may have passed through other hands; what is wrong shows here and not in the middle of sampling.
         _check_positive("scaling_factor", scaling_factor)
         _check_positive("period_s", period_s)
+        if not isinstance(motion_adaptive, bool):
+            raise ValueError(f"motion_adaptive: expected true or false, got {motion_adaptive!r}")
         if motion_scale_px is not None:
             if not isinstance(motion_scale_px, (list, tuple)):
                 raise ValueError(f"motion_scale_px: expected a list of numbers, got {motion_scale_px!r}")
@@ -152,7 +156,8 @@ class MotionVAE(ModelMixin, ConfigMixin):
         """The normalisation of the spectra it was trained on; ValueError when the config carries none."""
         if not self.config.motion_scale_px:
             raise ValueError("this VAE carries no motion statistics; right: one trained by train_vae.py")
-        return Normalisation(torch.tensor(self.config.motion_scale_px), self.config.period_s)
+        config = self.config
+        return Normalisation(torch.tensor(config.motion_scale_px), config.period_s, config.motion_adaptive)
 
     def _posterior(self, slices: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Return the linear path's latents and the network's posterior of what to add to them."""
@@ -164,7 +169,7 @@ class MotionVAE(ModelMixin, ConfigMixin):
 
     def _decoded(self, latents: Tensor) -> Tensor:
         means = F.pad(latents[:, :SLICE_CHANNELS], (0, 0, 0, 0, 0, max(0, SLICE_CHANNELS - latents.shape[1])))
-        smooth = F.interpolate(means, scale_factor=self.factor, mode="bilinear")  # (N, 4, H, W)
+        smooth = F.interpolate(means, scale_factor=self.factor, mode="bicubic")  # (N, 4, H, W)
         return smooth + F.pixel_shuffle(self.autoencoder.decode(latents).sample, self.config.patch)
 
     def encode(self, slices: Tensor) -> Tensor:

@@ -19,15 +19,17 @@ MINIMUM_SCALE_PX = 1e-4
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per-bin scales: x -> sign(x / s_k) sqrt(|x / s_k|), exactly invertible.
+    """Per-bin scales: x -> sign(x / s_k) sqrt(|x / s_k|), exactly invertible; linear ones: x -> x / s.
 
     Attributes:
         scale: (K,) s_k, px of the motion grid: 95th percentile of |S_k| over the training split (bin 0: of |D| alone).
         period_s: period T of the series the scales belong to, seconds.
+        adaptive: with the square root; False leaves it out, see `linear`.
     """
 
     scale: Tensor
     period_s: float = PERIOD_S
+    adaptive: bool = True
 
     def __post_init__(self) -> None:
         scale = torch.as_tensor(self.scale, dtype=torch.float32)
@@ -48,13 +50,14 @@ class Normalisation:
     def normalise(self, spectrum: Tensor) -> Tensor:
         """Map a spectrum (..., K, 4, H, W) in px to about [-1, 1]; bin 0's dependent real part becomes 0."""
         x = spectrum / self._shaped_scale(spectrum)
-        x = x.sign() * x.abs().sqrt()
+        if self.adaptive:
+            x = x.sign() * x.abs().sqrt()
         x[..., 0, 0::2, :, :] = 0
         return x
 
     def denormalise(self, x: Tensor) -> Tensor:
         """Invert `normalise`: (..., K, 4, H, W) to px, with bin 0's real part set to -sum_k Re S_k."""
-        spectrum = x * x.abs() * self._shaped_scale(x)
+        spectrum = (x * x.abs() if self.adaptive else x) * self._shaped_scale(x)
         spectrum[..., 0, 0::2, :, :] = -spectrum[..., 1:, 0::2, :, :].sum(-4)
         return spectrum
 
@@ -62,7 +65,11 @@ class Normalisation:
         """Return the scales of the first `num_bins` bins."""
         if not 1 <= num_bins <= self.num_bins:
             raise ValueError(f"num_bins: expected 1 to {self.num_bins}, got {num_bins}")
-        return Normalisation(self.scale[:num_bins], self.period_s)
+        return Normalisation(self.scale[:num_bins], self.period_s, self.adaptive)
+
+    def linear(self) -> Normalisation:
+        """Return one scale for all bins, the largest, without the square root: the ablation of [GID] table 2."""
+        return Normalisation(self.scale.max().expand_as(self.scale).clone(), self.period_s, adaptive=False)
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary."""

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import train_unet
 import train_vae
-from data.datasets import render_scene_set
+import training.motion_diffusion
+from data.clips import ClipSet, ClipSetError, SampleKey
+from data.datasets import MotionDataset, render_scene_set
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from training.latents import LatentDataset, variant_sizes
 from training.motion_diffusion import diffusion_loss, x_t_slice
+from training.motion_sets import motion_sets
 from training.motion_vae import vae_loss
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -110,20 +115,20 @@ def launch(arguments: list[str]) -> None:
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "train_unet.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_two_processes_stopped_and_resumed_equal_the_uninterrupted_run(unet_flags, tmp_path):
-    """`accelerate launch --num_processes 2 --cpu train_unet.py`; one process of twice the batch gives the same too."""
-    flags = [*unet_flags, "--steps", "4"]
+    """`accelerate launch --num_processes 2 --cpu train_unet.py`, 20 steps; and one process of twice the batch."""
+    flags = [*unet_flags, "--steps", "20"]
     flags[flags.index("--batch-size") + 1] = "1"
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     launch([*flags, "--out", str(whole)])
-    launch([*flags, "--out", str(parts), "--stop-at", "2"])
+    launch([*flags, "--out", str(parts), "--stop-at", "9"])
     launch([*flags, "--out", str(parts), "--resume", "auto"])
-    assert losses(parts) == pytest.approx(losses(whole), abs=1e-6) and len(losses(whole)) == 4
+    assert losses(parts) == pytest.approx(losses(whole), abs=1e-6) and len(losses(whole)) == 20
     flags[flags.index("--batch-size") + 1] = "2"
     assert train_unet.main([*flags, "--out", str(tmp_path / "one")]) == 0
     assert losses(tmp_path / "one") == pytest.approx(losses(whole), abs=1e-5)
@@ -167,7 +172,7 @@ def test_unet_refuses_in_one_line(unet_flags, capsys, tmp_path, flags, named):
 
 
 def test_vae_refuses_in_one_line(scene_set, capsys, tmp_path):
-    data = ["--data", str(scene_set.folder), "--out", str(tmp_path / "run")]
+    data = ["--data", str(scene_set.folder), "--grid", "96x64", "--out", str(tmp_path / "run")]
     for flags, named in [(["--crop", "33x32"], "--crop 33x32"), (["--init-vq", str(tmp_path)], "--init-vq")]:
         assert train_vae.main([*data, *flags]) == 2
         assert named in capsys.readouterr().err
@@ -256,3 +261,201 @@ def test_x_t_slice_of_a_still_picture_repeats_its_row():
     image = torch.rand(3, 20, 30)
     picture = x_t_slice(image, torch.zeros(4, 4, 20, 30), num_frames=20)
     torch.testing.assert_close(picture, image[:, :1].expand(3, 20, 30))
+
+
+def mistake(script, flags, capsys) -> str:
+    """Run a script that must refuse; return its one line."""
+    assert script.main(flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"{script.__name__}.py: error:")
+    return error
+
+
+def test_init_of_another_mode_or_another_model_is_refused(unet_flags, trained_vae, tmp_path, capsys):
+    shape = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2, "backbone": "none"}
+    FrequencyUNet(**shape, mode="volume").save_pretrained(tmp_path / "volume")
+    out = ["--out", str(tmp_path / "run")]
+    error = mistake(train_unet, [*unet_flags, *out, "--init", str(tmp_path / "volume")], capsys)
+    assert "its mode is volume; right: --mode volume" in error
+    error = mistake(train_unet, [*unet_flags, *out, "--init", str(trained_vae / "vae")], capsys)
+    assert "holds 'MotionVAE'; right: a FrequencyUNet folder" in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_resume_of_another_mode_is_refused(unet_flags, tmp_path, capsys):
+    """By the flags of the run, and, where those agree, by the weights of the state."""
+    run = tmp_path / "run"
+    flags = [*unet_flags, "--steps", "2", "--resume", "auto", "--out", str(run)]
+    assert train_unet.main([*flags, "--stop-at", "1"]) == 0
+    assert "mode (was coordinated, now independent)" in mistake(train_unet, [*flags, "--mode", "independent"], capsys)
+    options = json.loads((run / "options.json").read_text())
+    options["flags"]["mode"] = "volume"
+    (run / "options.json").write_text(json.dumps(options))
+    before = losses(run)
+    error = mistake(train_unet, [*flags, "--mode", "volume"], capsys)
+    assert "step-0000001 does not fit this model" in error and losses(run) == before
+
+
+def test_a_loss_that_turns_nan_stops_names_the_clip_and_exports_nothing(unet_flags, scene_set, tmp_path, capsys):
+    """The state of the step before stays, and its weights are numbers."""
+    flags = [*unet_flags, "--steps", "6", "--save-every", "1", "--out", str(tmp_path / "run")]
+    original = training.motion_diffusion.diffusion_loss
+    calls = []
+
+    def turns_nan(model, batch, **options):
+        figures = original(model, batch, **options)
+        calls.append(batch["item"].tolist())
+        return {"loss": figures["loss"] * float("nan")} if len(calls) == 3 else figures
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training.motion_diffusion, "diffusion_loss", turns_nan)
+        error = mistake(train_unet, flags, capsys)
+    ids = [row.id for row in scene_set.rows("train")]
+    named = {f"{scene_set.folder.name}/{ids[item % len(ids)]}" for item in calls[2]}
+    assert "the loss (nan) is not finite at step 3" in error and all(name in error for name in named)
+    assert error.endswith("step-0000002") and not (tmp_path / "run/pipeline").exists()
+    state = load_file(tmp_path / "run/checkpoints/step-0000002/model.safetensors")
+    assert all(torch.isfinite(tensor).all() for tensor in state.values())
+
+
+def test_out_of_device_memory_names_flags_of_the_script(unet_flags, tmp_path, capsys, monkeypatch):
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 10 MiB free")
+
+    monkeypatch.setattr(training.motion_diffusion, "diffusion_loss", exhausted)
+    error = mistake(train_unet, [*unet_flags, "--steps", "1", "--out", str(tmp_path / "run")], capsys)
+    assert "out of device memory; lower --batch-size or --preset, or use --precision bf16" in error
+    named = {word.strip(",;") for word in error.split() if word.startswith("--")}
+    assert named <= set(train_unet.make_parser()._option_string_actions)
+
+
+# ------------------------------------------------------------------------------------------------ sets
+
+
+def copy_of(scene_set, folder: Path) -> ClipSet:
+    shutil.copytree(scene_set.folder, folder)
+    return ClipSet(folder)
+
+
+def spoil(clip_set: ClipSet, clip_id: str, number: float) -> None:
+    path = clip_set.folder / "spectra" / f"{clip_id}.npz"
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["spectrum"][2, 1, 5, 7] = number
+    np.savez(path, **arrays)
+
+
+def test_clips_that_are_not_finite_are_skipped_counted_and_named(scene_set, tmp_path, caplog):
+    clip_set = copy_of(scene_set, tmp_path / "bad")
+    train, (test,) = clip_set.rows("train"), clip_set.rows("test")
+    spoil(clip_set, train[1].id, float("nan"))
+    spoil(clip_set, train[4].id, float("inf"))
+    with caplog.at_level("WARNING"):
+        ((checked, weight),) = motion_sets([(clip_set, 2.0)], (64, 96), 4)
+    assert weight == 2.0 and f"2 of {len(train) + 1} clips are skipped" in caplog.text
+    for row in (train[1], train[4]):
+        assert f"clip {row.id}: spectrum in spectra/{row.id}.npz holds NaN or Inf" in caplog.text
+    left = [row.id for row in train if row not in (train[1], train[4])]
+    assert [row.id for row in checked.rows("train")] == left and [row.id for row in checked.rows("test")] == [test.id]
+    motions = MotionDataset([(checked, 1.0)], num_bins=4, size=(64, 96))
+    assert len(motions) == len(left)
+    for item in range(len(left)):
+        assert torch.isfinite(motions[SampleKey(item, 0, item)]["spectrum"]).all()
+
+
+def test_sets_without_bad_clips_are_taken_as_they_are(scene_set, caplog):
+    ((checked, _),) = motion_sets([(scene_set, 1.0)], (96, 64), 24)  # turned, but of the same size
+    assert checked is scene_set and not caplog.records
+
+
+def test_latents_leave_out_what_cannot_be_read(scene_set, trained_vae, tmp_path):
+    clip_set = copy_of(scene_set, tmp_path / "bad")
+    bad = clip_set.rows("train")[0].id
+    spoil(clip_set, bad, float("nan"))
+    vae = MotionVAE.from_pretrained(trained_vae / "vae").float()
+    sets = motion_sets([(clip_set, 1.0)], (64, 96), 4)
+    dataset = LatentDataset(sets, "train", vae, 4, tmp_path / "cache", sizes=((64, 96),))
+    dataset.encode(vae, torch.device("cpu"))
+    assert len(list(dataset.folder.iterdir())) == len(dataset) == len(clip_set.rows("train")) - 1
+    assert all(bad not in dataset.item_name(item) for item in range(len(dataset)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "bins", "said"),
+    [
+        ({"scale_px": None}, 4, "no statistics; run the prepare_data.py command"),
+        ({"scale_px": [1.0, 0.5]}, 4, "statistics of 2 bins, 4 are wanted; right: --bins 2 or fewer"),
+        ({"scale_px": [1.0, float("nan"), 1.0, 1.0]}, 4, "statistics.json is damaged"),
+        ({"scale_px": "much"}, 4, "statistics.json is damaged"),
+        ({"period_s": None}, 4, "statistics.json is damaged"),
+        ({"grid": [160, 256]}, 4, "--grid 96x64: .* was made at 256x160 px.*right: --grid 256x160"),
+        ({"grid": [32, 64]}, 4, "right: --grid 64x32"),
+    ],
+)
+def test_sets_that_cannot_be_trained_on_are_refused(scene_set, tmp_path, changes, bins, said):
+    clip_set = copy_of(scene_set, tmp_path / "set")
+    path = clip_set.folder / "statistics.json"
+    statistics = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in statistics.items() if value is not None}))
+    with pytest.raises(ClipSetError, match=said) as refused:
+        motion_sets([(ClipSet(clip_set.folder), 1.0)], (64, 96), bins)
+    assert refused.value.is_user_error and "\n" not in str(refused.value)
+
+
+def test_sets_of_different_sizes_or_periods_are_refused(scene_set, tmp_path):
+    other = copy_of(scene_set, tmp_path / "set")
+    path = other.folder / "statistics.json"
+    statistics = json.loads(path.read_text())
+    for changes, said in (({"grid": [160, 256]}, "256x160"), ({"period_s": 4.0}, r"periods, \[4.0, 5.0\] s")):
+        path.write_text(json.dumps(statistics | changes))
+        with pytest.raises(ClipSetError, match=said):
+            motion_sets([(scene_set, 1.0), (ClipSet(other.folder), 1.0)], (64, 96), 4)
+
+
+@pytest.mark.parametrize("script", ["train_vae", "train_unet"])
+def test_scripts_skip_bad_clips_and_refuse_other_grids(script, scene_set, unet_flags, tmp_path, capsys, caplog):
+    clip_set = copy_of(scene_set, tmp_path / "bad")
+    bad = clip_set.rows("train")[2].id
+    spoil(clip_set, bad, float("nan"))
+    module, flags = (
+        (train_unet, list(unet_flags)) if script == "train_unet" else (train_vae, ["--data", "", *VAE_FLAGS])
+    )
+    flags[1] = str(clip_set.folder)
+    assert module.main([*flags, "--steps", "1", "--out", str(tmp_path / "run")]) == 0
+    assert f"1 of 8 clips are skipped: clip {bad}" in caplog.text
+    flags[flags.index("--grid") + 1] = "256x160"
+    assert "right: --grid 96x64" in mistake(module, [*flags, "--out", str(tmp_path / "other")], capsys)
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_vae_without_statistics_or_of_another_shape_is_refused(unet_flags, trained_vae, tmp_path, capsys):
+    shutil.copytree(trained_vae / "vae", tmp_path / "vae")
+    config = json.loads((tmp_path / "vae/config.json").read_text())
+    (tmp_path / "vae/config.json").write_text(json.dumps(config | {"motion_scale_px": None}))
+    flags = [*unet_flags, "--out", str(tmp_path / "run")]
+    assert "carries no motion statistics" in mistake(train_unet, [*flags, "--vae", str(tmp_path / "vae")], capsys)
+    shape = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2, "backbone": "none"}
+    FrequencyUNet(**shape, factor=4).save_pretrained(tmp_path / "f4")
+    assert "factor is 8, the U-Net's 4" in mistake(train_unet, [*flags, "--init", str(tmp_path / "f4")], capsys)
+
+
+def test_vae_out_of_device_memory_names_flags_of_the_script(scene_set, tmp_path, capsys, monkeypatch):
+    def exhausted(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr("training.motion_vae.vae_loss", exhausted)
+    flags = ["--data", str(scene_set.folder), *VAE_FLAGS, "--steps", "1", "--out", str(tmp_path / "run")]
+    error = mistake(train_vae, flags, capsys)
+    named = {word.strip(",;") for word in error.split() if word.startswith("--")}
+    assert "--slices" in named and named <= set(train_vae.make_parser()._option_string_actions)
+
+
+def test_linear_normalisation_travels_in_the_vae(scene_set, tmp_path):
+    data = ["--data", str(scene_set.folder), *VAE_FLAGS, "--no-augment"]
+    assert train_vae.main([*data, "--steps", "1", "--normalisation", "linear", "--out", str(tmp_path / "run")]) == 0
+    vae = MotionVAE.from_pretrained(tmp_path / "run/vae").float()
+    spectrum = scene_set.spectrum(scene_set.rows("train")[0].id, 4)[0]
+    largest = float(scene_set.normalisation(4).scale.max())
+    x = vae.normalisation.normalise(spectrum)
+    torch.testing.assert_close(x[1:], spectrum[1:] / largest)
+    torch.testing.assert_close(vae.normalisation.denormalise(x), spectrum, atol=1e-4, rtol=0)

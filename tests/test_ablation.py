@@ -1,0 +1,285 @@
+"""evaluate.py ablation: what is trained, what is not trained again, what is measured; the renderer's variant."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+import evaluate
+import train_unet
+import train_vae
+import training.ablation as ablation
+from data.clips import STORED_BINS
+from models.checkpoints import load_model
+from models.frame_synthesis import OPERATORS, FrameSynthesis
+from models.motion_pipeline import MotionPipeline
+from models.unet import FrequencyUNet
+from models.vae import MotionVAE
+from motion.spectrum import spectrum_to_flow, truncate
+from training.ablation import MOTION_VARIANTS, VARIANTS, Ablation, Settings, measure_motion, with_stored_bins
+from training.cli import UsageError
+from training.tables.ablation import KEYS
+
+SCRIPTS = {"train_vae.py": train_vae, "train_unet.py": train_unet}
+
+
+class Runner:
+    """Keeps what was asked for, and trains in this process, or writes tiny untrained models where the scripts would."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, list[str]]] = []
+        self.trains, self.failing = False, ""
+
+    def __call__(self, script: str, flags: list[str], log: Path) -> None:
+        self.calls.append((script, list(flags)))
+        if self.failing and self.failing in " ".join(flags):
+            raise UsageError("out of device memory")
+        if self.trains:
+            assert SCRIPTS[script].main(flags) == 0
+            return
+        args = SCRIPTS[script].make_parser().parse_args(flags)
+        mark = {"step": args.steps, "batch_size": args.batch_size or 4, "accumulate": 1}
+        state = args.out / "checkpoints" / "step-0000001"
+        state.mkdir(parents=True)
+        (state / "state.json").write_text(json.dumps(mark))
+        if script == "train_unet.py":
+            torch.manual_seed(0)
+            vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[0.5] * args.bins)
+            shape = {"num_bins": args.bins, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
+            unet = FrequencyUNet(**shape, mode=args.mode, backbone="none")
+            torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
+            schedule = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
+            MotionPipeline(vae, unet, schedule).save_pretrained(args.out / "pipeline")
+
+    def value(self, flag: str) -> list[str]:
+        return [flags[flags.index(flag) + 1] for _, flags in self.calls if flag in flags]
+
+
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
+    runner = Runner()
+    monkeypatch.setattr(ablation, "run_script", runner)
+    return runner
+
+
+def settings_of(scene_set, **changes) -> Settings:
+    folder = str(scene_set.folder)
+    return replace(Settings((folder,), (folder,), grid=(64, 96), steps=1, samples=1), **changes)
+
+
+def make(scene_set, folder: Path, runner, **changes) -> Ablation:
+    return Ablation(folder, settings_of(scene_set, **changes), [(scene_set, 1.0)], [scene_set], runner)
+
+
+def test_one_table_of_all_that_is_finished(scene_set, runner, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    flags = ["ablation", "--data", str(scene_set.folder), "--grid", "96x64", "--samples", "1", "--out", str(out)]
+    chosen = ["--steps", "1", "--batch-size", "2", "--variants"]
+    assert evaluate.main([*flags, *chosen, "full", "k4", "single-scale"]) == 0
+    assert [script for script, _ in runner.calls] == ["train_vae.py", "train_unet.py"] * 2
+    assert runner.value("--bins") == ["16", "16", "4", "4"]
+    rows = {row["row"]: row for row in json.loads((out / "results.json").read_text())}
+    assert list(rows) == ["full method, K = 16", "K = 4", "renderer: single scale, learned importance"]
+    for name, bins in (("full method, K = 16", 16), ("K = 4", 4)):
+        row = rows[name]
+        assert (row["bins"], row["steps"], row["samples"], row["vae_steps"], row["clips"]) == (bins, 1, 2, 1, 1)
+        assert 0 < row["epe_best_px"] and row["parameters_m"] > 0 and row["vae_parameters_m"] > 0
+    assert rows["renderer: single scale, learned importance"]["psnr_db"] > 10
+    model = load_model(FrameSynthesis, out / "variants/single-scale/run/frame_synthesis_softmax", component="renderer")
+    assert (model.config.scales, model.config.importance) == (1, "learned")
+    printed = capsys.readouterr().out
+    assert "1 steps for each training" in printed and "train_unet.py --data" in printed
+
+    # Again: nothing is trained twice, and a variant that needs the same VAE takes it
+    runner.calls.clear()
+    assert evaluate.main([*flags, *chosen, "full", "k4", "volume"]) == 0
+    assert [script for script, _ in runner.calls] == ["train_unet.py"] and runner.value("--mode") == ["volume"]
+    assert [row["row"] for row in json.loads((out / "results.json").read_text())][:3] == [
+        "full method, K = 16",
+        "one volume",
+        "K = 4",
+    ]
+    assert evaluate.main([*flags, "--steps", "2", "--variants", "full"]) == 2
+    assert "steps (was 1, now 2), batch_size (was 2, now None)" in capsys.readouterr().err
+
+
+def test_the_scripts_really_train(scene_set, runner, tmp_path) -> None:
+    runner.trains = True
+    row = make(scene_set, tmp_path, None, steps=1, batch_size=1).make("k4")
+    assert (row["bins"], row["steps"], row["samples"], row["vae_samples"]) == (4, 1, 1, 1)
+    assert row["parameters_m"] > row["vae_parameters_m"] > 0.1 and row["motion_px"] > 0
+    assert (tmp_path / "variants/k4/run/pipeline/training.json").is_file() and list((tmp_path / "latents").iterdir())
+
+
+def test_a_variant_that_fails_keeps_none_from_its_turn(scene_set, runner, tmp_path, capsys) -> None:
+    runner.failing = "--bins 4 "
+    flags = ["--data", str(scene_set.folder), "--grid", "96x64", "--samples", "1", "--steps", "1"]
+    out = tmp_path / "out"
+    assert evaluate.main(["ablation", *flags, "--variants", "k4", "full", "--out", str(out)]) == 2
+    assert [row["row"] for row in json.loads((out / "results.json").read_text())] == ["full method, K = 16"]
+    assert "k4 failed: out of device memory" in capsys.readouterr().out
+
+
+def test_what_was_cut_short_goes_on_by_steps_and_begins_anew_by_minutes(scene_set, tmp_path) -> None:
+    def killed(script: str, flags: list[str], log: Path) -> None:
+        run = Path(flags[flags.index("--out") + 1])
+        run.mkdir(parents=True)
+        (run / "options.json").write_text("{}")
+        raise KeyboardInterrupt
+
+    for changes in ({"steps": 1}, {"steps": None, "minutes": 0.5}):
+        seen = []
+
+        def look(script: str, flags: list[str], log: Path, seen: list = seen) -> None:
+            seen.append((flags, (log.parent / "run").exists()))
+            raise KeyboardInterrupt
+
+        folder = tmp_path / str(changes["steps"])
+        for run in (killed, look):
+            with pytest.raises(KeyboardInterrupt):
+                make(scene_set, folder, run, **changes).make("full")
+        ((flags, there),) = seen
+        by_steps = changes["steps"] is not None
+        assert (flags[-2:] == ["--resume", "auto"], there) == (by_steps, by_steps)
+        assert ("--minutes" in flags, "constant" in flags) == (not by_steps, not by_steps)
+
+
+def test_commands_are_what_the_scripts_take(scene_set, tmp_path) -> None:
+    settings = settings_of(scene_set, minutes=2.5, steps=None, backbone="squeezenet", backbone_weights="w.npz")
+    for variant in MOTION_VARIANTS:
+        flags = ablation.unet_flags(variant, settings, tmp_path / "run", tmp_path / "vae", tmp_path / "latents")
+        args = train_unet.make_parser().parse_args(flags)
+        assert (args.mode, args.bins, args.grid) == (variant.mode, variant.num_bins, (64, 96))
+        assert (args.minutes, args.schedule, args.backbone_weights) == (2.5, "constant", Path("w.npz"))
+        flags = ablation.vae_flags(variant, settings, tmp_path / "run")
+        args = train_vae.make_parser().parse_args(flags)
+        assert (args.bins, args.crop, args.normalisation) == (variant.num_bins, (64, 96), variant.normalisation)
+    assert tuple(VARIANTS) == KEYS
+
+
+def test_dry_run_prints_the_commands_and_writes_nothing(scene_set, tmp_path, capsys) -> None:
+    flags = ["--data", str(scene_set.folder), "--grid", "96x64", "--steps", "7", "--out", str(tmp_path / "out")]
+    assert evaluate.main(["ablation", *flags, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("train_unet.py") for line in lines) == 7
+    assert sum(line.startswith("train_vae.py") for line in lines) == 5  # K = 4, 8, 16, 24, and 16 without adaptation
+    assert lines[-1].endswith("[scales=1] [importance=learned]")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_script_refuses_is_told_in_one_line(tmp_path) -> None:
+    with pytest.raises(UsageError, match=r"^--bins: expected a whole number above 0, got 'x'.*exit code 2; see .*log"):
+        ablation.run_script("train_vae.py", ["--bins", "x"], tmp_path / "log")
+    assert "train_vae.py --bins x" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--steps", "1", "--minutes", "1"], "--minutes"),
+        ([], "--steps"),
+        (["--steps", "1", "--variants", "k5"], "k5"),
+        (["--steps", "1", "--test-data", "nowhere"], "nowhere"),
+    ],
+)
+def test_refuses_in_one_line(scene_set, tmp_path, capsys, flags, named) -> None:
+    arguments = ["ablation", "--data", str(scene_set.folder), "--out", str(tmp_path / "out"), *flags]
+    assert evaluate.main(arguments) == 2
+    (error,) = capsys.readouterr().err.strip().splitlines()
+    assert named in error and not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------------------------------ measuring
+
+
+class Oracle:
+    """Predicts the true motion of the set's only test clip, as far as `num_bins` bins can tell it."""
+
+    def __init__(self, scene_set, num_bins: int) -> None:
+        self.unet = SimpleNamespace(config=SimpleNamespace(num_bins=num_bins))
+        (row,) = scene_set.rows("test")
+        self.spectrum = truncate(scene_set.spectrum(row.id, STORED_BINS)[0], num_bins)
+
+    def __call__(self, images: torch.Tensor, *, num_samples: int, seed: int) -> torch.Tensor:
+        return self.spectrum.expand(1, num_samples, -1, -1, -1, -1)
+
+
+def test_fewer_bins_pay_for_the_motion_they_cannot_show(scene_set) -> None:
+    settings = settings_of(scene_set)
+    errors = {}
+    for num_bins in (4, 24):
+        normalisation = scene_set.normalisation(STORED_BINS)
+        figures = measure_motion(Oracle(scene_set, num_bins), [scene_set], normalisation, settings)
+        assert figures["gain"] == pytest.approx(1, abs=0.02) and figures["shape_factor"] == pytest.approx(1, abs=0.05)
+        errors[num_bins] = figures["epe_best_relative"]
+    assert errors[24] < 1e-4 and errors[4] > 0.02
+
+
+def test_further_bins_leave_the_series_as_it_is() -> None:
+    spectrum = torch.randn(2, 5, 4, 3, 2, generator=torch.Generator().manual_seed(0))
+    spectrum[:, 0, 0::2] = -spectrum[:, 1:, 0::2].sum(1)
+    times = torch.arange(10) / 10
+    torch.testing.assert_close(
+        spectrum_to_flow(with_stored_bins(spectrum), times), spectrum_to_flow(spectrum, times), atol=1e-5, rtol=0
+    )
+    assert with_stored_bins(spectrum).shape == (2, STORED_BINS, 4, 3, 2)
+
+
+# ------------------------------------------------------------------------------------------------ single scale
+
+
+def single_scale(operator: str = "softmax") -> FrameSynthesis:
+    torch.manual_seed(0)
+    model = FrameSynthesis(operator, (4, 8, 12), columns=2, scales=1, importance="learned").eval()
+    torch.nn.init.normal_(model.decoder.tail[-1].weight, std=0.1)
+    return model
+
+
+def moving_sample(height: int = 21, width: int = 30) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(3)
+    flow = torch.nn.functional.interpolate(torch.randn(2, 2, 3, 4, generator=generator) * 3, (height, width))
+    return torch.rand(2, 3, height, width, generator=generator), flow, flow.square().sum(1, keepdim=True).sqrt()
+
+
+def test_single_scale_splats_the_finest_features_only(monkeypatch) -> None:
+    model, sizes = single_scale(), []
+    original = model.splat
+    monkeypatch.setattr(model, "splat", lambda v, f, z: (sizes.append(tuple(v.shape[1:])), original(v, f, z))[1])
+    assert model(*moving_sample()).shape == (2, 3, 21, 30)
+    assert sizes == [(4 + 3, 24, 32)] and len(model.pyramid.scales) == 1
+
+
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_learned_importance_takes_the_place_of_the_given_one(operator: str) -> None:
+    model = single_scale(operator)
+    image, flow, importance = moving_sample()
+    as_average = model(image, flow, importance)
+    assert torch.equal(as_average, model(image, flow, importance * 0))
+    torch.nn.init.normal_(model.importance_head.weight, std=2.0)
+    assert (model(image, flow, importance) - as_average).abs().max() > 0.01
+    model(image, flow, importance).square().mean().backward()
+    silent = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not silent
+
+
+def test_config_entries_are_saved_and_absent_ones_mean_the_method(tmp_path) -> None:
+    model = single_scale()
+    model.save_pretrained(tmp_path / "new")
+    again = load_model(FrameSynthesis, tmp_path / "new", component="renderer")
+    assert torch.equal(again(*moving_sample()), model(*moving_sample()))
+    FrameSynthesis("softmax", (4, 8, 12), columns=2).save_pretrained(tmp_path / "old")
+    config = json.loads((tmp_path / "old/config.json").read_text())
+    (tmp_path / "old/config.json").write_text(
+        json.dumps({key: value for key, value in config.items() if key not in ("scales", "importance")})
+    )
+    old = load_model(FrameSynthesis, tmp_path / "old", component="renderer")
+    assert len(old.pyramid.scales) == 3 and old.importance_head is None
+    for wrong in ({"scales": 4}, {"scales": 0}, {"importance": "none"}):
+        with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):
+            FrameSynthesis(channels=(4, 8, 12), **wrong)
