@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.cli import (
+    EXIT_SKIPPED,
     Parser,
     UsageError,
     add_shared_flags,
@@ -28,8 +29,6 @@ from training.cli import (
 if TYPE_CHECKING:
     from data.clips import ClipRow, ClipSet
     from data.sources import ClipJob
-
-EXIT_SKIPPED = 3
 
 
 @command
@@ -70,7 +69,11 @@ def _parser() -> Parser:
     group.add_argument("--max-clips", type=positive_int, metavar="N", help="stop after the first N videos")
     repeated = {"action": "append", "default": []}
     group.add_argument(
-        "--split-from", type=Path, metavar="CSV", help="look up splits by file name; may be repeated", **repeated
+        "--split-from",
+        type=Path,
+        metavar="CSV",
+        help="look up splits by file name; repeat the flag for more",
+        **repeated,
     )
     group = videos.add_argument_group("optical flow")
     methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
@@ -161,8 +164,8 @@ def _select(args: Any) -> int:
 
 
 def _videos(args: Any) -> int:
-    from data.clip_sources import find_clips, fit_to_set, list_videos, name_groups
-    from data.clips import ClipSetWriter, rows_of_set
+    from data.clip_sources import find_clips, fit_to_set, list_videos, name_groups, orphaned_clips
+    from data.clips import ClipSetWriter, remove_clip, rows_of_set
     from data.datasets import run_jobs, show_progress
     from data.sources import prepare_video
 
@@ -185,6 +188,10 @@ def _videos(args: Any) -> int:
         writer.rows |= {row.id: row for row in name_groups(jobs, writer.rows.values())}
         # what could not be read is tried again: the file may have been mended
         todo = [job for job in jobs if job.id not in writer.rows or _is_unreadable(writer.rows[job.id])]
+        new = [job for job in todo if job.id not in writer.rows]
+        writer.remove(*orphaned_clips(new, writer.rows))
+        for job in new:
+            remove_clip(writer.folder, job.id)
         if len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already")
         with closing(run_jobs(prepare_video, [(writer.folder, job) for job in todo], args.workers)) as results:
@@ -218,13 +225,11 @@ def _check_method(args: Any) -> None:
 
 def _flow_settings(args: Any) -> dict[str, Any]:
     """Return what the flow depends on but for its method: our version, and RAFT's weights by their content."""
-    import hashlib
-
-    from data.optical_flow import FLOW_VERSION
+    from data.optical_flow import FLOW_VERSION, weights_digest
 
     settings: dict[str, Any] = {"flow_version": FLOW_VERSION}
     if args.method == "raft":
-        settings["raft_weights"] = hashlib.sha256(args.raft_weights.read_bytes()).hexdigest()[:16]
+        settings["raft_weights"] = weights_digest(args.raft_weights)
     return settings
 
 

@@ -42,11 +42,9 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
             found += _read_csv(path)
         else:
             found += [{"path": video} for video in list_videos(path)]
+    parts = _merge(found)
     if split_from:
-        _look_up_splits(found, split_from)
-    # a video that is named twice, by its folder and by itself, is one
-    parts = {_part(cells): cells for cells in reversed(found)}
-    parts = dict(reversed(parts.items()))
+        _look_up_splits(list(parts.values()), split_from)
     times = Counter(_clip_id(cells) for cells in parts.values())
     splits: dict[str, str] = {}
     for part, cells in parts.items():
@@ -59,6 +57,27 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
             if splits.setdefault(origin, split) != split:
                 raise MediaError(f"{origin}: is in both splits; the clips of a video, and of a source, belong into one")
         yield ClipJob(name, part[0], split, part[1], part[2], group=cells.get("source") or "", **options)
+
+
+def _merge(found: Iterable[dict[str, Any]]) -> dict[tuple[Path, float, float | None], dict[str, Any]]:
+    """Return by part what is there once: a video that is named by its folder and by a CSV is one.
+
+    Splits and sources are those of the entry that names one, of the same part before others of the same video.
+    """
+    parts: dict[tuple[Path, float, float | None], dict[str, Any]] = {}
+    of_video: dict[tuple[Path, str], str] = {}
+    for cells in found:
+        one = parts.setdefault(_part(cells), cells)
+        for key in ("split", "source"):
+            one[key] = one.get(key) or cells.get(key)
+    for part, cells in parts.items():
+        for key in ("split", "source"):
+            if cells[key]:
+                of_video.setdefault((part[0], key), cells[key])
+    for part, cells in parts.items():
+        for key in ("split", "source"):
+            cells[key] = cells[key] or of_video.get((part[0], key))
+    return parts
 
 
 def _look_up_splits(found: list[dict[str, Any]], split_from: list[Path]) -> None:
@@ -91,13 +110,15 @@ def fit_to_set(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[Cli
             `seconds`.
     """
     jobs = list(jobs)
-    splits = {origin: row.split for row in rows.values() for origin in (row.source, row.group) if origin}
+    # of what could not be read nothing was made
+    made = [row for row in rows.values() if not row.reason.startswith(UNREADABLE)]
+    splits = {origin: row.split for row in made for origin in (row.source, row.group) if origin}
     there: dict[tuple[str, float], list[ClipRow]] = {}
     for row in rows.values():
-        # the later clips of a video belong to the job of its first
-        if not (row.start_s > 0 and row.id.endswith(f"-{seconds_name(row.start_s)}")):
+        if _first_id(row) == row.id:
             there.setdefault((row.source, row.start_s), []).append(row)
-    asked = {(str(job.path), job.start_s, _limit_s(job)) for job in jobs}
+    asked = {(str(job.path), job.start_s, _limit_s(job.seconds)) for job in jobs}
+    taken: set[str] = set()
     fitted = []
     for job in jobs:
         for origin in (str(job.path), job.group):
@@ -106,33 +127,47 @@ def fit_to_set(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[Cli
                     f"{origin}: is a {splits[origin]} clip of this set, not a {job.split} one; name another folder"
                 )
         found = there.get((str(job.path), job.start_s), [])
-        # older sets do not say how much was asked for
-        row = next((row for row in found if row.limit_s in (None, _limit_s(job))), None)
+        row = next((row for row in found if _limit_s(row.limit_s) == _limit_s(job.seconds)), None)
         # another part of the video that is asked for as well is not in the way
-        other = next((row for row in found if (row.source, row.start_s, row.limit_s) not in asked), None)
+        others = (row for row in found if (row.source, row.start_s, _limit_s(row.limit_s)) not in asked)
+        other = next((row for row in others if row.id not in taken), None)
         if row is None and other is not None and other.reason.startswith(UNREADABLE):
             row = other  # nothing was made of it
         if row is None and other is not None:
+            held_s, asked_s = _limit_s(other.limit_s), _limit_s(job.seconds)
             raise MediaError(
-                f"{job.path}: this set holds its clip from {job.start_s:g} s with seconds = {other.limit_s:g}, not "
-                f"{_limit_s(job):g} (inf: to the end); repeat that, or delete the row {other.id} in clips.csv"
+                f"{job.path}: this set holds its clip from {job.start_s:g} s with seconds = {held_s:g}, not "
+                f"{asked_s:g} (inf: to the end); repeat that, or delete the row {other.id} in clips.csv"
             )
         if row is not None:
             job = replace(job, id=row.id)
         elif job.id in rows:
             job = replace(job, id=f"{job.id}-{_digest((job.path, job.start_s, job.seconds))}")
+        taken.add(job.id)
         fitted.append(job)
     return fitted
 
 
-def _limit_s(job: ClipJob) -> float:
-    return math.inf if job.seconds is None else job.seconds
+def _limit_s(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds
+
+
+def _first_id(row: ClipRow) -> str:
+    """Return the id of a row's job, which is that of its first clip; later ones are named ID-STARTs."""
+    return row.id.removesuffix(f"-{seconds_name(row.start_s)}") if row.start_s > 0 else row.id
 
 
 def name_groups(jobs: Iterable[ClipJob], rows: Iterable[ClipRow]) -> list[ClipRow]:
-    """Return the rows whose video has another group now, with that: older sets kept none, and a CSV may gain them."""
-    groups = {str(job.path): job.group for job in jobs if job.group}
-    return [replace(row, group=groups[row.source]) for row in rows if groups.get(row.source, row.group) != row.group]
+    """Return the rows of jobs (of `fit_to_set`) that have another group now, with that: a CSV may gain sources."""
+    groups = {(job.id, str(job.path)): job.group for job in jobs if job.group}
+    named = ((row, groups.get((_first_id(row), row.source), row.group)) for row in rows)
+    return [replace(row, group=group) for row, group in named if group != row.group]
+
+
+def orphaned_clips(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[str]:
+    """Return the ids of the later clips of the jobs' videos whose first is not in the set: its row was deleted."""
+    videos = {str(job.path) for job in jobs}
+    return [row.id for row in rows.values() if row.source in videos and _first_id(row) not in rows]
 
 
 def _part(cells: dict[str, Any]) -> tuple[Path, float, float | None]:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -48,6 +49,8 @@ SPLITS = ("train", "test")
 # a pixel moves when its mean displacement is above this, px on a grid of 256 x 160
 MOVING_PX = 0.25
 _ABSENT = "none"
+# settings that no flag sets
+_VERSIONS = frozenset({"flow_version", "scenes_version"})
 # statistics without this belong to an unfinished set
 _NUM_CLIPS = "num_clips"
 _FOLDERS = ("first", "spectra", "pairs", "slices")
@@ -393,6 +396,9 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
         said = "; ".join(
             f"{key} was {made_with.get(key, _ABSENT)}, is {settings.get(key, _ABSENT)}" for key in differing
         )
+        same_kind = made_with.get("made_of") == settings.get("made_of")
+        if same_kind and (not _VERSIONS.isdisjoint(differing) or differing == ["test_scenes"]):
+            raise ClipSetError(f"{folder}: made by another version of this program ({said}); name another folder")
         raise ClipSetError(f"{folder}: made with other settings ({said}); repeat them or name another folder")
     return {row.id: row for row in _read_rows(folder / "clips.csv")}
 
@@ -452,9 +458,10 @@ def _format_rows(rows: Iterable[ClipRow]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, _COLUMNS, lineterminator="\n")
     for row in rows:
-        # a line break inside a cell would look like a row cut short
+        # a line break inside a cell would look like a row cut short; all else stays: names of files have double spaces
         cells = {
-            key: " ".join(value.split()) if isinstance(value, str) else value for key, value in asdict(row).items()
+            key: re.sub(r"[\r\n]+", " ", value) if isinstance(value, str) else value
+            for key, value in asdict(row).items()
         }
         writer.writerow(cells)
     return buffer.getvalue()

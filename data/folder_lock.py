@@ -17,6 +17,10 @@ except ImportError:  # Windows: nothing is locked there
 LOCK_NAME = ".lock"
 
 
+class FolderBusyError(MediaError):
+    """Another process holds the folder."""
+
+
 class FolderLock:
     """Holds a folder from its making to `release`, or to the end of the process, however that comes.
 
@@ -26,7 +30,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        """Take the lock of a folder that exists; MediaError, naming the process, where another holds it."""
+        """Take the lock of a folder that exists; FolderBusyError, naming the process, where another holds it."""
         self._path = Path(folder) / LOCK_NAME
         self._file: IO[str] | None = None
         while fcntl is not None:
@@ -38,9 +42,12 @@ class FolderLock:
                 holder = file.read().strip()
                 file.close()
                 if error.errno not in (errno.EAGAIN, errno.EACCES):
+                    self._path.unlink(missing_ok=True)
                     return  # no locks on this file system
                 who = f"another run (process {holder})" if holder else "another run"
-                raise MediaError(f"{folder}: {who} is writing there; wait for its end or name another folder") from None
+                raise FolderBusyError(
+                    f"{folder}: {who} is writing there; wait for its end or name another folder"
+                ) from None
             if self._is_in_place(file):
                 file.truncate(0)
                 file.write(f"{os.getpid()}\n")

@@ -6,6 +6,7 @@ Flow is forward (frame 0 -> t), float32, in pixels of the frames' own grid, chan
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,8 @@ STILL_CHANGE = 2 / 255
 MANY_FRAMES = 4
 STILL_SIDE_PX = 3
 QUIET_CHANGE = 4 / 255
+# a pixel that stands still but for a gust moves in the frames in which it changes by this or more
+MOVING_CHANGE = 8 / 255
 # zero flow wins unless the estimate lowers the blurred residual by more than this, relatively and absolutely
 ZERO_MARGIN_RELATIVE = 0.05
 ZERO_MARGIN = 0.25 / 255
@@ -67,11 +70,12 @@ def estimate_flow(
 
     Methods: "dis" (tuned DIS, then `flow_refinement`), "dis_fast" (tuned DIS alone), "dis_x2" (tuned DIS on pictures
     enlarged twice, four times slower), "farneback", "raft" (torchvision, needs `weights`), "pyflow" (when built here).
-    Every frame is taken by itself; "dis" then sets to 0 what `at_rest` finds. docs/training.md has what they reach.
+    Every frame is taken by itself, but "dis" then sets to 0 what `at_rest` finds, which from 4 frames on depends on all
+    that are given: of a clip given in pieces, pass `still`. docs/training.md has what the methods reach.
 
     Args:
-        first: (3, H, W) in [0, 1], frame 0.
-        frames: (T, 3, H, W) in [0, 1], consecutive frames of the clip.
+        first: (3, H, W) float32 in [0, 1], frame 0.
+        frames: (T, 3, H, W) float32 in [0, 1], consecutive frames of the clip.
         method: one of METHODS.
         weights: file with a state dict of torchvision's raft_small or raft_large; only for "raft".
         device: where RAFT runs; the other methods run on the CPU.
@@ -82,7 +86,7 @@ def estimate_flow(
 
     Raises:
         FlowError: the method is unknown or cannot run here.
-        ValueError: a tensor of the wrong shape.
+        ValueError: a tensor of the wrong shape or type.
     """
     _check_pictures(first, frames)
     flow_to = _find_method(method, weights, device)(first)
@@ -97,6 +101,13 @@ def _check_pictures(first: torch.Tensor, frames: torch.Tensor) -> None:
         raise ValueError(f"first: expected (3, H, W), got {tuple(first.shape)}")
     if frames.ndim != 4 or frames.shape[1:] != first.shape:
         raise ValueError(f"frames: expected (T, {', '.join(map(str, first.shape))}), got {tuple(frames.shape)}")
+    _check_types(first=first, frames=frames)
+
+
+def _check_types(**tensors: torch.Tensor) -> None:
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"{name}: expected float32, got {str(tensor.dtype).removeprefix('torch.')}")
 
 
 def still_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
@@ -120,9 +131,9 @@ def still_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
 def at_rest(first: torch.Tensor, frames: torch.Tensor, *, still: torch.Tensor | None = None) -> torch.Tensor:
     """Tell where nothing is to be seen of motion, by the pictures alone. Ours (method.md section 1).
 
-    In all frames where the clip shows a pixel at rest (`still_pixels`), and in one frame where a pixel changes by less
-    than 2/255, mean over colours, and so do its eight neighbours, or its surroundings (blur of sigma 1.5 px) by less
-    than 4/255.
+    Where the clip shows a pixel at rest (`still_pixels`), but in frames where it changes by 8/255 or more all the same;
+    and in one frame where a pixel changes by less than 2/255, and so do its eight neighbours, or its surroundings (blur
+    of sigma 1.5 px) by less than 4/255. Changes are means over colours.
 
     Args:
         first: (3, H, W) in [0, 1].
@@ -138,7 +149,7 @@ def at_rest(first: torch.Tensor, frames: torch.Tensor, *, still: torch.Tensor | 
         change = _change(first, frame[None])  # (1, 1, H, W)
         largest = F.max_pool2d(change, STILL_SIDE_PX, 1, STILL_SIDE_PX // 2)  # (1, 1, H, W)
         quiet = (change < STILL_CHANGE) & (_blur(change) < QUIET_CHANGE)  # (1, 1, H, W)
-        resting[index] = (largest < STILL_CHANGE)[0] | quiet[0] | still
+        resting[index] = (largest < STILL_CHANGE)[0] | quiet[0] | (still & (change < MOVING_CHANGE)[0])
     return resting
 
 
@@ -154,14 +165,19 @@ def visible_flow(
     by more than half a pixel, for that cannot be checked. Ours (method.md sections 1 and 5).
 
     Args:
-        first: (3, H, W) in [0, 1].
-        frames: (T, 3, H, W) in [0, 1].
-        flow: (T, 2, H, W) px, frame 0 -> t.
+        first: (3, H, W) float32 in [0, 1].
+        frames: (T, 3, H, W) float32 in [0, 1].
+        flow: (T, 2, H, W) float32 px, frame 0 -> t.
         still: as for `at_rest`.
 
     Returns:
         flow (T, 2, H, W) px, and reliability (T, 1, H, W) in [0, 1]. No gradients.
+
+    Raises:
+        ValueError: a tensor of the wrong shape or type.
     """
+    _check_pictures(first, frames)
+    _check_types(flow=flow)
     if flow.shape != (frames.shape[0], 2, *first.shape[1:]):
         raise ValueError(f"flow: expected {(frames.shape[0], 2, *first.shape[1:])}, got {tuple(flow.shape)}")
     visible = torch.empty_like(flow)  # (T, 2, H, W)
@@ -198,7 +214,7 @@ def estimate_backward_flow(
 
     Raises:
         FlowError: the method is unknown or cannot run here.
-        ValueError: a tensor of the wrong shape.
+        ValueError: a tensor of the wrong shape or type.
     """
     _check_pictures(first, frames)
     method = "dis_fast" if method == "dis" else method
@@ -359,6 +375,11 @@ def _raft_method(weights: str | Path | None, device: str) -> MakeFlowTo:
         return flow_to
 
     return make
+
+
+def weights_digest(path: str | Path) -> str:
+    """Return what tells one file of weights from another, wherever it lies: 16 digits of its SHA-256."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
 
 
 def _load_raft(path: Path) -> torch.nn.Module:

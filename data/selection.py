@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from motion.flow import default_grid_scale
+from motion.flow import MOTION_AREA_PX, default_grid_scale
 from motion.spectrum import mean_displacement
 
 from .clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, ClipSetWriter
@@ -54,7 +55,11 @@ def select_clips(
             f"{source.folder}: is not finished; run the prepare_data.py command that makes it to its end"
         )
     wanted = {"from": str(source.folder.resolve()), "max_mean_px": max_mean_px, "min_confidence": min_confidence}
-    settings = {**source.statistics.get("settings", {}), "selected": {**wanted, "only": sorted(only)}}
+    made_with = source.statistics.get("settings", {})
+    area = made_with.get("area") or math.prod(made_with.get("size", (MOTION_AREA_PX,)))
+    if max_mean_px is not None and area != MOTION_AREA_PX:
+        wanted["px_at"] = "256x160"  # selections of before took the px of the set's own grid
+    settings = {**made_with, "selected": {**wanted, "only": sorted(only)}}
     period_s = source.statistics.get("period_s", 5.0)
     with ClipSetWriter(folder, settings, period_s=period_s) as writer:
         rows = {row.id: row for row in source.rows(status=(KEPT, PAIRS_ONLY, DROPPED))}

@@ -26,7 +26,13 @@ from .clips import (
     write_clip,
 )
 from .media import MediaError
-from .optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, visible_flow
+from .optical_flow import (
+    estimate_backward_flow,
+    estimate_flow,
+    forward_backward_error,
+    still_pixels,
+    visible_flow,
+)
 from .shots import CAMERA_PX, camera_motion, find_shots, grid_scale, plan_sequences, typical_camera_px
 from .video import Video, iterate_video, probe_video
 
@@ -159,7 +165,7 @@ def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
     indices = _spread(PREVIEW_FRAMES, count)
     frames = video.frames[indices]  # (N, 3, H, W)
     flow = estimate_flow(first, frames, method=PREVIEW_METHOD)  # (N, 2, H, W)
-    flow, reliability = visible_flow(first, frames, flow)
+    flow, reliability = visible_flow(first, frames, flow, still=still_pixels(first, video.frames))
     camera_px = typical_camera_px(camera_motion(first, flow, reliability))
     row = replace(row, camera_px=round(camera_px, 3))
     limit_px = job.max_camera_px * grid_scale(*first.shape[-2:])

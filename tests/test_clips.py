@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import multiprocessing
@@ -44,8 +45,11 @@ from data.datasets import (
     scene_settings,
 )
 from data.files import MediaError
+from data.folder_lock import FolderBusyError, FolderLock
 from data.selection import select_clips
 from motion.spectrum import NUM_BINS, mean_displacement, spectrum_to_flow, truncate
+
+fcntl = pytest.importorskip("fcntl")  # nothing is locked on Windows
 
 ROOT = Path(__file__).resolve().parent.parent
 SIZE = (32, 48)
@@ -221,6 +225,24 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path):
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(ClipSetError, match="not a clip set"):
         ClipSetWriter(tmp_path / "full", {})
+    # what no flag can repeat
+    for before, now, right in (
+        (
+            {"flow_version": 2},
+            {"flow_version": 3},
+            r"another version of this program \(flow_version was 2, is 3\); name",
+        ),
+        ({}, {"flow_version": 3, "fps": 5}, "another version of this program"),
+        ({"scenes_version": 1}, {"scenes_version": 2}, "another version of this program"),
+        ({}, {"test_scenes": "of each kind"}, "another version of this program"),
+        ({"kinds": []}, {"kinds": ["reeds"] * 4, "test_scenes": "of each kind"}, "repeat them or name another folder"),
+        ({"made_of": "scenes", "scenes_version": 1}, {"made_of": "videos", "flow_version": 3}, "repeat them or name"),
+    ):
+        shutil.rmtree(tmp_path / "set")
+        with ClipSetWriter(tmp_path / "set", before) as writer:
+            writer.finish()
+        with pytest.raises(ClipSetError, match=right):
+            rows_of_set(tmp_path / "set", now)
     with pytest.raises(ClipSetError, match="prepare_data.py"):
         ClipSet(tmp_path / "absent")
 
@@ -298,6 +320,36 @@ def test_a_run_that_is_killed_leaves_no_lock(tmp_path):
     assert not (tmp_path / "set" / ".lock").exists()
 
 
+def test_a_lock_whose_name_its_last_holder_removed_is_taken_anew(tmp_path, monkeypatch):
+    lock, calls = fcntl.flock, []
+
+    def flock(file, operation):
+        if not calls:
+            (tmp_path / ".lock").unlink()
+        calls.append(file)
+        lock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    held = FolderLock(tmp_path)
+    assert len(calls) == 2 and (tmp_path / ".lock").read_text() == f"{os.getpid()}\n"
+    with pytest.raises(FolderBusyError, match=f"process {os.getpid()}"):
+        FolderLock(tmp_path)
+    held.release()
+    FolderLock(tmp_path).release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_keeps_no_lock_file(tmp_path, monkeypatch):
+    def flock(file, operation):
+        raise OSError(errno.ENOTSUP, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        lock = FolderLock(tmp_path)
+        assert list(tmp_path.iterdir()) == []
+    lock.release()
+
+
 def test_a_run_killed_at_its_very_start_is_gone_on_with(tmp_path):
     (tmp_path / "set" / "first").mkdir(parents=True)
     (tmp_path / "set" / ".lock").write_text("77\n")
@@ -346,6 +398,29 @@ def test_a_selection_follows_its_source(tmp_path):
     assert {row.split for row in ClipSet(tmp_path / "some").rows()} == {"test"}
     assert selected(third, tmp_path / "fresh") == selected(third, tmp_path / "some")
     assert files_of(tmp_path / "fresh") == files_of(tmp_path / "some")
+
+
+def test_a_selection_by_px_of_another_grid_is_not_gone_on_with(tmp_path):
+    # selections of before took the px of the set's own grid: at the default area that is the same
+    for index, (asked, choice, differs) in enumerate(
+        (
+            ({"area": 80 * 128}, {"max_mean_px": 1.0}, True),
+            ({"size": [80, 128]}, {"max_mean_px": 1.0}, True),
+            ({"area": 80 * 128}, {"only": ["a"]}, False),
+            ({"area": 160 * 256}, {"max_mean_px": 1.0}, False),
+            ({"size": [160, 256]}, {"max_mean_px": 1.0}, False),
+        )
+    ):
+        with ClipSetWriter(tmp_path / f"all{index}", asked) as writer:
+            source = writer.finish()
+        wanted = {"from": str(source.folder), "max_mean_px": None, "min_confidence": None, "only": []} | choice
+        with ClipSetWriter(tmp_path / f"some{index}", {**asked, "selected": wanted}) as writer:
+            writer.finish()
+        if differs:
+            with pytest.raises(ClipSetError, match="'px_at': '256x160'"):
+                select_clips(source, tmp_path / f"some{index}", **choice)
+        else:
+            select_clips(source, tmp_path / f"some{index}", **choice)
 
 
 def test_an_unfinished_source_is_not_selected_from(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import types
 from collections import Counter
 from pathlib import Path
 
@@ -14,9 +16,12 @@ import data.augmentation as augmentation
 from data.augmentation import draw_geometry, jitter_colours
 from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair, SampleKey
 from data.datasets import MotionDataset, RenderingDataset, parse_set_flags
+from data.folder_lock import FolderLock
+from data.scenes import SCENES_VERSION
 from models.vae import MotionVAE
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, spectrum_to_flow, truncate
+from training import data_sets
 from training.data_order import BatchOrder, make_loader
 from training.data_sets import open_sets
 from training.latents import LatentDataset, variant_sizes
@@ -350,6 +355,25 @@ def test_pieces_of_a_source_are_in_one_split_over_all_sets(tmp_path: Path) -> No
     table.write_text("".join(line.rsplit(",", 2)[0] + "\n" for line in table.read_text().splitlines()))
     assert "group" not in table.read_text()
     assert len(open_sets([tmp_path / "x", tmp_path / "z", tmp_path / "old"], 0)) == 3
+
+
+def test_without_data_a_second_training_waits_for_the_scenes_of_the_first(tmp_path: Path, monkeypatch, caplog) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs" / "scenes" / f"1-seed0-v{SCENES_VERSION}"
+    folder.mkdir(parents=True)
+    lock, waits = FolderLock(folder), []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 2:
+            lock.release()
+
+    monkeypatch.setattr(data_sets, "time", types.SimpleNamespace(sleep=sleep))
+    caplog.set_level("INFO")
+    ((clip_set, weight),) = open_sets(None, 0, "cpu", num=1)
+    assert len(waits) == 2 and weight == 1 and len(clip_set.rows()) == 1
+    (said,) = [record.getMessage() for record in caplog.records if "waiting" in record.getMessage()]
+    assert f"(process {os.getpid()}) is writing there" in said and "--data" in said
 
 
 # -------------------------------------------------------------------------------------------------- cached latents

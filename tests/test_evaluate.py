@@ -14,6 +14,7 @@ import training.evaluation_clips as evaluation_clips
 from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair
 from data.datasets import render_scene_set
 from data.media import write_image
+from data.optical_flow import weights_digest
 from data.sources import ClipJob, prepare_video
 from data.video_writer import VideoWriter
 from models.frame_synthesis import FrameSynthesis
@@ -189,6 +190,18 @@ def test_raft_weights_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyP
     checkpoint = make_checkpoint(tmp_path / "models")
     assert evaluate.main([*flags, "--raft-weights", str(weights), "--checkpoint", str(checkpoint)]) == 0
     assert asked == [(0, "raft", weights), (7, "raft", weights)]
+
+    # the set says which weights made its flow; that of others is neither measured nor kept
+    statistics = json.loads((clip_set.folder / "statistics.json").read_text())
+    for made_with, code in ((b"right", 0), (b"other", 2)):
+        weights.write_bytes(made_with)
+        if code == 0:
+            statistics["settings"]["raft_weights"] = weights_digest(weights)
+            (clip_set.folder / "statistics.json").write_text(json.dumps(statistics))
+        capsys.readouterr()
+        assert evaluate.main([*flags, "--raft-weights", str(weights), "--checkpoint", str(checkpoint)]) == code
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"--raft-weights {weights}: not the weights that {clip_set.folder} was made with" in line
 
 
 def test_remap_reads_against_the_flow() -> None:

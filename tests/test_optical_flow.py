@@ -246,6 +246,21 @@ def test_wrong_shapes_are_named():
     assert METHODS[0] == "dis"
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.uint8])
+def test_another_type_than_float32_is_named(dtype):
+    first, frames, flow = torch.zeros(3, 16, 24), torch.zeros(2, 3, 16, 24), torch.zeros(2, 2, 16, 24)
+    name = str(dtype).split(".")[1]
+    for wrong, call in (
+        ("first", lambda: estimate_flow(first.to(dtype), frames)),
+        ("frames", lambda: estimate_flow(first, frames.to(dtype))),
+        ("frames", lambda: estimate_backward_flow(first, frames.to(dtype))),
+        ("first", lambda: visible_flow(first.to(dtype), frames, flow)),
+        ("flow", lambda: visible_flow(first, frames, flow.to(dtype))),
+    ):
+        with pytest.raises(ValueError, match=f"{wrong}: expected float32, got {name}"):
+            call()
+
+
 def test_flow_table_measures_real_clips_and_scenes(tmp_path, caplog):
     from data.video_writer import VideoWriter
     from training.flow_evaluation import clear_texture, find_scenes, measure_flow
@@ -319,3 +334,11 @@ def test_videos_that_cannot_be_measured_are_left_out_and_said(tmp_path, capsys, 
     assert "| dis_fast, visible |" in (tmp_path / "out" / "unchanged" / "results.md").read_text()
     assert evaluate.main(["flow", "--videos", str(tmp_path / "text.mp4"), *flags]) == 2
     assert "none of the 1 can be measured" in capsys.readouterr().err.strip().splitlines()[-1]
+    caplog.clear()
+    empty = [tmp_path / "empty", tmp_path / "more"]
+    for folder in empty:
+        folder.mkdir()
+    assert evaluate.main(["flow", "--videos", *map(str, empty), str(tmp_path / "good.mp4"), *flags]) == 3
+    said = [record.message for record in caplog.records if "no videos" in record.message]
+    assert said == [f"{folder}: no videos in this folder" for folder in empty]
+    assert evaluate.main(["flow", "--videos", str(tmp_path / "good.mp4"), *flags]) == 0

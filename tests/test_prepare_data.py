@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import prepare_data
 from data import sources
-from data.clip_sources import find_clips
+from data.clip_sources import find_clips, fit_to_set, name_groups
 from data.clips import ClipRow, ClipSet, ClipSetWriter, motion_figures
 from data.media import read_image, write_image
 from data.optical_flow import METHODS
@@ -558,6 +558,83 @@ def test_the_group_is_kept_and_holds_the_split_of_a_set_that_grows(two_parts, vi
     flags = ["videos", str(tmp_path / "more.csv"), "--out", str(tmp_path / "set"), *FAST]
     assert prepare_data.main(flags) == 2
     assert "city park: is a train clip of this set, not a test one" in capsys.readouterr().err
+
+
+def test_parts_of_a_video_under_two_sources_keep_them(two_parts, tmp_path):
+    def groups() -> dict[str, str]:
+        return {row.id: row.group for row in ClipSet(tmp_path / "set").rows(status=ALL)}
+
+    for _ in range(2):
+        assert two_parts("0,2,garden", "2,2,park") == 0 and groups() == {"sway": "garden", "sway_2s": "park"}
+    # later clips have that of their first, and other videos nothing of it
+    job = sources.ClipJob("a", Path("/a.mp4"), "train", group="garden")
+    table = [ClipRow("a", "/a.mp4"), ClipRow("a-5s", "/a.mp4", 5.0), ClipRow("a_5s", "/a.mp4", 5.0)]
+    table += [ClipRow("a-7s", "/b.mp4", 7.0), ClipRow("b", "/b.mp4")]
+    assert [row.id for row in name_groups([job], table)] == ["a", "a-5s"]
+
+
+def test_a_folder_before_a_csv_does_not_hide_its_splits_and_sources(videos, tmp_path, caplog):
+    table = tmp_path / "clips.csv"
+    table.write_text(
+        f"path,split,source,start\n{videos}/sway.mp4,test,garden,\n"
+        f"{videos}/short.mp4,test,park,1\n{videos}/still.mp4,,wall,\n"
+    )
+    names = tmp_path / "names.csv"
+    names.write_text("path,split\nbroken.mp4,train\nstill.mp4,test\n")
+    for paths in ([videos, table], [table, videos]):
+        jobs = {job.id: (job.split, job.group) for job in find_clips(paths, [names], {})}
+        assert jobs == {
+            "sway": ("test", "garden"),
+            "short": ("test", "park"),
+            "short_1s": ("test", "park"),
+            "still": ("test", "wall"),
+            "broken": ("train", ""),
+        }
+    assert not caplog.records  # each video has its split from one of the two
+
+
+def test_a_name_with_two_spaces_is_known_again(videos, tmp_path, capsys):
+    shutil.copy(videos / "short.mp4", tmp_path / "a  b.mp4")
+    flags = ["videos", str(tmp_path / "a  b.mp4"), "--out", str(tmp_path / "set"), *FAST]
+    assert prepare_data.main(flags) == 0 and prepare_data.main(flags) == 0
+    assert "1 of 1 videos are done already" in capsys.readouterr().out
+    assert [row.source for row in ClipSet(tmp_path / "set").rows(status=ALL)] == [str(tmp_path / "a  b.mp4")]
+
+
+def test_the_later_clips_of_a_row_that_was_deleted_go_with_it(videos, long_videos, tmp_path):
+    def ids() -> set[str]:
+        return {row.id for row in ClipSet(tmp_path / "set").rows(status=ALL)}
+
+    video, table = tmp_path / "one.mp4", tmp_path / "set" / "clips.csv"
+    flags = ["videos", str(video), "--out", str(tmp_path / "set"), *FAST, "--clips-per-video", "3"]
+    shutil.copy(long_videos / "shots.mp4", video)
+    assert prepare_data.main(flags) == 0 and ids() == {"one", "one-3s", "one-8s"}
+    table.write_text("".join(line + "\n" for line in table.read_text().splitlines() if not line.startswith("one,")))
+    # another video now, of which nothing is kept
+    shutil.copy(videos / "still.mp4", video)
+    assert prepare_data.main(flags) == 0 and ids() == {"one"}
+    assert not [path for path in files_of(tmp_path / "set") if "one" in path]
+
+
+def test_a_video_that_could_not_be_read_may_change_its_split_and_seconds(videos, tmp_path):
+    table = tmp_path / "clips.csv"
+    shutil.copy(videos / "broken.mp4", tmp_path / "one.mp4")
+    flags = ["videos", str(table), "--out", str(tmp_path / "set"), *FAST]
+    table.write_text("path,split,source\none.mp4,train,park\n")
+    assert prepare_data.main(flags) == 3
+    shutil.copy(videos / "short.mp4", tmp_path / "one.mp4")
+    table.write_text("path,split,source,seconds\none.mp4,test,park,1\n")
+    assert prepare_data.main(flags) == 0
+    (row,) = ClipSet(tmp_path / "set").rows(status=ALL)
+    assert (row.id, row.split, row.group, row.limit_s) == ("one", "test", "park", 1.0)
+    # two parts asked for do not both take its place
+    bad = {"one": ClipRow("one", "/one.mp4", limit_s=9.0, status="dropped", reason="unreadable: x")}
+    jobs = [sources.ClipJob("one", Path("/one.mp4"), "train", seconds=seconds) for seconds in (1.0, 2.0)]
+    ids = [job.id for job in fit_to_set(jobs, bad)]
+    assert ids[0] == "one" and re.fullmatch("one-[0-9a-f]{6}", ids[1])
+    # a row that does not say how much it may use stands for all of the video
+    with pytest.raises(ValueError, match=r"seconds = inf, not 1 \(inf: to the end\)"):
+        fit_to_set(jobs, {"one": ClipRow("one", "/one.mp4")})
 
 
 def test_other_raft_weights_for_the_same_set_are_refused(two_parts, tmp_path, monkeypatch, capsys):

@@ -15,7 +15,7 @@ A script has the form
         sys.exit(run(main))
 
 `main` never raises SystemExit: it returns 0 when all is well (also after --help), 2 after a user's mistake (one line
-on stderr) and 130 after Ctrl-C. Mistakes of our own keep their traceback.
+on stderr), 3 when some of the inputs could not be used, and 130 after Ctrl-C. Mistakes of our own keep their traceback.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ Main = Callable[..., int]
 
 OUR_PACKAGES = ("__main__", "data", "models", "motion", "splatting", "training")
 DEFAULT_MEMORY_FLAGS = ("--batch-size", "--size")
-EXIT_USAGE, EXIT_INTERRUPTED = 2, 130
+# 3: done, but for inputs that could not be used
+EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130
 _DEVICE_FORM = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from diffusers import ModelMixin
 
 from data.clips import KEPT, PAIRS_ONLY, ClipSet, ClipSetError
 from data.datasets import parse_set_flags, render_scene_set
+from data.folder_lock import FolderBusyError
 from data.media import atomic_path
 from data.scenes import SCENES_VERSION
 from models.motion_pipeline import MotionPipeline
@@ -49,8 +51,21 @@ def open_sets(
     with processes.main_first():
         if processes.is_main():
             logger.info("no --data: %d rendered scenes in %s (prepare_data.py makes larger sets)", num, folder)
-        clip_set = render_scene_set(folder, num, seed=seed, workers=os.cpu_count() or 1, progress=processes.is_main())
+        clip_set = _render_in_turn(folder, num, seed)
     return [(clip_set, 1.0)]
+
+
+def _render_in_turn(folder: Path, num: int, seed: int) -> ClipSet:
+    """Render the scenes, or wait until another training that was started without --data has rendered them."""
+    waiting = False
+    while True:
+        try:
+            return render_scene_set(folder, num, seed=seed, workers=os.cpu_count() or 1, progress=processes.is_main())
+        except FolderBusyError as error:
+            if not waiting:
+                logger.info("%s; waiting, --data SET would not", str(error).split(";")[0])
+            waiting = True
+            time.sleep(1)
 
 
 def _check_groups(sets: Sequence[ClipSet]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError
 from data.media import MediaError, atomic_path
-from data.optical_flow import FLOW_VERSION, estimate_flow, still_pixels, visible_flow
+from data.optical_flow import FLOW_VERSION, estimate_flow, still_pixels, visible_flow, weights_digest
 from data.scenes import Scene, make_scene
 from data.sources import read_clip
 from data.video import Video
@@ -104,12 +104,17 @@ def check_flow_method(clip_set: ClipSet, rows: list[ClipRow], raft_weights: Path
     """Fail now rather than in the middle when the flow of videos is still to be estimated by RAFT, and cannot be.
 
     Raises:
-        ClipSetError, FlowError: the weights are missing, or their file cannot be used.
+        ClipSetError, FlowError: the weights are missing, not those of the set, or their file cannot be used.
     """
     if flow_method(clip_set) != "raft":
         return
     if raft_weights is not None:
         estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method="raft", weights=raft_weights)
+        made_with = clip_set.statistics.get("settings", {}).get("raft_weights")
+        if made_with is not None and made_with != weights_digest(raft_weights):
+            raise ClipSetError(
+                f"--raft-weights {raft_weights}: not the weights that {clip_set.folder} was made with; give those"
+            )
     elif any(Path(row.source).is_file() and not cache_path(clip_set, row).is_file() for row in rows):
         raise ClipSetError(f"{clip_set.folder}: its flow was made by RAFT; right: --raft-weights FILE")
 

@@ -6,14 +6,18 @@ import argparse
 import logging
 from pathlib import Path
 
-from training.cli import UsageError, add_shared_flags, choose_device, non_negative_int, positive_int
+from training.cli import (
+    EXIT_SKIPPED,
+    UsageError,
+    add_shared_flags,
+    choose_device,
+    non_negative_int,
+    positive_int,
+)
 
 from . import DEFAULT_OUT, out_folder
 
 logger = logging.getLogger(__name__)
-
-# some videos could not be measured
-EXIT_SKIPPED = 3
 
 
 def add_flags(tables: argparse._SubParsersAction) -> None:
@@ -33,7 +37,7 @@ def add_flags(tables: argparse._SubParsersAction) -> None:
 
 
 def make_table(args: argparse.Namespace) -> int:
-    """Measure the methods and write the tables to --out, --out/by_clip and --out/unchanged; 3 when a video is bad."""
+    """Measure the methods; write --out, --out/by_clip and --out/unchanged; 3 when a video is bad or a folder empty."""
     from data.clip_sources import list_videos
     from data.optical_flow import METHODS
     from training.flow_evaluation import COLUMN_NOTES, TABLE_METHODS, UNCHANGED_NOTES, find_scenes, measure_flow
@@ -48,7 +52,11 @@ def make_table(args: argparse.Namespace) -> int:
     if args.raft_weights is not None and "raft" not in methods:
         raise UsageError("--raft-weights: only for RAFT; give --methods raft, and the others that you want")
     device = choose_device(args.device)
-    videos = [video for path in args.videos for video in list_videos(path)]
+    found = {path: list_videos(path) for path in args.videos}
+    empty = [path for path in found if not found[path]]
+    for path in empty:
+        logger.warning("%s: no videos in this folder", path)
+    videos = [video for path in args.videos for video in found[path]]
     if not videos and not args.scenes:
         raise UsageError("--videos: name videos, or give --scenes N")
 
@@ -73,4 +81,4 @@ def make_table(args: argparse.Namespace) -> int:
         notes = [data, *UNCHANGED_NOTES, command]
         print(write_results(out / "unchanged", tables.unchanged, title="Flow where nothing changes", notes=notes))
     logger.info("written to %s", out)
-    return EXIT_SKIPPED if tables.left_out else 0
+    return EXIT_SKIPPED if tables.left_out or empty else 0
