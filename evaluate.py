@@ -19,7 +19,7 @@ from training.tables import ablation, data, flow, frames, motion, splats
 TABLES = (frames, splats, motion, ablation, data, flow)
 
 
-@command(memory_flags=("--device",))
+@command(memory_flags=("--samples",))
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
     parser = Parser(description=__doc__, raw_description=True)

@@ -8,13 +8,28 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, command, positive_int, run, size_px
+from training.cli import (
+    Parser,
+    UsageError,
+    add_shared_flags,
+    add_training_flags,
+    command,
+    fraction,
+    positive_int,
+    run,
+    size_px,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import torch
+    from diffusers import SchedulerMixin
+    from torch import nn
 
     from models.unet import FrequencyUNet
     from models.vae import MotionVAE
+    from training.latents import LatentDataset
 
 logger = logging.getLogger("__main__")
 
@@ -36,12 +51,23 @@ def make_parser() -> Parser:
         help="motion grid, px; also turned and square",
     )
     add("--mode", choices=("coordinated", "independent", "volume"), default="coordinated", help="how slices meet")
-    add("--stage", choices=("joint", "slices", "coordination"), default="joint", help="which layers train")
-    add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example stage 1's")
+    stages = ("joint", "picture", "denoiser", "slices", "coordination")
+    add(
+        "--stage",
+        choices=stages,
+        default="joint",
+        help="what trains: all; the picture's encoder (which draws no samples, has no noise levels to weigh and no use "
+        "for --gradient-checkpointing); all else; all but the attention across frequencies; that alone",
+    )
+    add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example an earlier stage's")
     add("--prediction", choices=("v_prediction", "epsilon"), default="v_prediction", help="what the net predicts")
+    add("--weighting", choices=("none", "min-snr"), default="none", help="of the noise levels in the loss")
+    add("--gradient-checkpointing", action="store_true", help="slower by a third, in a fraction of the memory")
     add("--backbone", choices=("squeezenet", "none"), default="squeezenet", help="picture network of the condition")
     add("--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights of SqueezeNet 1.1, then kept frozen")
     add("--no-augment", action="store_true", help="clips as they are, to over-fit a few")
+    hidden = "of the photograph's features, hidden from a sample; default: 0.3; --no-augment, --stage denoiser: 0"
+    add("--feature-dropout", type=fraction, metavar="SHARE", help=hidden)
     add("--cache", type=Path, default=Path("outputs/latents"), metavar="DIR", help="where encoded latents are kept")
     add("--export", type=Path, metavar="DIR", help="where the trained pipeline goes; default: RUN/pipeline")
     add_training_flags(parser)
@@ -55,17 +81,26 @@ def build_unet(args: Namespace, vae: MotionVAE, preset: dict) -> FrequencyUNet:
     from models.unet import FrequencyUNet
 
     if args.init:
+        if args.backbone_weights:
+            raise UsageError("--backbone-weights: the U-Net of --init has its picture network; give one of the two")
         unet = load_model(FrequencyUNet, args.init, component="U-Net")
-        for name, flag, wanted in (("num_bins", "--bins", args.bins), ("mode", "--mode", args.mode)):
+        for name, flag, wanted in (
+            ("num_bins", "--bins", args.bins),
+            ("mode", "--mode", args.mode),
+            ("prediction_type", "--prediction", args.prediction),
+        ):
             if unet.config[name] != wanted:
                 raise UsageError(
                     f"--init {args.init}: its {name} is {unet.config[name]}; right: {flag} {unet.config[name]}"
                 )
-        if unet.image_encoder.backbone is not None:
+        if unet.config.backbone_frozen:
             unet.image_encoder.freeze_backbone()
+        logger.info("--init: network and backbone are those of %s; --preset means the training only", args.init)
     else:
+        meaning = {"period_s": vae.config.period_s, "prediction_type": args.prediction}
         shape = {"latent_channels": vae.latent_channels, "factor": vae.factor, "num_bins": args.bins}
-        unet = FrequencyUNet(**shape, **preset, mode=args.mode, backbone=args.backbone, period_s=vae.config.period_s)
+        backbone = {"backbone": args.backbone, "backbone_frozen": False}  # until weights are loaded
+        unet = FrequencyUNet(**shape, **preset, mode=args.mode, **backbone, **meaning)
         if args.backbone_weights:
             try:
                 unet.load_backbone(args.backbone_weights)
@@ -73,11 +108,40 @@ def build_unet(args: Namespace, vae: MotionVAE, preset: dict) -> FrequencyUNet:
                 raise UsageError(f"--backbone-weights: {str(error).splitlines()[0]}") from error
         elif args.backbone == "squeezenet":
             logger.info("no --backbone-weights: the picture network trains from scratch")
+    if args.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
     try:
         unet.set_stage(args.stage)
     except ValueError as error:
         raise UsageError(f"--stage {args.stage}: {error}") from error
     return unet
+
+
+def check_flags(args: Namespace) -> None:
+    """Refuse flags that contradict each other or would do nothing."""
+    from motion.flow import GRID_MULTIPLE
+
+    if any(side % GRID_MULTIPLE for side in args.grid):
+        raise UsageError(f"--grid {args.grid[1]}x{args.grid[0]}: right: sides that are multiples of {GRID_MULTIPLE} px")
+    if args.stage == "picture" and args.weighting != "none":
+        raise UsageError(f"--weighting {args.weighting}: --stage picture has no noise levels to weigh; right: none")
+    if args.feature_dropout is not None and args.feature_dropout >= 1:
+        raise UsageError("--feature-dropout 1: hides the whole photograph; right: 0 or above, below 1")
+
+
+def open_data(args: Namespace, vae: MotionVAE) -> list:
+    """Open the sets of --data and check that they fit the flags and the VAE."""
+    from training.data_sets import combined_normalisation, open_sets
+    from training.motion_sets import motion_sets
+
+    sets = open_sets(args.data, args.seed, args.device)
+    period_s = combined_normalisation(sets, args.bins).period_s
+    if period_s != vae.config.period_s:
+        raise UsageError(
+            f"--data: the sets have a period of {period_s:g} s, the VAE of {vae.config.period_s:g} s; right: sets of "
+            "the VAE's period, or another --vae"
+        )
+    return motion_sets(sets, args.grid, args.bins, args.device)
 
 
 def encode_latents(args: Namespace, sets: list, vae: MotionVAE, device: torch.device, batch: int) -> tuple:
@@ -98,13 +162,41 @@ def encode_latents(args: Namespace, sets: list, vae: MotionVAE, device: torch.de
     return dataset, held_out
 
 
-@command(memory_flags=("--batch-size", "--preset"))
+def what_trains(
+    args: Namespace,
+    unet: FrequencyUNet,
+    vae: MotionVAE,
+    schedule: SchedulerMixin,
+    dataset: LatentDataset,
+    held_out: LatentDataset | None,
+) -> tuple[nn.Module, Callable, dict[str, Callable]]:
+    """Return the module of the stage, its loss, and what the loop measures and draws on the way."""
+    from functools import partial
+
+    from training import motion_diffusion as diffusion
+
+    dropout = args.feature_dropout
+    if dropout is None:
+        # What the encoder says is fixed in stage "denoiser": hiding parts of it would only blur the magnitudes.
+        learns_pictures = args.stage != "denoiser" and not args.no_augment
+        dropout = diffusion.FEATURE_DROPOUT if learns_pictures else 0.0
+    seen = {"num_features": unet.image_encoder.num_features, "feature_dropout": dropout}
+    if args.stage == "picture":
+        validate = partial(diffusion.held_out_magnitude, dataset=held_out) if held_out else None
+        return diffusion.PictureStage(unet), partial(diffusion.picture_loss, **seen), {"validate": validate}
+    validate = partial(diffusion.held_out_loss, dataset=held_out, schedule=schedule) if held_out else None
+    shown = {"vae": vae, "schedule": schedule, "dataset": held_out or dataset}
+    loss = partial(diffusion.diffusion_loss, schedule=schedule, weighting=args.weighting, **seen)
+    return unet, loss, {"validate": validate, "sample": partial(diffusion.write_sample_sheet, **shown)}
+
+
+# The last is told as a flag to add.
+@command(memory_flags=("--batch-size", "--preset, add --gradient-checkpointing"))
 def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
 
     import dataclasses
-    import functools
 
     import torch
     from diffusers import DDPMScheduler
@@ -113,16 +205,15 @@ def main(argv: list[str] | None = None) -> int:
     from models.motion_pipeline import MotionPipeline, check_components
     from models.unet import UNET_PRESETS
     from models.vae import MotionVAE
-    from motion.flow import GRID_MULTIPLE
     from training import processes
     from training.cli import choose_device
-    from training.data_sets import export_pipeline, open_sets
+    from training.data_sets import export_pipeline
     from training.loop import LoopOptions, train
-    from training.motion_diffusion import TRAINING_PRESETS, diffusion_loss, held_out_loss, write_sample_sheet
-    from training.motion_sets import motion_sets
+    from training.motion_diffusion import TRAINING_PRESETS
     from training.run_folder import open_run
 
     # Model
+    check_flags(args)
     options = LoopOptions.from_flags(args, **TRAINING_PRESETS[args.preset])
     device = torch.device("cpu") if processes.wants_cpu(args.device) else choose_device(args.device)
     vae_folder = args.vae or DEFAULT_CHECKPOINT / "vae"
@@ -133,46 +224,34 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(f"--vae {vae_folder}: {error}") from error
     if args.bins > known:
         raise UsageError(f"--bins {args.bins}: the VAE carries statistics of {known} bins; right: fewer")
-    if any(side % GRID_MULTIPLE for side in args.grid):
-        raise UsageError(f"--grid {args.grid[1]}x{args.grid[0]}: right: sides that are multiples of {GRID_MULTIPLE} px")
     torch.manual_seed(args.seed)
     unet = build_unet(args, vae, UNET_PRESETS[args.preset])
+    schedule = DDPMScheduler(prediction_type=args.prediction, clip_sample=False)
     try:
-        check_components(vae, unet)
+        check_components(vae, unet, schedule)
     except ValueError as error:
         raise UsageError(f"--init {args.init}: {error}" if args.init else f"--vae {vae_folder}: {error}") from error
-    schedule = DDPMScheduler(prediction_type=args.prediction, clip_sample=False)
     trained = sum(p.numel() for p in unet.parameters() if p.requires_grad)
     total = sum(p.numel() for p in unet.parameters())
     logger.info("%s U-Net (%s), %.2f M parameters, %.2f M trained", args.preset, args.mode, total / 1e6, trained / 1e6)
 
     # Data
+    sets = open_data(args, vae) if args.data or not args.dry_run else []
     if args.dry_run:
         where = "a small rendered scene set" if not args.data else ", ".join(args.data)
         logger.info("dry run: would train %d steps of %d pictures on %s", options.steps, options.batch_size, where)
         return 0
-    sets = motion_sets(open_sets(args.data, args.seed, args.device), args.grid, args.bins, args.device)
 
     # Training
     # One volume has no bins of its own to embed, so that layer goes without gradient.
     options = dataclasses.replace(options, find_unused_parameters=args.mode == "volume")
-    if device.type == "cpu":
+    if device.type != "mps":  # convolutions of the CPU and of tensor cores are written for it, Metal's are not
         unet.to(memory_format=torch.channels_last)
     with open_run(args.out, "train_unet", vars(args), resume=args.resume, name=args.preset) as run_folder:
         batch = options.batch_size * options.accumulate * processes.num_processes()
         dataset, held_out = encode_latents(args, sets, vae, device, batch)
-        result = train(
-            unet,
-            dataset,
-            functools.partial(diffusion_loss, schedule=schedule),
-            options,
-            run_folder,
-            validate=functools.partial(held_out_loss, dataset=held_out, schedule=schedule) if held_out else None,
-            sample=functools.partial(
-                write_sample_sheet, vae=vae, schedule=schedule, dataset=held_out if held_out else dataset
-            ),
-            progress=True,
-        )
+        model, loss, measures = what_trains(args, unet, vae, schedule, dataset, held_out)
+        result = train(model, dataset, loss, options, run_folder, progress=True, **measures)
         pipeline = MotionPipeline(vae, unet, schedule)
         folder = args.export or run_folder.path / "pipeline"
         export_pipeline(pipeline, folder, run_folder, result, vae_folder=vae_folder)

@@ -19,6 +19,8 @@ def make_parser() -> Parser:
         "--data", nargs="+", metavar="SET[:WEIGHT]", help="clip sets; without, scenes are rendered first"
     )
     group.add_argument("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of net and training")
+    factors = "each side's reduction, f; default: the preset's (8, paper 4)"
+    group.add_argument("--factor", type=positive_int, metavar="F", help=factors)
     group.add_argument("--bins", type=positive_int, default=16, metavar="K", help="frequency bins, drift included")
     group.add_argument("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px")
     group.add_argument("--crop", type=size_px, default=(128, 128), metavar="WIDTHxHEIGHT", help="training crop, px")
@@ -47,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
     import torch
 
     from data.datasets import MotionDataset
-    from models.vae import VAE_PRESETS, MotionVAE
+    from models.vae import MotionVAE, vae_preset
     from training.data_sets import combined_normalisation, export_model, open_sets, sets_with
     from training.loop import LoopOptions, train
     from training.motion_sets import motion_sets
@@ -56,6 +58,8 @@ def main(argv: list[str] | None = None) -> int:
 
     # Data
     options = LoopOptions.from_flags(args, **TRAINING_PRESETS[args.preset])
+    if args.init_vq and args.factor:
+        raise UsageError("--factor: the picture model of --init-vq has its own; give one of the two")
     if args.dry_run and not args.data:
         logger.info("dry run: would render a small scene set and train on it")
         return 0
@@ -79,7 +83,10 @@ def main(argv: list[str] | None = None) -> int:
         except (OSError, ValueError) as error:
             raise UsageError(f"--init-vq {args.init_vq}: cannot be loaded ({str(error).splitlines()[0]})") from error
     else:
-        model = MotionVAE(**VAE_PRESETS[args.preset], **statistics)
+        try:
+            model = MotionVAE(**vae_preset(args.preset, args.factor), **statistics)
+        except ValueError as error:
+            raise UsageError(f"--{error}") from error
     if args.crop[0] > args.grid[0] or args.crop[1] > args.grid[1]:
         raise UsageError(f"--crop {args.crop[1]}x{args.crop[0]}: right: at most --grid {args.grid[1]}x{args.grid[0]}")
     for flag, size in (("--crop", args.crop), ("--grid", args.grid)):

@@ -124,7 +124,7 @@ class ImageEncoder(nn.Module):
         self.pixels = nn.Conv2d(3 * factor**2, width, 1)
         self.taps = nn.ModuleList(nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, width, 1)) for _, c in taps)
         self.tap_indices = [index for index, _ in taps]
-        total = width * (1 + len(taps))
+        self.num_features = total = width * (1 + len(taps))
         options = {"temb_channels": None, "groups": 8, "eps": 1e-5}
         self.fine = ResnetBlock2D(in_channels=total, out_channels=channels, **options)
         self.coarse = ResnetBlock2D(in_channels=channels, out_channels=channels, **options)
@@ -135,8 +135,11 @@ class ImageEncoder(nn.Module):
         if self.backbone is not None:
             self.backbone.requires_grad_(False)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Encode pictures (B, 3, H, W) in [0, 1], sides multiples of f, as (B, C, H/f, W/f)."""
+    def forward(self, image: Tensor, feature_gain: Tensor | None = None) -> Tensor:
+        """Encode pictures (B, 3, H, W) in [0, 1], sides multiples of f, as (B, C, H/f, W/f).
+
+        `feature_gain` (B, num_features) is 0 for features that training hides, and above 1 for the rest.
+        """
         height, width = image.shape[-2] // self.factor, image.shape[-1] // self.factor
         maps = [self.pixels(F.pixel_unshuffle(image - 0.5, self.factor))]  # (B, w, h, w)
         if self.backbone is not None:
@@ -147,7 +150,10 @@ class ImageEncoder(nn.Module):
                     maps.append(F.interpolate(next(taps)(features), size=(height, width), mode="bilinear"))
                 if index == self.tap_indices[-1]:
                     break
-        fine = self.fine(torch.cat(maps, dim=1), None)  # (B, C, h, w)
+        features = torch.cat(maps, dim=1)  # (B, num_features, h, w)
+        if feature_gain is not None:
+            features = features * feature_gain[:, :, None, None].to(features)
+        fine = self.fine(features, None)  # (B, C, h, w)
         coarse = self.coarse(F.avg_pool2d(fine, 2, ceil_mode=True), None)  # (B, C, h/2, w/2)
         coarse = F.interpolate(coarse, size=(height, width), mode="bilinear")
         return self.merge(torch.cat([fine, coarse], dim=1), None)  # (B, C, h, w)

@@ -25,16 +25,14 @@ from motion.spectrum import FPS, mean_displacement, without_drift
 
 from .checkpoints import CheckpointError, load_model, read_json
 from .rendering import AUTOCAST_DTYPES
-from .self_guidance import LoopGuidance
-from .unet import FrequencyUNet
+from .self_guidance import LoopGuidance, decode_spectrum
+from .unet import PREDICTION_TYPES, FrequencyUNet
 from .vae import MotionVAE
 
 logger = logging.getLogger(__name__)
 
 SAMPLERS = ("dpm", "ddim", "unipc")
 DEFAULT_SAMPLER = "dpm"
-# What a schedule's network may predict. diffusers also knows "sample", which FrequencyUNet is not trained for.
-PREDICTION_TYPES = ("epsilon", "v_prediction")
 DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
 # Measured with the first default weights on held-out sources (docs/results.md): doubles their timid motion and places
 # it a little better than 0; 2.5 places it worse.
@@ -143,7 +141,7 @@ def denoise(
     Args:
         unet: the denoiser.
         schedule: the noise schedule it was trained with.
-        condition: (B, Cc, h, w) encoded photographs, in the dtype of the network's weights.
+        condition: (B, Cc + K C, h, w) encoded photographs, see `FrequencyUNet.encode_image`.
         noise: (B, K, C, h, w) standard normal.
         sampler, steps: see `make_sampler`; steps None takes the sampler's default.
         guidance: w, at least 0.
@@ -159,10 +157,10 @@ def denoise(
     scheduler.set_timesteps(steps or DEFAULT_STEPS[sampler], device=noise.device)
     latents = noise.float() * scheduler.init_noise_sigma
     if guidance > 0:
-        condition = torch.cat([condition, torch.zeros_like(condition)])  # (2B, Cc, h, w)
+        condition = torch.cat([condition, torch.zeros_like(condition)])  # (2B, Cc + K C, h, w)
 
     def predict(latents: Tensor, timestep: Tensor) -> Tensor:
-        model_input = scheduler.scale_model_input(latents, timestep).to(condition.dtype)
+        model_input = scheduler.scale_model_input(latents, timestep)
         if guidance > 0:
             model_input = torch.cat([model_input, model_input])  # (2B, K, C, h, w)
         dtype = AUTOCAST_DTYPES[precision]
@@ -223,7 +221,7 @@ class MotionPipeline(DiffusionPipeline):
     def __init__(self, vae: MotionVAE, unet: FrequencyUNet, scheduler: SchedulerMixin) -> None:
         super().__init__()
         self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
-        check_components(vae, unet)
+        check_components(vae, unet, scheduler)
 
     @classmethod
     def load(cls, folder: str | Path) -> MotionPipeline:
@@ -299,7 +297,7 @@ class MotionPipeline(DiffusionPipeline):
         for start in range(0, len(jobs), max_batch):
             batch = jobs[start : start + max_batch]
             pictures = sorted({picture for picture, _ in batch})
-            condition = self.encode(images[pictures], precision)  # (b, Cc, h, w)
+            condition = self.encode(images[pictures], precision)  # (b, Cc + K C, h, w)
             places = torch.tensor([pictures.index(picture) for picture, _ in batch], device=device)
             shape = (self.unet.config.num_bins, self.vae.latent_channels, *condition.shape[-2:])
             latents = denoise(
@@ -320,16 +318,15 @@ class MotionPipeline(DiffusionPipeline):
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
 
     def encode(self, images: Tensor, precision: str = "no") -> Tensor:
-        """Encode pictures (B, 3, H, W) as the U-Net's condition (B, Cc, h, w), in the dtype of its weights."""
+        """Encode pictures (B, 3, H, W) as the U-Net's float32 condition (B, Cc + K C, h, w)."""
         images = images.to(self.unet.device, self.unet.dtype)
         dtype = AUTOCAST_DTYPES[precision]
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            return self.unet.encode_image(images).to(images.dtype)
+            return self.unet.encode_image(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode float32 latents (B, K, C, h, w) to px in float32, also where the VAE's weights are cast."""
-        slices = self.vae.decode(latents.flatten(0, 1).to(self.vae.dtype)).float()  # (B K, 4, H, W)
-        return self.vae.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))
+        return decode_spectrum(self.vae, latents)
 
     def predict(self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, **options) -> Motion:
         """Predict one motion for a picture of any size: (3, H, W) in [0, 1] to a `Motion` on its motion grid.
@@ -404,11 +401,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def check_components(vae: MotionVAE, unet: FrequencyUNet) -> None:
-    """Raise ValueError when a VAE and a U-Net were not made for each other."""
-    num_bins = unet.config.num_bins
-    if not isinstance(num_bins, int) or num_bins < 1:
-        raise ValueError(f"the U-Net's num_bins is {num_bins!r}; right: a whole number above 0")
+def check_components(vae: MotionVAE, unet: FrequencyUNet, schedule: SchedulerMixin) -> None:
+    """Raise ValueError when a VAE, a U-Net and a noise schedule were not made for each other."""
     pairs = {
         "latent_channels": (vae.latent_channels, unet.config.latent_channels),
         "factor": (vae.factor, unet.config.factor),
@@ -422,3 +416,9 @@ def check_components(vae: MotionVAE, unet: FrequencyUNet) -> None:
             f"the VAE's statistics have K = {vae.normalisation.num_bins}, the U-Net K = {unet.config.num_bins}; "
             "right: the VAE it was trained with"
         )
+    predicts = schedule.config.prediction_type
+    if predicts != unet.config.prediction_type:
+        raise ValueError(f"the schedule is for {predicts!r}, the U-Net predicts {unet.config.prediction_type!r}")
+    levels = schedule.alphas_cumprod
+    if levels.shape != unet.remaining.shape or not torch.allclose(levels.cpu(), unet.remaining.cpu(), atol=1e-5):
+        raise ValueError("the schedule's noise levels are not those that the U-Net was trained with")

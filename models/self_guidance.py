@@ -26,6 +26,18 @@ METHODS = ("closing", "projection", "gradient")
 DEFAULT_HIGHEST_NOISE = 0.5
 
 
+def decode_spectrum(vae: MotionVAE, latents: Tensor) -> Tensor:
+    """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, H, W), also where the VAE's weights are cast."""
+    slices = vae.decode(latents.flatten(0, 1).to(vae.dtype)).float()  # (B K, 4, H, W)
+    return vae.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))
+
+
+def encode_spectrum(vae: MotionVAE, spectrum: Tensor) -> Tensor:
+    """Encode float32 px (B, K, 4, H, W) as float32 latents (B, K, C, h, w), also where the weights are cast."""
+    x = vae.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
+    return vae.encode(x.flatten(0, 1).to(vae.dtype)).float().unflatten(0, spectrum.shape[:2])
+
+
 @dataclass(frozen=True)
 class LoopGuidance:
     """How sampling is guided to motion that is back at frame 0, with frame 0's velocity, after L = phase x T frames.
@@ -87,7 +99,7 @@ class LoopGuidance:
     def _by_gradient(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool) -> Tensor:
         with torch.enable_grad():
             clean = clean.detach().requires_grad_()
-            loss = seam(without_drift(vae.decode_spectrum(clean)), self.phase, num_frames=self.num_frames).sum()
+            loss = seam(without_drift(decode_spectrum(vae, clean)), self.phase, num_frames=self.num_frames).sum()
             (gradient,) = torch.autograd.grad(loss, clean)
         square = float(gradient.square().sum())
         if square == 0:
@@ -99,8 +111,8 @@ class LoopGuidance:
         return (clean - length * gradient).detach()
 
     def _by_projection(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool) -> Tensor:
-        spectrum = vae.decode_spectrum(clean)
+        spectrum = decode_spectrum(vae, clean)
         wanted = closed(spectrum, self.phase, num_frames=self.num_frames)
         wanted[:, 0, 1::2] = spectrum[:, 0, 1::2]  # the drift is taken from the motion, not from the latents
         # The difference of two codes: what the autoencoder itself changes cancels.
-        return clean + vae.encode_spectrum(wanted) - vae.encode_spectrum(spectrum)
+        return clean + encode_spectrum(vae, wanted) - encode_spectrum(vae, spectrum)

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ConfigMixin, DDPMScheduler, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
 
 from .image_encoder import ImageEncoder, load_squeezenet_features
 
 MODES = ("coordinated", "independent", "volume")
-STAGES = ("joint", "slices", "coordination")
+STAGES = ("joint", "picture", "denoiser", "slices", "coordination")
 
 UNET_PRESETS: dict[str, dict] = {
     "tiny": {"block_channels": (32, 64, 128), "layers_per_block": 1, "condition_channels": 64, "num_heads": 4},
     "small": {"block_channels": (48, 96, 160), "layers_per_block": 1, "condition_channels": 96, "num_heads": 4},
     "paper": {"block_channels": (256, 512, 768), "layers_per_block": 2, "condition_channels": 256, "num_heads": 8},
 }
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+# Least expected magnitude of a latent, whose standard deviation over the training set is 1: it decodes to some
+# hundredths of a pixel.
+LEAST_MAGNITUDE = 0.1
 # Sinusoids are spread for arguments of 0 to 1000; 3 Hz, the highest bin of the default series, is mapped to 1000.
 FREQUENCY_EMBEDDING_SCALE = 1000.0 / 3.0
+
+
+class _FewTokens:
+    """Attention over K tokens at thousands of positions, for diffusers' `Attention`.
+
+    On a CPU the fused kernel of `scaled_dot_product_attention` is made for long sequences: with 16 tokens in bfloat16
+    plain products take .37 of its time, forward and backward together.
+    """
+
+    def __call__(
+        self, attention: Attention, hidden_states: Tensor, encoder_hidden_states: None, attention_mask: None
+    ) -> Tensor:
+        """Attend among hidden_states (N, K, C); there is nothing else to attend to and nothing to mask."""
+        query, key, value = (
+            project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # (N, heads, K, C/heads)
+            for project in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        if hidden_states.device.type == "cpu":
+            weights = (query * attention.scale) @ key.transpose(-1, -2)  # (N, heads, K, K)
+            mixed = weights.softmax(-1).to(value.dtype) @ value
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+        return attention.to_out[0](mixed.transpose(1, 2).flatten(2))  # (N, K, C)
 
 
 class FrequencyAttention(nn.Module):
@@ -37,7 +65,8 @@ class FrequencyAttention(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
         self.frequency = nn.Linear(embedding_channels, channels)
-        self.attention = Attention(query_dim=channels, heads=num_heads, dim_head=channels // num_heads)
+        heads = {"heads": num_heads, "dim_head": channels // num_heads}
+        self.attention = Attention(query_dim=channels, **heads, processor=_FewTokens())
         nn.init.zeros_(self.attention.to_out[0].weight)
         nn.init.zeros_(self.attention.to_out[0].bias)
 
@@ -62,28 +91,47 @@ class _Level(nn.Module):
         )
         self.condition = nn.Conv2d(config["condition_channels"], channels, 1)
         self.coordination = FrequencyAttention(channels, embedding, config["num_heads"]) if coordinated else None
+        self.gradient_checkpointing = False  # set by FrequencyUNet.enable_gradient_checkpointing
 
     def forward(
-        self, hidden: Tensor, skips: list[Tensor] | None, embedding: Tensor, frequency: Tensor, condition: Tensor
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Run the level on hidden (B K, C, h, w): takes skips from the list's end (up), returns its outputs (down)."""
+        self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, frequency: Tensor, condition: Tensor
+    ) -> list[Tensor]:
+        """Run the level on hidden (B K, C, h, w), with a skip for each block on the way up; returns its outputs."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run, hidden, skips, embedding, frequency, condition, use_reentrant=False)
+        return self._run(hidden, skips, embedding, frequency, condition)
+
+    def _run(
+        self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, frequency: Tensor, condition: Tensor
+    ) -> list[Tensor]:
         repeats = len(hidden) // len(condition)
         photograph = self.condition(F.adaptive_avg_pool2d(condition, hidden.shape[-2:]))  # (B, C, h, w)
         outputs = []
         for index, block in enumerate(self.blocks):
-            if skips is not None:
-                hidden = torch.cat([hidden, skips.pop()], dim=1)
+            if skips:
+                hidden = torch.cat([hidden, skips[index]], dim=1)
             hidden = block(hidden, embedding)
             if index == 0:
                 hidden = hidden + photograph.repeat_interleave(repeats, dim=0)
             if index == len(self.blocks) - 1 and self.coordination is not None:
                 hidden = self.coordination(hidden, frequency)
             outputs.append(hidden)
-        return hidden, outputs
+        return outputs
 
 
 class FrequencyUNet(ModelMixin, ConfigMixin):
     """Predict the noise (or velocity) in the latents of all K slices of a spectrum, given the photograph.
+
+    The photograph comes in twice: as features, added at every level, and, ours, as the magnitude s that it lets expect
+    of each number of the latents. A head of the image encoder learns s by regression, which teaches it what moves from
+    far fewer samples than the denoising loss does: no noise hides the answer. s preconditions the layers, as Karras et
+    al. 2022 (EDM, table 1) do with one standard deviation for all data: with z_t = a z + b n, a^2 + b^2 = 1 and
+    d^2 = a^2 s^2 + b^2, the velocity a n - b z is
+
+        v = a b (1 - s^2) / d^2  z_t  +  s / d  F(z_t / d, log s, t)
+
+    of which the first term alone is the best linear estimate, so that what the photograph shows to be still stays so
+    whatever F has learned. Without a photograph s is 1 and v = F(z_t).
 
     Modes: "coordinated" is the method; "independent" has no attention across frequencies; "volume" takes all K slices
     as one picture of K C channels (the ablations of [GID] table 2).
@@ -99,9 +147,12 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         mode: see above.
         backbone: picture network of the image encoder, "squeezenet" or "none".
         period_s: period T, seconds; bins are told to the network in Hz.
+        prediction_type: what it returns, "v_prediction" or "epsilon"; as in the noise schedule.
+        backbone_frozen: whether weights were loaded into the backbone, which then stay as they are when training goes
+            on from this model. Configurations that do not say so are of models that had some.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -116,17 +167,27 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         mode: str = "coordinated",
         backbone: str = "squeezenet",
         period_s: float = PERIOD_S,
+        prediction_type: str = "v_prediction",
+        backbone_frozen: bool = True,
     ) -> None:
         super().__init__()
         if mode not in MODES:
             raise ValueError(f"mode: expected one of {', '.join(MODES)}, got {mode!r}")
+        if not isinstance(num_bins, int) or num_bins < 1:
+            raise ValueError(f"num_bins is {num_bins!r}; right: a whole number above 0")
+        if prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
         coordinated, slices = mode == "coordinated", 1 if mode != "volume" else num_bins
         first, embedding = block_channels[0], 4 * block_channels[0]
         self.image_encoder = ImageEncoder(condition_channels, factor, backbone)
+        self.magnitude = nn.Conv2d(condition_channels, num_bins * latent_channels, 1)
+        # a^2 of each time step, no buffer, which would be rounded with the weights (`_apply` moves it along);
+        # `check_components` holds that the schedule sampled with is this one.
+        self.remaining = DDPMScheduler().alphas_cumprod
         self.time_projection = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(first, embedding)
         self.frequency_embedding = TimestepEmbedding(first, embedding)
-        self.conv_in = nn.Conv2d(slices * latent_channels, first, 3, padding=1)
+        self.conv_in = nn.Conv2d(slices * 2 * latent_channels, first, 3, padding=1)
 
         options = {"condition_channels": condition_channels, "num_heads": num_heads}
         self.down, self.downsample, skips = nn.ModuleList(), nn.ModuleList(), [first]
@@ -154,36 +215,83 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
 
+    def _apply(self, function: Callable, *args: bool, **kwargs: bool) -> FrequencyUNet:
+        super()._apply(function, *args, **kwargs)
+        self.remaining = self.remaining.to(self.conv_in.weight.device)
+        return self
+
+    # Own ones: how diffusers' reach the levels, and with which function, differs between its versions.
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only what goes into each level, and compute the level again in the backward pass."""
+        self._checkpoint_levels(True)
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep the activations of all levels for the backward pass."""
+        self._checkpoint_levels(False)
+
+    def _checkpoint_levels(self, enabled: bool) -> None:
+        for level in (*self.down, self.middle, *self.up):
+            level.gradient_checkpointing = enabled
+
     def load_backbone(self, path: str | Path) -> None:
         """Load ImageNet features into the image encoder (see `load_squeezenet_features`) and freeze them."""
         if self.image_encoder.backbone is None:
             raise ValueError('backbone: expected "squeezenet" to load weights into, got "none"')
         self.image_encoder.backbone.load_state_dict(load_squeezenet_features(path))
         self.image_encoder.freeze_backbone()
+        self.register_to_config(backbone_frozen=True)
 
     def coordination_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the attention across frequencies, trained in stage 2."""
         return (p for m in self.modules() if isinstance(m, FrequencyAttention) for p in m.parameters())
 
     def set_stage(self, stage: str) -> None:
-        """Choose what trains: "slices" (2-D layers), "coordination" (attention across frequencies) or "joint" (both).
+        """Choose what trains.
 
-        A frozen picture backbone stays frozen in every stage.
+        "joint": all; "picture": the image encoder and its magnitudes; "denoiser": everything else; "slices": all but
+        the attention across frequencies; "coordination": that attention. A frozen picture backbone stays frozen.
         """
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
         attention = {id(p) for p in self.coordination_parameters()}
         if stage == "coordination" and not attention:
             raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
+        picture = {id(p) for part in (self.image_encoder, self.magnitude) for p in part.parameters()}
+        everything = {id(p) for p in self.parameters()}
+        trained = {
+            "joint": everything,
+            "picture": picture,
+            "denoiser": everything - picture,
+            "slices": everything - attention,
+            "coordination": attention,
+        }[stage]
         backbone = self.image_encoder.backbone
         frozen = {id(p) for p in backbone.parameters() if not p.requires_grad} if backbone is not None else set()
         for parameter in self.parameters():
-            wanted = stage == "joint" or (stage == "coordination") == (id(parameter) in attention)
-            parameter.requires_grad_(wanted and id(parameter) not in frozen)
+            parameter.requires_grad_(id(parameter) in trained - frozen)
 
-    def encode_image(self, image: Tensor) -> Tensor:
-        """Encode photographs (B, 3, H, W) in [0, 1] on the motion grid as (B, C, H/f, W/f); once per picture."""
-        return self.image_encoder(image)
+    def encode_image(self, image: Tensor, feature_gain: Tensor | None = None) -> Tensor:
+        """Encode photographs (B, 3, H, W) in [0, 1] on the motion grid; once per picture.
+
+        Args:
+            image: the photographs.
+            feature_gain: see `ImageEncoder.forward`; only training gives it.
+
+        Returns:
+            (B, Cc + K C, H/f, W/f) the condition: features, then log s; float32 whatever the layers compute in, for
+            log s rounded to 8 bits would set the sampler's scale in steps of a percent.
+        """
+        features = self.image_encoder(image, feature_gain)  # (B, Cc, h, w)
+        magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
+        return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
+
+    def _preconditioning(self, log_s: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
+        """Return a b (1 - s^2) / d^2, 1 / d, s / d (B, K, C, h, w) and a, b (B, 1, 1, 1, 1), all in float32."""
+        square = torch.exp(2 * log_s.float())  # s^2
+        remaining = self.remaining.to(timestep.device)[timestep].view(-1, 1, 1, 1, 1)  # a^2
+        a, b = remaining.sqrt(), (1 - remaining).sqrt()
+        spread = remaining * square + (1 - remaining)  # d^2
+        return a * b * (1 - square) / spread, spread.rsqrt(), (square / spread).sqrt(), a, b
 
     def forward(
         self,
@@ -192,50 +300,71 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         condition: Tensor | None = None,
         *,
         image: Tensor | None = None,
+        feature_gain: Tensor | None = None,
         keep: Tensor | None = None,
-    ) -> Tensor:
+        return_magnitude: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict from noisy latents, given an encoded photograph (sampling) or the photograph itself (training).
 
         Args:
-            latents: (B, K, C, h, w) noisy, unit variance.
+            latents: (B, K, C, h, w) noisy, unit variance; float32 also where the weights are cast.
             timestep: (B,) of the scheduler, 0 to 999.
-            condition: (B, Cc, h, w) from `encode_image`; zeros stand for "no picture" (classifier-free guidance).
+            condition: (B, Cc + K C, h, w) from `encode_image`; zeros stand for "no picture" (classifier-free guidance).
             image: (B, 3, H, W) in [0, 1], encoded here when no condition is given.
+            feature_gain: see `encode_image`.
             keep: (B,) 1 or 0: 0 drops a sample's condition.
+            return_magnitude: also return log s (B, K, C, h, w), before samples are dropped.
 
         Returns:
-            (B, K, C, h, w) the prediction the scheduler was configured for (noise or velocity).
+            (B, K, C, h, w) velocity or noise, as `prediction_type` says; float32.
         """
         batch, num_bins = latents.shape[:2]
-        if condition is None:
-            condition = self.encode_image(image)
-        if keep is not None:
-            condition = condition * keep.view(-1, 1, 1, 1).to(condition)
         if num_bins != self.config.num_bins:
             raise ValueError(f"latents: expected (B, {self.config.num_bins}, C, h, w), got {tuple(latents.shape)}")
+        if condition is None:
+            condition = self.encode_image(image, feature_gain)
+        num_magnitudes = num_bins * self.config.latent_channels
+        wanted = self.config.condition_channels + num_magnitudes
+        if condition.shape[1] != wanted:
+            raise ValueError(f"condition: expected (B, {wanted}, h, w), got {tuple(condition.shape)}")
+        expected = condition[:, -num_magnitudes:].unflatten(1, (num_bins, -1))  # (B, K, C, h, w)
+        if keep is not None:
+            condition = condition * keep.view(-1, 1, 1, 1).to(condition)
+        # The magnitude learns from its own loss alone, so that it stays what it is named after.
+        dtype = self.conv_in.weight.dtype
+        photograph = condition[:, :-num_magnitudes].to(dtype)  # (B, Cc, h, w)
+        log_s = condition[:, -num_magnitudes:].detach().unflatten(1, (num_bins, -1))  # (B, K, C, h, w)
+        keep_share, scale_in, scale_out, a, b = self._preconditioning(log_s, timestep)
+        noisy = latents
+        latents = torch.cat([noisy * scale_in, log_s], dim=2).to(dtype)  # (B, K, 2 C, h, w)
         time = self.time_embedding(self.time_projection(timestep).to(latents.dtype))  # (B, E)
         hertz = bin_frequencies_hz(num_bins, self.config.period_s) * FREQUENCY_EMBEDDING_SCALE
         hertz = hertz.to(latents.device, torch.float32)  # float64 is not on every device
         frequency = self.frequency_embedding(self.time_projection(hertz).to(latents.dtype))  # (K, E)
         if self.config.mode == "volume":
-            hidden, embedding = latents.flatten(1, 2), time  # (B, K C, h, w), (B, E)
+            hidden, embedding = latents.flatten(1, 2), time  # (B, 2 K C, h, w), (B, E)
         else:
-            hidden = latents.flatten(0, 1)  # (B K, C, h, w)
+            hidden = latents.flatten(0, 1)  # (B K, 2 C, h, w)
             embedding = (time[:, None] + frequency).flatten(0, 1)  # (B K, E)
 
         hidden = self.conv_in(hidden)
         skips = [hidden]
         for index, level in enumerate(self.down):
-            hidden, outputs = level(hidden, None, embedding, frequency, condition)
-            skips += outputs
+            skips += level(hidden, [], embedding, frequency, photograph)
+            hidden = skips[-1]
             if index < len(self.downsample):
                 hidden = self.downsample[index](hidden)
                 skips.append(hidden)
-        hidden, _ = self.middle(hidden, None, embedding, frequency, condition)
+        hidden = self.middle(hidden, [], embedding, frequency, photograph)[-1]
         for index, level in enumerate(self.up):
-            hidden, _ = level(hidden, skips, embedding, frequency, condition)
+            meets = [skips.pop() for _ in level.blocks]
+            hidden = level(hidden, meets, embedding, frequency, photograph)[-1]
             if index < len(self.upsample):
                 # The size of the skip it will meet: grids need not be divisible at every level.
                 hidden = self.upsample[index](hidden, output_size=skips[-1].shape[-2:])
         hidden = self.conv_out(F.silu(self.norm_out(hidden)))
-        return hidden.reshape(batch, num_bins, -1, *hidden.shape[-2:])  # (B, K, C, h, w)
+        layers = hidden.reshape(batch, num_bins, -1, *hidden.shape[-2:])  # (B, K, C, h, w)
+        prediction = keep_share * noisy + scale_out * layers  # velocity
+        if self.config.prediction_type == "epsilon":
+            prediction = b * noisy + a * prediction
+        return (prediction, expected) if return_magnitude else prediction

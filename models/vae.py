@@ -30,6 +30,21 @@ VAE_PRESETS: dict[str, dict] = {
 }
 
 
+def vae_preset(name: str, factor: int | None = None) -> dict:
+    """Return the arguments of a preset, with as many of its levels as reduce each side by `factor`.
+
+    Raises:
+        ValueError: the preset has no such levels; factors are patch, 2 patch, 4 patch.
+    """
+    preset = dict(VAE_PRESETS[name])
+    factors = [preset["patch"] * 2**level for level in range(len(preset["block_channels"]))]
+    if factor is None:
+        return preset
+    if factor not in factors:
+        raise ValueError(f"factor: expected one of {', '.join(map(str, factors))} for {name}, got {factor}")
+    return preset | {"block_channels": preset["block_channels"][: factors.index(factor) + 1]}
+
+
 def _check_positive(name: str, number: object) -> None:
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name}: expected a positive number, got {number!r}")

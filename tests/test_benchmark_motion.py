@@ -63,8 +63,9 @@ def test_motion_table_is_complete_and_agrees_with_itself(checkpoint, tmp_path, c
         else:
             assert row["times_sequential"] is None
         assert row["peak_memory_mb"] == 12.5
-    # Equally large: the same network with K = 1.
-    assert len({row["parameters_m"] for row in rows}) == 1
+    # Equally large: the same network with K = 1, but for the head that expects magnitudes of one bin instead of four.
+    sizes = {row["parameters_m"] for row in rows}
+    assert max(sizes) < 1.01 * min(sizes)
     printed = capsys.readouterr().out
     assert "command: benchmark.py motion --device cpu" in printed and "grid 64 x 32, guidance 1" in printed
 

@@ -38,6 +38,11 @@ def small_unet(**options) -> FrequencyUNet:
     return unet
 
 
+def condition_channels(unet: FrequencyUNet) -> int:
+    """Features of the photograph, and log s of each number of the latents."""
+    return unet.config.condition_channels + unet.config.num_bins * unet.config.latent_channels
+
+
 def picture(seed: int = 0, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
     return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed))
 
@@ -130,7 +135,7 @@ def test_a_download_is_announced_and_a_local_folder_is_not(tmp_path, monkeypatch
 def test_unet_starts_with_coordination_as_the_identity():
     coordinated, independent = small_unet(), small_unet(mode="independent")
     independent.load_state_dict(coordinated.state_dict(), strict=False)
-    latents, condition = torch.randn(2, 4, 4, 8, 12), torch.randn(2, 16, 8, 12)
+    latents, condition = torch.randn(2, 4, 4, 8, 12), torch.randn(2, condition_channels(coordinated), 8, 12)
     time = torch.tensor([10, 900])
     torch.testing.assert_close(coordinated(latents, time, condition), independent(latents, time, condition))
 
@@ -139,7 +144,7 @@ def slice_influence(unet: FrequencyUNet) -> float:
     """How much slice 3's output changes when slice 0's input does."""
     for p in unet.coordination_parameters():
         torch.nn.init.normal_(p, std=0.2)
-    latents, condition = torch.randn(1, 4, 4, 8, 12), torch.randn(1, 16, 8, 12)
+    latents, condition = torch.randn(1, 4, 4, 8, 12), torch.randn(1, condition_channels(unet), 8, 12)
     changed = latents.clone()
     changed[:, 0] += 1
     time = torch.tensor([500])
@@ -166,8 +171,9 @@ def test_unet_knows_frequency_time_and_picture():
 
 @pytest.mark.parametrize("size", [(5, 8), (8, 5), (6, 6), (3, 11)])
 def test_unet_takes_any_grid(size):
-    latents = torch.randn(1, 4, 4, *size)
-    assert small_unet()(latents, torch.tensor([5]), torch.randn(1, 16, *size)).shape == latents.shape
+    unet, latents = small_unet(), torch.randn(1, 4, 4, *size)
+    condition = torch.randn(1, condition_channels(unet), *size)
+    assert unet(latents, torch.tensor([5]), condition).shape == latents.shape
 
 
 def test_stages_choose_what_trains():
@@ -388,9 +394,9 @@ def test_damaged_checkpoints_are_one_line(checkpoint, tmp_path):
         MotionPipeline.load(folder)
 
     folder = shutil.copytree(checkpoint, tmp_path / "other_k")
-    config = json.loads((folder / "unet" / "config.json").read_text())
-    (folder / "unet" / "config.json").write_text(json.dumps({**config, "num_bins": 9}))
-    with pytest.raises(CheckpointError, match="K = 4, the U-Net K = 9"):
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    (folder / "vae" / "config.json").write_text(json.dumps({**config, "motion_scale_px": [0.5] * 3}))
+    with pytest.raises(CheckpointError, match="K = 3, the U-Net K = 4"):
         MotionPipeline.load(folder)
 
     folder = shutil.copytree(checkpoint, tmp_path / "text")
@@ -474,7 +480,7 @@ def test_weights_that_are_missing_are_told_once(checkpoint, tmp_path, caplog):
 def test_parts_of_other_shapes_are_refused(tmp_path):
     pipeline = MotionPipeline.load(make_checkpoint(tmp_path / "a"))
     with pytest.raises(ValueError, match="factor"):
-        check_components(pipeline.vae, small_unet(factor=4))
+        check_components(pipeline.vae, small_unet(factor=4), pipeline.scheduler)
 
 
 def test_default_sizes_stay_small():

@@ -231,6 +231,17 @@ def test_guidance_lowers_the_seam(checkpoint, options, fold):
     assert after * fold < before
 
 
+@pytest.mark.parametrize("method", ["gradient", "projection"])
+def test_guidance_takes_cast_weights(checkpoint, method):
+    """The VAE computes in bfloat16, the latents and the seam in float32: the same loop but for rounding."""
+    pipeline, options = MotionPipeline.load(checkpoint), {"steps": 4, "seed": 1}
+    loop = LoopGuidance(2 / 3, method=method, last_pulls=2)
+    free = float(seam(without_drift(pipeline(picture(), **options)), 2 / 3))
+    pipeline.to(torch.bfloat16)
+    guided = pipeline(picture(), loop=loop, **options)
+    assert guided.dtype == torch.float32 and float(seam(without_drift(guided), 2 / 3)) < free / 2
+
+
 def test_gradient_takes_no_longer_step_than_to_zero(checkpoint):
     """[GID]'s step for a large u is far too long where noise is high; a small u is honoured where it is not."""
     vae = MotionPipeline.load(checkpoint).vae

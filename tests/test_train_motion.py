@@ -19,12 +19,13 @@ import train_vae
 import training.motion_diffusion
 from data.clips import ClipSet, ClipSetError, SampleKey
 from data.datasets import MotionDataset, render_scene_set
+from models.image_encoder import squeezenet_features
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from training.latents import LatentDataset, variant_sizes
-from training.motion_diffusion import diffusion_loss, x_t_slice
+from training.motion_diffusion import diffusion_loss, magnitude_over, spectrum_bars, x_t_slice
 from training.motion_sets import motion_sets
-from training.motion_vae import vae_loss
+from training.motion_vae import latent_scale, reconstruction_figures, vae_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 VAE_FLAGS = [
@@ -81,6 +82,16 @@ def test_vae_learns():
     assert values[-1] < 0.6 * values[0]
 
 
+def test_vae_of_another_factor(scene_set, tmp_path, capsys):
+    flags = ["--data", str(scene_set.folder), "--steps", "1", *VAE_FLAGS]
+    assert train_vae.main([*flags, "--factor", "4", "--out", str(tmp_path / "run")]) == 0
+    vae = MotionVAE.from_pretrained(tmp_path / "run" / "vae")
+    assert vae.factor == 4 and vae.encode(torch.zeros(1, 4, 64, 96)).shape == (1, 4, 16, 24)
+    assert train_vae.main([*flags, "--factor", "3"]) == 2
+    assert "--factor: expected one of 2, 4, 8 for tiny, got 3" in capsys.readouterr().err
+    assert train_vae.main([*flags, "--factor", "4", "--init-vq", "x"]) == 2
+
+
 def test_vae_record_and_precision(trained_vae):
     model = MotionVAE.from_pretrained(trained_vae / "vae")
     assert model.config.scaling_factor != 1.0 and len(model.config.motion_scale_px) == 4
@@ -95,6 +106,31 @@ def test_latents_have_unit_deviation(trained_vae, scene_set):
     spectra = [scene_set.spectrum(row.id, 4)[0] for row in scene_set.rows("train")]
     latents = model.encode_spectrum(torch.stack(spectra))
     assert latents.square().mean().sqrt().item() == pytest.approx(1, abs=0.05)
+
+
+class Counted:
+    """Seven items that are never more than asked for."""
+
+    num_bins = 4
+
+    def __init__(self) -> None:
+        self.items = []
+
+    def __len__(self) -> int:
+        return 7
+
+    def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
+        self.items.append(key.item)
+        return {"spectrum": torch.ones(4, 4, 32, 32)}
+
+
+@pytest.mark.parametrize("measure", [latent_scale, reconstruction_figures])
+def test_a_limit_of_items_is_kept(trained_vae, measure):
+    model = MotionVAE.from_pretrained(trained_vae / "vae").float()
+    for limit, expected in ((4, [0, 2, 4, 6]), (5, [0, 2, 4, 6]), (99, list(range(7)))):
+        motions = Counted()
+        measure(model, motions, limit=limit)
+        assert motions.items == expected
 
 
 def test_unet_resumes_exactly(unet_flags, tmp_path):
@@ -120,18 +156,16 @@ def launch(arguments: list[str]) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_two_processes_stopped_and_resumed_equal_the_uninterrupted_run(unet_flags, tmp_path):
-    """`accelerate launch --num_processes 2 --cpu train_unet.py`, 20 steps; and one process of twice the batch."""
+def test_two_processes_stopped_and_resumed_equal_one_of_twice_the_batch(unet_flags, tmp_path):
+    """`accelerate launch --num_processes 2 --cpu train_unet.py`, 20 steps; the one process is not interrupted."""
     flags = [*unet_flags, "--steps", "20"]
     flags[flags.index("--batch-size") + 1] = "1"
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    launch([*flags, "--out", str(whole)])
+    one, parts = tmp_path / "one", tmp_path / "parts"
     launch([*flags, "--out", str(parts), "--stop-at", "9"])
     launch([*flags, "--out", str(parts), "--resume", "auto"])
-    assert losses(parts) == pytest.approx(losses(whole), abs=1e-6) and len(losses(whole)) == 20
     flags[flags.index("--batch-size") + 1] = "2"
-    assert train_unet.main([*flags, "--out", str(tmp_path / "one")]) == 0
-    assert losses(tmp_path / "one") == pytest.approx(losses(whole), abs=1e-5)
+    assert train_unet.main([*flags, "--out", str(one)]) == 0
+    assert losses(parts) == pytest.approx(losses(one), abs=1e-5) and len(losses(one)) == 20
 
 
 def test_stage_two_starts_from_stage_one_and_trains_the_rest_only(unet_flags, tmp_path):
@@ -144,6 +178,26 @@ def test_stage_two_starts_from_stage_one_and_trains_the_rest_only(unet_flags, tm
     after = load_file(two / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed and all("coordination" in name for name in changed)
+
+
+def test_picture_stage_trains_the_encoder_and_joint_training_goes_on_from_it(unet_flags, tmp_path):
+    picture, joint = tmp_path / "picture", tmp_path / "joint"
+    assert train_unet.main([*unet_flags, "--steps", "3", "--stage", "picture", "--out", str(picture)]) == 0
+    torch.manual_seed(0)
+    shape = json.loads((picture / "pipeline" / "unet" / "config.json").read_text())
+    start = FrequencyUNet(**{name: value for name, value in shape.items() if not name.startswith("_")}).state_dict()
+    trained = load_file(picture / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
+    changed = {name.split(".")[0] for name in start if not torch.allclose(start[name].half(), trained[name].half())}
+    assert changed == {"image_encoder", "magnitude"}
+    figures = [json.loads(line) for line in (picture / "metrics.jsonl").read_text().splitlines()]
+    held_out = [line for line in figures if "held_out_even" in line]
+    assert len(held_out) == 2 and all("held_out_magnitude" in line for line in held_out)
+    assert not any("held_out_loss" in line for line in figures)  # which is another measure, of the other stages
+    record = json.loads((picture / "pipeline" / "training.json").read_text())["unet"]
+    assert record["held_out_after"]["held_out_magnitude"] == held_out[-1]["held_out_magnitude"]
+    flags = ["--steps", "1", "--weighting", "min-snr", "--init", str(picture / "pipeline" / "unet")]
+    assert train_unet.main([*unet_flags, *flags, "--gradient-checkpointing", "--out", str(joint)]) == 0
+    assert "held_out_magnitude" in (joint / "metrics.jsonl").read_text()
 
 
 @pytest.mark.parametrize("mode", ["independent", "volume"])
@@ -162,6 +216,10 @@ def test_ablation_modes_train(unet_flags, tmp_path, mode):
         (["--init", "/nowhere"], "/nowhere"),
         (["--device", "cuda:9"], "--device cuda:9"),
         (["--backbone", "squeezenet", "--backbone-weights", "/nowhere.npz"], "/nowhere.npz"),
+        (["--init", "x", "--backbone-weights", "/nowhere.npz"], "--backbone-weights: the U-Net of --init"),
+        (["--stage", "picture", "--weighting", "min-snr"], "--weighting min-snr: --stage picture"),
+        (["--feature-dropout", "1"], "--feature-dropout 1: hides"),
+        (["--data", "/nowhere", "--dry-run"], "/nowhere"),
     ],
 )
 def test_unet_refuses_in_one_line(unet_flags, capsys, tmp_path, flags, named):
@@ -205,11 +263,12 @@ def test_paper_unet_makes_one_step():
         "seed": torch.tensor([1]),
     }
     schedule = DDPMScheduler(clip_sample=False)
-    first = diffusion_loss(model, batch, schedule=schedule)["loss"]
+    options = {"schedule": schedule, "num_features": model.image_encoder.num_features}
+    first = diffusion_loss(model, batch, **options)["loss"]
     first.backward()
     optimizer.step()
     with torch.no_grad():
-        assert diffusion_loss(model, batch, schedule=schedule)["loss"] < first
+        assert diffusion_loss(model, batch, **options)["loss"] < first
 
 
 def test_a_changed_set_gets_a_cache_of_its_own(tmp_path, trained_vae):
@@ -261,6 +320,65 @@ def test_x_t_slice_of_a_still_picture_repeats_its_row():
     image = torch.rand(3, 20, 30)
     picture = x_t_slice(image, torch.zeros(4, 4, 20, 30), num_frames=20)
     torch.testing.assert_close(picture, image[:, :1].expand(3, 20, 30))
+
+
+def test_magnitude_over_the_photograph_by_hand():
+    """Nothing where nothing moves, red at a ninth of the full px (a third of the scale), white from there on."""
+    image = torch.full((3, 1, 4), 0.5)
+    picture = magnitude_over(image, torch.tensor([[[0.0, 4 / 9, 4.0, 9.0]]]))
+    torch.testing.assert_close(picture[:, 0, 0], torch.full((3,), 0.5))
+    torch.testing.assert_close(picture[:, 0, 1], torch.tensor([1, 0, 0]) / 3 + 1 / 3)
+    assert picture[:, 0, 2:].min() == 1
+
+
+def test_spectrum_bars_are_as_high_as_the_bins_are_strong():
+    """Bin 1 of 4 px fills its bar, bin 2 of 1 px half of it; bin 0's dependent channels are no amplitude."""
+    spectrum = torch.zeros(3, 4, 8, 24)
+    spectrum[1, 0], spectrum[2, 3], spectrum[0, 0] = 4.0, -1.0, -4.0
+    bars = spectrum_bars(spectrum)
+    assert bars.shape == (3, 8, 12)
+    height = (bars[0] == 0).sum(0)
+    assert height.view(3, 4).amax(1).tolist() == [0, 8, 4] and bars[0, -4:, 10].sum() == 0 == height[::4].sum()
+
+
+def test_features_are_all_seen_without_augmentation_unless_asked_for(unet_flags, trained_vae):
+    vae, unet = MotionVAE.from_pretrained(trained_vae / "vae"), FrequencyUNet(num_bins=4, backbone="none")
+    for flags, share in (([], 0.3), (["--no-augment"], 0.0), (["--no-augment", "--feature-dropout", "0.2"], 0.2)):
+        for stage in ("joint", "picture"):
+            args = train_unet.make_parser().parse_args([*unet_flags, *flags, "--stage", stage])
+            _, loss, _ = train_unet.what_trains(args, unet, vae, None, None, None)
+            assert loss.keywords["feature_dropout"] == share
+
+
+@pytest.mark.parametrize("pretrained", [False, True])
+def test_a_picture_network_that_was_never_pretrained_goes_on_training(unet_flags, trained_vae, tmp_path, pretrained):
+    flags = [*unet_flags, "--backbone", "squeezenet"]
+    if pretrained:
+        torch.save(squeezenet_features().state_dict(), tmp_path / "squeezenet.pth")
+        flags += ["--backbone-weights", str(tmp_path / "squeezenet.pth")]
+    vae = MotionVAE.from_pretrained(trained_vae / "vae")
+    args = train_unet.make_parser().parse_args(flags)
+    unet = train_unet.build_unet(args, vae, UNET_PRESETS["tiny"])
+    unet.save_pretrained(tmp_path / "unet")
+    args = train_unet.make_parser().parse_args([*unet_flags, "--init", str(tmp_path / "unet")])
+    for made in (unet, train_unet.build_unet(args, vae, UNET_PRESETS["tiny"])):
+        assert made.config.backbone_frozen == pretrained
+        assert all(p.requires_grad != pretrained for p in made.image_encoder.backbone.parameters())
+    # one from before this was told had weights
+    config = json.loads((tmp_path / "unet/config.json").read_text())
+    del config["backbone_frozen"]
+    (tmp_path / "unet/config.json").write_text(json.dumps(config))
+    old = train_unet.build_unet(args, vae, UNET_PRESETS["tiny"])
+    assert not any(p.requires_grad for p in old.image_encoder.backbone.parameters())
+
+
+def test_dry_run_checks_the_data(unet_flags, scene_set, tmp_path, capsys):
+    assert train_unet.main([*unet_flags, "--dry-run"]) == 0
+    other = copy_of(scene_set, tmp_path / "set")
+    path = other.folder / "statistics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"period_s": 4.0}))
+    flags = [*unet_flags[:1], str(other.folder), *unet_flags[2:], "--dry-run"]
+    assert "the sets have a period of 4 s, the VAE of 5 s" in mistake(train_unet, flags, capsys)
 
 
 def mistake(script, flags, capsys) -> str:
@@ -324,7 +442,7 @@ def test_out_of_device_memory_names_flags_of_the_script(unet_flags, tmp_path, ca
 
     monkeypatch.setattr(training.motion_diffusion, "diffusion_loss", exhausted)
     error = mistake(train_unet, [*unet_flags, "--steps", "1", "--out", str(tmp_path / "run")], capsys)
-    assert "out of device memory; lower --batch-size or --preset, or use --precision bf16" in error
+    assert "out of device memory; lower --batch-size or --preset, add --gradient-checkpointing, or" in error
     named = {word.strip(",;") for word in error.split() if word.startswith("--")}
     assert named <= set(train_unet.make_parser()._option_string_actions)
 
@@ -361,6 +479,28 @@ def test_clips_that_are_not_finite_are_skipped_counted_and_named(scene_set, tmp_
     assert len(motions) == len(left)
     for item in range(len(left)):
         assert torch.isfinite(motions[SampleKey(item, 0, item)]["spectrum"]).all()
+
+
+def test_spectra_that_were_read_well_are_not_read_again(scene_set, tmp_path, monkeypatch):
+    clip_set = copy_of(scene_set, tmp_path / "set")
+    rows, original, read = clip_set.rows(), ClipSet.spectrum, []
+    monkeypatch.setattr(ClipSet, "spectrum", lambda self, name, *a: read.append(name) or original(self, name, *a))
+
+    def look() -> tuple[list[str], bool]:
+        del read[:]
+        ((checked, _),) = motion_sets([(clip_set, 1.0)], (64, 96), 4)
+        return sorted(read), checked is clip_set
+
+    (tmp_path / "set" / "cache").mkdir(exist_ok=True)
+    (tmp_path / "set" / "cache" / "readable.json").write_text("[1")  # cut off, as by a full disk
+    assert look() == (sorted(row.id for row in rows), True)
+    assert look() == ([], True)
+    spoil(clip_set, rows[3].id, float("nan"))
+    assert look() == ([rows[3].id], False) == look()
+    # a set that cannot be written, here as a file is in the place of the folder
+    shutil.rmtree(tmp_path / "set" / "cache")
+    (tmp_path / "set" / "cache").write_text("")
+    assert len(look()[0]) == len(look()[0]) == len(rows)
 
 
 def test_sets_without_bad_clips_are_taken_as_they_are(scene_set, caplog):

@@ -42,7 +42,7 @@ def test_out_that_holds_something_is_refused(tmp_path):
 
 def test_resume_lists_the_keys_that_differ(tmp_path):
     RunFolder.create(tmp_path / "run", "toy", FLAGS).close()
-    longer = {**FLAGS, "steps": 99, "device": "auto"}
+    longer = {**FLAGS, "steps": 99, "device": "auto", "gradient_checkpointing": True, "export": "b", "cache": "c"}
     with open_run(tmp_path / "run", "toy", longer, resume="auto") as run:
         assert run.path == tmp_path / "run"
     assert len(json.loads((run.path / "options.json").read_text())["resumed"]) == 1

@@ -79,7 +79,8 @@ def one_frequency(unet: FrequencyUNet) -> FrequencyUNet:
     config = {name: value for name, value in unet.config.items() if not name.startswith("_")}
     single = FrequencyUNet(**{**config, "num_bins": 1})
     if unet.config.mode != "volume":  # where the first and last layer see all frequencies at once
-        single.load_state_dict(unet.state_dict())
+        # The magnitudes of all frequencies come with the condition; a chain is given its own.
+        single.load_state_dict({**unet.state_dict(), **single.magnitude.state_dict(prefix="magnitude.")})
     return single.to(unet.device).eval()
 
 
@@ -94,12 +95,17 @@ def predict(pipeline: MotionPipeline, single: FrequencyUNet, image: Tensor, job:
     if job.scheme == BATCHED:
         return pipeline(image, num_samples=job.samples, seed=job.seed, max_batch=job.samples, **options)
     with torch.no_grad():
-        condition = pipeline.encode(image, job.precision)  # (1, Cc, h, w)
+        condition = pipeline.encode(image, job.precision)  # (1, Cc + K C, h, w)
+        features, magnitudes = condition.tensor_split([pipeline.unet.config.condition_channels], dim=1)
+        own = [torch.cat([features, part], dim=1) for part in magnitudes.split(pipeline.vae.latent_channels, dim=1)]
         shape = (pipeline.unet.config.num_bins, pipeline.vae.latent_channels, *condition.shape[-2:])
         spectra = []
         for sample in range(job.samples):
             noise = start_noise(shape, job.seed, sample).to(condition.device)  # (K, C, h, w)
-            chains = [denoise(single, pipeline.scheduler, condition, z[None, None], **options) for z in noise]
+            chains = [
+                denoise(single, pipeline.scheduler, part, z[None, None], **options)
+                for part, z in zip(own, noise, strict=True)
+            ]
             spectra.append(pipeline.decode(torch.cat(chains, dim=1)).cpu())  # (1, K, 4, H, W)
     return torch.stack(spectra, dim=1)  # (1, M, K, 4, H, W)
 

@@ -16,7 +16,7 @@ from data.clips import MOVING_PX, ClipRow, ClipSet, ClipSetError
 from data.media import contact_sheet, write_image
 from motion.flow import GRID_MULTIPLE, motion_grid_size, resize_maps, resize_spectrum
 from motion.normalisation import Normalisation
-from motion.spectrum import amplitude, bin_frequencies_hz, without_drift
+from motion.spectrum import amplitude, bin_frequencies_hz
 
 from .motion_diffusion import magnitude_picture, x_t_slice
 from .motion_evaluation import (
@@ -55,7 +55,7 @@ _COLUMNS = (
     HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high", "ap_of_mean_corrected", "ap_confident_corrected",
     "gain", "gain_spread_factor", "shape_factor", "shape_worst_factor", "shape_worst_bin",
     "motion_px", "epe_best_px", "epe_mean_px", "epe_best_relative", "epe_mean_relative",
-    "diversity", "roughness", "seam_px", "seam_without_drift_px", "nearest_distance", "nearest_ratio",
+    "diversity", "roughness", "seam_px", "nearest_distance", "nearest_ratio",
 )  # fmt: skip
 _GEOMETRIC = ("gain", "shape_factor")
 
@@ -75,7 +75,7 @@ COLUMN_NOTES = (
     "epe: |F - F of the clip's own series|, mean over pixels and frames, of the best sample and of all; relative: to "
     "the clip's mean |F|; amplitudes, motion_px and epe are weighted by the clip's confidence",
     "diversity: mean |F_a - F_b| of the pairs of samples over their mean |F|; roughness: mean |grad F| / mean |F|, "
-    "1/px; seam: mean |F_T - F_0|",
+    "1/px; seam: mean |F_T - F_0|, all of it the drift's, for the harmonics of the period close exactly",
     f"nearest_distance: to the nearest training clip or its mirror image, of spectra normalised, on a grid of "
     f"{NEAREST_GRID[0]} x {NEAREST_GRID[1]}, scaled to unit length (0 the same, 1.41 unrelated); nearest_ratio: to the "
     "distance of the clip itself, well below 1 where motion is memorised",
@@ -319,8 +319,7 @@ def _errors(errors_px: Sequence[float], moved_px: float) -> dict[str, Any]:
 
 
 def _shape_of(spectrum: Tensor) -> dict[str, Any]:
-    seams = {"seam_px": seam_px(spectrum), "seam_without_drift_px": seam_px(without_drift(spectrum))}
-    return {"roughness": roughness(spectrum)} | seams
+    return {"roughness": roughness(spectrum), "seam_px": seam_px(spectrum)}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

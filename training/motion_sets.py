@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
 import math
 import os
@@ -10,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from data.clips import KEPT, ClipRow, ClipSet, ClipSetError
+from data.files import MediaError, atomic_path
 
 from . import processes
 from .data_sets import WeightedSets, combined_normalisation
@@ -19,6 +22,8 @@ logger = logging.getLogger(__name__)
 # Sides of a set's grid and of the one asked for may differ by this factor: statistics are px of the set's own grid.
 LARGEST_STRETCH = 1.25
 NAMED_AT_MOST = 16
+# Below a set's folder: the spectra that were read without error, as {id: [bytes, mtime in ns]}.
+READ_BEFORE = Path("cache") / "readable.json"
 
 
 class ReadableClips(ClipSet):
@@ -82,7 +87,7 @@ def _check_grids(clip_sets: Sequence[ClipSet], grid: Sequence[int]) -> None:
 
 
 def _unreadable(clip_set: ClipSet) -> dict[str, str]:
-    """Return {id: reason} of the kept clips whose spectrum cannot be read."""
+    """Return {id: reason} of the kept clips whose spectrum cannot be read; those read before are not read again."""
 
     def problem(row: ClipRow) -> str | None:
         try:
@@ -91,7 +96,33 @@ def _unreadable(clip_set: ClipSet) -> dict[str, str]:
             return str(error).removeprefix(f"{clip_set.folder}: ")
         return None
 
-    rows = clip_set.rows()
+    path = clip_set.folder / READ_BEFORE
+    known = _read_before(path)
+    now = {row.id: _mark(clip_set.folder / "spectra" / f"{row.id}.npz") for row in clip_set.rows()}
+    rows = [row for row in clip_set.rows() if now[row.id] is None or known.get(row.id) != now[row.id]]
     # Most of the time is unpacking, which threads share.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return {row.id: reason for row, reason in zip(rows, pool.map(problem, rows), strict=True) if reason}
+        found = {row.id: reason for row, reason in zip(rows, pool.map(problem, rows), strict=True) if reason}
+    readable = {name: mark for name, mark in now.items() if name not in found}
+    if readable != known:
+        # Of a set that cannot be written the next training reads all again.
+        with contextlib.suppress(OSError, MediaError), atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(readable), encoding="utf-8")
+    return found
+
+
+def _mark(path: Path) -> list[int] | None:
+    """Return what changes when a file is written again, its size and time; None where it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_before(path: Path) -> dict[str, list[int]]:
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return known if isinstance(known, dict) else {}

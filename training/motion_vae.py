@@ -100,7 +100,7 @@ def reconstruction_figures(model: MotionVAE, motions: MotionDataset, limit: int 
     """
     normalisation = model.normalisation.truncated(motions.num_bins)
     device = next(model.parameters()).device
-    count, step = len(motions), max(1, len(motions) // limit)
+    count, step = len(motions), -(-len(motions) // limit)
     total, numbers = 0.0, 0
     error, size = torch.zeros(motions.num_bins), torch.zeros(motions.num_bins)
     for item in range(0, count, step):
@@ -123,7 +123,7 @@ def latent_scale(model: MotionVAE, motions: MotionDataset, limit: int = 64) -> f
     device = next(model.parameters()).device
     normalisation = model.normalisation.truncated(motions.num_bins)
     squares, numbers = 0.0, 0
-    for item in range(0, len(motions), max(1, len(motions) // limit)):
+    for item in range(0, len(motions), -(-len(motions) // limit)):
         x = normalisation.normalise(motions[SampleKey(item, 0, 0)]["spectrum"].to(device))
         latents = model.encode(x).float() / model.config.scaling_factor
         squares += float(latents.square().sum())

@@ -35,9 +35,9 @@ RUNS = Path("outputs")
 OPTIONS, METRICS, LOG = "options.json", "metrics.jsonl", "log.txt"
 STATE_MARK = "state.json"  # written last into a state: a folder that has it is complete
 
-# Flags that may differ when a run is resumed: how far, where, and how often to look.
+# Flags that may differ when a run is resumed: how far, where, how often to look, and how to save memory.
 MAY_DIFFER = frozenset(
-    "steps stop_at minutes out resume workers device dry_run compile name "
+    "steps stop_at minutes out resume workers device dry_run compile name export cache gradient_checkpointing "
     "log_every save_every sample_every validate_every".split()
 )
 _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "safetensors")
