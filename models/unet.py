@@ -285,6 +285,17 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
+    def with_expected_power(self, latents: Tensor, condition: Tensor) -> Tensor:
+        """Scale sampled latents (B, K, C, h, w) at each position to a mean square of z / s of 1 over bins and channels.
+
+        Ours. What swings together moves alike, over a whole flower; samples of a briefly trained network have blobs of
+        strong and weak motion in it. The sample keeps its phases and its spectrum at each position, the photograph
+        says how much it moves there: average precision on held-out clips .25 -> .45 (docs/results.md).
+        """
+        log_s = condition[:, self.config.condition_channels :].unflatten(1, latents.shape[1:3])  # (B, K, C, h, w)
+        power = (latents * torch.exp(-log_s)).square().mean((1, 2), keepdim=True)  # (B, 1, 1, h, w)
+        return latents * power.clamp(min=1e-12).rsqrt()
+
     def _preconditioning(self, log_s: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
         """Return a b (1 - s^2) / d^2, 1 / d, s / d (B, K, C, h, w) and a, b (B, 1, 1, 1, 1), all in float32."""
         square = torch.exp(2 * log_s.float())  # s^2

@@ -139,6 +139,20 @@ def test_what_is_still_stays_still():
     assert still < 0.15 and moving == pytest.approx(1.0, rel=0.1)
 
 
+def test_samples_have_the_power_that_is_expected():
+    """At each position; one factor for all bins and channels, and where nothing was sampled nothing comes."""
+    unet = small_unet()
+    log_s = torch.randn(2, 3, 4, 8, 12)
+    condition = torch.cat([torch.randn(2, 16, 8, 12), log_s.flatten(1, 2)], dim=1)
+    latents = torch.randn(2, 3, 4, 8, 12) * torch.rand(2, 1, 1, 8, 12)
+    latents[0, ..., 0, 0] = 0
+    scaled = unet.with_expected_power(latents, condition)
+    power = (scaled / log_s.exp()).square().mean((1, 2))
+    assert power[0, 0, 0] == 0 and power.flatten()[1:].sub(1).abs().max() < 1e-4
+    ratio = scaled / latents
+    torch.testing.assert_close(ratio[1], ratio[1, :1, :1].expand_as(ratio[1]), rtol=1e-4, atol=1e-5)
+
+
 def test_losses_add_up():
     unet, batch = small_unet(), make_batch()
     schedule = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)

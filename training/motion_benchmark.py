@@ -106,7 +106,8 @@ def predict(pipeline: MotionPipeline, single: FrequencyUNet, image: Tensor, job:
                 denoise(single, pipeline.scheduler, part, z[None, None], **options)
                 for part, z in zip(own, noise, strict=True)
             ]
-            spectra.append(pipeline.decode(torch.cat(chains, dim=1)).cpu())  # (1, K, 4, H, W)
+            latents = pipeline.unet.with_expected_power(torch.cat(chains, dim=1), condition)  # (1, K, C, h, w)
+            spectra.append(pipeline.decode(latents).cpu())  # (1, K, 4, H, W)
     return torch.stack(spectra, dim=1)  # (1, M, K, 4, H, W)
 
 

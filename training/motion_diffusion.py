@@ -238,7 +238,7 @@ def write_sample_sheet(
         condition = model.encode_image(sample["image"][None].to(device))
         truth = sample["latents"][None].to(device)
         noise = [start_noise(tuple(truth.shape[1:]), seed, n)[None].to(device) for n in range(2)]
-        drawn = [denoise(model, schedule, condition, n) for n in noise]
+        drawn = [model.with_expected_power(denoise(model, schedule, condition, n), condition) for n in noise]
         spectra = [vae.decode_spectrum(z)[0].float().cpu() for z in [*drawn, truth]]
         image = sample["image"]
         pictures = [image]

@@ -24,7 +24,7 @@ def add_sampling_flags(parser: Parser) -> None:
     add = group.add_argument
     add("--sampler", choices=SAMPLER_NAMES, default="dpm", help="DPM-Solver++, DDIM (the paper's), UniPC")
     add("--steps", type=positive_int, metavar="N", help="network calls; default: 20, DDIM 250")
-    add("--guidance", type=non_negative_float, metavar="W", default=1.0, help="classifier-free guidance; 0 = none")
+    add("--guidance", type=non_negative_float, metavar="W", default=0.0, help="classifier-free guidance; 0 = none")
     add("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
 
 
