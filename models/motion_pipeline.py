@@ -18,7 +18,7 @@ from diffusers import (
 )
 from torch import Tensor
 
-from motion.flow import GRID_MULTIPLE, motion_grid_size, resize_maps
+from motion.flow import GRID_MULTIPLE, default_grid_scale, motion_grid_size, resize_maps
 from motion.looping import closed, seam
 from motion.motion_file import Motion
 from motion.spectrum import FPS, mean_displacement, without_drift
@@ -37,6 +37,9 @@ DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
 # Measured with the default weights on held-out clips (docs/results.md): 1 places motion no better than 0 (AP .43 and
 # .45), makes it 1.4 times what the clips have instead of .8 times, and takes twice as long.
 DEFAULT_GUIDANCE = 0.0
+# A predicted motion is brought down to this 95th percentile of its mean |F|, px of a grid of 256 x 160: half of the
+# clips that the default weights learned from are storms, under which their samples tear a still (docs/results.md).
+CALM_PX = 2.0
 # Activations of one batch on the CPU, where larger batches are no faster.
 CPU_BATCH_MB = 2000.0
 # Peak of the U-Net's activations by slices x positions x channels of its first level.
@@ -332,6 +335,8 @@ class MotionPipeline(DiffusionPipeline):
     def predict(self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, **options) -> Motion:
         """Predict one motion for a picture of any size: (3, H, W) in [0, 1] to a `Motion` on its motion grid.
 
+        What moves more than a breeze is calmed (`CALM_PX`): "calmed" in the meta says by which factor.
+
         With `loop` the motion has no drift and closes exactly after that part of the period; "loop" in its meta says
         how, and how far from closing it was before (`seam`, px).
         """
@@ -351,6 +356,9 @@ class MotionPipeline(DiffusionPipeline):
         }
         if loop is not None:
             spectrum, meta["loop"] = self._close(spectrum, loop)
+        strongest = float(mean_displacement(spectrum).flatten().quantile(0.95))
+        meta["calmed"] = min(1.0, CALM_PX / (default_grid_scale(*grid) * max(strongest, 1e-12)))
+        spectrum = spectrum * meta["calmed"]
         num_frames = round(self.unet.config.period_s * FPS)
         return Motion(spectrum, None, num_frames, FPS, (height, width), meta)
 

@@ -17,6 +17,7 @@ from models.checkpoints import CheckpointError, load_model
 from models.frame_synthesis import FrameSynthesis
 from models.image_encoder import load_squeezenet_features, squeezenet_features
 from models.motion_pipeline import (
+    CALM_PX,
     SAMPLERS,
     MotionPipeline,
     check_components,
@@ -28,6 +29,7 @@ from models.motion_pipeline import (
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from motion.normalisation import Normalisation
+from motion.spectrum import mean_displacement
 
 
 def small_unet(**options) -> FrequencyUNet:
@@ -339,6 +341,19 @@ def test_same_seed_same_motion_across_devices(checkpoint):
     on_cpu = pipeline(picture(), seed=3, steps=8)
     on_gpu = pipeline.to("cuda")(picture(), seed=3, steps=8)
     assert (on_cpu - on_gpu).abs().max() < 1e-2 * on_cpu.abs().max()
+
+
+def test_storms_are_calmed(checkpoint, monkeypatch):
+    """A motion above the limit is scaled as a whole to have it as its 95th percentile; below, nothing is touched."""
+    pipeline = MotionPipeline.load(checkpoint)
+    sampled = torch.randn(1, 1, 4, 4, 160, 256)
+    monkeypatch.setattr(MotionPipeline, "__call__", lambda self, images, **options: sampled * strength)
+    for strength in (10.0, 0.01):
+        motion = pipeline.predict(torch.rand(3, 160, 256))
+        factor = motion.meta["calmed"]
+        torch.testing.assert_close(motion.spectrum, sampled[0, 0] * strength * factor)
+        found = float(mean_displacement(motion.spectrum).flatten().quantile(0.95))
+        assert (found == pytest.approx(CALM_PX, rel=1e-3)) if strength > 1 else (factor == 1 and found < CALM_PX)
 
 
 def test_global_randomness_is_left_alone(checkpoint):

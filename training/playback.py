@@ -32,7 +32,7 @@ def add_playback_flags(parser: Parser) -> None:
     add("--fps", type=positive_float, default=30.0, metavar="HZ", help="frames a second, at unchanged speed")
     add("--loop", action="store_true", help="whole periods nearest to the length, no drift; the speed is adjusted")
     add("--slow", type=positive_float, default=1.0, metavar="X", help="stretch the period, not the length")
-    add("--magnify", type=float, default=1.0, metavar="X", help="scale the motion")
+    add("--magnify", type=float, default=1.0, metavar="X", help="scale the motion (predicted: that of a breeze)")
     add("--mask", type=Path, metavar="PNG", help="where to move: white moves, black stays; at the picture's aspect")
     add(
         "--drift", action=argparse.BooleanOptionalAction, help="motion that does not swing back; default: unless --loop"
