@@ -493,7 +493,7 @@ def test_help_is_quick_and_names_every_flag():
     assert text.startswith("usage:") and "\npython animate.py photo.jpg  " in text
     plain = " ".join(text.split())
     for default in ("carried (default: softmax)", "unchanged speed (default: 30.0)", "never enlarged (default: 512)",
-                    "0 = none (default: 1.0)", "(default: outputs)"):  # fmt: skip
+                    "0 = none (default: 0.0)", "(default: outputs)"):  # fmt: skip
         assert default in plain
 
 
