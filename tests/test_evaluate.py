@@ -163,7 +163,7 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
     assert torch.equal(again[1], flow) and torch.equal(again[0], targets)
     assert open_clip(clip_set, row, 1).num_frames == 7
     assert asked == [(2, "dis_fast"), (5, "dis_fast")]  # the second time from the cache, the third only what it lacks
-    assert len(still) == 4 and all(mask is never for mask in still) and not flow[:, :, :10].any()
+    assert len(still) == 4 and all(mask is never for mask in still)
 
     with VideoWriter(video, fps=30) as writer:
         writer.write(torch.zeros(8, 3, 64, 96))
