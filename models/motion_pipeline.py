@@ -37,8 +37,8 @@ DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
 # Measured with the default weights on held-out clips (docs/results.md): 1 places motion no better than 0 (AP .43 and
 # .45), makes it 1.4 times what the clips have instead of .8 times, and takes twice as long.
 DEFAULT_GUIDANCE = 0.0
-# A predicted motion is brought down to this 95th percentile of its mean |F|, px of a grid of 256 x 160: half of the
-# clips that the default weights learned from are storms, under which their samples tear a still (docs/results.md).
+# A predicted motion is brought down to this 95th percentile of its mean |F|, px of a grid of 256 x 160: the default
+# weights learned strong wind, at the full strength of which their samples tear close flowers (docs/results.md).
 CALM_PX = 2.0
 # Activations of one batch on the CPU, where larger batches are no faster.
 CPU_BATCH_MB = 2000.0
