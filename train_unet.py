@@ -63,7 +63,8 @@ def make_parser() -> Parser:
     add("--prediction", choices=("v_prediction", "epsilon"), default="v_prediction", help="what the net predicts")
     add("--weighting", choices=("none", "min-snr"), default="none", help="of the noise levels in the loss")
     add("--gradient-checkpointing", action="store_true", help="slower by a third, in a fraction of the memory")
-    add("--backbone", choices=("squeezenet", "none"), default="squeezenet", help="picture network of the condition")
+    picture = "picture network of the condition; vae: a frozen copy of the encoder of --vae"
+    add("--backbone", choices=("squeezenet", "vae", "none"), default="squeezenet", help=picture)
     add("--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights of SqueezeNet 1.1, then kept frozen")
     add("--no-augment", action="store_true", help="clips as they are, to over-fit a few")
     hidden = "of the photograph's features, hidden from a sample; default: 0.3; --no-augment, --stage denoiser: 0"
@@ -93,6 +94,11 @@ def build_unet(args: Namespace, vae: MotionVAE, preset: dict) -> FrequencyUNet:
                 raise UsageError(
                     f"--init {args.init}: its {name} is {unet.config[name]}; right: {flag} {unet.config[name]}"
                 )
+        kept = unet.config.backbone
+        if args.backbone == "vae" and kept != "vae":
+            raise UsageError(
+                f"--backbone vae: the U-Net of --init {args.init} keeps its own, {kept}; right: leave it out"
+            )
         if unet.config.backbone_frozen:
             unet.image_encoder.freeze_backbone()
         logger.info("--init: network and backbone are those of %s; --preset means the training only", args.init)
@@ -100,12 +106,16 @@ def build_unet(args: Namespace, vae: MotionVAE, preset: dict) -> FrequencyUNet:
         meaning = {"period_s": vae.config.period_s, "prediction_type": args.prediction}
         shape = {"latent_channels": vae.latent_channels, "factor": vae.factor, "num_bins": args.bins}
         backbone = {"backbone": args.backbone, "backbone_frozen": False}  # until weights are loaded
+        if args.backbone == "vae":
+            backbone |= {"backbone_frozen": True, "picture_vae": vae.encoder_config}
         unet = FrequencyUNet(**shape, **preset, mode=args.mode, **backbone, **meaning)
         if args.backbone_weights:
             try:
                 unet.load_backbone(args.backbone_weights)
             except (ValueError, RuntimeError) as error:
                 raise UsageError(f"--backbone-weights: {str(error).splitlines()[0]}") from error
+        elif args.backbone == "vae":
+            unet.image_encoder.copy_encoder(vae)
         elif args.backbone == "squeezenet":
             logger.info("no --backbone-weights: the picture network trains from scratch")
     if args.gradient_checkpointing:
@@ -123,6 +133,8 @@ def check_flags(args: Namespace) -> None:
 
     if any(side % GRID_MULTIPLE for side in args.grid):
         raise UsageError(f"--grid {args.grid[1]}x{args.grid[0]}: right: sides that are multiples of {GRID_MULTIPLE} px")
+    if args.backbone_weights and args.backbone != "squeezenet" and not args.init:
+        raise UsageError(f"--backbone-weights: --backbone {args.backbone} takes none; right: --backbone squeezenet")
     if args.stage == "picture" and args.weighting != "none":
         raise UsageError(f"--weighting {args.weighting}: --stage picture has no noise levels to weigh; right: none")
     if args.feature_dropout is not None and args.feature_dropout >= 1:

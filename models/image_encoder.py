@@ -11,6 +11,9 @@ import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from .vae import MotionVAE
+
+BACKBONES = ("squeezenet", "vae", "none")
 # Layers of SqueezeNet 1.1 whose outputs are read: (index in `features`, channels), at strides of about 2, 4, 8 and 16.
 SQUEEZENET_TAPS = ((1, 64), (4, 128), (7, 256), (12, 512))
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -104,27 +107,51 @@ def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
     return state
 
 
+def _vae_encoder(config: dict | None) -> MotionVAE:
+    """Build the encoder of a VAE; ValueError names the entry of the U-Net's configuration that is wrong."""
+    if not isinstance(config, dict):
+        raise ValueError(f'picture_vae: expected a VAE\'s configuration for backbone "vae", got {config!r}')
+    try:
+        vae = MotionVAE(**config)
+    except Exception as error:  # a wrong number fails wherever it is first used
+        raise ValueError(f"picture_vae: {error or type(error).__name__}") from error
+    vae.drop_decoder()
+    return vae
+
+
 class ImageEncoder(nn.Module):
     """Features of the photograph on the latent grid: a small trained head over raw pixels and a picture network.
 
     Args:
         channels: of the output.
         factor: f, the latent grid's reduction.
-        backbone: "squeezenet" (frozen ImageNet features where weights are loaded) or "none" (raw pixels only).
+        backbone: "squeezenet" (frozen ImageNet features where weights are loaded), "vae" (latents of the picture from a
+            motion VAE's encoder, always frozen; its weights come by `copy_encoder`) or "none" (raw pixels only).
+        picture_vae: `MotionVAE.encoder_config` of the VAE, for "vae".
     """
 
-    def __init__(self, channels: int, factor: int, backbone: str = "squeezenet") -> None:
+    def __init__(
+        self, channels: int, factor: int, backbone: str = "squeezenet", picture_vae: dict | None = None
+    ) -> None:
         super().__init__()
-        if backbone not in ("squeezenet", "none"):
-            raise ValueError(f'backbone: expected "squeezenet" or "none", got {backbone!r}')
+        if backbone not in BACKBONES:
+            raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
+        if backbone != "vae" and picture_vae is not None:
+            raise ValueError(f'picture_vae: expected null for backbone "{backbone}", got {picture_vae!r}')
         self.factor = factor
-        self.backbone = squeezenet_features() if backbone == "squeezenet" else None
-        taps = SQUEEZENET_TAPS if backbone == "squeezenet" else ()
+        self.backbone: nn.Sequential | MotionVAE | None = None
+        self.tap_indices, tap_channels = [], []
+        if backbone == "squeezenet":
+            self.backbone = squeezenet_features()
+            self.tap_indices, tap_channels = zip(*SQUEEZENET_TAPS, strict=True)
+        elif backbone == "vae":
+            self.backbone = _vae_encoder(picture_vae)
+            tap_channels = [self.backbone.autoencoder.config.latent_channels]
+            self.freeze_backbone()
         width = max(channels // 2, 16)
         self.pixels = nn.Conv2d(3 * factor**2, width, 1)
-        self.taps = nn.ModuleList(nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, width, 1)) for _, c in taps)
-        self.tap_indices = [index for index, _ in taps]
-        self.num_features = total = width * (1 + len(taps))
+        self.taps = nn.ModuleList(nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, width, 1)) for c in tap_channels)
+        self.num_features = total = width * (1 + len(tap_channels))
         options = {"temb_channels": None, "groups": 8, "eps": 1e-5}
         self.fine = ResnetBlock2D(in_channels=total, out_channels=channels, **options)
         self.coarse = ResnetBlock2D(in_channels=channels, out_channels=channels, **options)
@@ -135,6 +162,26 @@ class ImageEncoder(nn.Module):
         if self.backbone is not None:
             self.backbone.requires_grad_(False)
 
+    def copy_encoder(self, vae: MotionVAE) -> None:
+        """Copy the weights of the encoder of the VAE that `picture_vae` describes."""
+        weights = vae.state_dict()
+        self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
+
+    def _backbone_features(self, image: Tensor) -> list[Tensor]:
+        """Return what `taps` read, each (B, c, h', w') at a resolution of its own."""
+        if self.backbone is None:
+            return []
+        if isinstance(self.backbone, MotionVAE):
+            return [self.backbone.encode_image(image)]
+        features, found = image, []
+        for index, layer in enumerate(self.backbone):
+            features = layer(features)
+            if index in self.tap_indices:
+                found.append(features)
+            if index == self.tap_indices[-1]:
+                break
+        return found
+
     def forward(self, image: Tensor, feature_gain: Tensor | None = None) -> Tensor:
         """Encode pictures (B, 3, H, W) in [0, 1], sides multiples of f, as (B, C, H/f, W/f).
 
@@ -142,14 +189,8 @@ class ImageEncoder(nn.Module):
         """
         height, width = image.shape[-2] // self.factor, image.shape[-1] // self.factor
         maps = [self.pixels(F.pixel_unshuffle(image - 0.5, self.factor))]  # (B, w, h, w)
-        if self.backbone is not None:
-            features, taps = image, iter(self.taps)
-            for index, layer in enumerate(self.backbone):
-                features = layer(features)
-                if index in self.tap_indices:
-                    maps.append(F.interpolate(next(taps)(features), size=(height, width), mode="bilinear"))
-                if index == self.tap_indices[-1]:
-                    break
+        for tap, features in zip(self.taps, self._backbone_features(image), strict=True):
+            maps.append(F.interpolate(tap(features), size=(height, width), mode="bilinear"))
         features = torch.cat(maps, dim=1)  # (B, num_features, h, w)
         if feature_gain is not None:
             features = features * feature_gain[:, :, None, None].to(features)

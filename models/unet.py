@@ -145,11 +145,12 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         condition_channels: of the encoded photograph.
         num_heads: of the attention across frequencies.
         mode: see above.
-        backbone: picture network of the image encoder, "squeezenet" or "none".
+        backbone: picture network of the image encoder, "squeezenet", "vae" or "none".
         period_s: period T, seconds; bins are told to the network in Hz.
         prediction_type: what it returns, "v_prediction" or "epsilon"; as in the noise schedule.
         backbone_frozen: whether weights were loaded into the backbone, which then stay as they are when training goes
-            on from this model. Configurations that do not say so are of models that had some.
+            on from this model. Configurations that do not say so are of models that had some. "vae" is always frozen.
+        picture_vae: for "vae", see `ImageEncoder`; the weights lie with the U-Net's own.
     """
 
     _supports_gradient_checkpointing = True
@@ -169,6 +170,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         period_s: float = PERIOD_S,
         prediction_type: str = "v_prediction",
         backbone_frozen: bool = True,
+        picture_vae: dict | None = None,
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -179,7 +181,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
             raise ValueError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
         coordinated, slices = mode == "coordinated", 1 if mode != "volume" else num_bins
         first, embedding = block_channels[0], 4 * block_channels[0]
-        self.image_encoder = ImageEncoder(condition_channels, factor, backbone)
+        self.image_encoder = ImageEncoder(condition_channels, factor, backbone, picture_vae)
         self.magnitude = nn.Conv2d(condition_channels, num_bins * latent_channels, 1)
         # a^2 of each time step, no buffer, which would be rounded with the weights (`_apply` moves it along);
         # `check_components` holds that the schedule sampled with is this one.
@@ -235,8 +237,8 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
 
     def load_backbone(self, path: str | Path) -> None:
         """Load ImageNet features into the image encoder (see `load_squeezenet_features`) and freeze them."""
-        if self.image_encoder.backbone is None:
-            raise ValueError('backbone: expected "squeezenet" to load weights into, got "none"')
+        if self.config.backbone != "squeezenet":
+            raise ValueError(f'backbone: expected "squeezenet" to load weights into, got "{self.config.backbone}"')
         self.image_encoder.backbone.load_state_dict(load_squeezenet_features(path))
         self.image_encoder.freeze_backbone()
         self.register_to_config(backbone_frozen=True)

@@ -29,6 +29,9 @@ VAE_PRESETS: dict[str, dict] = {
     "paper": {"patch": 1, "block_channels": (128, 256, 512), "layers_per_block": 2, "norm_groups": 32},
 }
 
+# Arguments of `MotionVAE` that shape the networks of kind "kl".
+KL_SHAPE = ("patch", "block_channels", "layers_per_block", "latent_channels", "norm_groups")
+
 
 def vae_preset(name: str, factor: int | None = None) -> dict:
     """Return the arguments of a preset, with as many of its levels as reduce each side by `factor`.
@@ -167,6 +170,17 @@ class MotionVAE(ModelMixin, ConfigMixin):
         return channels if self.config.kind == "kl" else SLICE_CHANNELS * channels
 
     @property
+    def encoder_config(self) -> dict:
+        """The arguments that build its networks again, without what concerns motion: statistics and latent scale."""
+        names = ("vq_config",) if self.config.kind == "vq" else KL_SHAPE
+        return {"kind": self.config.kind, **{name: self.config[name] for name in names}}
+
+    def drop_decoder(self) -> None:
+        """Leave only what encodes; `decode` and `forward` are gone then."""
+        for name in ("quantize", "post_quant_conv", "decoder"):
+            setattr(self.autoencoder, name, None)
+
+    @property
     def normalisation(self) -> Normalisation:
         """The normalisation of the spectra it was trained on; ValueError when the config carries none."""
         if not self.config.motion_scale_px:
@@ -196,6 +210,18 @@ class MotionVAE(ModelMixin, ConfigMixin):
             pictures = slices.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)  # (4N, 3, H, W)
             latents = self.autoencoder.encode(pictures).latents.unflatten(0, (-1, SLICE_CHANNELS)).flatten(1, 2)
         return latents * self.config.scaling_factor
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Encode photographs (B, 3, H, W) in [0, 1], sides multiples of f, to latents (B, C, H/f, W/f), not scaled.
+
+        "vq" sees RGB in [-1, 1], as it did when it was trained on pictures; C is that of one map. "kl" sees red, green,
+        blue and their mean in [-1, 1] in the place of the 4 maps of a slice.
+        """
+        image = 2 * image - 1
+        if self.config.kind == "vq":
+            return self.autoencoder.encode(image).latents
+        means, added = self._posterior(torch.cat([image, image.mean(1, keepdim=True)], dim=1))
+        return means + added.mode()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents (N, C, h, w) to normalised slices (N, 4, f h, f w)."""
