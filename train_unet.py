@@ -21,15 +21,8 @@ from training.cli import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    import torch
-    from diffusers import SchedulerMixin
-    from torch import nn
-
     from models.unet import FrequencyUNet
     from models.vae import MotionVAE
-    from training.latents import LatentDataset
 
 logger = logging.getLogger("__main__")
 
@@ -51,13 +44,14 @@ def make_parser() -> Parser:
         help="motion grid, px; also turned and square",
     )
     add("--mode", choices=("coordinated", "independent", "volume"), default="coordinated", help="how slices meet")
-    stages = ("joint", "picture", "denoiser", "slices", "coordination")
+    stages = ("joint", "picture", "denoiser", "slices", "coordination", "displacement")
     add(
         "--stage",
         choices=stages,
         default="joint",
         help="what trains: all; the picture's encoder (which draws no samples, has no noise levels to weigh and no use "
-        "for --gradient-checkpointing); all else; all but the attention across frequencies; that alone",
+        "for --gradient-checkpointing); all else; all but the attention across frequencies; that alone; a head that "
+        "says how far each place moves, which samples are then scaled to (reads no latents, and may come at any time)",
     )
     add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example an earlier stage's")
     add("--prediction", choices=("v_prediction", "epsilon"), default="v_prediction", help="what the net predicts")
@@ -135,8 +129,10 @@ def check_flags(args: Namespace) -> None:
         raise UsageError(f"--grid {args.grid[1]}x{args.grid[0]}: right: sides that are multiples of {GRID_MULTIPLE} px")
     if args.backbone_weights and args.backbone != "squeezenet" and not args.init:
         raise UsageError(f"--backbone-weights: --backbone {args.backbone} takes none; right: --backbone squeezenet")
-    if args.stage == "picture" and args.weighting != "none":
-        raise UsageError(f"--weighting {args.weighting}: --stage picture has no noise levels to weigh; right: none")
+    if args.stage in ("picture", "displacement") and args.weighting != "none":
+        raise UsageError(
+            f"--weighting {args.weighting}: --stage {args.stage} has no noise levels to weigh; right: none"
+        )
     if args.feature_dropout is not None and args.feature_dropout >= 1:
         raise UsageError("--feature-dropout 1: hides the whole photograph; right: 0 or above, below 1")
 
@@ -156,52 +152,6 @@ def open_data(args: Namespace, vae: MotionVAE) -> list:
     return motion_sets(sets, args.grid, args.bins, args.device)
 
 
-def encode_latents(args: Namespace, sets: list, vae: MotionVAE, device: torch.device, batch: int) -> tuple:
-    """Encode the training and the held-out latents (None without test clips), the first process for all."""
-    from training import processes
-    from training.data_sets import sets_with
-    from training.latents import LatentDataset, variant_sizes
-
-    options = {"vae": vae, "num_bins": args.bins, "folder": args.cache, "seed": args.seed}
-    sizes = (args.grid,) if args.no_augment else variant_sizes(*args.grid)
-    dataset = LatentDataset(sets, "train", sizes=sizes, augment=not args.no_augment, multiple=batch, **options)
-    test_sets = sets_with(sets, "test")
-    held_out = LatentDataset(test_sets, "test", sizes=(args.grid,), augment=False, **options) if test_sets else None
-    with processes.main_first():
-        for latents in filter(None, (dataset, held_out)):
-            if processes.is_main():
-                latents.encode(vae, device, progress=True)
-    return dataset, held_out
-
-
-def what_trains(
-    args: Namespace,
-    unet: FrequencyUNet,
-    vae: MotionVAE,
-    schedule: SchedulerMixin,
-    dataset: LatentDataset,
-    held_out: LatentDataset | None,
-) -> tuple[nn.Module, Callable, dict[str, Callable]]:
-    """Return the module of the stage, its loss, and what the loop measures and draws on the way."""
-    from functools import partial
-
-    from training import motion_diffusion as diffusion
-
-    dropout = args.feature_dropout
-    if dropout is None:
-        # What the encoder says is fixed in stage "denoiser": hiding parts of it would only blur the magnitudes.
-        learns_pictures = args.stage != "denoiser" and not args.no_augment
-        dropout = diffusion.FEATURE_DROPOUT if learns_pictures else 0.0
-    seen = {"num_features": unet.image_encoder.num_features, "feature_dropout": dropout}
-    if args.stage == "picture":
-        validate = partial(diffusion.held_out_magnitude, dataset=held_out) if held_out else None
-        return diffusion.PictureStage(unet), partial(diffusion.picture_loss, **seen), {"validate": validate}
-    validate = partial(diffusion.held_out_loss, dataset=held_out, schedule=schedule) if held_out else None
-    shown = {"vae": vae, "schedule": schedule, "dataset": held_out or dataset}
-    loss = partial(diffusion.diffusion_loss, schedule=schedule, weighting=args.weighting, **seen)
-    return unet, loss, {"validate": validate, "sample": partial(diffusion.write_sample_sheet, **shown)}
-
-
 # The last is told as a flag to add.
 @command(memory_flags=("--batch-size", "--preset, add --gradient-checkpointing"))
 def main(argv: list[str] | None = None) -> int:
@@ -217,7 +167,7 @@ def main(argv: list[str] | None = None) -> int:
     from models.motion_pipeline import MotionPipeline, check_components
     from models.unet import UNET_PRESETS
     from models.vae import MotionVAE
-    from training import processes
+    from training import motion_stages, processes
     from training.cli import choose_device
     from training.data_sets import export_pipeline
     from training.loop import LoopOptions, train
@@ -261,12 +211,11 @@ def main(argv: list[str] | None = None) -> int:
         unet.to(memory_format=torch.channels_last)
     with open_run(args.out, "train_unet", vars(args), resume=args.resume, name=args.preset) as run_folder:
         batch = options.batch_size * options.accumulate * processes.num_processes()
-        dataset, held_out = encode_latents(args, sets, vae, device, batch)
-        model, loss, measures = what_trains(args, unet, vae, schedule, dataset, held_out)
-        result = train(model, dataset, loss, options, run_folder, progress=True, **measures)
+        stage = motion_stages.prepare(args, unet, vae, schedule, sets, device, batch)
+        result = train(stage.model, stage.dataset, stage.loss, options, run_folder, progress=True, **stage.measures)
         pipeline = MotionPipeline(vae, unet, schedule)
         folder = args.export or run_folder.path / "pipeline"
-        export_pipeline(pipeline, folder, run_folder, result, vae_folder=vae_folder)
+        export_pipeline(pipeline, folder, run_folder, result, vae_folder=vae_folder, init_folder=args.init)
     return 0
 
 

@@ -215,6 +215,12 @@ class ClipSet:
         ]
         return pairs, arrays["importance"]
 
+    def displacement(self, clip_id: str) -> torch.Tensor:
+        """Read mean |F_t| over the clip (1, H, W), px: the importance of its pairs, else that of its spectrum."""
+        if self.has_pairs(clip_id):
+            return self._read("pairs", clip_id, ("importance",))["importance"]
+        return mean_displacement(self.spectrum(clip_id)[0])
+
     def normalisation(self, num_bins: int = NUM_BINS) -> Normalisation:
         """Return the scales of the training split's first `num_bins` bins."""
         if "scale_px" not in self.statistics:

@@ -114,7 +114,7 @@ class _Part(NamedTuple):
     count: int
 
 
-class _WeightedItems:
+class WeightedItems:
     """The items of an epoch: each clip of a set of weight w comes w times, on average over the epochs.
 
     With w = 2 an epoch holds each clip twice. With w = .3 it holds a third of the clips and the next epochs the others,
@@ -191,7 +191,7 @@ class MotionDataset(Dataset):
         """Take the kept clips of a split (None: of all); `size` is (H, W) of the samples, any."""
         if not 1 <= num_bins <= STORED_BINS:
             raise ClipSetError(f"number of bins: clip sets hold {STORED_BINS}, {num_bins} are wanted")
-        self.items = _WeightedItems(sets, split, (KEPT,), lambda _set, _row: True)
+        self.items = WeightedItems(sets, split, (KEPT,), lambda _set, _row: True)
         self.num_bins, self.size, self.augment = num_bins, tuple(size), augment
 
     def __len__(self) -> int:
@@ -230,7 +230,7 @@ class RenderingDataset(Dataset):
         augment: bool = True,
     ) -> None:
         """Take the clips of a split (None: of all) that have pairs, those too short for a spectrum included."""
-        self.items = _WeightedItems(sets, split, (KEPT, PAIRS_ONLY), lambda clip_set, row: clip_set.has_pairs(row.id))
+        self.items = WeightedItems(sets, split, (KEPT, PAIRS_ONLY), lambda clip_set, row: clip_set.has_pairs(row.id))
         self.size, self.augment = tuple(size), augment
 
     def __len__(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -140,7 +141,8 @@ class ImageEncoder(nn.Module):
             raise ValueError(f'picture_vae: expected null for backbone "{backbone}", got {picture_vae!r}')
         self.factor = factor
         self.backbone: nn.Sequential | MotionVAE | None = None
-        self.tap_indices, tap_channels = [], []
+        self.tap_indices: Sequence[int] = ()
+        tap_channels: Sequence[int] = ()
         if backbone == "squeezenet":
             self.backbone = squeezenet_features()
             self.tap_indices, tap_channels = zip(*SQUEEZENET_TAPS, strict=True)
@@ -148,6 +150,7 @@ class ImageEncoder(nn.Module):
             self.backbone = _vae_encoder(picture_vae)
             tap_channels = [self.backbone.autoencoder.config.latent_channels]
             self.freeze_backbone()
+        self.tap_channels = tuple(tap_channels)  # of what `backbone_features` returns
         width = max(channels // 2, 16)
         self.pixels = nn.Conv2d(3 * factor**2, width, 1)
         self.taps = nn.ModuleList(nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, width, 1)) for c in tap_channels)
@@ -167,8 +170,8 @@ class ImageEncoder(nn.Module):
         weights = vae.state_dict()
         self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
 
-    def _backbone_features(self, image: Tensor) -> list[Tensor]:
-        """Return what `taps` read, each (B, c, h', w') at a resolution of its own."""
+    def backbone_features(self, image: Tensor) -> list[Tensor]:
+        """Return what the picture network says of pictures in [0, 1]: maps (B, c, h', w') of any resolutions."""
         if self.backbone is None:
             return []
         if isinstance(self.backbone, MotionVAE):
@@ -189,7 +192,7 @@ class ImageEncoder(nn.Module):
         """
         height, width = image.shape[-2] // self.factor, image.shape[-1] // self.factor
         maps = [self.pixels(F.pixel_unshuffle(image - 0.5, self.factor))]  # (B, w, h, w)
-        for tap, features in zip(self.taps, self._backbone_features(image), strict=True):
+        for tap, features in zip(self.taps, self.backbone_features(image), strict=True):
             maps.append(F.interpolate(tap(features), size=(height, width), mode="bilinear"))
         features = torch.cat(maps, dim=1)  # (B, num_features, h, w)
         if feature_gain is not None:

@@ -24,6 +24,7 @@ from motion.motion_file import Motion
 from motion.spectrum import FPS, mean_displacement, without_drift
 
 from .checkpoints import CheckpointError, load_model, read_json
+from .displacement import with_displacement
 from .rendering import AUTOCAST_DTYPES
 from .self_guidance import LoopGuidance, decode_spectrum
 from .unet import PREDICTION_TYPES, FrequencyUNet
@@ -300,7 +301,7 @@ class MotionPipeline(DiffusionPipeline):
         for start in range(0, len(jobs), max_batch):
             batch = jobs[start : start + max_batch]
             pictures = sorted({picture for picture, _ in batch})
-            condition = self.encode(images[pictures], precision)  # (b, Cc + K C, h, w)
+            condition, expected_px = self._read_pictures(images[pictures], precision)
             places = torch.tensor([pictures.index(picture) for picture, _ in batch], device=device)
             shape = (self.unet.config.num_bins, self.vae.latent_channels, *condition.shape[-2:])
             latents = denoise(
@@ -318,15 +319,23 @@ class MotionPipeline(DiffusionPipeline):
             )
             latents = self.unet.with_expected_power(latents, condition[places])
             # One volume at a time: decoding is the largest use of memory, and gains nothing from a batch.
-            spectra += [self.decode(z[None]).cpu() for z in latents]
+            for z, place in zip(latents, places, strict=True):
+                spectrum = self.decode(z[None])  # (1, K, 4, H, W)
+                if expected_px is not None:
+                    spectrum = with_displacement(spectrum, expected_px[place][None])
+                spectra.append(spectrum.cpu())
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
 
     def encode(self, images: Tensor, precision: str = "no") -> Tensor:
         """Encode pictures (B, 3, H, W) as the U-Net's float32 condition (B, Cc + K C, h, w)."""
+        return self._read_pictures(images, precision)[0]
+
+    def _read_pictures(self, images: Tensor, precision: str) -> tuple[Tensor, Tensor | None]:
+        """Return the condition of pictures and how far their places move, (B, 1, H/8, W/8) px or None."""
         images = images.to(self.unet.device, self.unet.dtype)
         dtype = AUTOCAST_DTYPES[precision]
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
-            return self.unet.encode_image(images)
+            return self.unet.encode_image(images), self.unet.expected_displacement(images)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode float32 latents (B, K, C, h, w) to px in float32, also where the VAE's weights are cast."""

@@ -17,10 +17,11 @@ from torch.utils.checkpoint import checkpoint
 
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
 
+from .displacement import STRIDE, DisplacementHead, expected_displacement
 from .image_encoder import ImageEncoder, load_squeezenet_features
 
 MODES = ("coordinated", "independent", "volume")
-STAGES = ("joint", "picture", "denoiser", "slices", "coordination")
+STAGES = ("joint", "picture", "denoiser", "slices", "coordination", "displacement")
 
 UNET_PRESETS: dict[str, dict] = {
     "tiny": {"block_channels": (32, 64, 128), "layers_per_block": 1, "condition_channels": 64, "num_heads": 4},
@@ -151,6 +152,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         backbone_frozen: whether weights were loaded into the backbone, which then stay as they are when training goes
             on from this model. Configurations that do not say so are of models that had some. "vae" is always frozen.
         picture_vae: for "vae", see `ImageEncoder`; the weights lie with the U-Net's own.
+        displacement: whether it has a `DisplacementHead`, to which samples are scaled; stage "displacement" adds one.
     """
 
     _supports_gradient_checkpointing = True
@@ -171,6 +173,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         prediction_type: str = "v_prediction",
         backbone_frozen: bool = True,
         picture_vae: dict | None = None,
+        displacement: bool = False,
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -216,6 +219,9 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         self.conv_out = nn.Conv2d(first, slices * latent_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)
+        self.displacement_head: DisplacementHead | None = None
+        if displacement:
+            self.add_displacement()
 
     def _apply(self, function: Callable, *args: bool, **kwargs: bool) -> FrequencyUNet:
         super()._apply(function, *args, **kwargs)
@@ -243,6 +249,13 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         self.image_encoder.freeze_backbone()
         self.register_to_config(backbone_frozen=True)
 
+    def add_displacement(self) -> None:
+        """Add an untrained `DisplacementHead`; ValueError without a picture network for it to read."""
+        if self.image_encoder.backbone is None:
+            raise ValueError(f'"displacement" reads a picture network, and the backbone is {self.config.backbone!r}')
+        self.displacement_head = DisplacementHead(self.image_encoder.tap_channels).to(self.conv_in.weight)
+        self.register_to_config(displacement=True)
+
     def coordination_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the attention across frequencies, trained in stage 2."""
         return (p for m in self.modules() if isinstance(m, FrequencyAttention) for p in m.parameters())
@@ -251,21 +264,27 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         """Choose what trains.
 
         "joint": all; "picture": the image encoder and its magnitudes; "denoiser": everything else; "slices": all but
-        the attention across frequencies; "coordination": that attention. A frozen picture backbone stays frozen.
+        the attention across frequencies; "coordination": that attention; "displacement": the head of that name, added
+        where there is none, which no other stage trains. A frozen picture backbone stays frozen.
         """
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
+        if stage == "displacement" and self.displacement_head is None:
+            self.add_displacement()
         attention = {id(p) for p in self.coordination_parameters()}
         if stage == "coordination" and not attention:
             raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
         picture = {id(p) for part in (self.image_encoder, self.magnitude) for p in part.parameters()}
-        everything = {id(p) for p in self.parameters()}
+        head = self.displacement_head
+        displacement = {id(p) for p in head.parameters()} if head is not None else set()
+        everything = {id(p) for p in self.parameters()} - displacement
         trained = {
             "joint": everything,
             "picture": picture,
             "denoiser": everything - picture,
             "slices": everything - attention,
             "coordination": attention,
+            "displacement": displacement,
         }[stage]
         backbone = self.image_encoder.backbone
         frozen = {id(p) for p in backbone.parameters() if not p.requires_grad} if backbone is not None else set()
@@ -286,6 +305,22 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         features = self.image_encoder(image, feature_gain)  # (B, Cc, h, w)
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
+
+    def displacement_of_networks(self, image: Tensor, feature_gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what each network of the `DisplacementHead` says of photographs (B, 3, H, W) in [0, 1]."""
+        size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
+        return self.displacement_head(self.image_encoder.backbone_features(image), size, feature_gain)
+
+    def expected_displacement(self, image: Tensor) -> Tensor | None:
+        """Say how far each place of photographs (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H/8, W/8), px.
+
+        The mean over a picture and its mirror image, so that both move alike. None without a `DisplacementHead`.
+        """
+        if self.displacement_head is None:
+            return None
+        relative, strength = self.displacement_of_networks(image)
+        mirrored, same = self.displacement_of_networks(image.flip(-1))
+        return expected_displacement((relative + mirrored.flip(-1)) / 2, (strength + same) / 2)  # (B, 1, h, w)
 
     def with_expected_power(self, latents: Tensor, condition: Tensor) -> Tensor:
         """Scale sampled latents (B, K, C, h, w) at each position to a mean square of z / s of 1 over bins and channels.

@@ -22,6 +22,7 @@ from data.datasets import MotionDataset, render_scene_set
 from models.image_encoder import squeezenet_features
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
+from training import motion_stages
 from training.latents import LatentDataset, variant_sizes
 from training.motion_diffusion import diffusion_loss, magnitude_over, spectrum_bars, x_t_slice
 from training.motion_sets import motion_sets
@@ -198,6 +199,8 @@ def test_picture_stage_trains_the_encoder_and_joint_training_goes_on_from_it(une
     flags = ["--steps", "1", "--weighting", "min-snr", "--init", str(picture / "pipeline" / "unet")]
     assert train_unet.main([*unet_flags, *flags, "--gradient-checkpointing", "--out", str(joint)]) == 0
     assert "held_out_magnitude" in (joint / "metrics.jsonl").read_text()
+    second = json.loads((joint / "pipeline" / "training.json").read_text())["unet"]
+    assert second["started_from"] == record  # the earlier stage is not forgotten
 
 
 @pytest.mark.parametrize("mode", ["independent", "volume"])
@@ -341,13 +344,14 @@ def test_spectrum_bars_are_as_high_as_the_bins_are_strong():
     assert height.view(3, 4).amax(1).tolist() == [0, 8, 4] and bars[0, -4:, 10].sum() == 0 == height[::4].sum()
 
 
-def test_features_are_all_seen_without_augmentation_unless_asked_for(unet_flags, trained_vae):
+def test_features_are_all_seen_without_augmentation_unless_asked_for(unet_flags, trained_vae, scene_set):
     vae, unet = MotionVAE.from_pretrained(trained_vae / "vae"), FrequencyUNet(num_bins=4, backbone="none")
+    sets = [(scene_set, 1.0)]
     for flags, share in (([], 0.3), (["--no-augment"], 0.0), (["--no-augment", "--feature-dropout", "0.2"], 0.2)):
         for stage in ("joint", "picture"):
             args = train_unet.make_parser().parse_args([*unet_flags, *flags, "--stage", stage])
-            _, loss, _ = train_unet.what_trains(args, unet, vae, None, None, None)
-            assert loss.keywords["feature_dropout"] == share
+            stage_of_flags = motion_stages.prepare(args, unet, vae, None, sets, torch.device("cpu"), 2)
+            assert stage_of_flags.loss.keywords["feature_dropout"] == share
 
 
 @pytest.mark.parametrize("pretrained", [False, True])

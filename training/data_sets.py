@@ -146,20 +146,28 @@ def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: Traini
 
 
 def export_pipeline(
-    pipeline: MotionPipeline, folder: Path, run: RunFolder, result: TrainingResult, *, vae_folder: Path
+    pipeline: MotionPipeline,
+    folder: Path,
+    run: RunFolder,
+    result: TrainingResult,
+    *,
+    vae_folder: Path,
+    init_folder: Path | None = None,
 ) -> None:
     """Write {vae, unet, scheduler} and model_index.json into a checkpoint folder, in float16; main process only.
 
     What else lies in the folder already, renderers above all, stays: only the pipeline's own parts are replaced. The
-    record of the VAE's own training comes along from beside `vae_folder`.
+    record of the VAE's own training comes along from beside `vae_folder`, and that of the U-Net's earlier stages, in
+    "started_from", from beside `init_folder`.
     """
     if not processes.is_main():
         return
-    folder, vae_folder = Path(folder), Path(vae_folder)
+    folder = Path(folder)
     records = {"unet": training_record(run, result)}
-    if (vae_folder.parent / RECORD).is_file():
-        written = json.loads((vae_folder.parent / RECORD).read_text())
-        records |= {"vae": written[vae_folder.name]} if vae_folder.name in written else {}
+    if init_folder is not None and (earlier := _record_of(init_folder)):
+        records["unet"]["started_from"] = earlier
+    if of_vae := _record_of(vae_folder):
+        records["vae"] = of_vae
     # One folder is made whole aside and then renamed: a run that dies leaves no mixture of old and new parts.
     with atomic_path(folder) as temporary:
         half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "unet")}
@@ -169,6 +177,12 @@ def export_pipeline(
                 (shutil.copytree if kept.is_dir() else shutil.copy)(kept, temporary / kept.name)
         add_record(temporary, records)
     logger.info("trained pipeline: %s", folder)
+
+
+def _record_of(part: Path) -> dict | None:
+    """Return what the training.json beside a model's folder says of it; None where there is none."""
+    path = Path(part).parent / RECORD
+    return json.loads(path.read_text()).get(Path(part).name) if path.is_file() else None
 
 
 def add_record(checkpoint: Path, records: dict) -> None:

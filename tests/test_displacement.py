@@ -1,0 +1,240 @@
+"""The head that says how far each place moves: its arithmetic, its data, its training, and samples scaled to it."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import train_unet
+from data.clips import ClipSet, SampleKey
+from models.checkpoints import load_model
+from models.displacement import (
+    MOST_GAIN,
+    STILL_SHARE,
+    DisplacementHead,
+    expected_displacement,
+    relative_displacement,
+    with_displacement,
+)
+from models.motion_pipeline import MotionPipeline
+from models.unet import FrequencyUNet
+from motion.spectrum import mean_displacement
+from training.displacement import (
+    LEAST_STRENGTH_PX,
+    STRENGTH_WEIGHT,
+    DisplacementDataset,
+    DisplacementStage,
+    displacement_loss,
+    held_out_displacement,
+)
+
+SHAPE = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
+
+
+def unet_with_head(**options) -> FrequencyUNet:
+    torch.manual_seed(0)
+    return FrequencyUNet(**{**SHAPE, "displacement": True, **options}).eval()
+
+
+def picture(seed: int = 0, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
+    return torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def test_relative_displacement_and_back():
+    """m = 0 is log .1, m = q is log 1.1; the networks' mean is taken before the exponential, and never below still."""
+    displacement = torch.tensor([0.0, 2.0, 8.0]).view(1, 1, 1, 3)
+    relative = relative_displacement(displacement, torch.tensor([2.0]))
+    expected = torch.tensor([math.log(0.1), math.log(1.1), math.log(4.1)])
+    torch.testing.assert_close(relative.flatten(), expected)
+    log_strength = torch.tensor([[0.0, 2 * math.log(2.0)]])  # two networks: their geometric mean is 2
+    back = expected_displacement(relative.expand(-1, 2, -1, -1), log_strength)
+    torch.testing.assert_close(back, displacement, atol=1e-5, rtol=1e-5)
+    below = expected_displacement(torch.full((1, 2, 1, 1), math.log(STILL_SHARE) - 1), log_strength)
+    assert below.item() == 0
+
+
+def test_samples_are_scaled_to_what_is_expected():
+    """Pixel by pixel, one factor for all bins and directions; nothing comes of nothing, little is not blown up."""
+    torch.manual_seed(0)
+    spectrum = torch.randn(2, 4, 4, 16, 24)
+    spectrum[:, 0, 0::2] = -spectrum[:, 1:, 0::2].sum(1)
+    spectrum[0, ..., :8, :8] = 0
+    spectrum[0, ..., 8:, :8] *= 1e-3
+    expected_px = torch.full((2, 1, 2, 3), 3.0)
+    scaled = with_displacement(spectrum, expected_px)
+    found = mean_displacement(scaled)
+    assert found[0, 0, :8, :8].abs().max() == 0
+    before = mean_displacement(spectrum)
+    torch.testing.assert_close(found[0, 0, 8:, :8], MOST_GAIN * before[0, 0, 8:, :8])
+    torch.testing.assert_close(found[1], torch.full((1, 16, 24), 3.0), rtol=1e-4, atol=1e-4)
+    ratio = scaled[1] / spectrum[1]
+    torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=1e-3, atol=1e-5)
+
+
+def test_one_sample_and_a_batch_are_scaled_alike():
+    spectrum, expected_px = torch.randn(3, 4, 4, 16, 24), torch.rand(3, 1, 2, 3)
+    both = with_displacement(spectrum, expected_px)
+    torch.testing.assert_close(both[1], with_displacement(spectrum[1], expected_px[1]))
+
+
+def test_the_networks_of_the_head_do_not_see_each_other():
+    """Groups: what one says changes with its own weights alone, and each differs from the next."""
+    torch.manual_seed(0)
+    head = DisplacementHead((6, 10)).eval()
+    features = [torch.randn(2, 6, 12, 20), torch.randn(2, 10, 4, 6)]
+    relative, strength = head(features, (6, 10))
+    assert relative.shape == (2, 4, 6, 10) and strength.shape == (2, 4)
+    with torch.no_grad():
+        head.fine.weight[:32] *= 2
+    other, other_strength = head(features, (6, 10))
+    changed = (other - relative).abs().amax((0, 2, 3))
+    assert changed[0] > 1e-4 and changed[1:].max() == 0
+    assert (other_strength - strength).abs().amax(0)[1:].max() == 0
+    assert (relative[:, 0] - relative[:, 1]).abs().max() > 1e-3
+
+
+def test_no_gradient_goes_back_into_the_picture_network():
+    unet = unet_with_head()
+    unet.set_stage("displacement")
+    relative, strength = unet.displacement_of_networks(picture())
+    (relative.sum() + strength.sum()).backward()
+    trained = {name.split(".")[0] for name, p in unet.named_parameters() if p.grad is not None}
+    assert trained == {"displacement_head"}
+    for stage in ("joint", "picture", "denoiser", "slices", "coordination"):
+        unet.set_stage(stage)
+        assert not any(p.requires_grad for p in unet.displacement_head.parameters()), stage
+
+
+def test_a_picture_and_its_mirror_image_move_alike():
+    unet = unet_with_head()
+    with torch.no_grad():
+        expected = unet.expected_displacement(picture())
+        mirrored = unet.expected_displacement(picture().flip(-1))
+    assert expected.shape == (1, 1, 8, 12)
+    torch.testing.assert_close(mirrored, expected.flip(-1), rtol=1e-4, atol=1e-5)
+    assert FrequencyUNet(**SHAPE).expected_displacement(picture()) is None
+
+
+def test_without_a_picture_network_there_is_nothing_to_read():
+    with pytest.raises(ValueError, match="reads a picture network, and the backbone is 'none'"):
+        FrequencyUNet(**SHAPE, backbone="none").set_stage("displacement")
+
+
+def test_loss_by_hand():
+    """Half of the picture moves 2 px, q = 2, and the network says 0 everywhere; a still sample has no map."""
+
+    class Says(torch.nn.Module):
+        def forward(self, image, gain):
+            return torch.zeros(len(image), 1, 8, 12), torch.zeros(len(image), 1)
+
+    displacement = torch.zeros(2, 1, 64, 96)
+    displacement[0, :, :, 48:] = 2.0
+    batch = {"image": torch.rand(2, 3, 64, 96), "displacement": displacement, "seed": torch.tensor([1, 2])}
+    figures = displacement_loss(Says(), batch, num_features=5, feature_dropout=0.0)
+    place = (abs(math.log(0.1)) + math.log(1.1)) / 2 / 2  # over both samples, of which one has a map
+    strength = (math.log(2.0) + abs(math.log(LEAST_STRENGTH_PX))) / 2
+    assert figures["place"].item() == pytest.approx(place, rel=0.1)  # one column of the coarse map is in between
+    assert figures["strength"].item() == pytest.approx(strength, rel=1e-4)
+    expected = figures["place"] + STRENGTH_WEIGHT * figures["strength"]
+    torch.testing.assert_close(figures["loss"], expected)
+
+
+def test_displacements_are_lengths_of_the_sample(scene_set: ClipSet):
+    """Enlarged twice, motion is twice as far; mirrored and cropped as the photograph is."""
+    sets = [(scene_set, 1.0)]
+    row = sets[0][0].rows("train")[0]
+    height, width = sets[0][0].first(row.id).shape[-2:]
+    plain = DisplacementDataset(sets, "train", sizes=((height, width),), augment=False)
+    large = DisplacementDataset(sets, "train", sizes=((2 * height, 2 * width),), augment=False)
+    item = next(i for i in range(len(plain)) if plain.items[SampleKey(i, 0, 0)][1].id == row.id)
+    once = plain[SampleKey(item, 0, 0)]["displacement"]
+    twice = large[SampleKey(item, 0, 0)]["displacement"]
+    assert float(twice.mean()) == pytest.approx(2 * float(once.mean()), rel=0.02)
+    spectrum, _ = sets[0][0].spectrum(row.id, 16)
+    torch.testing.assert_close(once, mean_displacement(spectrum), rtol=2e-3, atol=2e-3)  # stored as float16
+
+
+def test_epochs_take_turns_at_the_sizes(scene_set: ClipSet):
+    sizes = ((64, 96), (96, 64))
+    dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=sizes, multiple=8)
+    assert len(dataset) % 8 == 0 and len(dataset) >= dataset.count
+    shapes = [tuple(dataset[SampleKey(0, epoch, 5)]["displacement"].shape[-2:]) for epoch in range(3)]
+    assert shapes == [(64, 96), (96, 64), (64, 96)]
+
+
+def test_held_out_figures_of_a_known_map(scene_set: ClipSet):
+    """A head that knew the answer has an average precision near 1 and the gain that it is given."""
+    dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=False)
+
+    class Knows(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.count = torch.nn.Parameter(torch.zeros(1)), 0
+            self.unet = self
+
+        def expected_displacement(self, image):
+            sample = dataset[SampleKey(self.count, 0, 0)]
+            self.count += 1
+            return 3 * sample["displacement"][None]
+
+    figures = held_out_displacement(Knows(), dataset, limit=dataset.count)
+    assert figures["held_out_ap"] > 0.99 and figures["held_out_gain"] == pytest.approx(3.0, rel=0.01)
+
+
+def run_unet(*flags: str) -> None:
+    assert train_unet.main([*flags, "--device", "cpu", "--seed", "0"]) == 0
+
+
+def test_stage_displacement_adds_the_head_and_changes_nothing_else(scene_set: ClipSet, tmp_path: Path):
+    """The rest of the network comes through bit by bit, whatever has its own run folder; samples follow the head."""
+    start = FrequencyUNet(**SHAPE, factor=8)
+    start.half().save_pretrained(tmp_path / "start")
+    flags = ("--data", str(scene_set.folder), "--grid", "96x64", "--bins", "4", "--batch-size", "2", "--steps", "3")
+    out = tmp_path / "run"
+    run_unet(*flags, "--stage", "displacement", "--init", str(tmp_path / "start"), "--out", str(out))
+    pipeline = MotionPipeline.load(out / "pipeline")
+    assert pipeline.unet.config.displacement
+    before = start.state_dict()
+    after = pipeline.unet.state_dict()
+    assert {name.split(".")[0] for name in set(after) - set(before)} == {"displacement_head"}
+    assert all(torch.equal(after[name], value.float()) for name, value in before.items())
+    assert list((out / "samples").glob("displacement-*.png"))
+    record = json.loads((out / "pipeline" / "training.json").read_text())["unet"]
+    assert "held_out_gain" in record["held_out_after"]
+
+    image = picture(size=(64, 96))
+    sample = pipeline(image, steps=2)[0, 0]
+    with torch.no_grad():
+        expected = pipeline.unet.expected_displacement(image)[0, 0]
+    coarse = torch.nn.functional.adaptive_avg_pool2d(mean_displacement(sample)[None], expected.shape)[0, 0]
+    assert float((coarse - expected).abs().mean()) < 0.2 * float(expected.mean())
+
+
+def test_the_head_stays_when_other_stages_go_on(scene_set: ClipSet, tmp_path: Path):
+    unet_with_head(factor=8).half().save_pretrained(tmp_path / "start")
+    flags = ("--data", str(scene_set.folder), "--grid", "96x64", "--bins", "4", "--batch-size", "2", "--steps", "1")
+    cache = ("--cache", str(tmp_path / "latents"))
+    init = ("--init", str(tmp_path / "start"), "--stage", "denoiser")
+    run_unet(*flags, *cache, *init, "--out", str(tmp_path / "run"))
+    again = load_model(FrequencyUNet, tmp_path / "run" / "pipeline" / "unet", component="U-Net")
+    start = load_model(FrequencyUNet, tmp_path / "start", component="U-Net")
+    kept = start.displacement_head.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in again.displacement_head.state_dict().items())
+
+
+def test_stage_displacement_has_no_noise_levels(capsys):
+    assert train_unet.main(["--stage", "displacement", "--weighting", "min-snr"]) == 2
+    assert "--stage displacement has no noise levels to weigh; right: none" in capsys.readouterr().err
+
+
+def test_a_head_is_moved_and_cast_with_the_network():
+    unet = unet_with_head().to(torch.bfloat16)
+    with torch.no_grad():
+        expected = unet.expected_displacement(picture().bfloat16())
+    assert expected.dtype == torch.float32 and bool(torch.isfinite(expected).all())
+    stage = DisplacementStage(unet)
+    assert stage(picture().bfloat16())[0].shape == (1, 4, 8, 12)

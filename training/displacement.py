@@ -1,0 +1,159 @@
+"""Training of the displacement head: which places of a photograph move, by regression on the clips' mean |F_t|."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.augmentation import draw_geometry, jitter_colours
+from data.clips import KEPT, MOVING_PX, PAIRS_ONLY, SampleKey
+from data.datasets import WeightedItems, WeightedSets
+from data.media import contact_sheet, write_image
+from models.displacement import QUANTILE, relative_displacement
+from models.unet import FrequencyUNet
+from motion.flow import default_grid_scale, resize_maps
+
+from .motion_diffusion import feature_gain, magnitude_over
+from .motion_evaluation import corrected_precision, moving_mask
+
+# Of the error of log q beside that of the map: how strong the wind was no photograph shows.
+STRENGTH_WEIGHT = 0.25
+# Below this a picture is still, px; without it the logarithm would tell apart what nobody sees.
+LEAST_STRENGTH_PX = 0.05
+
+
+class DisplacementDataset(Dataset):
+    """Photographs and how far their places move on average.
+
+    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "displacement" (1, H, W) px of the sample}. Clips too short for
+    a spectrum are among them. Epoch e has size e mod S of the S sizes; augmented samples are cropped, mirrored and
+    recoloured.
+
+    Args:
+        sets, split: as MotionDataset takes them.
+        sizes: (H, W) of the samples.
+        augment: otherwise the largest box of the sample's aspect in the middle of the picture.
+        multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
+    """
+
+    def __init__(
+        self,
+        sets: WeightedSets,
+        split: str,
+        *,
+        sizes: Sequence[tuple[int, int]],
+        augment: bool = True,
+        multiple: int = 1,
+    ) -> None:
+        self.items = WeightedItems(
+            sets,
+            split,
+            (KEPT, PAIRS_ONLY),
+            lambda clip_set, row: row.status == KEPT or clip_set.has_pairs(row.id),
+        )
+        self.sizes, self.augment, self.multiple = [tuple(size) for size in sizes], augment, multiple
+        self.count = len(self.items)
+
+    def __len__(self) -> int:
+        return -(-self.count // self.multiple) * self.multiple
+
+    def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
+        """Read and augment one sample; ClipSetError names a clip that cannot be used."""
+        clip_set, row = self.items[key._replace(item=key.item % self.count)]
+        image, displacement = clip_set.first(row.id), clip_set.displacement(row.id)
+        rng = np.random.default_rng(key.seed) if self.augment else None
+        size = self.sizes[key.epoch % len(self.sizes)]
+        geometry = draw_geometry(image.shape[-2:], size, rng)
+        image = geometry.maps(image)  # (3, H, W)
+        if rng is not None:
+            image = jitter_colours(image, rng)
+        # Lengths grow with the sides; those of a crop of another aspect by the mean of the two.
+        zoom = (size[0] * size[1] / (geometry.height * geometry.width)) ** 0.5
+        return {"image": image.contiguous(), "displacement": (geometry.maps(displacement) * zoom).contiguous()}
+
+
+class DisplacementStage(torch.nn.Module):
+    """What `--stage displacement` trains: photographs (B, 3, H, W) to log(m / q + .1) and log q of each network."""
+
+    def __init__(self, unet: FrequencyUNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, image: Tensor, feature_gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return what `FrequencyUNet.displacement_of_networks` does."""
+        return self.unet.displacement_of_networks(image, feature_gain)
+
+
+def displacement_loss(
+    model: torch.nn.Module, batch: dict[str, Tensor], *, num_features: int, feature_dropout: float
+) -> dict[str, Tensor]:
+    """Return the mean absolute error of log(m / q + .1), where the clip moves, + .25 that of log q.
+
+    Absolute errors: the median of what such a place does, whatever a few storms did.
+
+    Args:
+        model: a `DisplacementStage`.
+        batch: "image" (B, 3, H, W), "displacement" (B, 1, H, W) px, "seed" (B,).
+        num_features: of the head.
+        feature_dropout: share of the features that a sample does not see.
+
+    Returns:
+        "loss", and its parts "place" and "strength".
+    """
+    image, displacement = batch["image"], batch["displacement"].float()
+    gain = feature_gain(num_features, batch["seed"], image.device, feature_dropout)
+    relative, log_strength = model(image, gain)  # (B, M, h, w), (B, M)
+    strength = displacement.flatten(1).quantile(QUANTILE, dim=1)  # (B,)
+    moves = (strength >= MOVING_PX / default_grid_scale(*displacement.shape[-2:])).float()
+    strength = strength.clamp(min=LEAST_STRENGTH_PX)
+    wanted = relative_displacement(resize_maps(displacement, tuple(relative.shape[-2:])), strength)  # (B, 1, h, w)
+    # The mean over all samples, still ones too: batches in several processes then add up to one.
+    place = ((relative - wanted).abs().mean((1, 2, 3)) * moves).mean()
+    strong = (log_strength - strength.log()[:, None]).abs().mean()
+    return {"loss": place + STRENGTH_WEIGHT * strong, "place": place.detach(), "strength": strong.detach()}
+
+
+@torch.no_grad()
+def held_out_displacement(
+    model: DisplacementStage, dataset: DisplacementDataset, *, limit: int = 64
+) -> dict[str, float]:
+    """Measure the map on held-out photographs.
+
+    Returns:
+        held_out_ap, the chance-corrected average precision for the pixels that move (mean over clips; absent where no
+        clip has any); held_out_gain, the geometric mean of predicted over real strength q.
+    """
+    device = next(model.parameters()).device
+    precision, logs = [], []
+    for item in range(0, dataset.count, -(-dataset.count // limit)):
+        sample = dataset[SampleKey(item, 0, 0)]
+        real = sample["displacement"]
+        expected = model.unet.expected_displacement(sample["image"][None].to(device))[0].cpu()  # (1, h, w)
+        expected = resize_maps(expected, tuple(real.shape[-2:]))
+        precision.append(corrected_precision(expected, moving_mask(real)))
+        strengths = [one.flatten().quantile(QUANTILE).clamp(min=LEAST_STRENGTH_PX) for one in (expected, real)]
+        logs.append(float((strengths[0] / strengths[1]).log()))
+    known = [value for value in precision if value is not None]
+    figures = {"held_out_ap": statistics.fmean(known)} if known else {}
+    return figures | {"held_out_gain": float(np.exp(statistics.fmean(logs)))}
+
+
+@torch.no_grad()
+def write_displacement_sheet(
+    model: DisplacementStage, step: int, folder: Path, *, dataset: DisplacementDataset, count: int = 8
+) -> None:
+    """Write a PNG, a row a picture: it, how far its places move, how far they are expected to."""
+    device, rows = next(model.parameters()).device, []
+    for item in range(0, dataset.count, max(1, dataset.count // count))[:count]:
+        sample = dataset[SampleKey(item, 0, 0)]
+        image, real = sample["image"], sample["displacement"]
+        expected = model.unet.expected_displacement(image[None].to(device))[0].cpu()
+        expected = resize_maps(expected, tuple(real.shape[-2:]))
+        rows.append([image, magnitude_over(image, real), magnitude_over(image, expected)])
+    write_image(folder / f"displacement-{step:07d}.png", contact_sheet(rows))
