@@ -192,6 +192,21 @@ def denoise(
     return latents
 
 
+def finished(
+    vae: MotionVAE, unet: FrequencyUNet, latents: Tensor, condition: Tensor, expected_px: Tensor | None
+) -> Tensor:
+    """Turn sampled latents (B, K, C, h, w) into spectra (B, K, 4, H, W), px, that move as far as is expected.
+
+    Args:
+        vae: the decoder.
+        unet: which drew the latents.
+        latents, condition: as `denoise` returns and takes them.
+        expected_px: `FrequencyUNet.expected_displacement` of the pictures.
+    """
+    spectrum = decode_spectrum(vae, unet.with_expected_power(latents, condition))
+    return spectrum if expected_px is None else with_displacement(spectrum, expected_px)
+
+
 def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float) -> int:
     """Return how many samples the U-Net takes at once within a budget, at least 1.
 
@@ -301,7 +316,7 @@ class MotionPipeline(DiffusionPipeline):
         for start in range(0, len(jobs), max_batch):
             batch = jobs[start : start + max_batch]
             pictures = sorted({picture for picture, _ in batch})
-            condition, expected_px = self._read_pictures(images[pictures], precision)
+            condition, expected_px = self.read_pictures(images[pictures], precision)
             places = torch.tensor([pictures.index(picture) for picture, _ in batch], device=device)
             shape = (self.unet.config.num_bins, self.vae.latent_channels, *condition.shape[-2:])
             latents = denoise(
@@ -317,25 +332,27 @@ class MotionPipeline(DiffusionPipeline):
                 vae=self.vae,
                 generators=[sample_generator(seed, sample, 1) for _, sample in batch],
             )
-            latents = self.unet.with_expected_power(latents, condition[places])
             # One volume at a time: decoding is the largest use of memory, and gains nothing from a batch.
             for z, place in zip(latents, places, strict=True):
-                spectrum = self.decode(z[None])  # (1, K, 4, H, W)
-                if expected_px is not None:
-                    spectrum = with_displacement(spectrum, expected_px[place][None])
-                spectra.append(spectrum.cpu())
+                moved = None if expected_px is None else expected_px[place][None]
+                spectra.append(self.finish(z[None], condition[place][None], moved).cpu())
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
 
-    def encode(self, images: Tensor, precision: str = "no") -> Tensor:
-        """Encode pictures (B, 3, H, W) as the U-Net's float32 condition (B, Cc + K C, h, w)."""
-        return self._read_pictures(images, precision)[0]
+    def read_pictures(self, images: Tensor, precision: str = "no") -> tuple[Tensor, Tensor | None]:
+        """Read pictures (B, 3, H, W) in [0, 1], once for all their samples.
 
-    def _read_pictures(self, images: Tensor, precision: str) -> tuple[Tensor, Tensor | None]:
-        """Return the condition of pictures and how far their places move, (B, 1, H/8, W/8) px or None."""
+        Returns:
+            the U-Net's float32 condition (B, Cc + K C, h, w), and how far their places move, (B, 1, H/8, W/8) px; None
+            where the U-Net has no `DisplacementHead`.
+        """
         images = images.to(self.unet.device, self.unet.dtype)
         dtype = AUTOCAST_DTYPES[precision]
         with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
             return self.unet.encode_image(images), self.unet.expected_displacement(images)
+
+    def finish(self, latents: Tensor, condition: Tensor, expected_px: Tensor | None) -> Tensor:
+        """Return what `finished` does, by this pipeline's VAE and U-Net."""
+        return finished(self.vae, self.unet, latents, condition, expected_px)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode float32 latents (B, K, C, h, w) to px in float32, also where the VAE's weights are cast."""

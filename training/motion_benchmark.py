@@ -95,7 +95,7 @@ def predict(pipeline: MotionPipeline, single: FrequencyUNet, image: Tensor, job:
     if job.scheme == BATCHED:
         return pipeline(image, num_samples=job.samples, seed=job.seed, max_batch=job.samples, **options)
     with torch.no_grad():
-        condition = pipeline.encode(image, job.precision)  # (1, Cc + K C, h, w)
+        condition, expected_px = pipeline.read_pictures(image, job.precision)  # (1, Cc + K C, h, w)
         features, magnitudes = condition.tensor_split([pipeline.unet.config.condition_channels], dim=1)
         own = [torch.cat([features, part], dim=1) for part in magnitudes.split(pipeline.vae.latent_channels, dim=1)]
         shape = (pipeline.unet.config.num_bins, pipeline.vae.latent_channels, *condition.shape[-2:])
@@ -106,8 +106,8 @@ def predict(pipeline: MotionPipeline, single: FrequencyUNet, image: Tensor, job:
                 denoise(single, pipeline.scheduler, part, z[None, None], **options)
                 for part, z in zip(own, noise, strict=True)
             ]
-            latents = pipeline.unet.with_expected_power(torch.cat(chains, dim=1), condition)  # (1, K, C, h, w)
-            spectra.append(pipeline.decode(latents).cpu())  # (1, K, 4, H, W)
+            latents = torch.cat(chains, dim=1)  # (1, K, C, h, w)
+            spectra.append(pipeline.finish(latents, condition, expected_px).cpu())  # (1, K, 4, H, W)
     return torch.stack(spectra, dim=1)  # (1, M, K, 4, H, W)
 
 

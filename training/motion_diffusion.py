@@ -12,7 +12,7 @@ from torch import Tensor
 
 from data.clips import SampleKey
 from data.media import contact_sheet, write_image
-from models.motion_pipeline import denoise, start_noise
+from models.motion_pipeline import denoise, finished, start_noise
 from models.unet import FrequencyUNet
 from models.vae import MotionVAE
 from motion.flow import magnitude, resize_maps
@@ -235,11 +235,13 @@ def write_sample_sheet(
         if len(rows) == count:
             break
         sample = dataset[SampleKey(item, 0, 0)]
-        condition = model.encode_image(sample["image"][None].to(device))
+        picture = sample["image"][None].to(device)
+        condition, expected_px = model.encode_image(picture), model.expected_displacement(picture)
         truth = sample["latents"][None].to(device)
         noise = [start_noise(tuple(truth.shape[1:]), seed, n)[None].to(device) for n in range(2)]
-        drawn = [model.with_expected_power(denoise(model, schedule, condition, n), condition) for n in noise]
-        spectra = [vae.decode_spectrum(z)[0].float().cpu() for z in [*drawn, truth]]
+        drawn = [denoise(model, schedule, condition, n) for n in noise]
+        spectra = [finished(vae, model, z, condition, expected_px) for z in drawn] + [vae.decode_spectrum(truth)]
+        spectra = [spectrum[0].float().cpu() for spectrum in spectra]
         image = sample["image"]
         pictures = [image]
         for spectrum in spectra:
