@@ -18,6 +18,11 @@ MEMBERS, WIDTH = 4, 32
 # Displacements are compared as log(m / q + .1), q the 95th percentile of the picture: which places move more is learned
 # from a calm clip as well as from a windy one, and a tenth of what moves most is as good as still.
 QUANTILE, STILL_SHARE = 0.95, 0.1
+# A share of what moves most below the first is still, and above the second as it was predicted: the median of what a
+# wall beside a plant did is a little, since flow bleeds over edges, and what is rigid shall not move at all.
+STILL_BELOW, MOVES_ABOVE = 0.08, 0.25
+# Edges of the map are drawn to those of the picture: radius, px, and the variance of colour that counts as an edge.
+EDGE_RADIUS_PX, EDGE_VARIANCE = 8, 1e-3
 # A sample is made at most this many times as strong at a pixel, lest what it leaves still turns into noise.
 MOST_GAIN = 10.0
 
@@ -86,7 +91,40 @@ class DisplacementHead(nn.Module):
 def expected_displacement(relative: Tensor, log_strength: Tensor) -> Tensor:
     """Return the mean displacement (B, 1, h, w) px that the networks of a `DisplacementHead` agree on."""
     share = (relative.mean(1, keepdim=True).exp() - STILL_SHARE).clamp(min=0)  # (B, 1, h, w)
+    share = share * ((share - STILL_BELOW) / (MOVES_ABOVE - STILL_BELOW)).clamp(0, 1)
     return share * log_strength.mean(1).exp().view(-1, 1, 1, 1)
+
+
+def guided_filter(
+    guide: Tensor, maps: Tensor, radius_px: int = EDGE_RADIUS_PX, variance: float = EDGE_VARIANCE
+) -> Tensor:
+    """Smooth maps along the edges of a colour picture (He, Sun, Tang, "Guided Image Filtering", 2013, section 3.5).
+
+    In each window the map is the affine function of the colours that fits it best, q = a . I + b with
+    a = (Cov(I) + variance)^-1 Cov(I, p), b = mean(p) - a . mean(I); each pixel takes the mean over its windows.
+
+    Args:
+        guide: (B, 3, H, W) I, in [0, 1].
+        maps: (B, 1, H, W) p.
+        radius_px: windows have 2 r + 1 px a side; borders are continued.
+        variance: of colour in a window below which the map is only smoothed.
+
+    Returns:
+        (B, 1, H, W).
+    """
+    mean_guide, mean_map = _box_mean(guide, radius_px), _box_mean(maps, radius_px)
+    with_map = _box_mean(guide * maps, radius_px) - mean_guide * mean_map  # (B, 3, H, W)
+    products = (guide[:, :, None] * guide[:, None]).flatten(1, 2)  # (B, 9, H, W)
+    of_guide = _box_mean(products, radius_px).unflatten(1, (3, 3)) - mean_guide[:, :, None] * mean_guide[:, None]
+    damped = of_guide.permute(0, 3, 4, 1, 2) + variance * torch.eye(3, device=guide.device)  # (B, H, W, 3, 3)
+    slope = torch.linalg.solve(damped, with_map.permute(0, 2, 3, 1))  # (B, H, W, 3)
+    slope = slope.permute(0, 3, 1, 2)  # (B, 3, H, W)
+    offset = mean_map - (slope * mean_guide).sum(1, keepdim=True)
+    return (_box_mean(slope, radius_px) * guide).sum(1, keepdim=True) + _box_mean(offset, radius_px)
+
+
+def _box_mean(maps: Tensor, radius: int) -> Tensor:
+    return F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
 
 
 def with_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
@@ -99,12 +137,11 @@ def with_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
 
     Args:
         spectrum: (..., K, 4, H, W) px.
-        expected_px: (..., 1, h, w) px of the same grid, enlarged here.
+        expected_px: (..., 1, H, W) px.
 
     Returns:
         (..., K, 4, H, W) px; what is nearly still is made at most 10 times as strong.
     """
-    size = tuple(spectrum.shape[-2:])
     found_px = mean_displacement(spectrum)  # (..., 1, H, W)
-    gain = (resize_maps(expected_px.to(found_px), size) / found_px.clamp(min=1e-6)).clamp(max=MOST_GAIN)
+    gain = (expected_px.to(found_px) / found_px.clamp(min=1e-6)).clamp(max=MOST_GAIN)
     return spectrum * gain[..., None, :, :, :]

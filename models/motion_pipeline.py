@@ -342,7 +342,7 @@ class MotionPipeline(DiffusionPipeline):
         """Read pictures (B, 3, H, W) in [0, 1], once for all their samples.
 
         Returns:
-            the U-Net's float32 condition (B, Cc + K C, h, w), and how far their places move, (B, 1, H/8, W/8) px; None
+            the U-Net's float32 condition (B, Cc + K C, h, w), and how far their pixels move, (B, 1, H, W) px; None
             where the U-Net has no `DisplacementHead`.
         """
         images = images.to(self.unet.device, self.unet.dtype)

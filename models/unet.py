@@ -15,9 +15,10 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
 
-from .displacement import STRIDE, DisplacementHead, expected_displacement
+from .displacement import STRIDE, DisplacementHead, expected_displacement, guided_filter
 from .image_encoder import ImageEncoder, load_squeezenet_features
 
 MODES = ("coordinated", "independent", "volume")
@@ -312,15 +313,18 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         return self.displacement_head(self.image_encoder.backbone_features(image), size, feature_gain)
 
     def expected_displacement(self, image: Tensor) -> Tensor | None:
-        """Say how far each place of photographs (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H/8, W/8), px.
+        """Say how far each pixel of photographs (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
 
-        The mean over a picture and its mirror image, so that both move alike. None without a `DisplacementHead`.
+        The mean over a picture and its mirror image, so that both move alike, with the edges of the picture. None
+        without a `DisplacementHead`.
         """
         if self.displacement_head is None:
             return None
         relative, strength = self.displacement_of_networks(image)
         mirrored, same = self.displacement_of_networks(image.flip(-1))
-        return expected_displacement((relative + mirrored.flip(-1)) / 2, (strength + same) / 2)  # (B, 1, h, w)
+        expected = expected_displacement((relative + mirrored.flip(-1)) / 2, (strength + same) / 2)  # (B, 1, h, w)
+        expected = resize_maps(expected, tuple(image.shape[-2:]))  # (B, 1, H, W)
+        return guided_filter(image.float(), expected).clamp(min=0)
 
     def with_expected_power(self, latents: Tensor, condition: Tensor) -> Tensor:
         """Scale sampled latents (B, K, C, h, w) at each position to a mean square of z / s of 1 over bins and channels.

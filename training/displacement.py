@@ -134,8 +134,7 @@ def held_out_displacement(
     for item in range(0, dataset.count, -(-dataset.count // limit)):
         sample = dataset[SampleKey(item, 0, 0)]
         real = sample["displacement"]
-        expected = model.unet.expected_displacement(sample["image"][None].to(device))[0].cpu()  # (1, h, w)
-        expected = resize_maps(expected, tuple(real.shape[-2:]))
+        expected = model.unet.expected_displacement(sample["image"][None].to(device))[0].cpu()  # (1, H, W)
         precision.append(corrected_precision(expected, moving_mask(real)))
         strengths = [one.flatten().quantile(QUANTILE).clamp(min=LEAST_STRENGTH_PX) for one in (expected, real)]
         logs.append(float((strengths[0] / strengths[1]).log()))
@@ -154,6 +153,5 @@ def write_displacement_sheet(
         sample = dataset[SampleKey(item, 0, 0)]
         image, real = sample["image"], sample["displacement"]
         expected = model.unet.expected_displacement(image[None].to(device))[0].cpu()
-        expected = resize_maps(expected, tuple(real.shape[-2:]))
         rows.append([image, magnitude_over(image, real), magnitude_over(image, expected)])
     write_image(folder / f"displacement-{step:07d}.png", contact_sheet(rows))
