@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from data.clips import ClipRow, ClipSet
     from models.motion_pipeline import MotionPipeline
+    from training.loop_evaluation import LoopComparison
     from training.motion_comparison import MotionComparison
 
 logger = logging.getLogger(__name__)
@@ -36,6 +37,9 @@ def add_flags(tables: argparse._SubParsersAction) -> None:
     group.add_argument("--samples", type=positive_int, default=4, metavar="M", help="motions for each picture")
     nearest_help = "at most N training clips of the set are searched for the nearest, drawn by --seed"
     group.add_argument("--nearest", type=positive_int, default=500, metavar="N", help=nearest_help)
+    loop_help = "also sample loops of L frames at 30 frames/s by self-guidance, and tell how nearly they close"
+    group.add_argument("--loop-frames", type=positive_int, nargs="+", default=[], metavar="L", help=loop_help)
+    group.add_argument("--loop-guidance", choices=("projection", "gradient"), default="projection", help="how")
     add_sampling_flags(parser)
     out = {"metavar": "DIR", "help": f"folder of tables and sheets; default: {DEFAULT_OUT}/motion-SET-SPLIT"}
     add_shared_flags(parser, "seed", "device", "precision", "out", out=out)
@@ -48,6 +52,7 @@ def make_table(args: argparse.Namespace) -> int:
     from data.clips import ClipSet
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.motion_pipeline import DEFAULT_STEPS
+    from training.loop_evaluation import LOOP_NOTE, LoopComparison
     from training.motion_comparison import BIN_NOTE, MotionComparison
     from training.results import write_results
     from training.set_comparison import choose_rows
@@ -65,7 +70,8 @@ def make_table(args: argparse.Namespace) -> int:
     comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), args.seed)
     bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
     options |= {"num_samples": args.samples}
-    skipped, seconds = _measure(comparison, clip_set, bar, pipeline, options, out / "sheets")
+    loops = LoopComparison(args.loop_frames, pipeline.unet.config.period_s, args.loop_guidance)
+    skipped, seconds = _measure(comparison, loops, clip_set, bar, pipeline, options, out / "sheets")
     nearest = choose_rows(clip_set, "train", args.nearest, args.seed) if clip_set.rows("train") else []
     searched = comparison.find_nearest(_spectra(clip_set, nearest, num_bins))
 
@@ -78,6 +84,8 @@ def make_table(args: argparse.Namespace) -> int:
         f"seed {args.seed} (choice of clips, start noise, random row, bootstrap)",
         f"command: {args.command}",
     ]
+    if args.loop_frames:
+        print(write_results(out / "loops", loops.table(), title="Loops by self-guidance", notes=[LOOP_NOTE, *notes]))
     title = f"Predicted motion, {args.data.name}, split {args.split}"
     print(write_results(out / "by_bin", comparison.bin_table(), title="Amplitude per bin", notes=[BIN_NOTE, *notes]))
     print(write_results(out, comparison.table(), title=title, notes=[*comparison.notes(), *notes]))
@@ -88,6 +96,7 @@ def make_table(args: argparse.Namespace) -> int:
 
 def _measure(
     comparison: MotionComparison,
+    loops: LoopComparison,
     clip_set: ClipSet,
     rows: Iterable[ClipRow],
     pipeline: MotionPipeline,
@@ -96,9 +105,11 @@ def _measure(
 ) -> tuple[list[str], float]:
     """Predict and measure clip by clip; return the clips that cannot be read, and the mean seconds of a prediction."""
     from data.clips import ClipSetError
-    from training.motion_comparison import Truth, predict, write_clip_sheet
+    from motion.flow import resize_maps, resize_spectrum
+    from training.motion_comparison import Truth, predict, prediction_grid, write_clip_sheet
 
     skipped, seconds = [], []
+    sampling = {name: value for name, value in options.items() if name != "num_samples"}
     for row in rows:
         try:
             truth = Truth.read(clip_set, row, comparison.normalisation.num_bins)
@@ -116,6 +127,10 @@ def _measure(
             )
         comparison.add(truth, samples)
         write_clip_sheet(sheets / f"{row.id}.png", truth, samples)
+        if loops.frames:
+            grid = prediction_grid(*truth.image.shape[-2:])
+            image, free = resize_maps(truth.image, grid), resize_spectrum(samples, grid)
+            loops.add(pipeline, image, free, **sampling)
     if not seconds:
         raise UsageError(f"--data {clip_set.folder}: none of its {len(skipped)} clips can be read; prepare them again")
     return skipped, statistics.fmean(seconds)
