@@ -61,7 +61,7 @@ def test_relative_displacement_and_back():
 
 
 def test_what_moves_a_little_beside_what_moves_is_still():
-    shares = torch.tensor([0.07, (STILL_BELOW + MOVES_ABOVE) / 2, 0.26])
+    shares = torch.tensor([STILL_BELOW - 0.01, (STILL_BELOW + MOVES_ABOVE) / 2, MOVES_ABOVE + 0.01])
     relative = relative_displacement(shares.view(1, 1, 1, 3), torch.tensor([1.0]))
     expected = expected_displacement(relative, torch.zeros(1, 1)).flatten()
     torch.testing.assert_close(expected, shares * torch.tensor([0.0, 0.5, 1.0]), atol=1e-5, rtol=1e-5)
