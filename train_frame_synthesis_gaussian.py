@@ -28,13 +28,20 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--ewa", action=argparse.BooleanOptionalAction, default=True, help="deform the Gaussian with the flow"
     )
+    group.add_argument(
+        "--weighting",
+        choices=("exp", "gaussian"),
+        default="exp",
+        help="exp: what moves more is nearer; gaussian: the seed repository's, exp(-importance^2 / 2) over the "
+        "bilinear footprint, without --sigma and --ewa",
+    )
     args = parser.parse_args(argv)
     if args.sigma > MAX_SIGMA_PX:
         raise UsageError(f"--sigma {args.sigma:g}: right: at most {MAX_SIGMA_PX} px, what 4 x 4 taps can hold")
 
     from training.frame_synthesis import run_training
 
-    return run_training(args, "gaussian", {"sigma": args.sigma, "ewa": args.ewa})
+    return run_training(args, "gaussian", {"sigma": args.sigma, "ewa": args.ewa, "weighting": args.weighting})
 
 
 if __name__ == "__main__":

@@ -84,6 +84,13 @@ def test_both_operators_start_from_the_same_weights_and_data(clip_set: Path, tmp
     assert first_losses[0] == pytest.approx(first_losses[1], abs=1e-6)
 
 
+def test_weighting_of_the_seed_repository_is_a_flag(clip_set: Path, tmp_path: Path) -> None:
+    more = ["--steps", "1", "--batch-size", "1", "--weighting", "gaussian"]
+    assert train_frame_synthesis_gaussian.main(flags(clip_set, tmp_path / "run", *more)) == 0
+    model = load_model(FrameSynthesis, tmp_path / "run" / "frame_synthesis_gaussian", component="frame synthesis")
+    assert (model.config.operator, model.config.weighting) == ("gaussian", "gaussian")
+
+
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_larger_presets_make_a_step(preset: str, clip_set: Path, tmp_path: Path) -> None:
     more = ["--preset", preset, "--steps", "1", "--batch-size", "1", "--export", str(tmp_path / "model")]
