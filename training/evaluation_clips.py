@@ -7,6 +7,7 @@ videos. Where the source is not at hand the few pairs that the set stores stand 
 from __future__ import annotations
 
 import logging
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,11 @@ from data.optical_flow import FLOW_VERSION, estimate_flow, still_pixels, visible
 from data.scenes import Scene, make_scene
 from data.sources import read_clip
 from data.video import Video
+from motion.flow import resize_flow, resize_maps
+from motion.motion_file import ASPECT_TOLERANCE
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
+
+from .motion_evaluation import source_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +48,8 @@ class EvaluationClip:
         num_frames: N.
         origin: "scene", "video" or "pairs": where frames and flow come from.
         motion_px: mean displacement over the picture, px.
+        times_s: (N) seconds from frame 0, in the order of the frames.
+        source: the video that it was cut from; clips of one source are not independent.
     """
 
     id: str
@@ -51,6 +58,8 @@ class EvaluationClip:
     num_frames: int
     origin: str
     motion_px: float
+    times_s: tuple[float, ...]
+    source: str
     _frames: _Frames
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -150,22 +159,50 @@ def open_clip(
     else:
         importance = clip_set.pairs(row.id)[1]
     first = clip_set.first(row.id)
+    size, name = tuple(first.shape[-2:]), f"{clip_set.folder}: clip {row.id}"
     is_scene = row.source.startswith(SCENE_PREFIX)
     source = _make_source_scene(clip_set, row, first) if is_scene else _read_source_video(clip_set, row, first)
     if isinstance(source, Scene):
         times_s = [index / FPS for index in _every(every, NUM_FRAMES)]
-        frames, count, origin = _Rendered(source, times_s), len(times_s), "scene"
+        frames, origin = _Rendered(source, times_s), "scene"
     elif isinstance(source, Video):
         first = source.frames[0]
         indices = _every(every, len(source.frames))
+        times_s = source.times_s[indices].tolist()
         flow = cached_flow(clip_set, row, source, indices, raft_weights=raft_weights, device=device)
-        frames, count, origin = _Stored(source.frames[indices], flow), len(indices), "video"
+        frames, origin = _Stored(source.frames[indices], fit_flow(flow, size, name)), "video"
     else:
         pairs = clip_set.pairs(row.id)[0]
-        flow = torch.stack([pair.flow for pair in pairs])
-        targets = torch.stack([pair.target for pair in pairs])
-        frames, count, origin = _Stored(targets, flow), len(pairs), "pairs"
-    return EvaluationClip(row.id, first, importance, count, origin, float(importance.mean()), frames)
+        times_s = [pair.time_s for pair in pairs]
+        flow = fit_flow(torch.stack([pair.flow for pair in pairs]), size, name)
+        frames, origin = _Stored(torch.stack([pair.target for pair in pairs]), flow), "pairs"
+    importance = resize_maps(importance, size)
+    motion_px = float(importance.mean())
+    return EvaluationClip(
+        row.id, first, importance, len(times_s), origin, motion_px, tuple(times_s), source_name(row), frames
+    )
+
+
+def fit_flow(flow: Tensor, size: tuple[int, int], name: str) -> Tensor:
+    """Return flow (N, 2, H, W) for a picture of size (H', W'): resized and rescaled, with a note, where sizes differ.
+
+    Raises:
+        ClipSetError: flow of another aspect than the picture's, or not finite; the message begins with `name`.
+    """
+    if not bool(flow.isfinite().all()):
+        raise ClipSetError(f"{name}: its flow holds NaN or Inf; right: finite numbers, prepare it again")
+    own = tuple(flow.shape[-2:])
+    if own == size:
+        return flow
+    if abs(math.log(own[1] / own[0]) - math.log(size[1] / size[0])) > ASPECT_TOLERANCE:
+        raise ClipSetError(
+            f"{name}: its flow is {own[1]} x {own[0]} px, its picture {size[1]} x {size[0]}; "
+            "right: flow of the picture's aspect ratio"
+        )
+    logger.warning(
+        "%s: flow of %d x %d px is resized and rescaled to its picture's %d x %d px", name, *own[::-1], *size[::-1]
+    )
+    return resize_flow(flow, size)
 
 
 def cached_flow(
