@@ -13,13 +13,20 @@ from __future__ import annotations
 import shlex
 import sys
 
-from training.cli import Parser, command, run
+from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
 from training.tables import ablation, data, flow, frames, motion, splats
 
 TABLES = (frames, splats, motion, ablation, data, flow)
+# Of those that compute on a device.
+MEMORY_FLAGS = {
+    "frames": (HALF_PRECISION, ON_CPU),
+    "motion": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
+    "ablation": ablation.MEMORY_FLAGS,
+    "flow": (ON_CPU,),
+}
 
 
-@command(memory_flags=("--samples",))
+@command(memory_flags=MEMORY_FLAGS)
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
     parser = Parser(description=__doc__, raw_description=True)

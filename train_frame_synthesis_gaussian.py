@@ -10,14 +10,14 @@ from __future__ import annotations
 import argparse
 import sys
 
-from training.cli import UsageError, command, positive_float, run
+from training.cli import HALF_PRECISION, ON_CPU, UsageError, command, positive_float, run
 from training.frame_synthesis_flags import make_parser
 
 # A wider Gaussian would be cut off by the operator's 4 x 4 taps.
 MAX_SIGMA_PX = 0.65
 
 
-@command(memory_flags=("--batch-size", "--crop"))
+@command(memory_flags=("--batch-size", "--crop", HALF_PRECISION, ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and train."""
     parser = make_parser(__doc__)
