@@ -52,12 +52,20 @@ class _FewTokens:
             project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # (N, heads, K, C/heads)
             for project in (attention.to_q, attention.to_k, attention.to_v)
         )
-        if hidden_states.device.type == "cpu":
-            weights = (query * attention.scale) @ key.transpose(-1, -2)  # (N, heads, K, K)
-            mixed = weights.softmax(-1).to(value.dtype) @ value
-        else:
-            mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+        mix = self.plain if hidden_states.device.type == "cpu" else self.fused
+        mixed = mix(query, key, value, attention.scale)  # (N, heads, K, C/heads)
         return attention.to_out[0](mixed.transpose(1, 2).flatten(2))  # (N, K, C)
+
+    @staticmethod
+    def plain(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Return softmax(scale q k^T) v of (N, heads, K, C/heads) by two products."""
+        weights = (query * scale) @ key.transpose(-1, -2)  # (N, heads, K, K)
+        return weights.softmax(-1).to(value.dtype) @ value
+
+    @staticmethod
+    def fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Return the same by the device's own kernel."""
+        return F.scaled_dot_product_attention(query, key, value, scale=scale)
 
 
 class FrequencyAttention(nn.Module):
