@@ -37,6 +37,14 @@ SCENE_PREFIX = "scene:"
 SAME_FRAME_LIMIT = 1 / 255
 
 
+class SourceError(ValueError):
+    """A clip's source that is not at hand, or not that of then; `is_news` where nobody was told yet."""
+
+    def __init__(self, message: str, *, is_news: bool = True) -> None:
+        super().__init__(message)
+        self.is_news = is_news
+
+
 @dataclass(frozen=True)
 class EvaluationClip:
     """One sequence, frame 0 left out.
@@ -160,8 +168,11 @@ def open_clip(
         importance = clip_set.pairs(row.id)[1]
     first = clip_set.first(row.id)
     size, name = tuple(first.shape[-2:]), f"{clip_set.folder}: clip {row.id}"
-    is_scene = row.source.startswith(SCENE_PREFIX)
-    source = _make_source_scene(clip_set, row, first) if is_scene else _read_source_video(clip_set, row, first)
+    try:
+        source = read_source(clip_set, row, first)
+    except SourceError as error:
+        source = None
+        _fall_back(clip_set, row, error)
     if isinstance(source, Scene):
         times_s = [index / FPS for index in _every(every, NUM_FRAMES)]
         frames, origin = _Rendered(source, times_s), "scene"
@@ -203,6 +214,16 @@ def fit_flow(flow: Tensor, size: tuple[int, int], name: str) -> Tensor:
         "%s: flow of %d x %d px is resized and rescaled to its picture's %d x %d px", name, *own[::-1], *size[::-1]
     )
     return resize_flow(flow, size)
+
+
+def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video:
+    """Return the scene or the frames that a clip was made from, `first` (3, H, W) being its frame 0.
+
+    Raises:
+        SourceError: it is not at hand, or shows something else now.
+    """
+    read = _make_source_scene if row.source.startswith(SCENE_PREFIX) else _read_source_video
+    return read(clip_set, row, first)
 
 
 def cached_flow(
@@ -249,39 +270,41 @@ def _has_importance(clip_set: ClipSet, row: ClipRow) -> bool:
     return row.status == KEPT or clip_set.has_pairs(row.id)
 
 
-def _make_source_scene(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | None:
-    """Make a clip's scene again; None, with a line, where this version draws another picture."""
+def _make_source_scene(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene:
+    """Make a clip's scene again; SourceError where this version draws another picture."""
     try:
         _, seed, kind = row.source.split(":")
         scene = make_scene(int(seed), size=tuple(first.shape[-2:]), kind=kind)
     except ValueError as error:
-        return _fall_back(clip_set, row, f"{row.source}: {error}")
+        raise SourceError(f"{row.source}: {error}") from error
     if _shows_photographs(clip_set):
         # the grain of a photograph on a small thing changes the mean by next to nothing
         if float((scene.picture() - first).abs().max()) <= SAME_FRAME_LIMIT:
             return scene
-        return _fall_back(clip_set, row, f"{row.source} shows photographs, which the set does not keep", say=False)
+        raise SourceError(f"{row.source} shows photographs, which the set does not keep", is_news=False)
     if not _is_same(scene.picture(), first):
-        return _fall_back(clip_set, row, f"this version draws another {row.source}")
+        raise SourceError(f"this version draws another {row.source}")
     return scene
 
 
-def _read_source_video(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Video | None:
-    """Read a clip's frames from its video again; None, with a line, where that is not the video of then."""
+def _read_source_video(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Video:
+    """Read a clip's frames from its video again; SourceError where that is not the video of then."""
     fps = clip_set.statistics.get("settings", {}).get("fps", FPS)
     try:
         video = read_clip(Path(row.source), start_s=row.start_s, fps=fps, size=tuple(first.shape[-2:]))
     except (MediaError, OSError) as error:
-        return _fall_back(clip_set, row, str(error))
+        raise SourceError(str(error)) from error
     if not _is_same(video.frames[0], first) or len(video.frames) < max(row.frames, 2):
-        return _fall_back(clip_set, row, f"{row.source} is not the video that the clip was made from")
+        raise SourceError(f"{row.source} is not the video that the clip was made from")
     return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps, video.source_fps)
 
 
-def _fall_back(clip_set: ClipSet, row: ClipRow, problem: str, *, say: bool = True) -> None:
+def _fall_back(clip_set: ClipSet, row: ClipRow, problem: SourceError) -> None:
     if not clip_set.has_pairs(row.id):
-        raise ClipSetError(f"{clip_set.folder}: clip {row.id} has no stored pairs, and its source fails: {problem}")
-    if say:
+        raise ClipSetError(
+            f"{clip_set.folder}: clip {row.id} has no stored pairs, and its source fails: {problem}"
+        ) from problem
+    if problem.is_news:
         logger.warning("%s: only its stored pairs are measured (%s)", row.id, problem)
 
 
