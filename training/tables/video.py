@@ -99,10 +99,10 @@ def make_table(args: argparse.Namespace) -> int:
     from training.video_evaluation import COLUMN_NOTES, measure_videos
 
     # Early checks
-    name = _check_inputs(args)
-    out = out_folder(args, f"video-{name}")
     device = choose_device(args.device)
     check_precision(args.precision, device)
+    name = _check_inputs(args)
+    out = out_folder(args, f"video-{name}")
     protocol = _protocol(args)
     networks = _load_networks(args, protocol, device)
     source = _open_source(args, device)
