@@ -89,7 +89,7 @@ def test_larger_presets_make_a_step(preset: str, clip_set: Path, tmp_path: Path)
     more = ["--preset", preset, "--steps", "1", "--batch-size", "1", "--export", str(tmp_path / "model")]
     assert train_frame_synthesis_gaussian.main(flags(clip_set, tmp_path / "run", *more)) == 0
     model = load_model(FrameSynthesis, tmp_path / "model", component="frame synthesis")
-    assert list(model.config.channels) == ([16, 32, 64] if preset == "small" else [32, 64, 96])
+    assert list(model.config.channels) == ([16, 32, 64] if preset == "small" else [32, 64, 92])
 
 
 def test_loss_weighs_its_terms_and_leaves_unreliable_pixels_out() -> None:
