@@ -87,7 +87,7 @@ def render_frames(
         batch_size: frames computed together; None: by size and device.
         precision: "no" (float32), "bf16" or "fp16"; of the convolutions only.
         tile: decode in tiles of about this side, px; 0: never; None: where the whole takes too much memory.
-        compiled: torch.compile the decoder; the first batch waits for it.
+        compiled: torch.compile the model's decoder, which stays so; the first batch waits for it.
 
     Yields:
         (n, 3, H, W) float32 in [0, 1] on the CPU, n at most `batch_size`.
@@ -125,21 +125,20 @@ def _stream(renderer: _Renderer, playback: Playback, batch_size: int) -> Iterato
 def _compiled_stream(renderer: _Renderer, playback: Playback, batch_size: int) -> Iterator[Tensor]:
     """Render with the decoder compiled for one shape: the last batch is filled up with its last frame."""
     decoder = renderer.model.decoder
-    decoder.compile(dynamic=False)
-    try:
-        for phase in playback.phase.split(batch_size):
-            filled = torch.cat([phase, phase[-1:].expand(batch_size - len(phase))])
-            try:
-                frames = renderer.render(filled)[: len(phase)]
-            except Exception as error:
-                # The compiler's errors have many classes, and none of them is for the user.
-                if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
-                    raise
-                reason = " ".join(str(error).split())[:160]
-                raise RenderingError(f"--compile: torch.compile failed ({reason}); right: leave it out") from error
-            yield frames
-    finally:
-        decoder._compiled_call_impl = None
+    if decoder._compiled_call_impl is None:  # else a picture before this one has compiled it
+        decoder.compile(dynamic=False)
+    for phase in playback.phase.split(batch_size):
+        filled = torch.cat([phase, phase[-1:].expand(batch_size - len(phase))])
+        try:
+            frames = renderer.render(filled)[: len(phase)]
+        except Exception as error:
+            # The compiler's errors have many classes, and none of them is for the user.
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            decoder._compiled_call_impl = None
+            reason = " ".join(str(error).split())[:160]
+            raise RenderingError(f"--compile: torch.compile failed ({reason}); right: leave it out") from error
+        yield frames
 
 
 class _Renderer:

@@ -167,7 +167,9 @@ def test_a_compiled_decoder_gives_the_same_frames_and_is_compiled_for_one_shape(
     fast = torch.cat(list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, batch_size=3, compiled=True)))
     assert len(shapes) == 3 and shapes[0] == shapes[1] == shapes[2]
     torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
-    assert model.decoder._compiled_call_impl is None
+    # Another picture does not compile it again.
+    monkeypatch.setattr(model.decoder, "compile", lambda **k: pytest.fail("compiled twice"))
+    list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, batch_size=3, compiled=True))
 
 
 def test_a_compiler_that_fails_is_one_line(monkeypatch) -> None:
