@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from training.cli import (
+    HALF_PRECISION,
+    ON_CPU,
     Parser,
     UsageError,
     check_precision,
@@ -41,6 +43,7 @@ MOST_UPLOAD = "30mb"
 MOST_WAITING = 16
 # Videos that stay on disk; the page has a copy of its own of what it shows.
 KEPT_VIDEOS = 8
+MEMORY_FLAGS = ("--size", HALF_PRECISION, ON_CPU)
 
 
 class Studio:
@@ -173,7 +176,7 @@ def make_page(gradio: Any, studio: Studio) -> Any:
                 progress=lambda share: progress(share, desc="frames"),
             )
         except Exception as error:
-            message = user_message(error)
+            message = user_message(error, MEMORY_FLAGS)
             if message is None:
                 raise
             raise gradio.Error(message) from error
@@ -220,7 +223,7 @@ def import_gradio() -> Any:
     return gradio
 
 
-@command
+@command(memory_flags=MEMORY_FLAGS)
 def main(argv: list[str] | None = None) -> int:
     """Serve the page on this machine until Ctrl-C; returns the exit code."""
     parser = Parser(description=__doc__)

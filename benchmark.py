@@ -13,9 +13,16 @@ import shlex
 import sys
 
 from training.benchmarks import animate, data, motion, render, splatting
-from training.cli import Parser, command, run
+from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
 
 BENCHMARKS = (animate, motion, render, splatting, data)
+# Of those that compute on a device.
+MEMORY_FLAGS = {
+    "animate": ("--size", HALF_PRECISION, ON_CPU),
+    "motion": ("--grid", "--samples", "--guidance", HALF_PRECISION, ON_CPU),
+    "render": ("--sizes", "--batch-size", HALF_PRECISION, ON_CPU),
+    "splatting": ("--sizes", ON_CPU),
+}
 
 
 def make_parser() -> Parser:
@@ -27,7 +34,7 @@ def make_parser() -> Parser:
     return parser
 
 
-@command(memory_flags=("--size", "--sizes", "--samples"))
+@command(memory_flags=MEMORY_FLAGS)
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the table; returns the exit code."""
     args = make_parser().parse_args(argv)

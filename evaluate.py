@@ -4,6 +4,7 @@ frames    how well frame t is made from frame 0 and its flow: models, image-spac
 splats    one picture under a strong smooth flow, by each splatting operator, side by side
 data      clip sets side by side: how much moves at which frequency, number of clips, confidence
 motion    predicted motion: does it fall where the clips move, how strong is each bin, how do samples differ
+video     generated videos against real ones: FID, KID, FVD, DTFVD, also along the video
 ablation  variants of the method trained with the same budget, and measured alike
 flow      optical flow methods on videos, and on rendered scenes whose flow is known
 """
@@ -13,13 +14,21 @@ from __future__ import annotations
 import shlex
 import sys
 
-from training.cli import Parser, command, run
-from training.tables import ablation, data, flow, frames, motion, splats
+from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
+from training.tables import ablation, data, flow, frames, motion, splats, video
 
-TABLES = (frames, splats, motion, ablation, data, flow)
+TABLES = (frames, splats, motion, video, ablation, data, flow)
+# Of those that compute on a device.
+MEMORY_FLAGS = {
+    "frames": (HALF_PRECISION, ON_CPU),
+    "motion": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
+    "ablation": ablation.MEMORY_FLAGS,
+    "flow": (ON_CPU,),
+    "video": ("--batch-size", HALF_PRECISION, ON_CPU),
+}
 
 
-@command(memory_flags=("--samples",))
+@command(memory_flags=MEMORY_FLAGS)
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
     parser = Parser(description=__doc__, raw_description=True)

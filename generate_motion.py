@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import Parser, add_shared_flags, check_output_file, command, run
+from training.cli import ON_CPU, Parser, add_shared_flags, check_output_file, command, run
 from training.playback import DEFAULT_SIZE_PX
 from training.sampling import (
     add_loop_flags,
@@ -20,7 +20,7 @@ from training.sampling import (
 logger = logging.getLogger("__main__")
 
 
-@command
+@command(memory_flags=("--guidance", "use --loop-guidance closing", ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Predict one motion file; returns the exit code."""
     parser = Parser(description=__doc__)

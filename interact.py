@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cli import Parser, add_shared_flags, check_output_file, command, positive_int, run
+from training.cli import ON_CPU, Parser, add_shared_flags, check_output_file, command, positive_int, run
 from training.playback import read_pictures
 from training.sampling import add_sampling_flags, load_pipeline, sampling_options
 
@@ -151,7 +151,7 @@ def encode_jpeg(image: torch.Tensor) -> bytes:
         return path.read_bytes()
 
 
-@command
+@command(memory_flags=("--guidance", ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Write one page; returns the exit code."""
     args = make_parser().parse_args(argv)

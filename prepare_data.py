@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from training.cli import (
     EXIT_SKIPPED,
+    ON_CPU,
     Parser,
     UsageError,
     add_shared_flags,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from data.sources import ClipJob
 
 
-@command
+# Only RAFT computes on a device.
+@command(memory_flags={"videos": ("--size", ON_CPU)})
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and prepare the set; returns 3 when a video had to be skipped."""
     args = _parser().parse_args(argv)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from training.cli import UsageError, command, positive_float, run
+from training.cli import HALF_PRECISION, ON_CPU, UsageError, command, positive_float, run
 from training.frame_synthesis_flags import make_parser
 
 # A wider Gaussian would be cut off by the operator's 4 x 4 taps.
@@ -19,7 +19,7 @@ MAX_SIGMA_PX = 0.65
 MIN_LEARNED_SIGMA_PX = 0.2
 
 
-@command(memory_flags=("--batch-size", "--crop"))
+@command(memory_flags=("--batch-size", "--crop", HALF_PRECISION, ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and train."""
     parser = make_parser(__doc__)
@@ -32,15 +32,25 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--ewa", action=argparse.BooleanOptionalAction, default=True, help="deform the Gaussian with the flow"
     )
+    group.add_argument(
+        "--weighting",
+        choices=("exp", "gaussian"),
+        default="exp",
+        help="exp: what moves more is nearer; gaussian: the seed repository's, exp(-importance^2 / 2) over the "
+        "bilinear footprint, without --sigma and --ewa",
+    )
     args = parser.parse_args(argv)
     if args.sigma > MAX_SIGMA_PX:
         raise UsageError(f"--sigma {args.sigma:g}: right: at most {MAX_SIGMA_PX} px, what 4 x 4 taps can hold")
     if args.learn_sigma and args.sigma < MIN_LEARNED_SIGMA_PX:
         raise UsageError(f"--sigma {args.sigma:g}: right: at least {MIN_LEARNED_SIGMA_PX} px with --learn-sigma")
+    if args.learn_sigma and args.weighting != "exp":
+        raise UsageError(f"--learn-sigma: --weighting {args.weighting} has no sigma; right: --weighting exp")
 
     from training.frame_synthesis import run_training
 
-    return run_training(args, "gaussian", {"sigma": args.sigma, "ewa": args.ewa, "learn_sigma": args.learn_sigma})
+    own = {"sigma": args.sigma, "ewa": args.ewa, "learn_sigma": args.learn_sigma, "weighting": args.weighting}
+    return run_training(args, "gaussian", own)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 
-from training.cli import command, run
+from training.cli import HALF_PRECISION, ON_CPU, command, run
 from training.frame_synthesis_flags import make_parser
 
 
-@command(memory_flags=("--batch-size", "--crop"))
+@command(memory_flags=("--batch-size", "--crop", HALF_PRECISION, ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and train."""
     args = make_parser(__doc__).parse_args(argv)

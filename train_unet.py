@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from training.cli import (
+    HALF_PRECISION,
+    ON_CPU,
     Parser,
     UsageError,
     add_shared_flags,
@@ -152,8 +154,7 @@ def open_data(args: Namespace, vae: MotionVAE) -> list:
     return motion_sets(sets, args.grid, args.bins, args.device)
 
 
-# The last is told as a flag to add.
-@command(memory_flags=("--batch-size", "--preset, add --gradient-checkpointing"))
+@command(memory_flags=("--batch-size", "--preset", "use --gradient-checkpointing", HALF_PRECISION, ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
@@ -168,16 +169,17 @@ def main(argv: list[str] | None = None) -> int:
     from models.unet import UNET_PRESETS
     from models.vae import MotionVAE
     from training import motion_stages, processes
-    from training.cli import choose_device
+    from training.cli import check_precision
     from training.data_sets import export_pipeline
-    from training.loop import LoopOptions, train
+    from training.loop import LoopOptions, train, training_device
     from training.motion_diffusion import TRAINING_PRESETS
     from training.run_folder import open_run
 
     # Model
     check_flags(args)
     options = LoopOptions.from_flags(args, **TRAINING_PRESETS[args.preset])
-    device = torch.device("cpu") if processes.wants_cpu(args.device) else choose_device(args.device)
+    device = training_device(args.device)
+    check_precision(args.precision, device)
     vae_folder = args.vae or DEFAULT_CHECKPOINT / "vae"
     vae = load_model(MotionVAE, vae_folder, component="VAE")
     try:

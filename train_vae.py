@@ -6,7 +6,19 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, command, positive_int, run, size_px
+from training.cli import (
+    HALF_PRECISION,
+    ON_CPU,
+    Parser,
+    UsageError,
+    add_shared_flags,
+    add_training_flags,
+    check_precision,
+    command,
+    positive_int,
+    run,
+    size_px,
+)
 
 logger = logging.getLogger("__main__")
 
@@ -38,7 +50,7 @@ def make_parser() -> Parser:
     return parser
 
 
-@command(memory_flags=("--batch-size", "--slices", "--crop"))
+@command(memory_flags=("--batch-size", "--slices", "--crop", HALF_PRECISION, ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
@@ -51,13 +63,14 @@ def main(argv: list[str] | None = None) -> int:
     from data.datasets import MotionDataset
     from models.vae import MotionVAE, vae_preset
     from training.data_sets import combined_normalisation, export_model, open_sets, sets_with
-    from training.loop import LoopOptions, train
+    from training.loop import LoopOptions, train, training_device
     from training.motion_sets import motion_sets
     from training.motion_vae import TRAINING_PRESETS, SliceDataset, latent_scale, reconstruction_figures, vae_loss
     from training.run_folder import open_run
 
     # Data
     options = LoopOptions.from_flags(args, **TRAINING_PRESETS[args.preset])
+    check_precision(args.precision, training_device(args.device))
     if args.init_vq and args.factor:
         raise UsageError("--factor: the picture model of --init-vq has its own; give one of the two")
     if args.dry_run and not args.data:

@@ -62,7 +62,8 @@ def _cells(clip_set: ClipSet, row: ClipRow) -> list[torch.Tensor]:
     height = max(1, round(CELL_WIDTH * picture.shape[-2] / picture.shape[-1]))
     size = (height, CELL_WIDTH)
     shown = [resize_image(image, size) for image in (picture, ramp, section)]
-    return [torch.cat([_title(text), image], 1) for text, image in zip((row.id, _caption(row), ""), shown, strict=True)]
+    titles = (row.id, _caption(row), "")
+    return [torch.cat([title_strip(text), image], 1) for text, image in zip(titles, shown, strict=True)]
 
 
 def _moved_slice(picture: torch.Tensor, spectrum: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
@@ -81,8 +82,9 @@ def _caption(row: ClipRow) -> str:
     return f"{row.split} {row.median_flow_px:.2f}px {row.moving_fraction:.0%}"
 
 
-def _title(text: str) -> torch.Tensor:
-    """Write a line of text: (3, h, w), dark on white."""
-    strip = np.ascontiguousarray(to_bytes(torch.ones(3, TITLE_HEIGHT, CELL_WIDTH)))  # (h, w, 3)
-    cv2.putText(strip, text[:24], (1, TITLE_HEIGHT - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.3, (0, 0, 0), 1, cv2.LINE_8)
+def title_strip(text: str, width: int = CELL_WIDTH) -> torch.Tensor:
+    """Write a line of text, what of it fits: (3, h, w), dark on white."""
+    strip = np.ascontiguousarray(to_bytes(torch.ones(3, TITLE_HEIGHT, width)))  # (h, w, 3)
+    text = text[: 24 * width // CELL_WIDTH]
+    cv2.putText(strip, text, (1, TITLE_HEIGHT - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.3, (0, 0, 0), 1, cv2.LINE_8)
     return from_bytes(strip)

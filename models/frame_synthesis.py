@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from motion.flow import magnitude, resize_flow, resize_maps
 from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
-from splatting.functional import DEFAULT_SIGMA_PX
+from splatting.functional import DEFAULT_SIGMA_PX, WEIGHTINGS
 
 from .feature_pyramid import FeaturePyramid
 from .gridnet import GridNet
@@ -22,7 +22,7 @@ from .resnet_encoder import ResNetPyramid
 from .tiles import in_tiles
 
 OPERATORS = ("softmax", "gaussian")
-IMAGE_OPERATORS = (*OPERATORS, "average")
+IMAGE_OPERATORS = (*OPERATORS, "average", "seed")
 IMPORTANCES = ("fixed", "learned")
 ENCODERS = ("pyramid", "resnet34")
 # A learned sigma stays between these: a wider Gaussian is cut off by the operator's 4 x 4 taps, a narrower one leaves
@@ -108,7 +108,8 @@ def splat_image(
         image: (B, 3, H, W) in [0, 1].
         flow: (B, 2, H, W), frame 0 -> t, px of the picture.
         importance: (B, 1, H, W), px of the motion grid; more is nearer.
-        operator: "softmax", "gaussian" or "average" (no importance).
+        operator: "softmax", "gaussian", "average" (no importance) or "seed", the seed repository's Gaussian: weights
+            exp(-importance^2 / 2) over the bilinear footprint, so that what moves *less* is nearer.
         sigma, ewa: of the Gaussian footprint.
 
     Returns:
@@ -125,6 +126,8 @@ def splat_image(
         splat = gaussian_splat(image, flow, importance, sigma=sigma, ewa=ewa)
     elif operator == "average":
         splat = average_splat(image, flow)
+    elif operator == "seed":
+        splat = softmax_splat(image, flow, importance, weighting="gaussian")
     else:
         raise ValueError(f"operator: expected one of {', '.join(IMAGE_OPERATORS)}, got {operator!r}")
     return hold_still(image, _fill_holes(image, splat, mass), flow, moving_mass), mass
@@ -161,6 +164,8 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             coarsest splat, reduced. With 1 and "learned" the single-scale baseline of [GID] table 2.
         importance: "fixed", the map that is given; "learned", one that a convolution makes of the finest features, so
             that the given one is not looked at; it starts at 0, as an average splat.
+        weighting: of the operator "gaussian": "exp", weights exp(importance) over the Gaussian footprint; "gaussian",
+            the seed repository's: exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
         encoder: "pyramid", a few convolutions per scale; "resnet34", the first stages of ResNet-34, whose ImageNet
             weights `load_encoder` reads. A saved model has them in its own weights.
         learn_sigma: of the Gaussian: start at `sigma` and let it be trained, between LEARNED_SIGMA_PX.
@@ -176,6 +181,7 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         ewa: bool = True,
         scales: int | None = None,
         importance: str = "fixed",
+        weighting: str = "exp",
         encoder: str = "pyramid",
         learn_sigma: bool = False,
     ) -> None:
@@ -188,10 +194,12 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             raise ValueError(f"scales: expected 1 to {len(channels)} (one a number of channels), got {scales!r}")
         if importance not in IMPORTANCES:
             raise ValueError(f"importance: expected one of {', '.join(IMPORTANCES)}, got {importance!r}")
+        if weighting not in WEIGHTINGS or (weighting, operator) == ("gaussian", "softmax"):
+            raise ValueError(f"weighting: expected exp, or gaussian for the operator gaussian, got {weighting!r}")
         if encoder not in ENCODERS:
             raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {encoder!r}")
-        if learn_sigma and operator != "gaussian":
-            raise ValueError(f"learn_sigma: expected the operator gaussian, got {operator!r}")
+        if learn_sigma and (operator, weighting) != ("gaussian", "exp"):
+            raise ValueError(f"learn_sigma: expected the operator gaussian of weighting exp, got {operator!r}")
         splatted = list(channels[:scales])
         self.pyramid = FeaturePyramid(splatted) if encoder == "pyramid" else ResNetPyramid(splatted)
         self.sigma_logit = nn.Parameter(_sigma_logit(sigma)) if learn_sigma else None
@@ -235,8 +243,8 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
 
     def splat(self, values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
         """Splat values (B, C, H, W) with this model's operator; return them and their weight (B, 1, H, W)."""
-        if self.config.operator == "softmax":
-            return softmax_splat(values, flow, importance, return_weight=True)
+        if self.config.operator == "softmax" or self.config.weighting == "gaussian":
+            return softmax_splat(values, flow, importance, weighting=self.config.weighting, return_weight=True)
         sigma, ewa = self.sigma_px, self.config.ewa
         return gaussian_splat(values, flow, importance, sigma=sigma, ewa=ewa, return_weight=True)
 

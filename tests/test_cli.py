@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from training.cli import (
+    ON_CPU,
     Parser,
     UsageError,
     add_shared_flags,
@@ -34,7 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_main(action=lambda args: None):
-    @command(memory_flags=("--tile",))
+    @command(memory_flags=("--tile", "--size", ON_CPU))
     def main(argv=None):
         parser = Parser(description="toy")
         parser.add_argument("pictures", nargs="*", help="pictures")
@@ -108,7 +109,7 @@ class Named(ValueError):
         (UsageError("--mask m.png: another\nsize"), 2, "error: --mask m.png: another size"),
         (Named("a.jpg: empty"), 2, "error: a.jpg: empty"),
         (PermissionError(13, "Permission denied", "/out"), 2, "error: /out: Permission denied"),
-        (OutOfMemoryError("CUDA"), 2, "error: out of device memory; lower --tile, or"),
+        (OutOfMemoryError("CUDA"), 2, "error: out of device memory; lower --tile or --size, or use --device cpu\n"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -119,6 +120,26 @@ def test_errors_become_lines_and_codes(error, code, message, capsys):
     assert make_main(fail)([]) == code
     printed = capsys.readouterr().err
     assert printed.startswith(f"test_cli.py: {message}") and printed.count("\n") == 1
+
+
+def test_memory_flags_of_the_command_that_ran(monkeypatch, capsys):
+    """By the first word, of the process's arguments too; a command that is not named has nothing to lower."""
+
+    @command(memory_flags={"large": ("--tile",), "fast": (ON_CPU,)})
+    def main(argv=None):
+        raise OutOfMemoryError("CUDA")
+
+    for argv, said in (
+        (["large", "fast"], "; lower --tile"),
+        (["fast"], "; use --device cpu"),
+        (["other"], ""),
+        ([], ""),
+    ):
+        assert main(argv) == 2
+        assert capsys.readouterr().err == f"test_cli.py: error: out of device memory{said}\n"
+        monkeypatch.setattr(sys, "argv", ["toy.py", *argv])
+        assert main() == 2
+        assert capsys.readouterr().err == f"test_cli.py: error: out of device memory{said}\n"
 
 
 def test_our_own_mistakes_keep_their_traceback():

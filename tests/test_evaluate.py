@@ -21,7 +21,8 @@ from models.frame_synthesis import FrameSynthesis
 from training.evaluation_clips import choose_clips, open_clip
 from training.frame_evaluation import remap
 
-ROWS = ["average splat", "softmax splat", "gaussian splat", "OpenCV remap", "frame 0 repeated"]
+SPLATS = ["average splat", "softmax splat", "gaussian splat EWA", "gaussian splat iso", "seed's weighting splat"]
+ROWS = [*SPLATS, "OpenCV remap", "frame 0 repeated"]
 SIZE = (32, 48)
 
 
@@ -58,7 +59,7 @@ def test_figures_by_hand(hand_made_set: Path, tmp_path: Path, capsys: pytest.Cap
     flags = ["--data", str(hand_made_set), "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
     assert evaluate.main(["frames", *flags]) == 0
     rows = read_rows(out)
-    assert list(rows) == ["model softmax", "model gaussian", *ROWS]
+    assert list(rows) == ["model softmax", "model gaussian EWA", *ROWS]
     # Flow 0: every row is frame 0. Mean squared error .04 in a brighter frame, so 13.979 dB; pooled over the two frames
     # of "half" .02, 16.990 dB, and by frame (100 + 13.979) / 2.
     bright, half = -10 * np.log10(0.04), -10 * np.log10(0.02)
@@ -223,7 +224,7 @@ def test_remap_reads_against_the_flow() -> None:
         (["frames", "--data", "SET", "--checkpoint", "nowhere"], "--checkpoint nowhere: no frame synthesis model"),
         (["frames", "--data", "SET", "--lpips-weights", "no.pth"], "--lpips-weights no.pth: no such file"),
         (["frames", "--data", "SET", "--precision", "fp16", "--device", "cpu"], "--precision fp16: needs a GPU"),
-        (["video"], "video"),
+        (["pictures"], "pictures: right: frames, splats, motion, video, ablation, data, flow"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
@@ -198,6 +199,32 @@ def test_presets_have_their_size(preset: str, millions: float, most: float) -> N
     assert model.num_parameters() / 1e6 == pytest.approx(millions, abs=0.01) and millions <= most
 
 
+def test_weighting_of_the_seed_repository() -> None:
+    """Two sources meet at one target: exp(3) against exp(1), and exp(-1/2) against exp(-9/2)."""
+    image = torch.zeros(1, 3, 1, 8)
+    image[..., 2], image[..., 4] = 1.0, 0.25
+    flow, importance = torch.zeros(1, 2, 1, 8), torch.ones(1, 1, 1, 8)
+    flow[0, 0, 0, 2], importance[..., 2] = 2.0, 3.0
+    flow[0, 0, 0, 4] = 0.1  # not still, so that no pixel is copied
+    by_seed, _ = splat_image(image, flow, importance, operator="seed")
+    share, stays = math.exp(-4.5) / (math.exp(-4.5) + 0.9 * math.exp(-0.5)), 0.9 * math.exp(1.0)
+    assert float(by_seed[0, 0, 0, 4]) == pytest.approx(share + (1 - share) * 0.25, abs=1e-5)
+    by_softmax, _ = splat_image(image, flow, importance, operator="softmax")
+    share = math.exp(3.0) / (math.exp(3.0) + stays)
+    assert float(by_softmax[0, 0, 0, 4]) == pytest.approx(share + (1 - share) * 0.25, abs=1e-5)
+
+    model = make_model("gaussian", weighting="gaussian")
+    values, weight = model.splat(image, flow, importance)
+    expected = softmax_splat(image, flow, importance, weighting="gaussian", return_weight=True)
+    assert torch.equal(values, expected[0]) and torch.equal(weight, expected[1])
+    # the residual path is the same for every operator
+    sample = make_sample()
+    untrained = make_model("gaussian", trained=False, weighting="gaussian")(*sample)
+    torch.testing.assert_close(untrained, make_model("softmax", trained=False)(*sample), atol=1e-6, rtol=0)
+    with pytest.raises(ValueError, match="weighting: expected exp, or gaussian for the operator gaussian"):
+        FrameSynthesis(operator="softmax", weighting="gaussian")
+
+
 def test_unknown_operators_are_refused() -> None:
     with pytest.raises(ValueError, match="operator: expected one of softmax, gaussian"):
         FrameSynthesis(operator="nearest")
@@ -209,7 +236,7 @@ def test_unknown_operators_are_refused() -> None:
 def test_a_learned_sigma_has_the_right_gradient_and_stays_within_its_limits() -> None:
     """The gradient through splat, decoder and loss against a central difference."""
     model = make_model("gaussian", learn_sigma=True, sigma=0.45)
-    assert float(model.sigma_px) == pytest.approx(0.45, abs=1e-6)
+    assert model.sigma_px.item() == pytest.approx(0.45, abs=1e-6)
     image, flow, importance = make_sample()
 
     def loss(logit: float | None = None) -> torch.Tensor:

@@ -6,12 +6,13 @@ import csv
 import json
 import logging
 import math
+import shutil
 
 import pytest
 import torch
 from apple_device import AppleDevice, on_apple
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-from torchvision.models import alexnet
+from torchvision.models import alexnet, squeezenet1_1
 
 from training.cli import UsageError
 from training.metrics import (
@@ -21,6 +22,7 @@ from training.metrics import (
     frame_metrics,
     image_metrics,
     load_lpips,
+    pool_frames,
     squared_error,
     write_results,
 )
@@ -42,8 +44,8 @@ def test_psnr_pools_the_error_before_the_logarithm():
     second = metrics.finish("two")
     summary = metrics.summary()
     assert summary["psnr_db"] == pytest.approx((first["psnr_db"] + second["psnr_db"]) / 2)
-    assert summary["sequences"] == 2 and summary["frames"] == 3 and summary["lpips_alex"] is None
-    assert list(summary)[:3] == ["psnr_db", "ssim", "lpips_alex"]
+    assert summary["sequences"] == 2 and summary["frames"] == 3
+    assert list(summary)[:3] == ["psnr_db", "ssim", "psnr_frames_db"]
 
 
 def test_output_is_clipped_not_rounded_and_exact_frames_have_100_db():
@@ -101,28 +103,78 @@ def test_lpips_takes_its_backbone_from_the_file(alex_weights):
     state = torch.load(alex_weights)
     assert torch.equal(lpips.net.net.slice3[1].weight, state["features.6.weight"])
     pred, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
-    found = frame_metrics(pred, target, lpips=lpips)["lpips_alex"]
+    found = frame_metrics(pred, target, lpips=[lpips])["lpips_alex"]
     assert found.shape == (2,) and (found > 0).all()
     assert float(lpips(pred, pred).abs().max()) == 0.0
-    metrics = SequenceMetrics(lpips=lpips)
+    metrics = SequenceMetrics(lpips=[lpips])
     metrics.add(pred, target)
     metrics.finish("one")
     assert metrics.summary()["lpips_alex"] == pytest.approx(float(found.mean()))
 
 
+def test_several_lpips_side_by_side(alex_weights, tmp_path):
+    torch.manual_seed(2)
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet.pth")
+    networks, lines = load_lpips(["squeeze", "alex"], [tmp_path / "squeezenet.pth", alex_weights])
+    pred, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
+    found = frame_metrics(pred, target, lpips=networks)
+    assert list(found)[-2:] == ["lpips_squeeze", "lpips_alex"] and not lines
+    assert torch.equal(found["lpips_alex"], Lpips("alex", alex_weights)(pred, target))
+    assert (found["lpips_squeeze"] > 0).all() and not torch.equal(found["lpips_squeeze"], found["lpips_alex"])
+
+
 def test_lpips_without_or_with_wrong_weights(alex_weights, tmp_path, caplog):
     caplog.set_level(logging.WARNING)
-    assert load_lpips("alex", None) is None
-    assert "lpips_alex is left out" in caplog.text and "alexnet by --lpips-weights" in caplog.text
+    found, (line,) = load_lpips(["alex", "vgg"], None)
+    assert found == [] and "lpips_alex (alexnet), lpips_vgg (vgg16)" in line and "--lpips-weights" in line
+    assert line in caplog.text
     with pytest.raises(UsageError, match="another network"):
-        load_lpips("vgg", alex_weights)
+        load_lpips(["vgg"], [alex_weights])
     with pytest.raises(UsageError, match="--lpips-weights .*no such file"):
-        load_lpips("alex", tmp_path / "none.pth")
+        load_lpips(["alex"], [tmp_path / "none.pth"])
     with pytest.raises(UsageError, match="needs torchvision's squeezenet1_1"):
-        load_lpips("squeeze", tmp_path / "caffe.npz")
+        load_lpips(["squeeze"], [tmp_path / "caffe.npz"])
+    with pytest.raises(UsageError, match="names a network twice"):
+        load_lpips(["alex", "alex"], [alex_weights, alex_weights])
+    with pytest.raises(UsageError, match="--lpips-weights: 1 for --lpips-network alex vgg; right: one for each"):
+        load_lpips(["alex", "vgg"], [alex_weights])
+    broken = tmp_path / "broken.pth"
+    broken.write_bytes(alex_weights.read_bytes()[:1000])
+    with pytest.raises(UsageError, match="--lpips-weights .*broken.pth: not readable as weights"):
+        load_lpips(["alex"], [broken])
 
 
-def test_results_in_three_formats(tmp_path):
+def test_lpips_from_the_hub(alex_weights, tmp_path, monkeypatch, caplog):
+    """Downloaded once, with a line that says what, from where and to where; one line where it cannot be had."""
+    caplog.set_level(logging.INFO)
+    asked = []
+
+    def download(url, path, hash_prefix, progress):
+        asked.append((url, hash_prefix))
+        if "alexnet" not in url:
+            raise OSError("no network")
+        shutil.copy(alex_weights, path)
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    (lpips,), lines = load_lpips(["alex"], ["hub"])
+    assert lpips.name == "lpips_alex" and not lines
+    url = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
+    assert asked == [(url, "7be5be79")]
+    assert f"from {url} to {tmp_path / 'checkpoints' / 'alexnet-owt-7be5be79.pth'}" in caplog.text
+    load_lpips(["alex"], ["hub"])
+    assert len(asked) == 1
+    with pytest.raises(UsageError, match="--lpips-weights hub: https://.*vgg16.*cannot be had .no network."):
+        load_lpips(["alex", "vgg"], ["hub"])
+
+
+def test_pooled_frames_by_hand():
+    figures = {"squared_error": torch.tensor([0.01, 0.03]), "psnr_db": torch.tensor([20.0, 15.0])}
+    found = pool_frames(figures | {"ssim": torch.tensor([0.5, 0.7])})
+    assert found == pytest.approx({"psnr_db": 16.9897, "ssim": 0.6, "psnr_frames_db": 17.5, "frames": 2}, abs=1e-4)
+
+
+def test_results_in_four_formats(tmp_path):
     rows = [
         {"row": "softmax", "psnr_db": 24.156, "ssim": torch.tensor(0.8803), "frames": 149},
         {"row": "repeat | frame 0", "psnr_db": float("inf"), "lpips_alex": None},
@@ -136,5 +188,18 @@ def test_results_in_three_formats(tmp_path):
     with open(tmp_path / "out/results.csv") as file:
         table = list(csv.DictReader(file))
     assert table[0]["frames"] == "149" and table[1]["lpips_alex"] == ""
+    latex = (tmp_path / "out/results.tex").read_text().splitlines()
+    assert latex[0] == "% 2 clips" and r"\begin{tabular}{lrrrr}" in latex
+    assert r"row & psnr\_db & ssim & frames & lpips\_alex \\" in latex
+    assert r"softmax & 24.16 & 0.8803 & 149 & -- \\" in latex and r"repeat $|$ frame 0 & -- & -- & -- & -- \\" in latex
+    assert latex.count(r"\end{table}") == 1 and latex[-1] == r"\end{table}"
     with pytest.raises(ValueError, match="row"):
         write_results(tmp_path, [{"psnr_db": 1.0}], title="x")
+
+
+def test_latex_prints_what_was_written(tmp_path):
+    rows = [{"row": r"a_1 {50 %} \ #2 & ~^", "change_db": -0.25}]
+    write_results(tmp_path, rows, title="50 % & more", notes=["two\nlines"])
+    latex = (tmp_path / "results.tex").read_text()
+    assert r"a\_1 \{50 \%\} \textbackslash{} \#2 \& \textasciitilde{}\textasciicircum{} & $-$0.2500 \\" in latex
+    assert r"\caption{50 \% \& more}" in latex and latex.startswith("% two lines\n")

@@ -109,6 +109,13 @@ def test_both_operators_start_from_the_same_weights_and_data(clip_set: Path, tmp
     assert first_losses[0] == pytest.approx(first_losses[1], abs=1e-6)
 
 
+def test_weighting_of_the_seed_repository_is_a_flag(clip_set: Path, tmp_path: Path) -> None:
+    more = ["--steps", "1", "--batch-size", "1", "--weighting", "gaussian"]
+    assert train_frame_synthesis_gaussian.main(flags(clip_set, tmp_path / "run", *more)) == 0
+    model = load_model(FrameSynthesis, tmp_path / "run" / "frame_synthesis_gaussian", component="frame synthesis")
+    assert (model.config.operator, model.config.weighting) == ("gaussian", "gaussian")
+
+
 @pytest.mark.parametrize("preset", ["small", "paper"])
 def test_larger_presets_make_a_step(preset: str, clip_set: Path, tmp_path: Path) -> None:
     more = ["--preset", preset, "--steps", "1", "--batch-size", "1", "--export", str(tmp_path / "model")]
@@ -160,6 +167,7 @@ def test_perceptual_loss_from_the_weights_at_hand(clip_set: Path, tmp_path: Path
     [
         (["--sigma", "0.9"], "--sigma 0.9: right: at most 0.65"),
         (["--sigma", "0.1", "--learn-sigma"], "--sigma 0.1: right: at least 0.2 px with --learn-sigma"),
+        (["--weighting", "gaussian", "--learn-sigma"], "--learn-sigma: --weighting gaussian has no sigma"),
         (["--encoder-weights", "w.pth"], "--encoder-weights: --encoder pyramid takes none"),
         (["--encoder", "resnet34", "--encoder-weights", "w.pth"], "--encoder-weights w.pth: no such file"),
         (["--crop", "30"], "--crop 30: right: a multiple of 4"),

@@ -447,7 +447,9 @@ def test_out_of_device_memory_names_flags_of_the_script(unet_flags, tmp_path, ca
 
     monkeypatch.setattr(training.motion_diffusion, "diffusion_loss", exhausted)
     error = mistake(train_unet, [*unet_flags, "--steps", "1", "--out", str(tmp_path / "run")], capsys)
-    assert "out of device memory; lower --batch-size or --preset, add --gradient-checkpointing, or" in error
+    assert (
+        "out of device memory; lower --batch-size or --preset, or use --gradient-checkpointing or --precision" in error
+    )
     named = {word.strip(",;") for word in error.split() if word.startswith("--")}
     assert named <= set(train_unet.make_parser()._option_string_actions)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,7 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from training.cli import UsageError
 from training.data_order import BatchOrder, epoch_order, sample_noise, sample_seed, sample_uniform
@@ -223,6 +226,66 @@ def test_usage_errors_name_the_flag(tmp_path):
 def test_bf16_and_loader_processes_run(tmp_path, uninterrupted):
     _, result, _ = run_training(tmp_path / "run", replace(OPTIONS, steps=2, workers=1, precision="bf16", save_every=0))
     assert result.losses[0] == pytest.approx(uninterrupted[1].losses[0], rel=0.05)
+
+
+class Steep(Points):
+    """Targets so far away that the gradient's norm is in the hundreds."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(key) | {"y": torch.full((1,), 1e3)}
+
+
+def stepped_gradients(out: Path, **changes) -> tuple[torch.Tensor, list[float]]:
+    """Train on steep targets; return the gradients (steps, N) that the optimizer was given, and the norms logged."""
+    gradients: list[torch.Tensor] = []
+
+    def note(optimizer, *_):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in parameters]).clone())
+
+    handle = register_optimizer_step_pre_hook(note)
+    try:
+        options = replace(OPTIONS, **{"steps": 3, "log_every": 1, **changes})
+        _, _, metrics = run_training(out, options, dataset=Steep())
+    finally:
+        handle.remove()
+    return torch.stack(gradients), [line["gradient_norm"] for line in metrics]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_large_gradient_is_scaled_to_the_highest_norm(tmp_path, accumulate):
+    """It keeps its direction; the log has the norm from before, and 0 means any."""
+    shared = {"accumulate": accumulate, "batch_size": 4 // accumulate}
+    free, norms = stepped_gradients(tmp_path / "free", gradient_clip=0.0, **shared)
+    assert min(norms) > 100 and free.norm(dim=1).tolist() == pytest.approx(norms, rel=1e-4)
+    for highest in (1.0, 5.0):
+        clipped, logged = stepped_gradients(tmp_path / f"{highest}", gradient_clip=highest, **shared)
+        assert clipped.norm(dim=1).tolist() == pytest.approx([highest] * 3, rel=1e-3)
+        torch.testing.assert_close(clipped[0], highest * free[0] / norms[0], rtol=1e-3, atol=1e-5)
+        assert logged[0] == pytest.approx(norms[0], rel=1e-4) and min(logged) > 100
+    high, _ = stepped_gradients(tmp_path / "high", gradient_clip=1e6, **shared)
+    torch.testing.assert_close(high, free)
+
+
+def train_straight(out: Path, options: LoopOptions):
+    """Train a network without drop-out, whose numbers a compiler draws in its own order."""
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+    return run_training(out, options, model=model, validate=lambda net: {"at_one": float(net(torch.ones(1, 2)))})
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("cc", "gcc", "g++", "clang"))), reason="inductor needs a C++ compiler")
+def test_compiled_training_equals_plain_training(tmp_path):
+    """`--compile` by torch's own compiler; the model that is left behind is not a compiled one."""
+    plain, expected, _ = train_straight(tmp_path / "plain", replace(OPTIONS, steps=4))
+    torch._dynamo.reset()  # what other tests compiled counts against a limit
+    before = torch._dynamo.utils.counters["frames"]["ok"]
+    compiled, found, _ = train_straight(tmp_path / "compiled", replace(OPTIONS, steps=4, compile=True))
+    assert torch._dynamo.utils.counters["frames"]["ok"] > before
+    assert found.losses == pytest.approx(expected.losses, abs=1e-4, rel=1e-5)
+    assert found.figures == pytest.approx(expected.figures, abs=1e-4)
+    torch.testing.assert_close(compiled[0].weight, plain[0].weight, atol=1e-4, rtol=0)
+    assert compiled._compiled_call_impl is None
 
 
 def test_learning_rate_by_hand():

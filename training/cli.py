@@ -28,7 +28,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 Main = Callable[..., int]
 
 OUR_PACKAGES = ("__main__", "data", "models", "motion", "splatting", "training")
-DEFAULT_MEMORY_FLAGS = ("--batch-size", "--size")
+# What helps where the memory of a device is exhausted, beside flags to lower.
+HALF_PRECISION, ON_CPU = "use --precision bf16", "use --device cpu"
+DEFAULT_MEMORY_FLAGS = ("--batch-size", "--size", HALF_PRECISION, ON_CPU)
 # 3: done, but for inputs that could not be used
 EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130
 _DEVICE_FORM = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
@@ -287,12 +289,15 @@ def check_output_file(path: Path, flag: str, suffixes: Sequence[str]) -> Path:
 # ------------------------------------------------------------------------------------------------ running
 
 
-def command(main: Main | None = None, *, memory_flags: Sequence[str] = DEFAULT_MEMORY_FLAGS) -> Any:
+def command(
+    main: Main | None = None, *, memory_flags: Sequence[str] | Mapping[str, Sequence[str]] = DEFAULT_MEMORY_FLAGS
+) -> Any:
     """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code.
 
     Args:
         main: the function; absent when the decorator is called with arguments.
-        memory_flags: the flags to lower that the message names when the device's memory is exhausted.
+        memory_flags: what the message names when the device's memory is exhausted: flags to lower, and "use --flag";
+            for a script of several commands {command: flags}. All are flags of that script (a test holds this).
     """
     if main is None:
         return functools.partial(command, memory_flags=memory_flags)
@@ -309,7 +314,11 @@ def command(main: Main | None = None, *, memory_flags: Sequence[str] = DEFAULT_M
             print(f"{script}: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
         except Exception as error:
-            message = user_message(error, memory_flags)
+            flags = memory_flags
+            if isinstance(flags, Mapping):
+                words = sys.argv[1:] if argv is None else argv
+                flags = flags.get(words[0] if words else "", ())
+            message = user_message(error, flags)
             if message is None:
                 raise
             print(f"{script}: error: {message}", file=sys.stderr)
@@ -338,7 +347,10 @@ def user_message(error: BaseException, memory_flags: Sequence[str] = DEFAULT_MEM
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or 'cannot be read or written'}"
     if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
-        return f"out of device memory; lower {' or '.join(memory_flags)}, or use --precision bf16 or --device cpu"
+        lower = [flag for flag in memory_flags if flag.startswith("--")]
+        use = [flag.removeprefix("use ") for flag in memory_flags if flag not in lower]
+        remedies = [f"{verb} {' or '.join(flags)}" for verb, flags in (("lower", lower), ("use", use)) if flags]
+        return "; ".join(["out of device memory"] + [", or ".join(remedies)] * bool(remedies))
     return None
 
 

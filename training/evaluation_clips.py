@@ -7,6 +7,7 @@ videos. Where the source is not at hand the few pairs that the set stores stand 
 from __future__ import annotations
 
 import logging
+import math
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,13 +24,25 @@ from data.optical_flow import FLOW_VERSION, estimate_flow, still_pixels, visible
 from data.scenes import Scene, make_scene
 from data.sources import read_clip
 from data.video import Video
+from motion.flow import resize_flow, resize_maps
+from motion.motion_file import ASPECT_TOLERANCE
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
+
+from .motion_evaluation import source_name
 
 logger = logging.getLogger(__name__)
 
 SCENE_PREFIX = "scene:"
 # A source read anew must be the one that the set was made from: frame 0 may differ by the rounding of a PNG.
 SAME_FRAME_LIMIT = 1 / 255
+
+
+class SourceError(ValueError):
+    """A clip's source that is not at hand, or not that of then; `is_news` where nobody was told yet."""
+
+    def __init__(self, message: str, *, is_news: bool = True) -> None:
+        super().__init__(message)
+        self.is_news = is_news
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,8 @@ class EvaluationClip:
         num_frames: N.
         origin: "scene", "video" or "pairs": where frames and flow come from.
         motion_px: mean displacement over the picture, px.
+        times_s: (N) seconds from frame 0, in the order of the frames.
+        source: the video that it was cut from; clips of one source are not independent.
     """
 
     id: str
@@ -51,6 +66,8 @@ class EvaluationClip:
     num_frames: int
     origin: str
     motion_px: float
+    times_s: tuple[float, ...]
+    source: str
     _frames: _Frames
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -150,22 +167,63 @@ def open_clip(
     else:
         importance = clip_set.pairs(row.id)[1]
     first = clip_set.first(row.id)
-    is_scene = row.source.startswith(SCENE_PREFIX)
-    source = _make_source_scene(clip_set, row, first) if is_scene else _read_source_video(clip_set, row, first)
+    size, name = tuple(first.shape[-2:]), f"{clip_set.folder}: clip {row.id}"
+    try:
+        source = read_source(clip_set, row, first)
+    except SourceError as error:
+        source = None
+        _fall_back(clip_set, row, error)
     if isinstance(source, Scene):
         times_s = [index / FPS for index in _every(every, NUM_FRAMES)]
-        frames, count, origin = _Rendered(source, times_s), len(times_s), "scene"
+        frames, origin = _Rendered(source, times_s), "scene"
     elif isinstance(source, Video):
         first = source.frames[0]
         indices = _every(every, len(source.frames))
+        times_s = source.times_s[indices].tolist()
         flow = cached_flow(clip_set, row, source, indices, raft_weights=raft_weights, device=device)
-        frames, count, origin = _Stored(source.frames[indices], flow), len(indices), "video"
+        frames, origin = _Stored(source.frames[indices], fit_flow(flow, size, name)), "video"
     else:
         pairs = clip_set.pairs(row.id)[0]
-        flow = torch.stack([pair.flow for pair in pairs])
-        targets = torch.stack([pair.target for pair in pairs])
-        frames, count, origin = _Stored(targets, flow), len(pairs), "pairs"
-    return EvaluationClip(row.id, first, importance, count, origin, float(importance.mean()), frames)
+        times_s = [pair.time_s for pair in pairs]
+        flow = fit_flow(torch.stack([pair.flow for pair in pairs]), size, name)
+        frames, origin = _Stored(torch.stack([pair.target for pair in pairs]), flow), "pairs"
+    importance = resize_maps(importance, size)
+    motion_px = float(importance.mean())
+    return EvaluationClip(
+        row.id, first, importance, len(times_s), origin, motion_px, tuple(times_s), source_name(row), frames
+    )
+
+
+def fit_flow(flow: Tensor, size: tuple[int, int], name: str) -> Tensor:
+    """Return flow (N, 2, H, W) for a picture of size (H', W'): resized and rescaled, with a note, where sizes differ.
+
+    Raises:
+        ClipSetError: flow of another aspect than the picture's, or not finite; the message begins with `name`.
+    """
+    if not bool(flow.isfinite().all()):
+        raise ClipSetError(f"{name}: its flow holds NaN or Inf; right: finite numbers, prepare it again")
+    own = tuple(flow.shape[-2:])
+    if own == size:
+        return flow
+    if abs(math.log(own[1] / own[0]) - math.log(size[1] / size[0])) > ASPECT_TOLERANCE:
+        raise ClipSetError(
+            f"{name}: its flow is {own[1]} x {own[0]} px, its picture {size[1]} x {size[0]}; "
+            "right: flow of the picture's aspect ratio"
+        )
+    logger.warning(
+        "%s: flow of %d x %d px is resized and rescaled to its picture's %d x %d px", name, *own[::-1], *size[::-1]
+    )
+    return resize_flow(flow, size)
+
+
+def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video:
+    """Return the scene or the frames that a clip was made from, `first` (3, H, W) being its frame 0.
+
+    Raises:
+        SourceError: it is not at hand, or shows something else now.
+    """
+    read = _make_source_scene if row.source.startswith(SCENE_PREFIX) else _read_source_video
+    return read(clip_set, row, first)
 
 
 def cached_flow(
@@ -212,39 +270,41 @@ def _has_importance(clip_set: ClipSet, row: ClipRow) -> bool:
     return row.status == KEPT or clip_set.has_pairs(row.id)
 
 
-def _make_source_scene(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | None:
-    """Make a clip's scene again; None, with a line, where this version draws another picture."""
+def _make_source_scene(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene:
+    """Make a clip's scene again; SourceError where this version draws another picture."""
     try:
         _, seed, kind = row.source.split(":")
         scene = make_scene(int(seed), size=tuple(first.shape[-2:]), kind=kind)
     except ValueError as error:
-        return _fall_back(clip_set, row, f"{row.source}: {error}")
+        raise SourceError(f"{row.source}: {error}") from error
     if _shows_photographs(clip_set):
         # the grain of a photograph on a small thing changes the mean by next to nothing
         if float((scene.picture() - first).abs().max()) <= SAME_FRAME_LIMIT:
             return scene
-        return _fall_back(clip_set, row, f"{row.source} shows photographs, which the set does not keep", say=False)
+        raise SourceError(f"{row.source} shows photographs, which the set does not keep", is_news=False)
     if not _is_same(scene.picture(), first):
-        return _fall_back(clip_set, row, f"this version draws another {row.source}")
+        raise SourceError(f"this version draws another {row.source}")
     return scene
 
 
-def _read_source_video(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Video | None:
-    """Read a clip's frames from its video again; None, with a line, where that is not the video of then."""
+def _read_source_video(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Video:
+    """Read a clip's frames from its video again; SourceError where that is not the video of then."""
     fps = clip_set.statistics.get("settings", {}).get("fps", FPS)
     try:
         video = read_clip(Path(row.source), start_s=row.start_s, fps=fps, size=tuple(first.shape[-2:]))
     except (MediaError, OSError) as error:
-        return _fall_back(clip_set, row, str(error))
+        raise SourceError(str(error)) from error
     if not _is_same(video.frames[0], first) or len(video.frames) < max(row.frames, 2):
-        return _fall_back(clip_set, row, f"{row.source} is not the video that the clip was made from")
+        raise SourceError(f"{row.source} is not the video that the clip was made from")
     return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps, video.source_fps)
 
 
-def _fall_back(clip_set: ClipSet, row: ClipRow, problem: str, *, say: bool = True) -> None:
+def _fall_back(clip_set: ClipSet, row: ClipRow, problem: SourceError) -> None:
     if not clip_set.has_pairs(row.id):
-        raise ClipSetError(f"{clip_set.folder}: clip {row.id} has no stored pairs, and its source fails: {problem}")
-    if say:
+        raise ClipSetError(
+            f"{clip_set.folder}: clip {row.id} has no stored pairs, and its source fails: {problem}"
+        ) from problem
+    if problem.is_news:
         logger.warning("%s: only its stored pairs are measured (%s)", row.id, problem)
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
-from collections.abc import Callable, Iterable
-from pathlib import Path
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import cv2
@@ -13,19 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.checkpoints import CheckpointError, load_model
 from models.frame_synthesis import FrameSynthesis, splat_image
 from models.rendering import AUTOCAST_DTYPES
-from training.evaluation_clips import EvaluationClip
-from training.losses import PerceptualLoss
-from training.metrics import Lpips, SequenceMetrics
+from motion.flow import default_grid_scale, magnitude
 
-logger = logging.getLogger(__name__)
+from .cli import UsageError
+from .evaluation_clips import EvaluationClip
+from .frame_models import TrainedRenderer, model_notes
+from .frame_pictures import FrameViewer
+from .frame_tables import AVERAGE_ROW, ClipFigures, FrameTables
+from .losses import PerceptualLoss
+from .metrics import Lpips, frame_metrics
 
 BATCH_SIZE = 4
-OPERATOR_FOLDERS = ("frame_synthesis_softmax", "frame_synthesis_gaussian")
+# Smaller pictures have no features in the last layers of LPIPS and of feature_distance.
+LEAST_SIDE_PX = 32
 REMAP_ROW, STILL_ROW = "OpenCV remap", "frame 0 repeated"
-IMAGE_ROWS = {"average": "average splat", "softmax": "softmax splat", "gaussian": "gaussian splat"}
+# Rows of models.frame_synthesis.splat_image, and its options.
+IMAGE_ROWS: dict[str, dict[str, Any]] = {
+    AVERAGE_ROW: {"operator": "average"},
+    "softmax splat": {"operator": "softmax"},
+    "gaussian splat EWA": {"operator": "gaussian"},
+    "gaussian splat iso": {"operator": "gaussian", "ewa": False},
+    "seed's weighting splat": {"operator": "seed"},
+}
 
 # (flow (n, 2, H, W), importance (1, 1, H, W)) -> frames (n, 3, H, W)
 Render = Callable[[Tensor, Tensor], Tensor]
@@ -33,38 +44,21 @@ Render = Callable[[Tensor, Tensor], Tensor]
 Method = Callable[[Tensor], Render]
 
 
-def find_models(folders: Iterable[Path]) -> dict[str, FrameSynthesis]:
-    """Load {row name: model} from checkpoint folders, or folders that are one model themselves.
-
-    Raises:
-        CheckpointError: a folder holds no frame synthesis model, or a damaged one.
-    """
-    found: dict[str, FrameSynthesis] = {}
-    folders = list(folders)
-    for folder in folders:
-        inside = [folder / name for name in OPERATOR_FOLDERS if (folder / name).is_dir()]
-        if (folder / "config.json").is_file():
-            inside = [folder]
-        if not inside:
-            raise CheckpointError(
-                f"--checkpoint {folder}: no frame synthesis model; right: a folder with {' or '.join(OPERATOR_FOLDERS)}"
-            )
-        for path in inside:
-            model = load_model(FrameSynthesis, path, component="frame synthesis")
-            name = f"model {model.config.operator}"
-            found[name if len(folders) == 1 else f"{name} ({folder.name})"] = model
-    return found
-
-
-def make_methods(models: dict[str, FrameSynthesis], device: torch.device, precision: str) -> dict[str, Method]:
-    """Return {row name: method}: the models, image-space splats, OpenCV's remap, and the still picture."""
-    methods: dict[str, Method] = {
-        name: _model_method(model.to(device), device, AUTOCAST_DTYPES[precision]) for name, model in models.items()
-    }
-    methods |= {name: _splat_method(operator) for operator, name in IMAGE_ROWS.items()}
+def make_methods(models: Sequence[TrainedRenderer], device: torch.device, precision: str) -> dict[str, Method]:
+    """Return {name: method}: the models, image-space splats, OpenCV's remap, and the still picture."""
+    methods = {one.name: _model_method(one.model.to(device), device, AUTOCAST_DTYPES[precision]) for one in models}
+    methods |= {name: _splat_method(options) for name, options in IMAGE_ROWS.items()}
     methods[REMAP_ROW] = lambda first: lambda flow, _importance: remap(first[0], flow)
     methods[STILL_ROW] = lambda first: lambda flow, _importance: first.expand(len(flow), -1, -1, -1)
     return methods
+
+
+def make_rows(models: Sequence[TrainedRenderer]) -> dict[str, list[str]]:
+    """Return {row of the table: names of its methods}: a row's models are its training seeds."""
+    rows: dict[str, list[str]] = {}
+    for one in models:
+        rows.setdefault(one.row, []).append(one.name)
+    return rows | {name: [name] for name in (*IMAGE_ROWS, REMAP_ROW, STILL_ROW)}
 
 
 def remap(image: Tensor, flow: Tensor) -> Tensor:
@@ -95,30 +89,60 @@ def measure(
     methods: dict[str, Method],
     device: torch.device,
     *,
-    lpips: Lpips | None = None,
+    lpips: Sequence[Lpips] = (),
     features: PerceptualLoss | None = None,
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], dict[str, int]]:
+    viewer: FrameViewer | None = None,
+) -> list[ClipFigures]:
     """Render and measure every clip with every method, all with the same flow, one clip in memory at a time.
 
-    Returns:
-        the rows of the table (one a method), rows by clip (one a clip and method), and how many sequences came from
-        "scene", "video" and "pairs".
+    Args:
+        clips: the sequences.
+        methods: of `make_methods`.
+        device: where to render and to measure.
+        lpips, features: as in `training.metrics.frame_metrics`.
+        viewer: is shown the frames, and makes videos of some clips.
+
+    Raises:
+        UsageError: a model renders frames that are not finite, or pictures are too small for the networks.
     """
-    metrics = {name: SequenceMetrics(lpips=lpips, features=features) for name in methods}
-    by_clip: list[dict[str, Any]] = []
-    origins: dict[str, int] = {}
+    found = []
     for clip in clips:
+        if (lpips or features) and min(clip.first.shape[-2:]) < LEAST_SIDE_PX:
+            width, height = clip.first.shape[-1], clip.first.shape[-2]
+            raise UsageError(
+                f"clip {clip.id} has {width} x {height} px; right: sides of at least {LEAST_SIDE_PX} px for "
+                "--lpips-weights and --feature-weights"
+            )
         first, importance = clip.first[None].to(device), clip.importance[None].to(device)
         renderers = {name: method(first) for name, method in methods.items()}
-        for targets, flow in clip.batches(BATCH_SIZE):
-            targets, flow = targets.to(device), flow.to(device)
-            for name, render in renderers.items():
-                metrics[name].add(render(flow, importance), targets)
-        for name in methods:
-            figures = metrics[name].finish(clip.id)
-            by_clip.append({"row": name, "clip": clip.id, "mean_motion_px": clip.motion_px, **figures})
-        origins[clip.origin] = origins.get(clip.origin, 0) + 1
-    return [{"row": name, **metrics[name].summary()} for name in methods], by_clip, origins
+        parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
+        motion_px: list[float] = []
+        with nullcontext() if viewer is None else viewer.clip(clip) as shown:
+            for targets, flow in clip.batches(BATCH_SIZE):
+                targets, flow = targets.to(device), flow.to(device)
+                grid_scale = default_grid_scale(*flow.shape[-2:])
+                motion_px += (magnitude(flow).flatten(1).mean(1) * grid_scale).tolist()
+                frames = {name: render(flow, importance) for name, render in renderers.items()}
+                for name, rendered in frames.items():
+                    _check_finite(rendered, name, clip.id)
+                    parts[name].append(frame_metrics(rendered, targets, lpips=lpips, features=features))
+                if shown is not None:
+                    shown.add(targets, frames)
+        figures = {name: _joined(of_batches) for name, of_batches in parts.items()}
+        found.append(ClipFigures(clip.id, clip.source, clip.origin, list(clip.times_s), motion_px, figures))
+    return found
+
+
+def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
+
+
+def _check_finite(frames: Tensor, name: str, clip: str) -> None:
+    if not bool(frames.isfinite().all()):
+        raise UsageError(
+            f"{name}: the frames it renders of clip {clip} are not finite; right: --precision no, or a --checkpoint "
+            "whose training did not break down"
+        )
 
 
 def _model_method(model: FrameSynthesis, device: torch.device, dtype: torch.dtype | None) -> Method:
@@ -139,36 +163,42 @@ def _model_method(model: FrameSynthesis, device: torch.device, dtype: torch.dtyp
 
 
 def frames_notes(
-    args: argparse.Namespace, clips: int, row: dict, origins: dict[str, int], device: object, models: list[str]
+    args: argparse.Namespace, tables: FrameTables, kept: int, models: Sequence[TrainedRenderer]
 ) -> list[str]:
-    """Say what the table of `evaluate.py frames` was made from: its flags, clips, their origins, and the protocol."""
+    """Say what the tables of `evaluate.py frames` were made from: clips, their origins, the protocol, models, command.
+
+    `kept` is the number of kept clips of the split.
+    """
     origin_names = {
         "scene": "rendered scenes with exact flow",
         "video": "videos with estimated flow, unseen flow zeroed as in training",
         "pairs": "clips whose source is not at hand: stored pairs only",
     }
-    checkpoint = ", ".join(map(str, args.checkpoint or ["checkpoints/default"])) if models else "none"
+    origins = Counter(clip.origin for clip in tables.clips)
+    frames = sum(len(clip.times_s) for clip in tables.clips)
     return [
-        f"data: {args.data}, split {args.split}, {row['sequences']} sequences ({clips} kept clips in the split), "
-        f"{row['frames']} frames, every {args.every}; "
+        f"data: {args.data}, split {args.split}, {len(tables.clips)} sequences of {tables.num_sources} sources ({kept} "
+        f"kept clips in the split), {frames} frames, every {args.every}; "
         + "; ".join(f"{count} {origin_names[name]}" for name, count in sorted(origins.items())),
         "protocol: frame 0 excluded; output clipped to [0, 1], not rounded; squared error pooled over a sequence "
         "before the logarithm (psnr_db), then the mean over sequences; psnr_frames_db is the mean of the frames' own "
-        "values; a sequence without error counts as 100 dB",
+        "values; a sequence without error counts as 100 dB; of several training seeds the mean of their figures",
         "all rows use the same flow and importance; holes of image-space splats are filled from frame 0; still pixels "
-        "copy it; gaussian: sigma .45 px, EWA",
+        "copy it; gaussian: sigma .45 px, with EWA or isotropic; seed's weighting: exp(-importance^2 / 2) over the "
+        "bilinear footprint",
         "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held (the flow at p stands in for that at "
         "the source of p)",
-        f"models: {checkpoint}; precision {args.precision}; device {device}; seed {args.seed} (choice of clips)",
+        *model_notes(models),
+        f"precision {args.precision}; device {args.device}; seed {args.seed} (choice of clips, bootstrap)",
         f"command: {args.command}",
     ]
 
 
-def _splat_method(operator: str) -> Method:
+def _splat_method(options: dict[str, Any]) -> Method:
     def method(first: Tensor) -> Render:
         def render(flow: Tensor, importance: Tensor) -> Tensor:
             shape = (len(flow), -1, -1, -1)
-            return splat_image(first.expand(shape), flow, importance.expand(shape), operator=operator)[0]
+            return splat_image(first.expand(shape), flow, importance.expand(shape), **options)[0]
 
         return render
 

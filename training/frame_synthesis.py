@@ -18,10 +18,10 @@ from models.frame_synthesis import HOLE_MASS, FrameSynthesis, splat_image
 from models.frame_synthesis import PRESETS as MODEL_PRESETS
 from splatting import average_splat
 from training import processes
-from training.cli import UsageError, check_writable, choose_device
+from training.cli import UsageError, check_precision, check_writable
 from training.data_sets import export_model, open_sets
 from training.frame_synthesis_flags import check_model_flags
-from training.loop import LoopOptions, train
+from training.loop import LoopOptions, train, training_device
 from training.losses import PerceptualLoss, l1, multi_scale_gradient
 from training.metrics import decibel, squared_error
 from training.run_folder import open_run
@@ -182,7 +182,7 @@ def run_training(args: argparse.Namespace, operator: str, model_options: dict[st
     # Early checks
     if crop % CROP_MULTIPLE or crop < 32:
         raise UsageError(f"--crop {crop}: right: a multiple of {CROP_MULTIPLE} px, at least 32")
-    choose_device("cpu" if processes.wants_cpu(args.device) else args.device)
+    check_precision(args.precision, training_device(args.device))
     check_model_flags(args)
     if args.export is not None:
         check_writable(args.export, "--export")

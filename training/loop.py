@@ -26,12 +26,20 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from training import processes
-from training.cli import UsageError, choose_device
+from training.cli import UsageError, check_precision, choose_device
 from training.data_order import BatchOrder, make_loader, sample_noise, sample_uniform
 from training.run_folder import RunFolder
 from training.states import StateKeeper
 
-__all__ = ["LoopOptions", "TrainingError", "TrainingResult", "sample_noise", "sample_uniform", "train"]
+__all__ = [
+    "LoopOptions",
+    "TrainingError",
+    "TrainingResult",
+    "sample_noise",
+    "sample_uniform",
+    "train",
+    "training_device",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -156,6 +164,11 @@ def train(
     finally:
         trainer.release()
     return TrainingResult(step, losses, time.monotonic() - began, first_step, not stopped, figures)
+
+
+def training_device(name: str) -> torch.device:
+    """Return the device of --device; the CPU where `accelerate launch --cpu` says so. UsageError as `choose_device`."""
+    return torch.device("cpu") if processes.wants_cpu(name) else choose_device(name)
 
 
 def learning_rate(options: LoopOptions, step: int) -> float:
@@ -375,10 +388,8 @@ def _make_accelerator(options: LoopOptions) -> Accelerator:
     # accelerate keeps the first settings of a process for good; each training brings its own.
     AcceleratorState._reset_state(reset_partial_state=alone)
     GradientState._reset_state()
-    cpu = processes.wants_cpu(options.device)
-    device = torch.device("cpu") if cpu else choose_device(options.device)
-    if options.precision == "fp16" and device.type == "cpu":
-        raise UsageError("--precision fp16: needs a GPU; right: no, bf16")
+    device = training_device(options.device)
+    check_precision(options.precision, device)
     if alone and device.index is not None:
         torch.cuda.set_device(device)
     processes.start(options.device)

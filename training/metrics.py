@@ -7,7 +7,7 @@ unit and returned as dicts that serve training and evaluation alike.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Literal
@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from training.losses import PerceptualLoss, load_feature_weights
 from training.results import write_results
 
-__all__ = ["Lpips", "SequenceMetrics", "frame_metrics", "image_metrics", "load_lpips", "write_results"]
+__all__ = [
+    "Lpips", "SequenceMetrics", "frame_metrics", "image_metrics", "load_lpips", "pool_frames", "write_results",
+]  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 # Error below which a frame counts as exact: 100 dB instead of infinity, so that means exist.
 LEAST_SQUARED_ERROR = 1e-10
+HUB = "hub"  # in place of a file: torchvision's own weights
 _CHUNK = 16  # frames that go through SSIM and the networks together
 
 LpipsNetwork = Literal["alex", "vgg", "squeeze"]
@@ -65,17 +68,64 @@ class Lpips(nn.Module):
         return self.net(pred, target, normalize=True).flatten()
 
 
-def load_lpips(network: LpipsNetwork, weights: Path | str | None, *, flag: str = "--lpips-weights") -> Lpips | None:
-    """Return Lpips, or None with a line that says why where no weights are named: nothing is downloaded."""
+def load_lpips(
+    networks: Sequence[LpipsNetwork], weights: Sequence[str | Path] | None, *, flag: str = "--lpips-weights"
+) -> tuple[list[Lpips], list[str]]:
+    """Return an Lpips for each network, or, where no weights are named, lines that say what is left out and why.
+
+    Args:
+        networks: any of alex, vgg, squeeze.
+        weights: a file for each, in this order, or "hub": torchvision's own, from torch.hub's cache or downloaded into
+            it; a single "hub" serves all. None: nothing is loaded or downloaded.
+        flag: the flag that named `weights`.
+
+    Raises:
+        UsageError: another number of weights than networks, a network named twice, weights that cannot be used or had.
+    """
+    from training.cli import UsageError
+
+    if len(set(networks)) < len(networks):
+        raise UsageError(f"--lpips-network {' '.join(networks)}: names a network twice")
     if weights is None:
-        logger.warning(
-            "lpips_%s is left out: no weights at hand; give torchvision's ImageNet %s by %s FILE.pth",
-            network,
-            _BACKBONES[network],
-            flag,
+        missing = ", ".join(f"lpips_{network} ({_BACKBONES[network]})" for network in networks)
+        line = (
+            f"left out for want of weights: {missing}; right: torchvision's ImageNet weights by {flag} FILE.pth or hub"
         )
-        return None
-    return Lpips(network, weights, flag=flag)
+        logger.warning(line)
+        return [], [line]
+    if [str(one) for one in weights] == [HUB]:
+        weights = [HUB] * len(networks)
+    if len(weights) != len(networks):
+        raise UsageError(
+            f"{flag}: {len(weights)} for --lpips-network {' '.join(networks)}; right: one for each, or {HUB}"
+        )
+    files = [hub_weights(n, flag) if str(one) == HUB else one for n, one in zip(networks, weights, strict=True)]
+    return [Lpips(network, file, flag=flag) for network, file in zip(networks, files, strict=True)], []
+
+
+def hub_weights(network: LpipsNetwork, flag: str) -> Path:
+    """Return torchvision's ImageNet weights of an LPIPS backbone in torch.hub's cache, downloaded where they are not.
+
+    Raises:
+        UsageError: they cannot be fetched.
+    """
+    from torchvision.models import get_model_weights
+
+    from training.cli import UsageError
+
+    url = get_model_weights(_BACKBONES[network]).IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    logger.info("downloading torchvision's %s from %s to %s", _BACKBONES[network], url, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the name ends in the first digits of the file's hash
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise UsageError(f"{flag} {HUB}: {url} cannot be had ({reason}); right: that file as {flag} FILE") from error
+    return path
 
 
 def squared_error(pred: Tensor, target: Tensor) -> Tensor:
@@ -93,13 +143,13 @@ def decibel(error: Tensor) -> Tensor:
 
 
 def frame_metrics(
-    pred: Tensor, target: Tensor, *, lpips: Lpips | None = None, features: PerceptualLoss | None = None
+    pred: Tensor, target: Tensor, *, lpips: Sequence[Lpips] = (), features: PerceptualLoss | None = None
 ) -> dict[str, Tensor]:
     """Return figures of each frame.
 
     Args:
         pred, target: (N, 3, H, W).
-        lpips: adds "lpips_<network>".
+        lpips: each adds "lpips_<network>".
         features: adds "feature_distance".
 
     Returns:
@@ -109,20 +159,34 @@ def frame_metrics(
     error = squared_error(pred, target)
     pred, target = pred.clamp(0, 1), target.clamp(0, 1)
     figures = {"squared_error": error, "psnr_db": decibel(error), "ssim": _chunked(_ssim, pred, target)}
-    if lpips is not None:
-        figures[lpips.name] = _chunked(lpips, pred, target)
+    for one in lpips:
+        figures[one.name] = _chunked(one, pred, target)
     if features is not None:
         figures["feature_distance"] = _chunked(features.feature_distance, pred, target)
     return {name: value.detach().cpu() for name, value in figures.items()}
 
 
 def image_metrics(
-    pred: Tensor, target: Tensor, *, lpips: Lpips | None = None, features: PerceptualLoss | None = None
+    pred: Tensor, target: Tensor, *, lpips: Sequence[Lpips] = (), features: PerceptualLoss | None = None
 ) -> dict[str, float]:
     """Return the means of `frame_metrics` over frames, for validation during training."""
     figures = frame_metrics(pred, target, lpips=lpips, features=features)
     figures.pop("squared_error")
     return {name: float(value.double().mean()) for name, value in figures.items()}
+
+
+def pool_frames(figures: Mapping[str, Tensor]) -> dict[str, float]:
+    """Pool the figures (N,) of frames, those of `frame_metrics`, into one of the sequence that they are.
+
+    Returns:
+        "psnr_db" of the squared error averaged before the logarithm; the other figures averaged over the frames;
+        "psnr_frames_db", the mean of the frames' own PSNR; "frames", N.
+    """
+    frames = {key: value.double() for key, value in figures.items()}
+    pooled = float(decibel(frames.pop("squared_error").mean()))
+    means = {key: float(value.mean()) for key, value in frames.items()}
+    per_frame = means.pop("psnr_db")
+    return {"psnr_db": pooled, **means, "psnr_frames_db": per_frame, "frames": len(frames["ssim"])}
 
 
 class SequenceMetrics:
@@ -133,10 +197,10 @@ class SequenceMetrics:
     values, stands beside it.
 
     Args:
-        lpips, features: as in `frame_metrics`; without `lpips` the figure "lpips_alex" is None.
+        lpips, features: as in `frame_metrics`.
     """
 
-    def __init__(self, *, lpips: Lpips | None = None, features: PerceptualLoss | None = None) -> None:
+    def __init__(self, *, lpips: Sequence[Lpips] = (), features: PerceptualLoss | None = None) -> None:
         self.lpips, self.features = lpips, features
         self.sequences: dict[str, dict[str, float]] = {}
         self._frames: list[dict[str, Tensor]] = []
@@ -157,28 +221,17 @@ class SequenceMetrics:
             raise ValueError(f"sequence {name}: expected at least one frame, got none")
         if name in self.sequences:
             raise ValueError(f"sequence {name}: is there already")
-        frames = {key: torch.cat([part[key] for part in self._frames]).double() for key in self._frames[0]}
+        self.sequences[name] = pool_frames({k: torch.cat([part[k] for part in self._frames]) for k in self._frames[0]})
         self._frames = []
-        pooled = float(decibel(frames.pop("squared_error").mean()))
-        figures = {key: float(value.mean()) for key, value in frames.items()}
-        per_frame = figures.pop("psnr_db")
-        self.sequences[name] = {
-            "psnr_db": pooled,
-            **figures,
-            "psnr_frames_db": per_frame,
-            "frames": len(frames["ssim"]),
-        }
         return self.sequences[name]
 
-    def summary(self) -> dict[str, float | None]:
+    def summary(self) -> dict[str, float]:
         """Return the means over the sequences, "sequences" and "frames" in all; a flat row for `write_results`."""
         if not self.sequences:
             raise ValueError("expected at least one finished sequence, got none")
         rows = list(self.sequences.values())
         means = {key: fmean(row[key] for row in rows) for key in rows[0] if key != "frames"}
         ordered = {"psnr_db": means.pop("psnr_db"), "ssim": means.pop("ssim")}
-        if self.lpips is None:
-            ordered["lpips_alex"] = None
         counts = {"sequences": len(rows), "frames": sum(row["frames"] for row in rows)}
         return {**ordered, **means, **counts}
 

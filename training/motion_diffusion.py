@@ -13,7 +13,7 @@ from torch import Tensor
 from data.clips import SampleKey
 from data.media import contact_sheet, write_image
 from models.motion_pipeline import denoise, finished, start_noise
-from models.unet import FrequencyUNet
+from models.unet import GAUSSIAN_MEDIAN, FrequencyUNet
 from models.vae import MotionVAE
 from motion.flow import magnitude, resize_maps
 from motion.spectrum import amplitude, mean_displacement, spectrum_to_flow
@@ -28,8 +28,6 @@ CONDITION_DROPOUT = 0.1
 FEATURE_DROPOUT = 0.3
 # Of the magnitude's loss beside the denoising loss: enough that the head stays true while the features change.
 MAGNITUDE_WEIGHT = 0.2
-# Median of the absolute value of a Gaussian of standard deviation 1.
-GAUSSIAN_MEDIAN = 0.6745
 MIN_SNR_GAMMA = 5.0
 WEIGHTINGS = ("none", "min-snr")
 # Share of the schedule at which held-out loss is measured.

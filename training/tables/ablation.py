@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cli import UsageError, add_shared_flags, positive_float, positive_int, size_px
+from training.cli import HALF_PRECISION, ON_CPU, UsageError, add_shared_flags, positive_float, positive_int, size_px
 
 from . import DEFAULT_OUT, out_folder
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+MEMORY_FLAGS = ("--batch-size", "--grid", "--samples", HALF_PRECISION, ON_CPU)
 # As in training/ablation.py, which --help cannot wait for; a test holds them together.
 KEYS = ("full", "linear", "independent", "volume", "k4", "k8", "k24", "multi-scale", "single-scale")
 
@@ -77,7 +78,7 @@ def make_table(args: argparse.Namespace) -> int:
             ablation.make(key)
         except Exception as error:
             # One that fails, for memory above all, must not keep the others from their turn.
-            message = user_message(error, ("--batch-size", "--grid"))
+            message = user_message(error, MEMORY_FLAGS)
             if message is None:
                 raise
             failed[key] = message

@@ -5,92 +5,234 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from training.cli import check_precision, positive_int
+from training.cli import UsageError, check_precision, positive_float, positive_int
 from training.playback import add_rendering_flags
 
 from . import DEFAULT_OUT, out_folder
 
+if TYPE_CHECKING:
+    import torch
+
+    from data.clips import ClipRow, ClipSet
+    from training.frame_models import TrainedRenderer
+    from training.frame_pictures import FrameViewer
+    from training.frame_tables import FrameTables
+
 logger = logging.getLogger(__name__)
+
+# Flags that only one protocol has, and what they are where they are not given.
+_OF_CLIPS = {"data": None, "split": "test", "clips": None, "checkpoint": None, "seeds_of": None, "raft_weights": None}
+_OF_SEED = {"video": None, "preset": "tiny", "steps": None, "minutes": None, "batch_size": None, "crop": None}
+_OF_SEED |= {"perceptual_weights": None, "num_seeds": 1}
 
 
 def add_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
     parser = tables.add_parser("frames", help="PSNR, SSIM, LPIPS of frames rendered from frame 0 and their flow")
     parser.set_defaults(make_table=make_table)
-    group = parser.add_argument_group("what is measured")
-    group.add_argument("--data", type=Path, required=True, metavar="SET", help="clip set of prepare_data.py")
-    group.add_argument("--split", choices=("test", "train"), default="test", help="clips of this split")
-    group.add_argument("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
-    group.add_argument("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
-    group.add_argument(
-        "--checkpoint",
-        type=Path,
-        nargs="+",
-        metavar="DIR",
-        help="folders that hold frame_synthesis_softmax or frame_synthesis_gaussian, or are one; "
-        "by default checkpoints/default",
+    add = parser.add_argument_group("what is measured").add_argument
+    protocol_help = "clips: models on the clips of a set; seed: trained on half of one video, tested on the other"
+    add("--protocol", choices=("clips", "seed"), default="clips", help=protocol_help)
+    add("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
+    videos_help = "of N clips, spread over them, a comparison video with error maps and X-t slices"
+    add("--videos", type=positive_int, metavar="N", help=videos_help)
+    add = parser.add_argument_group("protocol clips").add_argument
+    add("--data", type=Path, metavar="SET", help="clip set of prepare_data.py; needed")
+    add("--split", choices=("test", "train"), help="clips of this split; default: test")
+    add("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
+    checkpoint_help = (
+        "folders that hold frame_synthesis_softmax or frame_synthesis_gaussian, or are one, each model a row; may be "
+        "given more than once; default: checkpoints/default, unless --seeds-of is given"
     )
-    group = parser.add_argument_group("networks that measure; nothing is downloaded")
-    group.add_argument("--lpips-weights", type=Path, metavar="FILE", help="torchvision's ImageNet weights for LPIPS")
-    group.add_argument("--lpips-network", choices=("alex", "vgg", "squeeze"), default="alex", help="what FILE holds")
-    group.add_argument("--feature-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 for feature_distance")
-    group.add_argument(
-        "--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT, for a set made with it"
+    add("--checkpoint", type=Path, nargs="+", action="extend", metavar="DIR", help=checkpoint_help)
+    seeds_help = "such folders whose models differ in their training --seed alone: those of one operator share a row"
+    add("--seeds-of", type=Path, nargs="+", action="extend", metavar="DIR", help=seeds_help)
+    raft_help = "state dict of torchvision's RAFT, for a set made with it"
+    add("--raft-weights", type=Path, metavar="FILE", help=raft_help)
+    add = parser.add_argument_group("protocol seed", "all four operators are trained alike, below --out").add_argument
+    video_help = "a video of 10 s: trained on its first 5 s, tested on the next 5; or two files of 5 s"
+    add("--video", type=Path, nargs="+", metavar="FILE", help=video_help)
+    add("--preset", choices=("tiny", "small", "paper"), help="size of the networks; default: tiny")
+    add("--steps", type=positive_int, metavar="N", help="of each training; default: the preset's")
+    add("--minutes", type=positive_float, metavar="MIN", help="stop each training at this time")
+    add("--batch-size", type=positive_int, metavar="N", help="samples in one pass; default: the preset's")
+    add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4; default: the preset's")
+    perceptual_help = "SqueezeNet 1.1 for the feature distance in the training loss; off without"
+    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual_help)
+    add("--num-seeds", type=positive_int, metavar="N", help="trainings of each operator, from --seed on; default: 1")
+    add = parser.add_argument_group("networks that measure").add_argument
+    lpips_help = (
+        "torchvision's ImageNet weights, a file for each network, or `hub`: from torch.hub's cache, else downloaded"
     )
-    out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/frames-SET-SPLIT"}
+    add("--lpips-weights", nargs="+", metavar="FILE|hub", help=lpips_help + "; LPIPS is left out without")
+    networks = {"choices": ("alex", "vgg", "squeeze"), "metavar": "NET"}
+    add("--lpips-network", nargs="+", help="of alex, vgg, squeeze: what those files hold; default: alex", **networks)
+    feature_help = "SqueezeNet 1.1 for feature_distance, which is left out without"
+    add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
+    out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/frames-SET-SPLIT or frames-seed"}
     add_rendering_flags(parser, "seed", "device", "out", out=out)
 
 
 def make_table(args: argparse.Namespace) -> int:
-    """Render the clips in every way with the same flow, print the table, and write it to --out."""
+    """Render the clips in every way with the same flow, print the tables, and write them to --out."""
     from tqdm import tqdm
 
-    from data.clips import ClipSet
     from training.cli import choose_device
-    from training.evaluation_clips import check_flow_method, choose_clips, open_clip, warn_of_sources
-    from training.frame_evaluation import frames_notes, make_methods, measure
-    from training.losses import PerceptualLoss
-    from training.metrics import load_lpips, write_results
+    from training.evaluation_clips import open_clip
+    from training.frame_evaluation import make_methods, make_rows, measure
+    from training.frame_tables import FrameTables
+    from training.seed_protocol import check_videos
 
     # Early checks
-    out = out_folder(args, f"frames-{args.data.name}-{args.split}")
+    _check_protocol(args)
+    of_seed = args.protocol == "seed"
+    out = out_folder(args, "frames-seed" if of_seed else f"frames-{args.data.name}-{args.split}")
     device = choose_device(args.device)
     check_precision(args.precision, device)
+    halves = check_videos(args.video) if of_seed else []
+    lpips, features, missing, absent = _load_networks(args, device)
+    clip_set, rows, models = _train(args, out, halves) if of_seed else _choose(args)
+
+    # Measure
+    by_row = make_rows(models)
+    viewer = _make_viewer(args, out, rows, by_row, {one.row for one in models})
+    bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
+    clips = (open_clip(clip_set, row, args.every, raft_weights=args.raft_weights, device=str(device)) for row in bar)
+    methods = make_methods(models, device, args.precision)
+    measured = measure(clips, methods, device, lpips=lpips, features=features, viewer=viewer)
+
+    # Write
+    model_rows = list(dict.fromkeys(one.row for one in models))
+    seeds = {one.name: one.seed for one in models}
+    tables = FrameTables(by_row, measured, args.seed, model_rows, seeds, absent)
+    _write(args, out, tables, clip_set, models, missing)
+    return 0
+
+
+def _choose(args: argparse.Namespace) -> tuple[ClipSet, list[ClipRow], list[TrainedRenderer]]:
+    """Open the set, its clips and the models of --protocol clips."""
+    from data.clips import ClipSet
+    from training.evaluation_clips import check_flow_method, choose_clips, warn_of_sources
+
     clip_set = ClipSet(args.data)
     rows = choose_clips(clip_set, args.split, args.clips, args.seed)
     check_flow_method(clip_set, rows, args.raft_weights)
     warn_of_sources(clip_set)
-    models = _load_models(args)
-    lpips = load_lpips(args.lpips_network, args.lpips_weights)
+    return clip_set, rows, _load_models(args)
+
+
+def _train(
+    args: argparse.Namespace, out: Path, halves: list[tuple[Path, float]]
+) -> tuple[ClipSet, list[ClipRow], list[TrainedRenderer]]:
+    """Make the set of the two halves, and train the models of --protocol seed on the first."""
+    from training.evaluation_clips import choose_clips
+    from training.seed_protocol import prepare_halves, train_operators
+
+    args.data = out / "set"
+    clip_set = prepare_halves(args.data, halves)
+    models = train_operators(clip_set, args, out / "training")
+    return clip_set, choose_clips(clip_set, args.split, None, args.seed), models
+
+
+def _check_protocol(args: argparse.Namespace) -> None:
+    """Refuse flags of the other protocol, and fill in the defaults of this one."""
+    of_seed = args.protocol == "seed"
+    stray = [name for name, value in (_OF_CLIPS if of_seed else _OF_SEED).items() if getattr(args, name) is not None]
+    if stray:
+        flag = f"--{stray[0].replace('_', '-')}"
+        raise UsageError(f"{flag}: belongs to --protocol {'clips' if of_seed else 'seed'}, not {args.protocol}")
+    if (args.video if of_seed else args.data) is None:
+        raise UsageError("missing: --video, for --protocol seed" if of_seed else "missing: --data; see --help")
+    for name, value in (_OF_CLIPS | _OF_SEED).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+
+
+def _load_models(args: argparse.Namespace) -> list[TrainedRenderer]:
+    from models.checkpoints import DEFAULT_CHECKPOINT
+    from training.frame_models import OPERATOR_FOLDERS, find_models, find_seeds
+
+    found = find_models(args.checkpoint) if args.checkpoint else []
+    found += find_seeds(args.seeds_of) if args.seeds_of else []
+    if args.checkpoint or args.seeds_of:
+        return found
+    if not any((DEFAULT_CHECKPOINT / name).is_dir() for name in OPERATOR_FOLDERS):
+        logger.warning("no rows of models: %s has none; give --checkpoint DIR", DEFAULT_CHECKPOINT)
+        return []
+    return find_models([DEFAULT_CHECKPOINT])
+
+
+def _load_networks(args: argparse.Namespace, device: torch.device) -> tuple[list, Any, list[str], list[str]]:
+    """Return LPIPS networks, feature network, lines about what is missing, and its columns."""
+    from training.losses import PerceptualLoss
+    from training.metrics import load_lpips
+
+    networks = args.lpips_network or ["alex"]
+    lpips, missing = load_lpips(networks, args.lpips_weights)
+    absent = [] if lpips else [f"lpips_{network}" for network in networks]
     features = None
     if args.feature_weights is not None:
         features = PerceptualLoss(args.feature_weights, flag="--feature-weights").to(device)
     else:
-        logger.warning("feature_distance is left out: no weights at hand; give SqueezeNet's by --feature-weights FILE")
+        line = "left out for want of weights: feature_distance (SqueezeNet 1.1); right: --feature-weights FILE"
+        logger.warning(line)
+        missing.append(line)
+        absent.append("feature_distance")
+    return [network.to(device) for network in lpips], features, missing, absent
 
-    # Measure
-    methods = make_methods(models, device, args.precision)
-    bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
-    clips = (open_clip(clip_set, row, args.every, raft_weights=args.raft_weights, device=str(device)) for row in bar)
-    lpips = lpips.to(device) if lpips is not None else None
-    table, by_clip, origins = measure(clips, methods, device, lpips=lpips, features=features)
 
-    # Write
-    notes = frames_notes(args, len(clip_set.rows(args.split)), table[0], origins, device, list(models))
-    print(write_results(out, table, title=f"Frame synthesis, {args.data.name}, split {args.split}", notes=notes))
-    write_results(out / "by_clip", by_clip, title="The same by clip", notes=notes)
+def _make_viewer(
+    args: argparse.Namespace, out: Path, rows: list[ClipRow], by_row: dict[str, list[str]], of_models: set[str]
+) -> FrameViewer | None:
+    """Show the models, by their first seed; without models the splats in image space."""
+    from training.frame_pictures import FrameViewer
+
+    if args.videos is None:
+        return None
+    count = min(args.videos, len(rows))
+    ids = [rows[place * len(rows) // count].id for place in range(count)]
+    names = [row for row in by_row if row in of_models] or ["softmax splat", "gaussian splat EWA"]
+    return FrameViewer(out, ids, {name.removeprefix("model "): by_row[name][0] for name in names})
+
+
+def _write(
+    args: argparse.Namespace,
+    out: Path,
+    tables: FrameTables,
+    clip_set: ClipSet,
+    models: list[TrainedRenderer],
+    missing: list[str],
+) -> None:
+    from training.frame_evaluation import frames_notes
+    from training.frame_tables import BUCKET_NOTE, INTERVAL_NOTE, PAIRED_NOTE, spread
+    from training.results import markdown_table, write_results
+    from training.seed_protocol import NOTE
+
+    notes = [NOTE] if args.protocol == "seed" else []
+    notes += [*frames_notes(args, tables, len(clip_set.rows(args.split)), models), *missing]
+    name = "one video" if args.protocol == "seed" else f"{args.data.name}, split {args.split}"
+    buckets = [BUCKET_NOTE, INTERVAL_NOTE, *notes]
+    motion_note = "motion_px: mean |F| of a frame over the picture, px of a grid of 256 x 160"
+    further = {
+        "paired": ("Differences on the same clips", tables.paired(), [PAIRED_NOTE, INTERVAL_NOTE, *notes]),
+        "by_motion": ("By motion", tables.by_motion(), [motion_note, *buckets]),
+        "by_time": ("By distance in time", tables.by_time(), ["time_s: from frame 0", *buckets]),
+        "intervals": ("Intervals", tables.intervals(), [INTERVAL_NOTE, *notes]),
+        "by_clip": ("The same by clip", tables.by_clip(), notes),
+    }
+    print(write_results(out, tables.table(), title=f"Frame synthesis, {name}", notes=[INTERVAL_NOTE, *notes]))
+    for folder, (title, rows, lines) in further.items():
+        if not rows:
+            continue
+        write_results(out / folder, rows, title=f"{title}, {name}", notes=lines)
+        if folder == "paired":
+            print(markdown_table(rows, list(rows[0]), title, []))
+        elif folder in ("by_motion", "by_time"):
+            column = {"by_motion": "motion_px", "by_time": "time_s"}[folder]
+            wide = spread(rows, column, "psnr_db")
+            print(markdown_table(wide, list(wide[0]), f"{title} ({column}), psnr_db; the rest in {folder}/", []))
+    if args.videos is not None:
+        logger.info("videos and X-t slices: %s, %s", out / "videos", out / "slices")
     logger.info("written to %s", out)
-    return 0
-
-
-def _load_models(args: argparse.Namespace) -> dict:
-    from models.checkpoints import DEFAULT_CHECKPOINT
-    from training.frame_evaluation import OPERATOR_FOLDERS, find_models
-
-    if args.checkpoint is not None:
-        return find_models(args.checkpoint)
-    if not any((DEFAULT_CHECKPOINT / name).is_dir() for name in OPERATOR_FOLDERS):
-        logger.warning("no rows of models: %s has none; give --checkpoint DIR", DEFAULT_CHECKPOINT)
-        return {}
-    return find_models([DEFAULT_CHECKPOINT])

@@ -1,0 +1,380 @@
+"""evaluate.py video: every line of it over small networks of random weights, on videos made here; and its mistakes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import evaluate
+from data.datasets import render_scene_set
+from data.video_writer import VideoWriter
+from motion.motion_file import Motion
+from training.cli import UsageError
+from training.feature_networks import InputForm, load_feature_network
+from training.video_evaluation import Networks, Protocol, SetStatistics, VideoComparison
+from training.video_sources import ClipVideos, FolderVideos, PredictedVideos
+
+CROP = ["--crop", "32x16"]
+CPU = ["--device", "cpu"]
+FRAMES, VIDEOS = 24, 3
+
+
+class Pictures(nn.Module):
+    """(N, 3, H, W) -> (N, 4)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv2d(3, 4, 5, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).abs().mean((2, 3))
+
+
+class Windows(nn.Module):
+    """(N, 3, T, H, W) -> (N, 4); its kernels reach over three frames and are not symmetric in time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv = nn.Conv3d(3, 4, 3, stride=(1, 2, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(x).relu().mean((2, 3, 4))
+
+
+class Published(nn.Module):
+    """With the arguments of StyleGAN-V's I3D; its features show what it was given."""
+
+    def forward(self, x: Tensor, rescale: bool = True, resize: bool = True, return_features: bool = False) -> Tensor:
+        if not return_features:
+            return x[:1, 0, 0, 0]
+        asked = torch.full_like(x[:, 0, 0, 0, :1], 2.0 * float(rescale) + float(resize))
+        return torch.cat([asked, x.flatten(1).max(1, keepdim=True)[0], x[:, 0, :2, 0, 0]], 1)
+
+
+class Wrong(nn.Module):
+    """Returns what is no features, in several ways."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = x.flatten(1)[:, :4]
+        if self.kind == "map":
+            return x
+        if self.kind == "flat":
+            return flat.flatten()
+        if self.kind == "nan":
+            return flat / 0.0 - flat / 0.0
+        if self.kind == "nan_later":  # on pictures, and not on the noise that it is tried with
+            return torch.sqrt(x.std() - 0.25) * flat
+        if self.kind == "constant":
+            return flat * 0.0
+        if self.kind == "long":
+            return flat.long()
+        return flat.reshape(-1, 3, 1000)
+
+
+def pan(seed: int, speed: int, frames: int = FRAMES) -> Tensor:
+    """A smooth texture that goes `speed` px to the right each frame, (T, 3, 24, 32)."""
+    texture = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
+    picture = nn.functional.interpolate(texture, size=(24, 32), mode="bicubic").clamp(0, 1)[0]
+    return torch.stack([picture.roll(speed * index, -1) for index in range(frames)])
+
+
+def write(path: Path, frames: Tensor, fps: float = 30) -> None:
+    with VideoWriter(path, fps=fps) as writer:
+        writer.write(frames)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of videos: real (one is a folder of frames), faster, other (another name), slow, empty; and networks."""
+    root = tmp_path_factory.mktemp("videos")
+    for index in range(VIDEOS):
+        name = f"clip{index}.mp4" if index else "frames0"
+        write(root / "real" / name, pan(index, 1))
+        write(root / "faster" / name, pan(index, 3, FRAMES - 2 * index))
+    write(root / "other" / "other.mp4", pan(9, 1, 2))
+    write(root / "slow" / "clip1.mp4", pan(1, 1), fps=15)
+    (root / "empty").mkdir()
+    modules = {"image": Pictures(), "video": Windows(), "published": Published()}
+    modules |= {kind: Wrong(kind) for kind in ("map", "flat", "nan", "nan_later", "constant", "long", "fails")}
+    for name, module in modules.items():
+        torch.jit.save(torch.jit.script(module), str(root / f"{name}.pt"))
+    (root / "corrupt.pt").write_bytes((root / "video.pt").read_bytes()[:300])
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let flags name files as a person would."""
+    monkeypatch.chdir(root)
+
+
+def rows_of(folder: Path) -> dict[str, dict]:
+    return {row["row"]: row for row in json.loads((folder / "results.json").read_text())}
+
+
+def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
+    flags = ["video", "--real", "real", "--generated", "real", "faster", "--image-network", "image.pt"]
+    flags += ["--fvd-network", "video.pt", "--dtfvd-network", "video.pt", "--dtfvd-input", "signed,16x16"]
+    flags += ["--windows", "8", "12", "--kid-subsets", "3", "--kid-subset-size", "40"]
+    assert evaluate.main([*flags, *CROP, *CPU, "--slide-step", "4", "--out", str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out")
+    assert list(rows) == ["real", "faster", "frame 0 repeated"]
+    same, faster, still = rows.values()
+    # lengths: 24, and of the shortest folder 22 and 20
+    for row in rows.values():
+        assert (row["videos"], row["frames"], row["windows_8"], row["windows_12"]) == (3, 66, 3 + 2 + 2, 2 + 1 + 1)
+    for figure in ("fid", "fvd_8", "fvd_12", "dtfvd_8", "dtfvd_12"):
+        assert same[figure] == pytest.approx(0, abs=1e-9) and still[figure] > 1e3 * abs(same[figure])
+        assert still[figure] > 1e-7 and faster[figure] > 1e-7
+    assert same["kid"] <= still["kid"] and same["kid_deviation"] > 0
+
+    sliding = json.loads((tmp_path / "out" / "sliding" / "results.json").read_text())
+    # 24 frames have no window of 30; of 16 from 0, 4 (22 and 24, 20 as well) and 8 (24 alone: too few)
+    found = [(row["from_frame"], row["dtfvd_16"] is not None, row["windows"]) for row in sliding]
+    assert found[:3] == [(0, True, 3), (4, True, 3), (8, False, 1)] and len(sliding) == 9
+    assert all(row["fid_30"] is None for row in sliding)
+
+    printed = capsys.readouterr().out
+    assert "| frame 0 repeated |" in printed and "3 videos of 20 to 24 frames, 66 frames" in printed
+    assert "windows that touch: 7 of 8 frames, 4 of 12 frames" in printed and "40 frames (asked for: 40)" in printed
+    assert "--dtfvd-network video.pt (" in printed and "4 features" in printed and "evaluate.py video --real" in printed
+    said = "fvd_12: 4 windows for 4 features: the covariance is singular"
+    assert said in printed and said in caplog.text and "fvd_8: 7 windows" not in printed
+    assert (tmp_path / "out" / "results.csv").is_file() and (tmp_path / "out" / "results.md").is_file()
+
+
+def test_what_has_no_network_is_said_and_left_out(tmp_path: Path, caplog) -> None:
+    flags = ["video", "--real", "real", "--generated", "real", "--image-network", "image.pt", "--frames", "10"]
+    assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
+    row = rows_of(tmp_path / "out")["real"]
+    assert row["fid"] == pytest.approx(0, abs=1e-9) and row["frames"] == 30
+    assert row["fvd_16"] is None and row["dtfvd_32"] is None and row["windows_16"] is None
+    assert not (tmp_path / "out" / "sliding").exists()
+    for line in ("left out: fvd; --fvd-network wants an I3D", "left out: dtfvd and the sliding dtfvd; --dtfvd-network"):
+        assert line in caplog.text and line in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_videos_shorter_than_a_window_are_counted(tmp_path: Path) -> None:
+    flags = ["video", "--real", "real", "--generated", "faster", "--fvd-network", "video.pt", "--windows", "12", "22"]
+    assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
+    row = rows_of(tmp_path / "out")["faster"]
+    assert (row["windows_12"], row["windows_22"], row["fid"]) == (4, 2, None) and row["fvd_22"] > 0
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "1 videos are shorter than 22" in text and "shorter than 12" not in text
+
+
+def test_a_video_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
+    for folder in ("real", "made"):
+        for index in range(3):
+            write(tmp_path / folder / f"clip{index}", pan(index, 1, 4))
+    (tmp_path / "made" / "clip1" / "00002.png").write_bytes(b"no picture")
+    flags = ["video", "--real", str(tmp_path / "real"), "--generated", str(tmp_path / "made"), *CROP, *CPU]
+    flags += ["--image-network", "image.pt", "--out", str(tmp_path / "out")]
+    assert evaluate.main(flags) == 3
+    assert rows_of(tmp_path / "out")["made"]["videos"] == 2
+    assert "left out as not readable 1: clip1 (" in (tmp_path / "out" / "results.md").read_text()
+
+
+def test_clips_of_a_set_are_animated_and_compared(checkpoint: Path, tmp_path: Path) -> None:
+    clip_set = render_scene_set(tmp_path / "set", 4, seed=3, size=(32, 64), pairs=0)
+    flags = ["video", "--data", str(clip_set.folder), "--split", "all", "--frames", "12", "--crop", "64x32", *CPU]
+    flags += ["--fvd-network", "video.pt", "--windows", "4", "--checkpoint", str(checkpoint), "--steps", "2"]
+    both = [*flags, "--clips", "2", "--splat", "softmax", "gaussian"]
+    assert evaluate.main([*both, "--out", str(tmp_path / "out")]) == 0
+    rows = rows_of(tmp_path / "out")
+    assert list(rows) == ["model softmax", "model gaussian", "frame 0 repeated"]
+    assert all(row["windows_4"] == 6 and row["fvd_4"] > 0 for row in rows.values())
+    text = (tmp_path / "out" / "results.md").read_text()
+    assert "one sample a clip" in text and "sampler dpm, 2 steps" in text and "as animate.py does" in text
+
+    # the same again; what is repeated does not depend on the motion
+    for name, more in {"again": [], "strong": ["--full-strength"]}.items():
+        assert evaluate.main([*flags, "--clips", "2", *more, "--out", str(tmp_path / name)]) == 0
+    again, strong = rows_of(tmp_path / "again"), rows_of(tmp_path / "strong")
+    assert again["model softmax"]["fvd_4"] == rows["model softmax"]["fvd_4"]
+    assert strong["frame 0 repeated"]["fvd_4"] == rows["frame 0 repeated"]["fvd_4"]
+    assert "undone" in (tmp_path / "strong" / "results.md").read_text()
+
+    # a source that is gone costs its clip, and is named
+    table = clip_set.folder / "clips.csv"
+    row = clip_set.rows()[0]
+    table.write_text(table.read_text().replace(row.source, str(tmp_path / "gone.mp4")))
+    assert evaluate.main([*flags, "--out", str(tmp_path / "gone")]) == 3
+    assert rows_of(tmp_path / "gone")["model softmax"]["videos"] == 3
+    assert f"left out as not readable 1: {row.id} (" in (tmp_path / "gone" / "results.md").read_text()
+
+
+def test_start_noise_is_of_the_clip_and_motion_must_be_finite(tmp_path: Path) -> None:
+    clip_set = render_scene_set(tmp_path / "set", 2, seed=3, size=(32, 64), pairs=0)
+    seeds = []
+
+    class Pipeline:
+        @staticmethod
+        def predict(image: Tensor, *, seed: int) -> Motion:
+            seeds.append(seed)
+            return Motion(torch.full((4, 4, 32, 64), torch.nan), None, 150, 30.0, (32, 64), {"calmed": 1.0})
+
+    for rows, seed in [(clip_set.rows(), 0), (clip_set.rows()[1:], 0), (clip_set.rows(), 1)]:
+        source = PredictedVideos(clip_set, rows, Pipeline(), {}, {"seed": seed}, crop=(16, 32), num_frames=2)
+        for name in source.names:
+            with pytest.raises(UsageError, match=f"--checkpoint: the motion it predicts for clip {name} is not finite"):
+                source.read(name)
+    assert seeds[2] == seeds[1] and len(set(seeds)) == 4
+
+
+def test_the_order_of_frames_matters_to_a_network_of_videos() -> None:
+    network = load_feature_network("video.pt", "--fvd-network", on_videos=True)
+    pictures = load_feature_network("image.pt", "--image-network", on_videos=False)
+    comparison = VideoComparison(["backwards"], Networks(pictures, network), Protocol((8,), slide_step=0))
+    for seed in range(4):
+        frames = pan(seed, 2, 16)
+        comparison.add(ClipVideos(f"clip{seed}", frames, {"backwards": frames.flip(0)}))
+    backwards, still = comparison.table()
+    assert backwards["fid"] == pytest.approx(0, abs=1e-9) and backwards["fvd_8"] > 1e-6 and still["fid"] > 1e-7
+    # windows are taken in one pass or in several alike
+    one, other = SetStatistics(), SetStatistics()
+    one.add(pan(0, 2, 30), Networks(fvd=network), Protocol((8,), step=2, batch_size=3), "")
+    other.add(pan(0, 2, 30), Networks(fvd=network), Protocol((8,), step=2, batch_size=100), "")
+    torch.testing.assert_close(one.windows["fvd", 8].covariance, other.windows["fvd", 8].covariance)
+    assert one.windows["fvd", 8].count == 12
+
+
+def test_what_a_network_is_shown() -> None:
+    windows = torch.zeros(1, 2, 3, 4, 4)
+    windows[0, 1] = 1.0
+    published = load_feature_network("published.pt", "--fvd-network", on_videos=True)
+    assert published(windows).tolist() == [[3.0, 255.0, 0.0, 255.0]]  # it prepares itself; channels before time
+    by_hand = load_feature_network("published.pt", "--fvd-network", on_videos=True, form="signed,8x8")
+    assert by_hand(windows).tolist() == [[0.0, 1.0, -1.0, 1.0]]
+    frames = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1).expand(2, 3, 4, 6)
+    assert InputForm.parse("bytes", "").apply(frames)[0, :, 0, 0].tolist() == [0, 128, 255]
+    assert InputForm.parse("unit,3x2", "").apply(frames).shape == (2, 3, 2, 3)
+
+
+def test_a_video_network_of_torchvision(tmp_path: Path) -> None:
+    from torchvision.models.video import r3d_18
+
+    path = tmp_path / "weights.pth"
+    torch.save(r3d_18(weights=None, num_classes=3).state_dict(), path)
+    network = load_feature_network(f"torchvision:r3d_18={path}", "--fvd-network", on_videos=True)
+    features = network(torch.rand(2, 2, 3, 16, 32, generator=torch.Generator().manual_seed(0)))
+    assert features.shape == (2, 512) and not torch.equal(features[0], features[1])
+    with pytest.raises(UsageError, match="weights of another network than mc3_18"):
+        load_feature_network(f"torchvision:mc3_18={path}", "--fvd-network", on_videos=True)
+
+
+def test_inception_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({}, tmp_path / "weights.pth")
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    with pytest.raises(UsageError, match="weights.pth: needs torch-fidelity; pip install torch-fidelity, or give"):
+        load_feature_network(f"inception={tmp_path}/weights.pth", "--image-network", on_videos=False)
+
+
+def test_inception_by_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity")
+    torch.save({}, tmp_path / "other.pth")
+    with pytest.raises(UsageError, match="other.pth: not the weights of FID's Inception"):
+        load_feature_network(f"inception={tmp_path}/other.pth", "--image-network", on_videos=False)
+    with monkeypatch.context() as patch:  # random weights: nothing is loaded
+        patch.setattr(package, "load_state_dict_from_url", lambda *args, **options: {})
+        patch.setattr(package.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        net = package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    network = load_feature_network(f"inception={tmp_path}/weights.pth", "--image-network", on_videos=False)
+    network.check((16, 32))
+    assert network.dimension == 2048
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--fvd-network", "video.pt"], "--data SET is missing; or --real DIR with --generated DIR"),
+        (["--real", "real"], "--data SET is missing"),
+        (["--data", "s", "--real", "real"], "--data: either a clip set, or --real"),
+        (["--data", "nowhere", "--fvd-network", "video.pt"], "nowhere: not a clip set"),
+        (["--data", "s", "--fps", "9"], "--fps 9: --data is compared at its clips' own time stamps"),
+        (["PAIR"], "--image-network, --fvd-network or --dtfvd-network is needed"),
+        (["PAIR", "--fvd-network", "video.pt", "--dtfvd-input", "unit"], "--dtfvd-input unit: there is no --dtfvd-net"),
+        (["PAIR", "--fvd-network", "no.pt"], "--fvd-network no.pt: no.pt: no such file"),
+        (["PAIR", "--fvd-network", "corrupt.pt"], "corrupt.pt: cannot be read as TorchScript ("),
+        (["PAIR", "--image-network", "inception=corrupt.pt"], "corrupt.pt: not readable as weights ("),
+        (["PAIR", "--fvd-network", "inception=corrupt.pt"], "Inception sees pictures"),
+        (["PAIR", "--fvd-network", "torchvision:i3d=corrupt.pt"], "right: torchvision:NAME=FILE with one of r3d_18"),
+        (["PAIR", "--fvd-network", "torchvision:s3d=corrupt.pt"], "not a state dict of s3d ("),
+        (["PAIR", "--image-network", "torchvision:s3d=corrupt.pt"], "torchvision's networks here are for videos"),
+        (
+            ["PAIR", "--fvd-network", "torchvision:s3d=corrupt.pt", "--fvd-input", "unit"],
+            "--fvd-input unit: only for Torch",
+        ),
+        (["PAIR", "--fvd-network", "video.pt", "--fvd-input", "0..1"], "--fvd-input 0..1: right: unit, signed, bytes"),
+        (
+            ["PAIR", "--fvd-network", "video.pt", "--fvd-input", "unit,9"],
+            "--fvd-input unit,9: right: unit, signed, bytes",
+        ),
+        (["PAIR", "--fvd-network", "image.pt"], "--fvd-network image.pt: fails on videos (2, 3, 16, 16, 32) ("),
+        (["PAIR", "--image-network", "video.pt"], "--image-network video.pt: fails on pictures (2, 3, 16, 32) ("),
+        (
+            ["PAIR", "--image-network", "map.pt"],
+            "returns (2, 3, 16, 32) float32 for pictures (2, 3, 16, 32); right: a net",
+        ),
+        (["PAIR", "--image-network", "flat.pt"], "returns (8,) float32 for pictures"),
+        (["PAIR", "--image-network", "long.pt"], "returns (2, 4) int64 for pictures"),
+        (["PAIR", "--image-network", "fails.pt"], "--image-network fails.pt: fails on pictures (2, 3, 16, 32) ("),
+        (["PAIR", "--image-network", "constant.pt"], "gives the same features whatever it is shown"),
+        (["PAIR", "--image-network", "nan.pt"], "--image-network nan.pt: its features of noise are not finite"),
+        (["PAIR", "--image-network", "nan_later.pt"], "nan_later.pt: its features of real, clip clip1 are not finite"),
+        (
+            ["PAIR", "--fvd-network", "video.pt", "--windows", "8", "99"],
+            "--windows 99: 0 windows of 99 frames in 3 videos",
+        ),
+        (["PAIR", "--fvd-network", "video.pt", "--windows", "1"], "--windows 1: right: at least 2 frames"),
+        (
+            ["PAIR", "--fvd-network", "video.pt", "--windows", "2"],
+            "--fvd-network video.pt: fails on videos (2, 3, 2, 16, 32)",
+        ),
+        (["PAIR", "--fvd-network", "video.pt", "--fps", "9"], "frames0 is a folder of frames, which have no rate"),
+        (["PAIR", "--image-network", "image.pt", "--kid-subset-size", "1"], "--kid-subset-size 1: right: at least 2"),
+        (
+            ["--real", "real", "--generated", "nowhere", "--image-network", "image.pt"],
+            "--generated nowhere: no such folder",
+        ),
+        (["--real", "real", "--generated", "empty", "--image-network", "image.pt"], "holds neither videos nor folders"),
+        (
+            ["--real", "real", "--generated", "other", "--image-network", "image.pt"],
+            "no video has the name of one in --real",
+        ),
+        (["--real", "real", "--generated", "real", "real", "--image-network", "image.pt"], "a folder is named twice"),
+    ],
+)
+def test_mistakes_are_one_line(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    pair = ["--real", "real", "--generated", "faster"]
+    given = [part for flag in flags for part in (pair if flag == "PAIR" else [flag])]
+    assert evaluate.main(["video", *given, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_rates_that_differ_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    flags = ["video", "--real", "real", "--generated", "slow", "--image-network", "image.pt", "--frames", "4"]
+    assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
+    assert "1 videos differ in frames/s (first: clip1 15 and 30)" in caplog.text
+    assert "2 names that are not in all folders" in caplog.text
+    caplog.clear()
+    source = FolderVideos(Path("real"), [Path("slow")], crop=(16, 32), num_frames=4, fps=15)
+    assert "differ in frames/s" not in caplog.text and source.lengths == [4]
+    clip = source.read("clip1")  # every second frame of the real one
+    frames = pan(1, 1)[:8, :, 4:20]
+    for found, places in [(clip.real, [0, 2, 4, 6]), (clip.generated["slow"], [0, 1, 2, 3])]:
+        errors = (found[:, None] - frames).abs().flatten(2).mean(2)  # (4, 8)
+        assert errors.argmin(1).tolist() == places

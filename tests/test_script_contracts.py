@@ -1,0 +1,96 @@
+"""What every script promises: flags named when memory runs out are its own, and fp16 without a GPU is refused early."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from training.cli import Parser
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
+# What each command line with --precision needs before it can be looked at; PICTURE is a real file, nothing else is.
+FP16 = {
+    ("animate", ""): ["PICTURE"],
+    ("app", ""): [],
+    ("synthesize_softmax", ""): ["--image", "PICTURE", "--flow", "x.npz"],
+    ("synthesize_gaussian", ""): ["--image", "PICTURE", "--flow", "x.npz"],
+    ("train_vae", ""): ["--data", "x"],
+    ("train_unet", ""): ["--data", "x", "--vae", "x"],
+    ("train_frame_synthesis_softsplat", ""): ["--data", "x"],
+    ("train_frame_synthesis_gaussian", ""): ["--data", "x"],
+    ("evaluate", "frames"): ["--data", "x"],
+    ("evaluate", "motion"): ["--data", "x"],
+    ("evaluate", "video"): ["--data", "x"],
+    ("evaluate", "ablation"): ["--data", "x", "--steps", "1"],
+    ("benchmark", "animate"): [],
+    ("benchmark", "motion"): [],
+}
+
+
+def raise_in_place_of_parsing(monkeypatch, error: type[BaseException], seen: list[Parser]) -> None:
+    """Let every script stop where it parses its flags, with this error; its parser is noted."""
+
+    def parse_args(self, argv=None, namespace=None):
+        seen.append(self)
+        raise error("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(Parser, "parse_args", parse_args)
+
+
+def command_lines(script: str) -> dict[str, argparse.ArgumentParser]:
+    """Return {command: parser} of a script, with "" for one without commands."""
+    seen: list[Parser] = []
+    with pytest.MonkeyPatch.context() as patch:
+        raise_in_place_of_parsing(patch, KeyboardInterrupt, seen)
+        assert importlib.import_module(script).main([]) == 130
+    commands = [action for action in seen[0]._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(commands[0].choices) if commands else {"": seen[0]}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_flags_named_when_memory_runs_out_are_those_of_the_script(script, monkeypatch, capsys):
+    """All of them, with values that they take; a command line with --device says at least that it may be cpu."""
+    parsers = command_lines(script)
+    raise_in_place_of_parsing(monkeypatch, torch.OutOfMemoryError, [])
+    for command, parser in parsers.items():
+        capsys.readouterr()
+        assert importlib.import_module(script).main([command] if command else []) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line.startswith(f"{script}.py: error: out of device memory"), line
+        actions = parser._option_string_actions
+        named = re.findall(r"(--[a-z-]+)(?: (?!or\b)([a-z0-9]+))?", line)
+        assert [flag for flag, _ in named if flag not in actions] == [], f"{command}: {line}"
+        for flag, value in named:
+            choices = actions[flag].choices
+            assert not value or choices is None or value in choices, f"{command}: {line}"
+        assert ("--device cpu" in line) == ("--device" in actions), f"{command}: {line}"
+        assert ("--precision bf16" in line) == ("--precision" in actions), f"{command}: {line}"
+
+
+def test_all_command_lines_with_a_precision_are_looked_at():
+    found = {(s, c) for s in SCRIPTS for c, parser in command_lines(s).items() if parser.get_default("precision")}
+    assert found == set(FP16)
+
+
+@pytest.mark.parametrize(("script", "command"), FP16)
+def test_fp16_without_a_gpu_is_refused_before_anything_is_read_or_made(
+    script, command, photograph, tmp_path, capsys, monkeypatch
+):
+    """In one line with exit code 2; by --dry-run as well."""
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    flags = [str(photograph) if flag == "PICTURE" else flag for flag in FP16[script, command]]
+    flags = [*([command] if command else []), *flags, "--precision", "fp16", "--device", "cpu"]
+    dry = [["--dry-run"]] if "--dry-run" in command_lines(script)[command]._option_string_actions else []
+    for more in ([], *dry):
+        capsys.readouterr()
+        assert importlib.import_module(script).main([*flags, *more]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert line == f"{script}.py: error: --precision fp16: needs a GPU; right: no, bf16"
+        assert sorted(tmp_path.rglob("*")) == before
