@@ -255,14 +255,14 @@ def test_a_learned_sigma_has_the_right_gradient_and_stays_within_its_limits() ->
     for logit, limit in ((-50.0, 0.2), (50.0, 0.65)):
         with torch.no_grad():
             model.sigma_logit.fill_(logit)
-        assert float(model.sigma_px) == pytest.approx(limit)
+        assert model.sigma_px.item() == pytest.approx(limit)
         assert model(image, flow, importance).isfinite().all()
 
 
 def test_a_learned_sigma_starts_able_to_move_and_is_saved(tmp_path: Path) -> None:
     for sigma in LEARNED_SIGMA_PX:
         model = make_model("gaussian", learn_sigma=True, sigma=sigma)
-        assert float(model.sigma_px) == pytest.approx(sigma, abs=0.01)
+        assert model.sigma_px.item() == pytest.approx(sigma, abs=0.01)
         model.sigma_px.backward()
         assert float(model.sigma_logit.grad) > 1e-3
     with torch.no_grad():
