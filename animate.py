@@ -29,6 +29,7 @@ from training.playback import (
     check_playback_flags,
     check_video_flags,
     load_renderer,
+    note_sizes,
     plan,
     read_mask_of,
     read_pictures,
@@ -150,6 +151,8 @@ class Animator:
         image, source, mask, motion = read_inputs(self.args, picture)
         if motion is None:
             motion = self.pipeline.predict(source, loop=self.loop, **self.options)
+        else:
+            note_sizes(motion, source, str(self.args.motion))
         if self.args.motion_out:
             save_motion(self.args.motion_out, motion)
         render_video(

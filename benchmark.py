@@ -2,6 +2,7 @@
 
 animate    picture -> video: each part, beside image-space rendering
 motion     predicting motion by sampler and steps, beside one frequency after the other
+render     frames a second and memory by size, with each network, beside the preview
 splatting  operators and backends, beside hand-written torch and a copy
 data       rendering scenes for training, and optical flow by method
 """
@@ -11,14 +12,15 @@ from __future__ import annotations
 import shlex
 import sys
 
-from training.benchmarks import animate, data, motion, splatting
+from training.benchmarks import animate, data, motion, render, splatting
 from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
 
-BENCHMARKS = (animate, motion, splatting, data)
+BENCHMARKS = (animate, motion, render, splatting, data)
 # Of those that compute on a device.
 MEMORY_FLAGS = {
     "animate": ("--size", HALF_PRECISION, ON_CPU),
     "motion": ("--grid", "--samples", "--guidance", HALF_PRECISION, ON_CPU),
+    "render": ("--sizes", "--batch-size", HALF_PRECISION, ON_CPU),
     "splatting": ("--sizes", ON_CPU),
 }
 

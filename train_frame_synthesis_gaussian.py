@@ -15,6 +15,8 @@ from training.frame_synthesis_flags import make_parser
 
 # A wider Gaussian would be cut off by the operator's 4 x 4 taps.
 MAX_SIGMA_PX = 0.65
+# Where --learn-sigma ends; with the above models.frame_synthesis.LEARNED_SIGMA_PX, which --help must not import.
+MIN_LEARNED_SIGMA_PX = 0.2
 
 
 @command(memory_flags=("--batch-size", "--crop", HALF_PRECISION, ON_CPU))
@@ -25,6 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument(
         "--sigma", type=positive_float, default=0.45, metavar="PX", help="standard deviation, px of each scale"
     )
+    learned = f"train sigma too, from --sigma, within {MIN_LEARNED_SIGMA_PX} to {MAX_SIGMA_PX} px; sigma_px in the log"
+    group.add_argument("--learn-sigma", action="store_true", help=learned)
     group.add_argument(
         "--ewa", action=argparse.BooleanOptionalAction, default=True, help="deform the Gaussian with the flow"
     )
@@ -38,10 +42,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.sigma > MAX_SIGMA_PX:
         raise UsageError(f"--sigma {args.sigma:g}: right: at most {MAX_SIGMA_PX} px, what 4 x 4 taps can hold")
+    if args.learn_sigma and args.sigma < MIN_LEARNED_SIGMA_PX:
+        raise UsageError(f"--sigma {args.sigma:g}: right: at least {MIN_LEARNED_SIGMA_PX} px with --learn-sigma")
+    if args.learn_sigma and args.weighting != "exp":
+        raise UsageError(f"--learn-sigma: --weighting {args.weighting} has no sigma; right: --weighting exp")
 
     from training.frame_synthesis import run_training
 
-    return run_training(args, "gaussian", {"sigma": args.sigma, "ewa": args.ewa, "weighting": args.weighting})
+    own = {"sigma": args.sigma, "ewa": args.ewa, "learn_sigma": args.learn_sigma, "weighting": args.weighting}
+    return run_training(args, "gaussian", own)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ class FeaturePyramid(nn.Module):
                 )
             )
 
+    @property
+    def margin_px(self) -> int:
+        """How far features look at most, px of the picture: half their receptive field."""
+        # Two pixels of the finest grid; each further scale one of the grid before it and one of its own.
+        return 2 + sum(2 ** (level - 1) + 2**level for level in range(1, len(self.scales)))
+
     def forward(self, image: Tensor) -> list[Tensor]:
         """Return the features of image (B, 3, H, W), sides multiples of 2^(scales - 1), as (B, C_l, H/2^l, W/2^l)."""
         features = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -16,10 +18,16 @@ from splatting.functional import DEFAULT_SIGMA_PX, WEIGHTINGS
 
 from .feature_pyramid import FeaturePyramid
 from .gridnet import GridNet
+from .resnet_encoder import ResNetPyramid
+from .tiles import in_tiles
 
 OPERATORS = ("softmax", "gaussian")
 IMAGE_OPERATORS = (*OPERATORS, "average", "seed")
 IMPORTANCES = ("fixed", "learned")
+ENCODERS = ("pyramid", "resnet34")
+# A learned sigma stays between these: a wider Gaussian is cut off by the operator's 4 x 4 taps, a narrower one leaves
+# what lands between pixels to the smallest weights, whose gradients explode.
+LEARNED_SIGMA_PX = (0.2, 0.65)
 # Below this displacement a pixel is still; what optical flow reports there is noise.
 STILL_PX = 0.05
 # A pixel that less than this arrives at, in source pixels, is a hole. Filling in proportion to 1 - mass would lay the
@@ -30,7 +38,7 @@ HOLE_MASS = 0.05
 PRESETS: dict[str, dict] = {
     "tiny": {"channels": (8, 16, 32), "columns": 4},
     "small": {"channels": (16, 32, 64), "columns": 4},
-    "paper": {"channels": (32, 64, 96), "columns": 6},
+    "paper": {"channels": (32, 64, 92), "columns": 6},
 }
 
 
@@ -125,6 +133,13 @@ def splat_image(
     return hold_still(image, _fill_holes(image, splat, mass), flow, moving_mass), mass
 
 
+def _sigma_logit(sigma: float) -> Tensor:
+    """Return the parameter () at which a learned sigma is `sigma`, or nearly where that is one of its limits."""
+    low, high = LEARNED_SIGMA_PX
+    share = min(max((sigma - low) / (high - low), 0.01), 0.99)  # at 0 and 1 it would never move
+    return torch.tensor(math.log(share / (1 - share)))
+
+
 def _for_convolutions(maps: Tensor) -> Tensor:
     """Lay maps out channels last, which convolutions on CPUs and GPUs run up to 1.4 times as fast in (measured)."""
     return maps if maps.device.type == "mps" else maps.contiguous(memory_format=torch.channels_last)
@@ -151,6 +166,9 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             that the given one is not looked at; it starts at 0, as an average splat.
         weighting: of the operator "gaussian": "exp", weights exp(importance) over the Gaussian footprint; "gaussian",
             the seed repository's: exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
+        encoder: "pyramid", a few convolutions per scale; "resnet34", the first stages of ResNet-34, whose ImageNet
+            weights `load_encoder` reads. A saved model has them in its own weights.
+        learn_sigma: of the Gaussian: start at `sigma` and let it be trained, between LEARNED_SIGMA_PX.
     """
 
     @register_to_config
@@ -164,6 +182,8 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         scales: int | None = None,
         importance: str = "fixed",
         weighting: str = "exp",
+        encoder: str = "pyramid",
+        learn_sigma: bool = False,
     ) -> None:
         super().__init__()
         if operator not in OPERATORS:
@@ -176,8 +196,13 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             raise ValueError(f"importance: expected one of {', '.join(IMPORTANCES)}, got {importance!r}")
         if weighting not in WEIGHTINGS or (weighting, operator) == ("gaussian", "softmax"):
             raise ValueError(f"weighting: expected exp, or gaussian for the operator gaussian, got {weighting!r}")
+        if encoder not in ENCODERS:
+            raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {encoder!r}")
+        if learn_sigma and (operator, weighting) != ("gaussian", "exp"):
+            raise ValueError(f"learn_sigma: expected the operator gaussian of weighting exp, got {operator!r}")
         splatted = list(channels[:scales])
-        self.pyramid = FeaturePyramid(splatted)
+        self.pyramid = FeaturePyramid(splatted) if encoder == "pyramid" else ResNetPyramid(splatted)
+        self.sigma_logit = nn.Parameter(_sigma_logit(sigma)) if learn_sigma else None
         self.importance_head = None
         if importance == "learned":
             self.importance_head = nn.Conv2d(channels[0], 1, 3, padding=1)
@@ -189,22 +214,49 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         self.decoder = GridNet(in_channels, 3, channels, columns)
         self.multiple = 2 ** (len(channels) - 1)
 
-    def encode(self, image: Tensor) -> list[Tensor]:
-        """Return the features of image (B, 3, H, W), in [0, 1], at every scale; compute them once per picture."""
-        return self.pyramid(_for_convolutions(Padding(image.shape[-2:], self.multiple).pad(image)))
+    @property
+    def sigma_px(self) -> float | Tensor:
+        """Standard deviation of the Gaussian footprint, px of each scale; a tensor () with a gradient when learned."""
+        if self.sigma_logit is None:
+            return self.config.sigma
+        low, high = LEARNED_SIGMA_PX
+        return low + (high - low) * torch.sigmoid(self.sigma_logit.float())
+
+    def load_encoder(self, source: str | Path) -> None:
+        """Load ImageNet weights of torchvision's resnet34 (a file or a hub name) into the encoder "resnet34".
+
+        Raises:
+            ValueError: another encoder, or weights that are missing or do not fit.
+        """
+        if not isinstance(self.pyramid, ResNetPyramid):
+            raise ValueError(f"{source}: the encoder is {self.config.encoder}, which takes no weights; right: resnet34")
+        self.pyramid.load_weights(source)
+
+    def encode(self, image: Tensor, *, tile: int = 0) -> list[Tensor]:
+        """Return the features of image (B, 3, H, W), in [0, 1], at every scale; compute them once per picture.
+
+        `tile`: see `synthesize`.
+        """
+        padded = Padding(image.shape[-2:], self.multiple).pad(image)
+        cut = {"tile": tile, "margin": self.pyramid.margin_px, "multiple": self.multiple}
+        return in_tiles(lambda pieces: self.pyramid(_for_convolutions(pieces[0])), [padded], **cut)
 
     def splat(self, values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
         """Splat values (B, C, H, W) with this model's operator; return them and their weight (B, 1, H, W)."""
         if self.config.operator == "softmax" or self.config.weighting == "gaussian":
             return softmax_splat(values, flow, importance, weighting=self.config.weighting, return_weight=True)
-        sigma, ewa = self.config.sigma, self.config.ewa
+        sigma, ewa = self.sigma_px, self.config.ewa
         return gaussian_splat(values, flow, importance, sigma=sigma, ewa=ewa, return_weight=True)
 
-    def render(self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor) -> Tensor:
+    def render(
+        self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, *, tile: int = 0
+    ) -> Tensor:
         """Render frames for viewing: the output of `synthesize` clamped to [0, 1], float32."""
-        return self.synthesize(image, features, flow, importance).clamp(0, 1)
+        return self.synthesize(image, features, flow, importance, tile=tile).clamp(0, 1)
 
-    def synthesize(self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor) -> Tensor:
+    def synthesize(
+        self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, *, tile: int = 0
+    ) -> Tensor:
         """Render frame t from the features of frame 0.
 
         Splats run in float32 whatever autocast says; only convolutions follow it.
@@ -214,6 +266,9 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             features: of `encode(image)`; a picture is encoded once for all its frames.
             flow: (B, 2, H, W), frame 0 -> t, px of the picture.
             importance: (B or 1, 1, H, W), mean displacement in px of the motion grid, whatever the picture's size.
+            tile: decode in tiles of about this side, px, for pictures whose decoding does not fit into memory; 0: the
+                whole at once. Splats are of the whole picture either way, and tiles overlap by all that the decoder
+                sees, so the result is the same but for the rounding of convolutions.
 
         Returns:
             (B, 3, H, W) float32, not clamped. Gradients reach `image`, `features` and all parameters.
@@ -230,12 +285,20 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             inputs, picture = self._splat_scales(image, features, padding.pad(flow), importance, padding)
             base = _fill_holes(image, picture, mass)  # (B, 3, H, W)
             inputs[0] = torch.cat([inputs[0], padding.pad(base)], dim=1)
-        residual = padding.unpad(self.decoder([_for_convolutions(maps) for maps in inputs])).float()
+        residual = padding.unpad(self._decode(inputs, tile)).float()
         return hold_still(image, base + residual, flow, moving_mass)
 
     def forward(self, image: Tensor, flow: Tensor, importance: Tensor) -> Tensor:
         """Encode the picture and synthesize; shapes, units and gradients as in `synthesize`."""
         return self.synthesize(image, self.encode(image), flow, importance)
+
+    def _decode(self, inputs: list[Tensor], tile: int) -> Tensor:
+        """Return the decoder's output (B, 3, H, W) for its input of each scale."""
+        cut = {"tile": tile, "margin": self.decoder.margin_px, "multiple": self.multiple}
+        (residual,) = in_tiles(
+            lambda pieces: [self.decoder([_for_convolutions(maps) for maps in pieces])], inputs, **cut
+        )
+        return residual
 
     def _splat_scales(
         self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, padding: Padding

@@ -97,6 +97,23 @@ class GridNet(nn.Module):
         nn.init.zeros_(self.tail[-1].weight)
         nn.init.zeros_(self.tail[-1].bias)
 
+    @property
+    def margin_px(self) -> int:
+        """How far the output looks at most, px of the finest row: half its receptive field."""
+        step = [2**row for row in range(len(self.heads))]
+        reach = list(step)  # of each row's state: one convolution
+        for column in range(self.half):
+            if column > 0:
+                reach = [r + 2 * s for r, s in zip(reach, step, strict=True)]
+            for row in range(1, len(step)):
+                reach[row] = max(reach[row], reach[row - 1] + step[row - 1] + step[row])
+        for _ in self.ups:
+            reach = [r + 2 * s for r, s in zip(reach, step, strict=True)]
+            for row in reversed(range(len(step) - 1)):
+                # A convolution and the up-sampling on the coarser row, a convolution on this one.
+                reach[row] = max(reach[row], reach[row + 1] + 2 * step[row + 1] + step[row])
+        return reach[0] + 1
+
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return (B, out_channels, H, W) for inputs (B, in_channels[r], H / 2^r, W / 2^r) that halve exactly."""
         state = [head(x) for head, x in zip(self.heads, inputs, strict=True)]  # rows of (B, C_r, H/2^r, W/2^r)

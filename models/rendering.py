@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,45 @@ from motion.motion_file import Motion
 
 from .frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
 
+logger = logging.getLogger(__name__)
+
 AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+# What the decoder may take on a CPU. Not for want of memory: blocks much larger are mapped anew by the system each time
+# (measured at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
+CPU_DECODER_BYTES = 256e6
+# On a GPU: of what is free.
+GPU_DECODER_SHARE = 0.5
+# Numbers that the decoder holds at once for a pixel and a channel of its finest row, inputs and temporaries included.
+DECODER_NUMBERS = 8
+SMALLEST_TILE_PX = 128
+# Frames computed together fill a GPU; on a CPU they only take memory.
+GPU_BATCH_PX, GPU_LARGEST_BATCH = 4_000_000, 32
+CPU_BATCH_PX, CPU_LARGEST_BATCH = 1_000_000, 2
+
+
+class RenderingError(RuntimeError):
+    """Rendering cannot go on; the message is one line that says why and what would be right."""
+
+    is_user_error = True
+
+
+def choose_batch_size(size: tuple[int, int], device: torch.device) -> int:
+    """Choose how many frames of size (H, W) are computed together."""
+    on_cpu = device.type == "cpu"
+    pixels, largest = (CPU_BATCH_PX, CPU_LARGEST_BATCH) if on_cpu else (GPU_BATCH_PX, GPU_LARGEST_BATCH)
+    return int(min(largest, max(1, pixels // (size[0] * size[1]))))
+
+
+def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, device: torch.device) -> int:
+    """Choose the tile, px, in which the decoder's memory stays within a budget; 0 where the whole picture does."""
+    budget = CPU_DECODER_BYTES
+    if device.type == "cuda":
+        budget = GPU_DECODER_SHARE * torch.cuda.mem_get_info(device)[0]
+    pixels = budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
+    if size[0] * size[1] <= pixels:
+        return 0
+    tile = int(pixels**0.5) - 2 * model.decoder.margin_px
+    return max(tile // model.multiple * model.multiple, SMALLEST_TILE_PX)
 
 
 def render_frames(
@@ -26,13 +65,16 @@ def render_frames(
     sigma: float = DEFAULT_SIGMA_PX,
     ewa: bool = True,
     device: torch.device | str = "cpu",
-    batch_size: int = 2,
+    batch_size: int | None = None,
     precision: str = "no",
+    tile: int | None = None,
+    compiled: bool = False,
 ) -> Iterator[Tensor]:
     """Yield the frames of `playback` in batches; memory does not depend on how many there are.
 
     The picture is encoded once. Each batch asks `motion` for its displacements on the motion grid and resizes them.
-    A frame does not depend on `batch_size` beyond rounding.
+    A frame does not depend on `batch_size` and `tile` beyond rounding. Frames in which everything has left the picture
+    show the source, and a warning says so once.
 
     Args:
         image: (3, H, W) in [0, 1].
@@ -42,26 +84,37 @@ def render_frames(
         operator: of the preview: "softmax" (default), "gaussian" or "average"; with a model its own.
         sigma, ewa: of the preview's Gaussian.
         device: where to compute.
-        batch_size: frames computed together.
+        batch_size: frames computed together; None: by size and device.
         precision: "no" (float32), "bf16" or "fp16"; of the convolutions only.
+        tile: decode in tiles of about this side, px; 0: never; None: where the whole takes too much memory.
+        compiled: torch.compile the model's decoder, which stays so; the first batch waits for it.
 
     Yields:
         (n, 3, H, W) float32 in [0, 1] on the CPU, n at most `batch_size`.
 
     Raises:
         ValueError: an image of another shape, an unknown precision, or an operator that is not the model's.
+        RenderingError: torch.compile fails; raised with the first batch.
     """
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image: expected (3, H, W), got {tuple(image.shape)}")
     if precision not in AUTOCAST_DTYPES:
         raise ValueError(f"precision: expected one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
-    if batch_size < 1:
+    if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+    if tile is not None and tile < 0:
+        raise ValueError(f"tile: expected 0 or more px, got {tile}")
     if model is not None and operator not in (None, model.config.operator):
         raise ValueError(f"operator: the model's is {model.config.operator!r}, got {operator!r}")
-    renderer = _Renderer(image, motion, model, torch.device(device), precision)
+    device, size = torch.device(device), tuple(image.shape[-2:])
+    batch_size = batch_size or choose_batch_size(size, device)
+    if model is not None and tile is None:
+        tile = choose_tile(model, size, batch_size, device)
+    renderer = _Renderer(image, motion, model, device, precision, tile or 0)
     renderer.preview = {"operator": operator or "softmax", "sigma": sigma, "ewa": ewa}
-    return _stream(renderer, playback, batch_size)
+    if model is None or not compiled:
+        return _stream(renderer, playback, batch_size)
+    return _compiled_stream(renderer, playback, batch_size)
 
 
 def _stream(renderer: _Renderer, playback: Playback, batch_size: int) -> Iterator[Tensor]:
@@ -69,15 +122,44 @@ def _stream(renderer: _Renderer, playback: Playback, batch_size: int) -> Iterato
         yield renderer.render(phase)
 
 
+def _compiled_stream(renderer: _Renderer, playback: Playback, batch_size: int) -> Iterator[Tensor]:
+    """Render with the decoder compiled for one shape: the last batch is filled up with its last frame."""
+    decoder = renderer.model.decoder
+    if decoder._compiled_call_impl is None:  # else a picture before this one has compiled it
+        decoder.compile(dynamic=False)
+    for phase in playback.phase.split(batch_size):
+        filled = torch.cat([phase, phase[-1:].expand(batch_size - len(phase))])
+        try:
+            frames = renderer.render(filled)[: len(phase)]
+        except Exception as error:
+            # The compiler's errors have many classes, and none of them is for the user.
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            decoder._compiled_call_impl = None
+            reason = " ".join(str(error).split())[:160]
+            raise RenderingError(f"--compile: torch.compile failed ({reason}); right: leave it out") from error
+        yield frames
+
+
 class _Renderer:
-    """What the frames of one picture share: the picture, its importance and its features."""
+    """What the frames of one picture share: the picture, its importance and its features.
+
+    `tile`: of the decoder, px; 0: the whole.
+    """
 
     # Inference mode is entered per call: held open across a generator's yields it would leak into the caller.
     @torch.inference_mode()
     def __init__(
-        self, image: Tensor, motion: Motion, model: FrameSynthesis | None, device: torch.device, precision: str
+        self,
+        image: Tensor,
+        motion: Motion,
+        model: FrameSynthesis | None,
+        device: torch.device,
+        precision: str,
+        tile: int,
     ) -> None:
-        self.motion, self.model, self.device = motion, model, device
+        self.motion, self.model, self.device, self.tile = motion, model, device, tile
+        self.warned = False
         self.dtype = AUTOCAST_DTYPES[precision]
         self.preview: dict = {}
         self.size = tuple(image.shape[-2:])
@@ -87,19 +169,34 @@ class _Renderer:
         if model is not None:
             model.to(device).eval()
             with self._autocast():
-                self.features = model.encode(self.image)
+                self.features = model.encode(self.image, tile=tile)
 
     @torch.inference_mode()
     def render(self, phase: Tensor) -> Tensor:
         """Return the frames at phase (n,) as (n, 3, H, W)."""
-        flow = self.motion.flow_at(phase).float().to(self.device)  # (n, 2, h, w)
-        flow = resize_flow(flow, self.size)  # (n, 2, H, W)
+        flow = self.motion.flow_at(phase).float()  # (n, 2, h, w)
+        self._warn_of_empty_frames(flow, phase)
+        flow = resize_flow(flow.to(self.device), self.size)  # (n, 2, H, W)
         if self.model is not None:
             with self._autocast():
-                return self.model.render(self.image, self.features, flow, self.importance).cpu()
+                return self.model.render(self.image, self.features, flow, self.importance, tile=self.tile).cpu()
         shape = (len(flow), -1, -1, -1)
         frames, _ = splat_image(self.image.expand(shape), flow, self.importance.expand(shape), **self.preview)
         return frames.clamp(0, 1).cpu()
+
+    def _warn_of_empty_frames(self, flow: Tensor, phase: Tensor) -> None:
+        """Say once that nothing of the picture lands inside it: such frames show the source, unmoved."""
+        if self.warned:
+            return
+        height, width = flow.shape[-2:]
+        x = flow[:, 0] + torch.arange(width)  # (n, h, w)
+        y = flow[:, 1] + torch.arange(height)[:, None]
+        inside = (x > -1) & (x < width) & (y > -1) & (y < height)
+        empty = ~inside.flatten(1).any(1)
+        if empty.any():
+            self.warned = True
+            first = float(phase[empty][0])
+            logger.warning("motion: at t = %.3g T everything leaves the picture; the photograph is shown there", first)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)

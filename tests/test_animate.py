@@ -487,7 +487,8 @@ def test_help_is_quick_and_names_every_flag():
     text = subprocess.run([sys.executable, "animate.py", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     for flag in (
         "--out --splat --loop --magnify --slow --seconds --fps --size --mask --seed --sampler --steps --guidance "
-        "--format --motion-out --motion --preview --drift --no-drift --checkpoint --device"
+        "--format --motion-out --motion --preview --tile --compile --batch-size --drift --no-drift "
+        "--checkpoint --device"
     ).split():
         assert flag in text
     assert text.startswith("usage:") and "\npython animate.py photo.jpg  " in text

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models.frame_synthesis import FrameSynthesis, splat_image
-from models.rendering import render_frames
+from models.rendering import RenderingError, render_frames
 from motion.flow import resize_flow
 from motion.looping import Playback, plan_playback
 from motion.motion_file import Motion
@@ -38,6 +38,7 @@ def make_model(operator: str = "softmax") -> FrameSynthesis:
 
 IMAGE = torch.rand(3, 37, 53, generator=torch.Generator().manual_seed(5))
 PLAYBACK = plan_playback(seconds=7 / 30)
+PHASES = torch.arange(4, dtype=torch.float64) / 4
 
 
 @pytest.mark.parametrize("operator", ["softmax", "gaussian"])
@@ -102,6 +103,7 @@ def test_low_precision_is_close() -> None:
     [
         ({"precision": "int8"}, "precision: expected one of no, bf16, fp16"),
         ({"batch_size": 0}, "batch_size: expected at least 1"),
+        ({"tile": -1}, "tile: expected 0 or more px"),
         ({"model": "gaussian", "operator": "softmax"}, "operator: the model's is 'gaussian'"),
     ],
 )
@@ -112,3 +114,74 @@ def test_wrong_arguments_are_refused_at_the_call(changes: dict, message: str) ->
         render_frames(IMAGE, make_motion(), PLAYBACK, **changes)
     with pytest.raises(ValueError, match="image: expected"):
         render_frames(IMAGE[0], make_motion(), PLAYBACK)
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_motion_out_of_the_picture_shows_the_source_and_says_so_once(network: bool, caplog) -> None:
+    flow = torch.zeros(4, 2, 16, 24)
+    flow[1:, 0] = 1e9
+    model = make_model() if network else None
+    with caplog.at_level("WARNING"):
+        frames = torch.cat(
+            list(render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False), model=model))
+        )
+    assert caplog.text.count("everything leaves the picture") == 1 and "at t = 0.25 T" in caplog.text
+    if model is None:
+        assert torch.equal(frames, IMAGE.expand_as(frames))
+    assert frames.isfinite().all()
+    caplog.clear()
+    flow[1:, 0] = 23.9  # a column of pixels still touches the last one
+    list(render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False)))
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("operator", ["softmax", "gaussian"])
+@pytest.mark.parametrize("network", [True, False])
+def test_motion_that_is_not_a_number_moves_nothing_and_spoils_nothing(operator: str, network: bool) -> None:
+    """Files with NaN are refused; what a caller makes in memory must not spread into the rest of the picture."""
+    flow = torch.zeros(4, 2, 37, 53)
+    flow[1:, :, 10:14, 20:30] = float("nan")
+    model = make_model(operator) if network else None
+    stream = render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False), model=model, operator=operator)
+    frames = torch.cat(list(stream))
+    assert frames.isfinite().all()
+    # Where nothing but NaN is far away, nothing moves: the source, to the bit.
+    assert torch.equal(frames[:, :, 20:], IMAGE[:, 20:].expand(4, -1, -1, -1))
+
+
+def test_a_compiled_decoder_gives_the_same_frames_and_is_compiled_for_one_shape(monkeypatch) -> None:
+    model, shapes = make_model(), []
+
+    def compile_decoder(**options: object) -> None:
+        assert options == {"dynamic": False}
+
+        def call(inputs):
+            shapes.append([tuple(maps.shape) for maps in inputs])
+            return model.decoder.forward(inputs)
+
+        model.decoder._compiled_call_impl = call
+
+    monkeypatch.setattr(model.decoder, "compile", compile_decoder)
+    plain = torch.cat(list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, batch_size=3)))
+    assert not shapes
+    fast = torch.cat(list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, batch_size=3, compiled=True)))
+    assert len(shapes) == 3 and shapes[0] == shapes[1] == shapes[2]
+    torch.testing.assert_close(fast, plain, atol=1e-5, rtol=0)
+    # Another picture does not compile it again.
+    monkeypatch.setattr(model.decoder, "compile", lambda **k: pytest.fail("compiled twice"))
+    list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, batch_size=3, compiled=True))
+
+
+def test_a_compiler_that_fails_is_one_line(monkeypatch) -> None:
+    model = make_model()
+
+    def fail(inputs):
+        raise torch._dynamo.exc.TorchDynamoException("no compiler\nfound")
+
+    monkeypatch.setattr(model.decoder, "compile", lambda **k: setattr(model.decoder, "_compiled_call_impl", fail))
+    with pytest.raises(
+        RenderingError, match="--compile: torch.compile failed .no compiler found.; right: leave it out"
+    ):
+        list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, compiled=True))
+    assert model.decoder._compiled_call_impl is None
+    assert list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model))

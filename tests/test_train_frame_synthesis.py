@@ -74,6 +74,31 @@ def test_from_flags_to_a_model_that_has_learned(
     assert record["steps"] == 40
 
 
+def test_sigma_is_learned_logged_and_kept(clip_set: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    more = ["--learn-sigma", "--steps", "12", "--batch-size", "1", "--learning-rate", "0.05", "--log-every", "1"]
+    assert train_frame_synthesis_gaussian.main(flags(clip_set, run, *more)) == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    sigmas = [line["sigma_px"] for line in lines if line.get("sigma_px") is not None]
+    assert len(sigmas) == 12 and sigmas[0] == pytest.approx(0.45, abs=1e-4)
+    assert abs(sigmas[-1] - 0.45) > 0.002 and all(0.2 <= sigma <= 0.65 for sigma in sigmas)
+    model = load_model(FrameSynthesis, run / "frame_synthesis_gaussian", component="frame synthesis")
+    assert model.config.learn_sigma and model.config.sigma == pytest.approx(float(model.sigma_px), abs=1e-3)
+    assert model.config.sigma != 0.45
+
+
+def test_encoder_and_importance_are_flags(clip_set: Path, tmp_path: Path) -> None:
+    from torchvision.models import resnet34
+
+    torch.save(resnet34(weights=None).state_dict(), tmp_path / "resnet34.pth")
+    encoder = ["--encoder", "resnet34", "--encoder-weights", str(tmp_path / "resnet34.pth"), "--importance", "learned"]
+    more = ["--steps", "1", "--batch-size", "1", *encoder]
+    assert train_frame_synthesis_softsplat.main(flags(clip_set, tmp_path / "run", *more)) == 0
+    (tmp_path / "resnet34.pth").unlink()
+    model = load_model(FrameSynthesis, tmp_path / "run" / "frame_synthesis_softmax", component="frame synthesis")
+    assert (model.config.encoder, model.config.importance) == ("resnet34", "learned")
+
+
 def test_both_operators_start_from_the_same_weights_and_data(clip_set: Path, tmp_path: Path) -> None:
     first_losses = []
     for operator, script in SCRIPTS.items():
@@ -96,7 +121,7 @@ def test_larger_presets_make_a_step(preset: str, clip_set: Path, tmp_path: Path)
     more = ["--preset", preset, "--steps", "1", "--batch-size", "1", "--export", str(tmp_path / "model")]
     assert train_frame_synthesis_gaussian.main(flags(clip_set, tmp_path / "run", *more)) == 0
     model = load_model(FrameSynthesis, tmp_path / "model", component="frame synthesis")
-    assert list(model.config.channels) == ([16, 32, 64] if preset == "small" else [32, 64, 96])
+    assert list(model.config.channels) == ([16, 32, 64] if preset == "small" else [32, 64, 92])
 
 
 def test_loss_weighs_its_terms_and_leaves_unreliable_pixels_out() -> None:
@@ -141,6 +166,10 @@ def test_perceptual_loss_from_the_weights_at_hand(clip_set: Path, tmp_path: Path
     ("more", "message"),
     [
         (["--sigma", "0.9"], "--sigma 0.9: right: at most 0.65"),
+        (["--sigma", "0.1", "--learn-sigma"], "--sigma 0.1: right: at least 0.2 px with --learn-sigma"),
+        (["--weighting", "gaussian", "--learn-sigma"], "--learn-sigma: --weighting gaussian has no sigma"),
+        (["--encoder-weights", "w.pth"], "--encoder-weights: --encoder pyramid takes none"),
+        (["--encoder", "resnet34", "--encoder-weights", "w.pth"], "--encoder-weights w.pth: no such file"),
         (["--crop", "30"], "--crop 30: right: a multiple of 4"),
         (["--perceptual-weights", "nothing.npz"], "--perceptual-weights nothing.npz: no such file"),
         (["--data", "nowhere"], "nowhere: not a clip set"),
@@ -162,3 +191,13 @@ def test_dry_run_writes_nothing(clip_set: Path, tmp_path: Path, capsys: pytest.C
     assert "softmax, preset tiny, 32 px crops" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
     assert set(PRESETS) == {"tiny", "small", "paper"}
+
+
+def test_flags_that_help_must_show_without_the_network_agree_with_it() -> None:
+    from models import frame_synthesis
+    from training import frame_synthesis_flags
+
+    assert frame_synthesis_flags.ENCODERS == frame_synthesis.ENCODERS
+    assert frame_synthesis_flags.IMPORTANCES == frame_synthesis.IMPORTANCES
+    limits = (train_frame_synthesis_gaussian.MIN_LEARNED_SIGMA_PX, train_frame_synthesis_gaussian.MAX_SIGMA_PX)
+    assert limits == frame_synthesis.LEARNED_SIGMA_PX

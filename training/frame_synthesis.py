@@ -20,6 +20,7 @@ from splatting import average_splat
 from training import processes
 from training.cli import UsageError, check_precision, check_writable
 from training.data_sets import export_model, open_sets
+from training.frame_synthesis_flags import check_model_flags
 from training.loop import LoopOptions, train, training_device
 from training.losses import PerceptualLoss, l1, multi_scale_gradient
 from training.metrics import decibel, squared_error
@@ -79,9 +80,13 @@ class FrameSynthesisLoss:
         self.perceptual = perceptual
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return "loss" and its terms as scalars."""
+        """Return "loss" and its terms as scalars, and sigma where the model learns it."""
         frame = model(batch["image"], batch["flow"], batch["importance"])  # (B, 3, h, w)
-        return self.terms(frame, batch["target"], arriving_reliability(batch["reliability"], batch["flow"]))
+        terms = self.terms(frame, batch["target"], arriving_reliability(batch["reliability"], batch["flow"]))
+        renderer = getattr(model, "module", model)  # several processes wrap it
+        if isinstance(renderer, FrameSynthesis) and renderer.config.learn_sigma:
+            terms["sigma_px"] = renderer.sigma_px.detach()
+        return terms
 
     def terms(self, frame: Tensor, target: Tensor, reliability: Tensor) -> dict[str, Tensor]:
         """Return "loss" and its terms for frames (B, 3, h, w) and weights (B, 1, h, w) of their pixels."""
@@ -178,6 +183,7 @@ def run_training(args: argparse.Namespace, operator: str, model_options: dict[st
     if crop % CROP_MULTIPLE or crop < 32:
         raise UsageError(f"--crop {crop}: right: a multiple of {CROP_MULTIPLE} px, at least 32")
     check_precision(args.precision, training_device(args.device))
+    check_model_flags(args)
     if args.export is not None:
         check_writable(args.export, "--export")
     perceptual = None
@@ -186,6 +192,8 @@ def run_training(args: argparse.Namespace, operator: str, model_options: dict[st
     else:
         logger.info("training without a perceptual loss; --perceptual-weights FILE adds one")
     sets = open_sets(args.data, args.seed, args.device) if args.data else []
+    torch.manual_seed(args.seed)
+    model = build_model(args, operator, model_options)
     if args.dry_run:
         print(f"{operator}, preset {args.preset}, {crop} px crops, {options}, data {args.data or 'rendered scenes'}")
         return 0
@@ -199,13 +207,38 @@ def run_training(args: argparse.Namespace, operator: str, model_options: dict[st
         logger.warning("no pairs of the split test in --data: nothing is held out, no samples are drawn")
 
     # Train
-    torch.manual_seed(args.seed)
-    model = FrameSynthesis(operator=operator, **MODEL_PRESETS[args.preset], **model_options)
     logger.info("%s: %.2f M parameters", args.preset, model.num_parameters() / 1e6)
     script = f"train_frame_synthesis_{'softsplat' if operator == 'softmax' else operator}"
     with open_run(args.out, script, vars(args), resume=args.resume, name=args.preset) as run:
         look = {"validate": held_out.validate, "sample": held_out.sample} if held_out.items else {}
         result = train(model, dataset, loss, options, run, progress=processes.is_main(), **look)
+        if model.config.learn_sigma:
+            # config.json says what was learned; the weights have it too.
+            model.register_to_config(sigma=round(model.sigma_px.item(), 4))
+            logger.info("learned sigma: %.4g px", model.config.sigma)
         folder = args.export or run.path / f"frame_synthesis_{operator}"
         export_model(model, folder, run, result, half=args.export_precision == "fp16")
     return 0
+
+
+def build_model(args: argparse.Namespace, operator: str, options: dict[str, Any]) -> FrameSynthesis:
+    """Make the network of the flags, its encoder with weights where --encoder-weights names them.
+
+    Args:
+        args: flags of training/frame_synthesis_flags.py.
+        operator: "softmax" or "gaussian".
+        options: further entries of the model's config; they go before the flags.
+
+    Raises:
+        UsageError: weights that are missing or do not fit.
+    """
+    flags = {"encoder": args.encoder, "importance": args.importance}
+    model = FrameSynthesis(operator=operator, **{**MODEL_PRESETS[args.preset], **flags, **options})
+    if args.encoder_weights:
+        try:
+            model.load_encoder(args.encoder_weights)
+        except ValueError as error:
+            raise UsageError(f"--encoder-weights {str(error).splitlines()[0]}") from error
+    elif args.encoder == "resnet34":
+        logger.info("no --encoder-weights: ResNet-34 trains from scratch")
+    return model

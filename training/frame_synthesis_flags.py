@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from training.cli import Parser, add_shared_flags, add_training_flags, positive_int
+from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, positive_int
+
+if TYPE_CHECKING:
+    import argparse
+
+ENCODERS = ("pyramid", "resnet34")
+IMPORTANCES = ("fixed", "learned")
 
 
 def make_parser(description: str | None) -> Parser:
@@ -19,6 +26,14 @@ def make_parser(description: str | None) -> Parser:
     )
     group.add_argument("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size and length")
     group.add_argument("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4")
+    encoder = (
+        "features of the picture: a few convolutions a scale, or the first stages of ResNet-34 (1.35 M parameters)"
+    )
+    group.add_argument("--encoder", choices=ENCODERS, default="pyramid", help=encoder)
+    weights = "ImageNet weights of torchvision's resnet34 to start from (.pth, .safetensors); a hub name is downloaded"
+    group.add_argument("--encoder-weights", metavar="FILE|HUB_NAME", help=weights)
+    importance = "what decides collisions: the mean displacement, or a map learned from the picture"
+    group.add_argument("--importance", choices=IMPORTANCES, default="fixed", help=importance)
 
     group = parser.add_argument_group("loss")
     group.add_argument(
@@ -37,3 +52,9 @@ def make_parser(description: str | None) -> Parser:
     add_training_flags(parser)
     add_shared_flags(parser, "seed", "device", "precision", "out", "workers", "resume", "dry-run")
     return parser
+
+
+def check_model_flags(args: argparse.Namespace) -> None:
+    """Raise UsageError for flags of the network that contradict each other."""
+    if args.encoder_weights and args.encoder == "pyramid":
+        raise UsageError("--encoder-weights: --encoder pyramid takes none; right: --encoder resnet34")

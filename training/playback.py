@@ -7,7 +7,15 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .cli import Parser, UsageError, add_shared_flags, check_precision, positive_float, positive_int
+from .cli import (
+    Parser,
+    UsageError,
+    add_shared_flags,
+    check_precision,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -21,6 +29,8 @@ logger = logging.getLogger(__name__)
 # Long side of a video by default, and of the picture that motion is predicted from whatever the video's size: the same
 # seed then moves a small and a large video alike, and no picture is ever held at full size.
 DEFAULT_SIZE_PX = 512
+# Below, the overlap is most of a tile.
+SMALLEST_TILE_PX = 32
 FORMATS = ("mp4", "gif", "webm", "frames")
 
 
@@ -40,7 +50,10 @@ def add_playback_flags(parser: Parser) -> None:
     add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side; never enlarged")
     add("--format", choices=FORMATS, help="default: what the output's name says, else mp4")
     add("--preview", action="store_true", help="render in image space, without the network")
-    add("--batch-size", type=positive_int, default=2, metavar="N", help="frames rendered together")
+    add("--batch-size", type=positive_int, metavar="N", help="frames rendered together; default: by size and device")
+    tile = "decode large pictures in tiles of this side, 0 = never; default: by size and memory"
+    add("--tile", type=non_negative_int, metavar="PX", help=tile)
+    add("--compile", action="store_true", help="torch.compile the decoder: about a minute first, for long videos")
 
 
 def add_rendering_flags(parser: argparse.ArgumentParser, *names: str, **changes: dict) -> None:
@@ -50,6 +63,13 @@ def add_rendering_flags(parser: argparse.ArgumentParser, *names: str, **changes:
     """
     precision = {"help": "of the renderer's convolutions, all else is float32; fp16 needs a GPU"}
     add_shared_flags(parser, *names, "precision", precision=precision, **changes)
+
+
+def check_tile(tile: int | None) -> int | None:
+    """Return --tile; UsageError where tiles would be nearly all overlap."""
+    if tile and tile < SMALLEST_TILE_PX:
+        raise UsageError(f"--tile {tile}: right: 0 for never, or at least {SMALLEST_TILE_PX} px")
+    return tile
 
 
 def check_playback_flags(args: argparse.Namespace) -> None:
@@ -62,6 +82,7 @@ def check_playback_flags(args: argparse.Namespace) -> None:
         raise UsageError(f"--magnify {args.magnify}: right: a finite number")
     if args.size < 16:
         raise UsageError(f"--size {args.size}: right: at least 16 px")
+    check_tile(args.tile)
 
 
 def read_mask_of(args: argparse.Namespace, image: torch.Tensor) -> torch.Tensor | None:
@@ -82,6 +103,28 @@ def read_pictures(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     whole = max(image.shape[-2:]) < min(size, DEFAULT_SIZE_PX)
     source = image if whole or size == DEFAULT_SIZE_PX else read_image(path, max_side=DEFAULT_SIZE_PX)
     return image, source
+
+
+def note_sizes(motion: Motion, source: torch.Tensor, name: str) -> None:
+    """Log what a motion file's sizes say: a plain flow that is resized, a motion made for a picture of another size.
+
+    Args:
+        motion: as it was read, of an aspect that fits.
+        source: the picture (3, H, W) that motion would be predicted from.
+        name: the file, for the message.
+    """
+    height, width = source.shape[-2:]
+    if motion.spectrum is None and tuple(motion.flow.shape[-2:]) != (height, width):
+        rows, columns = motion.flow.shape[-2:]
+        logger.info(
+            "%s: flow of %d x %d px is resized to the picture and rescaled (at %d x %d px: dx by %.3g, dy by %.3g)",
+            *(name, columns, rows, width, height, width / columns, height / rows),
+        )
+    elif motion.image_size not in (None, (height, width)):
+        logger.info(
+            "%s: made for a picture of %d x %d px, this one has %d x %d of the same aspect; is it the same picture?",
+            *(name, motion.image_size[1], motion.image_size[0], width, height),
+        )
 
 
 def plan(args: argparse.Namespace, motion: Motion | None = None, *, loop_phase: float = 1.0) -> Playback:
@@ -172,7 +215,7 @@ def render_video(
         path: the video, or the folder for "frames"; appears only when it is complete.
         image: (3, H, W) in [0, 1], at the video's size.
         motion: for this picture; its own grid.
-        args: the flags of `add_playback_flags`.
+        args: the flags of `add_playback_flags` and `add_rendering_flags`.
         renderer: the network, or None for a preview in image space.
         operator: "softmax" or "gaussian".
         device: where to compute.
@@ -182,6 +225,7 @@ def render_video(
 
     Raises:
         UsageError: flags that give no video, a precision that the device lacks. MediaError: an output that fails.
+        RenderingError: --compile fails.
     """
     from tqdm import tqdm
 
@@ -206,6 +250,8 @@ def render_video(
         device=device,
         batch_size=args.batch_size,
         precision=precision,
+        tile=args.tile,
+        compiled=args.compile,
     )
     with VideoWriter(path, fps=args.fps, format=video_format) as writer:
         bar = tqdm(total=playback.num_frames, desc=path.name, unit="frame", dynamic_ncols=True, disable=not progress)

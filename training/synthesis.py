@@ -11,6 +11,7 @@ from .playback import (
     check_playback_flags,
     check_video_flags,
     load_renderer,
+    note_sizes,
     plan,
     read_mask_of,
     read_pictures,
@@ -44,6 +45,7 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
     mask = read_mask_of(args, image)
     motion = load_motion(args.flow)
     motion.check_aspect(*source.shape[-2:], str(args.flow))
+    note_sizes(motion, source, str(args.flow))
     plan(args, motion)
 
     # Render

@@ -1,0 +1,100 @@
+"""Convolutions over a picture piece by piece: exactly what they give on the whole, in the memory of a piece.
+
+Pieces overlap by twice the distance that a network looks, and of each only the part is kept that does not depend on
+where the piece was cut. All pieces of a picture have one size, so that nothing is tuned or compiled again for another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Window(NamedTuple):
+    """A piece of one axis, start <= x < stop, and the part of it that is kept."""
+
+    start: int
+    stop: int
+    keep_start: int
+    keep_stop: int
+
+
+def windows(length: int, tile: int, margin: int, multiple: int) -> list[Window]:
+    """Cut an axis into windows whose kept parts fill it; starts and sizes are multiples of `multiple`.
+
+    Args:
+        length: of the axis, a multiple of `multiple`.
+        tile: what a window keeps, rounded up to a multiple.
+        margin: what it has on both sides of that beyond the axis' own ends, rounded up likewise.
+    """
+    tile, margin = (-(-value // multiple) * multiple for value in (tile, margin))
+    size = tile + 2 * margin
+    if length <= size:
+        return [Window(0, length, 0, length)]
+    starts = [*range(0, length - size, tile), length - size]
+    stops = [*(start + size - margin for start in starts[:-1]), length]
+    return [
+        Window(start, start + size, keep, stop)
+        for start, keep, stop in zip(starts, [0, *stops[:-1]], stops, strict=True)
+    ]
+
+
+def in_tiles(
+    network: Callable[[list[Tensor]], Sequence[Tensor]],
+    inputs: Sequence[Tensor],
+    *,
+    tile: int,
+    margin: int,
+    multiple: int,
+) -> list[Tensor]:
+    """Return network(inputs), computed in tiles.
+
+    Args:
+        network: maps of several scales to maps of several scales; looks at most `margin` px around each pixel.
+        inputs: (B, C, H / 2^r, W / 2^r); the first at full size, H and W multiples of `multiple`.
+        tile: side of what is kept of a piece, px of the first map; 0: the whole at once.
+        margin: px of the first map.
+        multiple: the reduction of the coarsest map, of inputs and outputs.
+    """
+    height, width = inputs[0].shape[-2:]
+    rows, columns = (windows(length, tile or length, margin, multiple) for length in (height, width))
+    if len(rows) == len(columns) == 1:
+        return list(network(list(inputs)))
+    outputs: list[Tensor] = []
+    for row in rows:
+        for column in columns:
+            pieces = [_cut(maps, row, column, height // maps.shape[-2]) for maps in inputs]
+            parts = network(pieces)
+            outputs = outputs or [_whole(part, (height, width), row.stop - row.start) for part in parts]
+            for whole, part in zip(outputs, parts, strict=True):
+                _keep(whole, part, row, column, height // whole.shape[-2])
+    return outputs
+
+
+def _cut(maps: Tensor, row: Window, column: Window, reduction: int) -> Tensor:
+    return maps[
+        ..., row.start // reduction : row.stop // reduction, column.start // reduction : column.stop // reduction
+    ]
+
+
+def _whole(part: Tensor, size: tuple[int, int], piece_height: int) -> Tensor:
+    """Return memory for the whole of which `part` is a piece, in its layout."""
+    reduction = piece_height // part.shape[-2]
+    last = part.is_contiguous(memory_format=torch.channels_last) and not part.is_contiguous()
+    return torch.empty(
+        (*part.shape[:2], size[0] // reduction, size[1] // reduction),
+        dtype=part.dtype,
+        device=part.device,
+        memory_format=torch.channels_last if last else torch.contiguous_format,
+    )
+
+
+def _keep(whole: Tensor, part: Tensor, row: Window, column: Window, reduction: int) -> None:
+    (top, bottom), (left, right) = (
+        (window.keep_start // reduction, window.keep_stop // reduction) for window in (row, column)
+    )
+    y, x = row.start // reduction, column.start // reduction
+    whole[..., top:bottom, left:right] = part[..., top - y : bottom - y, left - x : right - x]

@@ -1,0 +1,158 @@
+"""benchmark.py render: a whole table of tiny networks, figures that agree with each other, bad flags in one line.
+
+No time is held against a limit.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import benchmark
+import training.benchmarks.render
+from models import frame_synthesis
+from models.rendering import render_frames
+from splatting import softmax_splat
+from training import render_benchmark
+from training.render_benchmark import METHODS, Job, load_network, make_picture, splat_percent
+
+CPU = torch.device("cpu")
+JOB = Job("tiny", "softmax", (32, 48), 3, "no", None, None, 0, "cpu")
+
+
+def run_render(out, *flags: object) -> int:
+    return benchmark.main(["render", "--device", "cpu", "--out", str(out), *map(str, flags)])
+
+
+def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, monkeypatch, checkpoint):
+    asked = []
+    monkeypatch.setattr(render_benchmark, "ask_process", lambda code, job: asked.append(job) or 7.0)
+    sizes = ["--sizes", "48x32", "64x40"]
+    flags = [*sizes, "--frames", 3, "--repeats", 1, "--checkpoint", checkpoint, "--tile", 32]
+    assert run_render(tmp_path / "new", *flags) == 0
+    rows = json.loads((tmp_path / "new" / "results.json").read_text())
+    assert [row["row"] for row in rows] == [f"{size}, {method}" for size in ("48x32", "64x40") for method in METHODS]
+    for first in (0, 3):
+        preview = rows[first]
+        assert preview["times_preview"] == 1 and preview["tile_px"] is None
+        for row in rows[first : first + 3]:
+            assert row["times_preview"] == pytest.approx(row["ms_a_frame"] / preview["ms_a_frame"])
+            assert row["frames_per_s"] == pytest.approx(1000 / row["ms_a_frame"])
+            assert 0 < row["splat_percent"] < 100 and row["peak_memory_mb"] == 7.0 and row["batch"] == 2
+    assert rows[1]["tile_px"] == 32 and rows[0]["splat_percent"] > rows[1]["splat_percent"]
+    assert [job["method"] for job in asked] == [*METHODS, *METHODS] and asked[0]["size"] == (32, 48)
+    printed = capsys.readouterr().out
+    assert "3 frames a lap" in printed and "command: benchmark.py render --device cpu" in printed
+    with open(tmp_path / "new" / "results.csv", newline="") as file:
+        assert [row["row"] for row in csv.DictReader(file)] == [row["row"] for row in rows]
+
+
+def test_the_preview_comes_along_and_default_sizes_are_those_of_the_issue(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(render_benchmark, "measure_render", lambda jobs, repeats: seen.extend(jobs) or [{"row": "x"}])
+    assert run_render(tmp_path, "--preset", "tiny", "--methods", "softmax") == 0
+    assert [(job.size, job.method) for job in seen] == [
+        (size, "softmax") for size in ((160, 256), (320, 512), (640, 1024), (1080, 1920))
+    ]
+    monkeypatch.undo()
+    monkeypatch.setattr(render_benchmark, "ask_process", lambda code, job: None)
+    rows = render_benchmark.measure_render([JOB], 1)
+    assert [row["row"] for row in rows] == ["48x32, preview", "48x32, softmax"]
+    assert METHODS == training.benchmarks.render.METHODS
+    assert tuple(frame_synthesis.PRESETS) == training.benchmarks.render.PRESETS
+
+
+def test_what_is_rendered_moves_in_every_frame():
+    picture = make_picture(JOB)
+    frames = torch.cat(list(render_frames(*picture, model=load_network(JOB))))
+    assert frames.shape == (3, 3, 32, 48)
+    for frame in frames:
+        assert ((frame - picture[0]).abs().amax(0) > 0.01).float().mean() > 0.5
+
+
+def test_the_splats_share_is_that_of_the_operators(each_backend):
+    """All of a call that only splats, none of one that does not; plain torch has no operator to be found."""
+    values, flow, kernel = torch.rand(1, 16, 256, 256), torch.rand(1, 2, 256, 256), torch.rand(16, 16, 3, 3)
+
+    def splat() -> None:
+        for _ in range(10):  # on a busy machine any single operator may have to wait
+            softmax_splat(values, flow, flow[:, :1])
+
+    def convolve() -> None:
+        for _ in range(100):
+            torch.nn.functional.conv2d(values, kernel)
+
+    splat()
+    assert splat_percent(convolve, CPU) is None
+    share = splat_percent(splat, CPU)
+    if each_backend == "reference":
+        assert share is None
+    else:
+        assert 40 < share <= 100
+        assert splat_percent(lambda: (splat(), convolve()), CPU) < share
+
+
+def test_the_splats_share_on_a_gpu_is_of_its_kernels(monkeypatch):
+    """What torch.profiler returns where a GPU is: a kernel counts once, below the operator that launched it."""
+    import torch.profiler
+
+    events = [
+        SimpleNamespace(key="image_dynamics::splat", self_device_time_total=0, device_time_total=30),
+        SimpleNamespace(key="gather_2x2", self_device_time_total=30, device_time_total=30),
+        SimpleNamespace(key="aten::convolution", self_device_time_total=90, device_time_total=90),
+    ]
+
+    class Profile:
+        def __init__(self, activities) -> None:
+            assert torch.profiler.ProfilerActivity.CUDA in activities
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error) -> None:
+            pass
+
+        def key_averages(self):
+            return events
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert splat_percent(lambda: None, torch.device("cuda:0")) == 25
+
+
+@pytest.mark.skipif(not render_benchmark.meter_is_right(), reason="this system does not tell a process's peak memory")
+def test_memory_on_the_cpu_is_that_of_the_frames():
+    job = Job("tiny", "preview", (480, 640), 2, "no", 1, None, 0, "cpu")
+    found = render_benchmark._memory_of(job, lambda: None, CPU)
+    picture_mb = 480 * 640 * 12 / 1e6
+    assert 2 * picture_mb < found < 60 * picture_mb
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--sizes", "8x8"], "--sizes 8x8: right: at least 16x16"),
+        (["--sizes", "256"], "expected WIDTHxHEIGHT"),
+        (["--methods", "magic"], "--methods magic: right: preview, softmax, gaussian"),
+        (["--frames", 0], "--frames"),
+        (["--tile", 8], "--tile 8: right: 0 for never, or at least 32 px"),
+        (["--preset", "tiny", "--checkpoint", "x"], "--preset: --checkpoint has its own size"),
+        (["--precision", "fp16"], "--precision fp16: needs a GPU"),
+        (["--checkpoint", "/nowhere"], "/nowhere"),
+        (["--out", "FILE"], "is a file"),
+    ],
+)
+def test_bad_flags_cost_nothing(tmp_path: Path, capsys, flags, named):
+    (tmp_path / "file").touch()
+    flags = [str(flag).replace("FILE", str(tmp_path / "file")) for flag in flags]
+    assert run_render(tmp_path / "out", "--sizes", "32x32", *flags) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert named in error[-1] and "Traceback" not in "".join(error)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    shutil.rmtree(tmp_path)
