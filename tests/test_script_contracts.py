@@ -30,6 +30,7 @@ FP16 = {
     ("evaluate", "ablation"): ["--data", "x", "--steps", "1"],
     ("benchmark", "animate"): [],
     ("benchmark", "motion"): [],
+    ("benchmark", "render"): [],
 }
 
 
