@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from .activations import PReLU
+
 
 class FeaturePyramid(nn.Module):
     """Two convolutions with PReLU per scale; every scale but the first begins with a stride of 2.
@@ -23,9 +25,9 @@ class FeaturePyramid(nn.Module):
             self.scales.append(
                 nn.Sequential(
                     nn.Conv2d(before, width, 3, stride=1 if level == 0 else 2, padding=1),
-                    nn.PReLU(width),
+                    PReLU(width),
                     nn.Conv2d(width, width, 3, padding=1),
-                    nn.PReLU(width),
+                    PReLU(width),
                 )
             )
 

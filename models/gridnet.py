@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .activations import PReLU
+
 PRELU_SLOPE = 0.25  # torch's initial one
 
 
@@ -29,9 +31,9 @@ class ConvBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, resample: str = "none") -> None:
         super().__init__()
         self.resample = resample
-        self.activation_in = nn.PReLU(in_channels)
+        self.activation_in = PReLU(in_channels)
         self.conv_in = nn.Conv2d(in_channels, out_channels, 3, stride=2 if resample == "down" else 1, padding=1)
-        self.activation_out = nn.PReLU(out_channels)
+        self.activation_out = PReLU(out_channels)
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
 
     def initialise(self) -> None:
@@ -90,7 +92,7 @@ class GridNet(nn.Module):
             nn.ModuleList(ConvBlock(channels[r + 1], channels[r], "up") for r in range(rows - 1))
             for _ in range(columns - self.half)
         )
-        self.tail = nn.Sequential(nn.PReLU(channels[0]), nn.Conv2d(channels[0], out_channels, 3, padding=1))
+        self.tail = nn.Sequential(PReLU(channels[0]), nn.Conv2d(channels[0], out_channels, 3, padding=1))
         for module in self.modules():
             if isinstance(module, ConvBlock):
                 module.initialise()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.activations import PReLU
 from models.feature_pyramid import FeaturePyramid
 from models.gridnet import ConvBlock, GridNet
 
@@ -65,3 +66,24 @@ def test_pyramid_halves_and_sees_the_picture() -> None:
     assert [tuple(f.shape) for f in features] == [(2, 4, 16, 24), (2, 8, 8, 12), (2, 12, 4, 6)]
     features[2].sum().backward()
     assert image.grad is not None and image.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_prelu_is_torchs_to_the_rounding_of_its_type(dtype: torch.dtype, autocast: bool) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 3, 5, 7, dtype=torch.float64).to(dtype)
+    ours, theirs = PReLU(3).to(torch.float64), torch.nn.PReLU(3).to(torch.float64)
+    slopes = torch.tensor([0.25, -0.5, 2.0], dtype=torch.float64)
+    grads = []
+    for module, x in ((ours, hidden), (theirs, hidden.double())):
+        module.weight.data.copy_(slopes)
+        module.to(dtype if module is ours and dtype != torch.bfloat16 else torch.float64)
+        x = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast and dtype == torch.bfloat16 and module is ours):
+            output = module(x)
+        assert output.dtype == x.dtype
+        grads.append((output.double(), *torch.autograd.grad(output.double().square().sum(), (x, module.weight))))
+    tolerance = {torch.bfloat16: 1e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+    for ours_value, theirs_value in zip(*grads, strict=True):
+        torch.testing.assert_close(ours_value.double(), theirs_value.double(), rtol=tolerance, atol=tolerance)
