@@ -4,6 +4,7 @@ frames    how well frame t is made from frame 0 and its flow: models, image-spac
 splats    one picture under a strong smooth flow, by each splatting operator, side by side
 data      clip sets side by side: how much moves at which frequency, number of clips, confidence
 motion    predicted motion: does it fall where the clips move, how strong is each bin, how do samples differ
+still     motion predicted for pictures in which nothing can move
 video     generated videos against real ones: FID, KID, FVD, DTFVD, also along the video
 ablation  variants of the method trained with the same budget, and measured alike
 flow      optical flow methods on videos, and on rendered scenes whose flow is known
@@ -15,13 +16,14 @@ import shlex
 import sys
 
 from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
-from training.tables import ablation, data, flow, frames, motion, splats, video
+from training.tables import ablation, data, flow, frames, motion, splats, still, video
 
-TABLES = (frames, splats, motion, video, ablation, data, flow)
+TABLES = (frames, splats, motion, still, video, ablation, data, flow)
 # Of those that compute on a device.
 MEMORY_FLAGS = {
     "frames": (HALF_PRECISION, ON_CPU),
     "motion": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
+    "still": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
     "ablation": ablation.MEMORY_FLAGS,
     "flow": (ON_CPU,),
     "video": ("--batch-size", HALF_PRECISION, ON_CPU),

@@ -26,6 +26,7 @@ FP16 = {
     ("train_frame_synthesis_gaussian", ""): ["--data", "x"],
     ("evaluate", "frames"): ["--data", "x"],
     ("evaluate", "motion"): ["--data", "x"],
+    ("evaluate", "still"): [],
     ("evaluate", "video"): ["--data", "x"],
     ("evaluate", "ablation"): ["--data", "x", "--steps", "1"],
     ("benchmark", "animate"): [],
