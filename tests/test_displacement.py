@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,13 +27,16 @@ from models.displacement import (
 from models.motion_pipeline import MotionPipeline
 from models.unet import FrequencyUNet
 from motion.spectrum import mean_displacement
+from training import displacement
 from training.displacement import (
     LEAST_STRENGTH_PX,
     STRENGTH_WEIGHT,
     DisplacementDataset,
     DisplacementStage,
+    _mirrored,
     displacement_loss,
     held_out_displacement,
+    still_sample,
 )
 
 SHAPE = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
@@ -189,6 +193,40 @@ def test_epochs_take_turns_at_the_sizes(scene_set: ClipSet):
     assert len(dataset) % 8 == 0 and len(dataset) >= dataset.count
     shapes = [tuple(dataset[SampleKey(0, epoch, 5)]["displacement"].shape[-2:]) for epoch in range(3)]
     assert shapes == [(64, 96), (96, 64), (64, 96)]
+
+
+def test_still_samples_show_a_still_part_over_and_over():
+    """Left half of a 160 x 256 picture moves, right half stands still; red is the column, green the row."""
+    image = torch.zeros(3, 160, 256)
+    image[0], image[1] = torch.arange(256) / 255, torch.arange(160)[:, None] / 159
+    moves = torch.zeros(1, 160, 256)
+    moves[..., :128] = 2.0
+    found = [still_sample(image, moves, (96, 320), np.random.default_rng(seed)) for seed in range(30)]
+    samples = [sample for sample in found if sample is not None]
+    assert len(samples) > 10 and len(samples) < 30  # sides above a half find no still part
+    for sample in samples:
+        assert sample["image"].shape == (3, 96, 320) and sample["displacement"].shape == (1, 96, 320)
+        assert float(sample["displacement"].mean()) < 0.1
+        # Neighbours in the sample were neighbours in the picture: no seams but mirrors, nothing enlarged.
+        assert float(sample["image"][0].diff(dim=-1).abs().max()) < 2 / 255
+    moving = torch.ones(1, 160, 256)
+    assert all(still_sample(image, moving, (96, 96), np.random.default_rng(seed)) is None for seed in range(5))
+
+
+def test_mirrored_indices():
+    assert _mirrored(8, 3, 0).tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
+    assert _mirrored(4, 3, 2).tolist() == [2, 2, 1, 0]
+
+
+def test_training_shows_still_parts_and_measuring_does_not(scene_set: ClipSet, monkeypatch):
+    calls = []
+    part = {"image": torch.zeros(3, 8, 8), "displacement": torch.zeros(1, 8, 8)}
+    monkeypatch.setattr(displacement, "still_sample", lambda *arguments: calls.append(arguments) or part)
+    for augment, expected in ((True, displacement.STILL_SAMPLES), (False, 0.0)):
+        calls.clear()
+        dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment)
+        shown = sum(dataset[SampleKey(0, 0, seed)] is part for seed in range(100))
+        assert shown == len(calls) and shown / 100 == pytest.approx(expected, abs=0.15)
 
 
 def test_held_out_figures_of_a_known_map(scene_set: ClipSet):

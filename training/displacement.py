@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -26,6 +27,11 @@ from .motion_evaluation import corrected_precision, moving_mask
 STRENGTH_WEIGHT = 0.25
 # Below this a picture is still, px; without it the logarithm would tell apart what nobody sees.
 LEAST_STRENGTH_PX = 0.05
+# Clips are chosen for what moves in them, so a head that has seen nothing else expects motion of any photograph. This
+# share of the augmented samples is a part of a picture that stands still, its sides this share of the picture's.
+STILL_SAMPLES, STILL_SIDES = 0.3, (0.3, 0.7)
+# Mean displacement below which a part stands still, px of a 256 x 160 picture.
+STILL_PART_PX = 0.05
 
 
 class DisplacementDataset(Dataset):
@@ -33,7 +39,7 @@ class DisplacementDataset(Dataset):
 
     dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "displacement" (1, H, W) px of the sample}. Clips too short for
     a spectrum are among them. Epoch e has size e mod S of the S sizes; augmented samples are cropped, mirrored and
-    recoloured.
+    recoloured, and STILL_SAMPLES of them, where the clip has such a part, show what stands still alone.
 
     Args:
         sets, split: as MotionDataset takes them.
@@ -69,6 +75,10 @@ class DisplacementDataset(Dataset):
         image, displacement = clip_set.first(row.id), clip_set.displacement(row.id)
         rng = np.random.default_rng(key.seed) if self.augment else None
         size = self.sizes[key.epoch % len(self.sizes)]
+        if rng is not None and rng.random() < STILL_SAMPLES:
+            sample = still_sample(image, displacement, size, rng)
+            if sample is not None:
+                return sample
         geometry = draw_geometry(image.shape[-2:], size, rng)
         image = geometry.maps(image)  # (3, H, W)
         if rng is not None:
@@ -76,6 +86,41 @@ class DisplacementDataset(Dataset):
         # Lengths grow with the sides; those of a crop of another aspect by the mean of the two.
         zoom = (size[0] * size[1] / (geometry.height * geometry.width)) ** 0.5
         return {"image": image.contiguous(), "displacement": (geometry.maps(displacement) * zoom).contiguous()}
+
+
+def still_sample(
+    image: Tensor, displacement: Tensor, size: tuple[int, int], rng: np.random.Generator
+) -> dict[str, Tensor] | None:
+    """Show a part of a picture that stands still, continued by mirrors until it fills the sample.
+
+    Not enlarged: what is blurred would be learned to be still.
+
+    Args:
+        image, displacement: (3, H, W) in [0, 1] and (1, H, W) px.
+        size: (H', W') of the sample.
+
+    Returns:
+        as `DisplacementDataset`; None where no part of the drawn size stands still.
+    """
+    height, width = image.shape[-2:]
+    sides = rng.uniform(*STILL_SIDES)
+    part = (max(1, round(height * sides)), max(1, round(width * sides)))
+    means = F.avg_pool2d(displacement[None].float(), part, stride=1)[0, 0]  # (H - h + 1, W - w + 1)
+    places = (means < STILL_PART_PX / default_grid_scale(height, width)).nonzero()
+    if not len(places):
+        return None
+    top, left = places[int(rng.integers(len(places)))].tolist()
+    offsets = rng.integers(2 * max(part), size=2)
+    rows = top + _mirrored(size[0], part[0], int(offsets[0]))
+    columns = left + _mirrored(size[1], part[1], int(offsets[1]))
+    image = jitter_colours(image[:, rows][..., columns], rng)
+    return {"image": image.contiguous(), "displacement": displacement[:, rows][..., columns].contiguous()}
+
+
+def _mirrored(count: int, period: int, offset: int) -> Tensor:
+    """Return `count` indices that walk from 0 to period - 1 and back again, over and over, from `offset` on."""
+    place = (torch.arange(count) + offset) % (2 * period)
+    return torch.where(place < period, place, 2 * period - 1 - place)
 
 
 class DisplacementStage(torch.nn.Module):
