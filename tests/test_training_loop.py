@@ -16,6 +16,7 @@ import torch._dynamo
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from training import loop
 from training.cli import UsageError
 from training.data_order import BatchOrder, epoch_order, sample_noise, sample_seed, sample_uniform
 from training.loop import LoopOptions, TrainingError, learning_rate, train
@@ -204,6 +205,44 @@ def test_stop_at_and_resume_equal_uninterrupted(uninterrupted, tmp_path):
     assert early.losses + late.losses == pytest.approx(uninterrupted[1].losses, abs=1e-6)
     torch.testing.assert_close(model[0].weight, uninterrupted[0][0].weight, atol=1e-6, rtol=0)
     assert without_speed(metrics) == [pytest.approx(line, abs=1e-6) for line in without_speed(uninterrupted[2])]
+
+
+class Clock:
+    """time.monotonic that goes on by a second at each look."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def test_finish_in_ends_a_training_with_its_rate_at_nothing(tmp_path, monkeypatch):
+    options = replace(OPTIONS, steps=1000, warmup_steps=0, log_every=1, finish_in=0.5)
+    monkeypatch.setattr(loop.time, "monotonic", Clock())
+    _, result, metrics = run_training(tmp_path / "run", options)
+    assert result.finished and 5 < result.steps < 40
+    rates = [line["learning_rate"] for line in metrics if "learning_rate" in line]
+    assert len(rates) == result.steps and rates == sorted(rates, reverse=True)
+    assert rates[0] == pytest.approx(0.05) and rates[-1] < 0.15 * 0.05
+    # Resumed after its end it stays as it is.
+    model, again, _ = run_training(tmp_path / "run", replace(options, resume="auto"))
+    assert again.finished and again.steps == result.steps and not again.losses
+
+
+def test_finish_in_counts_the_time_of_all_calls(tmp_path, monkeypatch):
+    options = replace(OPTIONS, steps=1000, warmup_steps=0, log_every=1, finish_in=0.5)
+    monkeypatch.setattr(loop.time, "monotonic", Clock())
+    _, whole, _ = run_training(tmp_path / "whole", options)
+    _, first, _ = run_training(tmp_path / "sliced", replace(options, stop_at=4))
+    _, rest, metrics = run_training(tmp_path / "sliced", replace(options, resume="auto"))
+    assert not first.finished and rest.finished
+    assert abs(rest.steps - whole.steps) <= 2
+    rates = [line["learning_rate"] for line in metrics if "learning_rate" in line]
+    assert rates == sorted(rates, reverse=True) and rates[-1] < 0.15 * 0.05
+    with pytest.raises(UsageError, match="finish_in"):
+        run_training(tmp_path / "sliced", replace(options, resume="auto", finish_in=2.0))
 
 
 def test_resume_refuses_other_settings_and_other_models(tmp_path):

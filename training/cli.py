@@ -212,6 +212,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> argparse._ActionsCont
         help="optimizer steps in all, those before a resume included",
     )
     add("--minutes", type=positive_float, metavar="MIN", help="stop at this time, with the state saved")
+    finish_in = "be done after so long in all, resumes included: the cosine rate falls to 0 by then, or after --steps"
+    add("--finish-in", type=positive_float, metavar="MIN", help=finish_in)
     add("--stop-at", type=positive_int, metavar="STEP", help="stop there with the state saved, as if interrupted")
     add("--batch-size", type=positive_int, metavar="N", help="samples of one process in one pass")
     add("--accumulate", type=positive_int, metavar="N", help="passes to one optimizer step")

@@ -74,6 +74,7 @@ class LoopOptions:
     validate_every: int = 0  # 0 = at the start and the end
     sample_every: int = 0  # 0 = only at the end
     minutes: float | None = None  # wall-clock budget of this call
+    finish_in: float | None = None  # minutes of all calls, after which training is done, its rate fallen accordingly
     stop_at: int | None = None  # stop after this step, state saved, as if interrupted: the schedule is that of `steps`
     resume: str | None = None  # auto, a run's folder, or a state
     compile: bool = False
@@ -148,9 +149,10 @@ def train(
 
             # Look and save
             over = options.minutes is not None and seconds >= 60 * options.minutes
-            stopped = (over or step == options.stop_at) and step < options.steps
-            last = stopped or step == options.steps
-            trainer.log(step, step == options.steps)  # a stop leaves a line under way to the resume
+            done = step == options.steps or trainer.progress.share_of(options.finish_in) == 1
+            stopped = (over or step == options.stop_at) and not done
+            last = stopped or done
+            trainer.log(step, done)  # a stop leaves a line under way to the resume
             if validate is not None and (last or _due(options.validate_every, step)):
                 figures = trainer.validate(validate, step)
             if sample is not None and (last or _due(options.sample_every, step)):
@@ -160,6 +162,9 @@ def train(
             if stopped:
                 why = "time budget" if over else "--stop-at"
                 logger.info("%s: stopped at step %d of %d; --resume goes on", why, step, options.steps)
+            elif done and step < options.steps:
+                logger.info("--finish-in: done at step %d of %d", step, options.steps)
+            if last:
                 break
     finally:
         trainer.release()
@@ -171,13 +176,16 @@ def training_device(name: str) -> torch.device:
     return torch.device("cpu") if processes.wants_cpu(name) else choose_device(name)
 
 
-def learning_rate(options: LoopOptions, step: int) -> float:
-    """Return the rate of step `step` (from 0): linear warm-up, then a half cosine to 0 or constant."""
+def learning_rate(options: LoopOptions, step: int, time_share: float = 0.0) -> float:
+    """Return the rate of step `step` (from 0): linear warm-up, then a half cosine to 0 or constant.
+
+    The cosine is as far as the steps are, or as the share of --finish-in that has passed, whichever is more.
+    """
     rate = options.learning_rate * min(1.0, (step + 1) / max(options.warmup_steps, 1))
     if options.schedule == "constant" or step < options.warmup_steps:
         return rate
     done = (step - options.warmup_steps) / max(options.steps - options.warmup_steps, 1)
-    return rate * 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    return rate * 0.5 * (1 + math.cos(math.pi * min(max(done, time_share), 1.0)))
 
 
 class _Trainer:
@@ -211,10 +219,10 @@ class _Trainer:
         if options.compile:
             self.prepared.compile()
         self.ema = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
-        self.means = _Means()
-        self.accelerator.register_for_checkpointing(self.ema, self.means)
+        self.progress = _Progress()
+        self.accelerator.register_for_checkpointing(self.ema, self.progress)
         self.states = StateKeeper(self.accelerator, run, asdict(options))
-        self._logged_at = time.monotonic()
+        self._logged_at, self.seconds_before = time.monotonic(), 0.0
         model.train()
 
     def passes(self, first_step: int, progress: bool) -> Iterator[list[Batch]]:
@@ -231,7 +239,8 @@ class _Trainer:
         )
         loader = make_loader(self.dataset, order, workers=options.workers, pin=self.device.type == "cuda")
         batches = iter(loader)
-        steps: Any = range(first_step, options.steps)
+        done = self.progress.share_of(options.finish_in) == 1  # of a run that is resumed after its end
+        steps: Any = range(first_step, first_step if done else options.steps)
         if progress and self.accelerator.is_main_process:
             from tqdm import tqdm
 
@@ -241,7 +250,7 @@ class _Trainer:
 
     def step(self, step: int, batches: list[Batch], seconds: float) -> tuple[float, float]:
         """Make one optimizer step; return the loss and the main process's `seconds`, the same in all processes."""
-        rate = learning_rate(self.options, step)
+        rate = learning_rate(self.options, step, self.progress.share_of(self.options.finish_in))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -272,17 +281,18 @@ class _Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.step(self.model.parameters())
-        self.means.add({**named, "gradient_norm": mean_norm})
+        self.progress.add({**named, "gradient_norm": mean_norm})
+        self.progress.seconds = self.seconds_before + float(told[0, -1])
         return named["loss"], float(told[0, -1])
 
     def log(self, step: int, last: bool) -> None:
         """Write the means since the last line, every `log_every` steps."""
         if not last and not _due(self.options.log_every, step):
             return
-        count, figures = self.means.take()
+        count, figures = self.progress.take()
         now = time.monotonic()
         batch = self.options.batch_size * self.options.accumulate * self.accelerator.num_processes
-        rate = learning_rate(self.options, step - 1)
+        rate = self.optimizer.param_groups[0]["lr"]
         speed = {"samples_per_s": count * batch / max(now - self._logged_at, 1e-9)}
         self._logged_at = now
         self.run.log_metrics(step, {**figures, "learning_rate": rate, **speed})
@@ -329,6 +339,7 @@ class _Trainer:
         """Load the state that --resume asks for; return its step, 0 where training starts anew."""
         step = self.states.restore(self.options.resume)
         self.ema.to(self.device)
+        self.seconds_before = self.progress.seconds
         return step
 
     def _stop(self, step: int, losses: Tensor, items: Tensor, loss: float) -> None:
@@ -352,11 +363,15 @@ class _Trainer:
         self.accelerator.free_memory()
 
 
-class _Means:
-    """Sums of the figures since the last log line; part of the state, so that a resume continues the line."""
+class _Progress:
+    """Sums of the figures since the last log line, and seconds of all calls: part of the state, so a resume goes on."""
 
     def __init__(self) -> None:
-        self.count, self.sums = 0, {}
+        self.count, self.sums, self.seconds = 0, {}, 0.0
+
+    def share_of(self, minutes: float | None) -> float:
+        """Return the share of so many minutes that has passed, at most 1; 0 for None."""
+        return 0.0 if minutes is None else min(1.0, self.seconds / (60 * minutes))
 
     def add(self, figures: dict[str, float]) -> None:
         self.count += 1
@@ -369,10 +384,10 @@ class _Means:
         return count, means
 
     def state_dict(self) -> dict[str, Any]:
-        return {"count": self.count, "sums": self.sums}
+        return {"count": self.count, "sums": self.sums, "seconds": self.seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.count, self.sums = state["count"], dict(state["sums"])
+        self.count, self.sums, self.seconds = state["count"], dict(state["sums"]), state.get("seconds", 0.0)
 
 
 def _scalar(value: Tensor | float, device: torch.device) -> Tensor:

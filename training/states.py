@@ -19,6 +19,7 @@ STATES_KEPT = 2
 # Options that shape the result: a state made with others is not resumed.
 _MUST_AGREE = (
     "batch_size accumulate learning_rate warmup_steps schedule weight_decay ema_decay gradient_clip precision seed"
+    " finish_in"
 ).split()
 
 
