@@ -3,6 +3,7 @@
 frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and what any of them must beat
 splats    one picture under a strong smooth flow, by each splatting operator, side by side
 data      clip sets side by side: how much moves at which frequency, number of clips, confidence
+sources   what clip sets were made from, with its licence, as a model card lists it
 motion    predicted motion: does it fall where the clips move, how strong is each bin, how do samples differ
 still     motion predicted for pictures in which nothing can move
 video     generated videos against real ones: FID, KID, FVD, DTFVD, also along the video
@@ -16,9 +17,9 @@ import shlex
 import sys
 
 from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
-from training.tables import ablation, data, flow, frames, motion, splats, still, video
+from training.tables import ablation, data, flow, frames, motion, sources, splats, still, video
 
-TABLES = (frames, splats, motion, still, video, ablation, data, flow)
+TABLES = (frames, splats, motion, still, video, ablation, data, sources, flow)
 # Of those that compute on a device.
 MEMORY_FLAGS = {
     "frames": (HALF_PRECISION, ON_CPU),

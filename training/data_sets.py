@@ -199,7 +199,11 @@ def training_record(run: RunFolder, result: TrainingResult) -> dict:
     lines = run.metrics()
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
     held_out = [{k: v for k, v in line.items() if k != "learning_rate"} for line in lines if "loss" not in line]
-    record |= {"steps": result.steps, "hours_of_last_call": round(result.seconds / 3600, 3)}
+    record |= {
+        "steps": result.steps,
+        "finished": result.finished,
+        "hours_of_last_call": round(result.seconds / 3600, 3),
+    }
     if losses:
         record |= {"loss_first": losses[0], "loss_last": losses[-1]}
     if held_out:

@@ -1,0 +1,178 @@
+#!/usr/bin/env bash
+# Make the weights that animate.py uses, from nothing: data, motion VAE, U-Net in its stages, both renderers, tables, card.
+set -euo pipefail
+
+usage() {
+    cat <<'TEXT'
+usage: bash checkpoints/make_default.sh [flags]
+
+  --clips CSV        videos to learn from beside rendered scenes (columns path or file, split, source, licence)
+  --backbone FILE    SqueezeNet 1.1's ImageNet features, for the photograph's encoder and the renderers' loss
+  --minutes M        train for about so long: of 25, 2 the VAE, 12 the U-Net, 5 the renderers; the rest is data and
+                     tables, which take what they take. Without: fixed numbers of steps, some 5 h on two CPU cores
+  --slice M          stop after so long, state saved, exit code 3; the same command goes on (a part that is not a
+                     training, data or tables, is finished first)
+  --scenes N         rendered scenes (1000), and a fifth as many in which nothing moves
+  --workers N        processes that prepare data (all cores)
+  --device D         auto, cpu, cuda:N
+  --precision P      bf16 (default), no, fp16
+  --seed N           of all trainings (0)
+  --work DIR         sets, runs and tables; what is there is gone on with (outputs/make_default)
+  --out DIR          the checkpoint (WORK/checkpoint); checkpoints/default is replaced only if it is named here
+  --tiny             a few steps on a few scenes, to see that everything runs
+  --dry-run          print the commands
+
+From rendered scenes alone: leave out --clips (and --backbone, for weights in which there is no photograph at all).
+TEXT
+}
+
+fail() {
+    echo "make_default.sh: $*" >&2
+    exit 2
+}
+
+# Flags
+clips= backbone= minutes= slice= scenes=1000 workers= device=auto precision=bf16 seed=0
+work=outputs/make_default out= tiny= dry=
+while (($#)); do
+    case $1 in
+        -h | --help) usage && exit 0 ;;
+        --tiny) tiny=yes && shift && continue ;;
+        --dry-run) dry=yes && shift && continue ;;
+        --clips | --backbone | --minutes | --slice | --scenes | --workers | --device | --precision | --seed | --work | --out)
+            (($# > 1)) || fail "$1: needs a value; --help lists the flags" ;;
+        *) fail "$1: not a flag of this script; --help lists them" ;;
+    esac
+    declare "${1#--}=$2"
+    shift 2
+done
+for name in minutes slice scenes workers seed; do
+    value=${!name}
+    [[ -z $value || $value =~ ^[0-9]+$ ]] || fail "--$name $value: right: a whole number"
+    [[ $value != 0 || $name == seed ]] || fail "--$name 0: right: a whole number above 0"
+done
+for name in clips backbone; do
+    [[ -z ${!name} || -f ${!name} ]] || fail "--$name ${!name}: no such file"
+done
+clips=${clips:+$(realpath "$clips")} backbone=${backbone:+$(realpath "$backbone")} work=$(realpath -m "$work")
+out=$(realpath -m "${out:-$work/checkpoint}")
+cd "$(dirname "$0")/.."
+workers=${workers:-$(nproc)}
+mkdir -p "$work/done" 2>/dev/null || fail "--work $work: cannot be written"
+
+# Each thing done leaves its mark in WORK/done, so that the next call goes on after it.
+deadline=${slice:+$((SECONDS + 60 * slice))}
+
+out_of_time() {
+    [[ -n $deadline && -z $dry ]] && ((SECONDS >= deadline))
+}
+
+later() {
+    echo "make_default.sh: --slice $slice is over and $1 is not done yet; the same command goes on" >&2
+    exit 3
+}
+
+say() {
+    echo "+ python $*"
+    [[ -n $dry ]] || python "$@"
+}
+
+# once PART COMMAND...: a part that is not a training
+once() {
+    local part=$1
+    shift
+    [[ ! -e $work/done/$part ]] || return 0
+    out_of_time && later "$part"
+    say "$@"
+    [[ -n $dry ]] || touch "$work/done/$part"
+}
+
+# A training that was cut short has exported what it had, so its record has to say that it came to its end.
+is_finished() {
+    python - "$1" "$out" <<'TEXT'
+import json, pathlib, sys
+run, out = map(pathlib.Path, sys.argv[1:])
+records = [json.loads(path.read_text()) for path in [*run.glob("**/training.json"), *out.glob("training.json")]]
+sys.exit(not any(record["finished"] for parts in records for record in parts.values() if record["flags"]["out"] == str(run)))
+TEXT
+}
+
+# learn PART SHARE STEPS SCRIPT FLAGS...: a training of SHARE / 250 of --minutes, or of STEPS steps
+learn() {
+    local part=$1 share=$2 steps=$3 left=()
+    shift 3
+    [[ ! -e $work/done/$part ]] || return 0
+    out_of_time && later "$part"
+    [[ -z $deadline ]] || left=(--minutes "$(awk "BEGIN { print ($deadline - $SECONDS) / 60 + 0.01 }")")
+    [[ -z $minutes ]] || left+=(--finish-in "$(awk "BEGIN { print $minutes * $share / 250 }")")
+    say "$@" --steps "$steps" --device "$device" --precision "$precision" --seed "$seed" --out "$work/runs/$part" \
+        --resume auto "${left[@]}"
+    [[ -z $dry ]] || return 0
+    is_finished "$work/runs/$part" || later "$part"
+    touch "$work/done/$part"
+}
+
+# Sizes: a GPU takes larger batches, and as many steps as fit into --minutes where more of them do not harm.
+batch=8 crop=96 renderer=small vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=400 renderer_steps=2800
+if [[ $device != cpu ]] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
+    batch=32 crop=128
+fi
+if [[ -n $minutes ]]; then
+    vae_steps=100000 denoiser_steps=1000000 renderer_steps=1000000
+fi
+if [[ -n $tiny ]]; then
+    scenes=12 batch=2 crop=32 renderer=tiny
+    vae_steps=2 picture_steps=2 denoiser_steps=2 displacement_steps=2 renderer_steps=2
+fi
+features=(${backbone:+--backbone-weights "$backbone"})
+[[ -n $backbone ]] || features=(--backbone none)
+
+# Data
+data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1" "$work/sets/still:0.5")
+once scenes prepare_data.py scenes --num "$scenes" --seed 2 --workers "$workers" --out "$work/sets/scenes"
+once still prepare_data.py scenes --num $((scenes / 5 + 1)) --kinds still --seed 3 --workers "$workers" --out "$work/sets/still"
+measured=$work/sets/scenes
+if [[ -n $clips ]]; then
+    once clips prepare_data.py videos "$clips" --fps 20 --workers "$workers" --out "$work/sets/real"
+    data+=("$work/sets/real:3") motion_data+=("$work/sets/real:4") still_data+=("$work/sets/real:4")
+    measured=$work/sets/real
+fi
+
+# Motion
+unet=(train_unet.py --vae "$work/runs/vae/vae" --cache "$work/latents")
+learn vae 20 $vae_steps train_vae.py --data "${data[@]}" --preset tiny --batch-size 4 --slices 4 --crop 128x128 \
+    --learning-rate 2e-3 --warmup-steps 30 --ema-decay 0.99
+learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage picture "${features[@]}" \
+    --batch-size 8 --learning-rate 2e-3 --warmup-steps 50 --ema-decay 0.99
+learn denoiser 95 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
+    --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995
+learn displacement 10 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
+    --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 40 --weight-decay 0.05 \
+    --ema-decay 0.97 --export "$out"
+
+# Rendering
+for operator in softsplat gaussian; do
+    name=frame_synthesis_${operator/softsplat/softmax}
+    learn "$name" 25 $renderer_steps train_frame_synthesis_$operator.py --data "${data[@]/:0.6/:0.3}" --preset $renderer \
+        --batch-size $((batch / 2)) --crop $crop --learning-rate 1e-3 --warmup-steps 50 --ema-decay 0.99 \
+        ${backbone:+--perceptual-weights "$backbone"} --export "$out/$name"
+done
+
+# Tables and card
+measure=(--device "$device" --seed "$seed" --checkpoint "$out")
+few=(${tiny:+--clips 1})
+once evaluate_motion evaluate.py motion --data "$measured" --samples 2 "${few[@]}" "${measure[@]}" --out "$work/evaluate/motion"
+once evaluate_frames evaluate.py frames --data "$measured" --every 30 "${few[@]}" "${measure[@]}" --out "$work/evaluate/frames"
+once evaluate_still evaluate.py still --scenes $((scenes / 64 + 2)) "${measure[@]}" --out "$work/evaluate/still"
+once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licences "$clips"} --out "$work/evaluate/sources"
+[[ -z $dry ]] || exit 0
+{
+    echo "# Weights of make_default.sh"
+    echo
+    echo "Motion VAE, U-Net, noise schedule and a renderer for each splatting operator; \`training.json\` has the command,"
+    echo "flags, versions, steps, hours and losses of each. Picture features: ${backbone:+SqueezeNet 1.1, $(basename "$backbone")}${backbone:-none, learned here}."
+    echo
+    cat "$work"/evaluate/{sources,motion,frames,still}/results.md
+} | sed "s|$work/||g" >"$out/README.md.part"
+mv "$out/README.md.part" "$out/README.md"
+echo "done: $out ($(du -sh "$out" | cut -f1)); python animate.py photo.jpg --checkpoint $out"

@@ -1,0 +1,150 @@
+"""checkpoints/make_default.sh: parts in order, resumed, in slices; and once for real, on a few scenes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import animate
+from models.checkpoints import DEFAULT_CHECKPOINT
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPT = ROOT / "checkpoints" / "make_default.sh"
+PARTS = "scenes still clips vae picture denoiser displacement frame_synthesis_softmax frame_synthesis_gaussian".split()
+TABLES = ["evaluate_motion", "evaluate_frames", "evaluate_still", "sources"]
+# In place of python: notes what it was called with, and leaves the record that a training leaves.
+STAND_IN = """#!{python}
+import json, os, pathlib, subprocess, sys
+arguments = sys.argv[1:]
+if not arguments[0].endswith(".py"):
+    sys.exit(subprocess.call(["{python}", *arguments]))
+with open(os.environ["CALLS"], "a") as calls:
+    calls.write(json.dumps(arguments) + "\\n")
+out = pathlib.Path(arguments[arguments.index("--out") + 1])
+out.mkdir(parents=True, exist_ok=True)
+(out / "results.md").write_text("| table |\\n")
+if arguments[0].startswith("train_"):
+    to = pathlib.Path(arguments[arguments.index("--export") + 1]).parent if "--export" in arguments else out
+    to = pathlib.Path(arguments[arguments.index("--export") + 1]) if "displacement" in arguments else to
+    to.mkdir(parents=True, exist_ok=True)
+    name = out.name
+    finished = name != os.environ.get("UNFINISHED")
+    known = json.loads((to / "training.json").read_text()) if (to / "training.json").exists() else {{}}
+    record = {{"finished": finished, "flags": {{"out": str(out)}}}}
+    (to / "training.json").write_text(json.dumps({{**known, name: record}}))
+"""
+
+pytestmark = pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+
+
+def call(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(SCRIPT), *flags]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=600)
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path):
+    """Return (environment, calls): the scripts are only noted."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    fake = folder / "python"
+    fake.write_text(STAND_IN.format(python=sys.executable))
+    fake.chmod(fake.stat().st_mode | stat.S_IEXEC)
+    log = tmp_path / "calls.jsonl"
+    environment = {"PATH": f"{folder}:{os.environ['PATH']}", "CALLS": str(log)}
+
+    def calls() -> list[list[str]]:
+        lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+        log.unlink(missing_ok=True)
+        return lines
+
+    return environment, calls
+
+
+def value(arguments: list[str], flag: str) -> str:
+    return arguments[arguments.index(flag) + 1]
+
+
+def test_parts_come_in_order_and_the_finished_ones_once(tmp_path: Path, stand_in) -> None:
+    environment, calls = stand_in
+    clips = tmp_path / "clips.csv"
+    clips.write_text("path,split\n")
+    flags = ["--work", str(tmp_path / "work"), "--clips", str(clips), "--minutes", "25", "--device", "cpu"]
+    result = call(*flags, **environment)
+    assert result.returncode == 0, result.stderr
+    made = calls()
+    assert [Path(value(line, "--out")).name for line in made][: len(PARTS)] == [
+        name if name != "clips" else "real" for name in PARTS
+    ]
+    assert sorted(path.name for path in (tmp_path / "work" / "done").iterdir()) == sorted(PARTS + TABLES)
+    minutes = {
+        Path(value(line, "--out")).name: float(value(line, "--finish-in")) for line in made if "--finish-in" in line
+    }
+    assert minutes["vae"] == 2 and minutes["picture"] + minutes["denoiser"] + minutes["displacement"] == 12
+    assert minutes["frame_synthesis_softmax"] == minutes["frame_synthesis_gaussian"] == 2.5
+    card = (tmp_path / "work" / "checkpoint" / "README.md").read_text()
+    assert card.count("| table |") == 4
+    assert call(*flags, **environment).returncode == 0 and not calls()
+
+
+def test_an_unfinished_training_is_gone_on_with(tmp_path: Path, stand_in) -> None:
+    environment, calls = stand_in
+    flags = ["--work", str(tmp_path / "work"), "--slice", "60", "--device", "cpu"]
+    cut = call(*flags, **environment, UNFINISHED="denoiser")
+    assert cut.returncode == 3 and "denoiser is not done yet; the same command goes on" in cut.stderr
+    before = calls()
+    assert Path(value(before[-1], "--out")).name == "denoiser"
+    assert 59 < float(value(before[-1], "--minutes")) < 60.1 and value(before[-1], "--resume") == "auto"
+    assert call(*flags, **environment).returncode == 0
+    after = calls()
+    assert Path(value(after[0], "--out")).name == "denoiser" and len(after) == 4 + len(TABLES)
+
+
+def test_rendered_scenes_alone(tmp_path: Path) -> None:
+    result = call("--work", str(tmp_path / "work"), "--dry-run", "--device", "cpu")
+    assert result.returncode == 0 and "videos" not in result.stdout and "sets/real" not in result.stdout
+    assert "--backbone none" in result.stdout and "--perceptual-weights" not in result.stdout
+    assert not (tmp_path / "work" / "checkpoint").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--bogus"], "--bogus: not a flag"),
+        (["--minutes", "soon"], "--minutes soon: right: a whole number"),
+        (["--slice", "0"], "--slice 0: right: a whole number above 0"),
+        (["--clips", "gone.csv"], "--clips gone.csv: no such file"),
+        (["--scenes"], "--scenes: needs a value"),
+    ],
+)
+def test_mistakes_are_one_line(flags, message) -> None:
+    result = call(*flags)
+    assert result.returncode == 2 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_tiny_run_from_nothing_animates(tmp_path: Path) -> None:
+    out = tmp_path / "made"
+    environment = {"OMP_NUM_THREADS": "2", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    result = call("--tiny", "--work", str(tmp_path / "work"), "--out", str(out), "--device", "cpu", **environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    records = json.loads((out / "training.json").read_text())
+    assert {"vae", "unet", "frame_synthesis_softmax", "frame_synthesis_gaussian"} <= set(records)
+    assert "rendered scenes" in (out / "README.md").read_text()
+    picture = ROOT / "data" / "samples" / "red_flowers.jpg"
+    flags = ["--checkpoint", str(out), "--seconds", "0.2", "--size", "128", "--steps", "2", "--device", "cpu"]
+    assert animate.main([str(picture), *flags, "--out", str(tmp_path / "video.mp4")]) == 0
+
+
+def test_checkpoints_in_git_are_small_safetensors() -> None:
+    files = [path for path in DEFAULT_CHECKPOINT.parent.rglob("*") if path.is_file()]
+    weights = [path for path in files if path.suffix not in {".json", ".md", ".sh"}]
+    assert weights and all(path.suffix == ".safetensors" for path in weights)
+    assert sum(path.stat().st_size for path in files if DEFAULT_CHECKPOINT in path.parents) <= 24 * 2**20
+    assert sum(path.stat().st_size for path in files) <= 32 * 2**20
