@@ -7,7 +7,11 @@ coordinate q_k per mode gives the displacement F(x) = sum_k Re(S_k(x) q_k), and 
 
 m_k is the modal mass of an evenly dense picture, so how strongly the wind drove a mode cancels out: what counts is how
 much of the mode is at p. Ours: f is not given but solved for, so that the point under the pointer goes where the
-pointer is, up to a limit (`Simulation.hold`). Bin 0, the drift, takes no part.
+pointer is, up to a limit (`Simulation.hold`); several pointers share one solution. Bin 0, the drift, takes no part.
+
+Wind (ours) is noise that drives every mode, as strong as keeps E |q_k|^2 at wind^2 whatever the damping: at 1 the
+picture moves as far as its spectrum says. It is drawn by a counter and a hash, not by a generator of the language, so
+that the web page draws the same. A picture that is held is out of the wind.
 """
 
 from __future__ import annotations
@@ -149,6 +153,8 @@ class Simulation:
     Attributes:
         q, velocity: (M,) complex128, q_k and q_k'.
         damping: xi >= 0, of all modes; 1 is critical.
+        wind: how far the wind moves the picture, 1: as far as its spectrum says; 0: none.
+        active: (M,) bool, the modes that take part; see `set_active`.
         strength: how many pixels the point moves for one of the pointer; it scales the limit too.
         limit_px: no pixel of a held pose is displaced further, and no flick brings `reach` beyond (times strength).
     """
@@ -156,7 +162,8 @@ class Simulation:
     def __init__(self, modes: Modes, *, damping: float = DEFAULT_DAMPING, limit_px: float | None = None) -> None:
         if not (math.isfinite(damping) and damping >= 0):
             raise ValueError(f"damping: expected a number of at least 0, got {damping}")
-        self.modes, self.damping, self.strength = modes, damping, 1.0
+        self.modes, self.damping, self.strength, self.wind = modes, damping, 1.0, 0.0
+        self.active = torch.ones(len(modes.shapes), dtype=torch.bool)
         self.limit_px = default_limit_px(modes.size) if limit_px is None else limit_px
         self.reset()
 
@@ -164,7 +171,15 @@ class Simulation:
         """Go back to the picture at rest."""
         self.q = torch.zeros(len(self.modes.shapes), dtype=torch.complex128)
         self.velocity = torch.zeros_like(self.q)
+        self._held: dict[int, tuple[float, float, float, float, float]] = {}
         self._target: Tensor | None = None
+        self._gusts = 0
+
+    def set_active(self, mode: int, active: bool) -> None:
+        """Let a mode take part or not; one that does not is at rest."""
+        self.active[mode] = active
+        self.q[mode] = self.velocity[mode] = 0
+        self._pull()
 
     def flick(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX) -> None:
         """Add the velocity (dx, dy), px/s, to the point (x, y), px of the grid: q' changes and q does not jump.
@@ -172,8 +187,8 @@ class Simulation:
         As much of it is added as keeps `reach` within the limit, or where it already is.
         """
         modes = self.modes
-        mobility = _reciprocal(modes.mass)  # 1 / m_k
-        change = self._solve(x, y, dx, dy, extent_px, mobility, modes.largest_response[1])
+        mobility = _reciprocal(modes.mass) * self.active  # 1 / m_k
+        change = self._solve([(x, y, dx, dy, extent_px)], mobility, modes.largest_response[1])
         # Where does the square of a pixel's swing, a + b s + c s^2 in the share s of the change, reach the limit's?
         squared = modes.amplitude.double().square()
         speeds = 1 / modes.omega.square()
@@ -184,33 +199,65 @@ class Simulation:
         shares = torch.where(c > 0, ((b * b + 4 * c * room).sqrt() - b) / (2 * c), torch.inf)
         self.velocity = self.velocity + min(1.0, float(shares.min())) * change
 
-    def hold(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX) -> None:
+    def hold(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX, pointer: int = 0) -> None:
         """Pull the point (x, y) towards the displacement (dx, dy), px of the grid, until `release`.
 
         The pull ends where the point, or its Gaussian mean, is displaced by (dx, dy), if no pixel is then displaced by
-        more than the limit; else at the same pose scaled down to the limit. Call it again as the pointer moves.
+        more than the limit; else at the same pose scaled down to the limit. Call it again as the pointer moves. Each
+        `pointer` holds one point; where their wishes contradict each other, they meet in the middle (least squares).
         """
+        self._held[pointer] = (x, y, dx, dy, extent_px)
+        self._pull()
+
+    def release(self, pointer: int = 0) -> None:
+        """Let go: without a pointer that still holds, the modes swing on from where they are."""
+        self._held.pop(pointer, None)
+        self._pull()
+
+    def _pull(self) -> None:
+        """Find the pose that the pointers draw the picture to."""
+        if not self._held:
+            self._target = None
+            return
         modes = self.modes
-        compliance = _reciprocal(modes.mass) / modes.omega.square()  # 1 / (m_k w_k^2)
-        target = self._solve(x, y, dx, dy, extent_px, compliance, modes.largest_response[0])
+        compliance = _reciprocal(modes.mass) / modes.omega.square() * self.active  # 1 / (m_k w_k^2)
+        target = self._solve(list(self._held.values()), compliance, modes.largest_response[0])
         furthest, limit = float(self._field(target).square().sum(0).max()) ** 0.5, self.limit_px * self.strength
         self._target = target * (limit / furthest) if furthest > limit else target
-
-    def release(self) -> None:
-        """Let go: the modes swing on from where they are."""
-        self._target = None
 
     def step(self, dt: float) -> None:
         """Advance by dt >= 0 seconds, exactly for any dt: free modes, or modes drawn to the held pose."""
         if self._target is None:
             self.q, self.velocity = oscillate(self.q, self.velocity, self.modes.omega, self.damping, dt)
+            if self.wind > 0:
+                self._blow(dt)
         else:
             omega = self.modes.omega.clamp(min=2 * math.pi * HOLD_HZ)
             offset, self.velocity = oscillate(self.q - self._target, self.velocity, omega, 1.0, dt)
             self.q = self._target + offset
 
+    def _blow(self, dt: float) -> None:
+        """Add the noise of a wind that keeps E |q_k|^2 = wind^2 and E |q_k'|^2 = w^2 wind^2, exactly for any dt.
+
+        Real and imaginary part have the stationary covariance C = wind^2 / 2 diag(1, w^2), and the free step is the
+        matrix P, so what dt adds has the covariance C - P C P^T, here by its Cholesky factor.
+        """
+        omega = self.modes.omega
+        one, none = torch.ones_like(omega), torch.zeros_like(omega)
+        (qq, vq), (qv, vv) = (oscillate(*start, omega, self.damping, dt) for start in ((one, none), (none, one)))
+        place = self.wind**2 / 2
+        speed = place * omega.square()
+        of_q = (place - qq.square() * place - qv.square() * speed).clamp(min=0).sqrt()
+        shared = -(qq * vq * place + qv * vv * speed) / of_q.clamp(min=1e-300)
+        of_v = (speed - vq.square() * place - vv.square() * speed - shared.square()).clamp(min=0).sqrt()
+        noise = torch.tensor([gust(self._gusts, part) for part in range(4 * len(omega))], dtype=torch.float64)
+        self._gusts += 1
+        first, second = torch.view_as_complex(noise.view(-1, 2, 2)).T * self.active  # (M,) each
+        self.q = self.q + of_q * first
+        self.velocity = self.velocity + shared * first + of_v * second
+
     def energy(self) -> float:
-        """Return sum_k m_k (|q'|^2 + w^2 |q|^2) / 2, px^2/s^2: it never grows unless held or flicked."""
+        """Return sum_k m_k (|q'|^2 + w^2 |q|^2) / 2, px^2/s^2: it never grows unless held, flicked or blown at."""
         kinetic = self.velocity.abs().square() + (self.modes.omega * self.q.abs()).square()
         return float((self.modes.mass * kinetic).sum() / 2)
 
@@ -237,25 +284,41 @@ class Simulation:
         dx, dy = (self.modes.sample(x, y, extent_px) * self.q[:, None]).sum(0).real.tolist()
         return dx, dy
 
-    def _solve(
-        self, x: float, y: float, dx: float, dy: float, extent_px: float, weights: Tensor, largest: float
-    ) -> Tensor:
-        """Return c_k = weights_k conj(S_k(p) . f), with f such that sum_k Re(S_k(p) c_k) = strength (dx, dy).
+    def _solve(self, pulls: list[tuple[float, float, float, float, float]], weights: Tensor, largest: float) -> Tensor:
+        """Return c_k = weights_k conj(sum_i S_k(p_i) . f_i), with sum_k Re(S_k(p_i) c_k) = strength (dx, dy)_i.
 
-        The point's response is A f with A = sum_k weights_k Re(S_k S_k^H), 2 x 2, and A is nearly singular where the
-        point moves along a line only, or not at all; so f minimises |A f - d|^2 + stiff^2 |f|^2. `largest` is the
-        largest trace of A of any pixel.
+        The points' response to n forces is A f with A_ij = sum_k weights_k Re(S_k(p_i) S_k(p_j)^H), 2n x 2n, and A is
+        nearly singular where a point moves along a line only, or not at all, or where two are as one; so f minimises
+        |A f - d|^2 + stiff^2 |f|^2.
+
+        Args:
+            pulls: (x, y, dx, dy, extent) of each point, px of the grid.
+            weights: (M,) of the modes.
+            largest: the largest trace of any pixel's A.
         """
-        shape = self.modes.sample(x, y, extent_px)  # (M, 2)
-        response = torch.einsum("m,mi,mj->ij", weights.to(shape), shape, shape.conj()).real  # (2, 2)
-        stiff = max(STIFF_SHARES[0] * float(response.trace()), STIFF_SHARES[1] * largest)
+        shape = torch.cat([self.modes.sample(x, y, extent) for x, y, _, _, extent in pulls], dim=1)  # (M, 2n)
+        response = torch.einsum("m,mi,mj->ij", weights.to(shape), shape, shape.conj()).real  # (2n, 2n)
+        stiff = max(STIFF_SHARES[0] * float(response.trace()) / len(pulls), STIFF_SHARES[1] * largest)
         if stiff == 0:
             return torch.zeros_like(self.q)
-        wanted = self.strength * torch.tensor([dx, dy], dtype=torch.float64)
+        wanted = self.strength * torch.tensor([part for pull in pulls for part in pull[2:4]], dtype=torch.float64)
         # In units of `stiff`, so that squares of tiny compliances do not vanish.
         response = response / stiff
-        force = torch.linalg.solve(response @ response + torch.eye(2, dtype=torch.float64), response @ wanted) / stiff
+        one = torch.eye(len(wanted), dtype=torch.float64)
+        force = torch.linalg.solve(response @ response + one, response @ wanted) / stiff
         return weights * (shape @ force.to(shape)).conj()
+
+
+def gust(number: int, part: int) -> float:
+    """Return a number of mean 0 and variance 1, the same for the same arguments here and in web/simulation.js.
+
+    32-bit integers are mixed as in "lowbias32" (Wellons 2018), which JavaScript has in Math.imul and >>>.
+    """
+    mixed = (number * 0x9E3779B1 + part * 0x85EBCA77 + 0x27D4EB2F) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 16)) * 0x7FEB352D) & 0xFFFFFFFF
+    mixed = ((mixed ^ (mixed >> 15)) * 0x846CA68B) & 0xFFFFFFFF
+    mixed ^= mixed >> 16
+    return ((mixed + 0.5) / 2**31 - 1) * math.sqrt(3)
 
 
 def _reciprocal(mass: Tensor) -> Tensor:

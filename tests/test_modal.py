@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from motion.modal import Modes, Simulation, dequantise, oscillate, quantise
+from motion.modal import EXTENT_PX, Modes, Simulation, dequantise, gust, oscillate, quantise
 
 SIZE = (12, 20)
 
@@ -259,3 +259,66 @@ def test_wrong_arguments():
         Modes(torch.zeros(2, 2, 4, 4, dtype=torch.complex64), torch.tensor([0.0, 1.0]))
     with pytest.raises(ValueError, match="damping"):
         Simulation(example_modes(), damping=-0.1)
+
+
+def test_gusts_are_even_noise_and_always_the_same():
+    values = torch.tensor([gust(number, part) for number in range(500) for part in range(8)], dtype=torch.float64)
+    assert abs(float(values.mean())) < 0.05 and float(values.var()) == pytest.approx(1.0, abs=0.05)
+    grid = values.view(500, 8)
+    assert float(torch.corrcoef(grid.T).fill_diagonal_(0).abs().max()) < 0.2
+    assert float((grid[1:] * grid[:-1]).mean().abs()) < 0.05
+    assert [round(gust(number, part), 9) for number, part in ((0, 0), (1, 0), (0, 1), (10**6, 31))] == [
+        0.968473563,
+        -0.920926389,
+        0.092389488,
+        0.18970886,
+    ]
+
+
+@pytest.mark.parametrize("damping", [0.05, 0.3])
+@pytest.mark.parametrize("dt", [1 / 60, 0.2])
+def test_wind_moves_the_modes_as_far_as_the_spectrum_says(damping, dt):
+    simulation = Simulation(example_modes(), damping=damping)
+    simulation.wind = 0.5
+    squares = []
+    for step in range(round(600 / dt**0.5)):
+        simulation.step(dt)
+        if step > 200:
+            squares.append(simulation.q.abs().square())
+    assert torch.stack(squares).mean(0).mean() == pytest.approx(0.25, rel=0.35)
+    simulation.wind = 0.0
+    energy = simulation.energy()
+    simulation.step(1.0)
+    assert simulation.energy() < energy
+
+
+def test_two_pointers_hold_two_points():
+    simulation = Simulation(example_modes(), damping=0.2, limit_px=1e9)
+    simulation.hold(3, 2, 0.3, 0.1, pointer=1)
+    simulation.hold(12, 9, -0.2, 0.2, pointer=2)
+    for _ in range(60):
+        simulation.step(0.1)
+    assert simulation.displacement_at(3, 2, extent_px=EXTENT_PX) == pytest.approx((0.3, 0.1), abs=0.08)
+    assert simulation.displacement_at(12, 9, extent_px=EXTENT_PX) == pytest.approx((-0.2, 0.2), abs=0.08)
+    simulation.release(1)
+    for _ in range(60):
+        simulation.step(0.1)
+    assert simulation.displacement_at(12, 9, extent_px=EXTENT_PX) == pytest.approx((-0.2, 0.2), abs=0.08)
+    simulation.release(2)
+    energy = simulation.energy()
+    simulation.step(0.5)
+    assert simulation.energy() < energy
+
+
+def test_a_mode_that_takes_no_part_is_at_rest():
+    simulation = Simulation(example_modes(), damping=0.1)
+    simulation.set_active(0, False)
+    simulation.wind = 1.0
+    simulation.flick(3, 2, 5.0, 1.0)
+    simulation.hold(3, 2, 1.0, 0.0)
+    for _ in range(5):
+        simulation.step(0.1)
+    assert simulation.q[0] == 0 and simulation.velocity[0] == 0 and simulation.q[1:].abs().min() > 0
+    simulation.set_active(0, True)
+    simulation.step(0.1)
+    assert simulation.q[0] != 0
