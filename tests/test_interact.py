@@ -164,7 +164,8 @@ for (const [name, ...values] of actions) {
     for (let y = 0; y < description.height; y += 5)
       for (let x = 0; x < description.width; x += 5) points.push(simulation.displacementAt(x, y));
     results.push({ points, energy: simulation.energy(), reach: simulation.reach() });
-  } else simulation[name](...values);
+  } else if (name === "hold") simulation.hold(...values.slice(0, 4), values.length > 4 ? values[5] : 0);
+  else simulation[name](...values);
 }
 const [x, y] = simulation.locate(30, 14);
 const [dx, dy] = simulation.displacementAt(x, y);
@@ -193,6 +194,19 @@ def test_javascript_simulates_what_python_does(damping):
         ("step", 1.0),
         ("read",),
         ("release",),
+        ("set", "wind", 0.4),
+        *[("step", dt) for dt in (1 / 60, 1 / 30, 0.1)],
+        ("read",),
+        ("set", "wind", 0.0),
+        ("hold", 30, 12, 0.9, 0.2, "pointer", 1),
+        ("hold", 38, 22, -0.5, 0.6, "pointer", 2),
+        ("step", 0.4),
+        ("read",),
+        ("setActive", 1, False),
+        ("release", 1),
+        ("step", 0.2),
+        ("read",),
+        ("release", 2),
         ("set", "strength", 1.5),
         ("flick", 27, 9, 900.0, 400.0),  # beyond the limit
         ("step", 0.8),
@@ -206,8 +220,10 @@ def test_javascript_simulates_what_python_does(damping):
         elif name == "read":
             field = simulation.displacement()[:, ::5, ::5].flatten(1).T
             expected.append((field.numpy(), simulation.energy(), simulation.reach()))
+        elif name == "hold":
+            simulation.hold(*values[:4], pointer=values[5] if len(values) > 4 else 0)
         else:
-            getattr(simulation, name)(*values)
+            {"setActive": simulation.set_active}.get(name, getattr(simulation, name, None))(*values)
 
     given = {
         "description": json.loads(element(page, "description")),
@@ -220,7 +236,7 @@ def test_javascript_simulates_what_python_does(damping):
     )
     assert answer.returncode == 0, answer.stderr
     answer = json.loads(answer.stdout)
-    assert len(answer["results"]) == len(expected) == 5
+    assert len(answer["results"]) == len(expected) == 8
     for have, (field, energy, reach) in zip(answer["results"], expected, strict=True):
         assert np.abs(np.array(have["points"]) - field).max() < 1e-3, "0.02 px is promised"
         assert have["energy"] == pytest.approx(energy, rel=1e-4)

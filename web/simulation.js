@@ -60,6 +60,32 @@ const Modal = (() => {
     return [cosine + decay * sine, sine, -omega * omega * sine, cosine - decay * sine];
   }
 
+  // A number of mean 0 and variance 1 that depends on its arguments alone; motion.modal.gust, in 32-bit integers.
+  function gust(number, part) {
+    let mixed = (Math.imul(number, 0x9e3779b1) + Math.imul(part, 0x85ebca77) + 0x27d4eb2f) >>> 0;
+    mixed = Math.imul(mixed ^ (mixed >>> 16), 0x7feb352d) >>> 0;
+    mixed = Math.imul(mixed ^ (mixed >>> 15), 0x846ca68b) >>> 0;
+    mixed = (mixed ^ (mixed >>> 16)) >>> 0;
+    return ((mixed + 0.5) / 2 ** 31 - 1) * Math.sqrt(3);
+  }
+
+  // Solve A x = b for a small symmetric positive definite A (rows of numbers), by elimination; A and b are used up.
+  function solveSystem(rows, right) {
+    const count = right.length;
+    for (let pivot = 0; pivot < count; pivot++) {
+      for (let i = pivot + 1; i < count; i++) {
+        const share = rows[i][pivot] / rows[pivot][pivot];
+        for (let j = pivot; j < count; j++) rows[i][j] -= share * rows[pivot][j];
+        right[i] -= share * right[pivot];
+      }
+    }
+    for (let i = count - 1; i >= 0; i--) {
+      for (let j = i + 1; j < count; j++) right[i] -= rows[i][j] * right[j];
+      right[i] /= rows[i][i];
+    }
+    return right;
+  }
+
   class Simulation {
     // description: { height, width, frequenciesHz, constants }; shapes as dequantise returns them.
     constructor(shapes, description) {
@@ -71,6 +97,8 @@ const Modal = (() => {
       this.numModes = this.omega.length;
       this.damping = description.constants.damping;
       this.strength = 1;
+      this.wind = 0;
+      this.active = new Array(this.numModes).fill(true);
       this.limitPx = description.constants.limitPx;
       this.measureShapes();
       this.reset();
@@ -114,7 +142,21 @@ const Modal = (() => {
     reset() {
       this.q = new Float64Array(2 * this.numModes);
       this.velocity = new Float64Array(2 * this.numModes);
+      this.held = new Map();
       this.target = null;
+      this.gusts = 0;
+    }
+
+    // A mode that takes no part is at rest.
+    setActive(mode, active) {
+      this.active[mode] = active;
+      for (const part of [2 * mode, 2 * mode + 1]) this.q[part] = this.velocity[part] = 0;
+      this.pull();
+    }
+
+    // Weights of the modes, 0 for those that take no part.
+    ofActive(weights) {
+      return weights.map((weight, k) => (this.active[k] ? weight : 0));
     }
 
     // S_k at a point: [re_x, im_x, re_y, im_y] of every mode, a Gaussian mean of extentPx, or bilinear when that is 0.
@@ -136,39 +178,47 @@ const Modal = (() => {
       return result;
     }
 
-    // c_k = weight_k conj(S_k . f), with the force f that brings the point to (dx, dy) as far as it can move.
-    solve(x, y, dx, dy, extentPx, weights, largest) {
-      const shape = this.sample(x, y, extentPx);
-      let xx = 0, xy = 0, yy = 0;
-      for (let k = 0; k < this.numModes; k++) {
-        const [rx, ix, ry, iy] = shape.subarray(4 * k, 4 * k + 4);
-        xx += weights[k] * (rx * rx + ix * ix);
-        xy += weights[k] * (rx * ry + ix * iy);
-        yy += weights[k] * (ry * ry + iy * iy);
+    // c_k = weight_k conj(sum of S_k(p) . f), with the forces f that bring the points to where they are pulled, as far
+    // as they can move. pulls: [x, y, dx, dy, extentPx] of each point.
+    solve(pulls, weights, largest) {
+      const shapes = pulls.map(([x, y, , , extentPx]) => this.sample(x, y, extentPx));
+      const count = 2 * pulls.length;
+      // Real and imaginary part of component i (x and y of the first point, of the second, ...) of mode k.
+      const part = (i, k) => [shapes[i >> 1][4 * k + 2 * (i & 1)], shapes[i >> 1][4 * k + 2 * (i & 1) + 1]];
+      const response = Array.from({ length: count }, () => new Float64Array(count));
+      let trace = 0;
+      for (let i = 0; i < count; i++) {
+        for (let j = 0; j < count; j++) {
+          for (let k = 0; k < this.numModes; k++) {
+            const [ri, ii] = part(i, k), [rj, ij] = part(j, k);
+            response[i][j] += weights[k] * (ri * rj + ii * ij);
+          }
+        }
+        trace += response[i][i];
       }
       const [ofOwn, ofLargest] = this.constants.stiffShares;
-      const stiff = Math.max(ofOwn * (xx + yy), ofLargest * largest);
+      const stiff = Math.max((ofOwn * trace) / pulls.length, ofLargest * largest);
       const change = new Float64Array(2 * this.numModes);
       if (stiff === 0) return change;
-      xx /= stiff;
-      xy /= stiff;
-      yy /= stiff;
-      // (A A + 1) f = A d / stiff, 2 x 2, with A in units of stiff.
-      const a = xx * xx + xy * xy + 1, b = xy * (xx + yy), c = xy * xy + yy * yy + 1;
-      const scale = this.strength / stiff / (a * c - b * b);
-      const rightX = xx * dx + xy * dy, rightY = xy * dx + yy * dy;
-      const fx = scale * (c * rightX - b * rightY);
-      const fy = scale * (a * rightY - b * rightX);
+      // (A A + 1) f = A d / stiff, with A in units of stiff.
+      for (const row of response) for (let j = 0; j < count; j++) row[j] /= stiff;
+      const wanted = pulls.flatMap(([, , dx, dy]) => [this.strength * dx, this.strength * dy]);
+      const dot = (one, other) => one.reduce((sum, value, i) => sum + value * other[i], 0);
+      const rows = response.map((row, i) => response.map((other, j) => dot(row, other) + (i === j ? 1 : 0)));
+      const force = solveSystem(rows, response.map((row) => dot(row, wanted))).map((value) => value / stiff);
       for (let k = 0; k < this.numModes; k++) {
-        change[2 * k] = weights[k] * (shape[4 * k] * fx + shape[4 * k + 2] * fy);
-        change[2 * k + 1] = -weights[k] * (shape[4 * k + 1] * fx + shape[4 * k + 3] * fy);
+        for (let i = 0; i < count; i++) {
+          const [real, imaginary] = part(i, k);
+          change[2 * k] += weights[k] * real * force[i];
+          change[2 * k + 1] -= weights[k] * imaginary * force[i];
+        }
       }
       return change;
     }
 
     // Add the velocity (dx, dy), px/s, to a point, as far as `reach` stays within the limit, or where it already is.
     flick(x, y, dx, dy, extentPx = this.constants.extentPx) {
-      const change = this.solve(x, y, dx, dy, extentPx, this.mobility, this.largestMobility);
+      const change = this.solve([[x, y, dx, dy, extentPx]], this.ofActive(this.mobility), this.largestMobility);
       // Where does the square of a pixel's swing, a + b s + c s^2 in the share s of the change, reach the limit's?
       const v = this.velocity;
       const a = this.squaredSwing();
@@ -188,9 +238,25 @@ const Modal = (() => {
       this.velocity = v.map((value, i) => value + share * change[i]);
     }
 
-    // Pull a point towards the displacement (dx, dy), px, until release; no pixel of the pose goes beyond the limit.
-    hold(x, y, dx, dy, extentPx = this.constants.extentPx) {
-      const target = this.solve(x, y, dx, dy, extentPx, this.compliance, this.largestCompliance);
+    // Pull a point towards the displacement (dx, dy), px, until release; no pixel of the pose goes beyond the limit. Each
+    // pointer, whatever it is named, holds one point.
+    hold(x, y, dx, dy, pointer = 0, extentPx = this.constants.extentPx) {
+      this.held.set(pointer, [x, y, dx, dy, extentPx]);
+      this.pull();
+    }
+
+    release(pointer = 0) {
+      this.held.delete(pointer);
+      this.pull();
+    }
+
+    // The pose that the pointers draw the picture to.
+    pull() {
+      if (this.held.size === 0) {
+        this.target = null;
+        return;
+      }
+      const target = this.solve([...this.held.values()], this.ofActive(this.compliance), this.largestCompliance);
       const furthest = this.furthest(target);
       const limit = this.limitPx * this.strength;
       this.target = furthest > limit ? target.map((value) => (value * limit) / furthest) : target;
@@ -213,10 +279,6 @@ const Modal = (() => {
       return Math.sqrt(most);
     }
 
-    release() {
-      this.target = null;
-    }
-
     step(dt) {
       if (!(dt >= 0 && Number.isFinite(dt))) throw new RangeError(`dt: expected seconds of at least 0, got ${dt}`);
       for (let k = 0; k < this.numModes; k++) {
@@ -231,6 +293,26 @@ const Modal = (() => {
           this.velocity[i] = vz * z + vv * velocity;
         }
       }
+      if (this.target === null && this.wind > 0) this.blow(dt);
+    }
+
+    // The noise of a wind that keeps E |q_k|^2 = wind^2, exactly for any dt: see Simulation._blow in motion/modal.py.
+    blow(dt) {
+      const place = this.wind ** 2 / 2;
+      for (let k = 0; k < this.numModes; k++) {
+        if (!this.active[k]) continue;
+        const speed = place * this.omega[k] ** 2;
+        const [qq, qv, vq, vv] = propagator(this.omega[k], this.damping, dt);
+        const ofQ = Math.sqrt(Math.max(place - qq * qq * place - qv * qv * speed, 0));
+        const shared = -(qq * vq * place + qv * vv * speed) / Math.max(ofQ, 1e-300);
+        const ofV = Math.sqrt(Math.max(speed - vq * vq * place - vv * vv * speed - shared * shared, 0));
+        for (let part = 0; part < 2; part++) {
+          const first = gust(this.gusts, 4 * k + part), second = gust(this.gusts, 4 * k + 2 + part);
+          this.q[2 * k + part] += ofQ * first;
+          this.velocity[2 * k + part] += shared * first + ofV * second;
+        }
+      }
+      this.gusts++;
     }
 
     energy() {
