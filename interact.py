@@ -1,7 +1,8 @@
-"""Make a picture one can poke: one HTML file that opens by double click, without network or server.
+"""Make a picture one can poke: one HTML file that opens by double click, without network or server; or a video of it.
 
 python interact.py photo.jpg                          predicts the motion and writes outputs/photo.html
 python interact.py photo.jpg --flow outputs/flow.npz  takes a motion file of generate_motion.py
+python interact.py photo.jpg --video poke.mp4 --poke "300,200,40,-10@0.5" "120,80,-30,0@2"
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cli import ON_CPU, Parser, add_shared_flags, check_output_file, command, positive_int, run
-from training.playback import read_pictures
+from training.cli import HALF_PRECISION, ON_CPU, Parser, check_output_file, command, positive_int, run
+from training.playback import add_rendering_flags, note_sizes, read_pictures
+from training.poke_video import add_poke_flags, check_poke_flags, poke_on_video
 from training.sampling import add_sampling_flags, load_pipeline, sampling_options
 
 if TYPE_CHECKING:
@@ -30,6 +32,8 @@ WEB_FOLDER = Path(__file__).resolve().parent / "web"
 SCRIPTS = ("simulation.js", "renderer.js", "interaction.js")  # run in this order
 SHADERS = ("displace_vertex", "displace_fragment", "draw_vertex", "draw_fragment")
 PAGE_SIZE_PX = 1024
+# The loop for browsers without WebGL 2.
+LOOP_SIZE_PX, LOOP_FPS = 320, 10.0
 # The shader holds a coordinate for every mode; WebGL2 promises room for a good 200.
 MOST_MODES = 128
 # A motion grid finer than this makes a page of tens of megabytes that moves no better.
@@ -47,7 +51,8 @@ def make_parser() -> Parser:
     add("--size", type=positive_int, default=PAGE_SIZE_PX, metavar="PX",
         help="long side of the picture in the page; never enlarged")  # fmt: skip
     add_sampling_flags(parser)
-    add_shared_flags(parser, "seed", "device")
+    add_poke_flags(parser)
+    add_rendering_flags(parser, "seed", "device")
     return parser
 
 
@@ -78,17 +83,19 @@ def page_modes(motion: Motion, name: str) -> Modes:
     return Modes.from_spectrum(spectrum, motion.period_s).stilled()
 
 
-def build_page(image: torch.Tensor, modes: Modes, title: str) -> str:
+def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) -> str:
     """Return the page as text, with everything it needs inside.
 
     Args:
         image: (3, H, W) in [0, 1].
         modes: on the motion grid of the same picture.
+        motion: what the modes are of; browsers without WebGL 2 show a loop of it.
         title: shown by the browser, and read out to those who do not see the picture.
     """
     import base64
     import zlib
 
+    from data.media import encode_jpeg
     from motion import modal
 
     codes, scale = modal.quantise(modes)
@@ -112,6 +119,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str) -> str:
     values = {
         "TITLE": html.escape(title),
         "PICTURE": base64.b64encode(encode_jpeg(image)).decode(),
+        "LOOP": base64.b64encode(encode_loop(image, motion)).decode(),
         "DAMPING": str(modal.DEFAULT_DAMPING),
         "DESCRIPTION": inline_json(description),
         "MODES": base64.b64encode(packed).decode(),
@@ -119,6 +127,21 @@ def build_page(image: torch.Tensor, modes: Modes, title: str) -> str:
         "SCRIPT": "\n".join(read_source(name) for name in SCRIPTS),
     }
     return fill_template(read_source("page.html"), values)
+
+
+def encode_loop(image: torch.Tensor, motion: Motion) -> bytes:
+    """Render one period of a motion (as it was predicted, not poked) in image space, as a small looping WebP."""
+    import torch
+
+    from data.media import encode_webp_loop, resize_image
+    from models.rendering import render_frames
+    from motion.looping import plan_playback
+
+    share = min(1.0, LOOP_SIZE_PX / max(image.shape[-2:]))
+    small = resize_image(image, tuple(max(16, round(side * share)) for side in image.shape[-2:]))
+    playback = plan_playback(seconds=motion.period_s, fps=LOOP_FPS, period_s=motion.period_s, loop=True)
+    frames = torch.cat(list(render_frames(small, motion.without_drift(), playback)))
+    return encode_webp_loop(frames, fps=LOOP_FPS)
 
 
 def inline_json(value: dict) -> str:
@@ -139,42 +162,38 @@ def read_source(name: str) -> str:
     return (WEB_FOLDER / name).read_text(encoding="utf-8")
 
 
-def encode_jpeg(image: torch.Tensor) -> bytes:
-    """Encode a picture (3, H, W) in [0, 1] as data.media writes JPEG files."""
-    import tempfile
-
-    from data.media import write_image
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "picture.jpg"
-        write_image(path, image)
-        return path.read_bytes()
-
-
-@command(memory_flags=("--guidance", ON_CPU))
+@command(memory_flags=("--guidance", "--size", HALF_PRECISION, ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Write one page; returns the exit code."""
     args = make_parser().parse_args(argv)
     out = args.out or Path("outputs") / f"{args.picture.stem}.html"
     check_output_file(out, "--out", (".html", ".htm"))
     options = sampling_options(args)
+    check_poke_flags(args)
 
-    from data.media import atomic_path
+    from data.media import atomic_path, picture_size
     from motion.motion_file import load_motion
 
     # Picture and motion
     image, source = read_pictures(args.picture, args.size)
+    height, width = picture_size(args.picture)
+    if max(height, width) > args.size:
+        size = (width, height, image.shape[-1], image.shape[-2])
+        logger.info("%s: %d x %d px, scaled to %d x %d (--size)", args.picture, *size)
     if args.flow:
         motion = load_motion(args.flow)
         motion.check_aspect(*source.shape[-2:], str(args.flow))
+        note_sizes(motion, source, str(args.flow))
     else:
         motion = load_pipeline(args).predict(source, **options)
     modes = page_modes(motion, str(args.flow or args.picture))
     if float(modes.amplitude.max()) == 0:
         logger.info("%s: nothing in it moves, the page will hold a still picture", args.flow or args.picture)
+    if args.video:
+        return poke_on_video(args, image, modes, motion)
 
     # Page
-    page = build_page(image, modes, args.picture.stem.replace("_", " "))
+    page = build_page(image, modes, args.picture.stem.replace("_", " "), motion)
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     logger.info("%s: %.1f MB, %d modes; open it in a browser", out, len(page) / 1e6, len(modes.shapes))

@@ -151,6 +151,17 @@ def read_image(path: str | Path, *, max_side: int | None = None) -> torch.Tensor
     return _over_background(_read_rgba(Path(path), max_side, MIN_SIDE_PX), 1.0)
 
 
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Return (H, W) of a picture's file, upright, without decoding it; MediaError as `read_image`."""
+    path = Path(path)
+    check_input_file(path, "a picture")
+    with open(path, "rb") as file, _open(path, file) as image:
+        width, height = image.size
+        # Pillow turns TIFFs upright by itself.
+        lies = image.format != "TIFF" and "t" in _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1), "")
+    return (width, height) if lies else (height, width)
+
+
 def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = False) -> torch.Tensor:
     """Read a mask (1, H, W) in [0, 1] at `size` = (height, width) px: white moves, black and transparent stay still.
 
@@ -303,6 +314,22 @@ def encode_png(image: torch.Tensor) -> bytes:
     """Encode a picture (3, H, W) in [0, 1] as the bytes of an 8-bit PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(to_bytes(image)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def encode_jpeg(image: torch.Tensor) -> bytes:
+    """Encode a picture (3, H, W) in [0, 1] as the bytes of a JPEG file, as `write_image` writes them."""
+    buffer = io.BytesIO()
+    Image.fromarray(to_bytes(image)).save(buffer, "JPEG", **_SAVE_OPTIONS[".jpg"])
+    return buffer.getvalue()
+
+
+def encode_webp_loop(frames: torch.Tensor, *, fps: float, quality: int = 50) -> bytes:
+    """Encode frames (T, 3, H, W) in [0, 1] as the bytes of a WebP file that plays them over and over."""
+    buffer = io.BytesIO()
+    first, *others = [Image.fromarray(to_bytes(frame)) for frame in frames]
+    options = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
+    first.save(buffer, "WEBP", quality=quality, **options)
     return buffer.getvalue()
 
 

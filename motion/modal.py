@@ -17,12 +17,14 @@ that the web page draws the same. A picture that is held is out of the wind.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
+from .motion_file import Motion
 from .spectrum import PERIOD_S
 
 DEFAULT_DAMPING = 0.08
@@ -37,6 +39,8 @@ EXTENT_PX = 1.5
 STIFF_SHARES = (0.02, 0.002)
 # A pixel moving less than the first share of the highest amplitude is still; above the second it is left as it is.
 STILL_SHARES = (0.02, 0.06)
+# How long a poke pulls, seconds.
+PULL_S = 0.4
 # Codes are 128 + round(127 v): zero is a code of its own, so what is still stays exactly still.
 ZERO_CODE, CODE_STEPS = 128, 127
 
@@ -319,6 +323,55 @@ def gust(number: int, part: int) -> float:
     mixed = ((mixed ^ (mixed >> 15)) * 0x846CA68B) & 0xFFFFFFFF
     mixed ^= mixed >> 16
     return ((mixed + 0.5) / 2**31 - 1) * math.sqrt(3)
+
+
+@dataclass(frozen=True)
+class Poke:
+    """A pull: from `start_s` on the point (x, y) is drawn to the displacement (dx, dy), and let go PULL_S later.
+
+    All lengths in px of the grid.
+    """
+
+    x: float
+    y: float
+    dx: float
+    dy: float
+    start_s: float
+
+
+@dataclass
+class PokedMotion(Motion):
+    """The flow of a simulation, with the order of the motion whose modes it swings: what is near, whatever is pulled.
+
+    Attributes:
+        nearness: (1, h, w), `Motion.importance` of that motion.
+    """
+
+    nearness: Tensor | None = None
+
+    def importance(self) -> Tensor:
+        """Return the nearness."""
+        return super().importance() if self.nearness is None else self.nearness
+
+
+def simulate_pokes(simulation: Simulation, pokes: Sequence[Poke], num_frames: int, fps: float) -> Tensor:
+    """Return the displacement of each frame, (T, 2, H, W) float32 px of the grid, the first at 0 s, under pokes."""
+    events = []
+    for pointer, poke in enumerate(pokes):
+        pull = partial(simulation.hold, poke.x, poke.y, poke.dx, poke.dy, pointer=pointer)
+        events += [(poke.start_s, pull), (poke.start_s + PULL_S, partial(simulation.release, pointer))]
+    events.sort(key=lambda event: event[0])
+    frames, now = [], 0.0
+    for number in range(num_frames):
+        while events and events[0][0] <= number / fps:
+            start_s, happen = events.pop(0)
+            simulation.step(max(start_s - now, 0.0))
+            now = max(now, start_s)
+            happen()
+        simulation.step(number / fps - now)
+        now = number / fps
+        frames.append(simulation.displacement())
+    return torch.stack(frames)
 
 
 def _reciprocal(mass: Tensor) -> Tensor:

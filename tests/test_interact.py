@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import json
 import re
 import shutil
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 import interact
-from data.media import write_image
+from data.media import read_image, write_image
 from motion.modal import Simulation, dequantise, quantise
 from motion.motion_file import Motion, save_motion
 
@@ -57,6 +59,9 @@ def test_page_holds_everything_and_asks_for_nothing(files):
     assert "<title>my &lt;poppy&gt;</title>" in page and "<poppy>" not in page
     picture = re.search(r"data:image/jpeg;base64,([^\"]+)", page)[1]
     assert base64.b64decode(picture)[:2] == b"\xff\xd8"
+
+    loop = Image.open(io.BytesIO(base64.b64decode(element(page, "loop"))))
+    assert loop.format == "WEBP" and loop.n_frames == 50 and loop.size == (96, 64)
 
     description = json.loads(element(page, "description"))
     codes = np.frombuffer(zlib.decompress(base64.b64decode(element(page, "modes"))), np.uint8)
@@ -151,6 +156,64 @@ def test_mistakes_are_one_line_and_leave_nothing(files, capsys, case):
     assert {path for path in set(files.folder.rglob("*")) - before if path.is_file()} == set()
 
 
+def test_a_video_of_pokes(files):
+    """What is poked moves after the poke and comes back; what stands still is the picture, to the rounding of a PNG."""
+    frames = files.folder / "frames"
+    arguments = [str(files.picture), "--flow", str(files.flow), "--video", str(frames), "--preview", "--fps", "10"]
+    assert interact.main([*arguments, "--poke", "66,32,12,0@0.5", "--seconds", "3", "--damping", "0.6"]) == 0
+    pictures = torch.stack([read_image(path) for path in sorted(frames.glob("*.png"))])
+    source = read_image(files.picture)
+    assert len(pictures) == 30
+    assert torch.equal(pictures[:, :, :, :40], source[None, :, :, :40].expand(30, -1, -1, -1))
+    change = (pictures - source).abs().mean((1, 2, 3))
+    assert float(change[:6].max()) == 0 and float(change[9]) > 0.01 and float(change[-1]) < 0.5 * float(change[9])
+
+
+def test_the_neural_renderer_shows_what_is_poked(files, checkpoint):
+    video = files.folder / "poke.mp4"
+    arguments = [str(files.picture), "--flow", str(files.flow), "--video", str(video), "--device", "cpu", "--fps", "10"]
+    assert interact.main([*arguments, "--poke", "66,32,12,0@0.1", "--seconds", "1", "--splat", "gaussian"]) == 0
+    assert video.stat().st_size > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--poke", "1,2,3,4@0"], "--poke: belongs to a video"),
+        (["--video", "v.mp4"], "--video: nothing would move"),
+        (["--video", "v.mp4", "--poke", "1,2,3@0"], "right: X,Y,DX,DY@SECONDS"),
+        (["--video", "v.mp4", "--poke", "1,2,3,nan@0"], "right: X,Y,DX,DY@SECONDS"),
+        (["--video", "v.mp4", "--poke", "1,2,3,4@-1"], "right: X,Y,DX,DY@SECONDS"),
+        (["--video", "v.mp4", "--poke", "96,2,3,4@0"], "outside the picture, which has 96 x 64 px"),
+        (["--video", "v.mp4", "--poke", "9,2,3,4@0", "--out", "p.html"], "--out: is the page's"),
+        (["--video", "v.mp4", "--poke", "9,2,3,4@0", "--seconds", "0.001"], "0 frames; right: 1 to"),
+        (["--video", "v.xyz", "--poke", "9,2,3,4@0"], "v.xyz"),
+        (["--precision", "fp16", "--device", "cpu"], "--precision fp16"),
+    ],
+)
+def test_mistakes_about_pokes_are_one_line(files, flags, message, monkeypatch, capsys):
+    monkeypatch.chdir(files.folder)
+    before = set(files.folder.iterdir())
+    assert interact.main([str(files.picture), "--flow", str(files.flow), *flags]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert set(files.folder.iterdir()) == before
+
+
+def test_a_motion_file_that_is_not_finite_is_refused(files, capsys):
+    motion = example_motion()
+    motion.spectrum[2, 1, 3, 4] = float("nan")
+    np.savez(files.flow, format_version=1, spectrum=motion.spectrum.numpy(), num_frames=150, fps=30.0)
+    assert interact.main([str(files.picture), "--flow", str(files.flow), "--out", str(files.out)]) == 2
+    assert "m.npz" in capsys.readouterr().err and not files.out.exists()
+
+
+def test_a_gigantic_picture_is_scaled_with_a_note(files, caplog):
+    caplog.set_level("INFO", logger="__main__")
+    write_image(files.picture, torch.rand(3, 800, 1200))
+    assert interact.main([str(files.picture), "--flow", str(files.flow), "--size", "96", "--out", str(files.out)]) == 0
+    assert "1200 x 800 px, scaled to 96 x 64 (--size)" in caplog.text
+
+
 NODE_SCRIPT = """
 const { description, codes, actions } = JSON.parse(require("fs").readFileSync(0, "utf8"));
 const bytes = Uint8Array.from(Buffer.from(codes, "base64"));
@@ -178,7 +241,7 @@ console.log(JSON.stringify({ results, located: [x + dx, y + dy] }));
 def test_javascript_simulates_what_python_does(damping):
     modes = interact.page_modes(example_motion(), "m.npz")
     codes, scale = quantise(modes)
-    page = interact.build_page(torch.zeros(3, 64, 96), modes, "t")
+    page = interact.build_page(torch.zeros(3, 64, 96), modes, "t", example_motion())
     actions = [
         ("set", "damping", damping),
         ("flick", 30.3, 14.6, 25.0, -12.0),

@@ -18,6 +18,7 @@ SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 FP16 = {
     ("animate", ""): ["PICTURE"],
     ("app", ""): [],
+    ("interact", ""): ["PICTURE"],
     ("synthesize_softmax", ""): ["--image", "PICTURE", "--flow", "x.npz"],
     ("synthesize_gaussian", ""): ["--image", "PICTURE", "--flow", "x.npz"],
     ("train_vae", ""): ["--data", "x"],

@@ -5,6 +5,9 @@
 const FLICK_MS = 200;
 // Below this bound of any pixel's swing, px of the motion grid, the picture has come to rest.
 const REST_PX = 0.01;
+// The keyboard's hand: a step as a share of the picture's sides, a push as long sides a second.
+const HAND_STEP = 1 / 40;
+const KEY_PUSH = 0.4;
 // Longer pauses between frames, as of a hidden tab, are not made up for.
 const LONGEST_STEP_S = 0.1;
 
@@ -20,16 +23,27 @@ function say(sentence) {
   message.hidden = false;
 }
 
+// Without WebGL: a sentence, and the picture as a small moving one that takes no hand.
+function showLoop(sentence) {
+  say(sentence);
+  const loop = document.getElementById("loop").textContent;
+  if (loop) document.getElementById("picture").src = `data:image/webp;base64,${loop}`;
+}
+
 class Page {
   constructor(canvas, simulation, renderer) {
     this.canvas = canvas;
+    this.stage = document.getElementById("stage");
     this.simulation = simulation;
     this.renderer = renderer;
     this.paused = false;
-    this.grip = null;
+    this.speed = 1;
+    this.grips = new Map(); // of each pointer that is down
+    this.hand = [simulation.width / 2, simulation.height / 2]; // the keyboard's
     this.drawn = false;
     this.lastTime = null;
     this.listen();
+    this.drawReach();
     requestAnimationFrame((time) => this.tick(time));
   }
 
@@ -44,14 +58,23 @@ class Page {
   }
 
   listen() {
-    this.canvas.addEventListener("pointerdown", (event) => this.take(event));
-    this.canvas.addEventListener("pointermove", (event) => this.pull(event));
-    this.canvas.addEventListener("pointerup", (event) => this.letGo(event));
-    this.canvas.addEventListener("pointercancel", (event) => this.letGo(event));
+    const canvas = this.canvas;
+    canvas.addEventListener("pointerdown", (event) => this.take(event));
+    canvas.addEventListener("pointermove", (event) => this.pull(event));
+    canvas.addEventListener("pointerup", (event) => this.letGo(event));
+    canvas.addEventListener("pointercancel", (event) => this.letGo(event));
+    canvas.addEventListener("pointerenter", () => this.hover(true));
+    canvas.addEventListener("pointerleave", () => this.hover(false));
+    canvas.addEventListener("keydown", (event) => this.press(event));
     this.slider("strength", (value) => (this.simulation.strength = value));
     this.slider("damping", (value) => (this.simulation.damping = value));
+    this.slider("wind", (value) => (this.simulation.wind = value));
+    this.slider("speed", (value) => (this.speed = value));
     document.getElementById("pause").addEventListener("click", () => this.pause(!this.paused));
     document.getElementById("reset").addEventListener("click", () => this.reset());
+    this.listModes();
+    this.offerFullScreen();
+    this.offerRecording();
   }
 
   slider(name, apply) {
@@ -65,42 +88,144 @@ class Page {
     update();
   }
 
+  listModes() {
+    const list = document.getElementById("modes-on");
+    this.simulation.omega.forEach((omega, mode) => {
+      const label = document.createElement("label");
+      const box = document.createElement("input");
+      box.type = "checkbox";
+      box.checked = true;
+      box.addEventListener("change", () => {
+        this.simulation.setActive(mode, box.checked);
+        this.drawn = false;
+      });
+      label.append(box, `${(omega / (2 * Math.PI)).toFixed(1)} Hz`);
+      list.append(label);
+    });
+  }
+
+  offerFullScreen() {
+    const button = document.getElementById("full-screen");
+    if (!document.fullscreenEnabled) return;
+    button.hidden = false;
+    button.addEventListener("click", () => {
+      this.stage.requestFullscreen().catch(() => say("This browser does not let the page fill the screen."));
+    });
+  }
+
+  // A WebM video of what the canvas shows, from one click to the next.
+  offerRecording() {
+    const button = document.getElementById("record");
+    if (typeof MediaRecorder === "undefined" || !this.canvas.captureStream) return;
+    button.hidden = false;
+    let recorder = null;
+    button.addEventListener("click", () => {
+      if (recorder !== null) {
+        recorder.stop();
+        return;
+      }
+      const pieces = [];
+      const stream = this.canvas.captureStream(30);
+      recorder = new MediaRecorder(stream, { mimeType: "video/webm", videoBitsPerSecond: 12e6 });
+      recorder.addEventListener("dataavailable", (event) => pieces.push(event.data));
+      recorder.addEventListener("stop", () => {
+        recorder = null;
+        stream.getTracks().forEach((track) => track.stop());
+        this.mark(button, false, "Record");
+        save(new Blob(pieces, { type: "video/webm" }), `${document.title}.webm`);
+      });
+      recorder.start();
+      // A still canvas gives no frames.
+      this.drawn = false;
+      this.mark(button, true, "Stop recording");
+    });
+  }
+
+  mark(button, pressed, text) {
+    button.textContent = text;
+    button.setAttribute("aria-pressed", String(pressed));
+  }
+
+  // Where the picture can be moved, as a light over it: as bright as the square root of how far.
+  drawReach() {
+    const { width, height, amplitude } = this.simulation;
+    const reach = document.getElementById("reach");
+    reach.width = width;
+    reach.height = height;
+    const pixels = new ImageData(width, height);
+    const most = amplitude.reduce((largest, value) => Math.max(largest, value), 1e-9);
+    amplitude.forEach((value, i) => pixels.data.set([255, 220, 80, 255 * Math.sqrt(value / most)], 4 * i));
+    reach.getContext("2d").putImageData(pixels, 0, 0);
+    reach.hidden = false;
+  }
+
+  hover(inside) {
+    const shown = inside && this.grips.size === 0 && document.getElementById("show-reach").checked;
+    this.stage.classList.toggle("hovered", shown);
+  }
+
   take(event) {
-    if (this.grip !== null || event.button !== 0) return;
+    if (event.button !== 0) return;
     this.canvas.setPointerCapture(event.pointerId);
     const from = this.position(event);
-    this.grip = { id: event.pointerId, from, point: this.simulation.locate(...from), start: event.timeStamp };
-    this.pull(event);
+    const grip = { from, to: from, point: this.simulation.locate(...from), start: event.timeStamp };
+    this.grips.set(event.pointerId, grip);
+    this.canvas.classList.add("pulled");
+    this.hover(false);
   }
 
   pull(event) {
-    if (this.grip === null || this.grip.id !== event.pointerId) return;
+    const grip = this.grips.get(event.pointerId);
     // The next frame holds: a mouse may move many times between two frames.
-    this.grip.to = this.position(event);
+    if (grip) grip.to = this.position(event);
   }
 
   letGo(event) {
-    if (this.grip === null || this.grip.id !== event.pointerId) return;
-    const { point, from, start } = this.grip;
-    this.grip = null;
-    this.simulation.release();
-    const seconds = (event.timeStamp - start) / 1000;
+    const grip = this.grips.get(event.pointerId);
+    if (!grip) return;
+    this.grips.delete(event.pointerId);
+    this.simulation.release(event.pointerId);
+    const seconds = (event.timeStamp - grip.start) / 1000;
     const [x, y] = this.position(event);
     if (seconds > 0 && seconds * 1000 < FLICK_MS) {
-      this.simulation.flick(...point, (x - from[0]) / seconds, (y - from[1]) / seconds);
+      this.simulation.flick(...grip.point, (x - grip.from[0]) / seconds, (y - grip.from[1]) / seconds);
     }
+    if (this.grips.size === 0) this.canvas.classList.remove("pulled");
+    this.hover(event.pointerType === "mouse");
     this.drawn = false;
+  }
+
+  press(event) {
+    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
+    if (event.key === "Escape") this.reset();
+    if (!way) return;
+    event.preventDefault();
+    const { width, height } = this.simulation;
+    if (event.shiftKey) {
+      const push = KEY_PUSH * Math.max(width, height);
+      this.simulation.flick(...this.hand, way[0] * push, way[1] * push);
+      this.drawn = false;
+      return;
+    }
+    this.moveHand(this.hand[0] + way[0] * width * HAND_STEP, this.hand[1] + way[1] * height * HAND_STEP);
+  }
+
+  moveHand(x, y) {
+    const { width, height } = this.simulation;
+    this.hand = [Math.min(Math.max(x, 0), width - 1), Math.min(Math.max(y, 0), height - 1)];
+    const hand = document.getElementById("hand");
+    hand.style.left = `${(100 * (this.hand[0] + 0.5)) / width}%`;
+    hand.style.top = `${(100 * (this.hand[1] + 0.5)) / height}%`;
   }
 
   pause(paused) {
     this.paused = paused;
-    const button = document.getElementById("pause");
-    button.textContent = paused ? "Go on" : "Pause";
-    button.setAttribute("aria-pressed", String(paused));
+    this.mark(document.getElementById("pause"), paused, paused ? "Go on" : "Pause");
   }
 
   reset() {
-    this.grip = null;
+    this.grips.clear();
+    this.canvas.classList.remove("pulled");
     this.simulation.reset();
     this.draw();
   }
@@ -114,20 +239,30 @@ class Page {
     const dt = this.lastTime === null ? 0 : Math.min((time - this.lastTime) / 1000, LONGEST_STEP_S);
     this.lastTime = time;
     const simulation = this.simulation;
-    if (this.grip !== null && !this.paused) {
-      const { point, to } = this.grip;
-      simulation.hold(...point, to[0] - point[0], to[1] - point[1]);
+    if (!this.paused) {
+      for (const [pointer, { point, to }] of this.grips) {
+        simulation.hold(...point, to[0] - point[0], to[1] - point[1], pointer);
+      }
     }
-    const moving = simulation.target !== null || simulation.bound() > 0;
+    const moving = simulation.target !== null || simulation.wind > 0 || simulation.bound() > 0;
     if (moving && !this.paused) {
-      simulation.step(Math.max(dt, 0));
-      if (simulation.target === null && simulation.bound() < REST_PX) simulation.reset();
+      simulation.step(Math.max(dt, 0) * this.speed);
+      const resting = simulation.target === null && simulation.wind === 0 && simulation.bound() < REST_PX;
+      if (resting) simulation.reset();
       this.draw();
     } else if (!this.drawn) {
       this.draw();
     }
     requestAnimationFrame((next) => this.tick(next));
   }
+}
+
+function save(blob, name) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(blob);
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
 
 // For tests and for other scripts on the page; lengths are pixels of the motion grid, flicks px/s.
@@ -140,12 +275,14 @@ function makeDynamics(page) {
       page.draw();
     },
     flick: (x, y, dx, dy) => simulation.flick(x, y, dx, dy),
-    hold: (x, y, dx, dy) => simulation.hold(x, y, dx, dy),
-    release: () => simulation.release(),
+    hold: (x, y, dx, dy, pointer) => simulation.hold(x, y, dx, dy, pointer),
+    release: (pointer) => simulation.release(pointer),
     displacementAt: (x, y) => simulation.displacementAt(x, y),
     energy: () => simulation.energy(),
     setDamping: (damping) => (simulation.damping = damping),
     setStrength: (strength) => (simulation.strength = strength),
+    setWind: (wind) => (simulation.wind = wind),
+    setActive: (mode, active) => simulation.setActive(mode, active),
     pause: (paused = true) => page.pause(paused),
     reset: () => page.reset(),
   };
@@ -160,8 +297,8 @@ async function start() {
   canvas.height = picture.naturalHeight;
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false });
   if (gl === null || typeof DecompressionStream === "undefined") {
-    say(
-      "This picture can be moved in a browser with WebGL 2, which this one does not offer or has switched off. " +
+    showLoop(
+      "This picture can be moved by hand in a browser with WebGL 2, which this one does not offer or has switched off. " +
         "Please open the page in a current Firefox, Chrome, Edge or Safari.",
     );
     return;
@@ -178,6 +315,7 @@ async function start() {
     page.renderer = makeRenderer();
     page.drawn = false;
   });
+  page.moveHand(...page.hand);
   page.draw();
   picture.hidden = true;
   canvas.hidden = false;
