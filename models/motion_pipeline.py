@@ -20,7 +20,7 @@ from torch import Tensor
 
 from motion.flow import GRID_MULTIPLE, default_grid_scale, motion_grid_size, resize_maps
 from motion.looping import closed, seam
-from motion.motion_file import Motion
+from motion.motion_file import Motion, thumbnail
 from motion.spectrum import FPS, mean_displacement, without_drift
 
 from .checkpoints import CheckpointError, load_model, read_json
@@ -379,7 +379,10 @@ class MotionPipeline(DiffusionPipeline):
             "steps": options.get("steps") or DEFAULT_STEPS[sampler],
             "guidance": options.get("guidance", DEFAULT_GUIDANCE),
             "drift": loop is None,
+            "picture": thumbnail(image),
         }
+        if not bool(torch.isfinite(spectrum).all()):
+            raise CheckpointError("the predicted motion is not finite; right: other weights, or another --precision")
         if loop is not None:
             spectrum, meta["loop"] = self._close(spectrum, loop)
         strongest = float(mean_displacement(spectrum).flatten().quantile(0.95))

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .flow import apply_motion_controls, default_grid_scale, magnitude, resize_flow
+from .flow import GRID_MULTIPLE, apply_motion_controls, default_grid_scale, magnitude, resize_flow
 from .looping import MAX_FRAMES
 from .spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
 
@@ -25,6 +26,9 @@ ASPECT_TOLERANCE = 0.02
 # Grids of a spectrum whose area differs from the default by less than this factor count as the default grid: sides that
 # are multiples of 32 px do not come closer.
 GRID_AREA_TOLERANCE = 1.5
+# Mean difference of two thumbnails, of 255 levels, above which they are of two pictures: the same picture at another
+# size or compression differs by less than one.
+OTHER_PICTURE_LEVELS = 6.0
 # What numpy, zipfile and zlib raise for an .npz that is damaged in any of its parts, encrypted or of another make.
 ARCHIVE_ERRORS = (
     OSError,
@@ -127,7 +131,10 @@ class Motion:
         if made_for is None:
             # A file of unknown origin: its grid's own aspect, with the rounding a motion grid may have.
             grid = (self.spectrum if self.spectrum is not None else self.flow).shape[-2:]
-            made_for, tolerance = tuple(grid), 0.15
+            made_for = tuple(grid)
+            # A motion grid's sides are multiples of 32 px; any other has the picture's aspect, to a pixel.
+            is_motion_grid = all(side % GRID_MULTIPLE == 0 for side in grid)
+            tolerance = 0.15 if is_motion_grid else ASPECT_TOLERANCE + 1 / min(grid)
         else:
             tolerance = ASPECT_TOLERANCE
         if abs(np.log(made_for[1] / made_for[0]) - np.log(width / height)) > tolerance:
@@ -135,6 +142,27 @@ class Motion:
                 f"{name}: made for a picture of {made_for[1]} x {made_for[0]} px, this one has {width} x {height}; "
                 "right: a picture of the same aspect ratio"
             )
+
+
+def thumbnail(image: Tensor) -> str:
+    """Return what a picture (3, H, W) in [0, 1] looks like from far away: 8 x 8 grey levels in hexadecimal.
+
+    A motion file keeps it in its meta as "picture", to tell another picture of the same size.
+    """
+    grey = F.adaptive_avg_pool2d(image.float().mean(0, keepdim=True), 8).flatten()
+    return "".join(f"{round(float(level) * 255):02x}" for level in grey.clamp(0, 1))
+
+
+def is_other_picture(motion: Motion, image: Tensor) -> bool:
+    """Tell whether a motion's meta names a picture that `image` (3, H, W) cannot be; False where it names none."""
+    told = motion.meta.get("picture")
+    if not isinstance(told, str) or len(told) != 128:
+        return False
+    try:
+        levels = [np.frombuffer(bytes.fromhex(one), np.uint8).astype(float) for one in (told, thumbnail(image))]
+    except ValueError:
+        return False
+    return float(np.abs(levels[0] - levels[1]).mean()) > OTHER_PICTURE_LEVELS
 
 
 def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False) -> None:

@@ -81,7 +81,10 @@ def test_what_differs_in_more_than_the_seed_is_refused(tmp_path: Path, second: d
 
 
 def test_unequal_training_is_told(tmp_path: Path) -> None:
-    runs = [make_run(tmp_path / "s"), make_run(tmp_path / "g", "gaussian", flags={"batch_size": 8, "sigma": 0.45})]
+    runs = [
+        make_run(tmp_path / "s"),
+        make_run(tmp_path / "g", "gaussian", flags={"batch_size": 8, "sigma": 0.45, "learn_sigma": False}),
+    ]
     (line,) = [note for note in model_notes(find_models(runs)) if "differs" in note]
     assert line.endswith("more than operator and seed: batch_size")
     assert model_notes([]) == ["models: none"]

@@ -8,9 +8,10 @@ import zlib
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from apple_device import AppleDevice, on_apple
 
-from motion.motion_file import Motion, MotionFileError, load_motion, save_motion
+from motion.motion_file import Motion, MotionFileError, is_other_picture, load_motion, save_motion, thumbnail
 from motion.spectrum import mean_displacement, spectrum_to_flow
 
 
@@ -23,6 +24,30 @@ def saved_arrays(tmp_path) -> dict:
     save_motion(tmp_path / "good.npz", example_motion())
     with np.load(tmp_path / "good.npz") as archive:
         return {name: archive[name] for name in archive.files}
+
+
+def test_another_picture_of_the_same_size_is_told() -> None:
+    torch.manual_seed(0)
+    picture = F.interpolate(torch.rand(1, 3, 5, 7), size=(96, 128), mode="bilinear")[0]
+    motion = Motion(torch.zeros(2, 4, 32, 32), meta={"picture": thumbnail(picture)})
+    smaller = F.interpolate(picture[None], size=(60, 80), mode="bilinear", antialias=True)[0]
+    assert not is_other_picture(motion, picture)
+    assert not is_other_picture(motion, (smaller + 0.02 * torch.randn_like(smaller)).clamp(0, 1))
+    assert is_other_picture(motion, picture.flip(-1)) and is_other_picture(motion, torch.rand(3, 96, 128))
+    for meta in ({}, {"picture": "no hexadecimal" * 10}, {"picture": 3}):
+        assert not is_other_picture(Motion(torch.zeros(2, 4, 32, 32), meta=meta), torch.rand(3, 96, 128))
+
+
+@pytest.mark.parametrize(("height", "width", "fits"), [(160, 100, False), (90, 160, False), (100, 160, True)])
+def test_a_plain_flow_has_the_aspect_of_its_picture(height: int, width: int, fits: bool) -> None:
+    """Its grid is the picture's; only a motion grid, of sides that are multiples of 32 px, may be rounded."""
+    motion = Motion(flow=torch.zeros(3, 2, 100, 160))
+    if fits:
+        motion.check_aspect(height, width, "f.npz")
+        Motion(flow=torch.zeros(3, 2, 160, 256)).check_aspect(9 * height, 16 * height, "f.npz")  # a motion grid
+    else:
+        with pytest.raises(MotionFileError, match="right: a picture of the same aspect ratio"):
+            motion.check_aspect(height, width, "f.npz")
 
 
 def test_round_trip_and_no_leftovers(tmp_path):

@@ -17,7 +17,7 @@ from models.frame_synthesis import FrameSynthesis, splat_image
 from models.rendering import AUTOCAST_DTYPES
 from motion.flow import default_grid_scale, magnitude
 
-from .cli import UsageError
+from .cli import UsageError, choose_device
 from .evaluation_clips import EvaluationClip
 from .frame_models import TrainedRenderer, model_notes
 from .frame_pictures import FrameViewer
@@ -189,7 +189,7 @@ def frames_notes(
         "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held (the flow at p stands in for that at "
         "the source of p)",
         *model_notes(models),
-        f"precision {args.precision}; device {args.device}; seed {args.seed} (choice of clips, bootstrap)",
+        f"precision {args.precision}; device {choose_device(args.device)}; seed {args.seed} (clips, bootstrap)",
         f"command: {args.command}",
     ]
 

@@ -123,7 +123,9 @@ def model_notes(models: Sequence[TrainedRenderer]) -> list[str]:
         key
         for model in models
         for key in (first or {}).keys() | (model.flags or {}).keys()
-        if first and model.flags and first.get(key) != model.flags.get(key) and key not in _OPERATOR_FLAGS
+        # A flag that one operator's script lacks counts as off: None and False alike.
+        if first and model.flags and (first.get(key) or None) != (model.flags.get(key) or None)
+        if key not in _OPERATOR_FLAGS
     }
     if differing or len({model.steps for model in models}) > 1:
         unequal = sorted(differing) + ["steps done"] * (len({model.steps for model in models}) > 1)

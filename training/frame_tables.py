@@ -28,7 +28,8 @@ _LESS_IS_BETTER = ("lpips", "feature_distance")
 
 INTERVAL_NOTE = (
     f"low, high: 95 % interval over clips by {BOOTSTRAP_DRAWS} bootstrap draws of the sources (clips of one video are "
-    "drawn together); seed_sd: standard deviation over training seeds of the mean over clips"
+    "drawn together); seed_sd: standard deviation over training seeds of the mean over clips, "
+    "which the interval does not hold"
 )
 PAIRED_NOTE = (
     "difference: first minus second row on the same clips, mean over clips, of several seeds that of their means; "

@@ -113,6 +113,8 @@ def note_sizes(motion: Motion, source: torch.Tensor, name: str) -> None:
         source: the picture (3, H, W) that motion would be predicted from.
         name: the file, for the message.
     """
+    from motion.motion_file import is_other_picture
+
     height, width = source.shape[-2:]
     if motion.spectrum is None and tuple(motion.flow.shape[-2:]) != (height, width):
         rows, columns = motion.flow.shape[-2:]
@@ -120,6 +122,8 @@ def note_sizes(motion: Motion, source: torch.Tensor, name: str) -> None:
             "%s: flow of %d x %d px is resized to the picture and rescaled (at %d x %d px: dx by %.3g, dy by %.3g)",
             *(name, columns, rows, width, height, width / columns, height / rows),
         )
+    elif is_other_picture(motion, source):
+        logger.warning("%s: was made for another picture than this one; right: the motion of this picture", name)
     elif motion.image_size not in (None, (height, width)):
         logger.info(
             "%s: made for a picture of %d x %d px, this one has %d x %d of the same aspect; is it the same picture?",

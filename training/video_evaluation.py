@@ -218,11 +218,36 @@ class VideoComparison:
             counts |= {
                 f"{figure}_{window}": (network, self.count(window), "windows") for window in self.protocol.windows
             }
+        for figure, network, frames in self._sliding():
+            videos = sum(bool(self.protocol.slides(length, frames)) for length in self.lengths)
+            if videos:
+                counts[f"sliding {figure}_{frames}"] = (
+                    network,
+                    videos * (frames if figure == "fid" else 1),
+                    "at a place",
+                )
         return [
             f"{figure}: {count} {what} for {network.dimension} features: the covariance is singular and the distance "
             "biased; compare it only with figures of the same counts"
             for figure, (network, count, what) in counts.items()
             if network is not None and network.dimension is not None and count <= network.dimension
+        ]
+
+    def _sliding(self) -> list[tuple[str, FeatureNetwork | None, int]]:
+        """Return figure, network and frames of a window of the sliding table, as far as there are networks."""
+        if not self.protocol.slide_step:
+            return []
+        dtfvd = self.networks.of_videos().get("dtfvd")
+        found = [("fid", self.networks.image, SLIDING_FID_FRAMES), ("dtfvd", dtfvd, SLIDING_DTFVD_FRAMES)]
+        return [item for item in found if item[1] is not None]
+
+    def _too_short(self) -> list[str]:
+        """Say which sliding figures no video is long enough for."""
+        longest = max(self.lengths)
+        return [
+            f"left out: sliding {figure}_{frames}, for the longest video has {longest} frames"
+            for figure, _, frames in self._sliding()
+            if longest < frames
         ]
 
     def notes(self) -> list[str]:
@@ -243,6 +268,7 @@ class VideoComparison:
             counts,
             "networks: " + "; ".join(_network_note(*item) for item in self.networks.at_hand().items()),
             *self.bias_notes(),
+            *self._too_short(),
         ]
         if self.kernel_size is not None:
             notes.append(
