@@ -41,7 +41,7 @@ MOST_STRENGTH = 5.0
 LARGEST_SEED = 2**31 - 1
 MOST_UPLOAD = "30mb"
 MOST_WAITING = 16
-# Videos that stay on disk; the page has a copy of its own of what it shows.
+# Videos, and pages to poke, that stay on disk; the page has a copy of its own of what it shows.
 KEPT_VIDEOS = 8
 MEMORY_FLAGS = ("--size", HALF_PRECISION, ON_CPU)
 
@@ -80,7 +80,7 @@ class Studio:
         seconds: float = 5.0,
         seed: int = 0,
         progress: Callable[[float], Any] | None = None,
-    ) -> Path:
+    ) -> tuple[Path, Path]:
         """Animate a picture.
 
         Args:
@@ -93,7 +93,7 @@ class Studio:
             progress: called with the share that is done.
 
         Returns:
-            An mp4 in `folder`.
+            An mp4 in `folder`, and a page beside it on which the picture can be poked.
 
         Raises:
             UsageError, MediaError: a picture or a choice that cannot be used.
@@ -101,6 +101,7 @@ class Studio:
         from data.video_writer import VideoWriter
         from models.rendering import render_frames
         from motion.looping import plan_playback
+        from training.poke_page import build_page, page_modes
 
         image, source = self._checked_picture(picture)
         _check_choices(self.renderers, splat, strength, seconds, seed)
@@ -123,9 +124,14 @@ class Studio:
                 writer.write(batch)
                 if progress is not None:
                     progress(writer.num_frames / playback.num_frames)
-        for old in sorted(self.folder.glob("animated-*.mp4"))[:-KEPT_VIDEOS]:
-            old.unlink(missing_ok=True)
-        return path
+        page = path.with_suffix(".html")
+        page.write_text(
+            build_page(image, page_modes(motion, "the motion"), "A picture to poke", motion), encoding="utf-8"
+        )
+        for suffix in (path.suffix, page.suffix):
+            for old in sorted(self.folder.glob(f"animated-*{suffix}"))[:-KEPT_VIDEOS]:
+                old.unlink(missing_ok=True)
+        return path, page
 
     def _checked_picture(self, picture: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Return an upload as (3, H, W) in [0, 1], reduced to the page's size and to that motion is predicted from."""
@@ -166,7 +172,7 @@ def make_page(gradio: Any, studio: Studio) -> Any:
 
     def animate(picture, splat, strength, loop, seconds, seed, progress=gradio.Progress()):  # noqa: B008
         try:
-            path = studio.animate(
+            video, page = studio.animate(
                 picture,
                 splat=splat,
                 strength=strength,
@@ -180,7 +186,7 @@ def make_page(gradio: Any, studio: Studio) -> Any:
             if message is None:
                 raise
             raise gradio.Error(message) from error
-        return str(path)
+        return str(video), str(page)
 
     with gradio.Blocks(title="Generative Image Dynamics", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown("# A photograph in, a moving picture out")
@@ -193,8 +199,10 @@ def make_page(gradio: Any, studio: Studio) -> Any:
                 seconds = gradio.Slider(1, MOST_SECONDS, value=5, step=0.5, label="Length, seconds")
                 seed = gradio.Number(value=0, precision=0, minimum=0, maximum=LARGEST_SEED, label="Seed")
                 button = gradio.Button("Animate", variant="primary")
-            video = gradio.Video(label="Video", autoplay=True, loop=True, interactive=False)
-        button.click(animate, [picture, splat, strength, loop, seconds, seed], video, concurrency_limit=1)
+            with gradio.Column():
+                video = gradio.Video(label="Video", autoplay=True, loop=True, interactive=False)
+                poke = gradio.File(label="The picture to poke: open this page in a browser", interactive=False)
+        button.click(animate, [picture, splat, strength, loop, seconds, seed], [video, poke], concurrency_limit=1)
     page.queue(max_size=MOST_WAITING)
     return page
 

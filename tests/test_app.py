@@ -39,21 +39,22 @@ def upload(height: int = 48, width: int = 72) -> np.ndarray:
 
 def test_a_picture_comes_back_as_a_video(tmp_path):
     studio, shares = make_studio(tmp_path, size_px=48), []
-    path = studio.animate(upload(), splat="gaussian", strength=2.0, seconds=0.5, seed=4, progress=shares.append)
+    path, page = studio.animate(upload(), splat="gaussian", strength=2.0, seconds=0.5, seed=4, progress=shares.append)
     info = probe_video(path)
     assert (info.width, info.height) == (48, 32) and info.fps == pytest.approx(30)
     assert shares[-1] == 1 and shares == sorted(shares)
     # Motion is predicted from 512 px and not from the video's 48: it must not depend on the video's size.
     assert studio.pipeline.asked == [((3, 48, 72), 4)]
-    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, page.name])
+    assert '<script type="text/plain" id="modes">' in page.read_text()
 
 
 def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch):
     monkeypatch.setattr(app, "KEPT_VIDEOS", 2)
     studio = make_studio(tmp_path)
-    paths = [studio.animate(upload(), loop=False, seconds=0.5) for _ in range(3)]
-    assert probe_video(paths[2]).width == 72
-    assert [path.exists() for path in paths] == [False, True, True]
+    made = [studio.animate(upload(), loop=False, seconds=0.5) for _ in range(3)]
+    assert probe_video(made[2][0]).width == 72
+    assert [[path.exists() for path in one] for one in made] == [[False] * 2, [True] * 2, [True] * 2]
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,8 @@ def test_page_is_served_on_this_machine_only(tmp_path):
         assert url.startswith("http://127.0.0.1:")
         caller = client.Client(url, verbose=False, download_files=str(tmp_path))
         answer = caller.predict(client.handle_file(tmp_path / "up.png"), "softmax", 1, True, 1, 0, api_name="/animate")
-        video = answer["video"] if isinstance(answer, dict) else answer
+        video = answer[0]["video"] if isinstance(answer[0], dict) else answer[0]
+        assert answer[1].endswith(".html")
         assert probe_video(video).width == 72
         write_image(tmp_path / "flat.png", from_bytes(upload(8, 200)))
         with pytest.raises(Exception, match="200 x 8 px"):

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import shutil
+import socket
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +18,13 @@ import interact
 from data.media import write_image
 from motion.modal import Simulation, dequantise, quantise
 from motion.motion_file import Motion, save_motion
+from training import poke_page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
+ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT, GRID = 480, 320, (80, 120)
 SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 
@@ -148,7 +154,7 @@ def test_the_page_simulates_what_python_does(page, page_file):
     places = [(x, y) for x in range(0, GRID[1], 9) for y in range(0, GRID[0], 9)]
     shown = np.array(page.evaluate("(places) => places.map(([x, y]) => dynamics.displacementAt(x, y))", places))
 
-    modes = interact.page_modes(example_motion(), "m.npz")
+    modes = poke_page.page_modes(example_motion(), "m.npz")
     simulation = Simulation(dequantise(*quantise(modes), modes.frequency_hz))
     for name, *values in actions:
         if name == "hold":
@@ -239,3 +245,41 @@ def test_without_webgl_there_is_a_sentence_and_a_loop(browser, page_file):
     assert picture.is_visible() and picture.get_attribute("src").startswith("data:image/webp")
     page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
     page.close()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_app_takes_a_picture_and_gives_a_video_back(browser, page_file, checkpoint, tmp_path):
+    """The real program on a port of its own: what a person does, from the upload to the download."""
+    pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
+    port = free_port()
+    command = [sys.executable, "app.py", "--port", str(port), "--checkpoint", str(checkpoint), "--size", "96"]
+    with open(tmp_path / "log.txt", "w") as log:
+        served = subprocess.Popen([*command, "--device", "cpu"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        page = browser.new_page()
+        deadline = time.monotonic() + 90
+        while True:
+            try:
+                page.goto(f"http://127.0.0.1:{port}")
+                break
+            except playwright.Error:
+                assert served.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+                time.sleep(0.5)
+        page.locator("input[type=file]").first.set_input_files(str(page_file.with_suffix(".png")))
+        page.get_by_label("Length, seconds").first.fill("1")
+        page.get_by_role("button", name="Animate").click()
+        video = page.locator("video")
+        video.wait_for(state="attached", timeout=120_000)
+        page.wait_for_function("document.querySelector('video').duration > 0.9", timeout=30_000)
+        with page.expect_download() as download:
+            page.get_by_role("link", name="html").or_(page.locator("a[download$='.html']")).first.click()
+        assert "const Modal" in Path(download.value.path()).read_text()
+        page.close()
+    finally:
+        served.terminate()
+        served.wait(20)

@@ -21,6 +21,7 @@ import interact
 from data.media import read_image, write_image
 from motion.modal import Simulation, dequantise, quantise
 from motion.motion_file import Motion, save_motion
+from training import poke_page
 
 GRID = (32, 48)
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")
@@ -66,16 +67,16 @@ def test_page_holds_everything_and_asks_for_nothing(files):
     description = json.loads(element(page, "description"))
     codes = np.frombuffer(zlib.decompress(base64.b64decode(element(page, "modes"))), np.uint8)
     assert (description["height"], description["width"]) == GRID and len(codes) == 5 * 4 * GRID[0] * GRID[1]
-    modes = interact.page_modes(example_motion(), "m.npz")
+    modes = poke_page.page_modes(example_motion(), "m.npz")
     assert np.array_equal(codes, quantise(modes)[0].numpy().ravel())
     assert description["frequenciesHz"] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 def test_template_takes_each_name_once_and_looks_at_nothing_it_put_in():
-    assert interact.fill_template("a {{X}} b {{Y}}", {"X": "{{Y}} \\1", "Y": "2"}) == "a {{Y}} \\1 b 2"
+    assert poke_page.fill_template("a {{X}} b {{Y}}", {"X": "{{Y}} \\1", "Y": "2"}) == "a {{Y}} \\1 b 2"
     for values in ({"X": "1"}, {"X": "1", "Y": "2", "Z": "3"}):
         with pytest.raises(ValueError, match="template"):
-            interact.fill_template("{{X}} {{Y}}", values)
+            poke_page.fill_template("{{X}} {{Y}}", values)
 
 
 def test_motion_is_predicted_when_none_is_given(files, monkeypatch):
@@ -107,11 +108,11 @@ def test_motion_does_not_depend_on_the_pages_size(files, monkeypatch):
 
 
 def test_giant_motion_is_reduced(caplog):
-    caplog.set_level("INFO", logger="__main__")
-    modes = interact.page_modes(Motion(torch.randn(2, 4, 600, 900), image_size=(600, 900)), "big.npz")
-    assert modes.size[0] * modes.size[1] <= 1.1 * interact.LARGEST_GRID_PX
-    many = interact.page_modes(Motion(torch.randn(200, 4, 4, 4), image_size=(4, 4)), "many.npz")
-    assert len(many.shapes) == interact.MOST_MODES
+    caplog.set_level("INFO")
+    modes = poke_page.page_modes(Motion(torch.randn(2, 4, 600, 900), image_size=(600, 900)), "big.npz")
+    assert modes.size[0] * modes.size[1] <= 1.1 * poke_page.LARGEST_GRID_PX
+    many = poke_page.page_modes(Motion(torch.randn(200, 4, 4, 4), image_size=(4, 4)), "many.npz")
+    assert len(many.shapes) == poke_page.MOST_MODES
     assert caplog.text.count("npz") == 2
 
 
@@ -239,9 +240,9 @@ console.log(JSON.stringify({ results, located: [x + dx, y + dy] }));
 @needs_node
 @pytest.mark.parametrize("damping", [0.05, 1.0, 1.7])
 def test_javascript_simulates_what_python_does(damping):
-    modes = interact.page_modes(example_motion(), "m.npz")
+    modes = poke_page.page_modes(example_motion(), "m.npz")
     codes, scale = quantise(modes)
-    page = interact.build_page(torch.zeros(3, 64, 96), modes, "t", example_motion())
+    page = poke_page.build_page(torch.zeros(3, 64, 96), modes, "t", example_motion())
     actions = [
         ("set", "damping", damping),
         ("flick", 30.3, 14.6, 25.0, -12.0),
@@ -293,7 +294,7 @@ def test_javascript_simulates_what_python_does(damping):
         "codes": base64.b64encode(codes.numpy().tobytes()).decode(),
         "actions": actions,
     }
-    script = interact.read_source("simulation.js") + NODE_SCRIPT
+    script = poke_page.read_source("simulation.js") + NODE_SCRIPT
     answer = subprocess.run(
         ["node", "-e", script], input=json.dumps(given), capture_output=True, text=True, timeout=60, check=False
     )
@@ -311,9 +312,9 @@ def test_javascript_simulates_what_python_does(damping):
 
 
 @needs_node
-@pytest.mark.parametrize("name", interact.SCRIPTS)
+@pytest.mark.parametrize("name", poke_page.SCRIPTS)
 def test_scripts_parse(name):
     checked = subprocess.run(
-        ["node", "--check", str(interact.WEB_FOLDER / name)], capture_output=True, text=True, check=False
+        ["node", "--check", str(poke_page.WEB_FOLDER / name)], capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stderr

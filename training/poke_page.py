@@ -1,0 +1,134 @@
+"""The page one can poke, as one HTML file: the modes of a motion, the picture, and the scripts of web/."""
+
+from __future__ import annotations
+
+import html
+import json
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from motion.modal import Modes
+    from motion.motion_file import Motion
+
+logger = logging.getLogger(__name__)
+
+WEB_FOLDER = Path(__file__).resolve().parents[1] / "web"
+SCRIPTS = ("simulation.js", "renderer.js", "interaction.js")  # run in this order
+SHADERS = ("displace_vertex", "displace_fragment", "draw_vertex", "draw_fragment")
+# The loop for browsers without WebGL 2.
+LOOP_SIZE_PX, LOOP_FPS = 320, 10.0
+# The shader holds a coordinate for every mode; WebGL2 promises room for a good 200.
+MOST_MODES = 128
+# A motion grid finer than this makes a page of tens of megabytes that moves no better.
+LARGEST_GRID_PX = 4 * 256 * 160
+
+
+def page_modes(motion: Motion, name: str) -> Modes:
+    """Return the modes of a motion as the page swings them: not finer than it can show, still where hardly moving.
+
+    Raises:
+        MotionFileError: a plain flow, or a spectrum of the drift alone.
+    """
+    from motion.flow import motion_grid_size, resize_spectrum
+    from motion.modal import Modes
+    from motion.motion_file import MotionFileError
+
+    if motion.spectrum is None or len(motion.spectrum) < 2:
+        held = "a plain flow" if motion.spectrum is None else "a spectrum of one bin"
+        raise MotionFileError(
+            f"{name}: holds {held}, which has no modes to swing; right: a motion file of generate_motion.py"
+        )
+    spectrum = motion.spectrum
+    if len(spectrum) > MOST_MODES + 1:
+        logger.info("%s: the first %d of %d modes are used", name, MOST_MODES, len(spectrum) - 1)
+        spectrum = spectrum[: MOST_MODES + 1]
+    height, width = spectrum.shape[-2:]
+    if height * width > LARGEST_GRID_PX:
+        size = motion_grid_size(height, width, area=LARGEST_GRID_PX)
+        logger.info("%s: motion grid reduced from %d x %d to %d x %d px", name, width, height, size[1], size[0])
+        spectrum = resize_spectrum(spectrum, size)
+    return Modes.from_spectrum(spectrum, motion.period_s).stilled()
+
+
+def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) -> str:
+    """Return the page as text, with everything it needs inside.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        modes: on the motion grid of the same picture.
+        motion: what the modes are of; browsers without WebGL 2 show a loop of it.
+        title: shown by the browser, and read out to those who do not see the picture.
+    """
+    import base64
+    import zlib
+
+    from data.media import encode_jpeg
+    from motion import modal
+
+    codes, scale = modal.quantise(modes)
+    height, width = modes.size
+    description = {
+        "height": height,
+        "width": width,
+        "frequenciesHz": modes.frequency_hz.tolist(),
+        "scales": scale.tolist(),
+        "constants": {
+            "damping": modal.DEFAULT_DAMPING,
+            "limitPx": modal.default_limit_px(modes.size),
+            "holdHz": modal.HOLD_HZ,
+            "extentPx": modal.EXTENT_PX,
+            "stiffShares": modal.STIFF_SHARES,
+            "zeroCode": modal.ZERO_CODE,
+            "codeSteps": modal.CODE_STEPS,
+        },
+    }
+    packed = zlib.compress(codes.numpy().tobytes(), 9)
+    values = {
+        "TITLE": html.escape(title),
+        "PICTURE": base64.b64encode(encode_jpeg(image)).decode(),
+        "LOOP": base64.b64encode(encode_loop(image, motion)).decode(),
+        "DAMPING": str(modal.DEFAULT_DAMPING),
+        "DESCRIPTION": inline_json(description),
+        "MODES": base64.b64encode(packed).decode(),
+        "SHADERS": inline_json({name: read_source(f"{name}.glsl") for name in SHADERS}),
+        "SCRIPT": "\n".join(read_source(name) for name in SCRIPTS),
+    }
+    return fill_template(read_source("page.html"), values)
+
+
+def encode_loop(image: torch.Tensor, motion: Motion) -> bytes:
+    """Render one period of a motion (as it was predicted, not poked) in image space, as a small looping WebP."""
+    import torch
+
+    from data.media import encode_webp_loop, resize_image
+    from models.rendering import render_frames
+    from motion.looping import plan_playback
+
+    share = min(1.0, LOOP_SIZE_PX / max(image.shape[-2:]))
+    small = resize_image(image, tuple(max(16, round(side * share)) for side in image.shape[-2:]))
+    playback = plan_playback(seconds=motion.period_s, fps=LOOP_FPS, period_s=motion.period_s, loop=True)
+    frames = torch.cat(list(render_frames(small, motion.without_drift(), playback)))
+    return encode_webp_loop(frames, fps=LOOP_FPS)
+
+
+def inline_json(value: dict) -> str:
+    """Write JSON for the inside of a <script>, which only a "<" could end."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def fill_template(template: str, values: dict[str, str]) -> str:
+    """Replace every {{NAME}} in one pass, so that what is put in is never itself looked at; all names must be used."""
+    used = set(re.findall(r"\{\{([A-Z_]+)\}\}", template))
+    if used != set(values):
+        raise ValueError(f"template: expected the names {sorted(values)}, got {sorted(used)}")
+    return re.sub(r"\{\{([A-Z_]+)\}\}", lambda match: values[match[1]], template)
+
+
+def read_source(name: str) -> str:
+    """Read a file of web/."""
+    return (WEB_FOLDER / name).read_text(encoding="utf-8")
