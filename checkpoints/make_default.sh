@@ -140,7 +140,7 @@ learn() {
     [[ -z $deadline ]] || left=(--minutes "$(awk "BEGIN { print ($deadline - $SECONDS) / 60 + 0.01 }")")
     [[ -z $minutes ]] || left+=(--finish-in "$(awk "BEGIN { print $minutes * $share / 250 }")")
     say "$@" --steps "$steps" --device "$device" --precision "$precision" --seed "$seed" --out "$work/runs/$part" \
-        --workers "$loaders" --resume auto "${left[@]}"
+        --workers "$loaders" --save-every 200 --resume auto "${left[@]}"
     [[ -z $dry ]] || return 0
     is_finished "$work/runs/$part" || later "$part"
     touch "$work/done/$part"
@@ -173,8 +173,8 @@ if [[ -z $dry ]]; then
     ! command -v flock >/dev/null || flock -n 9 || fail "--work $work: another call is at work there"
     echo "$settings" >"$work/settings"
 fi
+# Without, the picture network learns from nothing; there has to be one, for the displacement head reads it.
 features=(${backbone:+--backbone-weights "$backbone"})
-[[ -n $backbone ]] || features=(--backbone none)
 
 # Data
 data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1" "$work/sets/still:0.5")
@@ -196,10 +196,11 @@ learn vae 20 $vae_steps train_vae.py --data "${data[@]}" --preset tiny --batch-s
 learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage picture "${features[@]}" \
     --batch-size 8 --learning-rate 2e-3 --warmup-steps 50 --ema-decay 0.99
 learn denoiser 95 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
-    --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995
+    --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995 \
+    --validate-every 1000 --sample-every 0 # the preset's 100 and 150 would take much of a GPU's time
 learn displacement 10 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
     --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 40 --weight-decay 0.05 \
-    --ema-decay 0.97 --export "$checkpoint"
+    --ema-decay 0.97 --sample-every 0 --export "$checkpoint"
 
 # Rendering
 for operator in softsplat gaussian; do
