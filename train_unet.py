@@ -65,6 +65,8 @@ def make_parser() -> Parser:
     add("--no-augment", action="store_true", help="clips as they are, to over-fit a few")
     hidden = "of the photograph's features, hidden from a sample; default: 0.3; --no-augment, --stage denoiser: 0"
     add("--feature-dropout", type=fraction, metavar="SHARE", help=hidden)
+    still = "photographs, or folders of them, in which nothing moves: --stage displacement shows crops of them too"
+    add("--still-pictures", type=Path, nargs="+", default=[], metavar="PATH", help=still)
     add("--cache", type=Path, default=Path("outputs/latents"), metavar="DIR", help="where encoded latents are kept")
     add("--export", type=Path, metavar="DIR", help="where the trained pipeline goes; default: RUN/pipeline")
     add_training_flags(parser)
@@ -131,6 +133,8 @@ def check_flags(args: Namespace) -> None:
         raise UsageError(f"--grid {args.grid[1]}x{args.grid[0]}: right: sides that are multiples of {GRID_MULTIPLE} px")
     if args.backbone_weights and args.backbone != "squeezenet" and not args.init:
         raise UsageError(f"--backbone-weights: --backbone {args.backbone} takes none; right: --backbone squeezenet")
+    if args.still_pictures and args.stage != "displacement":
+        raise UsageError("--still-pictures: only --stage displacement looks at them; right: leave it out")
     if args.stage in ("picture", "displacement") and args.weighting != "none":
         raise UsageError(
             f"--weighting {args.weighting}: --stage {args.stage} has no noise levels to weigh; right: none"

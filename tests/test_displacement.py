@@ -229,6 +229,24 @@ def test_training_shows_still_parts_and_measuring_does_not(scene_set: ClipSet, m
         assert shown == len(calls) and shown / 100 == pytest.approx(expected, abs=0.15)
 
 
+def test_still_photographs_are_shown_in_crops(scene_set: ClipSet):
+    """Half of the still samples, and only in training; a photograph of one colour is told by it."""
+    grey = torch.full((3, 50, 300), 0.5)
+    for augment, share in ((True, displacement.STILL_SAMPLES * displacement.STILL_PICTURES), (False, 0.0)):
+        dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment, still=[grey])
+        samples = [dataset[SampleKey(0, 0, seed)] for seed in range(200)]
+        shown = [sample for sample in samples if float(sample["image"].std((1, 2)).max()) == 0]
+        assert len(shown) / 200 == pytest.approx(share, abs=0.08)
+        for sample in shown:
+            assert sample["image"].shape == (3, 64, 96) and not sample["displacement"].any()
+
+
+def test_still_pictures_belong_to_their_stage(tmp_path, capsys):
+    flags = ["--data", "x", "--vae", "x", "--still-pictures", str(tmp_path)]
+    assert train_unet.main([*flags, "--stage", "picture"]) == 2
+    assert "--still-pictures: only --stage displacement" in capsys.readouterr().err
+
+
 def test_held_out_figures_of_a_known_map(scene_set: ClipSet):
     """A head that knew the answer has an average precision near 1 and the gain that it is given."""
     dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=False)

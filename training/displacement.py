@@ -28,8 +28,10 @@ STRENGTH_WEIGHT = 0.25
 # Below this a picture is still, px; without it the logarithm would tell apart what nobody sees.
 LEAST_STRENGTH_PX = 0.05
 # Clips are chosen for what moves in them, so a head that has seen nothing else expects motion of any photograph. This
-# share of the augmented samples is a part of a picture that stands still, its sides this share of the picture's.
+# share of the augmented samples is a part of a picture that stands still, its sides this share of the picture's. Half
+# of them are of still photographs, where such are given; their crops have this share of the area.
 STILL_SAMPLES, STILL_SIDES = 0.3, (0.3, 0.7)
+STILL_PICTURES, STILL_CROP_AREA = 0.5, (0.1, 1.0)
 # Mean displacement below which a part stands still, px of a 256 x 160 picture.
 STILL_PART_PX = 0.05
 
@@ -46,6 +48,7 @@ class DisplacementDataset(Dataset):
         sizes: (H, W) of the samples.
         augment: otherwise the largest box of the sample's aspect in the middle of the picture.
         multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
+        still: photographs (3, H, W) in [0, 1] in which nothing moves; augmented samples show crops of them.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class DisplacementDataset(Dataset):
         sizes: Sequence[tuple[int, int]],
         augment: bool = True,
         multiple: int = 1,
+        still: Sequence[Tensor] = (),
     ) -> None:
         self.items = WeightedItems(
             sets,
@@ -64,6 +68,7 @@ class DisplacementDataset(Dataset):
             lambda clip_set, row: row.status == KEPT or clip_set.has_pairs(row.id),
         )
         self.sizes, self.augment, self.multiple = [tuple(size) for size in sizes], augment, multiple
+        self.still = list(still)
         self.count = len(self.items)
 
     def __len__(self) -> int:
@@ -71,11 +76,14 @@ class DisplacementDataset(Dataset):
 
     def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
         """Read and augment one sample; ClipSetError names a clip that cannot be used."""
-        clip_set, row = self.items[key._replace(item=key.item % self.count)]
-        image, displacement = clip_set.first(row.id), clip_set.displacement(row.id)
         rng = np.random.default_rng(key.seed) if self.augment else None
         size = self.sizes[key.epoch % len(self.sizes)]
-        if rng is not None and rng.random() < STILL_SAMPLES:
+        wants_still = rng is not None and rng.random() < STILL_SAMPLES
+        if wants_still and self.still and rng.random() < STILL_PICTURES:
+            return still_crop(self.still[int(rng.integers(len(self.still)))], size, rng)
+        clip_set, row = self.items[key._replace(item=key.item % self.count)]
+        image, displacement = clip_set.first(row.id), clip_set.displacement(row.id)
+        if wants_still:
             sample = still_sample(image, displacement, size, rng)
             if sample is not None:
                 return sample
@@ -115,6 +123,13 @@ def still_sample(
     columns = left + _mirrored(size[1], part[1], int(offsets[1]))
     image = jitter_colours(image[:, rows][..., columns], rng)
     return {"image": image.contiguous(), "displacement": displacement[:, rows][..., columns].contiguous()}
+
+
+def still_crop(image: Tensor, size: tuple[int, int], rng: np.random.Generator) -> dict[str, Tensor]:
+    """Show a crop of a photograph (3, H, W) in which nothing moves; as `DisplacementDataset`."""
+    geometry = draw_geometry(image.shape[-2:], size, rng, area=STILL_CROP_AREA)
+    image = jitter_colours(geometry.maps(image), rng)
+    return {"image": image.contiguous(), "displacement": torch.zeros(1, *size)}
 
 
 def _mirrored(count: int, period: int, offset: int) -> Tensor:

@@ -6,12 +6,14 @@ from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 from diffusers import SchedulerMixin
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from data.media import list_pictures, read_image
 from models.unet import FrequencyUNet
 from models.vae import MotionVAE
 
@@ -20,6 +22,9 @@ from . import motion_diffusion as diffusion
 from .data_sets import WeightedSets, sets_with
 from .displacement import DisplacementDataset
 from .latents import LatentDataset, variant_sizes
+
+# Long side at which a photograph of --still-pictures is kept: crops of a tenth of it fill a sample of 256 x 160 px.
+STILL_PICTURE_PX = 640
 
 
 @dataclass
@@ -69,7 +74,8 @@ def prepare(
 
 def _displacement(args: Namespace, unet: FrequencyUNet, sets: WeightedSets, batch: int) -> Stage:
     sizes = (args.grid,) if args.no_augment else variant_sizes(*args.grid)
-    dataset = DisplacementDataset(sets, "train", sizes=sizes, augment=not args.no_augment, multiple=batch)
+    still = _still_pictures(args.still_pictures)
+    dataset = DisplacementDataset(sets, "train", sizes=sizes, augment=not args.no_augment, multiple=batch, still=still)
     test_sets = sets_with(sets, "test")
     held_out = DisplacementDataset(test_sets, "test", sizes=(args.grid,), augment=False) if test_sets else None
     measures = {"sample": partial(displacement.write_displacement_sheet, dataset=held_out or dataset)}
@@ -78,6 +84,12 @@ def _displacement(args: Namespace, unet: FrequencyUNet, sets: WeightedSets, batc
     seen = {"num_features": unet.displacement_head.num_features, "feature_dropout": _feature_dropout(args)}
     loss = partial(displacement.displacement_loss, **seen)
     return Stage(displacement.DisplacementStage(unet), dataset, loss, measures)
+
+
+def _still_pictures(paths: list[Path]) -> list[Tensor]:
+    """Read photographs in which nothing moves, at most at the size that crops of them are shown at."""
+    found = list_pictures(paths) if paths else []
+    return [read_image(path, max_side=STILL_PICTURE_PX) for path in found]
 
 
 def _feature_dropout(args: Namespace, *, learns_pictures: bool = True) -> float:

@@ -1,0 +1,238 @@
+"""The page one can poke in a real browser: Debian's Chromium, headless, driven by Playwright."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import interact
+from data.media import write_image
+from motion.modal import Simulation, dequantise, quantise
+from motion.motion_file import Motion, save_motion
+
+playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
+
+WIDTH, HEIGHT, GRID = 480, 320, (80, 120)
+SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+
+
+def example_motion() -> Motion:
+    """The right half sways, the left stands still."""
+    generator = torch.Generator().manual_seed(7)
+    spectrum = F.interpolate(torch.randn(6, 4, 3, 4, generator=generator), size=GRID, mode="bilinear")
+    spectrum /= torch.arange(1, 7).view(-1, 1, 1, 1)
+    inside = torch.zeros(GRID)
+    inside[10:70, 64:116] = 2.0
+    return Motion(spectrum * F.avg_pool2d(inside[None], 5, 1, 2)[0], None, 150, 30.0, (HEIGHT, WIDTH), {})
+
+
+@pytest.fixture(scope="module")
+def page_file(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("page")
+    columns, rows = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    stripes = np.stack([np.sin(columns / 5), np.sin(rows / 5), np.cos((columns + rows) / 9)])
+    write_image(folder / "stripes.png", torch.tensor(0.5 + 0.45 * stripes, dtype=torch.float32))
+    save_motion(folder / "m.npz", example_motion())
+    out = folder / "stripes.html"
+    assert interact.main([str(folder / "stripes.png"), "--flow", str(folder / "m.npz"), "--out", str(out)]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        launched = driver.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE)
+        yield launched
+        launched.close()
+
+
+@pytest.fixture
+def page(browser, page_file):
+    """Open the page; afterwards nothing may have gone wrong, and nothing been asked for but the file.
+
+    Its policy is bypassed, for Playwright's own scripts alone: what the page asks for is then seen, not blocked.
+    """
+    context = browser.new_context(viewport={"width": 900, "height": 900}, bypass_csp=True)
+    opened, asked, errors = context.new_page(), [], []
+    opened.on("request", lambda request: asked.append(request.url))
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    opened.goto(page_file.as_uri())
+    opened.wait_for_function("window.dynamics !== undefined", timeout=20_000)
+    yield opened
+    assert not errors
+    assert [url for url in asked if not url.startswith(("data:", "blob:"))] == [page_file.as_uri()]
+    context.close()
+
+
+def shot(page) -> np.ndarray:
+    """Return the canvas as it is shown, (H, W, 3) bytes."""
+    import io
+
+    from PIL import Image
+
+    # The hand of the keyboard and the light over what moves are not of the picture.
+    png = page.locator("#canvas").screenshot()
+    return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+
+def point(page, x: float, y: float) -> tuple[float, float]:
+    """Return the place in the window of a pixel of the picture."""
+    box = page.locator("#canvas").bounding_box()
+    return box["x"] + x / WIDTH * box["width"], box["y"] + y / HEIGHT * box["height"]
+
+
+def test_a_drag_moves_what_is_near_and_leaves_what_is_still(page):
+    page.locator("#show-reach").uncheck()
+    before = shot(page)
+    page.mouse.move(*point(page, 350, 160))
+    page.mouse.down()
+    page.mouse.move(*point(page, 380, 150), steps=6)
+    page.wait_for_timeout(700)
+    during = shot(page)
+    change = np.abs(during.astype(int) - before).max(-1)
+    height, width = change.shape
+    near = change[height * 2 // 5 : height * 3 // 5, int(width * 0.68) : int(width * 0.84)]
+    assert near.mean() > 10, "the picture follows the hand"
+    assert change[:, : width // 2 - 10].max() == 0, "what is still does not change by one level"
+    page.mouse.up()
+    energies = []
+    for _ in range(4):
+        page.wait_for_timeout(300)
+        energies.append(page.evaluate("dynamics.energy()"))
+    assert energies == sorted(energies, reverse=True) and energies[-1] < 0.8 * energies[0]
+
+
+@pytest.mark.parametrize("damping", [0.1, 0.5])
+def test_motion_decays_with_the_damping_that_is_set(page, damping):
+    """With one mode on, energy falls as exp(-2 xi w t), up to what swings within a period."""
+    page.evaluate("dynamics.pause()")
+    for mode in range(5):
+        page.evaluate("(mode) => dynamics.setActive(mode, mode === 1)", mode)
+    page.evaluate("(xi) => dynamics.setDamping(xi)", damping)
+    page.evaluate("dynamics.flick(90, 40, 60, 10)")
+    omega = 2 * np.pi * 0.4
+    period = 2 * np.pi / (omega * np.sqrt(1 - damping**2))
+    start = page.evaluate("dynamics.energy()")
+    page.evaluate("(dt) => dynamics.step(dt)", period)
+    assert page.evaluate("dynamics.energy()") / start == pytest.approx(np.exp(-2 * damping * omega * period), rel=1e-3)
+
+
+def test_the_page_simulates_what_python_does(page, page_file):
+    """The same forces on the same quantised modes: displacements within .02 px, wind and two hands included."""
+    actions = [
+        ("setDamping", 0.15),
+        ("flick", 90.0, 40.0, 30.0, -15.0),
+        ("step", 1 / 60),
+        ("step", 0.3),
+        ("hold", 80.0, 30.0, -2.0, 1.0, 1),
+        ("hold", 105.0, 50.0, 1.5, 1.0, 2),
+        ("step", 0.2),
+        ("release", 1),
+        ("step", 0.1),
+        ("release", 2),
+        ("setWind", 0.7),
+        ("step", 0.05),
+        ("step", 0.25),
+    ]
+    page.evaluate("dynamics.pause()")
+    for name, *values in actions:
+        page.evaluate("([name, values]) => dynamics[name](...values)", [name, values])
+    places = [(x, y) for x in range(0, GRID[1], 9) for y in range(0, GRID[0], 9)]
+    shown = np.array(page.evaluate("(places) => places.map(([x, y]) => dynamics.displacementAt(x, y))", places))
+
+    modes = interact.page_modes(example_motion(), "m.npz")
+    simulation = Simulation(dequantise(*quantise(modes), modes.frequency_hz))
+    for name, *values in actions:
+        if name == "hold":
+            simulation.hold(*values[:4], pointer=values[4])
+        elif name.startswith("set"):
+            setattr(simulation, name[3:].lower(), values[0])
+        else:
+            getattr(simulation, name)(*values)
+    expected = np.array([simulation.displacement_at(x, y) for x, y in places])
+    assert np.abs(expected).max() > 1
+    assert np.abs(shown - expected).max() < 0.02
+
+
+def test_keys_poke_too(page):
+    page.locator("#canvas").focus()
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+    assert page.evaluate("dynamics.energy()") == 0
+    page.keyboard.press("Shift+ArrowRight")
+    assert page.evaluate("dynamics.energy()") > 0
+    page.keyboard.press("Escape")
+    assert page.evaluate("dynamics.energy()") == 0
+
+
+def test_controls_have_names_and_sliders_act(page):
+    for name in ("Strength", "Damping", "Wind", "Speed"):
+        assert page.get_by_role("slider", name=name).count() == 1
+    page.get_by_role("slider", name="Wind").fill("1")
+    page.wait_for_timeout(400)
+    assert page.evaluate("dynamics.energy()") > 0
+    page.get_by_role("button", name="Pause").click()
+    energy = page.evaluate("dynamics.energy()")
+    page.wait_for_timeout(200)
+    assert page.evaluate("dynamics.energy()") == energy
+    page.get_by_text("Frequencies").click()
+    assert page.locator("#modes-on input").count() == 5
+
+
+def test_a_recording_is_saved(page):
+    page.get_by_role("slider", name="Wind").fill("1")
+    page.get_by_role("button", name="Record").click()
+    page.wait_for_timeout(1200)
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Stop recording").click()
+    saved = Path(download.value.path())
+    assert download.value.suggested_filename.endswith(".webm") and saved.read_bytes()[:4] == b"\x1aE\xdf\xa3"
+
+
+def test_memory_does_not_grow(browser, page_file):
+    """A shortened run: after ten seconds of wind and pulls the heap is what it was after three."""
+    context = browser.new_context(viewport={"width": 900, "height": 900}, bypass_csp=True)
+    page = context.new_page()
+    client = context.new_cdp_session(page)
+    page.goto(page_file.as_uri())
+    page.wait_for_function("window.dynamics !== undefined")
+    page.evaluate("dynamics.setWind(1)")
+
+    def heap() -> int:
+        client.send("HeapProfiler.collectGarbage")
+        return client.send("Runtime.getHeapUsage")["usedSize"]
+
+    page.wait_for_timeout(3000)
+    early = heap()
+    for number in range(7):
+        page.mouse.move(*point(page, 350, 160))
+        page.mouse.down()
+        page.mouse.move(*point(page, 360 + number, 150), steps=4)
+        page.mouse.up()
+        page.wait_for_timeout(1000)
+    assert heap() < early + 300_000
+    context.close()
+
+
+def test_without_webgl_there_is_a_sentence_and_a_loop(browser, page_file):
+    page = browser.new_page(bypass_csp=True)
+    page.add_init_script(
+        "const original = HTMLCanvasElement.prototype.getContext;"
+        "HTMLCanvasElement.prototype.getContext = function (kind, ...rest) {"
+        " return kind === 'webgl2' ? null : original.call(this, kind, ...rest); };"
+    )
+    page.goto(page_file.as_uri())
+    page.wait_for_function("!document.getElementById('message').hidden")
+    assert "WebGL 2" in page.locator("#message").inner_text()
+    picture = page.locator("#picture")
+    assert picture.is_visible() and picture.get_attribute("src").startswith("data:image/webp")
+    page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
+    page.close()
