@@ -7,22 +7,25 @@ usage() {
 usage: bash checkpoints/make_default.sh [flags]
 
   --clips CSV        videos to learn from beside rendered scenes (columns path or file, split, source, licence)
+  --rendered-only    learn from rendered scenes alone; --clips are then only measured on
   --backbone FILE    SqueezeNet 1.1's ImageNet features, for the photograph's encoder and the renderers' loss
+  --backbone-licence TEXT   where those come from and on what terms, for the card
   --minutes M        train for about so long: of 25, 2 the VAE, 12 the U-Net, 5 the renderers; the rest is data and
                      tables, which take what they take. Without: fixed numbers of steps, some 5 h on two CPU cores
-  --slice M          stop after so long, state saved, exit code 3; the same command goes on (a part that is not a
-                     training, data or tables, is finished first)
+  --slice M          stop after so long, state saved, exit code 3; the same command goes on (a table is finished first)
   --scenes N         rendered scenes (1000), and a fifth as many in which nothing moves
-  --workers N        processes that prepare data (all cores)
+  --workers N        processes that prepare data, and with a GPU at most 8 that load it (all cores)
   --device D         auto, cpu, cuda:N
   --precision P      bf16 (default), no, fp16
   --seed N           of all trainings (0)
-  --work DIR         sets, runs and tables; what is there is gone on with (outputs/make_default)
-  --out DIR          the checkpoint (WORK/checkpoint); checkpoints/default is replaced only if it is named here
+  --work DIR         sets, runs and tables; what is there is gone on with (outputs/make_default, with --rendered-only
+                     outputs/make_rendered)
+  --out DIR          copy the finished checkpoint there from WORK/checkpoint; one that is there is replaced
   --tiny             a few steps on a few scenes, to see that everything runs
   --dry-run          print the commands
 
-From rendered scenes alone: leave out --clips (and --backbone, for weights in which there is no photograph at all).
+Without --clips scenes are all that is learned from; without --backbone as well, no photograph is in the weights at all.
+Exit codes: 0 done, 2 a mistake, 3 --slice is over, 130 interrupted; the same command goes on after 3 and 130.
 TEXT
 }
 
@@ -32,18 +35,20 @@ fail() {
 }
 
 # Flags
-clips= backbone= minutes= slice= scenes=1000 workers= device=auto precision=bf16 seed=0
-work=outputs/make_default out= tiny= dry=
+clips= rendered= backbone= backbone_licence= minutes= slice= scenes=1000 workers= device=auto precision=bf16 seed=0
+work= out= tiny= dry=
 while (($#)); do
     case $1 in
         -h | --help) usage && exit 0 ;;
         --tiny) tiny=yes && shift && continue ;;
         --dry-run) dry=yes && shift && continue ;;
-        --clips | --backbone | --minutes | --slice | --scenes | --workers | --device | --precision | --seed | --work | --out)
+        --rendered-only) rendered=yes && shift && continue ;;
+        --clips | --backbone | --backbone-licence | --minutes | --slice | --scenes | --workers | --device | --precision | --seed | --work | --out)
             (($# > 1)) || fail "$1: needs a value; --help lists the flags" ;;
         *) fail "$1: not a flag of this script; --help lists them" ;;
     esac
-    declare "${1#--}=$2"
+    name=${1#--}
+    declare "${name//-/_}=$2"
     shift 2
 done
 for name in minutes slice scenes workers seed; do
@@ -54,11 +59,14 @@ done
 for name in clips backbone; do
     [[ -z ${!name} || -f ${!name} ]] || fail "--$name ${!name}: no such file"
 done
-clips=${clips:+$(realpath "$clips")} backbone=${backbone:+$(realpath "$backbone")} work=$(realpath -m "$work")
-out=$(realpath -m "${out:-$work/checkpoint}")
+clips=${clips:+$(realpath "$clips")} backbone=${backbone:+$(realpath "$backbone")}
+[[ -n $work ]] || work=outputs/make_$([[ -n $rendered ]] && echo rendered || echo default)
+work=$(realpath -m "$work") out=${out:+$(realpath -m "$out")} checkpoint=$work/checkpoint
 cd "$(dirname "$0")/.."
-workers=${workers:-$(nproc)}
-mkdir -p "$work/done" 2>/dev/null || fail "--work $work: cannot be written"
+workers=${workers:-$(env -u OMP_NUM_THREADS nproc)} # nproc would repeat that variable
+if [[ -n $out && -n $(ls -A "$out" 2>/dev/null) && ! -f $out/model_index.json ]]; then
+    fail "--out $out: holds something that is no checkpoint; name another folder"
+fi
 
 # Each thing done leaves its mark in WORK/done, so that the next call goes on after it.
 deadline=${slice:+$((SECONDS + 60 * slice))}
@@ -72,24 +80,50 @@ later() {
     exit 3
 }
 
+# What runs is waited for in the background: for what runs in the foreground a signal would have to wait.
+child=
+interrupted() {
+    trap '' INT TERM HUP
+    [[ -z $child ]] || { kill "$child" && wait "$child"; } 2>/dev/null || true
+    echo "make_default.sh: interrupted; the same command goes on" >&2
+    exit 130
+}
+trap interrupted INT TERM HUP
+
+# say COMMAND...: run it, for at most $limit seconds where that is set; 124 when they are over
 say() {
+    local code=0
     echo "+ python $*"
-    [[ -n $dry ]] || python "$@"
+    [[ -z $dry ]] || return 0
+    ${limit:+timeout "$limit"} python "$@" &
+    child=$!
+    wait "$child" || code=$?
+    child=
+    return "$code"
 }
 
-# once PART COMMAND...: a part that is not a training
+# once PART COMMAND...: a part that is not a training. Data goes on where it was; a table that cannot be made, as of a set
+# without test clips, stops nothing.
 once() {
-    local part=$1
+    local part=$1 code=0 limit=
     shift
     [[ ! -e $work/done/$part ]] || return 0
-    out_of_time && later "$part"
-    say "$@"
+    ! out_of_time || later "$part"
+    [[ -z $deadline || $part == evaluate_* ]] || ! command -v timeout >/dev/null || limit=$((deadline - SECONDS + 1))
+    say "$@" || code=$?
+    case $part:$code in
+        *:0) ;;
+        clips:3) echo "make_default.sh: some of --clips were left out, as said above" >&2 ;;
+        *:124) later "$part" ;;
+        evaluate_*:*) echo "make_default.sh: $part: no table, as said above" >&2 && return 0 ;;
+        *) exit "$code" ;;
+    esac
     [[ -n $dry ]] || touch "$work/done/$part"
 }
 
 # A training that was cut short has exported what it had, so its record has to say that it came to its end.
 is_finished() {
-    python - "$1" "$out" <<'TEXT'
+    python - "$1" "$checkpoint" <<'TEXT'
 import json, pathlib, sys
 run, out = map(pathlib.Path, sys.argv[1:])
 records = [json.loads(path.read_text()) for path in [*run.glob("**/training.json"), *out.glob("training.json")]]
@@ -99,23 +133,24 @@ TEXT
 
 # learn PART SHARE STEPS SCRIPT FLAGS...: a training of SHARE / 250 of --minutes, or of STEPS steps
 learn() {
-    local part=$1 share=$2 steps=$3 left=()
+    local part=$1 share=$2 steps=$3 left=() limit=
     shift 3
     [[ ! -e $work/done/$part ]] || return 0
-    out_of_time && later "$part"
+    ! out_of_time || later "$part"
     [[ -z $deadline ]] || left=(--minutes "$(awk "BEGIN { print ($deadline - $SECONDS) / 60 + 0.01 }")")
     [[ -z $minutes ]] || left+=(--finish-in "$(awk "BEGIN { print $minutes * $share / 250 }")")
     say "$@" --steps "$steps" --device "$device" --precision "$precision" --seed "$seed" --out "$work/runs/$part" \
-        --resume auto "${left[@]}"
+        --workers "$loaders" --save-every 200 --resume auto "${left[@]}"
     [[ -z $dry ]] || return 0
     is_finished "$work/runs/$part" || later "$part"
     touch "$work/done/$part"
 }
 
 # Sizes: a GPU takes larger batches, and as many steps as fit into --minutes where more of them do not harm.
-batch=8 crop=96 renderer=small vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=400 renderer_steps=2800
+batch=8 crop=96 renderer=small loaders=0
+vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=400 renderer_steps=2800
 if [[ $device != cpu ]] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
-    batch=32 crop=128
+    batch=32 crop=128 loaders=$((workers < 8 ? workers : 8))
 fi
 if [[ -n $minutes ]]; then
     vae_steps=100000 denoiser_steps=1000000 renderer_steps=1000000
@@ -124,8 +159,22 @@ if [[ -n $tiny ]]; then
     scenes=12 batch=2 crop=32 renderer=tiny
     vae_steps=2 picture_steps=2 denoiser_steps=2 displacement_steps=2 renderer_steps=2
 fi
+
+# What may not change under way; the trainings say so too, but not those that are done.
+settings="clips ${clips:-none}, rendered only ${rendered:-no}, backbone ${backbone:-none}, minutes ${minutes:-free}, scenes $scenes"
+settings+=", precision $precision, seed $seed, batch $batch, tiny ${tiny:-no}"
+if [[ -f $work/settings ]]; then
+    begun=$(<"$work/settings")
+    [[ $begun == "$settings" ]] || fail "--work $work: was begun with $begun; this is $settings; name another folder"
+fi
+if [[ -z $dry ]]; then
+    mkdir -p "$work/done" 2>/dev/null || fail "--work $work: cannot be written"
+    exec 9>"$work/lock"
+    ! command -v flock >/dev/null || flock -n 9 || fail "--work $work: another call is at work there"
+    echo "$settings" >"$work/settings"
+fi
+# Without, the picture network learns from nothing; there has to be one, for the displacement head reads it.
 features=(${backbone:+--backbone-weights "$backbone"})
-[[ -n $backbone ]] || features=(--backbone none)
 
 # Data
 data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1" "$work/sets/still:0.5")
@@ -134,8 +183,10 @@ once still prepare_data.py scenes --num $((scenes / 5 + 1)) --kinds still --seed
 measured=$work/sets/scenes
 if [[ -n $clips ]]; then
     once clips prepare_data.py videos "$clips" --fps 20 --workers "$workers" --out "$work/sets/real"
-    data+=("$work/sets/real:3") motion_data+=("$work/sets/real:4") still_data+=("$work/sets/real:4")
     measured=$work/sets/real
+fi
+if [[ -n $clips && -z $rendered ]]; then
+    data+=("$work/sets/real:3") motion_data+=("$work/sets/real:4") still_data+=("$work/sets/real:4")
 fi
 
 # Motion
@@ -145,21 +196,22 @@ learn vae 20 $vae_steps train_vae.py --data "${data[@]}" --preset tiny --batch-s
 learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage picture "${features[@]}" \
     --batch-size 8 --learning-rate 2e-3 --warmup-steps 50 --ema-decay 0.99
 learn denoiser 95 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
-    --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995
+    --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995 \
+    --validate-every 1000 --sample-every 0 # the preset's 100 and 150 would take much of a GPU's time
 learn displacement 10 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
     --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 40 --weight-decay 0.05 \
-    --ema-decay 0.97 --export "$out"
+    --ema-decay 0.97 --sample-every 0 --export "$checkpoint"
 
 # Rendering
 for operator in softsplat gaussian; do
     name=frame_synthesis_${operator/softsplat/softmax}
     learn "$name" 25 $renderer_steps train_frame_synthesis_$operator.py --data "${data[@]/:0.6/:0.3}" --preset $renderer \
         --batch-size $((batch / 2)) --crop $crop --learning-rate 1e-3 --warmup-steps 50 --ema-decay 0.99 \
-        ${backbone:+--perceptual-weights "$backbone"} --export "$out/$name"
+        ${backbone:+--perceptual-weights "$backbone"} --export "$checkpoint/$name"
 done
 
 # Tables and card
-measure=(--device "$device" --seed "$seed" --checkpoint "$out")
+measure=(--device "$device" --seed "$seed" --checkpoint "$checkpoint")
 few=(${tiny:+--clips 1})
 once evaluate_motion evaluate.py motion --data "$measured" --samples 2 "${few[@]}" "${measure[@]}" --out "$work/evaluate/motion"
 once evaluate_frames evaluate.py frames --data "$measured" --every 30 "${few[@]}" "${measure[@]}" --out "$work/evaluate/frames"
@@ -170,9 +222,23 @@ once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licence
     echo "# Weights of make_default.sh"
     echo
     echo "Motion VAE, U-Net, noise schedule and a renderer for each splatting operator; \`training.json\` has the command,"
-    echo "flags, versions, steps, hours and losses of each. Picture features: ${backbone:+SqueezeNet 1.1, $(basename "$backbone")}${backbone:-none, learned here}."
+    echo "flags, versions, steps, hours and losses of each. No frame of a clip is stored here."
     echo
-    cat "$work"/evaluate/{sources,motion,frames,still}/results.md
-} | sed "s|$work/||g" >"$out/README.md.part"
-mv "$out/README.md.part" "$out/README.md"
+    if [[ -n $backbone ]]; then
+        echo "Picture features (frozen) and the renderers' loss: ImageNet features of SqueezeNet 1.1, $(basename "$backbone");"
+        echo "origin and licence: ${backbone_licence:-not stated}."
+    else
+        echo "Picture features: learned here, from what is listed below."
+    fi
+    for table in sources evaluate_motion evaluate_frames evaluate_still; do
+        file=$work/evaluate/${table#evaluate_}/results.md
+        [[ ! -e $work/done/$table || ! -f $file ]] || { echo && cat "$file"; }
+    done
+} | sed "s|$work/||g" >"$checkpoint/README.md.part"
+mv "$checkpoint/README.md.part" "$checkpoint/README.md"
+if [[ -n $out && $out != "$checkpoint" ]]; then
+    mkdir -p "$(dirname "$out")" && rm -rf "$out.part" && cp -R "$checkpoint" "$out.part"
+    rm -rf "$out" && mv "$out.part" "$out"
+fi
+out=${out:-$checkpoint}
 echo "done: $out ($(du -sh "$out" | cut -f1)); python animate.py photo.jpg --checkpoint $out"

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,17 @@ PARTS = "scenes still clips vae picture denoiser displacement frame_synthesis_so
 TABLES = ["evaluate_motion", "evaluate_frames", "evaluate_still", "sources"]
 # In place of python: notes what it was called with, and leaves the record that a training leaves.
 STAND_IN = """#!{python}
-import json, os, pathlib, subprocess, sys
+import json, os, pathlib, subprocess, sys, time
 arguments = sys.argv[1:]
 if not arguments[0].endswith(".py"):
     sys.exit(subprocess.call(["{python}", *arguments]))
 with open(os.environ["CALLS"], "a") as calls:
     calls.write(json.dumps(arguments) + "\\n")
 out = pathlib.Path(arguments[arguments.index("--out") + 1])
+if out.name == os.environ.get("SLEEPS"):
+    time.sleep(120)
+if out.name == os.environ.get("FAILS"):
+    sys.exit(int(os.environ["CODE"]))
 out.mkdir(parents=True, exist_ok=True)
 (out / "results.md").write_text("| table |\\n")
 if arguments[0].startswith("train_"):
@@ -107,10 +113,100 @@ def test_an_unfinished_training_is_gone_on_with(tmp_path: Path, stand_in) -> Non
     assert Path(value(after[0], "--out")).name == "denoiser" and len(after) == 4 + len(TABLES)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_what_runs_and_the_same_command_goes_on(tmp_path: Path, stand_in, number) -> None:
+    environment, calls = stand_in
+    flags = ["--work", str(tmp_path / "work"), "--device", "cpu"]
+    command = ["bash", str(SCRIPT), *flags]
+    log = Path(environment["CALLS"])
+    running = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, **environment, "SLEEPS": "picture"})
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (log.exists() and "runs/picture" in log.read_text()):
+        time.sleep(0.1)
+    busy = call(*flags, **environment)
+    assert busy.returncode == 2 and "another call is at work there" in busy.stderr
+    running.send_signal(number)
+    assert running.communicate(timeout=30)[1] == b"make_default.sh: interrupted; the same command goes on\n"
+    assert running.returncode == 130
+    before = calls()
+    assert call(*flags, **environment).returncode == 0  # the lock is free, so nothing is left running
+    assert [Path(value(line, "--out")).name for line in before + calls()].count("vae") == 1
+
+
+def test_data_that_takes_longer_than_a_slice_is_cut_too(tmp_path: Path, stand_in) -> None:
+    environment, calls = stand_in
+    flags = ["--work", str(tmp_path / "work"), "--device", "cpu"]
+    # a slice of minutes would be a long test; its end is where a signal of `timeout` comes from
+    cut = call(*flags, "--slice", "9", **environment, FAILS="scenes", CODE="124")
+    assert cut.returncode == 3 and "scenes is not done yet" in cut.stderr and len(calls()) == 1
+
+
+def test_left_out_clips_and_a_missing_table_stop_nothing(tmp_path: Path, stand_in) -> None:
+    environment, calls = stand_in
+    clips = tmp_path / "clips.csv"
+    clips.write_text("path,split\n")
+    flags = ["--work", str(tmp_path / "work"), "--clips", str(clips), "--device", "cpu"]
+    result = call(*flags, **environment, FAILS="real", CODE="3")
+    assert result.returncode == 0 and "some of --clips were left out" in result.stderr, result.stderr
+    calls()
+    (tmp_path / "work" / "done" / "evaluate_motion").unlink()
+    result = call(*flags, **environment, FAILS="motion", CODE="2")
+    assert result.returncode == 0 and "evaluate_motion: no table" in result.stderr
+    assert (tmp_path / "work" / "checkpoint" / "README.md").read_text().count("| table |") == 3
+    calls()
+    assert call(*flags, **environment).returncode == 0 and len(calls()) == 1  # it is tried again
+
+
+def test_a_failed_training_ends_it_with_its_code(tmp_path: Path, stand_in) -> None:
+    environment, calls = stand_in
+    result = call("--work", str(tmp_path / "work"), "--device", "cpu", **environment, FAILS="vae", CODE="2")
+    assert result.returncode == 2 and Path(value(calls()[-1], "--out")).name == "vae"
+
+
+def test_another_checkpoint_is_replaced_at_the_end(tmp_path: Path, stand_in) -> None:
+    """Not while it is being made, not where it is none, and its card names the features' licence."""
+    environment, _ = stand_in
+    out, features = tmp_path / "out", tmp_path / "features.npz"
+    out.mkdir()
+    (out / "diary.txt").touch()
+    features.touch()
+    flags = ["--work", str(tmp_path / "work"), "--out", str(out), "--device", "cpu", "--backbone", str(features)]
+    flags += ["--backbone-licence", "MIT, of some port"]
+    refused = call(*flags, **environment)
+    assert refused.returncode == 2 and "holds something that is no checkpoint" in refused.stderr
+    (out / "model_index.json").touch()
+    assert call(*flags, **environment, FAILS="frame_synthesis_gaussian", CODE="2").returncode == 2
+    assert (out / "diary.txt").exists()
+    assert call(*flags, **environment).returncode == 0
+    assert not (out / "diary.txt").exists() and not (tmp_path / "out.part").exists()
+    card = (out / "README.md").read_text()
+    assert "features.npz;" in card and "MIT, of some port" in card
+
+
+def test_other_flags_do_not_go_on_with_it(tmp_path: Path, stand_in) -> None:
+    environment, calls = stand_in
+    assert call("--work", str(tmp_path / "work"), "--device", "cpu", **environment).returncode == 0
+    calls()
+    for flags in (["--scenes", "50"], ["--rendered-only"], ["--minutes", "5"]):
+        result = call("--work", str(tmp_path / "work"), "--device", "cpu", *flags, **environment)
+        assert result.returncode == 2 and "was begun with" in result.stderr and result.stderr.count("\n") == 1
+    assert not calls()
+
+
+def test_rendered_only_measures_on_the_clips(tmp_path: Path) -> None:
+    clips = tmp_path / "clips.csv"
+    clips.write_text("path,split\n")
+    flags = ["--work", str(tmp_path / "work"), "--clips", str(clips), "--rendered-only", "--dry-run", "--device", "cpu"]
+    lines = call(*flags).stdout.splitlines()
+    assert [line.split()[3] for line in lines if "sets/real" in line and "evaluate.py" in line] == ["motion", "frames"]
+    assert not [line for line in lines if "sets/real" in line and ("train_" in line or "sources" in line)]
+    assert not (tmp_path / "work").exists()
+
+
 def test_rendered_scenes_alone(tmp_path: Path) -> None:
     result = call("--work", str(tmp_path / "work"), "--dry-run", "--device", "cpu")
     assert result.returncode == 0 and "videos" not in result.stdout and "sets/real" not in result.stdout
-    assert "--backbone none" in result.stdout and "--perceptual-weights" not in result.stdout
+    assert "--backbone" not in result.stdout and "--perceptual-weights" not in result.stdout
     assert not (tmp_path / "work" / "checkpoint").exists()
 
 
