@@ -10,6 +10,8 @@ usage: bash checkpoints/make_default.sh [flags]
   --rendered-only    learn from rendered scenes alone; --clips are then only measured on
   --backbone FILE    SqueezeNet 1.1's ImageNet features, for the photograph's encoder and the renderers' loss
   --backbone-licence TEXT   where those come from and on what terms, for the card
+  --still-pictures DIR   photographs in which nothing moves, for the head that says how far each place moves; without,
+                     rendered ones stand in, of which it learns that lawns stand still
   --minutes M        train for about so long: of 25, 2 the VAE, 12 the U-Net, 5 the renderers; the rest is data and
                      tables, which take what they take. Without: fixed numbers of steps, some 5 h on two CPU cores
   --slice M          stop after so long, state saved, exit code 3; the same command goes on (a table is finished first)
@@ -35,7 +37,7 @@ fail() {
 }
 
 # Flags
-clips= rendered= backbone= backbone_licence= minutes= slice= scenes=1000 workers= device=auto precision=bf16 seed=0
+clips= rendered= backbone= backbone_licence= still_pictures= minutes= slice= scenes=1000 workers= device=auto precision=bf16 seed=0
 work= out= tiny= dry=
 while (($#)); do
     case $1 in
@@ -43,7 +45,7 @@ while (($#)); do
         --tiny) tiny=yes && shift && continue ;;
         --dry-run) dry=yes && shift && continue ;;
         --rendered-only) rendered=yes && shift && continue ;;
-        --clips | --backbone | --backbone-licence | --minutes | --slice | --scenes | --workers | --device | --precision | --seed | --work | --out)
+        --clips | --backbone | --backbone-licence | --still-pictures | --minutes | --slice | --scenes | --workers | --device | --precision | --seed | --work | --out)
             (($# > 1)) || fail "$1: needs a value; --help lists the flags" ;;
         *) fail "$1: not a flag of this script; --help lists them" ;;
     esac
@@ -59,6 +61,8 @@ done
 for name in clips backbone; do
     [[ -z ${!name} || -f ${!name} ]] || fail "--$name ${!name}: no such file"
 done
+[[ -z $still_pictures || -d $still_pictures ]] || fail "--still-pictures $still_pictures: no such folder"
+still_pictures=${still_pictures:+$(realpath "$still_pictures")}
 clips=${clips:+$(realpath "$clips")} backbone=${backbone:+$(realpath "$backbone")}
 [[ -n $work ]] || work=outputs/make_$([[ -n $rendered ]] && echo rendered || echo default)
 work=$(realpath -m "$work") out=${out:+$(realpath -m "$out")} checkpoint=$work/checkpoint
@@ -162,7 +166,7 @@ fi
 
 # What may not change under way; the trainings say so too, but not those that are done.
 settings="clips ${clips:-none}, rendered only ${rendered:-no}, backbone ${backbone:-none}, minutes ${minutes:-free}, scenes $scenes"
-settings+=", precision $precision, seed $seed, batch $batch, tiny ${tiny:-no}"
+settings+=", still pictures ${still_pictures:-none}, precision $precision, seed $seed, batch $batch, tiny ${tiny:-no}"
 if [[ -f $work/settings ]]; then
     begun=$(<"$work/settings")
     [[ $begun == "$settings" ]] || fail "--work $work: was begun with $begun; this is $settings; name another folder"
@@ -177,9 +181,10 @@ fi
 features=(${backbone:+--backbone-weights "$backbone"})
 
 # Data
-data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1" "$work/sets/still:0.5")
+data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1")
+[[ -n $still_pictures ]] || still_data+=("$work/sets/still:0.2")
 once scenes prepare_data.py scenes --num "$scenes" --seed 2 --workers "$workers" --out "$work/sets/scenes"
-once still prepare_data.py scenes --num $((scenes / 5 + 1)) --kinds still --seed 3 --workers "$workers" --out "$work/sets/still"
+[[ -n $still_pictures ]] || once still prepare_data.py scenes --num $((scenes / 5 + 1)) --kinds still --seed 3 --workers "$workers" --out "$work/sets/still"
 measured=$work/sets/scenes
 if [[ -n $clips ]]; then
     once clips prepare_data.py videos "$clips" --fps 20 --workers "$workers" --out "$work/sets/real"
@@ -200,7 +205,7 @@ learn denoiser 95 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stag
     --validate-every 1000 --sample-every 0 # the preset's 100 and 150 would take much of a GPU's time
 learn displacement 10 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
     --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 40 --weight-decay 0.05 \
-    --ema-decay 0.97 --sample-every 0 --export "$checkpoint"
+    --ema-decay 0.97 --sample-every 0 ${still_pictures:+--still-pictures "$still_pictures"} --export "$checkpoint"
 
 # Rendering
 for operator in softsplat gaussian; do
@@ -230,6 +235,7 @@ once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licence
     else
         echo "Picture features: learned here, from what is listed below."
     fi
+    [[ -z $still_pictures ]] || echo "Photographs in which nothing moves: $(ls "$still_pictures" | tr '\n' ' ')."
     for table in sources evaluate_motion evaluate_frames evaluate_still; do
         file=$work/evaluate/${table#evaluate_}/results.md
         [[ ! -e $work/done/$table || ! -f $file ]] || { echo && cat "$file"; }

@@ -217,6 +217,7 @@ def test_rendered_scenes_alone(tmp_path: Path) -> None:
         (["--minutes", "soon"], "--minutes soon: right: a whole number"),
         (["--slice", "0"], "--slice 0: right: a whole number above 0"),
         (["--clips", "gone.csv"], "--clips gone.csv: no such file"),
+        (["--still-pictures", "gone"], "--still-pictures gone: no such folder"),
         (["--scenes"], "--scenes: needs a value"),
     ],
 )
