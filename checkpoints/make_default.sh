@@ -10,8 +10,7 @@ usage: bash checkpoints/make_default.sh [flags]
   --rendered-only    learn from rendered scenes alone; --clips are then only measured on
   --backbone FILE    SqueezeNet 1.1's ImageNet features, for the photograph's encoder and the renderers' loss
   --backbone-licence TEXT   where those come from and on what terms, for the card
-  --still-pictures DIR   photographs in which nothing moves, for the head that says how far each place moves; without,
-                     rendered ones stand in, of which it learns that lawns stand still
+  --still-pictures DIR   photographs in which nothing moves, for the head that says how far each place moves
   --minutes M        train for about so long: of 25, 2 the VAE, 12 the U-Net, 5 the renderers; the rest is data and
                      tables, which take what they take. Without: fixed numbers of steps, some 5 h on two CPU cores
   --slice M          stop after so long, state saved, exit code 3; the same command goes on (a table is finished first)
@@ -181,10 +180,9 @@ fi
 features=(${backbone:+--backbone-weights "$backbone"})
 
 # Data
-data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1")
-[[ -n $still_pictures ]] || still_data+=("$work/sets/still:0.2")
+data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1" "$work/sets/still:0.2")
 once scenes prepare_data.py scenes --num "$scenes" --seed 2 --workers "$workers" --out "$work/sets/scenes"
-[[ -n $still_pictures ]] || once still prepare_data.py scenes --num $((scenes / 5 + 1)) --kinds still --seed 3 --workers "$workers" --out "$work/sets/still"
+once still prepare_data.py scenes --num $((scenes / 5 + 1)) --kinds still --seed 3 --workers "$workers" --out "$work/sets/still"
 measured=$work/sets/scenes
 if [[ -n $clips ]]; then
     once clips prepare_data.py videos "$clips" --fps 20 --workers "$workers" --out "$work/sets/real"

@@ -28,10 +28,10 @@ STRENGTH_WEIGHT = 0.25
 # Below this a picture is still, px; without it the logarithm would tell apart what nobody sees.
 LEAST_STRENGTH_PX = 0.05
 # Clips are chosen for what moves in them, so a head that has seen nothing else expects motion of any photograph. This
-# share of the augmented samples is a part of a picture that stands still, its sides this share of the picture's. Most
+# share of the augmented samples is a part of a picture that stands still, its sides this share of the picture's. Half
 # of them are of still photographs, where such are given; their crops have this share of the area.
 STILL_SAMPLES, STILL_SIDES = 0.15, (0.3, 0.7)
-STILL_PICTURES, STILL_CROP_AREA = 0.7, (0.1, 1.0)
+STILL_PICTURES, STILL_CROP_AREA = 0.5, (0.1, 1.0)
 # Mean displacement below which a part stands still, px of a 256 x 160 picture.
 STILL_PART_PX = 0.05
 
