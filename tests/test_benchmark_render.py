@@ -45,7 +45,7 @@ def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, monkeypa
             assert row["times_preview"] == pytest.approx(row["ms_a_frame"] / preview["ms_a_frame"])
             assert row["frames_per_s"] == pytest.approx(1000 / row["ms_a_frame"])
             assert 0 < row["splat_percent"] < 100 and row["peak_memory_mb"] == 7.0 and row["batch"] == 2
-    assert rows[1]["tile_px"] == 32 and rows[0]["splat_percent"] > rows[1]["splat_percent"]
+    assert rows[1]["tile_px"] == 32
     assert [job["method"] for job in asked] == [*METHODS, *METHODS] and asked[0]["size"] == (32, 48)
     printed = capsys.readouterr().out
     assert "3 frames a lap" in printed and "command: benchmark.py render --device cpu" in printed
