@@ -5,6 +5,7 @@ motion     predicting motion by sampler and steps, beside one frequency after th
 render     frames a second and memory by size, with each network, beside the preview
 splatting  operators and backends, beside hand-written torch and a copy
 data       rendering scenes for training, and optical flow by method
+page       the page of interact.py in a browser: first frame, frames a second, growth of memory
 """
 
 from __future__ import annotations
@@ -12,16 +13,17 @@ from __future__ import annotations
 import shlex
 import sys
 
-from training.benchmarks import animate, data, motion, render, splatting
+from training.benchmarks import animate, data, motion, page, render, splatting
 from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
 
-BENCHMARKS = (animate, motion, render, splatting, data)
+BENCHMARKS = (animate, motion, render, splatting, data, page)
 # Of those that compute on a device.
 MEMORY_FLAGS = {
     "animate": ("--size", HALF_PRECISION, ON_CPU),
     "motion": ("--grid", "--samples", "--guidance", HALF_PRECISION, ON_CPU),
     "render": ("--sizes", "--batch-size", HALF_PRECISION, ON_CPU),
     "splatting": ("--sizes", ON_CPU),
+    "page": ("--sizes", ON_CPU),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import subprocess
 import sys
@@ -19,14 +18,14 @@ from data.media import write_image
 from motion.modal import Simulation, dequantise, quantise
 from motion.motion_file import Motion, save_motion
 from training import poke_page
+from training.benchmarks.page import SOFTWARE_RENDERING, find_browser
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = find_browser()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium")
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, HEIGHT, GRID = 480, 320, (80, 120)
-SOFTWARE = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
 
 
 def example_motion() -> Motion:
@@ -54,7 +53,7 @@ def page_file(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE)
+        launched = driver.chromium.launch(executable_path=CHROMIUM, args=SOFTWARE_RENDERING)
         yield launched
         launched.close()
 

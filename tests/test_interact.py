@@ -65,10 +65,11 @@ def test_page_holds_everything_and_asks_for_nothing(files):
     assert loop.format == "WEBP" and loop.n_frames == 50 and loop.size == (96, 64)
 
     description = json.loads(element(page, "description"))
-    codes = np.frombuffer(zlib.decompress(base64.b64decode(element(page, "modes"))), np.uint8)
-    assert (description["height"], description["width"]) == GRID and len(codes) == 5 * 4 * GRID[0] * GRID[1]
+    packed = np.frombuffer(zlib.decompress(base64.b64decode(element(page, "modes"))), np.uint8)
+    assert (description["height"], description["width"]) == GRID and len(packed) == 5 * 4 * GRID[0] * GRID[1]
     modes = poke_page.page_modes(example_motion(), "m.npz")
-    assert np.array_equal(codes, quantise(modes)[0].numpy().ravel())
+    codes = packed.reshape(5, 4, *GRID).cumsum(-1, dtype=np.uint8).cumsum(-2, dtype=np.uint8)
+    assert np.array_equal(codes, quantise(modes)[0].numpy())
     assert description["frequenciesHz"] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
@@ -217,7 +218,8 @@ def test_a_gigantic_picture_is_scaled_with_a_note(files, caplog):
 
 NODE_SCRIPT = """
 const { description, codes, actions } = JSON.parse(require("fs").readFileSync(0, "utf8"));
-const bytes = Uint8Array.from(Buffer.from(codes, "base64"));
+const packed = require("zlib").inflateSync(Buffer.from(codes, "base64"));
+const bytes = Modal.sums(Uint8Array.from(packed), description);
 const shapes = Modal.dequantise(bytes, description.scales, description.constants);
 const simulation = new Modal.Simulation(shapes, description);
 const results = [];
@@ -291,7 +293,7 @@ def test_javascript_simulates_what_python_does(damping):
 
     given = {
         "description": json.loads(element(page, "description")),
-        "codes": base64.b64encode(codes.numpy().tobytes()).decode(),
+        "codes": element(page, "modes"),
         "actions": actions,
     }
     script = poke_page.read_source("simulation.js") + NODE_SCRIPT
@@ -309,6 +311,99 @@ def test_javascript_simulates_what_python_does(damping):
     assert moved[0] == 0 and min(moved[2:4]) > 0.5, "the comparison must not be one of still pictures"
     assert moved[1] > 0.1
     assert answer["located"] == pytest.approx([30, 14], abs=0.1)
+
+
+MESH_SCRIPT = """
+const { description, shapes, amplitude } = JSON.parse(require("fs").readFileSync(0, "utf8"));
+const mesh = Mesh.make(Float32Array.from(shapes), Float64Array.from(amplitude), description);
+console.log(JSON.stringify({ nodes: Array.from(mesh.nodes), indices: Array.from(mesh.indices) }));
+"""
+
+
+def make_mesh(shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (x, y) on the ringed grid of all nodes but the last four, and the triangles (T, 3) after the first two."""
+    height, width = shapes.shape[-2:]
+    amplitude = np.sqrt((shapes**2).sum((0, 1)))
+    description = {"width": width, "height": height, "scales": [1.0] * len(shapes)}
+    given = {"description": description, "shapes": shapes.ravel().tolist(), "amplitude": amplitude.ravel().tolist()}
+    script = poke_page.read_source("mesh.js") + MESH_SCRIPT
+    answer = subprocess.run(
+        ["node", "-e", script], input=json.dumps(given), capture_output=True, text=True, timeout=60, check=False
+    )
+    assert answer.returncode == 0, answer.stderr
+    mesh = json.loads(answer.stdout)
+    nodes, triangles = np.array(mesh["nodes"]), np.array(mesh["indices"]).reshape(-1, 3)
+    end = len(nodes) - 4
+    assert nodes[end:].tolist() == [(width + 2) * (height + 2) + corner for corner in range(4)]
+    assert triangles[:2].tolist() == [[end, end + 1, end + 2], [end + 1, end + 3, end + 2]]
+    assert len(set(nodes.tolist())) == len(nodes) and triangles[2:].max(initial=-1) < end
+    return np.stack([nodes[:end] % (width + 2), nodes[:end] // (width + 2)], -1), triangles[2:]
+
+
+def example_shapes(height: int, width: int) -> np.ndarray:
+    """Smooth on the left, rough in the middle, still on the right."""
+    rng = np.random.default_rng(3)
+    y, x = np.mgrid[:height, :width]
+    shapes = np.stack([np.sin(x / 9 + k) * np.cos(y / 11) + 2 for k in range(8)]).reshape(2, 4, height, width)
+    shapes[..., 12:17] += rng.normal(size=(2, 4, height, 5))
+    shapes[..., 21:] = 0
+    return shapes
+
+
+@needs_node
+@pytest.mark.parametrize("size", [(16, 32), (17, 29), (3, 30)])
+def test_mesh_covers_what_moves_without_cracks(size):
+    shapes = example_shapes(*size)
+    places, triangles = make_mesh(shapes)
+    a, b, c = (places[triangles[:, i]] for i in range(3))
+    doubled = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]
+    assert doubled.min() > 0, "none is turned over or has no area"
+    moved = np.pad(np.sqrt((shapes**2).sum((0, 1))), 1, mode="edge")
+    cells = (moved[1:, 1:] + moved[:-1, 1:] + moved[1:, :-1] + moved[:-1, :-1]) > 0
+    assert doubled.sum() / 2 == cells.sum()
+    assert len(triangles) < 2 * cells.sum() or size[0] == 3, "what is smooth takes fewer"
+
+    # Each edge has a triangle on the other side, with the same two nodes, or is the end of what moves.
+    edges = [tuple(sorted(edge)) for t in triangles.tolist() for edge in ((t[0], t[1]), (t[1], t[2]), (t[2], t[0]))]
+    for edge in {edge for edge in edges if edges.count(edge) == 1}:
+        (x0, y0), (x1, y1) = places[list(edge)]
+        assert (x0 == x1 and x0 in (0, 21 + 1)) or (y0 == y1 and y0 in (0, size[0] + 1))
+    assert max(map(edges.count, set(edges))) == 2
+
+
+@needs_node
+def test_mesh_merges_only_what_is_smooth_and_draws_what_moves_most_last():
+    shapes = example_shapes(16, 32)
+    places, triangles = make_mesh(shapes)
+    moved = np.pad(np.sqrt((shapes**2).sum((0, 1))), 1, mode="edge")
+    smooth = np.pad(shapes, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
+    wide = 0
+    for corners in places[triangles]:
+        x0, y0 = corners.min(0)
+        if (corners.max(0) - (x0, y0)).max() == 1:
+            continue
+        wide += 1
+        inside = np.all(moved[y0 : y0 + 3, x0 : x0 + 3] > 0)
+        assert inside, "what is still beside what moves stays still"
+        # Where the midpoint of an edge is a node of the grid, it is near where the edge puts it.
+        for one, other in ((0, 1), (1, 2), (2, 0)):
+            middle = corners[one] + corners[other]
+            if np.all(middle % 2 == 0):
+                x, y = middle // 2
+                put = (
+                    smooth[..., corners[one][1], corners[one][0]] + smooth[..., corners[other][1], corners[other][0]]
+                ) / 2
+                assert np.sqrt(((smooth[..., y, x] - put) ** 2).sum()) < 0.2 + 0.1  # the diagonal's is not what is held
+    assert wide > 50
+    # Of the two that move most all is drawn later than of the two that move least.
+    strength = moved[places[triangles][..., 1], places[triangles][..., 0]].max(1)
+    assert strength[: len(strength) // 4].mean() < strength[-len(strength) // 4 :].mean()
+
+
+@needs_node
+def test_mesh_of_a_still_picture_is_the_picture_alone():
+    places, triangles = make_mesh(np.zeros((2, 4, 8, 12)))
+    assert len(places) == 0 and len(triangles) == 0
 
 
 @needs_node

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 WEB_FOLDER = Path(__file__).resolve().parents[1] / "web"
-SCRIPTS = ("simulation.js", "renderer.js", "interaction.js")  # run in this order
+SCRIPTS = ("simulation.js", "mesh.js", "renderer.js", "interaction.js")  # run in this order
 SHADERS = ("displace_vertex", "displace_fragment", "draw_vertex", "draw_fragment")
 # The loop for browsers without WebGL 2.
 LOOP_SIZE_PX, LOOP_FPS = 320, 10.0
@@ -87,7 +87,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
             "codeSteps": modal.CODE_STEPS,
         },
     }
-    packed = zlib.compress(codes.numpy().tobytes(), 9)
+    packed = zlib.compress(differences(codes).numpy().tobytes(), 9)
     values = {
         "TITLE": html.escape(title),
         "PICTURE": base64.b64encode(encode_jpeg(image)).decode(),
@@ -99,6 +99,18 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
         "SCRIPT": "\n".join(read_source(name) for name in SCRIPTS),
     }
     return fill_template(read_source("page.html"), values)
+
+
+def differences(codes: torch.Tensor) -> torch.Tensor:
+    """Return uint8 maps (..., H, W) less their neighbours, modulo 256: left, then above. Half as large when deflated.
+
+    The page sums them up again (`Modal.sums` in web/simulation.js).
+    """
+    for axis in (-1, -2):
+        before = codes.roll(1, axis)
+        before.select(axis, 0).zero_()
+        codes = codes - before
+    return codes
 
 
 def encode_loop(image: torch.Tensor, motion: Motion) -> bytes:

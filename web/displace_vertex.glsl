@@ -1,6 +1,6 @@
 #version 300 es
 // First pass: where every node of the mesh is now, F = sum_k Re(S_k q_k) away from its rest, caught by transform feedback.
-// The nodes are the pixels of the motion grid, and one more ring around its border; then the picture's corners, at rest.
+// The nodes are pixels of the motion grid, and of one more ring around its border; then the picture's corners, at rest.
 precision highp float;
 precision highp int;
 precision highp sampler2DArray;
@@ -10,21 +10,23 @@ uniform sampler2DArray shapes;
 // q_k times the scale of mode k.
 uniform vec2 coordinates[NUM_MODES];
 uniform ivec2 gridSize;
+// Of the node: row by row on the grid with its ring, then the four corners.
+in int node;
 // Parts of the picture, y down: (x, y) now and at rest.
 out vec4 placed;
 
 void main() {
   int columns = gridSize.x + 2;
-  int corner = gl_VertexID - columns * (gridSize.y + 2);
+  int corner = node - columns * (gridSize.y + 2);
   if (corner >= 0) {
     vec2 rest = vec2(corner % 2, corner / 2);
     placed = vec4(rest, rest);
     return;
   }
-  ivec2 node = ivec2(gl_VertexID % columns, gl_VertexID / columns);
-  ivec2 pixel = clamp(node - 1, ivec2(0), gridSize - 1);
+  ivec2 place = ivec2(node % columns, node / columns);
+  ivec2 pixel = clamp(place - 1, ivec2(0), gridSize - 1);
   // With edges at integers: a pixel's centre at + .5, the border's nodes on the picture's edge.
-  vec2 rest = clamp(vec2(node) - 0.5, vec2(0.0), vec2(gridSize));
+  vec2 rest = clamp(vec2(place) - 0.5, vec2(0.0), vec2(gridSize));
 
   vec2 displacement = vec2(0.0);
   for (int k = 0; k < NUM_MODES; k++) {
@@ -34,10 +36,10 @@ void main() {
     displacement += shape.xz * q.x - shape.yw * q.y;
   }
   // The edge of the picture may leave the frame but not come inside, where it would open a crack.
-  if (node.x == 0) displacement.x = min(displacement.x, 0.0);
-  if (node.y == 0) displacement.y = min(displacement.y, 0.0);
-  if (node.x == gridSize.x + 1) displacement.x = max(displacement.x, 0.0);
-  if (node.y == gridSize.y + 1) displacement.y = max(displacement.y, 0.0);
+  if (place.x == 0) displacement.x = min(displacement.x, 0.0);
+  if (place.y == 0) displacement.y = min(displacement.y, 0.0);
+  if (place.x == gridSize.x + 1) displacement.x = max(displacement.x, 0.0);
+  if (place.y == gridSize.y + 1) displacement.y = max(displacement.y, 0.0);
 
   placed = vec4(rest + displacement, rest) / vec4(gridSize, gridSize);
 }

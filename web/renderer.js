@@ -1,12 +1,10 @@
-// Draws the displaced picture: first all of it as it is, then a mesh of the motion grid over it. The mesh's cells are
-// drawn in order of how much they move, so that what moves more, and is nearer as a rule, covers what moves less; cells
-// that never move are left out.
+// Draws the displaced picture: first all of it as it is, then the mesh of mesh.js over it, in its order.
 "use strict";
 
 class Renderer {
   // gl: a WebGL2 context; picture: a loaded image; codes: bytes (M, 4, H, W); sources: GLSL by file name;
-  // amplitude: how much each pixel of the motion grid moves.
-  constructor(gl, picture, codes, description, sources, amplitude) {
+  // shapes, amplitude: as the simulation has them.
+  constructor(gl, picture, codes, description, sources, { shapes, amplitude }) {
     this.gl = gl;
     this.description = description;
     this.displace = this.makeProgram(sources, "displace", "placed");
@@ -17,7 +15,7 @@ class Renderer {
     }
     this.uploadPicture(picture);
     this.uploadShapes(codes);
-    this.makeMesh(amplitude);
+    this.makeMesh(shapes, amplitude);
     this.coordinates = new Float32Array(2 * description.scales.length);
   }
 
@@ -80,52 +78,34 @@ class Renderer {
     }
   }
 
-  // The nodes' places as the first pass writes them, and two triangles between four neighbours, least moving first.
-  makeMesh(amplitude) {
+  // The mesh, and buffers for its nodes: which pixels they are, and their places as the first pass writes them.
+  makeMesh(shapes, amplitude) {
     const gl = this.gl;
-    const { width, height } = this.description;
-    this.numNodes = (width + 2) * (height + 2) + 4;
-    this.places = gl.createBuffer();
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.places);
-    gl.bufferData(gl.ARRAY_BUFFER, 16 * this.numNodes, gl.DYNAMIC_COPY);
-    this.feedback = gl.createTransformFeedback();
+    const { nodes, indices } = Mesh.make(shapes, amplitude, this.description);
+    this.numNodes = nodes.length;
+    this.nodeLayout = gl.createVertexArray();
+    gl.bindVertexArray(this.nodeLayout);
+    gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
+    gl.bufferData(gl.ARRAY_BUFFER, nodes, gl.STATIC_DRAW);
+    const number = gl.getAttribLocation(this.displace, "node");
+    gl.enableVertexAttribArray(number);
+    gl.vertexAttribIPointer(number, 1, gl.INT, 0, 0);
 
-    this.emptyLayout = gl.createVertexArray();
+    this.places = gl.createBuffer();
     this.layout = gl.createVertexArray();
     gl.bindVertexArray(this.layout);
+    gl.bindBuffer(gl.ARRAY_BUFFER, this.places);
+    gl.bufferData(gl.ARRAY_BUFFER, 16 * this.numNodes, gl.DYNAMIC_COPY);
     const attribute = gl.getAttribLocation(this.mesh, "placed");
     gl.enableVertexAttribArray(attribute);
     gl.vertexAttribPointer(attribute, 4, gl.FLOAT, false, 0, 0);
-    const indices = this.orderedTriangles(amplitude);
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, indices, gl.STATIC_DRAW);
     this.numIndices = indices.length;
+    this.feedback = gl.createTransformFeedback();
     // WebGL refuses to write into a buffer that is bound for reading.
+    gl.bindVertexArray(null);
     gl.bindBuffer(gl.ARRAY_BUFFER, null);
-  }
-
-  orderedTriangles(amplitude) {
-    const { width, height } = this.description;
-    const columns = width + 2;
-    const numCells = (width + 1) * (height + 1);
-    const at = (x, y) => amplitude[
-      Math.min(Math.max(y, 0), height - 1) * width + Math.min(Math.max(x, 0), width - 1)
-    ];
-    const movement = new Float32Array(numCells);
-    for (let cell = 0; cell < numCells; cell++) {
-      const x = cell % (width + 1), y = Math.floor(cell / (width + 1));
-      movement[cell] = at(x - 1, y - 1) + at(x, y - 1) + at(x - 1, y) + at(x, y);
-    }
-    const order = Uint32Array.from(movement.keys()).filter((cell) => movement[cell] > 0);
-    order.sort((a, b) => movement[a] - movement[b]);
-    const square = (corner, below) => [corner, corner + 1, below, corner + 1, below + 1, below];
-    const indices = new Uint32Array(6 * (order.length + 1));
-    indices.set(square(this.numNodes - 4, this.numNodes - 2));
-    order.forEach((cell, i) => {
-      const corner = Math.floor(cell / (width + 1)) * columns + (cell % (width + 1));
-      indices.set(square(corner, corner + columns), 6 * (i + 1));
-    });
-    return indices;
   }
 
   // q: (real, imaginary) pairs of the simulation.
@@ -141,7 +121,7 @@ class Renderer {
     gl.uniform1i(this.uniforms.shapes, 1);
     gl.uniform2i(this.uniforms.gridSize, width, height);
     gl.uniform2fv(this.uniforms.coordinates, this.coordinates);
-    gl.bindVertexArray(this.emptyLayout);
+    gl.bindVertexArray(this.nodeLayout);
     gl.bindTransformFeedback(gl.TRANSFORM_FEEDBACK, this.feedback);
     gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, this.places);
     gl.enable(gl.RASTERIZER_DISCARD);

@@ -3,6 +3,13 @@
 "use strict";
 
 const Modal = (() => {
+  // Undo training.poke_page.differences: bytes (M, 4, H, W) of neighbours' differences -> the bytes, in place.
+  function sums(codes, { width, height }) {
+    for (let i = 0; i < codes.length; i++) if (i % (width * height) >= width) codes[i] += codes[i - width];
+    for (let i = 0; i < codes.length; i++) if (i % width > 0) codes[i] += codes[i - 1];
+    return codes;
+  }
+
   // Undo motion.modal.quantise: bytes (M, 4, H, W) -> Float32Array of the same layout, px.
   function dequantise(codes, scales, constants) {
     const plane = codes.length / scales.length;
@@ -110,14 +117,19 @@ const Modal = (() => {
       this.squared = new Float32Array(this.numModes * area);
       this.mass = new Float64Array(this.numModes);
       this.peak = new Float64Array(this.numModes);
+      const { shapes, squared } = this;
       for (let mode = 0; mode < this.numModes; mode++) {
-        for (let i = 0; i < area; i++) {
-          let squared = 0;
-          for (let part = 0; part < 4; part++) squared += this.shapes[(4 * mode + part) * area + i] ** 2;
-          this.squared[mode * area + i] = squared;
-          this.mass[mode] += squared / area;
-          this.peak[mode] = Math.max(this.peak[mode], Math.sqrt(squared));
+        let sum = 0, largest = 0;
+        for (let i = 0, from = 4 * mode * area; i < area; i++, from++) {
+          const a = shapes[from], b = shapes[from + area];
+          const c = shapes[from + 2 * area], d = shapes[from + 3 * area];
+          const value = a * a + b * b + c * c + d * d;
+          squared[mode * area + i] = value;
+          sum += value;
+          if (value > largest) largest = value;
         }
+        this.mass[mode] = sum / area;
+        this.peak[mode] = Math.sqrt(largest);
       }
       this.amplitude = this.sumSquared(this.omega.map(() => 1)).map(Math.sqrt);
       // 1 / m_k, and 0 for a mode without any motion, which cannot be set going.
@@ -133,7 +145,9 @@ const Modal = (() => {
       const area = this.height * this.width;
       const total = new Float64Array(area);
       for (let mode = 0; mode < this.numModes; mode++) {
-        for (let i = 0; i < area; i++) total[i] += weights[mode] * this.squared[mode * area + i];
+        const weight = weights[mode];
+        const squared = this.squared.subarray(mode * area, (mode + 1) * area);
+        for (let i = 0; i < area; i++) total[i] += weight * squared[i];
       }
       return total;
     }
@@ -369,5 +383,5 @@ const Modal = (() => {
     }
   }
 
-  return { Simulation, dequantise };
+  return { Simulation, dequantise, sums };
 })();
