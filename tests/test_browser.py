@@ -192,6 +192,25 @@ def test_controls_have_names_and_sliders_act(page):
     assert page.locator("#modes-on input").count() == 5
 
 
+def test_the_light_over_what_moves_comes_with_the_pointer_and_goes_when_it_pulls(page):
+    lit = "document.getElementById('stage').classList.contains('hovered')"
+    page.mouse.move(1, 1)
+    assert not page.evaluate(lit)
+    page.mouse.move(*point(page, 350, 160))
+    assert page.evaluate(lit)
+    page.mouse.down()
+    assert not page.evaluate(lit)
+    page.mouse.up()
+    assert not page.evaluate(lit), "it would hide the swing"
+    page.mouse.move(1, 1)
+    page.locator("#show-reach").uncheck()
+    page.mouse.move(*point(page, 350, 160))
+    assert not page.evaluate(lit)
+    page.locator("#show-reach").check()  # for those without a pointer that hovers
+    assert page.evaluate(lit)
+    page.wait_for_function(f"!{lit}", timeout=5000)
+
+
 def test_a_recording_is_saved(page):
     page.get_by_role("slider", name="Wind").fill("1")
     page.get_by_role("button", name="Record").click()

@@ -8,6 +8,8 @@ const REST_PX = 0.01;
 // The keyboard's hand: a step as a share of the picture's sides, a push as long sides a second.
 const HAND_STEP = 1 / 40;
 const KEY_PUSH = 0.4;
+// How long the light over what moves is shown to those who switch it on.
+const GLANCE_MS = 2000;
 // Longer pauses between frames, as of a hidden tab, are not made up for.
 const LONGEST_STEP_S = 0.1;
 
@@ -68,6 +70,7 @@ class Page {
     canvas.addEventListener("pointerenter", () => this.hover(true));
     canvas.addEventListener("pointerleave", () => this.hover(false));
     canvas.addEventListener("keydown", (event) => this.press(event));
+    document.getElementById("show-reach").addEventListener("change", () => this.glance());
     this.slider("strength", (value) => (this.simulation.strength = value));
     this.slider("damping", (value) => (this.simulation.damping = value));
     this.slider("wind", (value) => (this.simulation.wind = value));
@@ -166,6 +169,12 @@ class Page {
     this.stage.classList.toggle("hovered", shown);
   }
 
+  // For those who have no pointer to hover with: the light for a while.
+  glance() {
+    this.hover(true);
+    setTimeout(() => this.hover(false), GLANCE_MS);
+  }
+
   take(event) {
     if (event.button !== 0) return;
     this.canvas.setPointerCapture(event.pointerId);
@@ -193,7 +202,6 @@ class Page {
       this.simulation.flick(...grip.point, (x - grip.from[0]) / seconds, (y - grip.from[1]) / seconds);
     }
     if (this.grips.size === 0) this.canvas.classList.remove("pulled");
-    this.hover(event.pointerType === "mouse");
     this.drawn = false;
   }
 
