@@ -18,10 +18,16 @@ MEMBERS, WIDTH = 4, 32
 # Displacements are compared as log(m / q + .1), q the 95th percentile of the picture: which places move more is learned
 # from a calm clip as well as from a windy one, and a tenth of what moves most is as good as still.
 QUANTILE, STILL_SHARE = 0.95, 0.1
+# A place's say in how strongly the picture moves, and whether it does, is its (m / q + .1) to this power.
+LOOKS_AT = 3.0
 # A share of what moves most below the first is still, and above the second as it was predicted: of held-out pixels for
 # which a share under .25 is predicted the median does not move at all (mean .15, mostly flow that bleeds over edges),
 # at .3 to .4 it is .16, at .5 to .7 .42. What is rigid shall stay still.
 STILL_BELOW, MOVES_ABOVE = 0.15, 0.3
+# What is expected of a picture that may as well stand still: nothing below the first probability that anything in it
+# moves, all of it above the second. Clips are chosen for what moves in them, so of a photograph that looks like none of
+# them even a small probability is a sign; held-out walls, rooms and rocks have .03 to .09, mostly (docs/results.md).
+UNLIKELY, LIKELY = 0.1, 0.3
 # Edges of the map are drawn to those of the picture: radius, px, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 8, 1e-3
 # A sample is made at most this many times as strong at a pixel, lest what it leaves still turns into noise.
@@ -34,12 +40,14 @@ def relative_displacement(displacement: Tensor, strength: Tensor) -> Tensor:
 
 
 class DisplacementHead(nn.Module):
-    """Predict mean |F_t| over a period from a photograph: where it moves, and how strongly, apart.
+    """Predict mean |F_t| over a period from a photograph: where it moves, how strongly, and whether at all, apart.
 
     Ours. A few dozen clips teach a denoiser what moves only slowly, since noise hides the answer; a regression on
     frozen ImageNet features learns it in minutes. Four small networks read the features at one number for 8 x 8 px,
-    compare each place with the mean of the picture, and say log(m / q + .1) for each place and log q for the picture.
-    Contrast, colour and place beside the features added nothing (cross-validated over sources).
+    compare each place with the mean of the picture, and say log(m / q + .1) for each place, and for the picture log q,
+    should anything move, and how probable that is. One number for both would be the median of two kinds of pictures,
+    which for an unusual candle is next to nothing. Contrast, colour and place beside the features added nothing
+    (cross-validated over sources).
 
     Args:
         feature_channels: of each map of picture features.
@@ -56,11 +64,11 @@ class DisplacementHead(nn.Module):
         self.coarse = nn.Conv2d(width, width, 3, padding=1, **groups)
         self.fine = nn.Conv2d(width, width, 3, padding=1, **groups)
         self.relative = nn.Conv2d(width, MEMBERS, 1, **groups)
-        self.strength = nn.Conv2d(width, MEMBERS, 1, **groups)
+        self.strength = nn.Conv2d(width, 2 * MEMBERS, 1, **groups)
 
     def forward(
         self, features: Sequence[Tensor], size: tuple[int, int], feature_gain: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Say what each network expects.
 
         Args:
@@ -69,7 +77,8 @@ class DisplacementHead(nn.Module):
             feature_gain: (B, num_features) 0 for what training hides, above 1 for the rest.
 
         Returns:
-            log(m / q + .1) (B, MEMBERS, h, w), and log of q in px of the picture (B, MEMBERS).
+            log(m / q + .1) (B, MEMBERS, h, w), log of q in px of the picture (B, MEMBERS), and the log odds that
+            anything moves (B, MEMBERS).
         """
         maps = []
         for norm, found in zip(self.feature_norms, features, strict=True):
@@ -85,15 +94,20 @@ class DisplacementHead(nn.Module):
         coarse = F.silu(self.coarse(F.avg_pool2d(hidden, 2, ceil_mode=True)))
         hidden = hidden + F.interpolate(coarse, size=size, mode="bilinear")
         hidden = F.silu(self.norm_out(self.fine(hidden)))
-        strength = self.strength(hidden.mean((2, 3), keepdim=True)).flatten(1)  # (B, MEMBERS)
-        return self.relative(hidden).float(), strength.float()
+        relative = self.relative(hidden).float()  # (B, MEMBERS, h, w)
+        # Said of the places that move most: a flame is a hundredth of its picture.
+        weight = (LOOKS_AT * relative.detach()).flatten(2).softmax(-1)  # (B, MEMBERS, h w)
+        said = self.strength(hidden).float().unflatten(1, (MEMBERS, 2)).flatten(3)  # (B, MEMBERS, 2, h w)
+        strength, moves = (said * weight[:, :, None]).sum(-1).unbind(-1)  # (B, MEMBERS) each
+        return relative, strength, moves
 
 
-def expected_displacement(relative: Tensor, log_strength: Tensor) -> Tensor:
+def expected_displacement(relative: Tensor, log_strength: Tensor, log_odds: Tensor) -> Tensor:
     """Return the mean displacement (B, 1, h, w) px that the networks of a `DisplacementHead` agree on."""
     share = (relative.mean(1, keepdim=True).exp() - STILL_SHARE).clamp(min=0)  # (B, 1, h, w)
     share = share * ((share - STILL_BELOW) / (MOVES_ABOVE - STILL_BELOW)).clamp(0, 1)
-    return share * log_strength.mean(1).exp().view(-1, 1, 1, 1)
+    whether = ((log_odds.mean(1).sigmoid() - UNLIKELY) / (LIKELY - UNLIKELY)).clamp(0, 1)  # (B,)
+    return share * (whether * log_strength.mean(1).exp()).view(-1, 1, 1, 1)
 
 
 def guided_filter(

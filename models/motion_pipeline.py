@@ -38,9 +38,10 @@ DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
 # Measured with the default weights on held-out clips (docs/results.md): 1 places motion no better than 0 (average
 # precision .52 for both), distorts the spectrum more (by a factor of 1.46 instead of 1.33) and takes twice as long.
 DEFAULT_GUIDANCE = 0.0
-# A predicted motion is brought down to this 95th percentile of its mean |F|, px of a grid of 256 x 160: the default
-# weights learned strong wind, at the full strength of which their samples tear close flowers (docs/results.md).
-CALM_PX = 2.0
+# A predicted motion is brought down to this 95th percentile of its mean |F| over what moves at all (this share of what
+# moves most: a flame is a hundredth of its picture), px of a grid of 256 x 160. The default weights learned storms;
+# at full strength their samples tear close flowers (docs/results.md).
+CALM_PX, MOVING_SHARE = 2.0, 0.1
 # Activations of one batch on the CPU, where larger batches are no faster.
 CPU_BATCH_MB = 2000.0
 # Peak of the U-Net's activations by slices x positions x channels of its first level.
@@ -385,7 +386,8 @@ class MotionPipeline(DiffusionPipeline):
             raise CheckpointError("the predicted motion is not finite; right: other weights, or another --precision")
         if loop is not None:
             spectrum, meta["loop"] = self._close(spectrum, loop)
-        strongest = float(mean_displacement(spectrum).flatten().quantile(0.95))
+        moved = mean_displacement(spectrum)
+        strongest = float(moved[moved >= MOVING_SHARE * moved.max()].quantile(0.95))
         meta["calmed"] = min(1.0, CALM_PX / (default_grid_scale(*grid) * max(strongest, 1e-12)))
         spectrum = spectrum * meta["calmed"]
         num_frames = round(self.unet.config.period_s * FPS)

@@ -317,7 +317,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
-    def displacement_of_networks(self, image: Tensor, feature_gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def displacement_of_networks(self, image: Tensor, feature_gain: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return what each network of the `DisplacementHead` says of photographs (B, 3, H, W) in [0, 1]."""
         size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
         return self.displacement_head(self.image_encoder.backbone_features(image), size, feature_gain)
@@ -330,9 +330,10 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         """
         if self.displacement_head is None:
             return None
-        relative, strength = self.displacement_of_networks(image)
-        mirrored, same = self.displacement_of_networks(image.flip(-1))
-        expected = expected_displacement((relative + mirrored.flip(-1)) / 2, (strength + same) / 2)  # (B, 1, h, w)
+        here, mirrored = self.displacement_of_networks(image), self.displacement_of_networks(image.flip(-1))
+        mirrored = (mirrored[0].flip(-1), *mirrored[1:])
+        means = [(one + other) / 2 for one, other in zip(here, mirrored, strict=True)]
+        expected = expected_displacement(*means)  # (B, 1, h, w)
         expected = resize_maps(expected, tuple(image.shape[-2:]))  # (B, 1, H, W)
         return guided_filter(image.float(), expected).clamp(min=0)
 

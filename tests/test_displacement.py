@@ -14,10 +14,12 @@ import train_unet
 from data.clips import ClipSet, SampleKey
 from models.checkpoints import load_model
 from models.displacement import (
+    LIKELY,
     MOST_GAIN,
     MOVES_ABOVE,
     STILL_BELOW,
     STILL_SHARE,
+    UNLIKELY,
     DisplacementHead,
     expected_displacement,
     guided_filter,
@@ -29,7 +31,7 @@ from models.unet import FrequencyUNet
 from motion.spectrum import mean_displacement
 from training import displacement
 from training.displacement import (
-    LEAST_STRENGTH_PX,
+    MOVES_WEIGHT,
     STRENGTH_WEIGHT,
     DisplacementDataset,
     DisplacementStage,
@@ -58,17 +60,26 @@ def test_relative_displacement_and_back():
     expected = torch.tensor([math.log(0.1), math.log(1.1), math.log(4.1)])
     torch.testing.assert_close(relative.flatten(), expected)
     log_strength = torch.tensor([[0.0, 2 * math.log(2.0)]])  # two networks: their geometric mean is 2
-    back = expected_displacement(relative.expand(-1, 2, -1, -1), log_strength)
+    certain = torch.full((1, 2), 9.0)
+    back = expected_displacement(relative.expand(-1, 2, -1, -1), log_strength, certain)
     torch.testing.assert_close(back, displacement, atol=1e-5, rtol=1e-5)
-    below = expected_displacement(torch.full((1, 2, 1, 1), math.log(STILL_SHARE) - 1), log_strength)
+    below = expected_displacement(torch.full((1, 2, 1, 1), math.log(STILL_SHARE) - 1), log_strength, certain)
     assert below.item() == 0
 
 
 def test_what_moves_a_little_beside_what_moves_is_still():
     shares = torch.tensor([STILL_BELOW - 0.01, (STILL_BELOW + MOVES_ABOVE) / 2, MOVES_ABOVE + 0.01])
     relative = relative_displacement(shares.view(1, 1, 1, 3), torch.tensor([1.0]))
-    expected = expected_displacement(relative, torch.zeros(1, 1)).flatten()
+    expected = expected_displacement(relative, torch.zeros(1, 1), torch.full((1, 1), 9.0)).flatten()
     torch.testing.assert_close(expected, shares * torch.tensor([0.0, 0.5, 1.0]), atol=1e-5, rtol=1e-5)
+
+
+def test_a_picture_that_may_as_well_stand_still_does():
+    """By the mean of the networks' log odds: nothing below one probability, all above another."""
+    probabilities = torch.tensor([UNLIKELY - 0.01, (UNLIKELY + LIKELY) / 2, LIKELY + 0.01])
+    log_odds = torch.stack([torch.logit(probabilities) - 2, torch.logit(probabilities) + 2], 1)  # (3, 2)
+    expected = expected_displacement(torch.full((3, 2, 1, 1), math.log(1.1)), torch.zeros(3, 2), log_odds).flatten()
+    torch.testing.assert_close(expected, torch.tensor([0.0, 0.5, 1.0]), atol=1e-5, rtol=1e-5)
 
 
 def test_edges_of_the_map_are_drawn_to_those_of_the_picture():
@@ -115,22 +126,23 @@ def test_the_networks_of_the_head_do_not_see_each_other():
     torch.manual_seed(0)
     head = DisplacementHead((6, 10)).eval()
     features = [torch.randn(2, 6, 12, 20), torch.randn(2, 10, 4, 6)]
-    relative, strength = head(features, (6, 10))
-    assert relative.shape == (2, 4, 6, 10) and strength.shape == (2, 4)
+    relative, strength, log_odds = head(features, (6, 10))
+    assert relative.shape == (2, 4, 6, 10) and strength.shape == log_odds.shape == (2, 4)
     with torch.no_grad():
         head.fine.weight[:32] *= 2
-    other, other_strength = head(features, (6, 10))
+        head.strength.weight[:2] *= 2  # of the first: how strongly, and whether at all
+    other, other_strength, other_odds = head(features, (6, 10))
     changed = (other - relative).abs().amax((0, 2, 3))
     assert changed[0] > 1e-4 and changed[1:].max() == 0
-    assert (other_strength - strength).abs().amax(0)[1:].max() == 0
+    for one, before in ((other_strength, strength), (other_odds, log_odds)):
+        assert (one - before).abs().amax(0)[0] > 1e-4 and (one - before).abs().amax(0)[1:].max() == 0
     assert (relative[:, 0] - relative[:, 1]).abs().max() > 1e-3
 
 
 def test_no_gradient_goes_back_into_the_picture_network():
     unet = unet_with_head()
     unet.set_stage("displacement")
-    relative, strength = unet.displacement_of_networks(picture())
-    (relative.sum() + strength.sum()).backward()
+    sum(said.sum() for said in unet.displacement_of_networks(picture())).backward()
     trained = {name.split(".")[0] for name, p in unet.named_parameters() if p.grad is not None}
     assert trained == {"displacement_head"}
     for stage in ("joint", "picture", "denoiser", "slices", "coordination"):
@@ -154,21 +166,23 @@ def test_without_a_picture_network_there_is_nothing_to_read():
 
 
 def test_loss_by_hand():
-    """Half of the picture moves 2 px, q = 2, and the network says 0 everywhere; a still sample has no map."""
+    """Half of the picture moves 2 px, q = 2, and the network says 0 everywhere; a still sample has no map and no q."""
 
     class Says(torch.nn.Module):
         def forward(self, image, gain):
-            return torch.zeros(len(image), 1, 8, 12), torch.zeros(len(image), 1)
+            return torch.zeros(len(image), 1, 8, 12), torch.zeros(len(image), 1), torch.tensor([[1.0], [-3.0]])
 
     displacement = torch.zeros(2, 1, 64, 96)
     displacement[0, :, :, 48:] = 2.0
     batch = {"image": torch.rand(2, 3, 64, 96), "displacement": displacement, "seed": torch.tensor([1, 2])}
     figures = displacement_loss(Says(), batch, num_features=5, feature_dropout=0.0)
     place = (abs(math.log(0.1)) + math.log(1.1)) / 2 / 2  # over both samples, of which one has a map
-    strength = (math.log(2.0) + abs(math.log(LEAST_STRENGTH_PX))) / 2
+    strength = math.log(2.0) / 2
+    moves = (math.log(1 + math.exp(-1.0)) + math.log(1 + math.exp(-3.0))) / 2
     assert figures["place"].item() == pytest.approx(place, rel=0.1)  # one column of the coarse map is in between
     assert figures["strength"].item() == pytest.approx(strength, rel=1e-4)
-    expected = figures["place"] + STRENGTH_WEIGHT * figures["strength"]
+    assert figures["moves"].item() == pytest.approx(moves, rel=1e-4)
+    expected = figures["place"] + STRENGTH_WEIGHT * figures["strength"] + MOVES_WEIGHT * figures["moves"]
     torch.testing.assert_close(figures["loss"], expected)
 
 

@@ -344,16 +344,20 @@ def test_same_seed_same_motion_across_devices(checkpoint):
 
 
 def test_storms_are_calmed(checkpoint, monkeypatch):
-    """A motion above the limit is scaled as a whole to have it as its 95th percentile; below, nothing is touched."""
+    """A motion above the limit is scaled as a whole to have it as its 95th percentile; below, nothing is touched.
+
+    Of what moves: a flame before a dark room counts as if it were all of the picture.
+    """
     pipeline = MotionPipeline.load(checkpoint)
     sampled = torch.randn(1, 1, 4, 4, 160, 256)
+    sampled[..., 20:, :] = 0
     monkeypatch.setattr(MotionPipeline, "__call__", lambda self, images, **options: sampled * strength)
     for strength in (10.0, 0.01):
         motion = pipeline.predict(torch.rand(3, 160, 256))
         factor = motion.meta["calmed"]
         torch.testing.assert_close(motion.spectrum, sampled[0, 0] * strength * factor)
-        found = float(mean_displacement(motion.spectrum).flatten().quantile(0.95))
-        assert (found == pytest.approx(CALM_PX, rel=1e-3)) if strength > 1 else (factor == 1 and found < CALM_PX)
+        found = float(mean_displacement(motion.spectrum)[..., :20, :].quantile(0.95))
+        assert (found == pytest.approx(CALM_PX, rel=0.02)) if strength > 1 else (factor == 1 and found < CALM_PX)
 
 
 def test_global_randomness_is_left_alone(checkpoint):

@@ -23,8 +23,9 @@ from motion.flow import default_grid_scale, resize_maps
 from .motion_diffusion import feature_gain, magnitude_over
 from .motion_evaluation import corrected_precision, moving_mask
 
-# Of the error of log q beside that of the map: how strong the wind was no photograph shows.
-STRENGTH_WEIGHT = 0.25
+# Of the error of log q, and of the cross-entropy of whether anything moves, beside the error of the map: how strong the
+# wind was no photograph shows.
+STRENGTH_WEIGHT, MOVES_WEIGHT = 0.25, 1.0
 # Below this a picture is still, px; without it the logarithm would tell apart what nobody sees.
 LEAST_STRENGTH_PX = 0.05
 # Clips are chosen for what moves in them, so a head that has seen nothing else expects motion of any photograph. This
@@ -139,13 +140,13 @@ def _mirrored(count: int, period: int, offset: int) -> Tensor:
 
 
 class DisplacementStage(torch.nn.Module):
-    """What `--stage displacement` trains: photographs (B, 3, H, W) to log(m / q + .1) and log q of each network."""
+    """What `--stage displacement` trains: photographs (B, 3, H, W) to what each network of the head says of them."""
 
     def __init__(self, unet: FrequencyUNet) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, image: Tensor, feature_gain: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, feature_gain: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return what `FrequencyUNet.displacement_of_networks` does."""
         return self.unet.displacement_of_networks(image, feature_gain)
 
@@ -153,9 +154,10 @@ class DisplacementStage(torch.nn.Module):
 def displacement_loss(
     model: torch.nn.Module, batch: dict[str, Tensor], *, num_features: int, feature_dropout: float
 ) -> dict[str, Tensor]:
-    """Return the mean absolute error of log(m / q + .1), where the clip moves, + .25 that of log q.
+    """Return the mean absolute errors of log(m / q + .1) and of log q where the clip moves, and whether it does.
 
-    Absolute errors: the median of what such a place does, whatever a few storms did.
+    Absolute errors: the median of what such a place does, whatever a few storms did. The loss is the first, + .25 of
+    the second, + .25 of the cross-entropy of whether anything moves.
 
     Args:
         model: a `DisplacementStage`.
@@ -164,19 +166,21 @@ def displacement_loss(
         feature_dropout: share of the features that a sample does not see.
 
     Returns:
-        "loss", and its parts "place" and "strength".
+        "loss", and its parts "place", "strength" and "moves".
     """
     image, displacement = batch["image"], batch["displacement"].float()
     gain = feature_gain(num_features, batch["seed"], image.device, feature_dropout)
-    relative, log_strength = model(image, gain)  # (B, M, h, w), (B, M)
+    relative, log_strength, log_odds = model(image, gain)  # (B, M, h, w), (B, M), (B, M)
     strength = displacement.flatten(1).quantile(QUANTILE, dim=1)  # (B,)
     moves = (strength >= MOVING_PX / default_grid_scale(*displacement.shape[-2:])).float()
     strength = strength.clamp(min=LEAST_STRENGTH_PX)
     wanted = relative_displacement(resize_maps(displacement, tuple(relative.shape[-2:])), strength)  # (B, 1, h, w)
-    # The mean over all samples, still ones too: batches in several processes then add up to one.
+    # The means over all samples, still ones too: batches in several processes then add up to one.
     place = ((relative - wanted).abs().mean((1, 2, 3)) * moves).mean()
-    strong = (log_strength - strength.log()[:, None]).abs().mean()
-    return {"loss": place + STRENGTH_WEIGHT * strong, "place": place.detach(), "strength": strong.detach()}
+    strong = ((log_strength - strength.log()[:, None]).abs() * moves[:, None]).mean()
+    whether = F.binary_cross_entropy_with_logits(log_odds, moves[:, None].expand_as(log_odds))
+    loss = place + STRENGTH_WEIGHT * strong + MOVES_WEIGHT * whether
+    return {"loss": loss, "place": place.detach(), "strength": strong.detach(), "moves": whether.detach()}
 
 
 @torch.no_grad()
