@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import itertools
 import logging
 import math
+import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
@@ -26,7 +29,6 @@ from training.cli import (
 from training.playback import DEFAULT_SIZE_PX, add_rendering_flags
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from models.frame_synthesis import FrameSynthesis
@@ -68,11 +70,11 @@ class Studio:
     ) -> None:
         self.pipeline, self.renderers, self.folder = pipeline, renderers, Path(folder)
         self.device, self.precision, self.size_px = device, precision, size_px
-        self._numbers = itertools.count()
+        self._numbers, self._made = itertools.count(), collections.deque()
 
     def animate(
         self,
-        picture: np.ndarray | None,
+        picture: str | Path | None,
         *,
         splat: str = "softmax",
         strength: float = 1.0,
@@ -84,7 +86,7 @@ class Studio:
         """Animate a picture.
 
         Args:
-            picture: (H, W, 3) uint8 RGB, as a browser uploads it; None when there is none yet.
+            picture: the file that a browser uploaded; None when there is none yet.
             splat: one of `renderers`.
             strength: scales the motion, 0 to 5.
             loop: whole periods without drift.
@@ -103,8 +105,10 @@ class Studio:
         from motion.looping import plan_playback
         from training.poke_page import build_page, page_modes
 
-        image, source = self._checked_picture(picture)
         _check_choices(self.renderers, splat, strength, seconds, seed)
+        image, source = read_upload(picture, self.size_px)
+        if progress is not None:
+            progress(0.0)
         motion = self.pipeline.predict(source, seed=int(seed)).controlled(magnify=strength)
         if loop:
             motion = motion.without_drift()
@@ -128,30 +132,28 @@ class Studio:
         page.write_text(
             build_page(image, page_modes(motion, "the motion"), "A picture to poke", motion), encoding="utf-8"
         )
-        for suffix in (path.suffix, page.suffix):
-            for old in sorted(self.folder.glob(f"animated-*{suffix}"))[:-KEPT_VIDEOS]:
+        self._made.append((path, page))
+        while len(self._made) > KEPT_VIDEOS:
+            for old in self._made.popleft():
                 old.unlink(missing_ok=True)
         return path, page
 
-    def _checked_picture(self, picture: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return an upload as (3, H, W) in [0, 1], reduced to the page's size and to that motion is predicted from."""
-        from data.media import MIN_SIDE_PX, MediaError, from_bytes, resize_image
 
-        if picture is None:
-            raise MediaError("no picture yet; upload one first")
-        if picture.ndim != 3 or picture.shape[2] != 3 or picture.dtype != "uint8":
-            raise MediaError(f"the upload is {picture.dtype} {picture.shape}; upload a colour picture of 8 bits")
-        image = from_bytes(picture)
-        height, width = image.shape[-2:]
+def read_upload(picture: str | Path | None, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an upload as (3, H, W) in [0, 1] at the video's long side, and as motion is predicted from it.
 
-        def reduced(long_side: int) -> torch.Tensor:
-            factor = min(1.0, long_side / max(height, width))
-            size = (round(height * factor), round(width * factor))
-            if min(size) < MIN_SIDE_PX:
-                raise MediaError(f"the picture is {width} x {height} px; upload a larger or less elongated one")
-            return resize_image(image, size) if factor < 1 else image
+    Raises:
+        MediaError: none, or one that `data.media.read_image` refuses; one line that calls it what its owner does.
+    """
+    from data.media import MediaError
+    from training.playback import read_pictures
 
-        return reduced(self.size_px), reduced(DEFAULT_SIZE_PX)
+    if picture is None:
+        raise MediaError("no picture yet; upload one first")
+    try:
+        return read_pictures(Path(picture), size_px)
+    except MediaError as error:
+        raise MediaError(str(error).replace(str(picture), Path(picture).name)) from error
 
 
 def _check_choices(splats: dict, splat: str, strength: float, seconds: float, seed: int) -> None:
@@ -179,7 +181,7 @@ def make_page(gradio: Any, studio: Studio) -> Any:
                 loop=loop,
                 seconds=seconds,
                 seed=seed,
-                progress=lambda share: progress(share, desc="frames"),
+                progress=lambda share: progress(share, desc="frames" if share else "motion"),
             )
         except Exception as error:
             message = user_message(error, MEMORY_FLAGS)
@@ -192,7 +194,9 @@ def make_page(gradio: Any, studio: Studio) -> Any:
         gradio.Markdown("# A photograph in, a moving picture out")
         with gradio.Row():
             with gradio.Column():
-                picture = gradio.Image(label="Picture", type="numpy", image_mode="RGB", sources=["upload"])
+                picture = gradio.Image(label="Picture", type="filepath", sources=["upload"])
+                # Gradio would decode the file itself: other formats, depths and giants, and messages of its own.
+                picture.preprocess = lambda upload: upload and upload.path
                 splat = gradio.Radio(list(studio.renderers), value=next(iter(studio.renderers)), label="Splat")
                 strength = gradio.Slider(0, MOST_STRENGTH, value=1, step=0.1, label="Strength of the motion")
                 loop = gradio.Checkbox(value=True, label="Loop")
@@ -247,15 +251,18 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError(f"--port {args.port}: right: 1 to 65535")
     device = choose_device(args.device)
     check_precision(args.precision, device)
-    gradio = import_gradio()
-
-    from models.checkpoints import DEFAULT_CHECKPOINT
-    from training.playback import load_renderer
-    from training.sampling import load_pipeline
-
-    pipeline = load_pipeline(args)
-    renderers = {splat: load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, splat) for splat in SPLATS}
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the folder goes
     with tempfile.TemporaryDirectory(prefix="animate-app-") as folder:
+        # Uploads, and Gradio's copies of what it serves, go with the rest and are of nobody else; read at its import.
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
+        gradio = import_gradio()
+
+        from models.checkpoints import DEFAULT_CHECKPOINT
+        from training.playback import load_renderer
+        from training.sampling import load_pipeline
+
+        pipeline = load_pipeline(args)
+        renderers = {splat: load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, splat) for splat in SPLATS}
         options = {"device": device, "precision": args.precision, "size_px": args.size}
         studio = Studio(pipeline, renderers, Path(folder), **options)
         try:

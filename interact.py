@@ -16,7 +16,7 @@ from pathlib import Path
 from training.cli import HALF_PRECISION, ON_CPU, Parser, check_output_file, command, positive_int, run
 from training.playback import add_rendering_flags, note_sizes, read_pictures
 from training.poke_page import build_page, page_modes
-from training.poke_video import add_poke_flags, check_poke_flags, poke_on_video
+from training.poke_video import add_poke_flags, check_poke_flags, check_pokes, poke_on_video
 from training.sampling import add_sampling_flags, load_pipeline, sampling_options
 
 logger = logging.getLogger("__main__")
@@ -45,7 +45,8 @@ def main(argv: list[str] | None = None) -> int:
     """Write one page; returns the exit code."""
     args = make_parser().parse_args(argv)
     out = args.out or Path("outputs") / f"{args.picture.stem}.html"
-    check_output_file(out, "--out", (".html", ".htm"))
+    if not args.video:
+        check_output_file(out, "--out", (".html", ".htm"))
     options = sampling_options(args)
     check_poke_flags(args)
 
@@ -53,8 +54,9 @@ def main(argv: list[str] | None = None) -> int:
     from motion.motion_file import load_motion
 
     # Picture and motion
-    image, source = read_pictures(args.picture, args.size)
     height, width = picture_size(args.picture)
+    check_pokes(args.poke, height, width)
+    image, source = read_pictures(args.picture, args.size)
     if max(height, width) > args.size:
         size = (width, height, image.shape[-1], image.shape[-2])
         logger.info("%s: %d x %d px, scaled to %d x %d (--size)", args.picture, *size)
@@ -71,7 +73,8 @@ def main(argv: list[str] | None = None) -> int:
         return poke_on_video(args, image, modes, motion)
 
     # Page
-    page = build_page(image, modes, args.picture.stem.replace("_", " "), motion)
+    title = args.picture.stem.replace("_", " ").encode("utf-8", "replace").decode()  # file names may be any bytes
+    page = build_page(image, modes, title, motion)
     with atomic_path(out) as temporary:
         temporary.write_text(page, encoding="utf-8")
     logger.info("%s: %.1f MB, %d modes; open it in a browser", out, len(page) / 1e6, len(modes.shapes))

@@ -39,6 +39,8 @@ EXTENT_PX = 1.5
 STIFF_SHARES = (0.02, 0.002)
 # A pixel moving less than the first share of the highest amplitude is still; above the second it is left as it is.
 STILL_SHARES = (0.02, 0.06)
+# Share of the wind's own variance below which that of a step is rounding.
+LEAST_VARIANCE = 1e-11
 # How long a poke pulls, seconds.
 PULL_S = 0.4
 # Codes are 128 + round(127 v): zero is a code of its own, so what is still stays exactly still.
@@ -251,8 +253,10 @@ class Simulation:
         (qq, vq), (qv, vv) = (oscillate(*start, omega, self.damping, dt) for start in ((one, none), (none, one)))
         place = self.wind**2 / 2
         speed = place * omega.square()
-        of_q = (place - qq.square() * place - qv.square() * speed).clamp(min=0).sqrt()
-        shared = -(qq * vq * place + qv * vv * speed) / of_q.clamp(min=1e-300)
+        variance = place - qq.square() * place - qv.square() * speed
+        # Of so short a step nothing but rounding is left; what it adds to the place is nothing then.
+        of_q = torch.where(variance > LEAST_VARIANCE * place, variance, torch.zeros_like(variance)).sqrt()
+        shared = torch.where(of_q > 0, -(qq * vq * place + qv * vv * speed) / of_q, torch.zeros_like(of_q))
         of_v = (speed - vq.square() * place - vv.square() * speed - shared.square()).clamp(min=0).sqrt()
         noise = torch.tensor([gust(self._gusts, part) for part in range(4 * len(omega))], dtype=torch.float64)
         self._gusts += 1

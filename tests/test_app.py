@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import builtins
+import itertools
 import time
+import urllib.error
+import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import app
-from data.media import MediaError
+from data.media import MediaError, from_bytes, write_image
 from data.video import probe_video
 from motion.motion_file import Motion
 from training.cli import UsageError
@@ -33,11 +38,20 @@ def make_studio(tmp_path, **options) -> app.Studio:
     return app.Studio(Pipeline(), {"softmax": None, "gaussian": None}, tmp_path, **options)
 
 
-def upload(height: int = 48, width: int = 72) -> np.ndarray:
-    return np.random.default_rng(3).integers(0, 255, (height, width, 3), dtype=np.uint8)
+@pytest.fixture
+def upload(tmp_path_factory):
+    """Return a function that writes a picture of noise, as a browser's upload, and gives its path."""
+    folder = tmp_path_factory.mktemp("uploads")
+
+    def write(height: int = 48, width: int = 72, name: str = "photo.png") -> str:
+        pixels = np.random.default_rng(3).integers(0, 255, (height, width, 3), dtype=np.uint8)
+        write_image(folder / name, from_bytes(pixels))
+        return str(folder / name)
+
+    return write
 
 
-def test_a_picture_comes_back_as_a_video(tmp_path):
+def test_a_picture_comes_back_as_a_video(tmp_path, upload):
     studio, shares = make_studio(tmp_path, size_px=48), []
     path, page = studio.animate(upload(), splat="gaussian", strength=2.0, seconds=0.5, seed=4, progress=shares.append)
     info = probe_video(path)
@@ -49,32 +63,63 @@ def test_a_picture_comes_back_as_a_video(tmp_path):
     assert '<script type="text/plain" id="modes">' in page.read_text()
 
 
-def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch):
+def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch, upload):
     monkeypatch.setattr(app, "KEPT_VIDEOS", 2)
     studio = make_studio(tmp_path)
+    studio._numbers = itertools.count(9998)  # as text 10000 is before 9999
     made = [studio.animate(upload(), loop=False, seconds=0.5) for _ in range(3)]
     assert probe_video(made[2][0]).width == 72
     assert [[path.exists() for path in one] for one in made] == [[False] * 2, [True] * 2, [True] * 2]
 
 
 @pytest.mark.parametrize(
-    ("picture", "choices", "named"),
+    ("choices", "named"),
     [
-        (None, {}, "no picture"),
-        (upload()[..., 0], {}, "uint8"),
-        (upload().astype(np.float64), {}, "float64"),
-        (upload(8, 200), {}, "200 x 8"),
-        (upload(), {"splat": "../etc"}, "splat"),
-        (upload(), {"strength": float("nan")}, "strength"),
-        (upload(), {"seconds": 1e9}, "seconds"),
-        (upload(), {"seed": -1}, "seed"),
-        (upload(), {"seed": None}, "seed"),
+        ({"splat": "../etc"}, "splat"),
+        ({"strength": float("nan")}, "strength"),
+        ({"seconds": 1e9}, "seconds"),
+        ({"seed": -1}, "seed"),
+        ({"seed": None}, "seed"),
     ],
 )
-def test_bad_uploads_and_choices_are_one_line(tmp_path, picture, choices, named):
-    with pytest.raises((MediaError, UsageError), match=named) as caught:
-        make_studio(tmp_path).animate(picture, **choices)
+def test_bad_choices_are_one_line(tmp_path, upload, choices, named):
+    with pytest.raises(UsageError, match=named) as caught:
+        make_studio(tmp_path).animate(upload(), **choices)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
+
+
+def spoil(path: Path, kind: str) -> None:
+    """Write an upload that is no use."""
+    if kind == "text":
+        path.write_text("not a picture")
+    elif kind == "truncated":
+        Image.effect_noise((300, 200), 80).convert("RGB").save(path, "JPEG")
+        path.write_bytes(path.read_bytes()[:2000])
+    elif kind == "giant":
+        Image.new("1", (20000, 12000)).save(path, "PNG")
+    elif kind == "elongated":
+        Image.new("RGB", (200, 8)).save(path, "PNG")
+
+
+@pytest.mark.parametrize("kind", ["none", "text", "truncated", "giant", "elongated"])
+def test_bad_uploads_are_one_line_that_names_them(tmp_path, kind):
+    path = tmp_path / "uploads" / "notes.png"
+    path.parent.mkdir()
+    spoil(path, kind)
+    studio = make_studio(tmp_path / "videos")
+    with pytest.raises(MediaError, match="no picture" if kind == "none" else r"^notes\.png") as caught:
+        studio.animate(None if kind == "none" else path)
+    assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
+    assert not (tmp_path / "videos").exists()
+
+
+def test_uploads_are_read_as_animate_reads_them(tmp_path):
+    """GIFs, 16 bits and transparency: by the contents, over white, never as Gradio converts them."""
+    Image.new("RGBA", (64, 48), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((48, 64), 32768, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("P", (64, 48), 0).save(tmp_path / "first.gif")
+    means = [float(app.read_upload(tmp_path / name, 64)[0].mean()) for name in ("clear.png", "deep.png", "first.gif")]
+    assert means == pytest.approx([1.0, 0.5, 0.0], abs=1e-3)
 
 
 def test_without_gradio_the_remedy_is_named(monkeypatch, capsys):
@@ -101,25 +146,30 @@ def test_half_precision_needs_a_gpu(capsys):
     assert "--precision fp16: needs a GPU" in capsys.readouterr().err
 
 
-def test_page_is_served_on_this_machine_only(tmp_path):
+def test_page_is_served_on_this_machine_only(tmp_path, upload):
     gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
     client = pytest.importorskip("gradio_client")
-    from data.media import from_bytes, write_image
-
-    write_image(tmp_path / "up.png", from_bytes(upload()))
     (tmp_path / "videos").mkdir()
+    (tmp_path / "secret.txt").write_text("secret")
     page = app.make_page(gradio, make_studio(tmp_path / "videos"))
+    assert page._queue.max_size == app.MOST_WAITING
     _, url, _ = app.launch(gradio, page, port=None, wait=False)
     try:
         assert url.startswith("http://127.0.0.1:")
         caller = client.Client(url, verbose=False, download_files=str(tmp_path))
-        answer = caller.predict(client.handle_file(tmp_path / "up.png"), "softmax", 1, True, 1, 0, api_name="/animate")
+        answer = caller.predict(client.handle_file(upload()), "softmax", 1, True, 1, 0, api_name="/animate")
         video = answer[0]["video"] if isinstance(answer[0], dict) else answer[0]
         assert answer[1].endswith(".html")
         assert probe_video(video).width == 72
-        write_image(tmp_path / "flat.png", from_bytes(upload(8, 200)))
-        with pytest.raises(Exception, match="200 x 8 px"):
-            caller.predict(client.handle_file(tmp_path / "flat.png"), "softmax", 1, True, 1, 0, api_name="/animate")
+        flat, text = upload(8, 200, "flat.png"), Path(upload(name="notes.png"))
+        spoil(text, "text")
+        for bad, message in ((flat, r"flat\.png.*8"), (text, r"notes\.png")):
+            with pytest.raises(Exception, match=message):
+                caller.predict(client.handle_file(bad), "softmax", 1, True, 1, 0, api_name="/animate")
+        for wanted in (tmp_path / "secret.txt", app.__file__, "/etc/passwd"):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(f"{url}gradio_api/file={wanted}")
+            assert refused.value.code in (403, 404)
     finally:
         page.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -193,7 +194,7 @@ def test_controls_have_names_and_sliders_act(page):
 
 
 def test_the_light_over_what_moves_comes_with_the_pointer_and_goes_when_it_pulls(page):
-    lit = "document.getElementById('stage').classList.contains('hovered')"
+    lit = "document.getElementById('frame').classList.contains('hovered')"
     page.mouse.move(1, 1)
     assert not page.evaluate(lit)
     page.mouse.move(*point(page, 350, 160))
@@ -209,6 +210,94 @@ def test_the_light_over_what_moves_comes_with_the_pointer_and_goes_when_it_pulls
     page.locator("#show-reach").check()  # for those without a pointer that hovers
     assert page.evaluate(lit)
     page.wait_for_function(f"!{lit}", timeout=5000)
+
+
+def boxes(page) -> list[dict]:
+    """Return the rectangles of picture and light, rounded."""
+    found = [page.evaluate(f"document.getElementById('{name}').getBoundingClientRect().toJSON()") for name in BOXES]
+    return [{side: round(box[side]) for side in ("left", "top", "width", "height")} for box in found]
+
+
+BOXES = ("canvas", "reach")
+
+
+def test_the_light_lies_on_the_picture_and_both_fill_the_screen(page):
+    small, light = boxes(page)
+    assert small == light
+    page.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("document.fullscreenElement !== null")
+    page.wait_for_timeout(200)
+    large, light = boxes(page)
+    inner = page.evaluate("[innerWidth, innerHeight]")
+    assert large == light and large["width"] / large["height"] == pytest.approx(WIDTH / HEIGHT, rel=0.01)
+    assert large["width"] == inner[0] or large["height"] == inner[1]
+    page.evaluate("document.exitFullscreen()")
+
+
+def test_two_fingers_hold_two_points(page, browser):
+    """Real touches: each point follows its finger, and lets go when it is lifted."""
+    client = page.context.new_cdp_session(page)
+    places = [point(page, 330, 100), point(page, 400, 230)]
+
+    def touch(kind: str, dx: float) -> None:
+        (x0, y0), (x1, y1) = places
+        points = [{"x": x0 + dx, "y": y0, "id": 0}, {"x": x1 - dx, "y": y1, "id": 1}]
+        points = [] if kind == "touchEnd" else points
+        client.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    touch("touchStart", 0)
+    for step in range(8):
+        touch("touchMove", step)
+        page.wait_for_timeout(60)
+    page.wait_for_timeout(400)
+    grid = [(x / WIDTH * GRID[1], y / HEIGHT * GRID[0]) for x, y in ((330, 100), (400, 230))]
+    one, other = (page.evaluate("([x, y]) => dynamics.displacementAt(x, y)", list(place)) for place in grid)
+    assert one[0] > 0.3 and other[0] < -0.3
+    touch("touchEnd", 0)
+    page.wait_for_timeout(100)
+    before = page.evaluate("dynamics.energy()")
+    page.wait_for_timeout(500)
+    assert 0 < page.evaluate("dynamics.energy()") < before
+
+
+def test_taking_hold_does_not_lurch(page):
+    """Whatever the strength, what swings by is drawn on from where it is."""
+    page.evaluate("dynamics.setStrength(3); dynamics.setDamping(0.01)")
+    page.evaluate("dynamics.hold(86, 40, 0.8, 0)")
+    page.wait_for_timeout(1200)
+    at = page.evaluate("dynamics.displacementAt(86, 40)")
+    place = point(page, (86 + at[0] + 0.5) * WIDTH / GRID[1], (40 + at[1] + 0.5) * HEIGHT / GRID[0])
+    page.mouse.move(*place)
+    page.mouse.down()
+    page.evaluate("dynamics.release()")
+    page.wait_for_timeout(1200)
+    now = page.evaluate("dynamics.displacementAt(86, 40)")
+    page.mouse.up()
+    assert at[0] > 1 and np.abs(np.subtract(now, at)).max() < 0.35
+
+
+def test_a_lost_graphics_card_is_said_and_comes_back(page):
+    page.evaluate(
+        "window.lose = document.getElementById('canvas').getContext('webgl2').getExtension('WEBGL_lose_context');"
+        "lose.loseContext()"
+    )
+    page.wait_for_function("!document.getElementById('message').hidden")
+    assert "graphics card" in page.locator("#message").inner_text() and page.locator("#picture").is_visible()
+    page.evaluate("lose.restoreContext()")
+    page.wait_for_function("document.getElementById('message').hidden")
+    assert page.locator("#canvas").is_visible() and not page.locator("#picture").is_visible()
+    page.wait_for_timeout(300)
+    assert shot(page).std() > 20, "drawn again"
+
+
+def test_keys_of_the_browser_stay_its_own(page):
+    page.locator("#canvas").focus()
+    page.evaluate(
+        "window.stopped = []; document.addEventListener('keydown', (event) => stopped.push(event.defaultPrevented))"
+    )
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Control+ArrowUp")
+    assert page.evaluate("stopped.filter((stopped) => stopped).length") == 1
 
 
 def test_a_recording_is_saved(page):
@@ -274,7 +363,7 @@ def free_port() -> int:
 def test_app_takes_a_picture_and_gives_a_video_back(browser, page_file, checkpoint, tmp_path):
     """The real program on a port of its own: what a person does, from the upload to the download."""
     pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
-    port = free_port()
+    port, before = free_port(), set(Path(tempfile.gettempdir()).glob("animate-app-*"))
     command = [sys.executable, "app.py", "--port", str(port), "--checkpoint", str(checkpoint), "--size", "96"]
     with open(tmp_path / "log.txt", "w") as log:
         served = subprocess.Popen([*command, "--device", "cpu"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
@@ -299,5 +388,7 @@ def test_app_takes_a_picture_and_gives_a_video_back(browser, page_file, checkpoi
         assert "const Modal" in Path(download.value.path()).read_text()
         page.close()
     finally:
+        folders = set(Path(tempfile.gettempdir()).glob("animate-app-*")) - before
         served.terminate()
         served.wait(20)
+    assert len(folders) == 1 and not any(folder.exists() for folder in folders), "nothing stays behind"

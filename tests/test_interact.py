@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import re
@@ -182,6 +183,9 @@ def test_the_neural_renderer_shows_what_is_poked(files, checkpoint):
     ("flags", "message"),
     [
         (["--poke", "1,2,3,4@0"], "--poke: belongs to a video"),
+        (["--wind", "1"], "--wind: belongs to a video"),
+        (["--seconds", "3"], "--seconds: belongs to a video"),
+        (["--preview"], "--preview: belongs to a video"),
         (["--video", "v.mp4"], "--video: nothing would move"),
         (["--video", "v.mp4", "--poke", "1,2,3@0"], "right: X,Y,DX,DY@SECONDS"),
         (["--video", "v.mp4", "--poke", "1,2,3,nan@0"], "right: X,Y,DX,DY@SECONDS"),
@@ -199,6 +203,19 @@ def test_mistakes_about_pokes_are_one_line(files, flags, message, monkeypatch, c
     assert interact.main([str(files.picture), "--flow", str(files.flow), *flags]) == 2
     assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert set(files.folder.iterdir()) == before
+
+
+def test_a_poke_outside_is_said_before_anything_is_predicted(files, capsys, monkeypatch):
+    monkeypatch.setattr(interact, "load_pipeline", lambda args: pytest.fail("predicted for nothing"))
+    assert interact.main([str(files.picture), "--video", str(files.folder / "v.mp4"), "--poke", "96,2,3,4@0"]) == 2
+    assert "outside the picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("num_frames", "fps"), [(2, 10000.0), (10000, 0.01), (150, 1.0)])
+def test_a_period_of_any_length_has_a_loop(files, num_frames, fps):
+    motion = example_motion()
+    loop = poke_page.encode_loop(torch.rand(3, 64, 96), dataclasses.replace(motion, num_frames=num_frames, fps=fps))
+    assert 2 <= Image.open(io.BytesIO(loop)).n_frames <= 100
 
 
 def test_a_motion_file_that_is_not_finite_is_refused(files, capsys):
@@ -261,7 +278,7 @@ def test_javascript_simulates_what_python_does(damping):
         ("read",),
         ("release",),
         ("set", "wind", 0.4),
-        *[("step", dt) for dt in (1 / 60, 1 / 30, 0.1)],
+        *[("step", dt) for dt in (1 / 60, 1 / 30, 0.1, 1e-9, 2e-16)],
         ("read",),
         ("set", "wind", 0.0),
         ("hold", 30, 12, 0.9, 0.2, "pointer", 1),

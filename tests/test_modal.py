@@ -322,3 +322,16 @@ def test_a_mode_that_takes_no_part_is_at_rest():
     simulation.set_active(0, True)
     simulation.step(0.1)
     assert simulation.q[0] != 0
+
+
+@pytest.mark.parametrize("damping", [0.01, 0.08, 1.0, 1.7])
+@pytest.mark.parametrize("dt", [1e-17, 2e-16, 1e-12, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3])
+def test_wind_of_a_short_step_is_faint(damping, dt):
+    """A release may fall a rounding error before a frame: E |q'|^2 grows by 4 xi w^3 wind^2 dt, nothing explodes."""
+    modes = Modes.from_spectrum(torch.randn(6, 4, 8, 8), 5.0)
+    simulation = Simulation(modes, damping=damping)
+    simulation.wind = 1.0
+    simulation.step(dt)
+    expected = (4 * damping * modes.omega**3 * dt).sqrt()
+    assert bool((simulation.velocity.abs() <= 3 * expected + 1e-6 * modes.omega).all())
+    assert bool((simulation.q.abs() <= 3 * expected * dt + 1e-6).all())

@@ -22,6 +22,8 @@ SCRIPTS = ("simulation.js", "mesh.js", "renderer.js", "interaction.js")  # run i
 SHADERS = ("displace_vertex", "displace_fragment", "draw_vertex", "draw_fragment")
 # The loop for browsers without WebGL 2.
 LOOP_SIZE_PX, LOOP_FPS = 320, 10.0
+# A motion file's period may be of any length; one that is longer is shown faster.
+LOOP_LONGEST_S = 10.0
 # The shader holds a coordinate for every mode; WebGL2 promises room for a good 200.
 MOST_MODES = 128
 # A motion grid finer than this makes a page of tens of megabytes that moves no better.
@@ -123,7 +125,8 @@ def encode_loop(image: torch.Tensor, motion: Motion) -> bytes:
 
     share = min(1.0, LOOP_SIZE_PX / max(image.shape[-2:]))
     small = resize_image(image, tuple(max(16, round(side * share)) for side in image.shape[-2:]))
-    playback = plan_playback(seconds=motion.period_s, fps=LOOP_FPS, period_s=motion.period_s, loop=True)
+    seconds = min(max(motion.period_s, 2 / LOOP_FPS), LOOP_LONGEST_S)
+    playback = plan_playback(seconds=seconds, fps=LOOP_FPS, period_s=seconds, loop=True)
     frames = torch.cat(list(render_frames(small, motion.without_drift(), playback)))
     return encode_webp_loop(frames, fps=LOOP_FPS)
 

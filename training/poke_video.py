@@ -63,6 +63,20 @@ def add_poke_flags(parser: Parser) -> None:
     add("--preview", action="store_true", help="in image space, without the network")
 
 
+# Those that a page has no use for, with what they are when nobody gives them.
+VIDEO_FLAGS = {
+    "poke": [], "seconds": None, "fps": 30.0, "damping": DEFAULT_DAMPING, "wind": 0.0, "splat": "softmax",
+    "preview": False,
+}  # fmt: skip
+
+
+def check_pokes(pokes: list[PokeFlag], height: int, width: int) -> None:
+    """Raise UsageError for a poke outside a picture of this size."""
+    for poke in pokes:
+        if not (0 <= poke.x < width and 0 <= poke.y < height):
+            raise UsageError(f"--poke {poke.text}: outside the picture, which has {width} x {height} px")
+
+
 def check_poke_flags(args: argparse.Namespace) -> None:
     """Check the flags before anything is loaded.
 
@@ -71,8 +85,9 @@ def check_poke_flags(args: argparse.Namespace) -> None:
     """
     check_precision(args.precision, choose_device(args.device))
     if args.video is None:
-        if args.poke:
-            raise UsageError("--poke: belongs to a video; right: --video OUT.mp4 beside it")
+        for name, default in VIDEO_FLAGS.items():
+            if getattr(args, name) != default:
+                raise UsageError(f"--{name}: belongs to a video; right: --video OUT.mp4 beside it")
         return
     if not args.poke and not args.wind:
         raise UsageError("--video: nothing would move; right: --poke X,Y,DX,DY@S, or --wind 1")
@@ -105,7 +120,7 @@ def poke_on_video(args: argparse.Namespace, image: torch.Tensor, modes: Modes, m
         motion: what was predicted; it says what is near.
 
     Raises:
-        UsageError: a poke outside the picture. CheckpointError, MediaError as elsewhere.
+        CheckpointError, MediaError: as elsewhere.
     """
     import torch
     from tqdm import tqdm
@@ -121,9 +136,6 @@ def poke_on_video(args: argparse.Namespace, image: torch.Tensor, modes: Modes, m
 
     # Pokes on the motion grid
     height, width = picture_size(args.picture)
-    for poke in args.poke:
-        if not (0 <= poke.x < width and 0 <= poke.y < height):
-            raise UsageError(f"--poke {poke.text}: outside the picture, which has {width} x {height} px")
     down, across = modes.size[0] / height, modes.size[1] / width
     pokes = [
         Poke((p.x + 0.5) * across - 0.5, (p.y + 0.5) * down - 0.5, p.dx * across, p.dy * down, p.start_s)

@@ -31,7 +31,7 @@ function say(sentence) {
 function showLoop(sentence) {
   say(sentence);
   const loop = document.getElementById("loop").textContent;
-  if (loop) document.getElementById("picture").src = `data:image/webp;base64,${loop}`;
+  if (loop && !matchMedia("(prefers-reduced-motion: reduce)").matches) document.getElementById("picture").src = `data:image/webp;base64,${loop}`;
 }
 
 class Page {
@@ -118,10 +118,13 @@ class Page {
     });
   }
 
-  // A WebM video of what the canvas shows, from one click to the next.
+  // A video, WebM where the browser can, of what the canvas shows, from one click to the next.
   offerRecording() {
     const button = document.getElementById("record");
     if (typeof MediaRecorder === "undefined" || !this.canvas.captureStream) return;
+    const kinds = ["video/webm", "video/mp4"]; // Safari before 18.4 has the second alone
+    const mimeType = kinds.find((kind) => MediaRecorder.isTypeSupported(kind));
+    if (!mimeType) return;
     button.hidden = false;
     let recorder = null;
     button.addEventListener("click", () => {
@@ -131,24 +134,19 @@ class Page {
       }
       const pieces = [];
       const stream = this.canvas.captureStream(30);
-      recorder = new MediaRecorder(stream, { mimeType: "video/webm", videoBitsPerSecond: 12e6 });
+      recorder = new MediaRecorder(stream, { mimeType, videoBitsPerSecond: 12e6 });
       recorder.addEventListener("dataavailable", (event) => pieces.push(event.data));
       recorder.addEventListener("stop", () => {
         recorder = null;
         stream.getTracks().forEach((track) => track.stop());
-        this.mark(button, false, "Record");
-        save(new Blob(pieces, { type: "video/webm" }), `${document.title}.webm`);
+        button.textContent = "Record";
+        save(new Blob(pieces, { type: mimeType }), `${document.title}.${mimeType.split("/")[1]}`);
       });
       recorder.start();
       // A still canvas gives no frames.
       this.drawn = false;
-      this.mark(button, true, "Stop recording");
+      button.textContent = "Stop recording";
     });
-  }
-
-  mark(button, pressed, text) {
-    button.textContent = text;
-    button.setAttribute("aria-pressed", String(pressed));
   }
 
   // Where the picture can be moved, as a light over it: as bright as the square root of how far.
@@ -166,7 +164,7 @@ class Page {
 
   hover(inside) {
     const shown = inside && this.grips.size === 0 && document.getElementById("show-reach").checked;
-    this.stage.classList.toggle("hovered", shown);
+    document.getElementById("frame").classList.toggle("hovered", shown);
   }
 
   // For those who have no pointer to hover with: the light for a while.
@@ -179,7 +177,9 @@ class Page {
     if (event.button !== 0) return;
     this.canvas.setPointerCapture(event.pointerId);
     const from = this.position(event);
-    const grip = { from, to: from, point: this.simulation.locate(...from), start: event.timeStamp };
+    const point = this.simulation.locate(...from);
+    const offset = this.simulation.displacementAt(...point);
+    const grip = { from, to: from, point, offset, start: event.timeStamp };
     this.grips.set(event.pointerId, grip);
     this.canvas.classList.add("pulled");
     this.hover(false);
@@ -208,7 +208,7 @@ class Page {
   press(event) {
     const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (event.key === "Escape") this.reset();
-    if (!way) return;
+    if (!way || event.altKey || event.ctrlKey || event.metaKey) return; // those are the browser's
     event.preventDefault();
     const { width, height } = this.simulation;
     if (event.shiftKey) {
@@ -230,7 +230,7 @@ class Page {
 
   pause(paused) {
     this.paused = paused;
-    this.mark(document.getElementById("pause"), paused, paused ? "Go on" : "Pause");
+    document.getElementById("pause").textContent = paused ? "Go on" : "Pause";
   }
 
   reset() {
@@ -250,8 +250,10 @@ class Page {
     this.lastTime = time;
     const simulation = this.simulation;
     if (!this.paused) {
-      for (const [pointer, { point, to }] of this.grips) {
-        simulation.hold(...point, to[0] - point[0], to[1] - point[1], pointer);
+      for (const [pointer, { point, offset, from, to }] of this.grips) {
+        // From where it is, which `hold` multiplies by the strength too; at strength 0 nothing can be drawn.
+        const pull = [0, 1].map((axis) => offset[axis] / Math.max(simulation.strength, 1e-3) + to[axis] - from[axis]);
+        simulation.hold(...point, ...pull, pointer);
       }
     }
     const moving = simulation.target !== null || simulation.wind > 0 || simulation.bound() > 0;
@@ -307,6 +309,7 @@ async function start() {
   await picture.decode();
   canvas.width = picture.naturalWidth;
   canvas.height = picture.naturalHeight;
+  document.getElementById("stage").style.setProperty("--aspect", canvas.width / canvas.height);
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false });
   if (gl === null || !canUnpack) {
     showLoop(
@@ -322,15 +325,24 @@ async function start() {
   const makeRenderer = () => new Renderer(gl, picture, codes, description, sources, simulation);
   const page = new Page(canvas, simulation, makeRenderer());
   // A browser may take the graphics card away, from a sleeping phone for one, and give it back later.
-  canvas.addEventListener("webglcontextlost", (event) => event.preventDefault());
+  const show = (moving) => {
+    picture.hidden = moving;
+    canvas.hidden = !moving;
+  };
+  canvas.addEventListener("webglcontextlost", (event) => {
+    event.preventDefault();
+    show(false);
+    say("The browser has taken the graphics card away; the picture moves again when it gives it back.");
+  });
   canvas.addEventListener("webglcontextrestored", () => {
     page.renderer = makeRenderer();
     page.drawn = false;
+    show(true);
+    document.getElementById("message").hidden = true;
   });
   page.moveHand(...page.hand);
   page.draw();
-  picture.hidden = true;
-  canvas.hidden = false;
+  show(true);
   document.getElementById("controls").disabled = false;
   if (Math.max(...simulation.peak) === 0) say("Nothing in this picture moves.");
   window.dynamics = makeDynamics(page);
