@@ -24,7 +24,7 @@ from motion.motion_file import Motion, thumbnail
 from motion.spectrum import FPS, mean_displacement, without_drift
 
 from .checkpoints import CheckpointError, load_model, read_json
-from .displacement import with_displacement
+from .displacement import coherent, with_displacement
 from .rendering import AUTOCAST_DTYPES
 from .self_guidance import LoopGuidance, decode_spectrum
 from .unet import PREDICTION_TYPES, FrequencyUNet
@@ -205,7 +205,7 @@ def finished(
         expected_px: `FrequencyUNet.expected_displacement` of the pictures.
     """
     spectrum = decode_spectrum(vae, unet.with_expected_power(latents, condition))
-    return spectrum if expected_px is None else with_displacement(spectrum, expected_px)
+    return spectrum if expected_px is None else with_displacement(coherent(spectrum, expected_px), expected_px)
 
 
 def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float) -> int:

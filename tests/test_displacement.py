@@ -21,6 +21,7 @@ from models.displacement import (
     STILL_SHARE,
     UNLIKELY,
     DisplacementHead,
+    coherent,
     expected_displacement,
     guided_filter,
     relative_displacement,
@@ -113,6 +114,41 @@ def test_samples_are_scaled_to_what_is_expected():
     torch.testing.assert_close(found[1], torch.full((1, 16, 24), 3.0), rtol=1e-4, atol=1e-4)
     ratio = scaled[1] / spectrum[1]
     torch.testing.assert_close(ratio, ratio[:1, :1].expand_as(ratio), rtol=1e-3, atol=1e-5)
+
+
+def test_what_swings_as_one_stays_as_it_is():
+    spectrum = torch.randn(2, 5, 4, 1, 1).expand(-1, -1, -1, 40, 60)
+    torch.testing.assert_close(coherent(spectrum, torch.rand(2, 1, 40, 60)), spectrum, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_near_swings_together_and_still_surroundings_have_no_say():
+    """Left half of a picture moves to and fro in patches of 4 px, right half is expected to stand still."""
+    generator = torch.Generator().manual_seed(3)
+    patches = torch.nn.functional.interpolate(torch.randn(8, 4, 16, 24, generator=generator), scale_factor=4)
+    sample = (patches + 1.0)[None]  # (1, 8, 4, 64, 96), of mean 1
+    expected_px = torch.ones(1, 1, 64, 96)
+    expected_px[..., 48:] = 0.0
+    sample[..., 48:] = 5.0
+    smooth = coherent(sample, expected_px)
+
+    def roughness(maps: torch.Tensor) -> float:
+        left = maps[..., :48]
+        return float(left.diff(dim=-1).abs().mean() / left.abs().mean())
+
+    assert roughness(smooth) < 0.15 * roughness(sample)
+    power = [maps[..., :48].square().sum(2).mean((-2, -1)) for maps in (sample, smooth)]  # (1, 8) each
+    torch.testing.assert_close(power[1], power[0], rtol=0.05, atol=0.0)
+
+
+def test_a_batch_is_made_coherent_one_by_one():
+    spectrum, expected_px = (
+        torch.randn(2, 3, 4, 24, 32),
+        torch.rand(2, 1, 24, 32) * torch.tensor([1.0, 50.0]).view(2, 1, 1, 1),
+    )
+    both = coherent(spectrum, expected_px)
+    torch.testing.assert_close(both[:1], coherent(spectrum[:1], expected_px[:1]))
+    torch.testing.assert_close(coherent(spectrum, 7 * expected_px), both)
+    assert bool(torch.isfinite(coherent(spectrum, torch.zeros(2, 1, 24, 32))).all())
 
 
 def test_one_sample_and_a_batch_are_scaled_alike():
