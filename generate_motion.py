@@ -39,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         loop_phase(args.loop_seconds)
     check_output_file(args.output, "--output", (".npz",))
 
+    from data.clips import MOVING_PX
     from data.media import read_image
     from motion.motion_file import save_motion
 
@@ -46,8 +47,10 @@ def main(argv: list[str] | None = None) -> int:
     pipeline = load_pipeline(args)
     motion = pipeline.predict(image, loop=loop_guidance(args, period_s=pipeline.unet.config.period_s), **options)
     save_motion(args.output, motion, dense=args.dense)
-    moving = float((motion.importance() > 0.25).float().mean())
-    logger.info("%s: %.0f %% of the picture moves", args.output, 100 * moving)
+    moved_px = motion.importance()
+    moving = 100 * float((moved_px > MOVING_PX).float().mean())
+    said = "%.0f %% of the picture moves more than %g px (of the motion grid, mean over time; on average %.2f px)"
+    logger.info("%s: " + said, args.output, moving, MOVING_PX, float(moved_px.mean()))
     return 0
 
 

@@ -2,7 +2,7 @@
 
 python interact.py photo.jpg                          predicts the motion and writes outputs/photo.html
 python interact.py photo.jpg --flow outputs/flow.npz  takes a motion file of generate_motion.py
-python interact.py photo.jpg --video poke.mp4 --poke "300,200,40,-10@0.5" "120,80,-30,0@2"
+python interact.py photo.jpg --video poke.mp4 --poke "300,200,20,-5@0.5" "120,80,-15,0@2"
 
 outputs/poke.gif shows such a video.
 """

@@ -136,14 +136,18 @@ TEXT
 
 # learn PART SHARE STEPS SCRIPT FLAGS...: a training of SHARE / 250 of --minutes, or of STEPS steps
 learn() {
-    local part=$1 share=$2 steps=$3 left=() limit=
+    local part=$1 share=$2 steps=$3 left=() limit= code=0
     shift 3
     [[ ! -e $work/done/$part ]] || return 0
     ! out_of_time || later "$part"
     [[ -z $deadline ]] || left=(--minutes "$(awk "BEGIN { print ($deadline - $SECONDS) / 60 + 0.01 }")")
+    # What comes before the first step, such as encoding all clips, knows no --minutes; it goes on where it was.
+    [[ -z $deadline ]] || ! command -v timeout >/dev/null || limit=$((deadline - SECONDS + 60))
     [[ -z $minutes ]] || left+=(--finish-in "$(awk "BEGIN { print $minutes * $share / 250 }")")
     say "$@" --steps "$steps" --device "$device" --precision "$precision" --seed "$seed" --out "$work/runs/$part" \
-        --workers "$loaders" --save-every 200 --resume auto "${left[@]}"
+        --workers "$loaders" --save-every 200 --resume auto "${left[@]}" || code=$?
+    ((code != 124)) || later "$part"
+    ((code == 0)) || exit "$code"
     [[ -z $dry ]] || return 0
     is_finished "$work/runs/$part" || later "$part"
     touch "$work/done/$part"

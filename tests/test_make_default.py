@@ -139,6 +139,9 @@ def test_data_that_takes_longer_than_a_slice_is_cut_too(tmp_path: Path, stand_in
     # a slice of minutes would be a long test; its end is where a signal of `timeout` comes from
     cut = call(*flags, "--slice", "9", **environment, FAILS="scenes", CODE="124")
     assert cut.returncode == 3 and "scenes is not done yet" in cut.stderr and len(calls()) == 1
+    # and so of a training, which may have a thousand clips to encode before its first step
+    cut = call(*flags, "--slice", "9", **environment, FAILS="picture", CODE="124")
+    assert cut.returncode == 3 and "picture is not done yet" in cut.stderr
 
 
 def test_left_out_clips_and_a_missing_table_stop_nothing(tmp_path: Path, stand_in) -> None:

@@ -263,4 +263,5 @@ def render_video(
             for batch in frames:
                 writer.write(batch)
                 bar.update(len(batch))
-    logger.info("%s: %d frames", path, playback.num_frames)
+    height, width = image.shape[-2:]
+    logger.info("%s: %d frames of %d x %d px", path, playback.num_frames, width, height)
