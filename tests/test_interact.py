@@ -21,7 +21,7 @@ from PIL import Image
 import interact
 from data.media import read_image, write_image
 from motion.modal import Simulation, dequantise, quantise
-from motion.motion_file import Motion, save_motion
+from motion.motion_file import Motion, save_motion, thumbnail
 from training import poke_page
 
 GRID = (32, 48)
@@ -224,6 +224,16 @@ def test_a_motion_file_that_is_not_finite_is_refused(files, capsys):
     np.savez(files.flow, format_version=1, spectrum=motion.spectrum.numpy(), num_frames=150, fps=30.0)
     assert interact.main([str(files.picture), "--flow", str(files.flow), "--out", str(files.out)]) == 2
     assert "m.npz" in capsys.readouterr().err and not files.out.exists()
+
+
+def test_the_motion_of_another_picture_of_the_same_shape_is_said(files, caplog):
+    other = torch.zeros(3, 64, 96)
+    other[:, :, 48:] = 1.0
+    for picture, said in ((other, True), (read_image(files.picture), False)):
+        save_motion(files.flow, dataclasses.replace(example_motion(), meta={"picture": thumbnail(picture)}))
+        caplog.clear()
+        assert interact.main([str(files.picture), "--flow", str(files.flow), "--out", str(files.out)]) == 0
+        assert ("was made for another picture" in caplog.text) == said
 
 
 def test_a_gigantic_picture_is_scaled_with_a_note(files, caplog):
