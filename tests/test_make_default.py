@@ -119,7 +119,13 @@ def test_a_signal_ends_what_runs_and_the_same_command_goes_on(tmp_path: Path, st
     flags = ["--work", str(tmp_path / "work"), "--device", "cpu"]
     command = ["bash", str(SCRIPT), *flags]
     log = Path(environment["CALLS"])
-    running = subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, **environment, "SLEEPS": "picture"})
+    running = subprocess.Popen(
+        command,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **environment, "SLEEPS": "picture"},
+        # a test run in the background ignores it, and what is ignored at its start a shell cannot trap
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and not (log.exists() and "runs/picture" in log.read_text()):
         time.sleep(0.1)
