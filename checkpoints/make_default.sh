@@ -202,10 +202,10 @@ learn vae 20 $vae_steps train_vae.py --data "${data[@]}" --preset tiny --batch-s
     --learning-rate 2e-3 --warmup-steps 30 --ema-decay 0.99
 learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage picture "${features[@]}" \
     --batch-size 8 --learning-rate 2e-3 --warmup-steps 50 --ema-decay 0.99
-learn denoiser 95 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
+learn denoiser 80 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
     --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995 \
     --validate-every 1000 --sample-every 0 # the preset's 100 and 150 would take much of a GPU's time
-learn displacement 10 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
+learn displacement 25 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
     --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 40 --weight-decay 0.05 \
     --ema-decay 0.97 --sample-every 0 ${still_pictures:+--still-pictures "$still_pictures"} --export "$checkpoint"
 
