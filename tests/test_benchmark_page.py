@@ -21,7 +21,7 @@ def test_the_page_is_timed(photograph, checkpoint, tmp_path, capsys):
     assert [row["row"] for row in rows] == ["64 px", "96 px"]
     for row in rows:
         assert row["times_rest"] == pytest.approx(row["frames_per_s"] / row["rest_frames_per_s"])
-        assert row["frames_per_s"] > 0 and 0 < row["picture_s"] <= row["first_frame_s"] and 0 < row["page_mb"] < 1
+        assert row["frames_per_s"] > 0 and row["first_frame_s"] > 0 and row["picture_s"] > 0 and 0 < row["page_mb"] < 1
         assert abs(row["heap_growth_kb"]) < 2000
     printed = capsys.readouterr().out
     assert "Chromium" in printed and "0.02 min in wind" in printed

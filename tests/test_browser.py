@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -363,10 +363,14 @@ def free_port() -> int:
 def test_app_takes_a_picture_and_gives_a_video_back(browser, page_file, checkpoint, tmp_path):
     """The real program on a port of its own: what a person does, from the upload to the download."""
     pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
-    port, before = free_port(), set(Path(tempfile.gettempdir()).glob("animate-app-*"))
+    port, folder = free_port(), tmp_path / "temporary"
+    folder.mkdir()
     command = [sys.executable, "app.py", "--port", str(port), "--checkpoint", str(checkpoint), "--size", "96"]
+    environment = {**os.environ, "TMPDIR": str(folder)}
     with open(tmp_path / "log.txt", "w") as log:
-        served = subprocess.Popen([*command, "--device", "cpu"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        served = subprocess.Popen(
+            [*command, "--device", "cpu"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment
+        )
     try:
         page = browser.new_page()
         deadline = time.monotonic() + 90
@@ -388,7 +392,7 @@ def test_app_takes_a_picture_and_gives_a_video_back(browser, page_file, checkpoi
         assert "const Modal" in Path(download.value.path()).read_text()
         page.close()
     finally:
-        folders = set(Path(tempfile.gettempdir()).glob("animate-app-*")) - before
+        made = list(folder.glob("animate-app-*"))
         served.terminate()
         served.wait(20)
-    assert len(folders) == 1 and not any(folder.exists() for folder in folders), "nothing stays behind"
+    assert len(made) == 1 and not list(folder.glob("animate-app-*")), "nothing stays behind"
