@@ -19,7 +19,7 @@ from data.media import write_image
 from motion.modal import Simulation, dequantise, quantise
 from motion.motion_file import Motion, save_motion
 from training import poke_page
-from training.benchmarks.page import SOFTWARE_RENDERING, find_browser
+from training.benchmarks.page import SOFTWARE_RENDERING, find_browser, heap_growth_kb
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
 CHROMIUM = find_browser()
@@ -311,31 +311,8 @@ def test_a_recording_is_saved(page):
 
 
 def test_memory_does_not_grow(browser, page_file):
-    """A shortened run: after ten seconds of wind and pulls the heap is what it was after five."""
-    context = browser.new_context(viewport={"width": 900, "height": 900}, bypass_csp=True)
-    page = context.new_page()
-    client = context.new_cdp_session(page)
-    page.goto(page_file.as_uri())
-    page.wait_for_function("window.dynamics !== undefined")
-    page.evaluate("dynamics.setWind(1)")
-
-    def heap() -> int:
-        client.send("HeapProfiler.collectGarbage")
-        return client.send("Runtime.getHeapUsage")["usedSize"]
-
-    def pull(times: int) -> None:
-        for number in range(times):
-            page.mouse.move(*point(page, 350, 160))
-            page.mouse.down()
-            page.mouse.move(*point(page, 360 + number, 150), steps=4)
-            page.mouse.up()
-            page.wait_for_timeout(600)
-
-    pull(8)  # until what is compiled is compiled
-    early = heap()
-    pull(8)
-    assert heap() < early + 300_000
-    context.close()
+    """A shortened run of what benchmark.py page measures: eight pulls in wind, after as many to settle."""
+    assert heap_growth_kb(browser, page_file, 8.0) < 300
 
 
 def test_without_webgl_there_is_a_sentence_and_a_loop(browser, page_file):

@@ -157,7 +157,7 @@ def displacement_loss(
     """Return the mean absolute errors of log(m / q + .1) and of log q where the clip moves, and whether it does.
 
     Absolute errors: the median of what such a place does, whatever a few storms did. The loss is the first, + .25 of
-    the second, + .25 of the cross-entropy of whether anything moves.
+    the second, + the cross-entropy of whether anything moves.
 
     Args:
         model: a `DisplacementStage`.

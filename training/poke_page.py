@@ -87,6 +87,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
             "stiffShares": modal.STIFF_SHARES,
             "zeroCode": modal.ZERO_CODE,
             "codeSteps": modal.CODE_STEPS,
+            "leastVariance": modal.LEAST_VARIANCE,
         },
     }
     packed = zlib.compress(differences(codes).numpy().tobytes(), 9)

@@ -63,11 +63,8 @@ def add_poke_flags(parser: Parser) -> None:
     add("--preview", action="store_true", help="in image space, without the network")
 
 
-# Those that a page has no use for, with what they are when nobody gives them.
-VIDEO_FLAGS = {
-    "poke": [], "seconds": None, "fps": 30.0, "damping": DEFAULT_DAMPING, "wind": 0.0, "splat": "softmax",
-    "preview": False,
-}  # fmt: skip
+# Those that a page has no use for.
+VIDEO_FLAGS = ("poke", "seconds", "fps", "damping", "wind", "splat", "preview")
 
 
 def check_pokes(pokes: list[PokeFlag], height: int, width: int) -> None:
@@ -85,8 +82,10 @@ def check_poke_flags(args: argparse.Namespace) -> None:
     """
     check_precision(args.precision, choose_device(args.device))
     if args.video is None:
-        for name, default in VIDEO_FLAGS.items():
-            if getattr(args, name) != default:
+        flags = Parser()
+        add_poke_flags(flags)
+        for name in VIDEO_FLAGS:
+            if getattr(args, name) != flags.get_default(name):
                 raise UsageError(f"--{name}: belongs to a video; right: --video OUT.mp4 beside it")
         return
     if not args.poke and not args.wind:

@@ -31,7 +31,8 @@ function say(sentence) {
 function showLoop(sentence) {
   say(sentence);
   const loop = document.getElementById("loop").textContent;
-  if (loop && !matchMedia("(prefers-reduced-motion: reduce)").matches) document.getElementById("picture").src = `data:image/webp;base64,${loop}`;
+  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
+  if (loop && !isCalm) document.getElementById("picture").src = `data:image/webp;base64,${loop}`;
 }
 
 class Page {

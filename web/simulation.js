@@ -3,9 +3,6 @@
 "use strict";
 
 const Modal = (() => {
-  // As in motion/modal.py: of the wind's own variance, below which a step's is rounding.
-  const LEAST_VARIANCE = 1e-11;
-
   // Undo training.poke_page.differences: bytes (M, 4, H, W) of neighbours' differences -> the bytes, in place.
   function sums(codes, { width, height }) {
     for (let i = 0; i < codes.length; i++) if (i % (width * height) >= width) codes[i] += codes[i - width];
@@ -322,7 +319,7 @@ const Modal = (() => {
         const [qq, qv, vq, vv] = propagator(this.omega[k], this.damping, dt);
         const variance = place - qq * qq * place - qv * qv * speed;
         // Of so short a step nothing but rounding is left; what it adds to the place is nothing then.
-        const ofQ = variance > LEAST_VARIANCE * place ? Math.sqrt(variance) : 0;
+        const ofQ = variance > this.constants.leastVariance * place ? Math.sqrt(variance) : 0;
         const shared = ofQ > 0 ? -(qq * vq * place + qv * vv * speed) / ofQ : 0;
         const ofV = Math.sqrt(Math.max(speed - vq * vq * place - vv * vv * speed - shared * shared, 0));
         for (let part = 0; part < 2; part++) {

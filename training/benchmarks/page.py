@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import shutil
 import statistics
 import tempfile
@@ -17,8 +16,6 @@ from .animate import SAMPLES
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, CDPSession, Page
-
-logger = logging.getLogger(__name__)
 
 SIZES_PX = (512, 1024)
 SMALLEST_PX = 32
@@ -125,14 +122,13 @@ def write_pages(args: argparse.Namespace, device: Any, folder: Path) -> dict[int
     from data.media import list_pictures, resize_image
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.motion_pipeline import MotionPipeline
-    from training.playback import DEFAULT_SIZE_PX, read_pictures
+    from training.playback import read_pictures
     from training.poke_page import build_page, page_modes
 
     picture = args.picture or list_pictures([SAMPLES])[0]
     image, source = read_pictures(picture, max(args.sizes))
     pipeline = MotionPipeline.load(args.checkpoint or DEFAULT_CHECKPOINT)
     motion = pipeline.to(device).predict(source, seed=args.seed)
-    logger.info("%s, motion predicted at %d px", picture, DEFAULT_SIZE_PX)
     modes, pages = page_modes(motion, str(picture)), {}
     for size in args.sizes:
         share = size / max(image.shape[-2:])
@@ -148,7 +144,7 @@ def _measure_page(browser: Browser, path: Path, size: int, args: argparse.Namesp
     figures["times_rest"] = figures["frames_per_s"] / figures["rest_frames_per_s"]
     row = {"row": f"{size} px", "page_mb": path.stat().st_size / 1e6, **figures}
     if args.minutes:
-        row["heap_growth_kb"] = _heap_growth_kb(browser, path, 60 * args.minutes)
+        row["heap_growth_kb"] = heap_growth_kb(browser, path, 60 * args.minutes)
     return row
 
 
@@ -171,7 +167,7 @@ def _open(browser: Browser, path: Path, seconds: float) -> dict[str, float]:
     }
 
 
-def _heap_growth_kb(browser: Browser, path: Path, seconds: float) -> float:
+def heap_growth_kb(browser: Browser, path: Path, seconds: float) -> float:
     """Return by how much the page's heap grows while the wind blows and somebody pulls once a second."""
     with browser.new_context(viewport=VIEWPORT, bypass_csp=True) as context:
         page = context.new_page()
