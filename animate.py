@@ -12,21 +12,16 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import (
-    Parser,
-    UsageError,
-    check_output_file,
-    check_precision,
-    choose_device,
-    command,
-    run,
-    user_message,
-)
-from training.playback import (
+from animation.flags import (
     FORMATS,
+    add_loop_flags,
     add_playback_flags,
     add_rendering_flags,
+    add_sampling_flags,
     check_playback_flags,
+    sampling_options,
+)
+from animation.rendering import (
     check_video_flags,
     load_renderer,
     note_sizes,
@@ -35,14 +30,9 @@ from training.playback import (
     read_pictures,
     render_video,
 )
-from training.sampling import (
-    add_loop_flags,
-    add_sampling_flags,
-    load_pipeline,
-    loop_guidance,
-    loop_phase,
-    sampling_options,
-)
+from animation.sampling import load_pipeline, loop_guidance, loop_phase
+from cli.parser import Parser, UsageError, check_output_file, check_precision, choose_device
+from cli.run import command, run, user_message
 
 logger = logging.getLogger("__main__")
 

@@ -14,19 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.cli import (
-    HALF_PRECISION,
-    ON_CPU,
-    Parser,
-    UsageError,
-    check_precision,
-    choose_device,
-    command,
-    positive_int,
-    run,
-    user_message,
-)
-from training.playback import DEFAULT_SIZE_PX, add_rendering_flags
+from animation.flags import DEFAULT_SIZE_PX, add_rendering_flags
+from cli.parser import Parser, UsageError, check_precision, choose_device, positive_int
+from cli.run import HALF_PRECISION, ON_CPU, command, run, user_message
 
 if TYPE_CHECKING:
     import torch
@@ -100,10 +90,10 @@ class Studio:
         Raises:
             UsageError, MediaError: a picture or a choice that cannot be used.
         """
+        from animation.interactive_page import build_page, page_modes
         from data.video_writer import VideoWriter
         from models.rendering import render_frames
         from motion.looping import plan_playback
-        from training.poke_page import build_page, page_modes
 
         _check_choices(self.renderers, splat, strength, seconds, seed)
         image, source = read_upload(picture, self.size_px)
@@ -145,8 +135,8 @@ def read_upload(picture: str | Path | None, size_px: int) -> tuple[torch.Tensor,
     Raises:
         MediaError: none, or one that `data.media.read_image` refuses; one line that calls it what its owner does.
     """
+    from animation.rendering import read_pictures
     from data.media import MediaError
-    from training.playback import read_pictures
 
     if picture is None:
         raise MediaError("no picture yet; upload one first")
@@ -257,9 +247,9 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
         gradio = import_gradio()
 
+        from animation.rendering import load_renderer
+        from animation.sampling import load_pipeline
         from models.checkpoints import DEFAULT_CHECKPOINT
-        from training.playback import load_renderer
-        from training.sampling import load_pipeline
 
         pipeline = load_pipeline(args)
         renderers = {splat: load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, splat) for splat in SPLATS}

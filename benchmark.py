@@ -10,13 +10,15 @@ page       the page of interact.py in a browser: first frame, frames a second, g
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 
-from training.benchmarks import animate, data, motion, page, render, splatting
-from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
+from benchmarks import flags
+from cli.parser import Parser
+from cli.run import HALF_PRECISION, ON_CPU, command, run
 
-BENCHMARKS = (animate, motion, render, splatting, data, page)
+BENCHMARKS = ("animate", "motion", "render", "splatting", "data", "page")
 # Of those that compute on a device.
 MEMORY_FLAGS = {
     "animate": ("--size", HALF_PRECISION, ON_CPU),
@@ -31,8 +33,8 @@ def make_parser() -> Parser:
     """Build the command line."""
     parser = Parser(description=__doc__, raw_description=True)
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for benchmark in BENCHMARKS:
-        benchmark.add_flags(commands)
+    for name in BENCHMARKS:
+        getattr(flags, f"add_{name}_flags")(commands)
     return parser
 
 
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Measure and write the table; returns the exit code."""
     args = make_parser().parse_args(argv)
     args.command = f"command: benchmark.py {shlex.join(map(str, sys.argv[1:] if argv is None else argv))}"
-    print(args.make_table(args))
+    print(importlib.import_module(f"benchmarks.{args.what}").make_table(args))
     return 0
 
 

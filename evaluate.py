@@ -13,19 +13,32 @@ flow      optical flow methods on videos, and on rendered scenes whose flow is k
 
 from __future__ import annotations
 
+import importlib
 import shlex
 import sys
 
-from training.cli import HALF_PRECISION, ON_CPU, Parser, command, run
-from training.tables import ablation, data, flow, frames, motion, sources, splats, still, video
+from cli.parser import Parser
+from cli.run import HALF_PRECISION, ON_CPU, command, run
+from evaluation import flags
 
-TABLES = (frames, splats, motion, still, video, ablation, data, sources, flow)
+# Name of the table, its flags, and the module whose make_table measures and writes it.
+TABLES = (
+    ("frames", flags.add_frames_flags, "evaluation.frames.table"),
+    ("splats", flags.add_splats_flags, "evaluation.splats"),
+    ("motion", flags.add_motion_flags, "evaluation.motion.table"),
+    ("still", flags.add_still_flags, "evaluation.motion.static_scenes"),
+    ("video", flags.add_video_flags, "evaluation.video.table"),
+    ("ablation", flags.add_ablation_flags, "evaluation.ablation.table"),
+    ("data", flags.add_data_flags, "evaluation.clip_sets"),
+    ("sources", flags.add_sources_flags, "evaluation.licences"),
+    ("flow", flags.add_flow_flags, "evaluation.flow"),
+)
 # Of those that compute on a device.
 MEMORY_FLAGS = {
     "frames": (HALF_PRECISION, ON_CPU),
     "motion": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
     "still": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
-    "ablation": ablation.MEMORY_FLAGS,
+    "ablation": flags.MEMORY_FLAGS,
     "flow": (ON_CPU,),
     "video": ("--batch-size", HALF_PRECISION, ON_CPU),
 }
@@ -35,13 +48,14 @@ MEMORY_FLAGS = {
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
     parser = Parser(description=__doc__, raw_description=True)
-    names = "|".join(table.__name__.rpartition(".")[2] for table in TABLES)
+    names = "|".join(name for name, _, _ in TABLES)
     commands = parser.add_subparsers(dest="table", required=True, metavar=names)
-    for table in TABLES:
-        table.add_flags(commands)
+    for _, add_flags, _ in TABLES:
+        add_flags(commands)
     args = parser.parse_args(argv)
     args.command = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
-    return args.make_table(args)
+    module = next(module for name, _, module in TABLES if name == args.table)
+    return importlib.import_module(module).make_table(args)
 
 
 if __name__ == "__main__":

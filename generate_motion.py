@@ -6,16 +6,11 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import ON_CPU, Parser, add_shared_flags, check_output_file, command, run
-from training.playback import DEFAULT_SIZE_PX
-from training.sampling import (
-    add_loop_flags,
-    add_sampling_flags,
-    load_pipeline,
-    loop_guidance,
-    loop_phase,
-    sampling_options,
-)
+from animation.flags import DEFAULT_SIZE_PX, add_loop_flags, add_sampling_flags, sampling_options
+from animation.sampling import load_pipeline, loop_guidance, loop_phase
+from cli.flags import add_shared_flags
+from cli.parser import Parser, check_output_file
+from cli.run import ON_CPU, command, run
 
 logger = logging.getLogger("__main__")
 
@@ -39,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
         loop_phase(args.loop_seconds)
     check_output_file(args.output, "--output", (".npz",))
 
-    from data.clips import MOVING_PX
     from data.media import read_image
+    from motion.flow import MOVING_PX
     from motion.motion_file import save_motion
 
     image = read_image(args.input, max_side=DEFAULT_SIZE_PX)

@@ -13,11 +13,13 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import HALF_PRECISION, ON_CPU, Parser, check_output_file, command, positive_int, run
-from training.playback import add_rendering_flags, note_sizes, read_pictures
-from training.poke_page import build_page, page_modes
-from training.poke_video import add_poke_flags, check_poke_flags, check_pokes, poke_on_video
-from training.sampling import add_sampling_flags, load_pipeline, sampling_options
+from animation.flags import add_rendering_flags, add_sampling_flags, sampling_options
+from animation.interactive_page import build_page, page_modes
+from animation.interactive_video import add_poke_flags, check_poke_flags, check_pokes, poke_on_video
+from animation.rendering import note_sizes, read_pictures
+from animation.sampling import load_pipeline
+from cli.parser import Parser, check_output_file, positive_int
+from cli.run import HALF_PRECISION, ON_CPU, command, run
 
 logger = logging.getLogger("__main__")
 

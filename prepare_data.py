@@ -11,25 +11,22 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from training.cli import (
-    EXIT_SKIPPED,
-    ON_CPU,
+from cli.flags import add_shared_flags
+from cli.parser import (
     Parser,
     UsageError,
-    add_shared_flags,
     check_writable,
-    command,
     fraction,
     non_negative_int,
     positive_float,
     positive_int,
-    run,
     size_px,
 )
+from cli.run import EXIT_SKIPPED, ON_CPU, command, run
 
 if TYPE_CHECKING:
     from data.clips import ClipRow, ClipSet
-    from data.sources import ClipJob
+    from data.prepare_clip import ClipJob
 
 
 # Only RAFT computes on a device.
@@ -115,8 +112,8 @@ def _parser() -> Parser:
 
 def _scenes(args: Any) -> int:
     from data.clips import rows_of_set
-    from data.datasets import render_scene_set, scene_settings
-    from data.scenes import KINDS
+    from data.scenes.render_set import render_scene_set, scene_settings
+    from data.scenes.scene import KINDS
 
     kinds = args.kinds.split(",") if args.kinds else None
     unknown = [kind for kind in kinds or [] if kind not in KINDS]
@@ -166,10 +163,10 @@ def _select(args: Any) -> int:
 
 
 def _videos(args: Any) -> int:
-    from data.clip_sources import find_clips, fit_to_set, list_videos, name_groups, orphaned_clips
     from data.clips import ClipSetWriter, remove_clip, rows_of_set
-    from data.datasets import run_jobs, show_progress
-    from data.sources import prepare_video
+    from data.find_clips import find_clips, fit_to_set, list_videos, name_groups, orphaned_clips
+    from data.jobs import run_jobs, show_progress
+    from data.prepare_clip import prepare_video
 
     options = {"fps": args.fps, "area": args.size[0] * args.size[1], "method": args.method}
     options |= {"clips": args.clips_per_video, "stride_s": args.stride, "max_camera_px": args.max_camera_px}
@@ -208,7 +205,7 @@ def _videos(args: Any) -> int:
 
 
 def _is_unreadable(row: ClipRow) -> bool:
-    from data.sources import UNREADABLE
+    from data.prepare_clip import UNREADABLE
 
     return row.reason.startswith(UNREADABLE)
 
@@ -217,8 +214,8 @@ def _check_method(args: Any) -> None:
     """Fail now rather than at the first clip when the flow method cannot run."""
     import torch
 
+    from cli.parser import choose_device
     from data.optical_flow import estimate_flow
-    from training.cli import choose_device
 
     choose_device(args.device)
     picture = torch.zeros(3, 64, 64)
@@ -237,8 +234,8 @@ def _flow_settings(args: Any) -> dict[str, Any]:
 
 def _dry_run(jobs: list[ClipJob], workers: int, skipped: bool) -> int:
     """List what would be kept and why, judged by a few frames of each clip; write nothing."""
-    from data.datasets import run_jobs, show_progress
-    from data.sources import prepare_video
+    from data.jobs import run_jobs, show_progress
+    from data.prepare_clip import prepare_video
 
     found: dict[str, list[ClipRow]] = {}
     with closing(run_jobs(prepare_video, [(None, job) for job in jobs], workers)) as results:

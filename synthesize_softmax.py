@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 
-from training.cli import command, run
-from training.synthesis import synthesize
+from animation.synthesis import synthesize
+from cli.run import command, run
 
 
 @command

@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from training.cli import HALF_PRECISION, ON_CPU, UsageError, command, positive_float, run
+from cli.parser import UsageError, positive_float
+from cli.run import HALF_PRECISION, ON_CPU, command, run
 from training.frame_synthesis_flags import make_parser
 
 # A wider Gaussian would be cut off by the operator's 4 x 4 taps.

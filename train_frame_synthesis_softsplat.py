@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from training.cli import HALF_PRECISION, ON_CPU, command, run
+from cli.run import HALF_PRECISION, ON_CPU, command, run
 from training.frame_synthesis_flags import make_parser
 
 

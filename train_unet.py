@@ -8,19 +8,9 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cli import (
-    HALF_PRECISION,
-    ON_CPU,
-    Parser,
-    UsageError,
-    add_shared_flags,
-    add_training_flags,
-    command,
-    fraction,
-    positive_int,
-    run,
-    size_px,
-)
+from cli.flags import add_shared_flags, add_training_flags
+from cli.parser import Parser, UsageError, fraction, positive_int, size_px
+from cli.run import HALF_PRECISION, ON_CPU, command, run
 
 if TYPE_CHECKING:
     from models.unet import FrequencyUNet
@@ -168,12 +158,12 @@ def main(argv: list[str] | None = None) -> int:
     import torch
     from diffusers import DDPMScheduler
 
+    from cli.parser import check_precision
     from models.checkpoints import DEFAULT_CHECKPOINT, load_model
     from models.motion_pipeline import MotionPipeline, check_components
     from models.unet import UNET_PRESETS
     from models.vae import MotionVAE
     from training import motion_stages, processes
-    from training.cli import check_precision
     from training.data_sets import export_pipeline
     from training.loop import LoopOptions, train, training_device
     from training.motion_diffusion import TRAINING_PRESETS

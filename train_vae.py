@@ -6,19 +6,9 @@ import logging
 import sys
 from pathlib import Path
 
-from training.cli import (
-    HALF_PRECISION,
-    ON_CPU,
-    Parser,
-    UsageError,
-    add_shared_flags,
-    add_training_flags,
-    check_precision,
-    command,
-    positive_int,
-    run,
-    size_px,
-)
+from cli.flags import add_shared_flags, add_training_flags
+from cli.parser import Parser, UsageError, check_precision, positive_int, size_px
+from cli.run import HALF_PRECISION, ON_CPU, command, run
 
 logger = logging.getLogger("__main__")
 

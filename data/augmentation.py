@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from data.media import resize_image
 from motion.flow import resize_flow, resize_spectrum
-
-from .media import resize_image
 
 # a crop's share of the largest box that fits, by area
 CROP_AREA = (0.4, 1.0)

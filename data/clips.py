@@ -19,7 +19,7 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,27 +27,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from motion.flow import default_grid_scale
+from data.folder_lock import FolderLock
+from data.media import MediaError, atomic_path, from_bytes, read_image, to_bytes, write_image
+from motion.flow import MOVING_PX, default_grid_scale
 from motion.motion_file import ARCHIVE_ERRORS
 from motion.normalisation import Normalisation, ScaleEstimator
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
-
-from .folder_lock import FolderLock
-from .media import (
-    MediaError,
-    atomic_path,
-    from_bytes,
-    read_image,
-    to_bytes,
-    write_image,
-)
 
 FORMAT_VERSION = 1
 STORED_BINS = 24
 KEPT, PAIRS_ONLY, DROPPED = "kept", "pairs_only", "dropped"
 SPLITS = ("train", "test")
-# a pixel moves when its mean displacement is above this, px on a grid of 256 x 160
-MOVING_PX = 0.25
 _ABSENT = "none"
 # settings that no flag sets
 _VERSIONS = frozenset({"flow_version", "scenes_version"})
@@ -511,3 +501,46 @@ def _read_statistics(folder: Path) -> dict[str, Any]:
             f"{path}: format {statistics.get('format_version')}, this program reads {FORMAT_VERSION}; prepare it again"
         )
     return statistics
+
+
+def source_name(row: ClipRow) -> str:
+    """Name the source video of a clip: its group, else by its file; a rendered scene is its own.
+
+    Where no group was named, files whose names differ only in a letter behind the last underscore (`lake_a.mp4`,
+    `lake_b.mp4`) count as parts of one video.
+    """
+    if row.group or row.source.startswith("scene:"):
+        return row.group or row.source
+    return re.sub(r"_[a-z]$", "", Path(row.source).stem)
+
+
+def column_names(folders: Sequence[Path]) -> list[str]:
+    """Name the columns of sets by as many of the last parts of their folders as tell them apart.
+
+    Raises:
+        ValueError: a folder is named twice.
+    """
+    folders = [folder.resolve() for folder in folders]
+    if len(set(folders)) < len(folders):
+        raise ValueError("a set is named twice")
+    names = [folder.name for folder in folders]
+    parts = 1
+    while len(set(names)) < len(names):
+        parts += 1
+        names = ["/".join(folder.parts[-parts:]) for folder in folders]
+    return names
+
+
+def choose_rows(clip_set: ClipSet, split: str | None, limit: int | None, seed: int) -> list[ClipRow]:
+    """Return a set's kept clips of a split (None: all), or `limit` of them drawn by the seed.
+
+    Raises:
+        ClipSetError: there is none.
+    """
+    rows = clip_set.rows(split)
+    if not rows:
+        raise ClipSetError(f"{clip_set.folder}: no kept clip of split {split or 'any'}; right: --split all, or prepare")
+    if limit is None or limit >= len(rows):
+        return rows
+    drawn = np.random.default_rng(seed).choice(len(rows), limit, replace=False)
+    return [rows[index] for index in sorted(drawn.tolist())]

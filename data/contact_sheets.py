@@ -4,22 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import cv2
-import numpy as np
 import torch
 
+from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet
+from data.media import contact_sheet, read_image, resize_image, write_image
+from data.visualisation import CELL_WIDTH, _moved_slice, title_strip
 from motion.flow import magnitude
-from motion.spectrum import mean_displacement, spectrum_to_flow
-
-from .clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet
-from .media import contact_sheet, from_bytes, read_image, resize_image, to_bytes, write_image
+from motion.spectrum import mean_displacement
 
 # what the sheet shows white, px
 WHITE_PX = 8.0
-CELL_WIDTH = 128
-TITLE_HEIGHT = 11
-# frames of an X-t slice that is made from the spectrum
-SLICE_FRAMES = 100
 
 
 def write_contact_sheet(clip_set: ClipSet, *, max_clips: int = 24, columns: int = 2) -> Path | None:
@@ -66,25 +60,5 @@ def _cells(clip_set: ClipSet, row: ClipRow) -> list[torch.Tensor]:
     return [torch.cat([title_strip(text), image], 1) for text, image in zip(titles, shown, strict=True)]
 
 
-def _moved_slice(picture: torch.Tensor, spectrum: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Look the row that moves most up in frame 0 at p - F_t(p): (3, T, W), near enough to see how it swings."""
-    row = int(displacement[0].mean(1).argmax())
-    flow = spectrum_to_flow(spectrum[:, :, row : row + 1], torch.linspace(0, 1, SLICE_FRAMES))[:, :, 0]  # (T, 2, W)
-    x = torch.arange(picture.shape[-1]) - flow[:, 0]  # (T, W)
-    pixels = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())  # (H, W, 3)
-    section = cv2.remap(
-        pixels, x.numpy(), (row - flow[:, 1]).numpy(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return torch.from_numpy(section).permute(2, 0, 1)
-
-
 def _caption(row: ClipRow) -> str:
     return f"{row.split} {row.median_flow_px:.2f}px {row.moving_fraction:.0%}"
-
-
-def title_strip(text: str, width: int = CELL_WIDTH) -> torch.Tensor:
-    """Write a line of text, what of it fits: (3, h, w), dark on white."""
-    strip = np.ascontiguousarray(to_bytes(torch.ones(3, TITLE_HEIGHT, width)))  # (h, w, 3)
-    text = text[: 24 * width // CELL_WIDTH]
-    cv2.putText(strip, text, (1, TITLE_HEIGHT - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.3, (0, 0, 0), 1, cv2.LINE_8)
-    return from_bytes(strip)

@@ -106,3 +106,23 @@ def check_input_file(path: str | Path, what: str) -> Path:
     if path.stat().st_size == 0:
         raise MediaError(f"{path}: is empty (0 bytes); give {what}")
     return path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file aside and rename it."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder, renamed first so that an interruption leaves nothing that looks complete."""
+    if path.exists():
+        doomed = path.with_name(f".{path.name.lstrip('.')}.old")
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(path, doomed)
+        shutil.rmtree(doomed, ignore_errors=True)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import IO
 
-from .files import MediaError
+from data.files import MediaError
 
 try:
     import fcntl

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .flow_refinement import FlowRefinement
-from .media import to_bytes
+from data.flow_refinement import FlowRefinement
+from data.media import to_bytes
 
 # Part of the settings of clip sets, so that flow of different versions is not mixed: raise it when flow changes.
 FLOW_VERSION = 3

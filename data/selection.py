@@ -13,11 +13,10 @@ from pathlib import Path
 
 import torch
 
+from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, ClipSetWriter
+from data.media import atomic_path
 from motion.flow import MOTION_AREA_PX, default_grid_scale
 from motion.spectrum import mean_displacement
-
-from .clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, ClipSetWriter
-from .media import atomic_path
 
 _FILES = ("first/{}.png", "slices/{}.png", "spectra/{}.npz", "pairs/{}.npz")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 
-from .clips import DROPPED, KEPT, PAIRS_ONLY, ClipRow, ClipSet
+from data.clips import DROPPED, KEPT, PAIRS_ONLY, ClipRow, ClipSet
 
 # dropped clips that are listed by name; the table has all
 MOST_LISTED = 10

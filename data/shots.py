@@ -12,10 +12,9 @@ import cv2
 import numpy as np
 import torch
 
+from data.video import iterate_video, probe_video
 from motion.flow import default_grid_scale
 from motion.spectrum import MINIMUM_COVERAGE, PERIOD_S
-
-from .video import iterate_video, probe_video
 
 # Cuts: the size (height, width) that frames are compared at, and the contrast below which a frame is called even.
 THUMBNAIL_SIZE = (24, 40)

@@ -11,14 +11,7 @@ import numpy as np
 import torch
 
 from data.files import writing_problem
-from data.media import (
-    PICTURE_SUFFIXES,
-    VIDEO_SUFFIXES,
-    MediaError,
-    atomic_path,
-    to_bytes,
-    write_image,
-)
+from data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, MediaError, atomic_path, to_bytes, write_image
 
 FORMATS = ("mp4", "webm", "gif", "frames")
 MAX_GIF_FPS = 50.0  # browsers show a GIF frame of less than 2/100 s for 10/100 s instead

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from .activations import PReLU
+from models.activations import PReLU
 
 
 class FeaturePyramid(nn.Module):

@@ -12,14 +12,13 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from models.feature_pyramid import FeaturePyramid
+from models.gridnet import GridNet
+from models.resnet_encoder import ResNetPyramid
+from models.tiles import in_tiles
 from motion.flow import magnitude, resize_flow, resize_maps
 from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
 from splatting.functional import DEFAULT_SIGMA_PX, WEIGHTINGS
-
-from .feature_pyramid import FeaturePyramid
-from .gridnet import GridNet
-from .resnet_encoder import ResNetPyramid
-from .tiles import in_tiles
 
 OPERATORS = ("softmax", "gaussian")
 IMAGE_OPERATORS = (*OPERATORS, "average", "seed")

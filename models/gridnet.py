@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .activations import PReLU
+from models.activations import PReLU
 
 PRELU_SLOPE = 0.25  # torch's initial one
 

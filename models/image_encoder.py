@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from .vae import MotionVAE
+from models.vae import MotionVAE
 
 BACKBONES = ("squeezenet", "vae", "none")
 # Layers of SqueezeNet 1.1 whose outputs are read: (index in `features`, channels), at strides of about 2, 4, 8 and 16.

@@ -18,17 +18,16 @@ from diffusers import (
 )
 from torch import Tensor
 
+from models.checkpoints import CheckpointError, load_model, read_json
+from models.displacement import coherent, with_displacement
+from models.precision import AUTOCAST_DTYPES
+from models.self_guidance import LoopGuidance
+from models.unet import PREDICTION_TYPES, FrequencyUNet
+from models.vae import MotionVAE, decode_spectrum
 from motion.flow import GRID_MULTIPLE, default_grid_scale, motion_grid_size, resize_maps
 from motion.looping import closed, seam
 from motion.motion_file import Motion, thumbnail
 from motion.spectrum import FPS, mean_displacement, without_drift
-
-from .checkpoints import CheckpointError, load_model, read_json
-from .displacement import coherent, with_displacement
-from .rendering import AUTOCAST_DTYPES
-from .self_guidance import LoopGuidance, decode_spectrum
-from .unet import PREDICTION_TYPES, FrequencyUNet
-from .vae import MotionVAE
 
 logger = logging.getLogger(__name__)
 

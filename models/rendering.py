@@ -8,15 +8,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from models.frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
+from models.precision import AUTOCAST_DTYPES
 from motion.flow import resize_flow, resize_maps
 from motion.looping import Playback
 from motion.motion_file import Motion
 
-from .frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
-
 logger = logging.getLogger(__name__)
 
-AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 # What the decoder may take on a CPU. Not for want of memory: blocks much larger are mapped anew by the system each time
 # (measured at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
 CPU_DECODER_BYTES = 256e6

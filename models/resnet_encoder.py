@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .image_encoder import IMAGENET_MEAN, IMAGENET_STD, read_feature_weights
+from models.image_encoder import IMAGENET_MEAN, IMAGENET_STD, read_feature_weights
 
 logger = logging.getLogger(__name__)
 

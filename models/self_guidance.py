@@ -15,27 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.vae import MotionVAE, decode_spectrum, encode_spectrum
 from motion.looping import closed, is_whole_periods, seam
 from motion.spectrum import NUM_FRAMES, without_drift
-
-from .vae import MotionVAE
 
 logger = logging.getLogger(__name__)
 
 METHODS = ("closing", "projection", "gradient")
 DEFAULT_HIGHEST_NOISE = 0.5
-
-
-def decode_spectrum(vae: MotionVAE, latents: Tensor) -> Tensor:
-    """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, H, W), also where the VAE's weights are cast."""
-    slices = vae.decode(latents.flatten(0, 1).to(vae.dtype)).float()  # (B K, 4, H, W)
-    return vae.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))
-
-
-def encode_spectrum(vae: MotionVAE, spectrum: Tensor) -> Tensor:
-    """Encode float32 px (B, K, 4, H, W) as float32 latents (B, K, C, h, w), also where the weights are cast."""
-    x = vae.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
-    return vae.encode(x.flatten(0, 1).to(vae.dtype)).float().unflatten(0, spectrum.shape[:2])
 
 
 @dataclass(frozen=True)

@@ -15,11 +15,10 @@ from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.displacement import STRIDE, DisplacementHead, expected_displacement, guided_filter
+from models.image_encoder import ImageEncoder, load_squeezenet_features
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
-
-from .displacement import STRIDE, DisplacementHead, expected_displacement, guided_filter
-from .image_encoder import ImageEncoder, load_squeezenet_features
 
 MODES = ("coordinated", "independent", "volume")
 STAGES = ("joint", "picture", "denoiser", "slices", "coordination", "displacement")

@@ -261,3 +261,15 @@ class MotionVAE(ModelMixin, ConfigMixin):
         """Decode latents (B, K, C, h, w) to a spectrum in px, (B, K, 4, f h, f w)."""
         x = self.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
         return self.normalisation.truncated(latents.shape[1]).denormalise(x)
+
+
+def decode_spectrum(vae: MotionVAE, latents: Tensor) -> Tensor:
+    """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, H, W), also where the VAE's weights are cast."""
+    slices = vae.decode(latents.flatten(0, 1).to(vae.dtype)).float()  # (B K, 4, H, W)
+    return vae.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))
+
+
+def encode_spectrum(vae: MotionVAE, spectrum: Tensor) -> Tensor:
+    """Encode float32 px (B, K, 4, H, W) as float32 latents (B, K, C, h, w), also where the weights are cast."""
+    x = vae.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
+    return vae.encode(x.flatten(0, 1).to(vae.dtype)).float().unflatten(0, spectrum.shape[:2])

@@ -107,3 +107,7 @@ def apply_motion_controls(maps: Tensor, *, magnify: float = 1.0, mask: Tensor | 
             raise ValueError(f"mask: expected (1, H, W), got {tuple(mask.shape)}")
         maps = maps * resize_maps(mask.to(maps), tuple(maps.shape[-2:]))
     return maps
+
+
+# a pixel moves when its mean displacement is above this, px on a grid of 256 x 160
+MOVING_PX = 0.25

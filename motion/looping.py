@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from .spectrum import FPS, NUM_FRAMES, PERIOD_S, spectrum_to_flow, without_drift
+from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, spectrum_to_flow, without_drift
 
 # Nine hours at 30 frames a second: what is longer is a slip of the keyboard, and would fill the memory with phases.
 MAX_FRAMES = 1_000_000

@@ -24,8 +24,8 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from .motion_file import Motion
-from .spectrum import PERIOD_S
+from motion.motion_file import Motion
+from motion.spectrum import PERIOD_S
 
 DEFAULT_DAMPING = 0.08
 # Highest displacement a hold or a flick may lead to anywhere in the picture, as a share of the grid's long side.

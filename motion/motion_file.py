@@ -16,9 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .flow import GRID_MULTIPLE, apply_motion_controls, default_grid_scale, magnitude, resize_flow
-from .looping import MAX_FRAMES
-from .spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
+from motion.flow import GRID_MULTIPLE, apply_motion_controls, default_grid_scale, magnitude, resize_flow
+from motion.looping import MAX_FRAMES
+from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
 
 FORMAT_VERSION = 1
 # Aspect ratios of picture and motion may differ by the rounding of the grid's sides to multiples of 32 px and no more.

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .spectrum import PERIOD_S, amplitude
+from motion.spectrum import PERIOD_S, amplitude
 
 PERCENTILE = 95.0
 # A bin that never moves in a set (rendered still scenes only) must not divide by zero.

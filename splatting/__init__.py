@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-from splatting.functional import (
-    available_backends,
-    average_splat,
-    gaussian_splat,
-    softmax_splat,
-    sum_splat,
-)
+from splatting.functional import available_backends, average_splat, gaussian_splat, softmax_splat, sum_splat
 
 __all__ = ["available_backends", "average_splat", "gaussian_splat", "softmax_splat", "sum_splat"]

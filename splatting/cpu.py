@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .reference import EWA_VARIANCE_FLOOR
+from splatting.reference import EWA_VARIANCE_FLOOR
 
 # Sums of one band of target rows. Half as much would fit the L2 cache, but send more sources to two bands (8 % slower).
 BAND_BYTES = 1 << 21
@@ -52,7 +52,7 @@ def obstacle() -> str | None:
 
 
 def _kernels() -> ModuleType:
-    from . import cpu_kernels
+    from splatting import cpu_kernels
 
     return cpu_kernels
 

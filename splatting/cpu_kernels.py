@@ -15,7 +15,14 @@ import math
 import numpy as np
 from numba import njit
 
-from .reference import EWA_MAX_STRETCH, EWA_MIN_STRETCH, EWA_VARIANCE_FLOOR, MARGIN_PX, MAX_DERIVATIVE, MIN_TAP_WEIGHT
+from splatting.reference import (
+    EWA_MAX_STRETCH,
+    EWA_MIN_STRETCH,
+    EWA_VARIANCE_FLOOR,
+    MARGIN_PX,
+    MAX_DERIVATIVE,
+    MIN_TAP_WEIGHT,
+)
 
 # Sources of one row that are handled together: long enough runs of a channel for the memory (at 32 the transposition
 # takes twice the time), and their values, transposed, stay in the L1 and L2 cache.

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from . import reference
+from splatting import reference
 
 KERNELS = (
     "link_sources",

@@ -25,8 +25,8 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from . import fused, reference
-from .reference import DEFAULT_SIGMA_PX
+from splatting import fused, reference
+from splatting.reference import DEFAULT_SIGMA_PX
 
 logger = logging.getLogger(__name__)
 

@@ -31,7 +31,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from .reference import DEFAULT_SIGMA_PX, summing_dtype, weight_in
+from splatting.reference import DEFAULT_SIGMA_PX, summing_dtype, weight_in
 
 _FORWARD = (
     "(Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, bool ewa, bool normalise)"

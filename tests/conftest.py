@@ -17,7 +17,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 @pytest.fixture(scope="session")
 def scene_set(tmp_path_factory):
     """Eight rendered scenes at 64 x 96 px, with pairs; seven of them train, one tests."""
-    from data.datasets import render_scene_set
+    from data.scenes.render_set import render_scene_set
 
     return render_scene_set(tmp_path_factory.mktemp("sets") / "scenes", 8, seed=3, size=(64, 96), pairs=2)
 

@@ -12,19 +12,19 @@ import torch
 from diffusers import DDPMScheduler
 
 import evaluate
+import evaluation.ablation.train as ablation
 import train_unet
 import train_vae
-import training.ablation as ablation
+from cli.parser import UsageError
 from data.clips import STORED_BINS
+from evaluation.ablation.train import MOTION_VARIANTS, VARIANTS, Ablation, Settings, measure_motion, with_stored_bins
+from evaluation.flags import KEYS
 from models.checkpoints import load_model
 from models.frame_synthesis import OPERATORS, FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.unet import FrequencyUNet
 from models.vae import MotionVAE
 from motion.spectrum import spectrum_to_flow, truncate
-from training.ablation import MOTION_VARIANTS, VARIANTS, Ablation, Settings, measure_motion, with_stored_bins
-from training.cli import UsageError
-from training.tables.ablation import KEYS
 
 SCRIPTS = {"train_vae.py": train_vae, "train_unet.py": train_unet}
 

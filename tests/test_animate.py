@@ -21,12 +21,12 @@ import animate
 import generate_motion
 import synthesize_gaussian
 import synthesize_softmax
+from animation.rendering import plan
 from data.media import read_image, resize_image, write_image
 from data.video import probe_video, read_video
 from models.checkpoints import DEFAULT_CHECKPOINT
 from motion.looping import plan_playback
 from motion.motion_file import Motion, load_motion, save_motion
-from training.playback import plan
 
 ROOT = Path(__file__).resolve().parents[1]
 FAST = ["--steps", "2", "--size", "64", "--seconds", "0.2"]
@@ -169,7 +169,7 @@ def test_a_loop_of_two_periods_is_not_guided(checkpoint, photograph, tmp_path, c
 
 
 def test_loop_flags_reach_the_guidance():
-    from training.sampling import loop_guidance
+    from animation.sampling import loop_guidance
 
     flags = ["--loop-guidance", "gradient", "--loop-weight", "50", "--loop-recurrences", "2"]
     args = animate.make_parser().parse_args(["x.jpg", "--loop-seconds", "3.34", *flags])
@@ -357,9 +357,9 @@ def test_an_unreadable_mask_stops_a_folder_before_models_are_loaded(photograph, 
 
 
 def test_synthesis_is_checked_before_models_are_loaded(checkpoint, photograph, tmp_path, capsys, monkeypatch):
-    import training.synthesis
+    import animation.synthesis
 
-    monkeypatch.setattr(training.synthesis, "load_renderer", lambda *a: pytest.fail("models were loaded"))
+    monkeypatch.setattr(animation.synthesis, "load_renderer", lambda *a: pytest.fail("models were loaded"))
     out, flow = tmp_path / "out", make_motion(tmp_path / "m.npz")
     base = ["--image", str(photograph), "--flow", str(flow), "--outdir", str(out), "--device", "cpu"]
     for flags, named in ((["--fps", "0.01"], "--fps 0.01"), (["--seconds", "1e15"], "--seconds"),
@@ -508,7 +508,7 @@ def test_default_flags_give_150_frames():
 @pytest.mark.skipif(not (DEFAULT_CHECKPOINT / "model_index.json").is_file(), reason="no default weights here")
 def test_default_weights_move_plants_and_leave_walls(tmp_path):
     """The trained models: flowers sway, a rendered house does not, and the record says how they were made."""
-    from data.scenes import make_scene
+    from data.scenes.scene import make_scene
     from models.motion_pipeline import MotionPipeline
 
     pipeline = MotionPipeline.load(DEFAULT_CHECKPOINT)
@@ -532,9 +532,9 @@ def test_a_real_portrait_photograph(checkpoint, tmp_path):
 
 def test_sampling_flags_have_the_pipelines_defaults():
     """--help must not import the pipeline, so the flags repeat its defaults; here they are held together."""
+    from animation import sampling
     from models.motion_pipeline import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, SAMPLERS
     from models.self_guidance import METHODS, LoopGuidance
-    from training import sampling
 
     args = animate.make_parser().parse_args(["x.jpg"])
     assert (args.guidance, args.sampler) == (DEFAULT_GUIDANCE, DEFAULT_SAMPLER)

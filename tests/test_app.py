@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 import app
+from cli.parser import UsageError
 from data.media import MediaError, from_bytes, write_image
 from data.video import probe_video
 from motion.motion_file import Motion
-from training.cli import UsageError
 
 
 class Pipeline:

@@ -14,12 +14,12 @@ import pytest
 import torch
 
 import benchmark
-import training.benchmarks.animate
+import benchmarks.animate
+from benchmarks import splatting_cases as splat_benchmark
+from benchmarks.flags import SPLATS
+from benchmarks.measuring import measure
+from cli.parser import UsageError
 from splatting import average_splat, sum_splat
-from training import splat_benchmark
-from training.benchmarks.measuring import measure
-from training.benchmarks.splatting import SPLATS
-from training.cli import UsageError
 
 
 def run_benchmark(checkpoint, photograph, out, *flags: object) -> int:
@@ -80,7 +80,7 @@ def test_memory_of_a_row_is_its_own(monkeypatch):
     ],
 )
 def test_bad_flags_cost_nothing(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags, named):
-    monkeypatch.setattr(training.benchmarks.animate, "load_renderer", lambda *a: pytest.fail("models were loaded"))
+    monkeypatch.setattr(benchmarks.animate, "load_renderer", lambda *a: pytest.fail("models were loaded"))
     before = sorted(tmp_path.rglob("*"))
     flags = [str(flag).replace("FILE", str(photograph)) for flag in flags]
     assert run_benchmark(checkpoint, photograph, tmp_path / "out", *flags) == 2
@@ -168,7 +168,7 @@ def test_splatting_flags_choose_what_runs(tmp_path, capsys, no_processes, thread
 
 
 def test_splatting_sizes_by_default(caplog):
-    with caplog.at_level(logging.INFO, "training.splat_benchmark"):
+    with caplog.at_level(logging.INFO, "benchmarks.splatting_cases"):
         assert splat_benchmark.choose_sizes(None, CPU) == list(splat_benchmark.DEFAULT_SIZES[:3])
     assert "--sizes 4x64x1080x1920" in caplog.text
     assert splat_benchmark.choose_sizes(None, torch.device("cuda")) == list(splat_benchmark.DEFAULT_SIZES)

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import benchmark
+from benchmarks import data as data_benchmark
+from benchmarks import data as data_flags
+from benchmarks import motion as motion_benchmark
+from benchmarks import motion as motion_flags
+from benchmarks.measuring import meter_is_right, peak_memory_mb, reset_peak_memory, take_turns
+from benchmarks.motion import BATCHED, SEQUENTIAL, Job
 from models.motion_pipeline import MotionPipeline
 from models.unet import FrequencyUNet
-from training import data_benchmark, motion_benchmark
-from training.benchmarks import data as data_flags
-from training.benchmarks import motion as motion_flags
-from training.benchmarks.measuring import peak_memory_mb, reset_peak_memory, take_turns
-from training.motion_benchmark import BATCHED, SEQUENTIAL, Job
-from training.splat_benchmark import meter_is_right
 
 CPU = torch.device("cpu")
 

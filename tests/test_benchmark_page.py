@@ -8,7 +8,7 @@ import json
 import pytest
 
 import benchmark
-from training.benchmarks.page import find_browser
+from benchmarks.page import find_browser
 
 
 @pytest.mark.skipif(find_browser() is None, reason="no Chromium here: apt-get install chromium")

@@ -15,12 +15,13 @@ import pytest
 import torch
 
 import benchmark
-import training.benchmarks.render
+import benchmarks.render
+from benchmarks import render as render_benchmark
+from benchmarks.flags import RENDERERS
+from benchmarks.render import Job, load_network, make_picture, splat_percent
 from models import frame_synthesis
 from models.rendering import render_frames
 from splatting import softmax_splat
-from training import render_benchmark
-from training.render_benchmark import METHODS, Job, load_network, make_picture, splat_percent
 
 CPU = torch.device("cpu")
 JOB = Job("tiny", "softmax", (32, 48), 3, "no", None, None, 0, "cpu")
@@ -37,7 +38,7 @@ def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, monkeypa
     flags = [*sizes, "--frames", 3, "--repeats", 1, "--checkpoint", checkpoint, "--tile", 32]
     assert run_render(tmp_path / "new", *flags) == 0
     rows = json.loads((tmp_path / "new" / "results.json").read_text())
-    assert [row["row"] for row in rows] == [f"{size}, {method}" for size in ("48x32", "64x40") for method in METHODS]
+    assert [row["row"] for row in rows] == [f"{size}, {method}" for size in ("48x32", "64x40") for method in RENDERERS]
     for first in (0, 3):
         preview = rows[first]
         assert preview["times_preview"] == 1 and preview["tile_px"] is None
@@ -46,7 +47,7 @@ def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, monkeypa
             assert row["frames_per_s"] == pytest.approx(1000 / row["ms_a_frame"])
             assert 0 < row["splat_percent"] < 100 and row["peak_memory_mb"] == 7.0 and row["batch"] == 2
     assert rows[1]["tile_px"] == 32
-    assert [job["method"] for job in asked] == [*METHODS, *METHODS] and asked[0]["size"] == (32, 48)
+    assert [job["method"] for job in asked] == [*RENDERERS, *RENDERERS] and asked[0]["size"] == (32, 48)
     printed = capsys.readouterr().out
     assert "3 frames a lap" in printed and "command: benchmark.py render --device cpu" in printed
     with open(tmp_path / "new" / "results.csv", newline="") as file:
@@ -64,8 +65,8 @@ def test_the_preview_comes_along_and_default_sizes_are_those_of_the_issue(tmp_pa
     monkeypatch.setattr(render_benchmark, "ask_process", lambda code, job: None)
     rows = render_benchmark.measure_render([JOB], 1)
     assert [row["row"] for row in rows] == ["48x32, preview", "48x32, softmax"]
-    assert METHODS == training.benchmarks.render.METHODS
-    assert tuple(frame_synthesis.PRESETS) == training.benchmarks.render.PRESETS
+    assert RENDERERS == benchmarks.render.RENDERERS
+    assert tuple(frame_synthesis.PRESETS) == benchmarks.render.PRESETS
 
 
 def test_what_is_rendered_moves_in_every_frame():

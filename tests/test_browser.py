@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 
 import interact
+from animation import interactive_page as poke_page
+from benchmarks.page import SOFTWARE_RENDERING, find_browser, heap_growth_kb
 from data.media import write_image
 from motion.modal import Simulation, dequantise, quantise
 from motion.motion_file import Motion, save_motion
-from training import poke_page
-from training.benchmarks.page import SOFTWARE_RENDERING, find_browser, heap_growth_kb
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
 CHROMIUM = find_browser()

@@ -9,26 +9,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.cli import (
-    ON_CPU,
+from cli.flags import add_shared_flags, add_training_flags
+from cli.parser import (
     Parser,
     UsageError,
-    add_shared_flags,
-    add_training_flags,
     check_output_file,
     check_precision,
     check_writable,
     choose_device,
-    command,
     fraction,
     non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
-    run,
     size_px,
-    user_message,
 )
+from cli.run import ON_CPU, command, run, user_message
 from training.loop import LoopOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -218,5 +214,5 @@ def test_presets_give_what_flags_leave_open():
 
 
 def test_import_is_light():
-    code = "import sys, training.cli; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'diffusers')))"
+    code = "import sys, cli.parser; sys.exit(any(name in sys.modules for name in ('torch', 'numpy', 'diffusers')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 0

@@ -34,18 +34,11 @@ from data.clips import (
     rows_of_set,
     write_clip,
 )
-from data.datasets import (
-    TEST_EVERY,
-    MotionDataset,
-    RenderingDataset,
-    _is_test_scene,
-    parse_set_flags,
-    render_scene_set,
-    run_jobs,
-    scene_settings,
-)
+from data.datasets import MotionDataset, RenderingDataset, parse_set_flags
 from data.files import MediaError
 from data.folder_lock import FolderBusyError, FolderLock
+from data.jobs import run_jobs
+from data.scenes.render_set import TEST_EVERY, _is_test_scene, render_scene_set, scene_settings
 from data.selection import select_clips
 from motion.spectrum import NUM_BINS, mean_displacement, spectrum_to_flow, truncate
 
@@ -580,7 +573,7 @@ def test_a_rendered_set_resumes_extends_and_holds_exact_flow(tmp_path):
     render_scene_set(tmp_path / "grown", 6, size=(48, 64), pairs=1)
     assert files_of(tmp_path / "whole") == files_of(tmp_path / "grown")
     assert [row.split for row in whole.rows()] == ["train"] * 5 + ["test"]
-    from data.scenes import make_scene
+    from data.scenes.scene import make_scene
 
     row = whole.rows()[1]
     scene = make_scene(int(row.source.split(":")[1]), size=(48, 64))

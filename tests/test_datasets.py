@@ -17,7 +17,7 @@ from data.augmentation import draw_geometry, jitter_colours
 from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair, SampleKey
 from data.datasets import MotionDataset, RenderingDataset, parse_set_flags
 from data.folder_lock import FolderLock
-from data.scenes import SCENES_VERSION
+from data.scenes.scene import SCENES_VERSION
 from models.vae import MotionVAE
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, spectrum_to_flow, truncate

@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import evaluate
-import training.evaluation_clips as evaluation_clips
+import evaluation.clips as evaluation_clips
 from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair
-from data.datasets import render_scene_set
 from data.media import write_image
 from data.optical_flow import weights_digest
-from data.sources import ClipJob, prepare_video
+from data.prepare_clip import ClipJob, prepare_video
+from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
+from evaluation.clips import choose_clips, open_clip
+from evaluation.frames.measure import remap
 from models.frame_synthesis import FrameSynthesis
-from training.evaluation_clips import choose_clips, open_clip
-from training.frame_evaluation import remap
 
 SPLATS = ["average splat", "softmax splat", "gaussian splat EWA", "gaussian splat iso", "seed's weighting splat"]
 ROWS = [*SPLATS, "OpenCV remap", "frame 0 repeated"]

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import evaluate
-from data.datasets import render_scene_set
+from cli.parser import UsageError
+from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
+from evaluation.video.measure import Networks, Protocol, SetStatistics, VideoComparison
+from evaluation.video.networks import InputForm, load_feature_network
+from evaluation.video.sources import ClipVideos, FolderVideos, PredictedVideos
 from motion.motion_file import Motion
-from training.cli import UsageError
-from training.feature_networks import InputForm, load_feature_network
-from training.video_evaluation import Networks, Protocol, SetStatistics, VideoComparison
-from training.video_sources import ClipVideos, FolderVideos, PredictedVideos
 
 CROP = ["--crop", "32x16"]
 CPU = ["--device", "cpu"]

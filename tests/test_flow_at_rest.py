@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from data import optical_flow
 from data.optical_flow import at_rest, estimate_flow, still_pixels, visible_flow
-from training.flow_evaluation import FlowClip, unchanged_flow
+from evaluation.flow import FlowClip, unchanged_flow
 
 HEIGHT, WIDTH = 64, 144
 READINGS = ("clip_max", "clip_p95", "clip_mean", "area")

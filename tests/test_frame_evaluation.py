@@ -10,16 +10,16 @@ import pytest
 import torch
 
 import evaluate
-import training.seed_protocol as seed_protocol
+import evaluation.frames.one_video as seed_protocol
 from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSetError, ClipSetWriter, Pair
 from data.media import read_image
 from data.video import probe_video, read_video
 from data.video_writer import VideoWriter
+from evaluation.clips import fit_flow
+from evaluation.frames.measure import make_methods
+from evaluation.frames.models import variant_name
+from evaluation.frames.videos import frames_per_second
 from models.frame_synthesis import FrameSynthesis, splat_image
-from training.evaluation_clips import fit_flow
-from training.frame_evaluation import make_methods
-from training.frame_models import variant_name
-from training.frame_pictures import frames_per_second
 
 SIZE = (32, 48)
 IMAGE_ROWS = 7

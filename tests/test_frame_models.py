@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from cli.parser import UsageError
+from evaluation.frames.models import find_models, find_seeds, model_notes
 from models.checkpoints import CheckpointError
 from models.frame_synthesis import FrameSynthesis
-from training.cli import UsageError
-from training.frame_models import find_models, find_seeds, model_notes
 
 
 def make_run(

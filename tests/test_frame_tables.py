@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from training.frame_tables import ClipFigures, FrameTables, spread
+from evaluation.frames.statistics import ClipFigures, FrameTables, spread
 
 
 def figures(*errors: float, ssim: float = 0.5, distance: float = 1.0) -> dict[str, torch.Tensor]:

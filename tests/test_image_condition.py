@@ -12,12 +12,12 @@ from diffusers import DDPMScheduler
 from safetensors.torch import load_file
 
 import train_unet
+from benchmarks import motion as motion_benchmark
 from models.checkpoints import CheckpointError, load_model
 from models.image_encoder import ImageEncoder
 from models.motion_pipeline import MotionPipeline
 from models.unet import STAGES, FrequencyUNet
 from models.vae import MotionVAE
-from training import motion_benchmark
 
 ENCODER = "image_encoder.backbone."
 KINDS = [("kl", 4), ("kl", 8), ("vq", 4), ("vq", 8)]

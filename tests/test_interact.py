@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from PIL import Image
 
 import interact
+from animation import interactive_page as poke_page
 from data.media import read_image, write_image
 from motion.modal import Simulation, dequantise, quantise
 from motion.motion_file import Motion, save_motion, thumbnail
-from training import poke_page
 
 GRID = (32, 48)
 needs_node = pytest.mark.skipif(shutil.which("node") is None, reason="node is not installed")

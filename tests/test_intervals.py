@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import training.intervals as intervals
-from training.intervals import SIGN_DRAWS, mean_interval, sign_flip_p
+import metrics.statistics as intervals
+from metrics.statistics import SIGN_DRAWS, mean_interval, sign_flip_p
 
 
 def test_sign_flips_counted_by_hand() -> None:

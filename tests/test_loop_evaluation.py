@@ -11,9 +11,9 @@ import torch
 
 import evaluate
 from data.clips import ClipSet
+from evaluation.motion.loops import LoopComparison
 from motion.looping import closed, seam
 from motion.spectrum import mean_displacement, without_drift
-from training.loop_evaluation import LoopComparison
 
 
 def swing(amplitude: float) -> torch.Tensor:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_1
 
+from cli.parser import UsageError
+from metrics.perceptual import PerceptualLoss, masked_mean
 from models.image_encoder import load_squeezenet_features, squeezenet_features
-from training.cli import UsageError
-from training.losses import PerceptualLoss, l1, masked_mean, multi_scale_gradient
+from training.losses import l1, multi_scale_gradient
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/weights/squeezenet1_1_features.npz"
 

@@ -14,8 +14,8 @@ from apple_device import AppleDevice, on_apple
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchvision.models import alexnet, squeezenet1_1
 
-from training.cli import UsageError
-from training.metrics import (
+from cli.parser import UsageError
+from metrics.images import (
     Lpips,
     SequenceMetrics,
     decibel,

@@ -20,12 +20,12 @@ import train_unet
 import train_vae
 from data.clips import SampleKey
 from data.datasets import MotionDataset
+from evaluation.motion import measure as motion_comparison
 from models import unet as unet_module
 from models.motion_pipeline import CALM_PX, SAMPLERS, MotionPipeline
 from models.unet import FrequencyAttention, FrequencyUNet
 from models.vae import MotionVAE
 from motion.normalisation import Normalisation
-from training import motion_comparison
 from training.motion_diffusion import CONDITION_DROPOUT, diffusion_loss
 from training.motion_vae import reconstruction_figures
 

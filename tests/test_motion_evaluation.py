@@ -13,30 +13,27 @@ import torch
 from torch import Tensor
 
 import evaluate
-import training.tables.motion as motion_table
-from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetWriter
-from motion.normalisation import Normalisation
-from motion.spectrum import truncate, without_drift
-from training.motion_comparison import MotionComparison, Truth, predict
-from training.motion_evaluation import (
+import evaluation.motion.table as motion_table
+from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetWriter, source_name
+from evaluation.motion.measure import MotionComparison, Truth, predict
+from metrics.motion import (
     TRIVIAL,
     average_precision,
     bin_ratios,
-    bootstrap_interval,
-    by_source,
     chance_corrected,
     corrected_precision,
     diversity,
     factor,
     image_gradient,
-    mean_by_source,
     mean_motion,
     moving_mask,
     roughness,
     seam_px,
-    source_name,
     trivial_maps,
 )
+from metrics.statistics import bootstrap_interval, by_source, mean_by_source
+from motion.normalisation import Normalisation
+from motion.spectrum import truncate, without_drift
 
 SIZE = (32, 64)
 BINS = 4

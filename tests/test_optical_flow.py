@@ -263,7 +263,7 @@ def test_another_type_than_float32_is_named(dtype):
 
 def test_flow_table_measures_real_clips_and_scenes(tmp_path, caplog):
     from data.video_writer import VideoWriter
-    from training.flow_evaluation import clear_texture, find_scenes, measure_flow
+    from evaluation.flow import clear_texture, find_scenes, measure_flow
 
     first = smooth_texture(64, 96, seed=12)
     with VideoWriter(tmp_path / "clip.mp4", fps=20) as writer:

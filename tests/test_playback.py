@@ -37,9 +37,9 @@ def frames_of(out: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_preview_needs_no_models(script, photograph, tmp_path, monkeypatch):
-    import training.synthesis
+    import animation.synthesis
 
-    monkeypatch.setattr(training.synthesis, "load_renderer", lambda *a: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(animation.synthesis, "load_renderer", lambda *a: pytest.fail("a network was loaded"))
     flow = plain_flow(tmp_path / "f.npz", (90, 60))
     for checkpoint in ("/nowhere", str(tmp_path)):
         assert run(script, photograph, flow, tmp_path / "out", "--preview", "--checkpoint", checkpoint) == 0

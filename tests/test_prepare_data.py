@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 
 import prepare_data
-from data import sources
-from data.clip_sources import find_clips, fit_to_set, name_groups
+from data import prepare_clip as sources
 from data.clips import ClipRow, ClipSet, ClipSetWriter, motion_figures
+from data.find_clips import find_clips, fit_to_set, name_groups
 from data.media import read_image, write_image
 from data.optical_flow import METHODS
+from data.prepare_clip import read_clip, repeated_frames
 from data.set_report import describe_set
-from data.sources import read_clip, repeated_frames
 from data.video import Video
 from data.video_writer import VideoWriter
 from motion.spectrum import spectrum_to_flow

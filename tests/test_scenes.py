@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from data import rasteriser, scenes
 from data.media import MediaError, write_image
-from data.scene_backgrounds import texture_atlas
-from data.scene_elements import add_strips
-from data.scene_mesh import Carrier, Mesh, bend, still
-from data.scenes import KINDS, Scene, Wind, make_scene
+from data.scenes import rasteriser
+from data.scenes import scene as scenes
+from data.scenes.backgrounds import texture_atlas
+from data.scenes.elements import add_strips
+from data.scenes.mesh import Carrier, Mesh, bend, still
+from data.scenes.scene import KINDS, Scene, Wind, make_scene
 from motion.spectrum import spectrum_to_flow
 from splatting import average_splat
 

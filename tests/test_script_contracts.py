@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.cli import Parser
+from cli.parser import Parser
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -296,7 +296,7 @@ def test_bad_guidance(options):
 
 @pytest.mark.skipif(not (DEFAULT_CHECKPOINT / "model_index.json").is_file(), reason="no default weights here")
 def test_default_weights_loop_fivefold_and_keep_their_motion():
-    from data.scenes import make_scene
+    from data.scenes.scene import make_scene
 
     pipeline = MotionPipeline.load(DEFAULT_CHECKPOINT)
     image = make_scene(2000, kind="flowers", size=(64, 96)).picture()[None]

@@ -9,7 +9,7 @@ import torch
 
 import evaluate
 from data.media import write_image
-from training.splat_comparison import MAGNIFICATION, compare_splats, lens_flow, pull_back
+from evaluation.splats import MAGNIFICATION, compare_splats, lens_flow, pull_back
 
 
 def test_the_lens_enlarges_the_middle_and_does_not_fold():

@@ -10,8 +10,8 @@ import torch
 
 import evaluate
 from data.media import read_image, write_image
+from evaluation.flags import Crop
 from models.motion_pipeline import MotionPipeline
-from training.tables.still import Crop
 
 
 def test_a_crop_is_a_part_in_shares_of_the_sides(tmp_path: Path) -> None:

@@ -18,13 +18,15 @@ import train_unet
 import train_vae
 import training.motion_diffusion
 from data.clips import ClipSet, ClipSetError, SampleKey
-from data.datasets import MotionDataset, render_scene_set
+from data.datasets import MotionDataset
+from data.scenes.render_set import render_scene_set
+from data.visualisation import magnitude_over, spectrum_bars, x_t_slice
 from models.image_encoder import squeezenet_features
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from training import motion_stages
 from training.latents import LatentDataset, variant_sizes
-from training.motion_diffusion import diffusion_loss, magnitude_over, spectrum_bars, x_t_slice
+from training.motion_diffusion import diffusion_loss
 from training.motion_sets import motion_sets
 from training.motion_vae import latent_scale, reconstruction_figures, vae_loss
 

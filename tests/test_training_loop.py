@@ -16,8 +16,8 @@ import torch._dynamo
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from cli.parser import UsageError
 from training import loop
-from training.cli import UsageError
 from training.data_order import BatchOrder, epoch_order, sample_noise, sample_seed, sample_uniform
 from training.loop import LoopOptions, TrainingError, learning_rate, train
 from training.run_folder import RunFolder

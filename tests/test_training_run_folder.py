@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from training.cli import UsageError
+from cli.parser import UsageError
 from training.run_folder import RunFolder, open_run
 
 FLAGS = {"seed": 3, "data": ["a"], "steps": 10, "learning_rate": 0.1, "device": "cpu"}

@@ -10,7 +10,8 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from training.video_metrics import (
+from evaluation.video.sources import centre_crop
+from metrics.frechet import (
     FeatureSample,
     GaussianStatistics,
     covariance_root,
@@ -19,7 +20,6 @@ from training.video_metrics import (
     kernel_distance,
     window_starts,
 )
-from training.video_sources import centre_crop
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -15,16 +15,17 @@ import torch
 from diffusers import ModelMixin
 
 from data.clips import KEPT, PAIRS_ONLY, ClipSet, ClipSetError
-from data.datasets import parse_set_flags, render_scene_set
+from data.datasets import parse_set_flags
+from data.files import write_text
 from data.folder_lock import FolderBusyError
 from data.media import atomic_path
-from data.scenes import SCENES_VERSION
+from data.scenes.render_set import render_scene_set
+from data.scenes.scene import SCENES_VERSION
 from models.motion_pipeline import MotionPipeline
 from motion.normalisation import Normalisation
-
-from . import processes
-from .loop import TrainingResult
-from .run_folder import OPTIONS, RunFolder, write_text
+from training import processes
+from training.loop import TrainingResult
+from training.run_folder import OPTIONS, RunFolder
 
 logger = logging.getLogger(__name__)
 

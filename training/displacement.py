@@ -13,15 +13,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augmentation import draw_geometry, jitter_colours
-from data.clips import KEPT, MOVING_PX, PAIRS_ONLY, SampleKey
+from data.clips import KEPT, PAIRS_ONLY, SampleKey
 from data.datasets import WeightedItems, WeightedSets
 from data.media import contact_sheet, write_image
+from data.visualisation import magnitude_over
+from metrics.motion import corrected_precision, moving_mask
 from models.displacement import QUANTILE, relative_displacement
 from models.unet import FrequencyUNet
-from motion.flow import default_grid_scale, resize_maps
-
-from .motion_diffusion import feature_gain, magnitude_over
-from .motion_evaluation import corrected_precision, moving_mask
+from motion.flow import MOVING_PX, default_grid_scale, resize_maps
+from training.motion_diffusion import feature_gain
 
 # Of the error of log q, and of the cross-entropy of whether anything moves, beside the error of the map: how strong the
 # wind was no photograph shows.

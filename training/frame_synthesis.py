@@ -11,19 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cli.parser import UsageError, check_precision, check_writable
 from data.clips import KEPT, PAIRS_ONLY, ClipSet, SampleKey
 from data.datasets import RenderingDataset
 from data.media import contact_sheet, write_image
+from metrics.images import decibel, squared_error
+from metrics.perceptual import PerceptualLoss
 from models.frame_synthesis import HOLE_MASS, FrameSynthesis, splat_image
 from models.frame_synthesis import PRESETS as MODEL_PRESETS
 from splatting import average_splat
 from training import processes
-from training.cli import UsageError, check_precision, check_writable
 from training.data_sets import export_model, open_sets
 from training.frame_synthesis_flags import check_model_flags
 from training.loop import LoopOptions, train, training_device
-from training.losses import PerceptualLoss, l1, multi_scale_gradient
-from training.metrics import decibel, squared_error
+from training.losses import l1, multi_scale_gradient
 from training.run_folder import open_run
 
 logger = logging.getLogger(__name__)
@@ -171,7 +172,7 @@ def run_training(args: argparse.Namespace, operator: str, model_options: dict[st
     """Train, export, and return the exit code 0.
 
     Args:
-        args: flags of training.cli and of training/frame_synthesis_flags.py.
+        args: flags of cli.parser and of training/frame_synthesis_flags.py.
         operator: "softmax" or "gaussian".
         model_options: the operator's own entries of the model's config.
     """

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from training.cli import Parser, UsageError, add_shared_flags, add_training_flags, positive_int
+from cli.flags import add_shared_flags, add_training_flags
+from cli.parser import Parser, UsageError, positive_int
 
 if TYPE_CHECKING:
     import argparse

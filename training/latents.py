@@ -18,12 +18,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from data.augmentation import Geometry, draw_geometry, geometry_settings, jitter_colours
 from data.clips import ClipRow, ClipSet, ClipSetError, SampleKey
-from data.datasets import MotionDataset, show_progress
+from data.datasets import MotionDataset
+from data.jobs import show_progress
 from data.media import atomic_path
 from models.vae import MotionVAE
 from motion.flow import GRID_MULTIPLE, resize_maps
-
-from .data_order import sample_seed
+from training.data_order import sample_seed
 
 logger = logging.getLogger(__name__)
 

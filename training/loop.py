@@ -25,8 +25,8 @@ from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from cli.parser import UsageError, check_precision, choose_device
 from training import processes
-from training.cli import UsageError, check_precision, choose_device
 from training.data_order import BatchOrder, make_loader, sample_noise, sample_uniform
 from training.run_folder import RunFolder
 from training.states import StateKeeper

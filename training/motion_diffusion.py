@@ -6,20 +6,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from torch import Tensor
 
 from data.clips import SampleKey
 from data.media import contact_sheet, write_image
+from data.visualisation import magnitude_over, spectrum_bars, x_t_slice
 from models.motion_pipeline import denoise, finished, start_noise
 from models.unet import GAUSSIAN_MEDIAN, FrequencyUNet
 from models.vae import MotionVAE
-from motion.flow import magnitude, resize_maps
-from motion.spectrum import amplitude, mean_displacement, spectrum_to_flow
-
-from .data_order import sample_noise, sample_uniform
-from .latents import LatentDataset
+from motion.spectrum import mean_displacement
+from training.data_order import sample_noise, sample_uniform
+from training.latents import LatentDataset
 
 CONDITION_DROPOUT = 0.1
 # Share of the photograph's features that a training sample does not see. Where clips are few, the encoder otherwise
@@ -272,50 +270,3 @@ def write_sample_sheet(
             pictures += [heat, spectrum_bars(spectrum), x_t_slice(image, spectrum)]
         rows.append(pictures)
     write_image(folder / f"samples-{step:07d}.png", contact_sheet(rows))
-
-
-def magnitude_picture(displacement: Tensor, full_px: float = 4.0) -> Tensor:
-    """Show mean displacement (1, H, W), px, as a grey picture (3, H, W): white is `full_px`, on a square-root scale."""
-    return (displacement / full_px).clamp(0, 1).sqrt().expand(3, -1, -1)
-
-
-def magnitude_over(image: Tensor, displacement: Tensor, full_px: float = 4.0) -> Tensor:
-    """Lay mean displacement (1, H, W), px, as heat over the greyed photograph (3, H, W).
-
-    Nothing at 0 px, over red and yellow to white at `full_px`, on a square-root scale.
-    """
-    level = (displacement / full_px).clamp(0, 1).sqrt()  # (1, H, W)
-    heat = torch.cat([3 * level, 3 * level - 1, 3 * level - 2]).clamp(0, 1)  # (3, H, W)
-    return image.mean(0, keepdim=True) * (1 - level) + heat * level
-
-
-def spectrum_bars(spectrum: Tensor, full_px: float = 4.0) -> Tensor:
-    """Draw the mean amplitude of each bin of (K, 4, H, W), px, as a black bar on white, (3, H, W / 2).
-
-    From the left the drift, then rising frequencies. The full height is `full_px`, on a square-root scale.
-    """
-    height, width = spectrum.shape[-2], spectrum.shape[-1] // 2
-    level = (amplitude(spectrum).mean((-2, -1)) / full_px).clamp(0, 1).sqrt()  # (K,)
-    bin_of_column = torch.arange(width) * len(level) // width  # (W / 2,)
-    from_bottom = torch.arange(height, 0, -1)[:, None]  # (H, 1)
-    free = from_bottom > (level * height).round()[bin_of_column]  # (H, W / 2)
-    free = free | (torch.diff(bin_of_column, prepend=torch.tensor([-1])) > 0)  # a gap of a column between bars
-    return free.float().expand(3, -1, -1)
-
-
-def x_t_slice(image: Tensor, spectrum: Tensor, num_frames: int = 150) -> Tensor:
-    """Show a row of the picture over time, (3, H, W): the row of the largest motion, followed backward along the flow.
-
-    Args:
-        image: (3, H, W).
-        spectrum: (K, 4, H, W), px of the same grid.
-        num_frames: time steps over one period, resized to H rows.
-    """
-    height, width = image.shape[-2:]
-    flow = spectrum_to_flow(spectrum, torch.arange(num_frames) / num_frames)  # (N, 2, H, W)
-    row = int(magnitude(flow).mean(0)[0].mean(1).argmax())
-    x = torch.arange(width) - flow[:, 0, row]  # (N, W)
-    y = row - flow[:, 1, row]
-    grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)  # (N, W, 2)
-    lines = F.grid_sample(image[None], grid[None], align_corners=True, padding_mode="border")[0]  # (3, N, W)
-    return resize_maps(lines, (height, width))

@@ -13,9 +13,8 @@ from pathlib import Path
 
 from data.clips import KEPT, ClipRow, ClipSet, ClipSetError
 from data.files import MediaError, atomic_path
-
-from . import processes
-from .data_sets import WeightedSets, combined_normalisation
+from training import processes
+from training.data_sets import WeightedSets, combined_normalisation
 
 logger = logging.getLogger(__name__)
 

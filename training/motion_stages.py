@@ -16,12 +16,11 @@ from torch.utils.data import Dataset
 from data.media import list_pictures, read_image
 from models.unet import FrequencyUNet
 from models.vae import MotionVAE
-
-from . import displacement, processes
-from . import motion_diffusion as diffusion
-from .data_sets import WeightedSets, sets_with
-from .displacement import DisplacementDataset
-from .latents import LatentDataset, variant_sizes
+from training import displacement, processes
+from training import motion_diffusion as diffusion
+from training.data_sets import WeightedSets, sets_with
+from training.displacement import DisplacementDataset
+from training.latents import LatentDataset, variant_sizes
 
 # Long side at which a photograph of --still-pictures is kept: crops of a tenth of it fill a sample of 256 x 160 px.
 STILL_PICTURE_PX = 640

@@ -13,9 +13,8 @@ from data.datasets import MotionDataset
 from models.vae import MotionVAE
 from motion.normalisation import Normalisation
 from motion.spectrum import amplitude
-
-from .data_order import sample_noise
-from .losses import l1, multi_scale_gradient
+from training.data_order import sample_noise
+from training.losses import l1, multi_scale_gradient
 
 # [GID] appendix: L1 : multi-scale gradient : KL.
 GRADIENT_WEIGHT = 0.2

@@ -17,7 +17,6 @@ import math
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -26,8 +25,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from cli.parser import UsageError, check_writable
+from data.files import write_text
 from training import processes
-from training.cli import UsageError, check_writable
 
 logger = logging.getLogger(__name__)
 
@@ -309,7 +309,7 @@ def _describe(script: str, options: dict[str, Any]) -> dict[str, Any]:
 def _device_description(name: str) -> str:
     import torch
 
-    from training.cli import choose_device
+    from cli.parser import choose_device
 
     device = torch.device("cpu") if processes.wants_cpu(name) else choose_device(name)
     if device.type == "cuda":
@@ -329,23 +329,3 @@ def _finite(value: Any) -> float | None:
 
 def _write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, default=str) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file aside and rename it."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def remove_folder(path: Path) -> None:
-    """Remove a folder, renamed first so that an interruption leaves nothing that looks complete."""
-    if path.exists():
-        doomed = path.with_name(f".{path.name.lstrip('.')}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
-        os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)

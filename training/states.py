@@ -10,8 +10,9 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from training.cli import UsageError
-from training.run_folder import STATE_MARK, RunFolder, find_states, raise_if_different, remove_folder
+from cli.parser import UsageError
+from data.files import remove_folder
+from training.run_folder import STATE_MARK, RunFolder, find_states, raise_if_different
 
 logger = logging.getLogger(__name__)
 

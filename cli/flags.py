@@ -1,0 +1,70 @@
+"""Flags that several scripts share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from cli.parser import device_name, fraction, non_negative_float, non_negative_int, positive_float, positive_int
+
+_SHARED: dict[str, dict[str, Any]] = {
+    "seed": dict(type=non_negative_int, default=0, metavar="N", help="seed of everything random"),
+    "device": dict(type=device_name, default="auto", metavar="auto|cpu|cuda:N|mps", help="where to compute"),
+    "precision": dict(choices=("no", "bf16", "fp16"), default="no", help="mixed precision; no = float32"),
+    "out": dict(type=Path, metavar="PATH", help="where to write; by default a new folder below outputs/"),
+    "workers": dict(type=non_negative_int, default=0, metavar="N", help="processes that load data; 0 = this one"),
+    "resume": dict(metavar="auto|PATH", help="go on from the newest state of the run in --out, or from PATH"),
+    "dry-run": dict(action="store_true", help="check flags and inputs, say what would be done, and stop"),
+}
+
+
+def add_shared_flags(
+    parser: argparse._ActionsContainer, *names: str, **changes: dict[str, Any]
+) -> argparse._ActionsContainer:
+    """Add those of --seed --device --precision --out --workers --resume --dry-run that a script honours.
+
+    Args:
+        parser: the parser, or a group of its flags.
+        names: flag names without dashes in front ("dry-run").
+        changes: per flag, arguments of add_argument that differ here, e.g. `out={"metavar": "FILE.npz"}`;
+            "flags" there adds further names: `out={"flags": ["--output"]}`.
+    """
+    group = parser.add_argument_group("common") if isinstance(parser, argparse.ArgumentParser) else parser
+    stray = [name for name in changes if name.replace("_", "-") not in names]
+    assert not stray, f"changes to flags that are not added: {stray}"
+    for name in names:
+        arguments = {**_SHARED[name], **changes.get(name.replace("-", "_"), {})}
+        flags = [f"--{name}", *arguments.pop("flags", [])]
+        group.add_argument(*flags, dest=name.replace("-", "_"), **arguments)
+    return group
+
+
+def add_training_flags(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
+    """Add the flags of `training.loop.LoopOptions`; one that is not given (None) leaves the preset's value."""
+    group = parser.add_argument_group("training", "what is not given is taken from the preset")
+    add = group.add_argument
+    add(
+        "--steps",
+        type=positive_int,
+        metavar="N",
+        help="optimizer steps in all, those before a resume included",
+    )
+    add("--minutes", type=positive_float, metavar="MIN", help="stop at this time, with the state saved")
+    finish_in = "be done after so long in all, resumes included: the cosine rate falls to 0 by then, or after --steps"
+    add("--finish-in", type=positive_float, metavar="MIN", help=finish_in)
+    add("--stop-at", type=positive_int, metavar="STEP", help="stop there with the state saved, as if interrupted")
+    add("--batch-size", type=positive_int, metavar="N", help="samples of one process in one pass")
+    add("--accumulate", type=positive_int, metavar="N", help="passes to one optimizer step")
+    add("--learning-rate", type=positive_float, metavar="RATE", help="highest learning rate")
+    add("--warmup-steps", type=non_negative_int, metavar="N", help="steps over which the rate rises from 0")
+    add("--schedule", choices=("cosine", "constant"), help="the rate after warm-up: falling to 0 or constant")
+    add("--weight-decay", type=non_negative_float, metavar="X", help="of AdamW")
+    add("--ema-decay", type=fraction, metavar="X", help="decay of the averaged weights; 0 = no averaging")
+    add("--gradient-clip", type=non_negative_float, metavar="NORM", help="highest gradient norm; 0 = any")
+    add("--log-every", type=positive_int, metavar="STEPS", help="write the mean figures of so many steps")
+    add("--save-every", type=non_negative_int, metavar="STEPS", help="save the state; 0 = only at the end")
+    add("--validate-every", type=non_negative_int, metavar="STEPS", help="held-out figures; 0 = start and end")
+    add("--sample-every", type=non_negative_int, metavar="STEPS", help="draw samples; 0 = only at the end")
+    add("--compile", action="store_true", default=None, help="torch.compile the model")
+    return group

@@ -1,0 +1,110 @@
+"""Run a script's main: logging, exit codes, users' mistakes as one line."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Main = Callable[..., int]
+
+
+OUR_PACKAGES = (
+    "__main__",
+    "animation",
+    "benchmarks",
+    "cli",
+    "data",
+    "evaluation",
+    "metrics",
+    "models",
+    "motion",
+    "splatting",
+    "training",
+)
+
+
+# What helps where the memory of a device is exhausted, beside flags to lower.
+HALF_PRECISION, ON_CPU = "use --precision bf16", "use --device cpu"
+
+
+DEFAULT_MEMORY_FLAGS = ("--batch-size", "--size", HALF_PRECISION, ON_CPU)
+
+
+# 3: done, but for inputs that could not be used
+EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130
+
+
+def command(
+    main: Main | None = None, *, memory_flags: Sequence[str] | Mapping[str, Sequence[str]] = DEFAULT_MEMORY_FLAGS
+) -> Any:
+    """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code.
+
+    Args:
+        main: the function; absent when the decorator is called with arguments.
+        memory_flags: what the message names when the device's memory is exhausted: flags to lower, and "use --flag";
+            for a script of several commands {command: flags}. All are flags of that script (a test holds this).
+    """
+    if main is None:
+        return functools.partial(command, memory_flags=memory_flags)
+    script = Path(main.__code__.co_filename).name
+
+    @functools.wraps(main)
+    def guarded(argv: Sequence[str] | None = None) -> int:
+        configure_logging()
+        try:
+            return main(argv) or 0
+        except SystemExit as leaving:
+            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+        except KeyboardInterrupt:
+            print(f"{script}: interrupted", file=sys.stderr)
+            return EXIT_INTERRUPTED
+        except Exception as error:
+            flags = memory_flags
+            if isinstance(flags, Mapping):
+                words = sys.argv[1:] if argv is None else argv
+                flags = flags.get(words[0] if words else "", ())
+            message = user_message(error, flags)
+            if message is None:
+                raise
+            print(f"{script}: error: {message}", file=sys.stderr)
+            return EXIT_USAGE
+
+    guarded.is_command = True  # type: ignore[attr-defined]
+    return guarded
+
+
+def run(main: Main) -> int:
+    """Call a script's main with the process's arguments; return the exit code, errors as `command` tells them."""
+    return (main if getattr(main, "is_command", False) else command(main))(None)
+
+
+def user_message(error: BaseException, memory_flags: Sequence[str] = DEFAULT_MEMORY_FLAGS) -> str | None:
+    """Return the one line to show for a user's mistake, or None where the error is ours.
+
+    A user's mistake is an exception whose class has `is_user_error = True`, a path that the system refuses, or
+    a device's memory that is exhausted.
+    """
+    if getattr(error, "is_user_error", False):
+        text = str(error)
+        if "Original Traceback" in text:  # a loader process tells its error as a traceback: the last line says it
+            text = text.strip().splitlines()[-1].split(": ", 1)[-1]
+        return " ".join(text.split())
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or 'cannot be read or written'}"
+    if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
+        lower = [flag for flag in memory_flags if flag.startswith("--")]
+        use = [flag.removeprefix("use ") for flag in memory_flags if flag not in lower]
+        remedies = [f"{verb} {' or '.join(flags)}" for verb, flags in (("lower", lower), ("use", use)) if flags]
+        return "; ".join(["out of device memory"] + [", or ".join(remedies)] * bool(remedies))
+    return None
+
+
+def configure_logging() -> None:
+    """Show what our packages log, and other people's warnings; a handler that is there already is kept."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    for name in OUR_PACKAGES:
+        logging.getLogger(name).setLevel(logging.INFO)

@@ -1,0 +1,333 @@
+"""Measure the motion of the clips of a video: read frames, estimate flow, fit the series, judge the result."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import cv2
+import torch
+
+from data.clips import (
+    DROPPED,
+    KEPT,
+    PAIRS_ONLY,
+    STORED_BINS,
+    ClipContent,
+    ClipRow,
+    Pair,
+    motion_figures,
+    remove_clip,
+    write_clip,
+)
+from data.media import MediaError
+from data.optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, still_pixels, visible_flow
+from data.shots import CAMERA_PX, camera_motion, find_shots, grid_scale, plan_sequences, typical_camera_px
+from data.video import Video, iterate_video, probe_video
+from motion.flow import MOTION_AREA_PX, default_grid_scale, magnitude, motion_grid_size
+from motion.spectrum import FPS, MINIMUM_COVERAGE, PERIOD_S, fit_spectrum
+
+# how the reason of a clip that could not be read begins
+UNREADABLE = "unreadable: "
+# Limits in px are for a grid of 256 x 160 and grow with the sides of others.
+# A clip is still when both fewer of its pixels move than this, and hardly any move far (a candle's flame is small).
+STILL_FRACTION = 0.01
+FAR_PX = 0.5
+FAR_FRACTION = 0.001
+# its flow has failed when it explains less of the frames
+MIN_RELIABILITY = 0.25
+# the verdict on the camera, and that of a dry run, is taken from so many frames, by this method
+PREVIEW_FRAMES = 8
+PREVIEW_METHOD = "dis_fast"
+# there and back a pixel should return to within this, px and as a share of its flow; else its reliability is 0
+RETURN_PX = 0.5
+RETURN_SHARE = 0.1
+# a pixel at rest with at least this reliability looks the same in both frames
+SAME_RELIABILITY = 0.8
+# an X-t slice is at least so tall, px
+SLICE_HEIGHT = 32
+# A frame repeats the one before when it differs by less than this, and by less than a share of what its neighbours do.
+REPEAT_DIFFERENCE = 0.75 / 255
+REPEAT_SHARE = 0.4
+REPEAT_WINDOW = 5
+
+
+@dataclass(frozen=True)
+class ClipJob:
+    """One video, or part of one, to take clips from: where it is, and all that the result depends on.
+
+    Attributes:
+        id: name of the files of the clip that begins at `start_s`; later ones are named ID-STARTs.
+        path: the video.
+        split: train or test.
+        start_s: where the first frame lies.
+        seconds: how much may be used; None: to the end.
+        fps: highest frame rate to use.
+        area: area of the motion grid, px.
+        num_pairs: how many target frames to keep of a clip.
+        method: of optical flow; `raft_weights` and `device` belong to it.
+        clips: how many clips at most.
+        stride_s: from the start of one clip to the start of the next, s.
+        max_camera_px: how far the camera may move the picture, px on a grid of 256 x 160.
+        group: what holds it together with clips of other files.
+    """
+
+    id: str
+    path: Path
+    split: str
+    start_s: float = 0.0
+    seconds: float | None = None
+    fps: float = FPS
+    area: int = MOTION_AREA_PX
+    num_pairs: int = 6
+    method: str = "dis"
+    raft_weights: Path | None = None
+    device: str = "cpu"
+    clips: int = 1
+    stride_s: float = PERIOD_S
+    max_camera_px: float = CAMERA_PX
+    group: str = ""
+
+
+def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
+    """Prepare the clips of a video, write their files into the set, and return their rows, the one named ID last.
+
+    That one is always there, so a set that holds it is done with the video: a video that cannot be read, or whose
+    beginning cannot be used, is a dropped row of this name. Without a folder nothing is written, and the verdicts are
+    those of a few frames and of quick flow (a dry run); that on the camera is the same.
+    """
+    # the result of DIS depends on how many threads share a picture
+    cv2.setNumThreads(1)
+    limit_s = math.inf if job.seconds is None else job.seconds
+    base = ClipRow(job.id, str(job.path), job.start_s, split=job.split, group=job.group, limit_s=limit_s)
+    rows: dict[str, ClipRow] = {}
+    clips = _read_clips(base, job)
+    while True:
+        # an error in writing is no fault of the video
+        try:
+            row, video = next(clips)
+        except StopIteration:
+            break
+        except (MediaError, OSError, cv2.error) as error:
+            reason = " ".join(str(error).split())
+            for clip_id in rows if folder is not None else ():
+                remove_clip(folder, clip_id)
+            return [replace(base, status=DROPPED, reason=f"{UNREADABLE}{reason}")]
+        if video is not None:
+            row, content = measure_motion(row, video, job) if folder is not None else (_preview(row, video, job), None)
+            if content is not None and folder is not None:
+                write_clip(folder, row.id, content)
+        rows[row.id] = row
+    return sorted(rows.values(), key=lambda row: (row.id == job.id, row.start_s))
+
+
+def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | None]]:
+    """Yield the row and the frames of each clip of a video; a row without frames says that a cut left nothing."""
+    shots = find_shots(job.path, start_s=job.start_s, seconds=job.seconds)
+    plan = plan_sequences(shots, count=job.clips, stride_s=job.stride_s)
+    cuts = ", ".join(f"{cut_s:.2f}" for cut_s in plan.cuts_s[:5]) + (" ..." if len(plan.cuts_s) > 5 else "")
+    if all(sequence.start_s > job.start_s for sequence in plan.sequences):
+        yield replace(base, status=DROPPED, reason=f"cut: at {cuts} s, which leaves no clip at {job.start_s:g} s"), None
+    frame_s = 1 / probe_video(job.path).fps
+    for sequence in plan.sequences:
+        # Rounded up: the first frame at or after it is taken, and the one before a cut must not be it.
+        start_s = base.start_s if sequence.start_s == base.start_s else math.ceil(sequence.start_s * 1000) / 1000
+        name = base.id if start_s == base.start_s else f"{base.id}-{seconds_name(start_s)}"
+        # the frame that a cut begins with stays outside, whatever its stamp is rounded to
+        seconds = min(PERIOD_S, max(sequence.end_s - start_s - 0.5 * frame_s, 0.5 * frame_s))
+        video = read_clip(job.path, start_s=start_s, seconds=seconds, fps=job.fps, area=job.area)
+        if len(video.frames) < 2:
+            if name != base.id:
+                continue
+            raise MediaError(f"{job.path}: holds a single frame at {start_s:g} s; give a video that moves")
+        reason = f"cut at {sequence.end_s:.2f} s" if sequence.end_s in plan.cuts_s else ""
+        row = replace(base, id=name, start_s=start_s, fps=round(video.fps, 3), frames=len(video.frames), reason=reason)
+        yield row, video
+
+
+def seconds_name(start_s: float) -> str:
+    """Write a time for a name, exact to the millisecond: 12.5s."""
+    return f"{start_s:.3f}".rstrip("0").rstrip(".") + "s"
+
+
+def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
+    """Judge a clip by a few of its frames; whether the camera moves is judged nowhere else."""
+    first, count = video.frames[0], len(video.frames)
+    indices = _spread(PREVIEW_FRAMES, count)
+    frames = video.frames[indices]  # (N, 3, H, W)
+    flow = estimate_flow(first, frames, method=PREVIEW_METHOD)  # (N, 2, H, W)
+    flow, reliability = visible_flow(first, frames, flow, still=still_pixels(first, video.frames))
+    camera_px = typical_camera_px(camera_motion(first, flow, reliability))
+    row = replace(row, camera_px=round(camera_px, 3))
+    limit_px = job.max_camera_px * grid_scale(*first.shape[-2:])
+    if camera_px > limit_px:
+        reason = f"camera motion: {camera_px:.2f} px, at most {limit_px:.2f} is allowed"
+        return replace(_with_figures(row, flow, reliability), status=DROPPED, reason=reason)
+    return _judged(_with_figures(row, flow, reliability), magnitude(flow).mean(0), video.times_s)
+
+
+def _spread(number: int, count: int) -> list[int]:
+    """Choose up to `number` of `count` frames, evenly, the last one among them and never frame 0."""
+    return sorted({round((i + 1) * (count - 1) / number) for i in range(number)} - {0})
+
+
+def _with_figures(row: ClipRow, flow: torch.Tensor, reliability: torch.Tensor) -> ClipRow:
+    confidence = round(float(reliability.mean()), 4)
+    return replace(row, confidence=confidence, **motion_figures(magnitude(flow).mean(0)))
+
+
+def _judged(row: ClipRow, displacement: torch.Tensor, times_s: torch.Tensor) -> ClipRow:
+    """Give a row with its figures the verdict: dropped, pairs_only or kept."""
+    reason = _why_dropped(row, displacement)
+    if reason:
+        return replace(row, status=DROPPED, reason=reason)
+    reason = _why_no_spectrum(times_s)
+    if reason:
+        return replace(row, status=PAIRS_ONLY, reason=reason + (f" ({row.reason})" if row.reason else ""))
+    return replace(row, status=KEPT, reason="")
+
+
+def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, ClipContent | None]:
+    """Estimate a clip's motion; return its row with figures and verdict, and its content (None when dropped)."""
+    preview = _preview(row, video, job)
+    if preview.status == DROPPED and preview.reason.startswith("camera"):
+        return preview, None
+    row = replace(row, camera_px=preview.camera_px)
+    first, frames = video.frames[0], video.frames
+    raw = estimate_flow(first, frames, method=job.method, weights=job.raft_weights, device=job.device)  # (T, 2, H, W)
+    if not torch.isfinite(raw).all():
+        return replace(row, status=DROPPED, reason="flow failed: NaN or Inf"), None
+    flow, reliability = visible_flow(first, frames, raw)
+    displacement, confidence = magnitude(flow).mean(0), reliability.mean(0)  # (1, H, W)
+    row = _judged(_with_figures(row, flow, reliability), displacement, video.times_s)
+    if row.status == DROPPED:
+        return row, None
+
+    chosen = _spread(job.num_pairs, len(frames))
+    if chosen:
+        error = _return_error(first, frames[chosen], raw[chosen], job)  # (N, 1, H, W)
+        inconsistent = _inconsistent(error, flow[chosen], reliability[chosen])  # (N, 1, H, W)
+        row = replace(row, inconsistent_fraction=round(float(inconsistent.float().mean()), 4))
+        reliability[chosen] = reliability[chosen].masked_fill(inconsistent, 0.0)
+    pairs = tuple(Pair(frames[i], flow[i], reliability[i], float(video.times_s[i])) for i in chosen)
+    section = xt_slice(frames, displacement)
+    if row.status == PAIRS_ONLY:
+        return row, ClipContent(first, pairs=pairs, importance=displacement, slice=section)
+    spectrum = fit_spectrum(flow, video.times_s, num_bins=STORED_BINS, period_s=PERIOD_S)
+    return row, ClipContent(first, spectrum, confidence, pairs, slice=section)
+
+
+def _return_error(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor, job: ClipJob) -> torch.Tensor:
+    backward = estimate_backward_flow(first, frames, method=job.method, weights=job.raft_weights, device=job.device)
+    return forward_backward_error(flow, backward)  # (N, 1, H, W)
+
+
+def _inconsistent(error: torch.Tensor, flow: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
+    """Tell which pixels end too far from where they began, there and back: (N, 1, H, W) bool.
+
+    Where the flow was set to 0 and the frame looks like frame 0, nothing is to be seen and nothing to be checked.
+    """
+    length = magnitude(flow)  # (N, 1, H, W)
+    limit_px = RETURN_PX * grid_scale(*error.shape[-2:])
+    return (error > limit_px + RETURN_SHARE * length) & ((length > 0) | (reliability < SAME_RELIABILITY))
+
+
+def xt_slice(frames: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+    """Cut frames (T, 3, H, W) along the row of pixels that moves most by displacement (1, H, W): (3, T, W)."""
+    row = int(displacement[0].mean(1).argmax())
+    section = frames[:, :, row].transpose(0, 1)  # (3, T, W)
+    # a short clip's is drawn out, so that it can be seen and read
+    return section.repeat_interleave(-(-SLICE_HEIGHT // section.shape[1]), dim=1)
+
+
+def _why_dropped(row: ClipRow, displacement: torch.Tensor) -> str:
+    if row.confidence is not None and row.confidence < MIN_RELIABILITY:
+        return f"flow failed: mean reliability {row.confidence:.2f} is below {MIN_RELIABILITY}"
+    far = float((displacement * default_grid_scale(*displacement.shape[-2:]) > FAR_PX).float().mean())
+    if row.moving_fraction < STILL_FRACTION and far < FAR_FRACTION:
+        return f"still: {row.moving_fraction:.2%} of the pixels move, {STILL_FRACTION:.0%} is wanted"
+    return ""
+
+
+def _why_no_spectrum(times_s: torch.Tensor) -> str:
+    count = len(times_s)
+    # the interval after the last frame counts, as in fit_spectrum
+    covered_s = float(times_s[-1]) * count / (count - 1)
+    if covered_s < MINIMUM_COVERAGE * PERIOD_S:
+        return f"covers {covered_s:.2f} s, a spectrum needs {MINIMUM_COVERAGE * PERIOD_S:g} s"
+    if count < 2 * STORED_BINS:
+        return f"{count} different frames, {STORED_BINS} bins need {2 * STORED_BINS}"
+    return ""
+
+
+def read_clip(
+    path: str | Path,
+    *,
+    start_s: float = 0.0,
+    seconds: float = PERIOD_S,
+    fps: float = FPS,
+    area: int = MOTION_AREA_PX,
+    size: tuple[int, int] | None = None,
+) -> Video:
+    """Read a clip on its motion grid, at its own time stamps, without repeated frames.
+
+    A source faster than `fps` is thinned to it; frames keep their own stamps, which the fit of the series takes as they
+    are.
+
+    Args:
+        path: the video.
+        start_s: where frame 0 lies, s.
+        seconds: how much to read, s.
+        fps: the highest frame rate wanted.
+        area: area of the motion grid, px, when `size` is absent.
+        size: the grid (H, W).
+
+    Returns:
+        A Video with frames (T, 3, H, W) and times_s (T,) from 0.
+
+    Raises:
+        MediaError: the video cannot be read.
+    """
+    info = probe_video(path)
+    grid = size or motion_grid_size(info.height, info.width, area=area)
+    frames, times_s = [], []
+    for time_s, frame in iterate_video(path, start_s=start_s, seconds=seconds, size=grid):
+        # thinned to the rate on average; resampling would give frames stamps that are not theirs
+        if time_s >= len(frames) / fps - 0.5 / info.fps - 1e-6:
+            frames.append(frame)
+            times_s.append(time_s)
+    video = Video(torch.stack(frames), torch.tensor(times_s, dtype=torch.float64), min(fps, info.fps), info.fps)
+    keep = repeated_frames(video.frames, video.times_s).logical_not()
+    return replace(video, frames=video.frames[keep], times_s=video.times_s[keep])
+
+
+def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor | None = None) -> torch.Tensor:
+    """Find frames that repeat the one before, as a conversion from 24 or 25 to 30 frames/s leaves them.
+
+    A clip in which most frames look like repeats is one where hardly anything moves: nothing is marked there.
+
+    Args:
+        frames: (T, 3, H, W) in [0, 1].
+        times_s: (T,) their times, so that at a variable rate a short step is not taken for a repeat; None: even.
+
+    Returns:
+        (T,) bool, never true for frame 0.
+    """
+    repeated = torch.zeros(len(frames), dtype=torch.bool)
+    if len(frames) < 3:
+        return repeated
+    steps = torch.stack([(b - a).abs().mean() for a, b in zip(frames[:-1], frames[1:], strict=True)])  # (T-1,)
+    changes = steps
+    if times_s is not None:
+        gaps = times_s.diff().float()  # (T-1,)
+        steps = steps * (gaps.median() / gaps.clamp(min=1e-6))
+    padded = torch.cat([steps[1 : REPEAT_WINDOW + 1].flip(0), steps, steps[-REPEAT_WINDOW - 1 : -1].flip(0)])
+    around = padded.unfold(0, len(padded) - len(steps) + 1, 1).median(1).values  # (T-1,)
+    both = torch.stack([torch.cat([steps[1:2], steps[:-1]]), torch.cat([steps[1:], steps[-2:-1]])])
+    neighbour = both.min(0).values  # (T-1,)
+    # where motion turns back the steps shrink little by little; a repeat is a dip of one frame
+    is_dip = (steps < REPEAT_SHARE * neighbour) & (neighbour > 0.5 * around)
+    repeated[1:] = (changes < REPEAT_DIFFERENCE) & is_dip
+    return repeated if repeated.float().mean() < 0.5 else torch.zeros_like(repeated)

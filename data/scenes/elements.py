@@ -1,0 +1,311 @@
+"""Elements of the procedural scenes in batches: ribbons, leaves, rounded patches, quadrilaterals, waving sheets."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from data.scenes.mesh import FIBRE, FLAT, MOTTLED, TEXELS, VEINS, WEAVE, Carrier, Mesh, perp, unit
+
+
+def add_strips(
+    mesh: Mesh,
+    carried: Carrier,
+    line: np.ndarray,
+    half_width: np.ndarray,
+    colour: np.ndarray,
+    *,
+    depth: np.ndarray | float,
+    shade: tuple[float, float, float] = (0.75, 1.05, 0.9),
+    material: int = FIBRE,
+    strength: float = 0.2,
+    layer: int = 1,
+) -> None:
+    """Add ribbons around centre lines (N, P, 2): stems, blades, trunks, branches.
+
+    carried: carriers of the N*P points; half_width (N, P) px; colour (N, 3) or (N, P, 3); shade: left, middle, right.
+    """
+    items, points = line.shape[:2]
+    tangent = np.gradient(line, axis=1)
+    normal = perp(tangent / (np.linalg.norm(tangent, axis=-1, keepdims=True) + 1e-9))
+    sides = np.array([-1.0, 0.0, 1.0])
+    vertices = line[:, :, None] + sides[:, None] * half_width[:, :, None, None] * normal[:, :, None]
+    flat = carried.take(np.repeat(np.arange(items * points), 3))
+    places = vertices.reshape(-1, 2)
+    directions = flat.shift + flat.turn[..., None] * perp(places)[:, None]
+    tint = colour[:, None, None] if colour.ndim == 2 else colour[:, :, None]
+    tint = tint * np.asarray(shade)[:, None] * np.ones((items, points, 3, 1))
+    scale = 4.0 if material == FIBRE else 2.0
+    lengthwise = np.cumsum(np.linalg.norm(np.gradient(line, axis=1), axis=-1), 1) * scale
+    offset = (np.arange(items) * 37.0 % TEXELS)[:, None, None]
+    across = sides * half_width[..., None] * scale + offset
+    uv = np.stack([across, np.broadcast_to(lengthwise[..., None], across.shape) + offset], -1)
+    n = np.arange(points - 1)[:, None] * 3
+    quads = [n + [[0, 1, 3]], n + [[1, 4, 3]], n + [[1, 2, 4]], n + [[2, 5, 4]]]
+    width = flat.freedoms.shape[1]
+    mesh.add(
+        vertices.reshape(items, -1, 2),
+        np.concatenate(quads),
+        tint.reshape(items, -1, 3),
+        depth=depth,
+        freedoms=flat.freedoms.reshape(items, -1, width),
+        directions=directions.reshape(items, -1, width, 2),
+        uv=uv.reshape(items, -1, 2),
+        strength=strength,
+        material=material,
+        layer=layer,
+    )
+
+
+PROFILES: dict[str, tuple[float, ...]] = {
+    "lance": (0.4, 1.0, 0.75, 0.3),
+    "oval": (0.5, 0.93, 1.0, 0.8, 0.4),
+    "round": (0.55, 0.9, 1.0, 0.93, 0.6),
+    "petal": (0.22, 0.55, 0.88, 1.0, 0.7),
+    "small": (1.0,),
+    "heart": (0.85, 1.0, 0.85, 0.55, 0.2),
+}
+
+
+def leaf_outline(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Unit leaf from (0, 0) to (1, 0): points (P, 2), triangles (M, 3), and the side of each point (-1, 0, 1)."""
+    if shape == "maple":
+        radii = np.array([0.25, 0.6, 0.42, 0.75, 0.45, 0.95, 0.42, 1.0, 0.42, 0.95, 0.45, 0.75, 0.42, 0.6])
+        angle = np.linspace(-np.pi, np.pi, len(radii), endpoint=False)
+        rim = np.stack([0.42 + 0.58 * radii * np.cos(angle), 0.58 * radii * np.sin(angle) * 1.15], -1)
+        count = len(rim)
+        fan = np.stack([np.zeros(count, int), 1 + np.arange(count), 1 + (np.arange(count) + 1) % count], -1)
+        points = np.concatenate([[[0.4, 0.0]], rim])
+        return points, fan, np.sign(np.round(points[:, 1], 6))
+    profile = PROFILES[shape]
+    sections = len(profile)
+    t = (1 - np.cos(np.pi * (np.arange(sections) + 1.0) / (sections + 1.0))) / 2 if sections > 1 else np.array([0.45])
+    rows = [[[x, -w / 2], [x, 0.0], [x, w / 2]] for x, w in zip(t, profile, strict=True)]
+    points = np.concatenate([[[0.0, 0.0]], np.concatenate(rows), [[1.0, 0.0]]])
+    last = len(points) - 1
+    triangles = [[0, 1, 2], [0, 2, 3], [last, last - 3, last - 2], [last, last - 2, last - 1]]
+    for row in range(sections - 1):
+        a = 1 + 3 * row
+        triangles += [[a, a + 1, a + 3], [a + 1, a + 4, a + 3], [a + 1, a + 2, a + 4], [a + 2, a + 5, a + 4]]
+    return points, np.array(triangles), np.sign(points[:, 1])
+
+
+def _seen_aslant(points: np.ndarray, centre: np.ndarray, direction: float, factor: float) -> np.ndarray:
+    """Squeeze points (N, P, 2) toward centre (N, 2) by a factor along one direction."""
+    axis = unit(np.asarray(direction))
+    away = points - centre[:, None]
+    return points - (1 - factor) * (away @ axis)[..., None] * axis
+
+
+def add_leaves(
+    mesh: Mesh,
+    carrier: Carrier,
+    base: np.ndarray,
+    angle: np.ndarray,
+    length: np.ndarray,
+    width: np.ndarray,
+    colour: np.ndarray,
+    *,
+    depth: np.ndarray | float,
+    shape: str = "oval",
+    bow: np.ndarray | float = 0.0,
+    hertz: float = 2.5,
+    flutter: float = 0.3,
+    fold: float = 0.12,
+    tip: float = 1.0,
+    layer: int = 1,
+    strength: float = 0.25,
+    twist: bool = True,
+    squash: tuple[np.ndarray, float, float] | None = None,
+) -> None:
+    """Add leaves or petals that ride on carrier (N items) at base (N, 2), swing about it and turn on their midrib.
+
+    fold: brightness step across the midrib; tip: brightness of the tip relative to the base.
+    squash (centre (N, 2), angle, factor): a flower head seen aslant.
+    """
+    outline, triangles, side = leaf_outline(shape)
+    x, y = outline.T
+    forward, sideways = unit(angle), perp(unit(angle))
+    lift = np.broadcast_to(np.asarray(bow, float), (len(base),))[:, None] * (x**2)[None] * length[:, None]
+    breadth = y[:, None] * (width[:, None, None] * sideways[:, None])
+    points = base[:, None] + x[:, None] * length[:, None, None] * forward[:, None] + breadth
+    points = points + lift[..., None] * sideways[:, None]
+    if squash is not None:
+        points = _seen_aslant(points, *squash)
+    # No two leaves swing alike: their natural frequencies spread by golden-ratio steps, without a generator.
+    pace = hertz * np.exp(0.8 * ((np.arange(len(base)) * 0.61803) % 1 - 0.5))
+    gain = flutter * (sideways[:, 0] + 0.6 * sideways[:, 1])
+    own = mesh.add_freedoms(base, hertz=pace, gain=gain, scatter=0.7, limit=0.6)
+    freedoms = np.repeat(carrier.freedoms[:, None], len(outline), 1)
+    directions = carrier.shift[:, None] + carrier.turn[:, None, :, None] * perp(points)[:, :, None]
+    extra = [(own, perp(points - base[:, None]) * np.clip(x * 3.0, 0.0, 1.0)[:, None])]
+    if twist:
+        roll = mesh.add_freedoms(base, hertz=pace * 1.3, gain=flutter, scatter=1.0, limit=0.6)
+        extra.append((roll, breadth))
+    for number, way in extra:
+        freedoms = np.concatenate([freedoms, np.broadcast_to(number[:, None, None], (*way.shape[:2], 1))], 2)
+        directions = np.concatenate([directions, way[:, :, None]], 2)
+    tint = colour[:, None] * ((1 + fold * side) * (1 + (tip - 1) * x))[None, :, None]
+    uv = np.stack([128 + 110 * y, 250 * x], -1)[None] + np.zeros((len(base), 1, 1))
+    mesh.add(
+        points,
+        triangles,
+        tint,
+        depth=depth,
+        freedoms=freedoms,
+        directions=directions,
+        uv=uv,
+        strength=strength,
+        material=VEINS,
+        layer=layer,
+    )
+
+
+def add_blobs(
+    mesh: Mesh,
+    carrier: Carrier,
+    centre: np.ndarray,
+    radius: np.ndarray,
+    colour: np.ndarray,
+    *,
+    depth: np.ndarray | float,
+    rng: np.random.Generator,
+    rough: float = 0.15,
+    rim: float = 0.75,
+    corners: int = 12,
+    light: float = -2.2,
+    material: int = MOTTLED,
+    strength: float = 0.3,
+    layer: int = 1,
+) -> None:
+    """Add rounded patches on carrier (N items): stones, clumps, flower centres. radius (N,) or (N, 2); rim shades.
+
+    light: direction the light comes from.
+    """
+    items = len(centre)
+    angle = np.linspace(0, 2 * np.pi, corners, endpoint=False) + rng.uniform(0, 1, (items, 1))
+    stretch = radius if radius.ndim == 2 else np.stack([radius, radius], -1)
+    around = unit(angle) * (1 + rough * rng.standard_normal((items, corners, 1)))
+    points = np.concatenate(
+        [
+            centre[:, None] + 0.25 * unit(np.asarray(light)) * stretch[:, None],
+            centre[:, None] + 0.5 * around * stretch[:, None],
+            centre[:, None] + around * stretch[:, None],
+        ],
+        1,
+    )
+    lit = (1 - rim) * np.cos(angle - light)
+    bright = np.concatenate([np.full((items, 1), 1.15), 1.0 + lit * 0.6, rim + lit], 1)
+    n = np.arange(corners)
+    inner, after = 1 + n, 1 + (n + 1) % corners
+    triangles = np.concatenate(
+        [
+            np.stack([np.zeros_like(n), inner, after], -1),
+            np.stack([inner, inner + corners, after], -1),
+            np.stack([after, inner + corners, after + corners], -1),
+        ]
+    )
+    mesh.add(
+        points,
+        triangles,
+        colour[:, None] * bright[..., None],
+        depth=depth,
+        carrier=carrier,
+        material=material,
+        strength=strength,
+        layer=layer,
+        uv=points * 3.0 + rng.uniform(0, TEXELS, (items, 1, 2)),
+    )
+
+
+def add_quad(
+    mesh: Mesh,
+    corners: np.ndarray,
+    colour: np.ndarray,
+    *,
+    depth: float,
+    material: int = FLAT,
+    strength: float = 0.3,
+    layer: int = 1,
+    texel: float = 3.0,
+    gradient: tuple[float, float] = (1.0, 1.0),
+) -> None:
+    """Add a rigid, still quadrilateral (4, 2) px, corners in turn; gradient: brightness of its first and last edge."""
+    corners = np.asarray(corners, float)
+    # A grid keeps the texture from tearing along the diagonal.
+    t = np.linspace(0, 1, 5)
+    top = corners[0] + (corners[1] - corners[0]) * t[:, None]
+    bottom = corners[3] + (corners[2] - corners[3]) * t[:, None]
+    grid = top[None] * (1 - t)[:, None, None] + bottom[None] * t[:, None, None]
+    n = (np.arange(4)[:, None] * 5 + np.arange(4)).reshape(-1, 1)
+    triangles = np.concatenate([n + [[0, 1, 5]], n + [[1, 6, 5]]])
+    bright = np.repeat(np.linspace(gradient[0], gradient[1], 5), 5)
+    mesh.add(
+        grid.reshape(1, -1, 2),
+        triangles,
+        (np.asarray(colour) * bright[:, None])[None],
+        depth=depth,
+        material=material,
+        strength=strength,
+        layer=layer,
+        uv=grid.reshape(1, -1, 2) * texel,
+    )
+
+
+def add_sheet(
+    mesh: Mesh,
+    grid: np.ndarray,
+    colour: np.ndarray,
+    *,
+    hold: np.ndarray,
+    reach: np.ndarray,
+    waves: list[dict],
+    depth: float,
+    strength: float = 0.12,
+    layer: int = 1,
+    material: int = WEAVE,
+) -> None:
+    """Add a waving sheet (cloth, flame) on grid (R, C, 2): cells coloured by colour (R-1, C-1, 3) or points (R, C, 3).
+
+    hold (R, C): share of the motion (0 where pinned). Each wave: hertz, gain, number (radians over reach (R, C)),
+    direction (2,), damping: two oscillators in quadrature, A hold cos(number reach - w t).
+    """
+    rows, columns = grid.shape[:2]
+    numbers, vectors = [], []
+    for wave in waves:
+        phase = wave["number"] * reach
+        for quadrature, amount in ((0.0, np.cos(phase)), (np.pi / 2, np.sin(phase))):
+            numbers.append(
+                mesh.add_freedoms(
+                    grid.reshape(-1, 2).mean(0)[None],
+                    hertz=wave["hertz"],
+                    gain=wave["gain"],
+                    damping=wave["damping"],
+                    scatter=1.0,
+                    quadrature=quadrature,
+                    limit=wave.get("limit", 40.0),
+                    same_group=quadrature > 0,
+                )[0]
+            )
+            vectors.append((hold * amount)[..., None] * np.asarray(wave["direction"]))
+    directions = np.stack(vectors, 2)
+    n = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).reshape(-1, 1)
+    cells = n + np.array([[0, 1, columns + 1, columns]])
+    points = grid.reshape(-1, 2)[cells]
+    moves = directions.reshape(-1, len(numbers), 2)[cells]
+    if colour.shape[:2] == (rows - 1, columns - 1):
+        tint = np.repeat(colour.reshape(-1, 1, 3), 4, 1)
+    else:
+        tint = colour.reshape(-1, 3)[cells]
+    freedoms = np.broadcast_to(np.asarray(numbers), points.shape[:2] + (len(numbers),))
+    mesh.add(
+        points,
+        np.array([[0, 1, 2], [0, 2, 3]]),
+        tint,
+        depth=depth,
+        freedoms=freedoms,
+        directions=moves,
+        uv=points * 5.0,
+        strength=strength,
+        material=material,
+        layer=layer,
+    )

@@ -1,0 +1,158 @@
+"""Render a set of scenes."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data.clips import (
+    STORED_BINS,
+    ClipContent,
+    ClipRow,
+    ClipSet,
+    ClipSetWriter,
+    Pair,
+    motion_figures,
+    rows_of_set,
+    write_clip,
+)
+from data.jobs import run_jobs, show_progress
+from motion.spectrum import PERIOD_S, mean_displacement
+
+# one in this many rendered scenes is a test scene
+TEST_EVERY = 20
+
+
+_SEEDS_A_SET = 1_000_000
+
+
+def render_scene_set(
+    folder: str | Path,
+    num: int,
+    *,
+    seed: int = 0,
+    size: tuple[int, int] = (160, 256),
+    kinds: Sequence[str] | None = None,
+    pairs: int = 2,
+    backgrounds: Sequence[Path] = (),
+    textures: Sequence[Path] = (),
+    workers: int = 0,
+    progress: bool = False,
+) -> ClipSet:
+    """Render a clip set of procedural scenes; one that is there already goes on, up to `num` scenes.
+
+    Args:
+        folder: the set.
+        num: how many scenes.
+        seed: scene i has seed `seed * 1000000 + i`; one in 20 of them, and of each of `kinds`, is a test scene.
+        size: (H, W) px.
+        kinds: of data.scenes.scene.KINDS, taken in turn; None draws a kind for each.
+        pairs: later frames with exact flow a scene, for rendering; 0 makes the set quicker.
+        backgrounds, textures: photographs to mix in, see `data.scenes.scene.make_scene`.
+        workers: processes; 0 or 1 renders in this one.
+        progress: show a progress bar.
+
+    Returns:
+        The finished set, the same for any number of workers and interruptions.
+
+    Raises:
+        ClipSetError: the folder holds something else, or a set made with other settings, photographs or scenes.
+        MediaError: a photograph that cannot be read; another run is writing the set.
+    """
+    settings = scene_settings(
+        seed=seed, size=size, kinds=kinds, pairs=pairs, backgrounds=backgrounds, textures=textures
+    )
+    there = rows_of_set(folder, settings)
+    if there and all(scene_id(seed * _SEEDS_A_SET + index) in there for index in range(num)):
+        clip_set = ClipSet(folder)
+        if clip_set.is_finished:
+            return clip_set  # several programs may read it at once
+    with ClipSetWriter(folder, settings) as writer:
+        jobs = []
+        for index in range(num):
+            split = "test" if _is_test_scene(index, len(kinds or [None])) else "train"
+            kind = kinds[index % len(kinds)] if kinds else None
+            job = (writer.folder, seed * _SEEDS_A_SET + index, split, tuple(size), kind, pairs, backgrounds, textures)
+            if scene_id(job[1]) not in writer.rows:
+                jobs.append(job)
+        with closing(run_jobs(_render_scene, jobs, workers)) as rows:
+            for row in show_progress(rows, len(jobs), "scene", progress):
+                writer.add(row)
+        return writer.finish()
+
+
+def scene_settings(
+    *,
+    seed: int,
+    size: tuple[int, int],
+    kinds: Sequence[str] | None,
+    pairs: int,
+    backgrounds: Sequence[Path],
+    textures: Sequence[Path],
+) -> dict[str, Any]:
+    """Return what a set of `render_scene_set` depends on, for its statistics.json."""
+    from data.scenes.scene import SCENES_VERSION
+
+    settings = {"made_of": "scenes", "seed": seed, "size": list(size), "kinds": list(kinds or []), "pairs": pairs}
+    settings |= {"scenes_version": SCENES_VERSION, "photographs": _digest_of(backgrounds, textures)}
+    if math.gcd(len(kinds or [None]), TEST_EVERY) > 1:
+        # those of before had kinds of which all scenes, or none, were test scenes
+        settings["test_scenes"] = "of each kind"
+    return settings
+
+
+def _is_test_scene(index: int, num_kinds: int) -> bool:
+    """Choose one scene in 20, and one in 20 of each kind, where `num_kinds` are taken in turn.
+
+    Every 20th scene would always meet the same kinds where 20 and their number have a common divisor. So the choice
+    moves on by a scene after each common period, until it has met all.
+    """
+    shift = index // math.lcm(num_kinds, TEST_EVERY) % math.gcd(num_kinds, TEST_EVERY)
+    return (index + shift) % TEST_EVERY == TEST_EVERY // 4
+
+
+def scene_id(seed: int) -> str:
+    """Name the clip of a scene's seed."""
+    return f"scene_{seed:09d}"
+
+
+def _digest_of(backgrounds: Sequence[Path], textures: Sequence[Path]) -> str:
+    """Return a short digest of the names and sizes of photographs; "" for none."""
+    if not backgrounds and not textures:
+        return ""
+    found = [[(path.name, path.stat().st_size) for path in paths] for paths in (backgrounds, textures)]
+    return hashlib.sha1(repr(found).encode()).hexdigest()[:12]
+
+
+def _render_scene(
+    folder: Path,
+    seed: int,
+    split: str,
+    size: tuple[int, int],
+    kind: str | None,
+    pairs: int,
+    backgrounds: Sequence[Path],
+    textures: Sequence[Path],
+) -> ClipRow:
+    from data.scenes.scene import make_scene
+
+    scene = make_scene(seed, size=size, kind=kind, backgrounds=backgrounds, textures=textures)
+    spectrum = scene.spectrum(STORED_BINS, PERIOD_S)  # (24, 4, H, W)
+    # spread over the period, away from frame 0
+    times_s = (np.arange(pairs) + np.random.default_rng([seed, 7]).random(pairs)) / max(pairs, 1) * PERIOD_S
+    reliable = torch.ones(1, *size)
+    content = ClipContent(
+        scene.picture(),
+        spectrum,
+        pairs=tuple(Pair(scene.frame(t), scene.flow(t), reliable, t) for t in times_s.tolist()),
+    )
+    write_clip(folder, scene_id(seed), content)
+    figures = motion_figures(mean_displacement(spectrum))
+    return ClipRow(scene_id(seed), f"scene:{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **figures)

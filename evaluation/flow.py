@@ -1,0 +1,345 @@
+"""What `evaluate.py flow` computes: every optical flow method on real clips and on rendered scenes, in one table."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cli.parser import UsageError, choose_device
+from cli.run import EXIT_SKIPPED
+from data.media import MediaError
+from data.optical_flow import estimate_flow, visible_flow
+from data.prepare_clip import read_clip
+from data.scenes.scene import Scene, make_scene
+from evaluation import out_folder
+from metrics.images import SequenceMetrics
+from models.frame_synthesis import splat_image
+from motion.flow import MOTION_AREA_PX, magnitude
+from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
+from splatting import sum_splat
+
+logger = logging.getLogger(__name__)
+
+TABLE_METHODS = ("dis_fast", "dis_x2", "dis", "farneback")
+# a pixel that changes by less than this shows nothing
+UNCHANGED = 2 / 255
+# slope of the luminance, blurred over 1.5 px, from which a pixel counts as textured, per px
+TEXTURED_SLOPE = 0.02
+# neighbours whose exact flow differs by more than this have an edge between them
+EDGE_JUMP_PX = 0.5
+EDGE_DISTANCE_PX = 2
+# where more than this many pixels of frame 0 arrive, one hides another
+HIDDEN_MASS = 1.5
+
+COLUMN_NOTES = (
+    "psnr_db, ssim: frame 0 splatted (average) along the estimate; visible_: after unseen flow was set to zero",
+    "epe_px: median over scenes of the mean end-point error on textured pixels more than 2 px from an occlusion edge "
+    "and not hidden (clear_share of all)",
+)
+UNCHANGED_NOTES = (
+    "mean |F|, px, the largest of a clip, over the pixels that change by less than 2/255: |I_t - I_0|, the largest "
+    "colour's or (mean_colour_) the mean over colours",
+    "clip_max, clip_p95, clip_mean: of a pixel's changes over the measured frames; area: of the pixel and its eight "
+    "neighbours in a frame; pixel: of the pixel in a frame, where moving texture meets its own colour by chance",
+    "share_: how many of all pixels these are, mean over clips",
+)
+
+
+@dataclass(frozen=True)
+class FlowClip:
+    """Frame 0 (3, H, W), frames (T, 3, H, W) to find the flow to, and the exact flow (T, 2, H, W) px where known."""
+
+    name: str
+    first: Tensor
+    frames: Tensor
+    exact: Tensor | None = None
+
+
+@dataclass
+class FlowTables:
+    """What `measure_flow` found.
+
+    Attributes:
+        methods: rows of the table, one a method.
+        by_clip: one a method and clip or scene.
+        unchanged: one a method and "estimate" or "visible": flow where nothing changes, by reading.
+        left_out: (video, why) of those that could not be measured.
+    """
+
+    methods: list[dict[str, Any]] = field(default_factory=list)
+    by_clip: list[dict[str, Any]] = field(default_factory=list)
+    unchanged: list[dict[str, Any]] = field(default_factory=list)
+    left_out: list[tuple[Path, str]] = field(default_factory=list)
+
+
+def read_flow_clip(path: Path, every: int, *, area: int = MOTION_AREA_PX) -> FlowClip:
+    """Read every N-th frame of a video on its motion grid; MediaError when it cannot be read or is a single frame."""
+    video = read_clip(path, area=area)
+    if len(video.frames) < 2:
+        raise MediaError(f"{path}: holds a single frame; give a video that moves")
+    return FlowClip(path.stem, video.frames[0], video.frames[min(every, len(video.frames) - 1) :: every])
+
+
+def find_scenes(count: int, *, first_seed: int = 0, motion_px: tuple[float, float] = (1.5, 2.5)) -> list[Scene]:
+    """Return the first `count` scenes from `first_seed` on whose mean displacement, px, lies between two bounds."""
+    scenes: list[Scene] = []
+    seed = first_seed
+    while len(scenes) < count:
+        scene = make_scene(seed)
+        if motion_px[0] <= float(mean_displacement(scene.spectrum()).mean()) <= motion_px[1]:
+            scenes.append(scene)
+        seed += 1
+    return scenes
+
+
+def render_flow_clip(scene: Scene, every: int) -> FlowClip:
+    """Render every N-th frame of a scene as it is seen (blur, grain), with the exact flow to it."""
+    times_s = [index / FPS for index in range(every, NUM_FRAMES, every)]
+    frames = torch.stack([scene.frame(time_s) for time_s in times_s])
+    exact = torch.stack([scene.flow(time_s) for time_s in times_s])
+    return FlowClip(f"{scene.kind} {scene.seed}", scene.picture(), frames, exact)
+
+
+def measure_flow(
+    videos: Sequence[Path],
+    methods: Iterable[str] = TABLE_METHODS,
+    *,
+    every: int = 12,
+    scenes: Sequence[Scene] = (),
+    scene_every: int = 24,
+    **options: Any,
+) -> FlowTables:
+    """Measure flow methods on real clips and on rendered scenes.
+
+    A video that cannot be read is logged in one line and left out. Columns of `methods`:
+
+    Over clips "psnr_db", "ssim" of frame 0 splatted along the estimate ("average", holes filled from frame 0),
+    "visible_psnr_db", "visible_ssim" after `visible_flow`; over scenes "epe_px", "visible_epe_px": median over scenes
+    of the mean error of the estimate and of the visible flow, on textured pixels more than 2 px from an occlusion edge
+    and not hidden. "cpu_s_per_pair" is process time of the estimate. For `unchanged` see UNCHANGED_NOTES.
+
+    Args:
+        videos: real clips.
+        methods: of `estimate_flow`.
+        every: which frames of a clip are measured: N, 2 N ...
+        scenes: of `find_scenes`.
+        scene_every: the same for scenes.
+        options: further arguments of `estimate_flow` (weights, device).
+
+    Raises:
+        FlowError: a method cannot run.
+    """
+    methods, tables = list(methods), FlowTables()
+    # the result of DIS, and its time, depend on how many threads share a picture
+    cv2.setNumThreads(1)
+    # before the first clip is measured: a method that cannot run
+    for method in methods:
+        estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method=method, **options)
+    still: list[dict[str, Any]] = []
+    for source in [*videos, *scenes]:
+        try:
+            clip = render_flow_clip(source, scene_every) if isinstance(source, Scene) else read_flow_clip(source, every)
+            found = [_measure_clip(clip, method, options) for method in methods]
+        except (MediaError, OSError, cv2.error) as error:
+            reason = " ".join(str(error).split())
+            logger.warning("%s is left out: %s", source, reason)
+            tables.left_out.append((source, reason))
+            continue
+        tables.by_clip += [figures for figures, _ in found]
+        still += [row for _, rows in found for row in rows]
+    for method in methods if tables.by_clip else ():
+        figures = [row for row in tables.by_clip if row["row"] == method]
+        tables.methods.append({"row": method, **_summarise(figures)})
+    for name in dict.fromkeys(row["row"] for row in still):
+        tables.unchanged.append({"row": name, **_largest([row for row in still if row["row"] == name])})
+    return tables
+
+
+def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
+    """Find the pixels whose flow can be told from the pictures.
+
+    Textured (the luminance's slope, blurred over 1.5 px, is above .02 a px), and more than 2 px from an occlusion edge:
+    from a jump of the exact flow of more than .5 px between neighbours, and from pixels that share the place where they
+    arrive with another, one of which is hidden in frame t.
+
+    Args:
+        first: (3, H, W) in [0, 1].
+        exact: (2, H, W) px.
+
+    Returns:
+        (H, W) bool.
+    """
+    grey = first.mean(0).numpy()
+    slope = np.hypot(cv2.Sobel(grey, -1, 1, 0) / 8, cv2.Sobel(grey, -1, 0, 1) / 8)
+    textured = cv2.GaussianBlur(slope, (0, 0), 1.5) > TEXTURED_SLOPE
+    edge = torch.zeros(exact.shape[1:], dtype=torch.bool)
+    across = (exact.diff(dim=2).abs() > EDGE_JUMP_PX).any(0)  # (H, W-1)
+    down = (exact.diff(dim=1).abs() > EDGE_JUMP_PX).any(0)  # (H-1, W)
+    edge[:, 1:] |= across
+    edge[:, :-1] |= across
+    edge[1:] |= down
+    edge[:-1] |= down
+    mass = sum_splat(torch.ones(1, 1, *edge.shape), exact[None])[0, 0].numpy()
+    rows, columns = np.indices(edge.shape, dtype=np.float32)
+    dx, dy = exact.numpy()
+    # outside nothing can be told either
+    arrived = cv2.remap(
+        mass, columns + dx, rows + dy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=9.0
+    )
+    unclear = edge.numpy() | (arrived > HIDDEN_MASS)
+    side = 2 * EDGE_DISTANCE_PX + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
+    return torch.from_numpy(textured & ~cv2.dilate(unclear.astype(np.uint8), disc).astype(bool))
+
+
+@torch.no_grad()
+def _measure_clip(
+    clip: FlowClip, method: str, options: dict[str, Any]
+) -> tuple[dict[str, Any], list[dict[str, float | str]]]:
+    """Return a clip's figures, and its rows of flow where nothing changes (none for a scene)."""
+    started = time.process_time()
+    flow = estimate_flow(clip.first, clip.frames, method=method, **options)
+    cpu_s = (time.process_time() - started) / len(clip.frames)
+    visible, _ = visible_flow(clip.first, clip.frames, flow)
+    figures: dict[str, Any] = {"row": method, "clip": clip.name, "frames": len(clip.frames), "cpu_s_per_pair": cpu_s}
+    if clip.exact is not None:
+        return figures | _end_point_errors(clip, flow, visible), []
+    still = []
+    for prefix, kind, values in (("", "estimate", flow), ("visible_", "visible", visible)):
+        found = _splat_figures(clip, values)
+        figures |= {f"{prefix}psnr_db": found["psnr_db"], f"{prefix}ssim": found["ssim"]}
+        still.append({"row": f"{method}, {kind}", **unchanged_flow(clip, values)})
+    return figures, still
+
+
+def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
+    """Return mean |F|, px, over the pixels that change by less than 2/255, for each reading of that (UNCHANGED_NOTES).
+
+    Args:
+        clip: with frames (T, 3, H, W).
+        flow: (T, 2, H, W) px.
+
+    Returns:
+        The readings, and "share_" of each: how many of all pixels it means.
+    """
+    size, figures, shares = magnitude(flow), {}, {}
+    by_colour = (clip.frames - clip.first).abs()  # (T, 3, H, W)
+    for prefix, change in (("", by_colour.amax(1, keepdim=True)), ("mean_colour_", by_colour.mean(1, keepdim=True))):
+        readings = {
+            "clip_max": change.amax(0, keepdim=True),
+            "clip_p95": change.quantile(0.95, dim=0, keepdim=True),
+            "clip_mean": change.mean(0, keepdim=True),
+            "area": F.max_pool2d(change, 3, 1, 1),
+            "pixel": change,
+        }
+        for name, values in readings.items():
+            unchanged = (values < UNCHANGED).expand_as(size)
+            figures[prefix + name] = _mean(size[unchanged])
+            shares[f"share_{prefix}{name}"] = float(unchanged.float().mean())
+    return figures | shares
+
+
+def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:
+    names = [name for name in rows[0] if name != "row"]
+    return {name: (fmean if name.startswith("share_") else max)(row[name] for row in rows) for name in names}
+
+
+def _splat_figures(clip: FlowClip, flow: Tensor) -> dict[str, float]:
+    metrics = SequenceMetrics()
+    for values, frames in zip(flow.split(4), clip.frames.split(4), strict=True):
+        first = clip.first.expand(len(frames), -1, -1, -1)
+        metrics.add(splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0], frames)
+    return metrics.finish(clip.name)
+
+
+def _end_point_errors(clip: FlowClip, flow: Tensor, visible: Tensor) -> dict[str, float | None]:
+    errors: dict[str, list[float]] = {"epe_px": [], "visible_epe_px": []}
+    shares = []
+    for exact, one, other in zip(clip.exact, flow, visible, strict=True):
+        clear = clear_texture(clip.first, exact)
+        shares.append(float(clear.float().mean()))
+        if not clear.any():
+            continue
+        for name, values in (("epe_px", one), ("visible_epe_px", other)):
+            errors[name].append(float(magnitude((values - exact)[None])[0, 0][clear].mean()))
+    means = {name: fmean(values) if values else None for name, values in errors.items()}
+    return {**means, "clear_share": fmean(shares)}
+
+
+def _mean(values: Tensor) -> float:
+    return float(values.mean()) if values.numel() else 0.0
+
+
+def _summarise(clips: list[dict[str, Any]]) -> dict[str, Any]:
+    """Means over real clips, medians over scenes, seconds over all pairs."""
+    real = [clip for clip in clips if "psnr_db" in clip]
+    rendered = [clip for clip in clips if clip.get("epe_px") is not None]
+    row: dict[str, Any] = {}
+    if real:
+        row |= {name: fmean(clip[name] for clip in real) for name in ("psnr_db", "ssim")}
+        row |= {name: fmean(clip[name] for clip in real) for name in ("visible_psnr_db", "visible_ssim")}
+    if rendered:
+        row |= {name: median(clip[name] for clip in rendered) for name in ("epe_px", "visible_epe_px")}
+        row["clear_share"] = fmean(clip["clear_share"] for clip in rendered)
+    pairs = sum(clip["frames"] for clip in clips)
+    seconds = sum(clip["cpu_s_per_pair"] * clip["frames"] for clip in clips)
+    return {**row, "cpu_s_per_pair": seconds / pairs, "clips": len(real), "scenes": len(rendered), "pairs": pairs}
+
+
+def make_table(args: argparse.Namespace) -> int:
+    """Measure the methods; write --out, --out/by_clip and --out/unchanged; 3 when a video is bad or a folder empty."""
+    from data.find_clips import list_videos
+    from data.optical_flow import METHODS
+    from metrics.images import write_results
+
+    # Early checks
+    out = out_folder(args, "flow")
+    methods = args.methods or TABLE_METHODS
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise UsageError(f"--methods {unknown[0]}: no such method; right: {', '.join(METHODS)}")
+    if args.raft_weights is not None and "raft" not in methods:
+        raise UsageError("--raft-weights: only for RAFT; give --methods raft, and the others that you want")
+    device = choose_device(args.device)
+    found = {path: list_videos(path) for path in args.videos}
+    empty = [path for path in found if not found[path]]
+    for path in empty:
+        logger.warning("%s: no videos in this folder", path)
+    videos = [video for path in args.videos for video in found[path]]
+    if not videos and not args.scenes:
+        raise UsageError("--videos: name videos, or give --scenes N")
+
+    # Measure
+    scenes = find_scenes(args.scenes, first_seed=args.seed)
+    options = {"weights": args.raft_weights, "device": str(device)}
+    tables = measure_flow(videos, methods, every=args.every, scenes=scenes, **options)
+    if not tables.methods:
+        raise UsageError(f"--videos: none of the {len(videos)} can be measured")
+
+    # Write
+    left_out = "".join(f"; left out: {path} ({reason})" for path, reason in tables.left_out)
+    data = (
+        f"data: {len(videos) - len(tables.left_out)} videos, every {args.every}th frame{left_out}; "
+        f"{len(scenes)} scenes from seed {args.seed} on with a mean motion of 1.5 to 2.5 px, every 24th frame; "
+        f"device {device}"
+    )
+    command = f"command: {args.command}"
+    print(write_results(out, tables.methods, title="Optical flow", notes=[data, *COLUMN_NOTES, command]))
+    write_results(out / "by_clip", tables.by_clip, title="The same by clip and scene", notes=[data, command])
+    if tables.unchanged:
+        notes = [data, *UNCHANGED_NOTES, command]
+        print(write_results(out / "unchanged", tables.unchanged, title="Flow where nothing changes", notes=notes))
+    logger.info("written to %s", out)
+    return EXIT_SKIPPED if tables.left_out or empty else 0

@@ -1,0 +1,175 @@
+"""Figures of predicted motion against real clips: where it falls, how strong each bin is, how samples differ.
+
+All maps lie on a clip's own grid, px of that grid; `evaluation/motion/measure.py` makes tables of these figures.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Iterable
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from motion.flow import MOVING_PX, default_grid_scale, magnitude
+from motion.spectrum import NUM_FRAMES, mean_displacement, spectrum_to_flow
+
+# A pixel of a clip moves where its mean displacement is above MOVING_PX and this share of the clip's 95th percentile.
+MASK_SHARE, MASK_QUANTILE = 0.5, 0.95
+# Blurs of the image gradient beside the gradient itself, px of a grid of 256 x 160; the strongest of these rows is what
+# a model is compared with. On the real test clips: .29 as it is, then .38 .41 .44 .46, and less again at 48 and 64 px.
+GRADIENT_SIGMAS_PX = (0.0, 4.0, 8.0, 16.0, 32.0)
+# Below this a bin, or a clip, has no motion that a ratio could be taken to.
+LEAST_PX = 1e-3
+
+TRIVIAL = (
+    "uniform",
+    "random",
+    *(f"image gradient, blur {sigma:g} px" if sigma else "image gradient" for sigma in GRADIENT_SIGMAS_PX),
+)
+
+
+# ------------------------------------------------------------------------------------------------ where it moves
+
+
+def moving_mask(mean_px: Tensor) -> Tensor:
+    """Tell where a clip moves: mean |F| (1, H, W) px above max(.25 px, half of its 95th percentile), as booleans.
+
+    The .25 px are of a grid of 256 x 160 and fewer on a smaller one; `mean_px` is in px of its own.
+    """
+    least_px = MOVING_PX / default_grid_scale(*mean_px.shape[-2:])
+    strong_px = float(mean_px.flatten().float().quantile(MASK_QUANTILE))
+    return mean_px > max(least_px, MASK_SHARE * strong_px)
+
+
+def average_precision(scores: Tensor, mask: Tensor) -> float:
+    """Return the average precision of `scores` for finding the pixels of `mask`, exactly.
+
+    AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores from the highest down, P_n and R_n being precision and
+    recall of the pixels that score at least the n-th. Equal scores are one step, so that a constant map gets the
+    mask's share whatever the order of the pixels.
+
+    Args:
+        scores: real numbers of any shape, higher where motion is expected.
+        mask: booleans of the same number of elements.
+
+    Raises:
+        ValueError: sizes that differ, an empty mask, a score that is NaN.
+    """
+    scores, mask = scores.detach().flatten().double().cpu(), mask.detach().flatten().bool().cpu()
+    if scores.shape != mask.shape:
+        raise ValueError(f"mask: expected {scores.numel()} elements as in scores, got {mask.numel()}")
+    if not bool(mask.any()):
+        raise ValueError("mask: expected at least one true element, got none")
+    if bool(scores.isnan().any()):
+        raise ValueError("scores: expected numbers, got NaN")
+    scores, order = scores.sort(descending=True)
+    hits = mask[order].double().cumsum(0)  # (N,) true ones among the first n
+    last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])]).nonzero().flatten()  # end of each tie
+    found = hits[last]
+    precision = found / (last + 1)
+    recall_step = torch.diff(found, prepend=found.new_zeros(1)) / hits[-1]
+    return float((recall_step * precision).sum())
+
+
+def chance_corrected(precision: float, share: float) -> float:
+    """Return (AP - p) / (1 - p): 0 for a map that knows nothing of a mask of share p < 1, 1 for a perfect one."""
+    if not 0 <= share < 1:
+        raise ValueError(f"share: expected 0 to 1, 1 excluded, got {share}")
+    return (precision - share) / (1 - share)
+
+
+def corrected_precision(scores: Tensor, mask: Tensor) -> float | None:
+    """Return the chance-corrected average precision; None where the mask is empty or full and says nothing."""
+    share = float(mask.double().mean()) if mask.numel() else 0.0
+    if not 0 < share < 1:
+        return None
+    return chance_corrected(average_precision(scores, mask), share)
+
+
+def image_gradient(image: Tensor, sigma_px: float) -> Tensor:
+    """Return |grad| of the grey picture (3, H, W) by central differences, blurred by a Gaussian (0: not): (1, H, W)."""
+    grey = image.float().mean(0)  # (H, W)
+    size = torch.stack(torch.gradient(grey)).square().sum(0).sqrt()
+    if sigma_px == 0:
+        return size[None]
+    blurred = cv2.GaussianBlur(size.cpu().numpy(), (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
+    return torch.from_numpy(blurred)[None]
+
+
+def trivial_maps(image: Tensor, seed: int, name: str) -> dict[str, Tensor]:
+    """Return what any model must beat at finding motion, (1, H, W) each; random numbers by the seed and the name."""
+    size = (1, *image.shape[-2:])
+    noise = torch.from_numpy(np.random.default_rng([seed, zlib.crc32(name.encode())]).random(size))
+    scale = default_grid_scale(*size[1:])
+    gradients = [image_gradient(image, sigma_px / scale) for sigma_px in GRADIENT_SIGMAS_PX]
+    return dict(zip(TRIVIAL, [torch.ones(size), noise, *gradients], strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ how strong
+
+
+def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
+    """Return the mean over the pixels of maps (..., H, W), weighted by (1, H, W); 0 where nothing has weight."""
+    return (maps * weight).sum((-2, -1)) / weight.sum().clamp(min=1e-6)
+
+
+def bin_ratios(predicted_px: Tensor, real_px: Tensor) -> tuple[float, Tensor] | None:
+    """Split predicted over real amplitudes (K,) into one gain, their geometric mean, and what is left per bin.
+
+    Returns:
+        gain and (K,) ratios after it, NaN in bins where the clip has under .001 px; None where all have.
+        Predictions count as at least .001 px, so that a still has a gain.
+    """
+    moves = real_px >= LEAST_PX
+    if not bool(moves.any()):
+        return None
+    logs = (predicted_px.clamp(min=LEAST_PX) / real_px).log()
+    gain = logs[moves].mean()
+    return float(gain.exp()), torch.where(moves, (logs - gain).exp(), torch.nan)
+
+
+def factor(ratios: Iterable[float]) -> float | None:
+    """Return the geometric mean of max(r, 1 / r); None of nothing. NaN is left out."""
+    logs = [abs(math.log(ratio)) for ratio in ratios if not math.isnan(ratio)]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
+# ------------------------------------------------------------------------------------------------ other figures
+
+
+def mean_motion(spectrum: Tensor) -> Tensor:
+    """Return mean |F_t| over the frames of one period, (..., 1, H, W) px; of a difference it is the end-point error."""
+    return mean_displacement(spectrum, num_samples=NUM_FRAMES)
+
+
+def roughness(spectrum: Tensor, num_phases: int = 30) -> float | None:
+    """Return mean |grad F| / mean |F| over pixels and frames, 1 / px: how fast motion changes from pixel to pixel.
+
+    |grad F| is the root of the squared differences to the right and lower neighbours, of both directions. None where
+    nothing moves.
+    """
+    flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
+    right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
+    down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
+    moved_px = float(magnitude(flow).mean())
+    return float((right + down).sqrt().mean()) / moved_px if moved_px >= LEAST_PX else None
+
+
+def seam_px(spectrum: Tensor) -> float:
+    """Return the mean over pixels of |F_T - F_0|, px: the jump of a video that repeats after one period."""
+    ends = spectrum_to_flow(spectrum, torch.tensor([0.0, 1.0], dtype=torch.float64))  # (2, 2, H, W)
+    return float(magnitude(ends[1] - ends[0]).mean())
+
+
+def diversity(spectra: Tensor) -> float | None:
+    """Return mean |F_a - F_b| over the pairs of samples (M, K, 4, H, W), over their mean |F|; None without a pair."""
+    moved_px = float(torch.stack([mean_motion(one).mean() for one in spectra]).mean())
+    apart = [float(mean_motion(spectra[a] - spectra[b]).mean()) for a in range(len(spectra)) for b in range(a)]
+    return sum(apart) / len(apart) / moved_px if apart and moved_px >= LEAST_PX else None
+
+
+# ------------------------------------------------------------------------------------------------ averages by source
