@@ -26,8 +26,8 @@ from animation.rendering import (
     load_renderer,
     note_sizes,
     plan,
+    read_images,
     read_mask_of,
-    read_pictures,
     render_video,
 )
 from animation.sampling import load_pipeline, loop_guidance, loop_phase
@@ -58,7 +58,7 @@ def make_parser() -> Parser:
 
 def choose_outputs(pictures: list[Path], out: Path, wanted: str | None) -> tuple[list[Path], str]:
     """Return one output path a picture and the format: --out may be a file for one picture, else it is a folder."""
-    from data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES
+    from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     named = VIDEO_NAMES.get(out.suffix.lower())
     if named and not out.is_dir():
@@ -67,7 +67,7 @@ def choose_outputs(pictures: list[Path], out: Path, wanted: str | None) -> tuple
         if len(pictures) > 1:
             raise UsageError(f"--out {out}: a file, but there are {len(pictures)} pictures; right: a folder")
         return [out], named
-    if not named and out.suffix.lower() in VIDEO_SUFFIXES + PICTURE_SUFFIXES and not out.is_dir():
+    if not named and out.suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES and not out.is_dir():
         right = ", ".join(VIDEO_NAMES)
         raise UsageError(f"--out {out}: {out.suffix} is not written; right: a name that ends in {right}, or a folder")
     video_format = wanted or "mp4"
@@ -92,7 +92,7 @@ def read_inputs(args: argparse.Namespace, picture: Path) -> tuple:
     """
     from motion.motion_file import load_motion
 
-    image, source = read_pictures(picture, args.size)
+    image, source = read_images(picture, args.size)
     mask = read_mask_of(args, image)
     motion = load_motion(args.motion) if args.motion else None
     if motion is not None:
@@ -167,11 +167,11 @@ def main(argv: list[str] | None = None) -> int:
     check_playback_flags(args)
     sampling_options(args)
 
-    from data.media import list_pictures, read_mask
+    from data.media import list_images, read_mask
 
     # Input and output
     many = len(args.pictures) > 1 or any(path.is_dir() for path in args.pictures)
-    pictures = list_pictures(args.pictures)
+    pictures = list_images(args.pictures)
     for flag, path in (("--motion", args.motion), ("--motion-out", args.motion_out)):
         if path and len(pictures) > 1:
             raise UsageError(f"{flag} {path}: belongs to one picture, there are {len(pictures)}; right: one picture")

@@ -135,13 +135,13 @@ def read_upload(picture: str | Path | None, size_px: int) -> tuple[torch.Tensor,
     Raises:
         MediaError: none, or one that `data.media.read_image` refuses; one line that calls it what its owner does.
     """
-    from animation.rendering import read_pictures
+    from animation.rendering import read_images
     from data.media import MediaError
 
     if picture is None:
         raise MediaError("no picture yet; upload one first")
     try:
-        return read_pictures(Path(picture), size_px)
+        return read_images(Path(picture), size_px)
     except MediaError as error:
         raise MediaError(str(error).replace(str(picture), Path(picture).name)) from error
 

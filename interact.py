@@ -15,8 +15,13 @@ from pathlib import Path
 
 from animation.flags import add_rendering_flags, add_sampling_flags, sampling_options
 from animation.interactive_page import build_page, page_modes
-from animation.interactive_video import add_poke_flags, check_poke_flags, check_pokes, poke_on_video
-from animation.rendering import note_sizes, read_pictures
+from animation.interactive_video import (
+    add_interaction_flags,
+    check_interaction_flags,
+    check_interactions,
+    video_of_interaction,
+)
+from animation.rendering import note_sizes, read_images
 from animation.sampling import load_pipeline
 from cli.parser import Parser, check_output_file, positive_int
 from cli.run import HALF_PRECISION, ON_CPU, command, run
@@ -37,7 +42,7 @@ def make_parser() -> Parser:
     add("--size", type=positive_int, default=PAGE_SIZE_PX, metavar="PX",
         help="long side of the picture in the page; never enlarged")  # fmt: skip
     add_sampling_flags(parser)
-    add_poke_flags(parser)
+    add_interaction_flags(parser)
     add_rendering_flags(parser, "seed", "device")
     return parser
 
@@ -50,15 +55,15 @@ def main(argv: list[str] | None = None) -> int:
     if not args.video:
         check_output_file(out, "--out", (".html", ".htm"))
     options = sampling_options(args)
-    check_poke_flags(args)
+    check_interaction_flags(args)
 
-    from data.media import atomic_path, picture_size
+    from data.media import atomic_path, read_image_size
     from motion.motion_file import load_motion
 
     # Picture and motion
-    height, width = picture_size(args.picture)
-    check_pokes(args.poke, height, width)
-    image, source = read_pictures(args.picture, args.size)
+    height, width = read_image_size(args.picture)
+    check_interactions(args.poke, height, width)
+    image, source = read_images(args.picture, args.size)
     if max(height, width) > args.size:
         size = (width, height, image.shape[-1], image.shape[-2])
         logger.info("%s: %d x %d px, scaled to %d x %d (--size)", args.picture, *size)
@@ -72,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
     if float(modes.amplitude.max()) == 0:
         logger.info("%s: nothing in it moves, the page will hold a still picture", args.flow or args.picture)
     if args.video:
-        return poke_on_video(args, image, modes, motion)
+        return video_of_interaction(args, image, modes, motion)
 
     # Page
     title = args.picture.stem.replace("_", " ").encode("utf-8", "replace").decode()  # file names may be any bytes

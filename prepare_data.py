@@ -132,10 +132,10 @@ def _scenes(args: Any) -> int:
 
 
 def _photographs(flag: str, paths: list[Path]) -> list[Path]:
-    from data.media import MediaError, list_pictures
+    from data.media import MediaError, list_images
 
     try:
-        return list_pictures(paths) if paths else []
+        return list_images(paths) if paths else []
     except MediaError as error:
         raise UsageError(f"--{flag}: {error}") from None
 

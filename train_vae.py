@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> int:
     from training.data_sets import combined_normalisation, export_model, open_sets, sets_with
     from training.loop import LoopOptions, train, training_device
     from training.motion_sets import motion_sets
-    from training.motion_vae import TRAINING_PRESETS, SliceDataset, latent_scale, reconstruction_figures, vae_loss
+    from training.motion_vae import TRAINING_PRESETS, SliceDataset, latent_scale, reconstruction_metrics, vae_loss
     from training.run_folder import open_run
 
     # Data
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
         normalisation = normalisation.linear()
     motions = MotionDataset(sets, split="train", num_bins=args.bins, size=args.grid, augment=not args.no_augment)
     test_sets = sets_with(sets, "test")
-    held_out = (
+    validation = (
         MotionDataset(test_sets, split="test", num_bins=args.bins, size=args.grid, augment=False) if test_sets else None
     )
 
@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             functools.partial(vae_loss, latent_shape=latent_shape),
             options,
             run_folder,
-            validate=functools.partial(reconstruction_figures, motions=held_out) if held_out else None,
+            validate=functools.partial(reconstruction_metrics, motions=validation) if validation else None,
             progress=True,
         )
         whole = MotionDataset(sets, num_bins=args.bins, size=args.grid, augment=False)

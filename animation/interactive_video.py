@@ -24,7 +24,7 @@ SECONDS_AFTER = 4.0
 
 
 @dataclass(frozen=True)
-class PokeFlag:
+class InteractionFlag:
     """A --poke in px of the picture's file: the point (x, y) is drawn by (dx, dy), from `start_s` on."""
 
     text: str
@@ -35,7 +35,7 @@ class PokeFlag:
     start_s: float
 
     @classmethod
-    def parse(cls, text: str) -> PokeFlag:
+    def parse(cls, text: str) -> InteractionFlag:
         """Read X,Y,DX,DY@SECONDS; argparse.ArgumentTypeError says what would be right."""
         numbers, _, start = text.partition("@")
         try:
@@ -48,13 +48,13 @@ class PokeFlag:
         return poke
 
 
-def add_poke_flags(parser: Parser) -> None:
+def add_interaction_flags(parser: Parser) -> None:
     """Add the group of flags that make a video in place of a page."""
     group = parser.add_argument_group("video of pokes", "the same simulation, rendered by the neural renderer")
     add = group.add_argument
     add("--video", type=Path, metavar="OUT.mp4", help="write this video, and no page")
     poke = "draw the point X,Y by DX,DY at a time and let go, .4 s later; px of the picture's file; may be repeated"
-    add("--poke", type=PokeFlag.parse, nargs="+", action="extend", default=[], metavar="X,Y,DX,DY@S", help=poke)
+    add("--poke", type=InteractionFlag.parse, nargs="+", action="extend", default=[], metavar="X,Y,DX,DY@S", help=poke)
     add("--seconds", type=positive_float, metavar="S", help="length; default: to 4 s after the last poke")
     add("--fps", type=positive_float, default=30.0, metavar="N", help="frames a second")
     add("--damping", type=positive_float, default=DEFAULT_DAMPING, metavar="XI", help="of all modes, 1 is critical")
@@ -67,14 +67,14 @@ def add_poke_flags(parser: Parser) -> None:
 VIDEO_FLAGS = ("poke", "seconds", "fps", "damping", "wind", "splat", "preview")
 
 
-def check_pokes(pokes: list[PokeFlag], height: int, width: int) -> None:
+def check_interactions(pokes: list[InteractionFlag], height: int, width: int) -> None:
     """Raise UsageError for a poke outside a picture of this size."""
     for poke in pokes:
         if not (0 <= poke.x < width and 0 <= poke.y < height):
             raise UsageError(f"--poke {poke.text}: outside the picture, which has {width} x {height} px")
 
 
-def check_poke_flags(args: argparse.Namespace) -> None:
+def check_interaction_flags(args: argparse.Namespace) -> None:
     """Check the flags before anything is loaded.
 
     Raises:
@@ -83,7 +83,7 @@ def check_poke_flags(args: argparse.Namespace) -> None:
     check_precision(args.precision, choose_device(args.device))
     if args.video is None:
         flags = Parser()
-        add_poke_flags(flags)
+        add_interaction_flags(flags)
         for name in VIDEO_FLAGS:
             if getattr(args, name) != flags.get_default(name):
                 raise UsageError(f"--{name}: belongs to a video; right: --video OUT.mp4 beside it")
@@ -109,11 +109,11 @@ def num_frames(args: argparse.Namespace) -> int:
     return round((args.seconds or last + SECONDS_AFTER) * args.fps)
 
 
-def poke_on_video(args: argparse.Namespace, image: torch.Tensor, modes: Modes, motion: Motion) -> int:
+def video_of_interaction(args: argparse.Namespace, image: torch.Tensor, modes: Modes, motion: Motion) -> int:
     """Simulate the pokes of the flags and render them to --video; returns the exit code.
 
     Args:
-        args: the flags of `add_poke_flags`, and picture, checkpoint, device, precision.
+        args: the flags of `add_interaction_flags`, and picture, checkpoint, device, precision.
         image: (3, H, W) in [0, 1], at the video's size.
         modes: of its motion.
         motion: what was predicted; it says what is near.
@@ -125,18 +125,18 @@ def poke_on_video(args: argparse.Namespace, image: torch.Tensor, modes: Modes, m
     from tqdm import tqdm
 
     from animation.rendering import load_renderer
-    from data.media import picture_size
+    from data.media import read_image_size
     from data.video_writer import VideoWriter
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.rendering import render_frames
     from motion.looping import Playback
-    from motion.modal import Poke, PokedMotion, Simulation, simulate_pokes
+    from motion.modal import Interaction, InteractiveMotion, Simulation, simulate_interactions
 
     # Pokes on the motion grid
-    height, width = picture_size(args.picture)
+    height, width = read_image_size(args.picture)
     down, across = modes.size[0] / height, modes.size[1] / width
     pokes = [
-        Poke((p.x + 0.5) * across - 0.5, (p.y + 0.5) * down - 0.5, p.dx * across, p.dy * down, p.start_s)
+        Interaction((p.x + 0.5) * across - 0.5, (p.y + 0.5) * down - 0.5, p.dx * across, p.dy * down, p.start_s)
         for p in args.poke
     ]
 
@@ -145,8 +145,8 @@ def poke_on_video(args: argparse.Namespace, image: torch.Tensor, modes: Modes, m
     simulation.wind = args.wind
     count = num_frames(args)
     renderer = None if args.preview else load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, args.splat)
-    flow = simulate_pokes(simulation, pokes, count, args.fps)  # (T, 2, h, w)
-    poked = PokedMotion(flow=flow, num_frames=count, fps=args.fps, nearness=motion.importance())
+    flow = simulate_interactions(simulation, pokes, count, args.fps)  # (T, 2, h, w)
+    poked = InteractiveMotion(flow=flow, num_frames=count, fps=args.fps, nearness=motion.importance())
     playback = Playback(torch.arange(count, dtype=torch.float64) / count, args.fps, loop=False)
     options = {"operator": args.splat, "device": choose_device(args.device), "precision": args.precision}
     with (

@@ -27,7 +27,7 @@ def read_mask_of(args: argparse.Namespace, image: torch.Tensor) -> torch.Tensor 
     return read_mask(args.mask, tuple(image.shape[-2:])) if args.mask else None
 
 
-def read_pictures(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def read_images(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Read a picture twice: at the video's long side `size`, and as motion is predicted from it, (3, H, W) each.
 
     Both come from the file and neither from the other, so each is the very picture that a script reading one has.
@@ -48,7 +48,7 @@ def note_sizes(motion: Motion, source: torch.Tensor, name: str) -> None:
         source: the picture (3, H, W) that motion would be predicted from.
         name: the file, for the message.
     """
-    from motion.motion_file import is_other_picture
+    from motion.motion_file import is_other_image
 
     height, width = source.shape[-2:]
     if motion.spectrum is None and tuple(motion.flow.shape[-2:]) != (height, width):
@@ -57,7 +57,7 @@ def note_sizes(motion: Motion, source: torch.Tensor, name: str) -> None:
             "%s: flow of %d x %d px is resized to the picture and rescaled (at %d x %d px: dx by %.3g, dy by %.3g)",
             *(name, columns, rows, width, height, width / columns, height / rows),
         )
-    elif is_other_picture(motion, source):
+    elif is_other_image(motion, source):
         logger.warning("%s: was made for another picture than this one; right: the motion of this picture", name)
     elif motion.image_size not in (None, (height, width)):
         logger.info(

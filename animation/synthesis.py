@@ -10,8 +10,8 @@ from animation.rendering import (
     load_renderer,
     note_sizes,
     plan,
+    read_images,
     read_mask_of,
-    read_pictures,
     render_video,
 )
 from cli.parser import Parser, check_precision, choose_device
@@ -39,7 +39,7 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
     video_format = args.format or "mp4"
     path = args.outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
     check_video_flags(args, [path], video_format)
-    image, source = read_pictures(args.image, args.size)
+    image, source = read_images(args.image, args.size)
     mask = read_mask_of(args, image)
     motion = load_motion(args.flow)
     motion.check_aspect(*source.shape[-2:], str(args.flow))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from animation.flags import check_steps
-from animation.rendering import load_renderer, read_pictures
+from animation.rendering import load_renderer, read_images
 from benchmarks import check_out_and_device
 from cli.parser import UsageError, check_precision
 
@@ -54,15 +54,15 @@ def check_flags(args: argparse.Namespace) -> None:
 def measure_animate(args: argparse.Namespace, device: torch.device) -> list[dict]:
     """Time prediction and rendering of one picture; every render row says its speed relative to the preview."""
     from benchmarks.measuring import measure
-    from data.media import list_pictures
+    from data.media import list_images
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.motion_pipeline import MotionPipeline
     from models.rendering import render_frames
     from motion.looping import plan_playback
 
     checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
-    picture = args.picture or list_pictures([SAMPLES])[0]
-    image, source = read_pictures(picture, args.size)
+    picture = args.picture or list_images([SAMPLES])[0]
+    image, source = read_images(picture, args.size)
     playback = plan_playback(seconds=args.frames / 30, fps=30)
     renderers = {
         "render, image space (baseline)": (None, "softmax"),

@@ -129,7 +129,7 @@ def predict(pipeline: MotionPipeline, single: FrequencyUNet, image: Tensor, job:
     if job.scheme == BATCHED:
         return pipeline(image, num_samples=job.samples, seed=job.seed, max_batch=job.samples, **options)
     with torch.no_grad():
-        condition, expected_px = pipeline.read_pictures(image, job.precision)  # (1, Cc + K C, h, w)
+        condition, expected_px = pipeline.read_images(image, job.precision)  # (1, Cc + K C, h, w)
         features, magnitudes = condition.tensor_split([pipeline.unet.config.condition_channels], dim=1)
         own = [torch.cat([features, part], dim=1) for part in magnitudes.split(pipeline.vae.latent_channels, dim=1)]
         shape = (pipeline.unet.config.num_bins, pipeline.vae.latent_channels, *condition.shape[-2:])
@@ -191,7 +191,7 @@ def measure_motion(jobs: Sequence[Job], repeats: int) -> list[dict]:
 def _memory_of(job: Job, work: Callable[[], object], device: torch.device) -> float | None:
     """Return the peak memory of a row beyond the loaded networks, MB; on the CPU that of a fresh process."""
     if device.type == "cpu":
-        code = "from benchmarks.motion import tell_memory; tell_memory()"
+        code = "from benchmarks.motion import print_memory; print_memory()"
         job = replace(job, steps=min(job.steps, STEPS_FOR_MEMORY))
         asked = {**asdict(job), "threads": torch.get_num_threads()}
         # See `splat_benchmark.memory_on_cpu`.
@@ -204,7 +204,7 @@ def _memory_of(job: Job, work: Callable[[], object], device: torch.device) -> fl
     return peak_memory_mb(device) - before / 1e6
 
 
-def tell_memory() -> None:
+def print_memory() -> None:
     """Be the fresh process of a row: print by how much it grows, or null where the meter cannot be trusted."""
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(asked.pop("threads"))

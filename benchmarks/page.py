@@ -99,13 +99,13 @@ def make_table(args: argparse.Namespace) -> str:
 def write_pages(args: argparse.Namespace, device: Any, folder: Path) -> dict[int, Path]:
     """Predict the picture's motion and write the page of each size: {size: path}."""
     from animation.interactive_page import build_page, page_modes
-    from animation.rendering import read_pictures
-    from data.media import list_pictures, resize_image
+    from animation.rendering import read_images
+    from data.media import list_images, resize_image
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.motion_pipeline import MotionPipeline
 
-    picture = args.picture or list_pictures([SAMPLES])[0]
-    image, source = read_pictures(picture, max(args.sizes))
+    picture = args.picture or list_images([SAMPLES])[0]
+    image, source = read_images(picture, max(args.sizes))
     pipeline = MotionPipeline.load(args.checkpoint or DEFAULT_CHECKPOINT)
     motion = pipeline.to(device).predict(source, seed=args.seed)
     modes, pages = page_modes(motion, str(picture)), {}

@@ -112,7 +112,7 @@ def load_network(job: Job) -> FrameSynthesis | None:
     return FrameSynthesis(operator=job.method, **PRESETS[job.source]).eval()
 
 
-def make_picture(job: Job) -> tuple[torch.Tensor, Motion, Playback]:
+def make_image(job: Job) -> tuple[torch.Tensor, Motion, Playback]:
     """Make a picture (3, H, W) of noise, a smooth motion of it, and the frames to play, none of them at rest."""
     generator = torch.Generator().manual_seed(job.seed)
     image = torch.rand(3, *job.size, generator=generator)
@@ -145,7 +145,7 @@ def measure_render(jobs: Sequence[Job], repeats: int) -> list[dict]:
         methods = [job.method for job in jobs if job.size == size]
         first = next(job for job in jobs if job.size == size)
         listed = [replace(first, method=method) for method in dict.fromkeys([PREVIEW, *methods])]
-        picture, networks = make_picture(first), [load_network(job) for job in listed]
+        picture, networks = make_image(first), [load_network(job) for job in listed]
         works = [functools.partial(render, job, model, picture) for job, model in zip(listed, networks, strict=True)]
         for job, work in zip(listed, works, strict=True):
             logger.info("%s", job)
@@ -204,7 +204,7 @@ def splat_percent(work: Callable[[], object], device: torch.device) -> float | N
 def _memory_of(job: Job, work: Callable[[], object], device: torch.device) -> float | None:
     """Return the peak memory of a row beyond the loaded network, MB; on the CPU that of a fresh process."""
     if device.type == "cpu":
-        code = "from benchmarks.render import tell_memory; tell_memory()"
+        code = "from benchmarks.render import print_memory; print_memory()"
         return ask_process(code, {**asdict(job), "threads": torch.get_num_threads()})
     if device.type != "cuda":
         return None
@@ -214,15 +214,15 @@ def _memory_of(job: Job, work: Callable[[], object], device: torch.device) -> fl
     return peak_memory_mb(device) - before / 1e6
 
 
-def tell_memory() -> None:
+def print_memory() -> None:
     """Be the fresh process of a row: print by how much it grows, or null where the meter cannot be trusted."""
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(asked.pop("threads"))
     job = Job(**{**asked, "size": tuple(asked["size"])})
     model = load_network(job)
     small = replace(job, size=(32, 32), frames=1)
-    render(small, model, make_picture(small))  # loads code and starts threads, which are no part of the figure
-    print(json.dumps(resident_growth_mb(lambda: render(job, model, make_picture(job))) if meter_is_right() else None))
+    render(small, model, make_image(small))  # loads code and starts threads, which are no part of the figure
+    print(json.dumps(resident_growth_mb(lambda: render(job, model, make_image(job))) if meter_is_right() else None))
 
 
 def notes_of(job: Job, repeats: int) -> list[str]:

@@ -54,7 +54,7 @@ class Inputs(NamedTuple):
     copied: Tensor  # (B, C, H, W) where the plain copy writes
 
 
-class Contender(NamedTuple):
+class Case(NamedTuple):
     """What is timed: `call` makes the output, and its gradients are taken where the pass says so."""
 
     op: str
@@ -111,9 +111,9 @@ def choose_backends(names: Sequence[str] | None, device: torch.device) -> list[s
     return list(dict.fromkeys(names or there))
 
 
-def make_contenders(ops: Sequence[str], backends: Sequence[str], device: torch.device) -> list[Contender]:
+def make_cases(ops: Sequence[str], backends: Sequence[str], device: torch.device) -> list[Case]:
     """List what is timed: the copy, what the operators are held against, and every operator of every backend."""
-    found = [Contender(*COPY, lambda x: x.copied.copy_(x.values))]
+    found = [Case(*COPY, lambda x: x.copied.copy_(x.values))]
     # Every other operator is held against the average.
     by_hand = [op for op in ("sum", "average") if op in ops or op == "average" and set(ops) != {"sum"}]
     for direction in PASSES:
@@ -121,9 +121,9 @@ def make_contenders(ops: Sequence[str], backends: Sequence[str], device: torch.d
             if op in by_hand:
                 for name, written in hand_written(device).items():
                     call = functools.partial(written, normalise=op == "average")
-                    found.append(Contender(op, name, direction, call))
+                    found.append(Case(op, name, direction, call))
             if op in ops:
-                found += [Contender(op, b, direction, functools.partial(splat, backend=b)) for b in backends]
+                found += [Case(op, b, direction, functools.partial(splat, backend=b)) for b in backends]
     return found
 
 
@@ -143,14 +143,14 @@ def make_inputs(size: Size, seed: int, device: torch.device) -> Inputs:
     return Inputs(values, flow, importance, upstream, copied)
 
 
-def run_once(contender: Contender, inputs: Inputs) -> None:
+def run_once(case: Case, inputs: Inputs) -> None:
     """Run one pass; the backward one gives the gradients to all inputs that the operator has."""
-    if contender.direction == PASSES[0]:
+    if case.direction == PASSES[0]:
         with torch.no_grad():
-            contender.call(inputs)
+            case.call(inputs)
         return
-    wanted = inputs[: 3 if contender.op in WITH_IMPORTANCE else 2]
-    torch.autograd.grad(contender.call(inputs), wanted, inputs.upstream)
+    wanted = inputs[: 3 if case.op in WITH_IMPORTANCE else 2]
+    torch.autograd.grad(case.call(inputs), wanted, inputs.upstream)
 
 
 # Hand-written in torch ------------------------------------------------------------------------------------------
@@ -281,12 +281,12 @@ def measure_splatting(
     device: torch.device,
 ) -> list[dict]:
     """Return the rows of all sizes, then those of the first calls; what does not fit into memory is left out."""
-    contenders = make_contenders(ops, backends, device)
+    cases = make_cases(ops, backends, device)
     rows: list[dict] = []
     measured = []
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
         for size in sizes:
-            logger.info("%s: %d contenders, %d laps", name_of(size), len(contenders), WARM_UP_LAPS + repeats)
+            logger.info("%s: %d cases, %d laps", name_of(size), len(cases), WARM_UP_LAPS + repeats)
             try:
                 inputs, stopwatch = make_inputs(size, seed, device), Stopwatch(device)
             except (RuntimeError, MemoryError) as error:
@@ -294,42 +294,42 @@ def measure_splatting(
                     raise
                 logger.warning("%s is left out: its tensors do not fit into the memory", name_of(size))
                 continue
-            milliseconds, memory = run_laps(contenders, inputs, stopwatch, repeats)
+            milliseconds, memory = run_repeats(cases, inputs, stopwatch, repeats)
             del inputs, stopwatch
             if device.type == "cpu":
                 memory = memory_on_cpu(size, ops, backends, seed)
-            rows += make_rows(size, contenders, milliseconds, memory)
+            rows += make_rows(size, cases, milliseconds, memory)
             measured.append(size)
     if not measured:
         raise UsageError(f"--sizes {' '.join(map(name_of, sizes))}: none fits into the memory; right: smaller ones")
     return rows + [first_call(backend, measured[0], device) for backend in backends]
 
 
-def run_laps(
-    contenders: Sequence[Contender], inputs: Inputs, stopwatch: Stopwatch, repeats: int
+def run_repeats(
+    cases: Sequence[Case], inputs: Inputs, stopwatch: Stopwatch, repeats: int
 ) -> tuple[list[list[float]], list[float | None]]:
-    """Time the contenders in turn, so that what disturbs the machine hits all alike.
+    """Time the cases in turn, so that what disturbs the machine hits all alike.
 
     Returns:
-        per contender its times (ms), none where the memory is exhausted, and its peak memory (MB, None off CUDA).
+        per case its times (ms), none where the memory is exhausted, and its peak memory (MB, None off CUDA).
     """
-    milliseconds: list[list[float]] = [[] for _ in contenders]
-    memory: list[float | None] = [None for _ in contenders]
+    milliseconds: list[list[float]] = [[] for _ in cases]
+    memory: list[float | None] = [None for _ in cases]
     left_out = set()
     for lap in range(WARM_UP_LAPS + repeats):
-        for index, contender in enumerate(contenders):
+        for index, case in enumerate(cases):
             if index in left_out:
                 continue
             try:
-                taken = stopwatch(functools.partial(run_once, contender, inputs))
+                taken = stopwatch(functools.partial(run_once, case, inputs))
                 if lap < WARM_UP_LAPS:
-                    memory[index] = memory_on_cuda(contender, inputs)
+                    memory[index] = memory_on_cuda(case, inputs)
                 else:
                     milliseconds[index].append(taken)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                logger.warning("%s is left out: out of memory", contender)
+                logger.warning("%s is left out: out of memory", case)
                 left_out.add(index)
                 milliseconds[index], memory[index] = [], None
                 if inputs.values.is_cuda:
@@ -338,14 +338,14 @@ def run_laps(
 
 
 def make_rows(
-    size: Size, contenders: Sequence[Contender], milliseconds: Sequence[list[float]], memory: Sequence[float | None]
+    size: Size, cases: Sequence[Case], milliseconds: Sequence[list[float]], memory: Sequence[float | None]
 ) -> list[dict]:
-    """Return one flat row a contender."""
-    times = {c[:3]: statistics.median(taken) for c, taken in zip(contenders, milliseconds, strict=True) if taken}
+    """Return one flat row a case."""
+    times = {c[:3]: statistics.median(taken) for c, taken in zip(cases, milliseconds, strict=True) if taken}
     rows = []
-    for contender, taken, peak in zip(contenders, milliseconds, memory, strict=True):
-        op, backend, direction = contender[:3]
-        name = f"{name_of(size)}, {contender}"
+    for case, taken, peak in zip(cases, milliseconds, memory, strict=True):
+        op, backend, direction = case[:3]
+        name = f"{name_of(size)}, {case}"
         row: dict[str, Any] = {"row": name, "size": name_of(size), "op": op, "backend": backend, "pass": direction}
         rows.append(row)
         if not taken:
@@ -353,7 +353,7 @@ def make_rows(
         own, least = times[op, backend, direction], least_bytes(op, direction, size)
         # A copy of as many bytes would take the copy's time in proportion.
         copied = times[COPY] * least / least_bytes(*COPY[::2], size) if COPY in times else None
-        rivals = [ms for key, ms in times.items() if is_rival(key, op, direction)]
+        rivals = [ms for key, ms in times.items() if is_baseline(key, op, direction)]
         average = times.get(("average", backend, direction))
         row |= {"ms": own, "min_ms": min(taken), "max_ms": max(taken), "gb_per_s": least / own / 1e6}
         row |= {
@@ -365,7 +365,7 @@ def make_rows(
     return rows
 
 
-def is_rival(key: tuple[str, str, str], op: str, direction: str) -> bool:
+def is_baseline(key: tuple[str, str, str], op: str, direction: str) -> bool:
     """Tell whether an operator's speed is held against `key`: same op by hand, or for those without, the average."""
     hand_written_op, name, its_direction = key
     if its_direction != direction or name.split()[0] not in ("scatter_add", "index_add"):
@@ -388,26 +388,26 @@ def least_bytes(op: str, direction: str, size: Size) -> int:
 # Memory ---------------------------------------------------------------------------------------------------------
 
 
-def memory_on_cuda(contender: Contender, inputs: Inputs) -> float | None:
+def memory_on_cuda(case: Case, inputs: Inputs) -> float | None:
     """Return how far torch's allocator rises above the inputs in one pass, MB; None off CUDA."""
     if not inputs.values.is_cuda:
         return None
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    run_once(contender, inputs)
+    run_once(case, inputs)
     return (torch.cuda.max_memory_allocated() - before) / 1e6
 
 
 def memory_on_cpu(size: Size, ops: Sequence[str], backends: Sequence[str], seed: int) -> list[float | None]:
-    """Return per contender how far a fresh process rises above the inputs in one pass, MB; None where unknown."""
-    unknown = [None] * len(make_contenders(ops, backends, torch.device("cpu")))
+    """Return per case how far a fresh process rises above the inputs in one pass, MB; None where unknown."""
+    unknown = [None] * len(make_cases(ops, backends, torch.device("cpu")))
     job = {"size": size, "ops": ops, "backends": backends, "seed": seed, "threads": torch.get_num_threads()}
     # With a fixed threshold glibc hands every freed tensor back, so that the next pass has to ask for it again.
-    code = "from benchmarks.splatting_cases import tell_memory; tell_memory()"
+    code = "from benchmarks.splatting_cases import print_memory; print_memory()"
     return ask_process(code, job, MALLOC_MMAP_THRESHOLD_="65536") or unknown
 
 
-def tell_memory() -> None:
+def print_memory() -> None:
     """Be the fresh process of `memory_on_cpu`: print what was asked for, or null where the meter cannot be trusted."""
     job, cpu = json.loads(sys.argv[1]), torch.device("cpu")
     torch.set_num_threads(job["threads"])
@@ -416,9 +416,9 @@ def tell_memory() -> None:
         return
     inputs = make_inputs(tuple(job["size"]), job["seed"], cpu)
     found = []
-    for contender in make_contenders(job["ops"], job["backends"], cpu):
-        run_once(contender, inputs)  # loads its code and starts its threads, which are no part of the figure
-        found.append(resident_growth_mb(functools.partial(run_once, contender, inputs)))
+    for case in make_cases(job["ops"], job["backends"], cpu):
+        run_once(case, inputs)  # loads its code and starts its threads, which are no part of the figure
+        found.append(resident_growth_mb(functools.partial(run_once, case, inputs)))
     print(json.dumps(found))
 
 

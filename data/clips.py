@@ -131,7 +131,7 @@ class ClipContent:
     slice: torch.Tensor | None = None  # (3, T, W), time downwards
 
 
-def motion_figures(displacement: torch.Tensor) -> dict[str, float]:
+def motion_metrics(displacement: torch.Tensor) -> dict[str, float]:
     """Return median_flow_px, moving_fraction and high_flow_px of a mean displacement (1, H, W) px, rounded."""
     moving = displacement * default_grid_scale(*displacement.shape[-2:]) > MOVING_PX  # (1, H, W)
     return {

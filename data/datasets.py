@@ -79,10 +79,10 @@ def _check_sources(sets: Sequence[ClipSet]) -> None:
     """Refuse sets of which one trains on a source that another tests with: held-out figures would mean nothing."""
     used = (KEPT, PAIRS_ONLY)
     for tested in sets:
-        held_out = {row.source for row in tested.rows("test", status=used)}
+        validation = {row.source for row in tested.rows("test", status=used)}
         for clip_set in sets:
             rows = clip_set.rows("train", status=used) if clip_set is not tested else []
-            source = next((row.source for row in rows if row.source in held_out), None)
+            source = next((row.source for row in rows if row.source in validation), None)
             if source is not None:
                 raise ClipSetError(
                     f"--data: {source} is a training clip in {clip_set.folder} and a test clip in {tested.folder}; "

@@ -25,7 +25,7 @@ from data.files import MediaError, atomic_path, check_input_file
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv")
 
 MIN_SIDE_PX = 16
@@ -55,7 +55,7 @@ def _natural_key(path: Path) -> list[tuple[int, int, str]]:
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def list_pictures(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """List the pictures that files and folders stand for.
 
     A file is taken as it is, a folder gives the pictures directly inside it (by suffix, hidden files left out) in
@@ -68,9 +68,9 @@ def list_pictures(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         if not path.is_dir():
             found[check_input_file(path, "a picture or a folder of pictures")] = None
             continue
-        inside = [p for p in path.iterdir() if p.suffix.lower() in PICTURE_SUFFIXES and not p.name.startswith(".")]
+        inside = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
         if not inside:
-            raise MediaError(f"{path}: holds no pictures ({' '.join(s[1:] for s in PICTURE_SUFFIXES)})")
+            raise MediaError(f"{path}: holds no pictures ({' '.join(s[1:] for s in IMAGE_SUFFIXES)})")
         found.update(dict.fromkeys(sorted(inside, key=_natural_key)))
     if not found:
         raise MediaError("no pictures were given; name picture files or folders of pictures")
@@ -151,7 +151,7 @@ def read_image(path: str | Path, *, max_side: int | None = None) -> torch.Tensor
     return _over_background(_read_rgba(Path(path), max_side, MIN_SIDE_PX), 1.0)
 
 
-def picture_size(path: str | Path) -> tuple[int, int]:
+def read_image_size(path: str | Path) -> tuple[int, int]:
     """Return (H, W) of a picture's file, upright, without decoding it; MediaError as `read_image`."""
     path = Path(path)
     check_input_file(path, "a picture")

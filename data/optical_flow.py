@@ -70,8 +70,8 @@ def estimate_flow(
 
     Methods: "dis" (tuned DIS, then `flow_refinement`), "dis_fast" (tuned DIS alone), "dis_x2" (tuned DIS on pictures
     enlarged twice, four times slower), "farneback", "raft" (torchvision, needs `weights`), "pyflow" (when built here).
-    Every frame is taken by itself, but "dis" then sets to 0 what `at_rest` finds, which from 4 frames on depends on all
-    that are given: of a clip given in pieces, pass `still`. docs/training.md has what the methods reach.
+    Every frame is taken by itself, but "dis" then sets to 0 what `static_frames` finds, which from 4 frames on depends
+    on all that are given: of a clip given in pieces, pass `still`. docs/training.md has what the methods reach.
 
     Args:
         first: (3, H, W) float32 in [0, 1], frame 0.
@@ -79,7 +79,7 @@ def estimate_flow(
         method: one of METHODS.
         weights: file with a state dict of torchvision's raft_small or raft_large; only for "raft".
         device: where RAFT runs; the other methods run on the CPU.
-        still: (1, H, W) bool, `still_pixels` of the whole clip where `frames` are only some of it.
+        still: (1, H, W) bool, `static_pixels` of the whole clip where `frames` are only some of it.
 
     Returns:
         (T, 2, H, W) float32 px, no gradients.
@@ -93,7 +93,7 @@ def estimate_flow(
     flow = torch.empty(frames.shape[0], 2, *first.shape[1:])  # (T, 2, H, W)
     for index, frame in enumerate(frames):
         flow[index] = flow_to(frame)
-    return flow.masked_fill_(at_rest(first, frames, still=still), 0.0) if method == "dis" else flow
+    return flow.masked_fill_(static_frames(first, frames, still=still), 0.0) if method == "dis" else flow
 
 
 def _check_pictures(first: torch.Tensor, frames: torch.Tensor) -> None:
@@ -110,7 +110,7 @@ def _check_types(**tensors: torch.Tensor) -> None:
             raise ValueError(f"{name}: expected float32, got {str(tensor.dtype).removeprefix('torch.')}")
 
 
-def still_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
+def static_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """Tell which pixels a clip shows at rest: mean over t and colours of |I_t - I_0| below 2/255. Ours.
 
     Args:
@@ -128,22 +128,22 @@ def still_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     return total / frames.shape[0] < STILL_CHANGE
 
 
-def at_rest(first: torch.Tensor, frames: torch.Tensor, *, still: torch.Tensor | None = None) -> torch.Tensor:
+def static_frames(first: torch.Tensor, frames: torch.Tensor, *, still: torch.Tensor | None = None) -> torch.Tensor:
     """Tell where nothing is to be seen of motion, by the pictures alone. Ours (method.md section 1).
 
-    Where the clip shows a pixel at rest (`still_pixels`), but in frames where it changes by 8/255 or more all the same;
+    Where the clip shows a static pixel (`static_pixels`), but in frames where it changes by 8/255 or more all the same;
     and in one frame where a pixel changes by less than 2/255, and so do its eight neighbours, or its surroundings (blur
     of sigma 1.5 px) by less than 4/255. Changes are means over colours.
 
     Args:
         first: (3, H, W) in [0, 1].
         frames: (T, 3, H, W) in [0, 1].
-        still: (1, H, W) bool, `still_pixels` of the whole clip where `frames` are only some of it.
+        still: (1, H, W) bool, `static_pixels` of the whole clip where `frames` are only some of it.
 
     Returns:
         (T, 1, H, W) bool.
     """
-    still = still_pixels(first, frames) if still is None else still
+    still = static_pixels(first, frames) if still is None else still
     resting = torch.empty(frames.shape[0], 1, *first.shape[1:], dtype=torch.bool)  # (T, 1, H, W)
     for index, frame in enumerate(frames):
         change = _change(first, frame[None])  # (1, 1, H, W)
@@ -159,8 +159,8 @@ def visible_flow(
     """Zero the flow that cannot be seen, and rate the rest by how well it explains the frame.
 
     With r(F) = blur(mean_c |I_t(p + F) - I_0(p)|), F_t(p) becomes 0 where r(0) < 2.5/255, or where zero flow
-    explains the frame as well as the estimate does: r(0) <= 1.05 r(F) + .25/255; and where `at_rest` sees no motion,
-    whatever moves beside it.
+    explains the frame as well as the estimate does: r(0) <= 1.05 r(F) + .25/255; and where `static_frames` sees no
+    motion, whatever moves beside it.
     Reliability = 1 / (1 + (r / (16/255))^2) with r of the flow that is returned; 0 where p + F leaves the picture
     by more than half a pixel, for that cannot be checked. Ours (method.md sections 1 and 5).
 
@@ -168,7 +168,7 @@ def visible_flow(
         first: (3, H, W) float32 in [0, 1].
         frames: (T, 3, H, W) float32 in [0, 1].
         flow: (T, 2, H, W) float32 px, frame 0 -> t.
-        still: as for `at_rest`.
+        still: as for `static_frames`.
 
     Returns:
         flow (T, 2, H, W) px, and reliability (T, 1, H, W) in [0, 1]. No gradients.
@@ -183,10 +183,10 @@ def visible_flow(
     visible = torch.empty_like(flow)  # (T, 2, H, W)
     reliability = torch.empty_like(flow[:, :1])  # (T, 1, H, W)
     with torch.no_grad():
-        still = still_pixels(first, frames) if still is None else still  # (1, H, W)
+        still = static_pixels(first, frames) if still is None else still  # (1, H, W)
         for start in range(0, frames.shape[0], CHUNK):
             part = slice(start, start + CHUNK)
-            shown = flow[part].masked_fill(at_rest(first, frames[part], still=still), 0.0)
+            shown = flow[part].masked_fill(static_frames(first, frames[part], still=still), 0.0)
             visible[part], reliability[part] = _visible_chunk(first[None], frames[part], shown)
     return visible, reliability
 

@@ -18,12 +18,12 @@ from data.clips import (
     ClipContent,
     ClipRow,
     Pair,
-    motion_figures,
+    motion_metrics,
     remove_clip,
     write_clip,
 )
 from data.media import MediaError
-from data.optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, still_pixels, visible_flow
+from data.optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, static_pixels, visible_flow
 from data.shots import CAMERA_PX, camera_motion, find_shots, grid_scale, plan_sequences, typical_camera_px
 from data.video import Video, iterate_video, probe_video
 from motion.flow import MOTION_AREA_PX, default_grid_scale, magnitude, motion_grid_size
@@ -158,7 +158,7 @@ def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
     indices = _spread(PREVIEW_FRAMES, count)
     frames = video.frames[indices]  # (N, 3, H, W)
     flow = estimate_flow(first, frames, method=PREVIEW_METHOD)  # (N, 2, H, W)
-    flow, reliability = visible_flow(first, frames, flow, still=still_pixels(first, video.frames))
+    flow, reliability = visible_flow(first, frames, flow, still=static_pixels(first, video.frames))
     camera_px = typical_camera_px(camera_motion(first, flow, reliability))
     row = replace(row, camera_px=round(camera_px, 3))
     limit_px = job.max_camera_px * grid_scale(*first.shape[-2:])
@@ -175,7 +175,7 @@ def _spread(number: int, count: int) -> list[int]:
 
 def _with_figures(row: ClipRow, flow: torch.Tensor, reliability: torch.Tensor) -> ClipRow:
     confidence = round(float(reliability.mean()), 4)
-    return replace(row, confidence=confidence, **motion_figures(magnitude(flow).mean(0)))
+    return replace(row, confidence=confidence, **motion_metrics(magnitude(flow).mean(0)))
 
 
 def _judged(row: ClipRow, displacement: torch.Tensor, times_s: torch.Tensor) -> ClipRow:

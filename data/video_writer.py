@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from data.files import writing_problem
-from data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, MediaError, atomic_path, to_bytes, write_image
+from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, atomic_path, to_bytes, write_image
 
 FORMATS = ("mp4", "webm", "gif", "frames")
 MAX_GIF_FPS = 50.0  # browsers show a GIF frame of less than 2/100 s for 10/100 s instead
@@ -192,7 +192,7 @@ def _format_of(path: Path, format: str | None) -> str:
         raise MediaError(f"{path}: cannot write a video named '{suffix}'; use .mp4, .webm, .gif or a folder for frames")
     if format not in FORMATS:
         raise MediaError(f"{path}: unknown video format '{format}'; use one of {', '.join(FORMATS)}")
-    if format == "frames" and suffix in VIDEO_SUFFIXES + PICTURE_SUFFIXES:
+    if format == "frames" and suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
         raise MediaError(f"{path}: is a folder's name in the format frames; leave '{suffix}' away")
     if format != "frames" and suffix != f".{format}":
         raise MediaError(f"{path}: the format {format} needs a name ending in .{format}")

@@ -13,7 +13,7 @@ from motion.flow import magnitude, resize_maps
 from motion.spectrum import amplitude, spectrum_to_flow
 
 
-def magnitude_picture(displacement: Tensor, full_px: float = 4.0) -> Tensor:
+def magnitude_image(displacement: Tensor, full_px: float = 4.0) -> Tensor:
     """Show mean displacement (1, H, W), px, as a grey picture (3, H, W): white is `full_px`, on a square-root scale."""
     return (displacement / full_px).clamp(0, 1).sqrt().expand(3, -1, -1)
 

@@ -26,7 +26,7 @@ WATCHED_BINS = 16
 
 
 @dataclass
-class SetFigures:
+class SetMetrics:
     """What is measured of the clips of one set.
 
     Attributes:
@@ -72,15 +72,15 @@ class SetFigures:
 
 def measure_set(
     name: str, clip_set: ClipSet, rows: Sequence[ClipRow], progress: Callable[[Sequence[ClipRow]], Iterable[ClipRow]]
-) -> SetFigures:
+) -> SetMetrics:
     """Measure the clips `rows` of a set; `progress` passes them on, with a bar perhaps."""
-    figures = SetFigures(name, rows, float(clip_set.statistics.get("period_s", 5.0)))
+    figures = SetMetrics(name, rows, float(clip_set.statistics.get("period_s", 5.0)))
     for row in progress(rows):
         figures.add(*clip_set.spectrum(row.id, STORED_BINS))
     return figures
 
 
-def bin_rows(sets: Sequence[SetFigures]) -> list[dict[str, Any]]:
+def bin_rows(sets: Sequence[SetMetrics]) -> list[dict[str, Any]]:
     """Return the table of bins: mean amplitude of each set, its ratio to the first set's, then medians over clips."""
     frequency = bin_frequencies_hz(STORED_BINS, sets[0].period_s).tolist()
     means, medians = [figures.mean_px() for figures in sets], [figures.median_px() for figures in sets]
@@ -98,11 +98,11 @@ def bin_rows(sets: Sequence[SetFigures]) -> list[dict[str, Any]]:
     return rows
 
 
-def _ratio_column(figures: SetFigures, first: SetFigures, label: str) -> str:
+def _ratio_column(figures: SetMetrics, first: SetMetrics, label: str) -> str:
     return f"{label}_{figures.name}_to_{first.name}"
 
 
-def disagreement(rows: Sequence[Mapping[str, Any]], sets: Sequence[SetFigures]) -> list[str]:
+def disagreement(rows: Sequence[Mapping[str, Any]], sets: Sequence[SetMetrics]) -> list[str]:
     """Say for each further set which of the first 16 bins differ from the first set's by more than a factor of 2."""
     lines = []
     for figures in sets[1:]:

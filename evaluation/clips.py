@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError, source_name
 from data.media import MediaError, atomic_path
-from data.optical_flow import FLOW_VERSION, estimate_flow, still_pixels, visible_flow, weights_digest
+from data.optical_flow import FLOW_VERSION, estimate_flow, static_pixels, visible_flow, weights_digest
 from data.prepare_clip import read_clip
 from data.scenes.scene import Scene, make_scene
 from data.video import Video
@@ -247,7 +247,7 @@ def cached_flow(
         cv2.setNumThreads(1)
         options = {"weights": raft_weights, "device": device} if method == "raft" else {}
         # of the whole clip, so that a frame's flow does not depend on which others are asked for
-        still = still_pixels(video.frames[0], video.frames)
+        still = static_pixels(video.frames[0], video.frames)
         flow = estimate_flow(video.frames[0], video.frames[missing], method=method, still=still, **options)
         flow, _ = visible_flow(video.frames[0], video.frames[missing], flow, still=still)
         known |= dict(zip(missing, flow.to(torch.float16).numpy(), strict=True))

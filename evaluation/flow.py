@@ -218,7 +218,7 @@ def _measure_clip(
         return figures | _end_point_errors(clip, flow, visible), []
     still = []
     for prefix, kind, values in (("", "estimate", flow), ("visible_", "visible", visible)):
-        found = _splat_figures(clip, values)
+        found = _splat_metrics(clip, values)
         figures |= {f"{prefix}psnr_db": found["psnr_db"], f"{prefix}ssim": found["ssim"]}
         still.append({"row": f"{method}, {kind}", **unchanged_flow(clip, values)})
     return figures, still
@@ -256,7 +256,7 @@ def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:
     return {name: (fmean if name.startswith("share_") else max)(row[name] for row in rows) for name in names}
 
 
-def _splat_figures(clip: FlowClip, flow: Tensor) -> dict[str, float]:
+def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
     metrics = SequenceMetrics()
     for values, frames in zip(flow.split(4), clip.frames.split(4), strict=True):
         first = clip.first.expand(len(frames), -1, -1, -1)

@@ -25,7 +25,7 @@ GRADIENT_SIGMAS_PX = (0.0, 4.0, 8.0, 16.0, 32.0)
 # Below this a bin, or a clip, has no motion that a ratio could be taken to.
 LEAST_PX = 1e-3
 
-TRIVIAL = (
+BASELINES = (
     "uniform",
     "random",
     *(f"image gradient, blur {sigma:g} px" if sigma else "image gradient" for sigma in GRADIENT_SIGMAS_PX),
@@ -100,13 +100,13 @@ def image_gradient(image: Tensor, sigma_px: float) -> Tensor:
     return torch.from_numpy(blurred)[None]
 
 
-def trivial_maps(image: Tensor, seed: int, name: str) -> dict[str, Tensor]:
+def baseline_maps(image: Tensor, seed: int, name: str) -> dict[str, Tensor]:
     """Return what any model must beat at finding motion, (1, H, W) each; random numbers by the seed and the name."""
     size = (1, *image.shape[-2:])
     noise = torch.from_numpy(np.random.default_rng([seed, zlib.crc32(name.encode())]).random(size))
     scale = default_grid_scale(*size[1:])
     gradients = [image_gradient(image, sigma_px / scale) for sigma_px in GRADIENT_SIGMAS_PX]
-    return dict(zip(TRIVIAL, [torch.ones(size), noise, *gradients], strict=True))
+    return dict(zip(BASELINES, [torch.ones(size), noise, *gradients], strict=True))
 
 
 # ------------------------------------------------------------------------------------------------ how strong
@@ -146,7 +146,7 @@ def mean_motion(spectrum: Tensor) -> Tensor:
     return mean_displacement(spectrum, num_samples=NUM_FRAMES)
 
 
-def roughness(spectrum: Tensor, num_phases: int = 30) -> float | None:
+def normalised_gradient(spectrum: Tensor, num_phases: int = 30) -> float | None:
     """Return mean |grad F| / mean |F| over pixels and frames, 1 / px: how fast motion changes from pixel to pixel.
 
     |grad F| is the root of the squared differences to the right and lower neighbours, of both directions. None where
@@ -159,7 +159,7 @@ def roughness(spectrum: Tensor, num_phases: int = 30) -> float | None:
     return float((right + down).sqrt().mean()) / moved_px if moved_px >= LEAST_PX else None
 
 
-def seam_px(spectrum: Tensor) -> float:
+def loop_closure_error_px(spectrum: Tensor) -> float:
     """Return the mean over pixels of |F_T - F_0|, px: the jump of a video that repeats after one period."""
     ends = spectrum_to_flow(spectrum, torch.tensor([0.0, 1.0], dtype=torch.float64))  # (2, 2, H, W)
     return float(magnitude(ends[1] - ends[0]).mean())

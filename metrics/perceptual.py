@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cli.parser import UsageError
-from models.image_encoder import PictureInput, read_feature_weights
+from models.image_encoder import InputNormalization, read_feature_weights
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
 
@@ -62,7 +62,7 @@ class PerceptualLoss(nn.Module):
         self.network = network
         self.features = _build_features(network)
         self.features.load_state_dict(load_feature_weights(weights, self.features.state_dict(), flag))
-        seen = PictureInput.of(weights)
+        seen = InputNormalization.of(weights)
         self.bgr = seen.bgr
         self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(seen.std).view(1, 3, 1, 1), persistent=False)

@@ -60,7 +60,7 @@ def read_json(path: Path) -> dict:
 
 
 @contextmanager
-def few_words_from_diffusers() -> Iterator[None]:
+def quiet_diffusers() -> Iterator[None]:
     """Let diffusers log errors only: what it warns of in many lines while loading is told in one by our own errors."""
     from diffusers.utils import logging as diffusers_logging
 
@@ -86,7 +86,7 @@ def load_model(model_class: type[Model], folder: str | Path, *, component: str) 
     if config.get("_class_name") != model_class.__name__:
         raise CheckpointError(f"{folder}: holds {config.get('_class_name')!r}; right: a {model_class.__name__} folder")
     try:
-        with few_words_from_diffusers():
+        with quiet_diffusers():
             model, info = model_class.from_pretrained(
                 folder, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
             )

@@ -73,14 +73,14 @@ class DisplacementHead(nn.Module):
         self.strength = nn.Conv2d(width, 2 * MEMBERS, 1, **groups)
 
     def forward(
-        self, features: Sequence[Tensor], size: tuple[int, int], feature_gain: Tensor | None = None
+        self, features: Sequence[Tensor], size: tuple[int, int], feature_dropout_mask: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Say what each network expects.
 
         Args:
             features: maps (B, c, h', w') of the picture at any resolutions; no gradient goes back into them.
             size: (h, w) of the prediction.
-            feature_gain: (B, num_features) 0 for what training hides, above 1 for the rest.
+            feature_dropout_mask: (B, num_features) 0 for what training hides, above 1 for the rest.
 
         Returns:
             log(m / q + .1) (B, MEMBERS, h, w), log of q in px of the picture (B, MEMBERS), and the log odds that
@@ -93,8 +93,8 @@ class DisplacementHead(nn.Module):
             found = F.adaptive_avg_pool2d(found, size) if found.shape[-1] > size[1] else resize_maps(found, size)
             maps.append(norm(found.to(norm.weight.dtype)))
         seen = torch.cat(maps, dim=1)  # (B, num_features, h, w)
-        if feature_gain is not None:
-            seen = seen * feature_gain[:, :, None, None].to(seen)
+        if feature_dropout_mask is not None:
+            seen = seen * feature_dropout_mask[:, :, None, None].to(seen)
         hidden = self.read(seen)  # (B, W, h, w)
         hidden = F.silu(self.norm_fine(hidden + self.context(hidden.mean((2, 3), keepdim=True))))
         coarse = F.silu(self.coarse(F.avg_pool2d(hidden, 2, ceil_mode=True)))
@@ -148,12 +148,12 @@ def _box_mean(maps: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
 
 
-def coherent(spectrum: Tensor, expected_px: Tensor) -> Tensor:
+def smooth_spectrum(spectrum: Tensor, expected_px: Tensor) -> Tensor:
     """Let what is near swing together: the mean of a sample around each pixel, by how far its surroundings move.
 
     Ours. A briefly trained denoiser gives directions and phases of its own to parts of one leaf, and stems bend like
     worms. Still surroundings have no say (a normalised convolution), and each bin keeps its power over the picture, for
-    fast bins are less coherent than slow ones and would be lost. How far each pixel moves `with_displacement` says
+    fast bins are less coherent than slow ones and would be lost. `rescale_to_displacement` sets how far each pixel moves
     afterwards, so nothing spreads over the edge of what moves.
 
     Args:
@@ -186,7 +186,7 @@ def _gaussian_mean(maps: Tensor, sigma_px: float) -> Tensor:
     return flat.view_as(maps)
 
 
-def with_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
+def rescale_to_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
     """Scale a spectrum pixel by pixel to the mean displacement that is expected there.
 
     The sample keeps its directions, phases and frequencies; the photograph says how far it moves. Samples of a briefly

@@ -33,7 +33,7 @@ def squeezenet_features() -> nn.Sequential:
     return features
 
 
-class PictureInput(NamedTuple):
+class InputNormalization(NamedTuple):
     """What a network of a weight file was trained to see: (RGB in [0, 1] - mean) / std, in the order BGR with `bgr`."""
 
     mean: tuple[float, ...]
@@ -41,7 +41,7 @@ class PictureInput(NamedTuple):
     bgr: bool
 
     @classmethod
-    def of(cls, path: str | Path) -> PictureInput:
+    def of(cls, path: str | Path) -> InputNormalization:
         """Tell by the kind of file: .npz is converted from Caffe (BGR, 0..255, minus means), the rest torchvision's."""
         if Path(path).suffix == ".npz":
             return cls(tuple(value / 255 for value in reversed(CAFFE_MEAN_BGR)), (1 / 255,) * 3, True)
@@ -82,7 +82,7 @@ def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
     """Read SqueezeNet 1.1 weights and fold their input convention into the first layer, so that RGB in [0, 1] goes in.
 
     Args:
-        path: torchvision's squeezenet1_1 (.pth, .safetensors), or an .npz converted from Caffe; see `PictureInput`.
+        path: torchvision's squeezenet1_1 (.pth, .safetensors), or an .npz from Caffe; see `InputNormalization`.
 
     Returns:
         A state dict for `squeezenet_features()`.
@@ -98,7 +98,7 @@ def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
     if "0.weight" not in state or "0.bias" not in state:
         raise ValueError(f"{path}: expected torchvision's names for SqueezeNet 1.1 (features.0.weight, ...)")
     weight, bias = state["0.weight"], state["0.bias"]  # (64, 3, 3, 3), (64,)
-    seen = PictureInput.of(path)
+    seen = InputNormalization.of(path)
     if seen.bgr:
         weight = weight.flip(1)
     weight = weight / torch.tensor(seen.std).view(1, 3, 1, 1)
@@ -185,18 +185,18 @@ class ImageEncoder(nn.Module):
                 break
         return found
 
-    def forward(self, image: Tensor, feature_gain: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
         """Encode pictures (B, 3, H, W) in [0, 1], sides multiples of f, as (B, C, H/f, W/f).
 
-        `feature_gain` (B, num_features) is 0 for features that training hides, and above 1 for the rest.
+        `feature_dropout_mask` (B, num_features) is 0 for features that training hides, and above 1 for the rest.
         """
         height, width = image.shape[-2] // self.factor, image.shape[-1] // self.factor
         maps = [self.pixels(F.pixel_unshuffle(image - 0.5, self.factor))]  # (B, w, h, w)
         for tap, features in zip(self.taps, self.backbone_features(image), strict=True):
             maps.append(F.interpolate(tap(features), size=(height, width), mode="bilinear"))
         features = torch.cat(maps, dim=1)  # (B, num_features, h, w)
-        if feature_gain is not None:
-            features = features * feature_gain[:, :, None, None].to(features)
+        if feature_dropout_mask is not None:
+            features = features * feature_dropout_mask[:, :, None, None].to(features)
         fine = self.fine(features, None)  # (B, C, h, w)
         coarse = self.coarse(F.avg_pool2d(fine, 2, ceil_mode=True), None)  # (B, C, h/2, w/2)
         coarse = F.interpolate(coarse, size=(height, width), mode="bilinear")

@@ -19,13 +19,13 @@ from diffusers import (
 from torch import Tensor
 
 from models.checkpoints import CheckpointError, load_model, read_json
-from models.displacement import coherent, with_displacement
+from models.displacement import rescale_to_displacement, smooth_spectrum
 from models.precision import AUTOCAST_DTYPES
 from models.self_guidance import LoopGuidance
 from models.unet import PREDICTION_TYPES, FrequencyUNet
 from models.vae import MotionVAE, decode_spectrum
 from motion.flow import GRID_MULTIPLE, default_grid_scale, motion_grid_size, resize_maps
-from motion.looping import closed, seam
+from motion.looping import closed, loop_closure_error
 from motion.motion_file import Motion, thumbnail
 from motion.spectrum import FPS, mean_displacement, without_drift
 
@@ -204,7 +204,11 @@ def finished(
         expected_px: `FrequencyUNet.expected_displacement` of the pictures.
     """
     spectrum = decode_spectrum(vae, unet.with_expected_power(latents, condition))
-    return spectrum if expected_px is None else with_displacement(coherent(spectrum, expected_px), expected_px)
+    return (
+        spectrum
+        if expected_px is None
+        else rescale_to_displacement(smooth_spectrum(spectrum, expected_px), expected_px)
+    )
 
 
 def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float) -> int:
@@ -316,7 +320,7 @@ class MotionPipeline(DiffusionPipeline):
         for start in range(0, len(jobs), max_batch):
             batch = jobs[start : start + max_batch]
             pictures = sorted({picture for picture, _ in batch})
-            condition, expected_px = self.read_pictures(images[pictures], precision)
+            condition, expected_px = self.read_images(images[pictures], precision)
             places = torch.tensor([pictures.index(picture) for picture, _ in batch], device=device)
             shape = (self.unet.config.num_bins, self.vae.latent_channels, *condition.shape[-2:])
             latents = denoise(
@@ -338,7 +342,7 @@ class MotionPipeline(DiffusionPipeline):
                 spectra.append(self.finish(z[None], condition[place][None], moved).cpu())
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
 
-    def read_pictures(self, images: Tensor, precision: str = "no") -> tuple[Tensor, Tensor | None]:
+    def read_images(self, images: Tensor, precision: str = "no") -> tuple[Tensor, Tensor | None]:
         """Read pictures (B, 3, H, W) in [0, 1], once for all their samples.
 
         Returns:
@@ -364,7 +368,7 @@ class MotionPipeline(DiffusionPipeline):
         What moves more than a breeze is calmed (`CALM_PX`): "calmed" in the meta says by which factor.
 
         With `loop` the motion has no drift and closes exactly after that part of the period; "loop" in its meta says
-        how, and how far from closing it was before (`seam`, px).
+        how, and how far from closing it was before (`loop_closure_error`, px).
         """
         height, width = image.shape[-2:]
         grid = motion_grid_size(height, width)
@@ -396,17 +400,24 @@ class MotionPipeline(DiffusionPipeline):
         """Close a guided motion exactly; return it and what the motion file says about it."""
         found = without_drift(spectrum)
         spectrum = closed(found, loop.phase, num_frames=loop.num_frames)
-        before, after = (float(seam(motion, loop.phase, num_frames=loop.num_frames)) for motion in (found, spectrum))
+        before, after = (
+            float(loop_closure_error(motion, loop.phase, num_frames=loop.num_frames)) for motion in (found, spectrum)
+        )
         change = float(mean_displacement(spectrum).mean() / mean_displacement(found).mean().clamp(min=1e-12))
         logger.info(
-            "loop of %.2f s (%s): seam %.3f px as sampled, %.4f px closed, which leaves %.0f %% of the mean motion",
+            "loop of %.2f s (%s): closure error %.3f px as sampled, %.4f px closed; keeps %.0f %% of the mean motion",
             loop.phase * self.unet.config.period_s,
             loop.method,
             before,
             after,
             100 * change,
         )
-        record = {"phase": loop.phase, "method": loop.method, "seam_px": before, "closed_seam_px": after}
+        record = {
+            "phase": loop.phase,
+            "method": loop.method,
+            "loop_closure_error_px": before,
+            "closed_loop_closure_error_px": after,
+        }
         if loop.method == "gradient":
             record["weight"] = loop.weight
         if loop.pulls:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.vae import MotionVAE, decode_spectrum, encode_spectrum
-from motion.looping import closed, is_whole_periods, seam
+from motion.looping import closed, is_whole_periods, loop_closure_error
 from motion.spectrum import NUM_FRAMES, without_drift
 
 logger = logging.getLogger(__name__)
@@ -32,8 +32,8 @@ class LoopGuidance:
     Attributes:
         phase: L / T.
         method: "closing" samples freely, and the finished motion is projected (`motion.looping.closed`). "gradient" is
-            [GID]'s: eps + u sigma_t grad L, with L = `motion.looping.seam` and the gradient taken through the decoder
-            and the predicted clean latents. "projection" is ours, see above. What these two leave is small, and the
+            [GID]'s: eps + u sigma_t grad L, with L = `motion.looping.loop_closure_error` and the gradient taken
+            through the decoder and the predicted clean latents. "projection" is ours, see above. What these two leave is small, and the
             finished motion is projected too.
         weight: u of the gradient; 200 in [GID].
         recurrences: how often each step is taken, noised again in between; 2 in [GID].
@@ -86,7 +86,9 @@ class LoopGuidance:
     def _by_gradient(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool) -> Tensor:
         with torch.enable_grad():
             clean = clean.detach().requires_grad_()
-            loss = seam(without_drift(decode_spectrum(vae, clean)), self.phase, num_frames=self.num_frames).sum()
+            loss = loop_closure_error(
+                without_drift(decode_spectrum(vae, clean)), self.phase, num_frames=self.num_frames
+            ).sum()
             (gradient,) = torch.autograd.grad(loss, clean)
         square = float(gradient.square().sum())
         if square == 0:

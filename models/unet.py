@@ -38,7 +38,7 @@ GAUSSIAN_MEDIAN = 0.6745
 FREQUENCY_EMBEDDING_SCALE = 1000.0 / 3.0
 
 
-class _FewTokens:
+class SmallSequenceAttnProcessor:
     """Attention over K tokens at thousands of positions, for diffusers' `Attention`.
 
     On a CPU the fused kernel of `scaled_dot_product_attention` is made for long sequences: with 16 tokens in bfloat16
@@ -77,7 +77,7 @@ class FrequencyAttention(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
         self.frequency = nn.Linear(embedding_channels, channels)
         heads = {"heads": num_heads, "dim_head": channels // num_heads}
-        self.attention = Attention(query_dim=channels, **heads, processor=_FewTokens())
+        self.attention = Attention(query_dim=channels, **heads, processor=SmallSequenceAttnProcessor())
         nn.init.zeros_(self.attention.to_out[0].weight)
         nn.init.zeros_(self.attention.to_out[0].bias)
 
@@ -301,25 +301,25 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         for parameter in self.parameters():
             parameter.requires_grad_(id(parameter) in trained - frozen)
 
-    def encode_image(self, image: Tensor, feature_gain: Tensor | None = None) -> Tensor:
+    def encode_image(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
         """Encode photographs (B, 3, H, W) in [0, 1] on the motion grid; once per picture.
 
         Args:
             image: the photographs.
-            feature_gain: see `ImageEncoder.forward`; only training gives it.
+            feature_dropout_mask: see `ImageEncoder.forward`; only training gives it.
 
         Returns:
             (B, Cc + K C, H/f, W/f) the condition: features, then log s; float32 whatever the layers compute in, for
             log s rounded to 8 bits would set the sampler's scale in steps of a percent.
         """
-        features = self.image_encoder(image, feature_gain)  # (B, Cc, h, w)
+        features = self.image_encoder(image, feature_dropout_mask)  # (B, Cc, h, w)
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
-    def displacement_of_networks(self, image: Tensor, feature_gain: Tensor | None = None) -> tuple[Tensor, ...]:
+    def displacement_of_networks(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return what each network of the `DisplacementHead` says of photographs (B, 3, H, W) in [0, 1]."""
         size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
-        return self.displacement_head(self.image_encoder.backbone_features(image), size, feature_gain)
+        return self.displacement_head(self.image_encoder.backbone_features(image), size, feature_dropout_mask)
 
     def expected_displacement(self, image: Tensor) -> Tensor | None:
         """Say how far each pixel of photographs (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
@@ -367,7 +367,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         condition: Tensor | None = None,
         *,
         image: Tensor | None = None,
-        feature_gain: Tensor | None = None,
+        feature_dropout_mask: Tensor | None = None,
         keep: Tensor | None = None,
         return_magnitude: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
@@ -378,7 +378,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
             timestep: (B,) of the scheduler, 0 to 999.
             condition: (B, Cc + K C, h, w) from `encode_image`; zeros stand for "no picture" (classifier-free guidance).
             image: (B, 3, H, W) in [0, 1], encoded here when no condition is given.
-            feature_gain: see `encode_image`.
+            feature_dropout_mask: see `encode_image`.
             keep: (B,) 1 or 0: 0 drops a sample's condition.
             return_magnitude: also return log s (B, K, C, h, w), before samples are dropped.
 
@@ -389,7 +389,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         if num_bins != self.config.num_bins:
             raise ValueError(f"latents: expected (B, {self.config.num_bins}, C, h, w), got {tuple(latents.shape)}")
         if condition is None:
-            condition = self.encode_image(image, feature_gain)
+            condition = self.encode_image(image, feature_dropout_mask)
         num_magnitudes = num_bins * self.config.latent_channels
         wanted = self.config.condition_channels + num_magnitudes
         if condition.shape[1] != wanted:

@@ -129,7 +129,7 @@ def is_whole_periods(phase: float) -> bool:
     return round(phase) >= 1 and abs(phase - round(phase)) < WHOLE_PERIODS_TOLERANCE
 
 
-def seam(spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES) -> Tensor:
+def loop_closure_error(spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES) -> Tensor:
     """Return how far a motion misses a loop of L = phase x T frames: the objective of [GID] eq. 5, in px.
 
     Mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, with V the velocity in px a frame times one frame, both by the
@@ -155,7 +155,7 @@ def seam(spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES) -> Ten
 
 
 def closed(
-    spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES, largest_gain: float = LARGEST_GAIN
+    spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES, largest_amplitude_ratio: float = LARGEST_GAIN
 ) -> Tensor:
     """Return the motion next to `spectrum` that loops after phase x T frames: no drift, F_L = F_0 and V_L = V_0.
 
@@ -168,7 +168,7 @@ def closed(
         spectrum: (..., K, 4, H, W) packed, px.
         phase: L / T, above 0. Whole periods need no more than the drift taken away.
         num_frames: T.
-        largest_gain: bound of the gain; 1 leaves the projection as it is.
+        largest_amplitude_ratio: bound of the gain; 1 leaves the projection as it is.
 
     Returns:
         (..., K, 4, H, W); gradients reach `spectrum`, weights and gain being constant.
@@ -187,7 +187,7 @@ def closed(
     solver = weighted @ torch.linalg.pinv(conditions @ weighted, hermitian=True) @ conditions  # (..., 2(K-1), 2(K-1))
     change = (solver.to(spectrum) @ coefficients.flatten(-3)).unflatten(-1, coefficients.shape[-3:])
     coefficients = coefficients - change
-    gain = (power.sum(-1) / (_power(coefficients).sum(-1) + 1e-30)).sqrt().clamp(1.0, largest_gain)  # (...)
+    gain = (power.sum(-1) / (_power(coefficients).sum(-1) + 1e-30)).sqrt().clamp(1.0, largest_amplitude_ratio)  # (...)
     a, b = (gain.to(spectrum)[..., None, None, None, None] * coefficients).chunk(2, dim=-4)  # (..., K-1, 2, H, W)
     packed = spectrum.clone()
     packed[..., 1:, 0::2, :, :], packed[..., 1:, 1::2, :, :] = a, -b

@@ -330,7 +330,7 @@ def gust(number: int, part: int) -> float:
 
 
 @dataclass(frozen=True)
-class Poke:
+class Interaction:
     """A pull: from `start_s` on the point (x, y) is drawn to the displacement (dx, dy), and let go PULL_S later.
 
     All lengths in px of the grid.
@@ -344,7 +344,7 @@ class Poke:
 
 
 @dataclass
-class PokedMotion(Motion):
+class InteractiveMotion(Motion):
     """The flow of a simulation, with the order of the motion whose modes it swings: what is near, whatever is pulled.
 
     Attributes:
@@ -358,7 +358,7 @@ class PokedMotion(Motion):
         return super().importance() if self.nearness is None else self.nearness
 
 
-def simulate_pokes(simulation: Simulation, pokes: Sequence[Poke], num_frames: int, fps: float) -> Tensor:
+def simulate_interactions(simulation: Simulation, pokes: Sequence[Interaction], num_frames: int, fps: float) -> Tensor:
     """Return the displacement of each frame, (T, 2, H, W) float32 px of the grid, the first at 0 s, under pokes."""
     events = []
     for pointer, poke in enumerate(pokes):

@@ -28,7 +28,7 @@ ASPECT_TOLERANCE = 0.02
 GRID_AREA_TOLERANCE = 1.5
 # Mean difference of two thumbnails, of 255 levels, above which they are of two pictures: the same picture at another
 # size or compression differs by less than one.
-OTHER_PICTURE_LEVELS = 6.0
+OTHER_IMAGE_LEVELS = 6.0
 # What numpy, zipfile and zlib raise for an .npz that is damaged in any of its parts, encrypted or of another make.
 ARCHIVE_ERRORS = (
     OSError,
@@ -153,7 +153,7 @@ def thumbnail(image: Tensor) -> str:
     return "".join(f"{round(float(level) * 255):02x}" for level in grey.clamp(0, 1))
 
 
-def is_other_picture(motion: Motion, image: Tensor) -> bool:
+def is_other_image(motion: Motion, image: Tensor) -> bool:
     """Tell whether a motion's meta names a picture that `image` (3, H, W) cannot be; False where it names none."""
     told = motion.meta.get("picture")
     if not isinstance(told, str) or len(told) != 128:
@@ -162,7 +162,7 @@ def is_other_picture(motion: Motion, image: Tensor) -> bool:
         levels = [np.frombuffer(bytes.fromhex(one), np.uint8).astype(float) for one in (told, thumbnail(image))]
     except ValueError:
         return False
-    return float(np.abs(levels[0] - levels[1]).mean()) > OTHER_PICTURE_LEVELS
+    return float(np.abs(levels[0] - levels[1]).mean()) > OTHER_IMAGE_LEVELS
 
 
 def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False) -> None:

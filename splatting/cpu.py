@@ -30,7 +30,7 @@ BAND_BYTES = 1 << 21
 # More channels than this are splatted in several rounds, or the band would hold too few rows.
 MAX_CHANNELS = 64
 # Below this many multiplications waking the other threads costs more than they save.
-SMALLEST_SHARE = 200_000
+SMALLEST_FRACTION = 200_000
 MAX_THREADS = 256
 # How often a thread comes for more tasks.
 CHUNKS = 4
@@ -42,7 +42,7 @@ LARGE_BYTES = 1 << 22
 
 
 @functools.cache
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Return None where Numba can be imported, else why not and what to do about it."""
     try:
         _kernels()
@@ -190,7 +190,7 @@ def _optional(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
 
 
 def _num_threads(work: int) -> int:
-    return max(1, min(torch.get_num_threads(), work // SMALLEST_SHARE))
+    return max(1, min(torch.get_num_threads(), work // SMALLEST_FRACTION))
 
 
 def _share(batch: int, height: int, rows: int) -> np.ndarray:

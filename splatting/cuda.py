@@ -163,10 +163,10 @@ def backward(
     return grad_values, grad_flow, grad_importance, None if grad_sigma is None else grad_sigma.sum()
 
 
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Say in one sentence why the kernels cannot run here and what to do; None where they can."""
     try:
-        return _find_obstacle()
+        return _find_unavailable_reason()
     except Exception as error:  # of whatever kind: a broken installation must not take the other backends along
         return (
             f"CUDA cannot be used here ({type(error).__name__}: {_first_line(error)}): check the driver with nvidia-smi"
@@ -277,7 +277,7 @@ def _as_cupy_stream(stream: torch.cuda.Stream) -> Any:
     return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
 
 
-def _find_obstacle() -> str | None:
+def _find_unavailable_reason() -> str | None:
     cuda = torch.version.cuda
     if cuda is None:
         return "this torch was built without CUDA: install one with CUDA, see https://pytorch.org/get-started/locally"

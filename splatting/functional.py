@@ -5,8 +5,8 @@ Conventions: values (B, C, H, W); flow (B, 2, H, W) forward, in pixels of its ow
 
 Three backends: "reference" (`reference.py`, plain torch, the definition), and "cpu" (`cpu.py`) and "cuda" (`cuda.py`)
 behind `fused.py`. `reference.py` and `fused.py` have the four operators with the same names and arguments, each
-returning (output, weight); a backend's module has `obstacle()`, which returns None where the backend can run and
-otherwise one sentence that says why not and what to do about it.
+returning (output, weight); a backend's module has `unavailable_reason()`, which returns None where the backend can run
+and otherwise one sentence that says why not and what to do about it.
 
 Values are taken to be finite where the flow is: NaN and infinity spread to what their source touches, and whether taps
 of weight exactly 0 count as touching differs between backends. Under torch.compile a wrong argument is still told, but
@@ -181,7 +181,7 @@ def sum_splat(
 
 def available_backends() -> tuple[str, ...]:
     """List the backends that can run here, "reference" first."""
-    return tuple(name for name in BACKENDS if _obstacle(name) is None)
+    return tuple(name for name in BACKENDS if _unavailable_reason(name) is None)
 
 
 def _gaussian_log_weight(importance: Tensor, weight_sigma: float) -> Tensor:
@@ -202,9 +202,9 @@ def _result(pair: tuple[Tensor, Tensor], return_weight: bool) -> Tensor | tuple[
 
 
 @functools.cache
-def _obstacle(name: str) -> str | None:
+def _unavailable_reason(name: str) -> str | None:
     """Say in one sentence why a backend cannot run here; None where it can."""
-    return importlib.import_module(f"{__package__}.{name}").obstacle()
+    return importlib.import_module(f"{__package__}.{name}").unavailable_reason()
 
 
 def _choose_backend(backend: str, values: Tensor) -> ModuleType:
@@ -218,9 +218,9 @@ def _backend_name(backend: str, device: str) -> str:
         return _automatic_backend(device)
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
-    obstacle = _obstacle(backend)
-    if obstacle is not None:
-        raise RuntimeError(f"splatting: {obstacle}")
+    unavailable_reason = _unavailable_reason(backend)
+    if unavailable_reason is not None:
+        raise RuntimeError(f"splatting: {unavailable_reason}")
     if backend != "reference" and backend != device:
         raise RuntimeError(
             f"splatting: backend={backend!r} needs {backend} tensors, got values on {device}: "
@@ -236,11 +236,13 @@ _backend_name._dynamo_marked_constant = True
 
 def _automatic_backend(device: str) -> str:
     """Return the fastest backend for a device type, and log the choice the first time."""
-    obstacle = _obstacle(device) if device in BACKENDS else f"there is no kernel for {device} tensors"
-    chosen = device if obstacle is None else "reference"
+    unavailable_reason = (
+        _unavailable_reason(device) if device in BACKENDS else f"there is no kernel for {device} tensors"
+    )
+    chosen = device if unavailable_reason is None else "reference"
     if device not in _announced:
         _announced.add(device)
-        reason = "" if obstacle is None else f" (plain torch, slower): {obstacle}"
+        reason = "" if unavailable_reason is None else f" (plain torch, slower): {unavailable_reason}"
         logger.info("splatting %s tensors with the %r backend%s", device, chosen, reason)
     return chosen
 

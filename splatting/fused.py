@@ -4,7 +4,7 @@
 torch.compile takes them as they are, and autocast leaves them alone: values keep their dtype, and what decides where
 they go (flow, importance, sigma) is float32 or float64 in any case.
 
-Such a module has `obstacle()`, as `functional.py` describes it, and
+Such a module has `unavailable_reason()`, as `functional.py` describes it, and
 
     forward(values, flow, importance, sigma, ewa, normalise) -> (out, weight, largest)
     backward(grad_out, grad_weight, values, flow, importance, sigma, out, weight, largest, ewa, normalise, needs)

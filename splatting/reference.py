@@ -42,7 +42,7 @@ class Landing(NamedTuple):
 Taps = list[tuple[Tensor, Tensor]]  # target index (B, N) int64 and spatial weight (B, N), one pair a tap
 
 
-def obstacle() -> str | None:
+def unavailable_reason() -> str | None:
     """Return None: this backend runs wherever torch does."""
     return None
 

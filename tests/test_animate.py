@@ -126,16 +126,16 @@ def test_loop_says_what_it_adjusts(checkpoint, photograph, tmp_path, caplog):
 
 def test_a_loop_of_any_length_at_the_motions_own_speed(checkpoint, photograph, tmp_path, caplog):
     """Frames go on from the last to the first as from one to the next; the motion file says how, and plays so again."""
-    from motion.looping import seam
+    from motion.looping import loop_closure_error
 
     flags = ["--steps", 2, "--size", 64, "--fps", 10, "--loop-seconds", 2, "--format", "frames"]
     with caplog.at_level("INFO"):
         assert run_animate(checkpoint, photograph, *flags, "--out", tmp_path, "--motion-out", tmp_path / "m.npz") == 0
-    assert "speed adjusted" not in caplog.text and "loop of 2.00 s (projection): seam" in caplog.text
+    assert "speed adjusted" not in caplog.text and "loop of 2.00 s (projection): loop_closure_error" in caplog.text
     assert len(list((tmp_path / "photo").glob("*.png"))) == 20
     motion = load_motion(tmp_path / "m.npz")
-    assert motion.meta["loop"]["phase"] == pytest.approx(0.4) and seam(motion.spectrum, 0.4) < 1e-4
-    assert seam(motion.spectrum, 0.5) > 1e-3
+    assert motion.meta["loop"]["phase"] == pytest.approx(0.4) and loop_closure_error(motion.spectrum, 0.4) < 1e-4
+    assert loop_closure_error(motion.spectrum, 0.5) > 1e-3
 
     assert generate_motion.main(
         ["--input", str(photograph), "--output", str(tmp_path / "g.npz"), "--steps", "2", "--loop-seconds", "2",

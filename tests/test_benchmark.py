@@ -163,7 +163,7 @@ def test_splatting_flags_choose_what_runs(tmp_path, capsys, no_processes, thread
     assert all(row["times_average"] is None for row in rows[:-1])  # there is none to be held against
     assert ", 1 threads, " in capsys.readouterr().out
     # What is held against the average brings the hand-written average along.
-    found = splat_benchmark.make_contenders(["ewa"], ["reference"], CPU)
+    found = splat_benchmark.make_cases(["ewa"], ["reference"], CPU)
     assert [c.op for c in found] == ["copy", "average", "average", "ewa", "average", "average", "ewa"]
 
 
@@ -234,7 +234,7 @@ def test_what_exhausts_the_memory_is_left_out(tmp_path, capsys, monkeypatch, no_
 @pytest.mark.skipif(not splat_benchmark.meter_is_right(), reason="this system does not tell a process's peak memory")
 def test_memory_on_the_cpu_is_that_of_the_pass():
     size = (1, 32, 256, 256)  # 8.4 MB of values
-    names = [c[:3] for c in splat_benchmark.make_contenders(["average"], ["reference"], CPU)]
+    names = [c[:3] for c in splat_benchmark.make_cases(["average"], ["reference"], CPU)]
     memory = dict(zip(names, splat_benchmark.memory_on_cpu(size, ["average"], ["reference"], 0), strict=True))
     assert memory["copy", "torch", "forward"] < 1
     for backend in ("scatter_add", "reference"):
@@ -248,7 +248,7 @@ def test_memory_on_a_gpu_is_the_peak_beyond_the_inputs(monkeypatch):
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 5e6)
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda: peak.__setitem__(0, 5e6))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: peak[0])
-    monkeypatch.setattr(splat_benchmark, "run_once", lambda contender, inputs: peak.__setitem__(0, peak[0] + 2e6))
+    monkeypatch.setattr(splat_benchmark, "run_once", lambda case, inputs: peak.__setitem__(0, peak[0] + 2e6))
     on_gpu, on_cpu = (SimpleNamespace(values=SimpleNamespace(is_cuda=is_cuda)) for is_cuda in (True, False))
     assert splat_benchmark.memory_on_cuda(None, on_gpu) == 2
     assert splat_benchmark.memory_on_cuda(None, on_cpu) is None

@@ -18,7 +18,7 @@ import benchmark
 import benchmarks.render
 from benchmarks import render as render_benchmark
 from benchmarks.flags import RENDERERS
-from benchmarks.render import Job, load_network, make_picture, splat_percent
+from benchmarks.render import Job, load_network, make_image, splat_percent
 from models import frame_synthesis
 from models.rendering import render_frames
 from splatting import softmax_splat
@@ -70,7 +70,7 @@ def test_the_preview_comes_along_and_default_sizes_are_those_of_the_issue(tmp_pa
 
 
 def test_what_is_rendered_moves_in_every_frame():
-    picture = make_picture(JOB)
+    picture = make_image(JOB)
     frames = torch.cat(list(render_frames(*picture, model=load_network(JOB))))
     assert frames.shape == (3, 3, 32, 48)
     for frame in frames:

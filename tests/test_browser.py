@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 import interact
-from animation import interactive_page as poke_page
+from animation import interactive_page as interactive_page
 from benchmarks.page import SOFTWARE_RENDERING, find_browser, heap_growth_kb
 from data.media import write_image
 from motion.modal import Simulation, dequantise, quantise
@@ -154,7 +154,7 @@ def test_the_page_simulates_what_python_does(page, page_file):
     places = [(x, y) for x in range(0, GRID[1], 9) for y in range(0, GRID[0], 9)]
     shown = np.array(page.evaluate("(places) => places.map(([x, y]) => dynamics.displacementAt(x, y))", places))
 
-    modes = poke_page.page_modes(example_motion(), "m.npz")
+    modes = interactive_page.page_modes(example_motion(), "m.npz")
     simulation = Simulation(dequantise(*quantise(modes), modes.frequency_hz))
     for name, *values in actions:
         if name == "hold":

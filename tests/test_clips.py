@@ -30,7 +30,7 @@ from data.clips import (
     ClipSetWriter,
     Pair,
     SampleKey,
-    motion_figures,
+    motion_metrics,
     rows_of_set,
     write_clip,
 )
@@ -165,7 +165,7 @@ def test_a_pixel_moves_by_px_of_the_default_grid_whatever_the_grid():
     for height, width, scale in ((160, 256, 1.0), (320, 512, 2.0), (80, 128, 0.5)):
         displacement = torch.full((1, height, width), still * scale)
         displacement[:, : height // 4] = moving * scale
-        assert motion_figures(displacement)["moving_fraction"] == 0.25
+        assert motion_metrics(displacement)["moving_fraction"] == 0.25
 
 
 def test_the_worst_clip_takes_less_than_10_megabytes(tmp_path):

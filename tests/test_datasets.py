@@ -22,7 +22,7 @@ from models.vae import MotionVAE
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, spectrum_to_flow, truncate
 from training import data_sets
-from training.data_order import BatchOrder, make_loader
+from training.data_order import ResumableBatchSampler, make_loader
 from training.data_sets import open_sets
 from training.latents import LatentDataset, variant_sizes
 
@@ -214,7 +214,7 @@ def samples(dataset, *, batch_size: int, workers: int = 0, seed: int = 5, proces
     found, passes = {}, 4 * len(dataset) // (batch_size * processes)
     for process in range(processes):
         position = {"first_pass": 0, "last_pass": passes, "process": process, "processes": processes}
-        order = BatchOrder(len(dataset), batch_size, seed, **position)
+        order = ResumableBatchSampler(len(dataset), batch_size, seed, **position)
         keys = [key for batch in order for key in batch]
         batches = make_loader(dataset, order, workers=workers)
         read = [{name: batch[name][i] for name in batch} for batch in batches for i in range(len(batch["item"]))]
@@ -271,7 +271,7 @@ def test_the_draw_has_the_shares_of_the_weights(tmp_path: Path) -> None:
     dataset = MotionDataset(sets)
     assert len(dataset) == 6 + 3 + 10
     # Ten epochs, as the batches of a training draw them.
-    order = BatchOrder(len(dataset), 19, 0, first_pass=0, last_pass=10)
+    order = ResumableBatchSampler(len(dataset), 19, 0, first_pass=0, last_pass=10)
     drawn = [dataset.items[key] for batch in order for key in batch]
     clips = Counter((clip_set.folder.name, row.id) for clip_set, row in drawn)
     assert {name: {clips[name, f"clip{i:02d}"] for i in range(n)} for name, n in (("a", 6), ("b", 10), ("c", 4))} == {

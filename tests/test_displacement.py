@@ -21,11 +21,11 @@ from models.displacement import (
     STILL_SHARE,
     UNLIKELY,
     DisplacementHead,
-    coherent,
     expected_displacement,
     guided_filter,
     relative_displacement,
-    with_displacement,
+    rescale_to_displacement,
+    smooth_spectrum,
 )
 from models.motion_pipeline import MotionPipeline
 from models.unet import FrequencyUNet
@@ -38,8 +38,8 @@ from training.displacement import (
     DisplacementStage,
     _mirrored,
     displacement_loss,
-    held_out_displacement,
-    still_sample,
+    static_sample,
+    validation_displacement,
 )
 
 SHAPE = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
@@ -106,7 +106,7 @@ def test_samples_are_scaled_to_what_is_expected():
     spectrum[0, ..., :8, :8] = 0
     spectrum[0, ..., 8:, :8] *= 1e-3
     expected_px = torch.full((2, 1, 16, 24), 3.0)
-    scaled = with_displacement(spectrum, expected_px)
+    scaled = rescale_to_displacement(spectrum, expected_px)
     found = mean_displacement(scaled)
     assert found[0, 0, :8, :8].abs().max() == 0
     before = mean_displacement(spectrum)
@@ -118,7 +118,7 @@ def test_samples_are_scaled_to_what_is_expected():
 
 def test_what_swings_as_one_stays_as_it_is():
     spectrum = torch.randn(2, 5, 4, 1, 1).expand(-1, -1, -1, 40, 60)
-    torch.testing.assert_close(coherent(spectrum, torch.rand(2, 1, 40, 60)), spectrum, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(smooth_spectrum(spectrum, torch.rand(2, 1, 40, 60)), spectrum, rtol=1e-4, atol=1e-5)
 
 
 def test_what_is_near_swings_together_and_still_surroundings_have_no_say():
@@ -129,13 +129,13 @@ def test_what_is_near_swings_together_and_still_surroundings_have_no_say():
     expected_px = torch.ones(1, 1, 64, 96)
     expected_px[..., 48:] = 0.0
     sample[..., 48:] = 5.0
-    smooth = coherent(sample, expected_px)
+    smooth = smooth_spectrum(sample, expected_px)
 
-    def roughness(maps: torch.Tensor) -> float:
+    def normalised_gradient(maps: torch.Tensor) -> float:
         left = maps[..., :48]
         return float(left.diff(dim=-1).abs().mean() / left.abs().mean())
 
-    assert roughness(smooth) < 0.15 * roughness(sample)
+    assert normalised_gradient(smooth) < 0.15 * normalised_gradient(sample)
     power = [maps[..., :48].square().sum(2).mean((-2, -1)) for maps in (sample, smooth)]  # (1, 8) each
     torch.testing.assert_close(power[1], power[0], rtol=0.05, atol=0.0)
 
@@ -145,16 +145,16 @@ def test_a_batch_is_made_coherent_one_by_one():
         torch.randn(2, 3, 4, 24, 32),
         torch.rand(2, 1, 24, 32) * torch.tensor([1.0, 50.0]).view(2, 1, 1, 1),
     )
-    both = coherent(spectrum, expected_px)
-    torch.testing.assert_close(both[:1], coherent(spectrum[:1], expected_px[:1]))
-    torch.testing.assert_close(coherent(spectrum, 7 * expected_px), both)
-    assert bool(torch.isfinite(coherent(spectrum, torch.zeros(2, 1, 24, 32))).all())
+    both = smooth_spectrum(spectrum, expected_px)
+    torch.testing.assert_close(both[:1], smooth_spectrum(spectrum[:1], expected_px[:1]))
+    torch.testing.assert_close(smooth_spectrum(spectrum, 7 * expected_px), both)
+    assert bool(torch.isfinite(smooth_spectrum(spectrum, torch.zeros(2, 1, 24, 32))).all())
 
 
 def test_one_sample_and_a_batch_are_scaled_alike():
     spectrum, expected_px = torch.randn(3, 4, 4, 16, 24), torch.rand(3, 1, 16, 24)
-    both = with_displacement(spectrum, expected_px)
-    torch.testing.assert_close(both[1], with_displacement(spectrum[1], expected_px[1]))
+    both = rescale_to_displacement(spectrum, expected_px)
+    torch.testing.assert_close(both[1], rescale_to_displacement(spectrum[1], expected_px[1]))
 
 
 def test_the_networks_of_the_head_do_not_see_each_other():
@@ -251,7 +251,7 @@ def test_still_samples_show_a_still_part_over_and_over():
     image[0], image[1] = torch.arange(256) / 255, torch.arange(160)[:, None] / 159
     moves = torch.zeros(1, 160, 256)
     moves[..., :128] = 2.0
-    found = [still_sample(image, moves, (96, 320), np.random.default_rng(seed)) for seed in range(30)]
+    found = [static_sample(image, moves, (96, 320), np.random.default_rng(seed)) for seed in range(30)]
     samples = [sample for sample in found if sample is not None]
     assert len(samples) > 10 and len(samples) < 30  # sides above a half find no still part
     for sample in samples:
@@ -260,7 +260,7 @@ def test_still_samples_show_a_still_part_over_and_over():
         # Neighbours in the sample were neighbours in the picture: no seams but mirrors, nothing enlarged.
         assert float(sample["image"][0].diff(dim=-1).abs().max()) < 2 / 255
     moving = torch.ones(1, 160, 256)
-    assert all(still_sample(image, moving, (96, 96), np.random.default_rng(seed)) is None for seed in range(5))
+    assert all(static_sample(image, moving, (96, 96), np.random.default_rng(seed)) is None for seed in range(5))
 
 
 def test_mirrored_indices():
@@ -271,7 +271,7 @@ def test_mirrored_indices():
 def test_training_shows_still_parts_and_measuring_does_not(scene_set: ClipSet, monkeypatch):
     calls = []
     part = {"image": torch.zeros(3, 8, 8), "displacement": torch.zeros(1, 8, 8)}
-    monkeypatch.setattr(displacement, "still_sample", lambda *arguments: calls.append(arguments) or part)
+    monkeypatch.setattr(displacement, "static_sample", lambda *arguments: calls.append(arguments) or part)
     for augment, expected in ((True, displacement.STILL_SAMPLES), (False, 0.0)):
         calls.clear()
         dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment)
@@ -297,7 +297,7 @@ def test_still_pictures_belong_to_their_stage(tmp_path, capsys):
     assert "--still-pictures: only --stage displacement" in capsys.readouterr().err
 
 
-def test_held_out_figures_of_a_known_map(scene_set: ClipSet):
+def test_validation_figures_of_a_known_map(scene_set: ClipSet):
     """A head that knew the answer has an average precision near 1 and the gain that it is given."""
     dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=False)
 
@@ -312,8 +312,8 @@ def test_held_out_figures_of_a_known_map(scene_set: ClipSet):
             self.count += 1
             return 3 * sample["displacement"][None]
 
-    figures = held_out_displacement(Knows(), dataset, limit=dataset.count)
-    assert figures["held_out_ap"] > 0.99 and figures["held_out_gain"] == pytest.approx(3.0, rel=0.01)
+    figures = validation_displacement(Knows(), dataset, limit=dataset.count)
+    assert figures["validation_ap"] > 0.99 and figures["validation_gain"] == pytest.approx(3.0, rel=0.01)
 
 
 def run_unet(*flags: str) -> None:
@@ -335,7 +335,7 @@ def test_stage_displacement_adds_the_head_and_changes_nothing_else(scene_set: Cl
     assert all(torch.equal(after[name], value.float()) for name, value in before.items())
     assert list((out / "samples").glob("displacement-*.png"))
     record = json.loads((out / "pipeline" / "training.json").read_text())["unet"]
-    assert "held_out_gain" in record["held_out_after"]
+    assert "validation_gain" in record["validation_after"]
 
     image = picture(size=(64, 96))
     sample = pipeline(image, steps=2)[0, 0]

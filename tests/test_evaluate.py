@@ -26,7 +26,7 @@ ROWS = [*SPLATS, "OpenCV remap", "frame 0 repeated"]
 SIZE = (32, 48)
 
 
-def still_pair(first: torch.Tensor, brighter: float) -> Pair:
+def static_pair(first: torch.Tensor, brighter: float) -> Pair:
     return Pair(first + brighter, torch.zeros(2, *SIZE), torch.ones(1, *SIZE), 1.0)
 
 
@@ -36,7 +36,7 @@ def hand_made_set(tmp_path: Path) -> Path:
     first = torch.randint(0, 128, (3, *SIZE), generator=torch.Generator().manual_seed(0)) / 255
     with ClipSetWriter(tmp_path / "set", {"made_of": "test"}) as writer:
         for name, steps in {"bright": (0.2, 0.2), "half": (0.0, 0.2), "still": (0.0, 0.0)}.items():
-            pairs = tuple(still_pair(first, step) for step in steps)
+            pairs = tuple(static_pair(first, step) for step in steps)
             row = ClipRow(name, str(tmp_path / "gone.mp4"), split="test", status=PAIRS_ONLY)
             writer.write(row, ClipContent(first, pairs=pairs, importance=torch.ones(1, *SIZE)))
         writer.finish()
@@ -154,7 +154,7 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
     # what rests is told by the whole clip, so that no frame's flow depends on the others that are asked for
     never = torch.zeros(1, 64, 96, dtype=torch.bool)
     never[:, :10] = True
-    monkeypatch.setattr(evaluation_clips, "still_pixels", lambda first, frames: never if len(frames) == 8 else ~never)
+    monkeypatch.setattr(evaluation_clips, "static_pixels", lambda first, frames: never if len(frames) == 8 else ~never)
     clip = open_clip(clip_set, row, 3)
     assert (clip.origin, clip.num_frames) == ("video", 2)
     targets, flow = next(clip.batches(8))

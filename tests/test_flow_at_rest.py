@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from data import optical_flow
-from data.optical_flow import at_rest, estimate_flow, still_pixels, visible_flow
+from data.optical_flow import estimate_flow, static_frames, static_pixels, visible_flow
 from evaluation.flow import FlowClip, unchanged_flow
 
 HEIGHT, WIDTH = 64, 144
@@ -76,11 +76,11 @@ def test_a_pixel_that_a_clip_shows_at_rest_does_not_move_whatever_moves_beside_i
     frames[:, :, 30, 70] = first[:, 30, 70]
     frames[3, :, 30, 70] += 0.03  # 1/255 on average
     flow = torch.ones(8, 2, HEIGHT, WIDTH)
-    assert still_pixels(first, frames)[0, 30, 70] and not still_pixels(first, frames)[0, 30, 60:69].any()
+    assert static_pixels(first, frames)[0, 30, 70] and not static_pixels(first, frames)[0, 30, 60:69].any()
     assert not visible_flow(first, frames, flow)[0][:, :, 30, 70].any()
     assert not estimate_flow(first, frames)[:, :, 30, 70].any()
     # three frames are too few to tell chance from rest, but for what the whole clip has shown
-    still = still_pixels(first, frames)
+    still = static_pixels(first, frames)
     for few in (frames[:3], frames[5:]):
         assert visible_flow(first, few, flow[:3])[0][:, :, 30, 70].any()
         assert not visible_flow(first, few, flow[:3], still=still)[0][:, :, 30, 70].any()
@@ -91,7 +91,7 @@ def test_what_hangs_still_but_for_a_gust_keeps_the_motion_of_the_gust():
     first = moving_texture(0.0)
     blown = [17, 18]
     frames = torch.stack([moving_texture(1.0 if index in blown else 0.0) for index in range(40)])
-    still = still_pixels(first, frames)
+    still = static_pixels(first, frames)
     assert still.float().mean() > 0.9
     flow = estimate_flow(first, frames)
     for found in (flow, visible_flow(first, frames, flow)[0]):
@@ -99,15 +99,15 @@ def test_what_hangs_still_but_for_a_gust_keeps_the_motion_of_the_gust():
         assert not found[:17].any() and not found[19:].any()
     # the slight changes of such a pixel are none
     faint = first + 7 / 255 * torch.linspace(0, 1, 48)
-    assert at_rest(first, faint[None], still=still)[0][still].all()
-    assert not at_rest(first, first[None] + 9 / 255, still=still).any()
+    assert static_frames(first, faint[None], still=still)[0][still].all()
+    assert not static_frames(first, first[None] + 9 / 255, still=still).any()
 
 
 def test_a_clip_in_pieces_has_the_flow_of_the_whole_where_its_still_pixels_are_given():
     clip = make_clip(8)
     first, frames = clip.first, clip.frames.clone()
     frames[:4, :, 30, 70], frames[4:, :, 30, 70] = first[:, 30, 70], first[:, 30, 70] + 0.1
-    whole, still = estimate_flow(first, frames), still_pixels(first, frames)
+    whole, still = estimate_flow(first, frames), static_pixels(first, frames)
     assert torch.equal(torch.cat([estimate_flow(first, part, still=still) for part in frames.split(4)]), whole)
     alone = estimate_flow(first, frames[:4])
     assert whole[:4, :, 30, 70].any() and not alone[:, :, 30, 70].any()
@@ -117,18 +117,18 @@ def test_an_area_at_rest_in_one_frame_has_no_flow_there_and_keeps_it_in_others()
     clip = make_clip(3)
     frames = clip.frames.clone()
     frames[1, :, 20:31, 60:71] = clip.first[:, 20:31, 60:71]
-    resting = at_rest(clip.first, frames)
+    resting = static_frames(clip.first, frames)
     assert resting[1, 0, 21:30, 61:70].all()  # the eight neighbours count
     assert not resting[1, 0, [20, 30], 60:71].all() and not resting[1, 0, 20:31, [60, 70]].all()
     # in other frames hardly by chance
     assert resting[[0, 2], 0, 21:30, 61:70].float().mean() < 0.2
-    assert at_rest(clip.first, frames[:0]).shape == (0, 1, HEIGHT, WIDTH)
+    assert static_frames(clip.first, frames[:0]).shape == (0, 1, HEIGHT, WIDTH)
     # a pixel alone: among others that change little, not among those that change much
     for step, rests in ((3 / 255, True), (6 / 255, False)):
         frame = clip.first + step
         frame[:, 30, 70] = clip.first[:, 30, 70]
-        assert bool(at_rest(clip.first, frame[None])[0, 0, 30, 70]) is rests
+        assert bool(static_frames(clip.first, frame[None])[0, 0, 30, 70]) is rests
     # frame by frame the same, where the clip's own share is given
-    still = still_pixels(clip.first, frames)
+    still = static_pixels(clip.first, frames)
     flow = estimate_flow(clip.first, frames)
     assert torch.equal(estimate_flow(clip.first, frames[1:2], still=still), flow[1:2])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from evaluation.frames.statistics import ClipFigures, FrameTables, spread
+from evaluation.frames.statistics import ClipMetrics, FrameTables, spread
 
 
 def figures(*errors: float, ssim: float = 0.5, distance: float = 1.0) -> dict[str, torch.Tensor]:
@@ -22,7 +22,7 @@ def make_tables() -> FrameTables:
     PSNR by clip: A 20 and 30 (seeds 0 and 1), so 25; B 26; average 20, 20, 10.
     """
     clips = [
-        ClipFigures(name, source, "video", [0.4, 1.0], [0.2, 3.0], of_methods)
+        ClipMetrics(name, source, "video", [0.4, 1.0], [0.2, 3.0], of_methods)
         for name, source, of_methods in (
             ("a1", "a", {"A0": figures(1e-2, 1e-2), "A1": figures(1e-3, 1e-3), "B": figures(10**-2.6, 10**-2.6)}),
             ("a2", "a", {"A0": figures(1e-2, 1e-2), "A1": figures(1e-3, 1e-3), "B": figures(10**-2.6, 10**-2.6)}),
@@ -86,8 +86,8 @@ def test_intervals_have_every_figure() -> None:
 
 def test_buckets_pool_their_own_frames() -> None:
     error = figures(1e-1, 1e-2, 3e-2, 1e-4)
-    clip = ClipFigures("c", "s", "video", [0.4, 0.5, 2.5, 9.0], [0.1, 1.0, 1.99, 2.0], {"average splat": error})
-    still = ClipFigures("d", "t", "video", [0.1], [0.0], {"average splat": figures(1e-3)})
+    clip = ClipMetrics("c", "s", "video", [0.4, 0.5, 2.5, 9.0], [0.1, 1.0, 1.99, 2.0], {"average splat": error})
+    still = ClipMetrics("d", "t", "video", [0.1], [0.0], {"average splat": figures(1e-3)})
     tables = FrameTables({"average splat": ["average splat"]}, [clip, still])
     motion = {row["motion_px"]: row for row in tables.by_motion()}
     assert list(motion) == ["0 to 0.5", "1 to 2", "2 to 4"]  # an empty bucket has no row
@@ -115,7 +115,7 @@ def test_clips_of_a_source_are_drawn_together_in_a_bucket() -> None:
     clips = []
     for index, gain in enumerate((5, 5, 5, 5, 15)):
         both = {"A": figures(10 ** (-2 - gain / 10)), "average splat": figures(1e-2)}
-        clips.append(ClipFigures(str(index), "b" if gain == 15 else "a", "video", [1.0], [1.0], both))
+        clips.append(ClipMetrics(str(index), "b" if gain == 15 else "a", "video", [1.0], [1.0], both))
     row, _ = FrameTables({"A": ["A"], "average splat": ["average splat"]}, clips, 0, ["A"]).by_motion()
     assert row["over_average_db"] == pytest.approx(7)
     assert (row["over_low_db"], row["over_high_db"]) == pytest.approx((5, 15))

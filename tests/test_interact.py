@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 import interact
-from animation import interactive_page as poke_page
+from animation import interactive_page as interactive_page
 from data.media import read_image, write_image
 from motion.modal import Simulation, dequantise, quantise
 from motion.motion_file import Motion, save_motion, thumbnail
@@ -68,17 +68,17 @@ def test_page_holds_everything_and_asks_for_nothing(files):
     description = json.loads(element(page, "description"))
     packed = np.frombuffer(zlib.decompress(base64.b64decode(element(page, "modes"))), np.uint8)
     assert (description["height"], description["width"]) == GRID and len(packed) == 5 * 4 * GRID[0] * GRID[1]
-    modes = poke_page.page_modes(example_motion(), "m.npz")
+    modes = interactive_page.page_modes(example_motion(), "m.npz")
     codes = packed.reshape(5, 4, *GRID).cumsum(-1, dtype=np.uint8).cumsum(-2, dtype=np.uint8)
     assert np.array_equal(codes, quantise(modes)[0].numpy())
     assert description["frequenciesHz"] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
 
 
 def test_template_takes_each_name_once_and_looks_at_nothing_it_put_in():
-    assert poke_page.fill_template("a {{X}} b {{Y}}", {"X": "{{Y}} \\1", "Y": "2"}) == "a {{Y}} \\1 b 2"
+    assert interactive_page.fill_template("a {{X}} b {{Y}}", {"X": "{{Y}} \\1", "Y": "2"}) == "a {{Y}} \\1 b 2"
     for values in ({"X": "1"}, {"X": "1", "Y": "2", "Z": "3"}):
         with pytest.raises(ValueError, match="template"):
-            poke_page.fill_template("{{X}} {{Y}}", values)
+            interactive_page.fill_template("{{X}} {{Y}}", values)
 
 
 def test_motion_is_predicted_when_none_is_given(files, monkeypatch):
@@ -111,10 +111,10 @@ def test_motion_does_not_depend_on_the_pages_size(files, monkeypatch):
 
 def test_giant_motion_is_reduced(caplog):
     caplog.set_level("INFO")
-    modes = poke_page.page_modes(Motion(torch.randn(2, 4, 600, 900), image_size=(600, 900)), "big.npz")
-    assert modes.size[0] * modes.size[1] <= 1.1 * poke_page.LARGEST_GRID_PX
-    many = poke_page.page_modes(Motion(torch.randn(200, 4, 4, 4), image_size=(4, 4)), "many.npz")
-    assert len(many.shapes) == poke_page.MOST_MODES
+    modes = interactive_page.page_modes(Motion(torch.randn(2, 4, 600, 900), image_size=(600, 900)), "big.npz")
+    assert modes.size[0] * modes.size[1] <= 1.1 * interactive_page.LARGEST_GRID_PX
+    many = interactive_page.page_modes(Motion(torch.randn(200, 4, 4, 4), image_size=(4, 4)), "many.npz")
+    assert len(many.shapes) == interactive_page.MOST_MODES
     assert caplog.text.count("npz") == 2
 
 
@@ -214,7 +214,9 @@ def test_a_poke_outside_is_said_before_anything_is_predicted(files, capsys, monk
 @pytest.mark.parametrize(("num_frames", "fps"), [(2, 10000.0), (10000, 0.01), (150, 1.0)])
 def test_a_period_of_any_length_has_a_loop(files, num_frames, fps):
     motion = example_motion()
-    loop = poke_page.encode_loop(torch.rand(3, 64, 96), dataclasses.replace(motion, num_frames=num_frames, fps=fps))
+    loop = interactive_page.encode_loop(
+        torch.rand(3, 64, 96), dataclasses.replace(motion, num_frames=num_frames, fps=fps)
+    )
     assert 2 <= Image.open(io.BytesIO(loop)).n_frames <= 100
 
 
@@ -269,9 +271,9 @@ console.log(JSON.stringify({ results, located: [x + dx, y + dy] }));
 @needs_node
 @pytest.mark.parametrize("damping", [0.05, 1.0, 1.7])
 def test_javascript_simulates_what_python_does(damping):
-    modes = poke_page.page_modes(example_motion(), "m.npz")
+    modes = interactive_page.page_modes(example_motion(), "m.npz")
     codes, scale = quantise(modes)
-    page = poke_page.build_page(torch.zeros(3, 64, 96), modes, "t", example_motion())
+    page = interactive_page.build_page(torch.zeros(3, 64, 96), modes, "t", example_motion())
     actions = [
         ("set", "damping", damping),
         ("flick", 30.3, 14.6, 25.0, -12.0),
@@ -323,7 +325,7 @@ def test_javascript_simulates_what_python_does(damping):
         "codes": element(page, "modes"),
         "actions": actions,
     }
-    script = poke_page.read_source("simulation.js") + NODE_SCRIPT
+    script = interactive_page.read_source("simulation.js") + NODE_SCRIPT
     answer = subprocess.run(
         ["node", "-e", script], input=json.dumps(given), capture_output=True, text=True, timeout=60, check=False
     )
@@ -353,7 +355,7 @@ def make_mesh(shapes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     amplitude = np.sqrt((shapes**2).sum((0, 1)))
     description = {"width": width, "height": height, "scales": [1.0] * len(shapes)}
     given = {"description": description, "shapes": shapes.ravel().tolist(), "amplitude": amplitude.ravel().tolist()}
-    script = poke_page.read_source("mesh.js") + MESH_SCRIPT
+    script = interactive_page.read_source("mesh.js") + MESH_SCRIPT
     answer = subprocess.run(
         ["node", "-e", script], input=json.dumps(given), capture_output=True, text=True, timeout=60, check=False
     )
@@ -434,9 +436,9 @@ def test_mesh_of_a_still_picture_is_the_picture_alone():
 
 
 @needs_node
-@pytest.mark.parametrize("name", poke_page.SCRIPTS)
+@pytest.mark.parametrize("name", interactive_page.SCRIPTS)
 def test_scripts_parse(name):
     checked = subprocess.run(
-        ["node", "--check", str(poke_page.WEB_FOLDER / name)], capture_output=True, text=True, check=False
+        ["node", "--check", str(interactive_page.WEB_FOLDER / name)], capture_output=True, text=True, check=False
     )
     assert checked.returncode == 0, checked.stderr

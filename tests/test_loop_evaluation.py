@@ -12,7 +12,7 @@ import torch
 import evaluate
 from data.clips import ClipSet
 from evaluation.motion.loops import LoopComparison
-from motion.looping import closed, seam
+from motion.looping import closed, loop_closure_error
 from motion.spectrum import mean_displacement, without_drift
 
 
@@ -32,7 +32,7 @@ class Closing:
 
     def __call__(self, images, *, num_samples, loop, **options):
         self.asked.append((tuple(images.shape), num_samples, loop, options))
-        whole = closed(self.free, loop.phase, largest_gain=1.0)
+        whole = closed(self.free, loop.phase, largest_amplitude_ratio=1.0)
         guided = whole + self.left * (without_drift(self.free) - whole)
         guided[:, 0, 1] = 9.0  # a drift, which is taken away
         return guided[None]
@@ -45,11 +45,11 @@ def test_times_and_motion_by_hand():
     rows = loops.table()
     assert [row["row"] for row in rows] == ["100 frames, projection", "180 frames, projection"]
     for row, length in zip(rows, (100, 180), strict=True):
-        expected = float(seam(without_drift(free), length / 150).mean())
-        assert row["free_seam_px"] == pytest.approx(expected, rel=1e-4)
+        expected = float(loop_closure_error(without_drift(free), length / 150).mean())
+        assert row["free_loop_closure_error_px"] == pytest.approx(expected, rel=1e-4)
         assert row["times"] == pytest.approx(10, rel=1e-3) and row["times_worst"] == pytest.approx(10, rel=1e-3)
         assert row["samples"] == 2
-        whole = closed(without_drift(free), length / 150, largest_gain=1.0)
+        whole = closed(without_drift(free), length / 150, largest_amplitude_ratio=1.0)
         sampled = whole + 0.1 * (without_drift(free) - whole)
         ratio = mean_displacement(sampled).mean((1, 2, 3)) / mean_displacement(without_drift(free)).mean((1, 2, 3))
         assert row["sampled_motion_least"] == pytest.approx(float(ratio.min()), rel=1e-4)

@@ -20,7 +20,7 @@ from data.media import (
     atomic_path,
     contact_sheet,
     encode_png,
-    list_pictures,
+    list_images,
     read_image,
     read_mask,
     resize_image,
@@ -388,13 +388,13 @@ def test_list_pictures(tmp_path):
         (tmp_path / name).write_text("x")
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "c.jpg").write_text("x")
-    names = [p.name for p in list_pictures([tmp_path / "notes.txt", tmp_path, tmp_path / "a.webp"])]
+    names = [p.name for p in list_images([tmp_path / "notes.txt", tmp_path, tmp_path / "a.webp"])]
     assert names == ["notes.txt", "a.webp", "b2.PNG", "b10.jpg"]
-    assert [p.name for p in list_pictures(str(tmp_path / "sub"))] == ["c.jpg"]
+    assert [p.name for p in list_images(str(tmp_path / "sub"))] == ["c.jpg"]
     (tmp_path / "none").mkdir()
     for paths in ([tmp_path / "none"], [tmp_path / "missing.jpg"], []):
         with pytest.raises(MediaError):
-            list_pictures(paths)
+            list_images(paths)
 
 
 def test_resize_image():

@@ -27,7 +27,7 @@ from models.unet import FrequencyAttention, FrequencyUNet
 from models.vae import MotionVAE
 from motion.normalisation import Normalisation
 from training.motion_diffusion import CONDITION_DROPOUT, diffusion_loss
-from training.motion_vae import reconstruction_figures
+from training.motion_vae import reconstruction_metrics
 
 CODEBOOK = "quantize.embedding.weight"  # has no gradient: the straight-through estimator goes past it
 SHAPE = {"num_bins": 4, "condition_channels": 16, "num_heads": 2}
@@ -76,10 +76,10 @@ def test_a_picture_vq_model_is_trained_measured_and_sampled_with(scene_set, tmp_
     assert record["steps"] == 2 and record["flags"]["init_vq"] == str(tmp_path / "ldm")
 
     # The same figure, by the same function, of the model that was written (in float16: 1 % for codes that flip)
-    held_out = MotionDataset([(scene_set, 1.0)], split="test", num_bins=4, size=(64, 96), augment=False)
-    figures = reconstruction_figures(vae, held_out)
-    assert record["held_out_after"].keys() - {"step"} == figures.keys() >= {"mae_normalised", "relative_error_bin_01"}
-    assert record["held_out_after"]["mae_normalised"] == pytest.approx(figures["mae_normalised"], rel=0.01)
+    validation = MotionDataset([(scene_set, 1.0)], split="test", num_bins=4, size=(64, 96), augment=False)
+    figures = reconstruction_metrics(vae, validation)
+    assert record["validation_after"].keys() - {"step"} == figures.keys() >= {"mae_normalised", "relative_error_bin_01"}
+    assert record["validation_after"]["mae_normalised"] == pytest.approx(figures["mae_normalised"], rel=0.01)
     with torch.no_grad():
         spectra = torch.stack([scene_set.spectrum(row.id, 4)[0] for row in scene_set.rows("train")])
         assert float(vae.encode_spectrum(spectra).square().mean().sqrt()) == pytest.approx(1, abs=0.05)
@@ -136,13 +136,13 @@ def test_reconstruction_figures_by_hand():
     A component of 0 comes back as s / 4 px, one of 1 px in bin 1 as 1.5^2 = 2.25 px. The errors of |S_k| in px are
     then (4.5, .5) in bin 0, (1.25, .25, .25, .25) in bin 1 of the first clip and (.25, .25, .25, .25) of the second.
     """
-    figures = reconstruction_figures(OffBy([2.0, 1.0, 1.0]), TwoClips())
+    figures = reconstruction_metrics(OffBy([2.0, 1.0, 1.0]), TwoClips())
     assert figures.keys() == {"mae_normalised", "relative_error_bin_00", "relative_error_bin_01"}  # bin 2 never moves
     assert figures["mae_normalised"] == pytest.approx(0.5, rel=1e-6)
     assert figures["relative_error_bin_00"] == pytest.approx(math.hypot(4.5, 0.5) / 8, rel=1e-6)
     both = math.hypot(1.25, 0.25, 0.25, 0.25) + math.hypot(0.25, 0.25, 0.25, 0.25)
     assert figures["relative_error_bin_01"] == pytest.approx(both / 1.0, rel=1e-6)
-    alone = reconstruction_figures(OffBy([2.0, 1.0, 1.0]), TwoClips(), limit=1)
+    alone = reconstruction_metrics(OffBy([2.0, 1.0, 1.0]), TwoClips(), limit=1)
     assert alone["relative_error_bin_01"] == pytest.approx(math.hypot(1.25, 0.25, 0.25, 0.25), rel=1e-6)
 
 
@@ -176,7 +176,7 @@ def test_one_condition_in_ten_is_dropped_by_the_samples_own_seed():
     assert torch.equal(what_the_network_is_given(seeds[some])["keep"], keep[some])
     dropped = keep == 0
     assert float(given["timestep"][dropped].float().mean()) == pytest.approx(500, abs=60)
-    assert float((given["feature_gain"][dropped] == 0).float().mean()) == pytest.approx(0.3, abs=0.1)
+    assert float((given["feature_dropout_mask"][dropped] == 0).float().mean()) == pytest.approx(0.3, abs=0.1)
 
 
 @pytest.mark.parametrize("mode", ["coordinated", "volume"])
@@ -234,11 +234,11 @@ def test_both_ways_of_attention_are_the_same(monkeypatch):
         torch.nn.init.normal_(parameter, std=0.3)
     attention = unet.middle.coordination.attention
     tokens = torch.randn(30, 4, 16)
-    ways = {name: getattr(unet_module._FewTokens, name) for name in ("plain", "fused")}
+    ways = {name: getattr(unet_module.SmallSequenceAttnProcessor, name) for name in ("plain", "fused")}
     results = {}
     for name, way in ways.items():
         mixed = lambda *arguments, name=name, way=way: calls.append(name) or way(*arguments)  # noqa: E731
-        monkeypatch.setattr(unet_module._FewTokens, "plain", staticmethod(mixed))
+        monkeypatch.setattr(unet_module.SmallSequenceAttnProcessor, "plain", staticmethod(mixed))
         x = tokens.clone().requires_grad_()
         out = attention(x)
         results[name] = (out.detach(), *torch.autograd.grad((out * out.detach().cos()).sum(), x))
@@ -279,7 +279,7 @@ def test_compiled_training_has_the_same_losses(scene_set, tmp_path, monkeypatch)
     monkeypatch.setattr(torch, "compile", compile_quickly)
     # Compiled anew for each, and no part of the training.
     monkeypatch.setattr("training.motion_diffusion.write_sample_sheet", lambda *_, **__: None)
-    monkeypatch.setattr("training.motion_diffusion.held_out_loss", lambda *_, **__: {})
+    monkeypatch.setattr("training.motion_diffusion.validation_loss", lambda *_, **__: {})
     small_unet(block_channels=(16,)).save_pretrained(tmp_path / "start")
     MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[0.5] * 4).save_pretrained(tmp_path / "vae")
     flags = ["--data", str(scene_set.folder), "--vae", str(tmp_path / "vae"), "--cache", str(tmp_path / "latents")]

@@ -19,12 +19,12 @@ from training.motion_diffusion import (
     MAGNITUDE_WEIGHT,
     PictureStage,
     diffusion_loss,
-    feature_gain,
-    held_out_loss,
-    held_out_magnitude,
+    feature_dropout_mask,
     magnitude_error,
     noise_weights,
     picture_loss,
+    validation_loss,
+    validation_magnitude,
 )
 
 SHAPE = {"num_bins": 3, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2, "backbone": "none"}
@@ -184,12 +184,12 @@ def test_min_snr_weights_by_hand():
 
 def test_hidden_features_are_a_function_of_the_sample():
     """Whatever the batch: each sample's own seed draws, about three tenths are hidden, and the mean stays."""
-    both = feature_gain(4000, torch.tensor([7, 8]), torch.device("cpu"))
-    alone = feature_gain(4000, torch.tensor([8]), torch.device("cpu"))
+    both = feature_dropout_mask(4000, torch.tensor([7, 8]), torch.device("cpu"))
+    alone = feature_dropout_mask(4000, torch.tensor([8]), torch.device("cpu"))
     assert torch.equal(both[1], alone[0]) and not torch.equal(both[0], both[1])
     assert float((both == 0).float().mean()) == pytest.approx(FEATURE_DROPOUT, abs=0.02)
     assert float(both.mean()) == pytest.approx(1.0, abs=0.03)
-    assert feature_gain(4000, torch.tensor([7]), torch.device("cpu"), 0.0).unique().tolist() == [1]
+    assert feature_dropout_mask(4000, torch.tensor([7]), torch.device("cpu"), 0.0).unique().tolist() == [1]
 
 
 def test_gradient_checkpointing_changes_no_gradient(monkeypatch):
@@ -289,7 +289,7 @@ class OneClip:
         return {name: tensor[0] for name, tensor in make_batch(1).items() if name != "seed"}
 
 
-def test_held_out_figures_are_of_as_many_clips_as_asked_for():
+def test_validation_figures_are_of_as_many_clips_as_asked_for():
     seen = []
 
     class Seven(OneClip):
@@ -299,20 +299,20 @@ def test_held_out_figures_are_of_as_many_clips_as_asked_for():
             seen.append(key.item)
             return super().__getitem__(key)
 
-    held_out_magnitude(PictureStage(small_unet()), Seven(), limit=4)
+    validation_magnitude(PictureStage(small_unet()), Seven(), limit=4)
     assert seen == [0, 2, 4, 6]
 
 
-def test_held_out_figures_by_level_and_by_bin_have_one_mean():
+def test_validation_figures_by_level_and_by_bin_have_one_mean():
     """And a bin that is predicted worse shows: its latents are ten times the others'."""
     dataset = OneClip()
     loud = dataset[None]
     loud["latents"][2] *= 10
     dataset.__class__ = type("Loud", (OneClip,), {"__getitem__": lambda self, key: loud})
     schedule = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
-    figures = held_out_loss(small_unet(), dataset, schedule=schedule)
+    figures = validation_loss(small_unet(), dataset, schedule=schedule)
     levels = [value for name, value in figures.items() if "_level_" in name]
     bins = [value for name, value in figures.items() if "_bin_" in name]
     assert len(levels) == 5 and len(bins) == 3 and bins[2] > 10 * max(bins[:2])
-    assert sum(levels) / 5 == pytest.approx(figures["held_out_loss"]) == pytest.approx(sum(bins) / 3)
-    assert figures["held_out_magnitude"] > 1
+    assert sum(levels) / 5 == pytest.approx(figures["validation_loss"]) == pytest.approx(sum(bins) / 3)
+    assert figures["validation_magnitude"] > 1

@@ -15,21 +15,21 @@ from torch import Tensor
 import evaluate
 import evaluation.motion.table as motion_table
 from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetWriter, source_name
-from evaluation.motion.measure import MotionComparison, Truth, predict
+from evaluation.motion.measure import GroundTruth, MotionComparison, predict
 from metrics.motion import (
-    TRIVIAL,
+    BASELINES,
     average_precision,
+    baseline_maps,
     bin_ratios,
     chance_corrected,
     corrected_precision,
     diversity,
     factor,
     image_gradient,
+    loop_closure_error_px,
     mean_motion,
     moving_mask,
-    roughness,
-    seam_px,
-    trivial_maps,
+    normalised_gradient,
 )
 from metrics.statistics import bootstrap_interval, by_source, mean_by_source
 from motion.normalisation import Normalisation
@@ -122,14 +122,14 @@ def test_trivial_maps() -> None:
     assert float(image_gradient(image, 4.0).sum()) == pytest.approx(float(edge.sum()), rel=1e-3)
     assert float(image_gradient(image, 4.0).max()) == pytest.approx(float(edge.max()) / 2, rel=0.05)
     torch.testing.assert_close(image_gradient(image.mT, 2.0), edge.mT)
-    maps = trivial_maps(image, 0, "a")
-    assert tuple(maps) == TRIVIAL and all(one.shape == (1, 40, 60) for one in maps.values())
-    assert torch.equal(maps["random"], trivial_maps(image, 0, "a")["random"])
+    maps = baseline_maps(image, 0, "a")
+    assert tuple(maps) == BASELINES and all(one.shape == (1, 40, 60) for one in maps.values())
+    assert torch.equal(maps["random"], baseline_maps(image, 0, "a")["random"])
     # half the side of 256 x 160 px, half the blur
     half = torch.rand(3, 80, 128, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(trivial_maps(half, 0, "a")["image gradient, blur 8 px"], image_gradient(half, 4.0))
-    assert not torch.equal(maps["random"], trivial_maps(image, 1, "a")["random"])
-    assert not torch.equal(maps["random"], trivial_maps(image, 0, "b")["random"])
+    assert torch.equal(baseline_maps(half, 0, "a")["image gradient, blur 8 px"], image_gradient(half, 4.0))
+    assert not torch.equal(maps["random"], baseline_maps(image, 1, "a")["random"])
+    assert not torch.equal(maps["random"], baseline_maps(image, 0, "b")["random"])
 
 
 # ------------------------------------------------------------------------------------------------ other figures
@@ -151,15 +151,15 @@ def test_roughness_seam_and_diversity_by_hand() -> None:
     x = torch.arange(SIZE[1], dtype=torch.float32).expand(SIZE)
     y = torch.arange(SIZE[0], dtype=torch.float32)[:, None].expand(SIZE)
     # a stretch of 1 px a pixel to the right, then downwards, then along both: mean |F| over 64, 32, and both
-    assert roughness(drift(x)) == pytest.approx(1 / 31.5, rel=1e-4)
-    assert roughness(drift(0.0, y)) == pytest.approx(1 / 15.5, rel=1e-4)
-    assert roughness(drift(x + y)) == pytest.approx(math.sqrt(2) / (31.5 + 15.5), rel=1e-4)
-    assert roughness(drift(3.0)) == pytest.approx(0, abs=1e-6) and roughness(drift(0.0)) is None
+    assert normalised_gradient(drift(x)) == pytest.approx(1 / 31.5, rel=1e-4)
+    assert normalised_gradient(drift(0.0, y)) == pytest.approx(1 / 15.5, rel=1e-4)
+    assert normalised_gradient(drift(x + y)) == pytest.approx(math.sqrt(2) / (31.5 + 15.5), rel=1e-4)
+    assert normalised_gradient(drift(3.0)) == pytest.approx(0, abs=1e-6) and normalised_gradient(drift(0.0)) is None
 
     swings = drift(3.0, 4.0)
     swings[2] = 1.5
-    assert seam_px(swings) == pytest.approx(5.0, rel=1e-4)
-    assert seam_px(without_drift(swings)) == pytest.approx(0, abs=1e-4)
+    assert loop_closure_error_px(swings) == pytest.approx(5.0, rel=1e-4)
+    assert loop_closure_error_px(without_drift(swings)) == pytest.approx(0, abs=1e-4)
 
     assert diversity(torch.stack([drift(1.0), drift(-1.0)])) == pytest.approx(2.0)
     assert diversity(torch.stack([drift(1.0), drift(1.0), drift(4.0)])) == pytest.approx(2 / 3 * 3 / 2)
@@ -278,26 +278,26 @@ def test_a_model_that_knows_the_clips(clip_set: Path, tmp_path: Path, monkeypatc
     assert sorted({asked[0][2:] for asked in pipeline.asked}) == [(32, 64), (64, 32)]
 
     rows = read_rows(out)
-    assert list(rows) == ["model", *TRIVIAL, "still", "real clip"]
+    assert list(rows) == ["model", *BASELINES, "still", "real clip"]
     model, real, still = rows["model"], rows["real clip"], rows["still"]
     # the samples are once and twice the clip
     known = {"ap_corrected": 1, "ap_of_mean_corrected": 1, "ap_confident_corrected": 1, "gain": 1.5, "shape_factor": 1}
-    known |= {"shape_worst_factor": 1, "gain_spread_factor": 1, "epe_best_px": 0, "epe_best_relative": 0}
+    known |= {"shape_worst_factor": 1, "amplitude_ratio_spread": 1, "epe_best_px": 0, "epe_best_relative": 0}
     known |= {"epe_mean_relative": 0.5, "nearest_ratio": 1}
     assert {key: model[key] for key in known} == pytest.approx(known, abs=2e-3)
     assert model["motion_px"] == pytest.approx(1.5 * real["motion_px"], rel=2e-3)
     assert model["epe_mean_px"] == pytest.approx(real["motion_px"] / 2, rel=2e-3)
     # |F - 2 F| over (|F| + |2 F|) / 2, where anything moves
     assert model["diversity"] == pytest.approx(2 / 3, rel=2e-3)
-    assert model["roughness"] == pytest.approx(real["roughness"], rel=2e-3)
-    assert model["seam_px"] == pytest.approx(1.5 * real["seam_px"], rel=2e-3)
-    assert still["seam_px"] == 0 and "seam_without_drift_px" not in model
+    assert model["normalised_gradient"] == pytest.approx(real["normalised_gradient"], rel=2e-3)
+    assert model["loop_closure_error_px"] == pytest.approx(1.5 * real["loop_closure_error_px"], rel=2e-3)
+    assert still["loop_closure_error_px"] == 0 and "seam_without_drift_px" not in model
     assert (still["epe_best_px"], still["epe_best_relative"]) == pytest.approx((real["motion_px"], 1))
     assert still["ap_corrected"] is None and real["ap_corrected"] is None
     assert rows["uniform"]["ap_corrected"] == pytest.approx(0, abs=1e-9)
     assert abs(rows["random"]["ap_corrected"]) < 0.1
-    best = max(rows[name]["ap_corrected"] for name in TRIVIAL)
-    assert best == max(rows[name]["ap_corrected"] for name in TRIVIAL if name.startswith("image gradient"))
+    best = max(rows[name]["ap_corrected"] for name in BASELINES)
+    assert best == max(rows[name]["ap_corrected"] for name in BASELINES if name.startswith("image gradient"))
     assert model["ap_lead"] == pytest.approx(1 - best) and model["ap_lead_low"] <= 1 - best <= model["ap_lead_high"]
 
     bins = read_rows(out / "by_bin")
@@ -328,7 +328,7 @@ def test_one_sample_of_a_still_model(clip_set: Path, tmp_path: Path, monkeypatch
     assert measure(monkeypatch, nothing, clip_set, tmp_path / "out", "--samples", "1") == 0
     model = read_rows(tmp_path / "out")["model"]
     assert model["ap_corrected"] == pytest.approx(0, abs=1e-9) and model["epe_best_relative"] == pytest.approx(1)
-    assert model["diversity"] is None and model["roughness"] is None and model["gain"] < 0.01
+    assert model["diversity"] is None and model["normalised_gradient"] is None and model["gain"] < 0.01
     assert nothing.asked[0][1]["steps"] is None
 
 
@@ -372,7 +372,7 @@ def test_only_what_is_seen_counts_in_px() -> None:
     confidence[:, :16] = 0
     sample = drift(3.0)
     sample[0, 1, :16] = 1.0
-    comparison.add(Truth("a", "s", torch.rand(3, *SIZE), spectrum, confidence), sample[None])
+    comparison.add(GroundTruth("a", "s", torch.rand(3, *SIZE), spectrum, confidence), sample[None])
     (model,) = [row for row in comparison.by_clip if row["row"] == "model"]
     frames_mean = 151 / 300
     assert model["gain"] == pytest.approx(1.5) and comparison.bin_table()[0]["real_px"] == pytest.approx(2.0)
@@ -383,7 +383,7 @@ def test_only_what_is_seen_counts_in_px() -> None:
 
 
 def add_even(comparison: MotionComparison, name: str, spectrum: Tensor, *samples: Tensor) -> None:
-    truth = Truth(name, f"source of {name[0]}", torch.rand(3, *SIZE), spectrum, torch.ones(1, *SIZE))
+    truth = GroundTruth(name, f"source of {name[0]}", torch.rand(3, *SIZE), spectrum, torch.ones(1, *SIZE))
     comparison.add(truth, torch.stack(samples))
 
 
@@ -408,7 +408,7 @@ def test_gain_and_shape_over_clips() -> None:
     add_even(comparison, "b2", even, 16 * even)
     model = comparison.table()[0]
     assert model["gain"] == pytest.approx(4)
-    assert model["gain_spread_factor"] == pytest.approx(4 ** (1 / 2**0.5))
+    assert model["amplitude_ratio_spread"] == pytest.approx(4 ** (1 / 2**0.5))
 
 
 def test_samples_are_rated_by_themselves_and_together() -> None:
@@ -464,7 +464,7 @@ def test_pictures_of_another_grid_are_named(clip_set: Path) -> None:
     opened = ClipSet(clip_set)
     (row,) = [row for row in opened.rows("test") if row.id == "tree"]
     with pytest.raises(ValueError, match=r"clip tree: first/ is \(32, 64\) px, spectra/ \(64, 32\)"):
-        Truth.read(opened, row, BINS)
+        GroundTruth.read(opened, row, BINS)
 
 
 def test_a_set_without_training_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -473,7 +473,9 @@ def test_a_set_without_training_clips(tmp_path: Path, monkeypatch: pytest.Monkey
         writer.finish()
     assert measure(monkeypatch, CopyingPipeline(copy), tmp_path / "set", tmp_path / "out", "--samples", "1") == 0
     model = read_rows(tmp_path / "out")["model"]
-    assert model["nearest_distance"] is None and model["ap_lead_low"] is None and model["gain_spread_factor"] is None
+    assert (
+        model["nearest_distance"] is None and model["ap_lead_low"] is None and model["amplitude_ratio_spread"] is None
+    )
 
 
 def test_a_trained_format_checkpoint(scene_set, checkpoint: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from apple_device import AppleDevice, on_apple
 
-from motion.motion_file import Motion, MotionFileError, is_other_picture, load_motion, save_motion, thumbnail
+from motion.motion_file import Motion, MotionFileError, is_other_image, load_motion, save_motion, thumbnail
 from motion.spectrum import mean_displacement, spectrum_to_flow
 
 
@@ -31,11 +31,11 @@ def test_another_picture_of_the_same_size_is_told() -> None:
     picture = F.interpolate(torch.rand(1, 3, 5, 7), size=(96, 128), mode="bilinear")[0]
     motion = Motion(torch.zeros(2, 4, 32, 32), meta={"picture": thumbnail(picture)})
     smaller = F.interpolate(picture[None], size=(60, 80), mode="bilinear", antialias=True)[0]
-    assert not is_other_picture(motion, picture)
-    assert not is_other_picture(motion, (smaller + 0.02 * torch.randn_like(smaller)).clamp(0, 1))
-    assert is_other_picture(motion, picture.flip(-1)) and is_other_picture(motion, torch.rand(3, 96, 128))
+    assert not is_other_image(motion, picture)
+    assert not is_other_image(motion, (smaller + 0.02 * torch.randn_like(smaller)).clamp(0, 1))
+    assert is_other_image(motion, picture.flip(-1)) and is_other_image(motion, torch.rand(3, 96, 128))
     for meta in ({}, {"picture": "no hexadecimal" * 10}, {"picture": 3}):
-        assert not is_other_picture(Motion(torch.zeros(2, 4, 32, 32), meta=meta), torch.rand(3, 96, 128))
+        assert not is_other_image(Motion(torch.zeros(2, 4, 32, 32), meta=meta), torch.rand(3, 96, 128))
 
 
 @pytest.mark.parametrize(("height", "width", "fits"), [(160, 100, False), (90, 160, False), (100, 160, True)])

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 
 import prepare_data
 from data import prepare_clip as sources
-from data.clips import ClipRow, ClipSet, ClipSetWriter, motion_figures
+from data.clips import ClipRow, ClipSet, ClipSetWriter, motion_metrics
 from data.find_clips import find_clips, fit_to_set, name_groups
 from data.media import read_image, write_image
 from data.optical_flow import METHODS
@@ -352,7 +352,7 @@ def test_pixels_that_get_covered_are_marked_in_the_pairs():
 def test_a_small_flame_is_not_still():
     displacement = torch.zeros(1, 160, 256)
     displacement[:, 60:72, 100:106] = 2.0  # .18 % of the pixels
-    row = ClipRow("flame", "flame.mp4", confidence=0.9, **motion_figures(displacement))
+    row = ClipRow("flame", "flame.mp4", confidence=0.9, **motion_metrics(displacement))
     times_s = torch.arange(150) / 30
     assert row.moving_fraction < 0.01 and sources._judged(row, displacement, times_s).status == "kept"
     assert sources._judged(row, displacement / 8, times_s).reason.startswith("still")
@@ -717,7 +717,7 @@ def test_a_clip_is_still_by_px_of_the_default_grid_whatever_the_grid():
     for size, scale in (((160, 256), 1.0), ((320, 512), 2.0), ((80, 128), 0.5)):
         for px, verdict in ((0.24, "dropped"), (0.26, "kept")):
             displacement = torch.full((1, *size), px * scale)
-            row = ClipRow("a", "a.mp4", confidence=0.9, **motion_figures(displacement))
+            row = ClipRow("a", "a.mp4", confidence=0.9, **motion_metrics(displacement))
             assert sources._judged(row, displacement, times_s).status == verdict
         for px, verdict in ((0.49, "dropped"), (0.51, "kept")):  # a small flame
             displacement = torch.zeros(1, *size)

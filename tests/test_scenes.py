@@ -25,9 +25,9 @@ def splat_error_db(scene: Scene, time_s: float, *, reduce: int = 1, swapped: boo
     """PSNR of frame 0 splatted by the exact flow against frame t where nothing is hidden, and the share of those."""
     first, frame = scene.clean_frame(0.0), scene.clean_frame(time_s)
     flow = scene.flow(time_s, sharp=True)
-    still_seen, seen_before = scene.visibility(time_s)
+    static_seen, seen_before = scene.visibility(time_s)
     splatted, weight = average_splat(first[None], (flow.flip(0) if swapped else flow)[None], return_weight=True)
-    hidden = average_splat((~still_seen).float()[None], flow[None])[0] > 0
+    hidden = average_splat((~static_seen).float()[None], flow[None])[0] > 0
     fits = (seen_before & ~hidden & (weight[0] > 0.2)).float()[None]
     fits = -torch.nn.functional.max_pool2d(-fits, 3, 1, 1)  # an edge's pixels mix what moves with what does not
     fits = -torch.nn.functional.max_pool2d(-fits, reduce)[0, 0] > 0.5
@@ -126,8 +126,8 @@ def test_visibility_names_what_is_hidden_and_what_leaves_the_picture() -> None:
 
 def test_back_from_a_later_frame_is_the_way_there() -> None:
     scene = make_scene(4, kind="laundry")
-    still_seen, seen_before = scene.visibility(1.5)
-    moved = scene.flow(1.5, sharp=True)[:, still_seen[0]].norm(dim=0).sort()[0]
+    static_seen, seen_before = scene.visibility(1.5)
+    moved = scene.flow(1.5, sharp=True)[:, static_seen[0]].norm(dim=0).sort()[0]
     returned = scene.backward_flow(1.5)[:, seen_before[0]].norm(dim=0).sort()[0]
     assert moved.mean() > 0.3 and moved.mean() == pytest.approx(float(returned.mean()), rel=0.1)
 

@@ -1,4 +1,4 @@
-"""Loops of any length: the seam by hand, the nearest motion that closes, sampling pulled toward it."""
+"""Loops of any length: the closure error by hand, the nearest motion that closes, sampling pulled toward it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from diffusers import DDPMScheduler
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.motion_pipeline import SAMPLERS, MotionPipeline, _NoiseLevel, denoise, noised_again, sample_generator
 from models.self_guidance import LoopGuidance
-from motion.looping import closed, is_whole_periods, loop_phase_of, plan_playback, seam
+from motion.looping import closed, is_whole_periods, loop_closure_error, loop_phase_of, plan_playback
 from motion.spectrum import mean_displacement, spectrum_to_flow, without_drift
 
 
@@ -36,24 +36,24 @@ def test_seam_by_hand():
     per_frame = 2 * math.pi / 150
     x = torch.zeros(3, 4, 2, 2)
     x[1, 0], x[0, 0] = 2.0, -2.0  # a_1 = 2 in x
-    assert seam(x, 0.5) == pytest.approx(4.0)
+    assert loop_closure_error(x, 0.5) == pytest.approx(4.0)
     y = torch.zeros(3, 4, 2, 2)
     y[1, 3] = -3.0  # b_1 = 3 in y
-    assert seam(y, 0.5) == pytest.approx(2 * 3 * per_frame, rel=1e-5)
-    assert seam(x + y, 0.5) == pytest.approx(4 + 6 * per_frame)
-    assert seam(y, 0.5, num_frames=75) == pytest.approx(4 * 3 * per_frame, rel=1e-5)
+    assert loop_closure_error(y, 0.5) == pytest.approx(2 * 3 * per_frame, rel=1e-5)
+    assert loop_closure_error(x + y, 0.5) == pytest.approx(4 + 6 * per_frame)
+    assert loop_closure_error(y, 0.5, num_frames=75) == pytest.approx(4 * 3 * per_frame, rel=1e-5)
     both = (x + y)[None].clone()
     both[0, ..., 0] = 0  # half of the pixels stand still
-    assert seam(both, 0.5).tolist() == pytest.approx([2 + 3 * per_frame])
+    assert loop_closure_error(both, 0.5).tolist() == pytest.approx([2 + 3 * per_frame])
 
 
 def test_drift_is_part_of_the_seam():
     drift = torch.zeros(3, 4, 2, 2)
     drift[0, 1] = 1.0
-    assert seam(drift, 0.5) == pytest.approx(0.5)
-    assert seam(drift, 1.0) == pytest.approx(1.0)
-    assert seam(drift, 1.2) == pytest.approx(1 + 1 / 150)  # held from phase 1 on: its velocity ends too
-    assert seam(without_drift(drift), 1.2) == 0
+    assert loop_closure_error(drift, 0.5) == pytest.approx(0.5)
+    assert loop_closure_error(drift, 1.0) == pytest.approx(1.0)
+    assert loop_closure_error(drift, 1.2) == pytest.approx(1 + 1 / 150)  # held from phase 1 on: its velocity ends too
+    assert loop_closure_error(without_drift(drift), 1.2) == 0
 
 
 @pytest.mark.parametrize("phase", [0.3, 2 / 3, 1.2])
@@ -64,12 +64,12 @@ def test_seam_is_that_of_the_series(phase):
     (first, last), (first_on, last_on) = spectrum_to_flow(spectrum, ends), spectrum_to_flow(spectrum, ends + step)
     velocity = ((last_on - last) - (first_on - first)) / step / 150
     expected = ((last - first).abs() + velocity.abs()).sum(0).mean()
-    torch.testing.assert_close(seam(spectrum, phase), expected, rtol=1e-3, atol=0)
+    torch.testing.assert_close(loop_closure_error(spectrum, phase), expected, rtol=1e-3, atol=0)
 
 
 def test_seam_reaches_the_spectrum_by_gradient():
     spectrum = random_spectrum(num_bins=3).double().requires_grad_()
-    assert torch.autograd.gradcheck(lambda s: seam(s, 0.4), spectrum)
+    assert torch.autograd.gradcheck(lambda s: loop_closure_error(s, 0.4), spectrum)
 
 
 # ------------------------------------------------------------------------------------------ closing
@@ -79,8 +79,8 @@ def test_seam_reaches_the_spectrum_by_gradient():
 def test_closed_motion_closes(phase):
     spectrum = random_spectrum()
     result = closed(spectrum, phase)
-    assert seam(without_drift(spectrum), phase) > 0.01
-    assert seam(result, phase) < 1e-5
+    assert loop_closure_error(without_drift(spectrum), phase) > 0.01
+    assert loop_closure_error(result, phase) < 1e-5
     assert result[0, 1::2].abs().max() == 0
     torch.testing.assert_close(result[0, 0::2], -result[1:, 0::2].sum(0))
     torch.testing.assert_close(closed(result, phase), result, atol=1e-5, rtol=1e-5)
@@ -90,7 +90,7 @@ def test_closing_is_the_nearest_by_the_amplitude_of_the_bins():
     """Each bin's change counts by the amplitude that the bin has; power is then given back."""
     spectrum = without_drift(random_spectrum().double())
     amplitude = spectrum[1:].square().mean((1, 2, 3)).sqrt().view(-1, 1, 1, 1)  # (K-1, 1, 1, 1)
-    nearest = closed(spectrum, 0.4, largest_gain=1.0)
+    nearest = closed(spectrum, 0.4, largest_amplitude_ratio=1.0)
 
     def distance(other: torch.Tensor) -> float:
         return float(((other - spectrum)[1:].square() / amplitude).sum())
@@ -101,7 +101,7 @@ def test_closing_is_the_nearest_by_the_amplitude_of_the_bins():
         step = torch.randn(spectrum.shape, generator=torch.Generator().manual_seed(seed)).double()
         other = closed(step, 0.4)[1:]
         cosine = (change * other / amplitude).sum() / (change.norm() * (other / amplitude).norm())
-        assert seam(nearest + closed(step, 0.4), 0.4) < 1e-10 and abs(float(cosine)) < 1e-3
+        assert loop_closure_error(nearest + closed(step, 0.4), 0.4) < 1e-10 and abs(float(cosine)) < 1e-3
     louder = closed(spectrum, 0.4)
     torch.testing.assert_close(louder[1:].square().sum(), spectrum[1:].square().sum())
     torch.testing.assert_close(louder / louder.norm(), nearest / nearest.norm())
@@ -227,19 +227,19 @@ def test_guidance_lowers_the_seam(checkpoint, options, fold):
     if fold is None:  # closing samples freely
         assert torch.equal(free, guided) and not loop.pulls
         return
-    before, after = (float(seam(without_drift(motion), 2 / 3)) for motion in (free, guided))
+    before, after = (float(loop_closure_error(without_drift(motion), 2 / 3)) for motion in (free, guided))
     assert after * fold < before
 
 
 @pytest.mark.parametrize("method", ["gradient", "projection"])
 def test_guidance_takes_cast_weights(checkpoint, method):
-    """The VAE computes in bfloat16, the latents and the seam in float32: the same loop but for rounding."""
+    """The VAE computes in bfloat16, latents and closure error in float32: the same loop but for rounding."""
     pipeline, options = MotionPipeline.load(checkpoint), {"steps": 4, "seed": 1}
     loop = LoopGuidance(2 / 3, method=method, last_pulls=2)
-    free = float(seam(without_drift(pipeline(picture(), **options)), 2 / 3))
+    free = float(loop_closure_error(without_drift(pipeline(picture(), **options)), 2 / 3))
     pipeline.to(torch.bfloat16)
     guided = pipeline(picture(), loop=loop, **options)
-    assert guided.dtype == torch.float32 and float(seam(without_drift(guided), 2 / 3)) < free / 2
+    assert guided.dtype == torch.float32 and float(loop_closure_error(without_drift(guided), 2 / 3)) < free / 2
 
 
 def test_gradient_takes_no_longer_step_than_to_zero(checkpoint):
@@ -256,7 +256,7 @@ def test_gradient_takes_no_longer_step_than_to_zero(checkpoint):
     torch.testing.assert_close(moved(2.0, 1.0), 2 * small, atol=1e-6, rtol=1e-3)
     torch.testing.assert_close(moved(1.0, 2.0), 4 * small, atol=1e-6, rtol=1e-3)
     # along the gradient -small / u, as far as to where the linearised objective is zero
-    loss = seam(without_drift(vae.decode_spectrum(latents)), 0.4).detach()
+    loss = loop_closure_error(without_drift(vae.decode_spectrum(latents)), 0.4).detach()
     torch.testing.assert_close(bounded, small * loss / small.square().sum(), atol=1e-5, rtol=1e-2)
 
 
@@ -275,11 +275,11 @@ def test_predicted_loops_close_and_say_so(checkpoint, caplog):
     pipeline = MotionPipeline.load(checkpoint)
     with caplog.at_level(logging.INFO, "models.motion_pipeline"):
         motion = pipeline.predict(picture()[0], steps=2, loop=LoopGuidance(0.4))
-    assert seam(motion.spectrum, 0.4) < 1e-4 and not motion.meta["drift"]
+    assert loop_closure_error(motion.spectrum, 0.4) < 1e-4 and not motion.meta["drift"]
     record = motion.meta["loop"]
     assert record["phase"] == 0.4 and record["method"] == "projection" and "weight" not in record
-    assert record["closed_seam_px"] < 1e-4 < record["seam_px"]
-    assert "loop of 2.00 s (projection): seam " in caplog.text
+    assert record["closed_loop_closure_error_px"] < 1e-4 < record["loop_closure_error_px"]
+    assert "loop of 2.00 s (projection): loop_closure_error " in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "models.motion_pipeline"):
         whole = pipeline.predict(picture()[0], steps=2, loop=LoopGuidance(2.0))
@@ -304,6 +304,6 @@ def test_default_weights_loop_fivefold_and_keep_their_motion():
     free = without_drift(pipeline(image, **options)[0, 0])
     for phase in (100 / 150, 180 / 150):
         guided = without_drift(pipeline(image, loop=LoopGuidance(phase), **options)[0, 0])
-        assert seam(guided, phase) < seam(free, phase) / 5
+        assert loop_closure_error(guided, phase) < loop_closure_error(free, phase) / 5
         kept = mean_displacement(closed(guided, phase)).mean() / mean_displacement(free).mean()
         assert 0.8 < kept < 1.2

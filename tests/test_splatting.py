@@ -361,7 +361,9 @@ def test_a_wrong_option_is_named(splat, keywords, message):
 
 
 def test_a_backend_that_is_not_there_names_the_remedy(monkeypatch):
-    monkeypatch.setattr(functional, "_obstacle", lambda name: None if name == "reference" else f"no {name}: get it")
+    monkeypatch.setattr(
+        functional, "_unavailable_reason", lambda name: None if name == "reference" else f"no {name}: get it"
+    )
     assert splatting.available_backends() == ("reference",)
     values, flow = torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)
     for backend in ("cpu", "cuda"):
@@ -375,12 +377,12 @@ def test_a_numba_that_cannot_be_imported_leaves_the_reference(monkeypatch, error
         raise error
 
     monkeypatch.setattr(cpu, "_kernels", broken)
-    assert str(error) in cpu.obstacle.__wrapped__()
-    assert "pip install -U numba" in cpu.obstacle.__wrapped__()
+    assert str(error) in cpu.unavailable_reason.__wrapped__()
+    assert "pip install -U numba" in cpu.unavailable_reason.__wrapped__()
 
 
 def test_a_backend_refuses_tensors_of_another_device(monkeypatch):
-    monkeypatch.setattr(functional, "_obstacle", lambda name: None)
+    monkeypatch.setattr(functional, "_unavailable_reason", lambda name: None)
     with pytest.raises(RuntimeError, match="needs cuda tensors, got values on cpu"):
         average_splat(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2), backend="cuda")
 
@@ -399,7 +401,7 @@ def test_reference_and_cpu_are_there_and_take_their_names(monkeypatch):
 def test_the_automatic_choice_is_logged_once(monkeypatch, caplog):
     monkeypatch.setattr(functional, "_automatic_backend", AUTOMATIC_BACKEND)
     monkeypatch.setattr(functional, "_announced", set())
-    monkeypatch.setattr(functional, "_obstacle", lambda name: None if name == "reference" else f"get {name}")
+    monkeypatch.setattr(functional, "_unavailable_reason", lambda name: None if name == "reference" else f"get {name}")
     with caplog.at_level(logging.INFO, logger="splatting.functional"):
         for _ in range(3):
             average_splat(torch.zeros(1, 1, 2, 2), torch.zeros(1, 2, 2, 2))

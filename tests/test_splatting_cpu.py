@@ -154,7 +154,7 @@ def test_narrow_and_wide_gaussians(operator, sigma):
 def test_many_bands_and_tiles(operator, monkeypatch):
     # Four rows a band, so that sources send to several, and flow that crosses them.
     monkeypatch.setattr(cpu, "BAND_BYTES", 1)
-    monkeypatch.setattr(cpu, "SMALLEST_SHARE", 1)
+    monkeypatch.setattr(cpu, "SMALLEST_FRACTION", 1)
     monkeypatch.setattr(cpu, "SCRATCH_BYTES", 1)
     monkeypatch.setattr(cpu, "MAX_CHANNELS", 4)
     compare(OPERATORS[operator], make_scene(2, 10, 40, 300, spread=12.0))
@@ -246,7 +246,7 @@ def test_the_inputs_are_left_alone():
 
 @each_operator
 def test_the_number_of_threads_changes_nothing(operator, monkeypatch):
-    monkeypatch.setattr(cpu, "SMALLEST_SHARE", 1)
+    monkeypatch.setattr(cpu, "SMALLEST_FRACTION", 1)
     scene = make_scene(2, 6, 37, 50)
     before = torch.get_num_threads()
     try:
@@ -262,7 +262,7 @@ def test_the_number_of_threads_changes_nothing(operator, monkeypatch):
 
 
 def test_two_threads_at_once(monkeypatch):
-    monkeypatch.setattr(cpu, "SMALLEST_SHARE", 1)
+    monkeypatch.setattr(cpu, "SMALLEST_FRACTION", 1)
     scene = make_scene(1, 6, 60, 70)
     expected, found = results(OPERATORS["ewa"], scene, "cpu"), []
     threads = [threading.Thread(target=lambda: found.append(results(OPERATORS["ewa"], scene, "cpu"))) for _ in range(4)]
@@ -275,7 +275,7 @@ def test_two_threads_at_once(monkeypatch):
 
 
 def _splat_in_child(queue, scene) -> None:
-    cpu.SMALLEST_SHARE = 1
+    cpu.SMALLEST_FRACTION = 1
     torch.set_num_threads(2)
     queue.put(average_splat(scene[0], scene[1], backend="cpu").sum().item())
 
@@ -284,7 +284,7 @@ def test_a_forked_process_has_threads_of_its_own(monkeypatch):
     # Numba's own OpenMP threads would end the child.
     if "fork" not in multiprocessing.get_all_start_methods():
         pytest.skip("this system cannot fork")
-    monkeypatch.setattr(cpu, "SMALLEST_SHARE", 1)
+    monkeypatch.setattr(cpu, "SMALLEST_FRACTION", 1)
     scene = make_scene(1, 6, 60, 70)
     expected = average_splat(scene[0], scene[1], backend="cpu").sum().item()
     context = multiprocessing.get_context("fork")

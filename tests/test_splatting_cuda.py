@@ -512,8 +512,8 @@ def test_an_obstacle_names_the_remedy(monkeypatch, fake_cupy, change, expected):
             monkeypatch.setitem(sys.modules, "cupy", None)
         else:
             monkeypatch.setattr(name, value)
-    obstacle = cuda.obstacle()
-    assert obstacle is None if expected is None else re.search(expected, obstacle)
+    unavailable_reason = cuda.unavailable_reason()
+    assert unavailable_reason is None if expected is None else re.search(expected, unavailable_reason)
 
 
 # On a GPU ------------------------------------------------------------------------------------------------------
@@ -546,7 +546,7 @@ def both_passes(splat_them, leaves: list[torch.Tensor]) -> tuple[tuple, tuple]:
 
 @on_gpu
 def test_gpu_has_no_obstacle():
-    assert cuda.obstacle() is None
+    assert cuda.unavailable_reason() is None
 
 
 @on_gpu

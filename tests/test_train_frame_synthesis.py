@@ -63,11 +63,11 @@ def test_from_flags_to_a_model_that_has_learned(
     if operator == "gaussian":
         assert (model.config.sigma, model.config.ewa) == (0.6, False)
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    held_out = [line for line in lines if "held_out_loss" in line]
-    assert [line["step"] for line in held_out] == [0, 40]
-    assert held_out[1]["held_out_loss"] < 0.7 * held_out[0]["held_out_loss"]
-    assert held_out[1]["held_out_model_psnr_db"] > held_out[1]["held_out_average_splat_psnr_db"] + 2
-    assert held_out[1]["held_out_average_splat_psnr_db"] > held_out[1]["held_out_frame_0_psnr_db"]
+    validation = [line for line in lines if "validation_loss" in line]
+    assert [line["step"] for line in validation] == [0, 40]
+    assert validation[1]["validation_loss"] < 0.7 * validation[0]["validation_loss"]
+    assert validation[1]["validation_model_psnr_db"] > validation[1]["validation_average_splat_psnr_db"] + 2
+    assert validation[1]["validation_average_splat_psnr_db"] > validation[1]["validation_frame_0_psnr_db"]
     # One row of five pictures: source, target, average splat, output, error.
     assert read_image(run / "samples" / "step-0000040.png").shape == (3, 32, 5 * 32 + 4 * 2)
     record = json.loads((run / "training.json").read_text())[f"frame_synthesis_{operator}"]

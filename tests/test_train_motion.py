@@ -28,7 +28,7 @@ from training import motion_stages
 from training.latents import LatentDataset, variant_sizes
 from training.motion_diffusion import diffusion_loss
 from training.motion_sets import motion_sets
-from training.motion_vae import latent_scale, reconstruction_figures, vae_loss
+from training.motion_vae import latent_scale, reconstruction_metrics, vae_loss
 
 ROOT = Path(__file__).resolve().parents[1]
 VAE_FLAGS = [
@@ -99,7 +99,7 @@ def test_vae_record_and_precision(trained_vae):
     model = MotionVAE.from_pretrained(trained_vae / "vae")
     assert model.config.scaling_factor != 1.0 and len(model.config.motion_scale_px) == 4
     record = json.loads((trained_vae / "training.json").read_text())["vae"]
-    assert record["steps"] == 40 and record["flags"]["seed"] == 0 and record["held_out_after"]["mae_normalised"] > 0
+    assert record["steps"] == 40 and record["flags"]["seed"] == 0 and record["validation_after"]["mae_normalised"] > 0
     weights = load_file(trained_vae / "vae" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
@@ -127,7 +127,7 @@ class Counted:
         return {"spectrum": torch.ones(4, 4, 32, 32)}
 
 
-@pytest.mark.parametrize("measure", [latent_scale, reconstruction_figures])
+@pytest.mark.parametrize("measure", [latent_scale, reconstruction_metrics])
 def test_a_limit_of_items_is_kept(trained_vae, measure):
     model = MotionVAE.from_pretrained(trained_vae / "vae").float()
     for limit, expected in ((4, [0, 2, 4, 6]), (5, [0, 2, 4, 6]), (99, list(range(7)))):
@@ -194,14 +194,14 @@ def test_picture_stage_trains_the_encoder_and_joint_training_goes_on_from_it(une
     changed = {name.split(".")[0] for name in start if not torch.allclose(start[name].half(), trained[name].half())}
     assert changed == {"image_encoder", "magnitude"}
     figures = [json.loads(line) for line in (picture / "metrics.jsonl").read_text().splitlines()]
-    held_out = [line for line in figures if "held_out_even" in line]
-    assert len(held_out) == 2 and all("held_out_magnitude" in line for line in held_out)
-    assert not any("held_out_loss" in line for line in figures)  # which is another measure, of the other stages
+    validation = [line for line in figures if "validation_even" in line]
+    assert len(validation) == 2 and all("validation_magnitude" in line for line in validation)
+    assert not any("validation_loss" in line for line in figures)  # which is another measure, of the other stages
     record = json.loads((picture / "pipeline" / "training.json").read_text())["unet"]
-    assert record["held_out_after"]["held_out_magnitude"] == held_out[-1]["held_out_magnitude"]
+    assert record["validation_after"]["validation_magnitude"] == validation[-1]["validation_magnitude"]
     flags = ["--steps", "1", "--weighting", "min-snr", "--init", str(picture / "pipeline" / "unet")]
     assert train_unet.main([*unet_flags, *flags, "--gradient-checkpointing", "--out", str(joint)]) == 0
-    assert "held_out_magnitude" in (joint / "metrics.jsonl").read_text()
+    assert "validation_magnitude" in (joint / "metrics.jsonl").read_text()
     second = json.loads((joint / "pipeline" / "training.json").read_text())["unet"]
     assert second["started_from"] == record  # the earlier stage is not forgotten
 

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from cli.parser import UsageError
 from training import loop
-from training.data_order import BatchOrder, epoch_order, sample_noise, sample_seed, sample_uniform
+from training.data_order import ResumableBatchSampler, epoch_order, sample_noise, sample_seed, sample_uniform
 from training.loop import LoopOptions, TrainingError, learning_rate, train
 from training.run_folder import RunFolder
 
@@ -147,7 +147,7 @@ def test_hooks_see_ema_weights_and_leave_no_trace(uninterrupted, tmp_path):
         torch.rand(3)  # the global generator must come back as it was
         assert not model.training and not torch.is_grad_enabled()
         seen.append(model[0].weight.clone())
-        return {"held_out_loss": float(len(seen))}
+        return {"validation_loss": float(len(seen))}
 
     def sample(model, step, folder):
         drawn.append((step, folder.name))
@@ -155,14 +155,14 @@ def test_hooks_see_ema_weights_and_leave_no_trace(uninterrupted, tmp_path):
     options = replace(OPTIONS, validate_every=4, sample_every=6)
     model, hooked, metrics = run_training(tmp_path / "run", options, validate=validate, sample=sample)
     assert hooked.losses == pytest.approx(result.losses, abs=1e-7)
-    assert [line["step"] for line in metrics if "held_out_loss" in line] == [0, 4, 8]
+    assert [line["step"] for line in metrics if "validation_loss" in line] == [0, 4, 8]
     assert drawn == [(6, "samples"), (8, "samples")]
-    assert hooked.figures == {"held_out_loss": 3.0}
+    assert hooked.figures == {"validation_loss": 3.0}
     torch.testing.assert_close(seen[-1], model[0].weight.detach())
 
 
 def test_nan_stops_names_items_and_keeps_the_good_state(tmp_path):
-    order = BatchOrder(10, 4, OPTIONS.seed, first_pass=0, last_pass=8)
+    order = ResumableBatchSampler(10, 4, OPTIONS.seed, first_pass=0, last_pass=8)
     bad = next(iter(order))[2].item  # in the first batch already, and in the third or fourth again
     late = replace(OPTIONS, save_every=1)
     with pytest.raises(TrainingError, match=rf"loss \(nan\).* step 1, items .*clip-{bad}.*no state"):
@@ -334,9 +334,9 @@ def test_learning_rate_by_hand():
 
 
 def test_data_order_is_a_pure_function_of_the_step():
-    whole = list(BatchOrder(5, 4, 7, first_pass=0, last_pass=6))
-    assert whole[4:] == list(BatchOrder(5, 4, 7, first_pass=4, last_pass=6))
-    shares = [list(BatchOrder(5, 2, 7, first_pass=0, last_pass=6, process=p, processes=2)) for p in (0, 1)]
+    whole = list(ResumableBatchSampler(5, 4, 7, first_pass=0, last_pass=6))
+    assert whole[4:] == list(ResumableBatchSampler(5, 4, 7, first_pass=4, last_pass=6))
+    shares = [list(ResumableBatchSampler(5, 2, 7, first_pass=0, last_pass=6, process=p, processes=2)) for p in (0, 1)]
     assert [one + two for one, two in zip(*shares, strict=True)] == whole
     keys = [key for batch in whole for key in batch]
     assert sorted(key.item for key in keys[:5]) == list(range(5)) and {key.epoch for key in keys[:5]} == {0}

@@ -35,7 +35,7 @@ def sample_seed(item: int, seed: int, epoch: int = 0) -> int:
     return int(word >> np.uint64(1))
 
 
-class BatchOrder:
+class ResumableBatchSampler:
     """The batches of keys that one process takes; a batch sampler of DataLoader.
 
     Args:
@@ -81,7 +81,7 @@ class BatchOrder:
         return SampleKey(item, epoch, sample_seed(item, self.seed, epoch))
 
 
-def make_loader(dataset: Dataset, order: BatchOrder, *, workers: int = 0, pin: bool = False) -> DataLoader:
+def make_loader(dataset: Dataset, order: ResumableBatchSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
     """Return a loader of collated dicts with "seed" and "item" (B,) int64 added to what the data set gives."""
     return DataLoader(
         _Keyed(dataset),

@@ -75,13 +75,13 @@ def _check_groups(sets: Sequence[ClipSet]) -> None:
     Pieces cut from one video are files of their own: only the group, the CSV's column `source`, tells.
     """
     used = (KEPT, PAIRS_ONLY)
-    held_out = {row.group: clip_set for clip_set in sets for row in clip_set.rows("test", status=used) if row.group}
+    validation = {row.group: clip_set for clip_set in sets for row in clip_set.rows("test", status=used) if row.group}
     for clip_set in sets:
         for row in clip_set.rows("train", status=used):
-            if row.group in held_out:
+            if row.group in validation:
                 raise ClipSetError(
                     f"--data: source {row.group} is in the training split of {clip_set.folder} ({row.id}) and in the "
-                    f"test split of {held_out[row.group].folder}; give it the same split in both"
+                    f"test split of {validation[row.group].folder}; give it the same split in both"
                 )
 
 
@@ -199,7 +199,7 @@ def training_record(run: RunFolder, result: TrainingResult) -> dict:
     record = {key: options[key] for key in ("script", "command", "flags", "versions", "commit", "device", "started")}
     lines = run.metrics()
     losses = [line["loss"] for line in lines if line.get("loss") is not None]
-    held_out = [{k: v for k, v in line.items() if k != "learning_rate"} for line in lines if "loss" not in line]
+    validation = [{k: v for k, v in line.items() if k != "learning_rate"} for line in lines if "loss" not in line]
     record |= {
         "steps": result.steps,
         "finished": result.finished,
@@ -207,6 +207,6 @@ def training_record(run: RunFolder, result: TrainingResult) -> dict:
     }
     if losses:
         record |= {"loss_first": losses[0], "loss_last": losses[-1]}
-    if held_out:
-        record |= {"held_out_before": held_out[0], "held_out_after": held_out[-1]}
+    if validation:
+        record |= {"validation_before": validation[0], "validation_after": validation[-1]}
     return record

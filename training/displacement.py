@@ -21,7 +21,7 @@ from metrics.motion import corrected_precision, moving_mask
 from models.displacement import QUANTILE, relative_displacement
 from models.unet import FrequencyUNet
 from motion.flow import MOVING_PX, default_grid_scale, resize_maps
-from training.motion_diffusion import feature_gain
+from training.motion_diffusion import feature_dropout_mask
 
 # Of the error of log q, and of the cross-entropy of whether anything moves, beside the error of the map: how strong the
 # wind was no photograph shows.
@@ -81,11 +81,11 @@ class DisplacementDataset(Dataset):
         size = self.sizes[key.epoch % len(self.sizes)]
         wants_still = rng is not None and rng.random() < STILL_SAMPLES
         if wants_still and self.still and rng.random() < STILL_PICTURES:
-            return still_crop(self.still[int(rng.integers(len(self.still)))], size, rng)
+            return static_crop(self.still[int(rng.integers(len(self.still)))], size, rng)
         clip_set, row = self.items[key._replace(item=key.item % self.count)]
         image, displacement = clip_set.first(row.id), clip_set.displacement(row.id)
         if wants_still:
-            sample = still_sample(image, displacement, size, rng)
+            sample = static_sample(image, displacement, size, rng)
             if sample is not None:
                 return sample
         geometry = draw_geometry(image.shape[-2:], size, rng)
@@ -97,7 +97,7 @@ class DisplacementDataset(Dataset):
         return {"image": image.contiguous(), "displacement": (geometry.maps(displacement) * zoom).contiguous()}
 
 
-def still_sample(
+def static_sample(
     image: Tensor, displacement: Tensor, size: tuple[int, int], rng: np.random.Generator
 ) -> dict[str, Tensor] | None:
     """Show a part of a picture that stands still, continued by mirrors until it fills the sample.
@@ -126,7 +126,7 @@ def still_sample(
     return {"image": image.contiguous(), "displacement": displacement[:, rows][..., columns].contiguous()}
 
 
-def still_crop(image: Tensor, size: tuple[int, int], rng: np.random.Generator) -> dict[str, Tensor]:
+def static_crop(image: Tensor, size: tuple[int, int], rng: np.random.Generator) -> dict[str, Tensor]:
     """Show a crop of a photograph (3, H, W) in which nothing moves; as `DisplacementDataset`."""
     geometry = draw_geometry(image.shape[-2:], size, rng, area=STILL_CROP_AREA)
     image = jitter_colours(geometry.maps(image), rng)
@@ -146,9 +146,9 @@ class DisplacementStage(torch.nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, image: Tensor, feature_gain: Tensor | None = None) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Return what `FrequencyUNet.displacement_of_networks` does."""
-        return self.unet.displacement_of_networks(image, feature_gain)
+        return self.unet.displacement_of_networks(image, feature_dropout_mask)
 
 
 def displacement_loss(
@@ -169,7 +169,7 @@ def displacement_loss(
         "loss", and its parts "place", "strength" and "moves".
     """
     image, displacement = batch["image"], batch["displacement"].float()
-    gain = feature_gain(num_features, batch["seed"], image.device, feature_dropout)
+    gain = feature_dropout_mask(num_features, batch["seed"], image.device, feature_dropout)
     relative, log_strength, log_odds = model(image, gain)  # (B, M, h, w), (B, M), (B, M)
     strength = displacement.flatten(1).quantile(QUANTILE, dim=1)  # (B,)
     moves = (strength >= MOVING_PX / default_grid_scale(*displacement.shape[-2:])).float()
@@ -184,14 +184,14 @@ def displacement_loss(
 
 
 @torch.no_grad()
-def held_out_displacement(
+def validation_displacement(
     model: DisplacementStage, dataset: DisplacementDataset, *, limit: int = 64
 ) -> dict[str, float]:
     """Measure the map on held-out photographs.
 
     Returns:
-        held_out_ap, the chance-corrected average precision for the pixels that move (mean over clips; absent where no
-        clip has any); held_out_gain, the geometric mean of predicted over real strength q.
+        validation_ap, the chance-corrected average precision for the pixels that move (mean over clips; absent where no
+        clip has any); validation_gain, the geometric mean of predicted over real strength q.
     """
     device = next(model.parameters()).device
     precision, logs = [], []
@@ -203,8 +203,8 @@ def held_out_displacement(
         strengths = [one.flatten().quantile(QUANTILE).clamp(min=LEAST_STRENGTH_PX) for one in (expected, real)]
         logs.append(float((strengths[0] / strengths[1]).log()))
     known = [value for value in precision if value is not None]
-    figures = {"held_out_ap": statistics.fmean(known)} if known else {}
-    return figures | {"held_out_gain": float(np.exp(statistics.fmean(logs)))}
+    figures = {"validation_ap": statistics.fmean(known)} if known else {}
+    return figures | {"validation_gain": float(np.exp(statistics.fmean(logs)))}
 
 
 @torch.no_grad()

@@ -114,7 +114,7 @@ def arriving_reliability(reliability: Tensor, flow: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------------ held-out pairs
 
 
-class HeldOut:
+class Validation:
     """Held-out pairs, spread over the test clips, and what is looked at on them: figures, and a sheet of pictures."""
 
     def __init__(self, sets: list[tuple[ClipSet, float]], crop: int, loss: FrameSynthesisLoss) -> None:
@@ -140,9 +140,9 @@ class HeldOut:
             frame = model(image, flow, importance)
             average, _ = splat_image(image, flow, importance, operator="average")
             weights = arriving_reliability(batch["reliability"], flow)
-            figures = {"held_out_loss": self.loss.terms(frame, target, weights)["loss"]}
+            figures = {"validation_loss": self.loss.terms(frame, target, weights)["loss"]}
             for name, picture in {"model": frame, "average_splat": average, "frame_0": image}.items():
-                figures[f"held_out_{name}_psnr_db"] = decibel(squared_error(picture, target))
+                figures[f"validation_{name}_psnr_db"] = decibel(squared_error(picture, target))
             for name, value in figures.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {name: value / len(self.items) for name, value in sums.items()}
@@ -203,15 +203,15 @@ def run_training(args: argparse.Namespace, operator: str, model_options: dict[st
     sets = sets or open_sets(None, args.seed, args.device)
     dataset = RenderingDataset(sets, split="train", size=(crop, crop))
     loss = FrameSynthesisLoss(perceptual)
-    held_out = HeldOut(sets, crop, loss)
-    if not held_out.items:
+    validation = Validation(sets, crop, loss)
+    if not validation.items:
         logger.warning("no pairs of the split test in --data: nothing is held out, no samples are drawn")
 
     # Train
     logger.info("%s: %.2f M parameters", args.preset, model.num_parameters() / 1e6)
     script = f"train_frame_synthesis_{'softsplat' if operator == 'softmax' else operator}"
     with open_run(args.out, script, vars(args), resume=args.resume, name=args.preset) as run:
-        look = {"validate": held_out.validate, "sample": held_out.sample} if held_out.items else {}
+        look = {"validate": validation.validate, "sample": validation.sample} if validation.items else {}
         result = train(model, dataset, loss, options, run, progress=processes.is_main(), **look)
         if model.config.learn_sigma:
             # config.json says what was learned; the weights have it too.

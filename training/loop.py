@@ -27,7 +27,7 @@ from torch.utils.data import Dataset
 
 from cli.parser import UsageError, check_precision, choose_device
 from training import processes
-from training.data_order import BatchOrder, make_loader, sample_noise, sample_uniform
+from training.data_order import ResumableBatchSampler, make_loader, sample_noise, sample_uniform
 from training.run_folder import RunFolder
 from training.states import StateKeeper
 
@@ -149,7 +149,7 @@ def train(
 
             # Look and save
             over = options.minutes is not None and seconds >= 60 * options.minutes
-            done = step == options.steps or trainer.progress.share_of(options.finish_in) == 1
+            done = step == options.steps or trainer.progress.fraction_of(options.finish_in) == 1
             stopped = (over or step == options.stop_at) and not done
             last = stopped or done
             trainer.log(step, done)  # a stop leaves a line under way to the resume
@@ -228,7 +228,7 @@ class _Trainer:
     def passes(self, first_step: int, progress: bool) -> Iterator[list[Batch]]:
         """Yield the batches of one step after another: a list of `accumulate` passes."""
         options = self.options
-        order = BatchOrder(
+        order = ResumableBatchSampler(
             len(self.dataset),
             options.batch_size,
             options.seed,
@@ -239,7 +239,7 @@ class _Trainer:
         )
         loader = make_loader(self.dataset, order, workers=options.workers, pin=self.device.type == "cuda")
         batches = iter(loader)
-        done = self.progress.share_of(options.finish_in) == 1  # of a run that is resumed after its end
+        done = self.progress.fraction_of(options.finish_in) == 1  # of a run that is resumed after its end
         steps: Any = range(first_step, first_step if done else options.steps)
         if progress and self.accelerator.is_main_process:
             from tqdm import tqdm
@@ -250,7 +250,7 @@ class _Trainer:
 
     def step(self, step: int, batches: list[Batch], seconds: float) -> tuple[float, float]:
         """Make one optimizer step; return the loss and the main process's `seconds`, the same in all processes."""
-        rate = learning_rate(self.options, step, self.progress.share_of(self.options.finish_in))
+        rate = learning_rate(self.options, step, self.progress.fraction_of(self.options.finish_in))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
 
@@ -369,7 +369,7 @@ class _Progress:
     def __init__(self) -> None:
         self.count, self.sums, self.seconds = 0, {}, 0.0
 
-    def share_of(self, minutes: float | None) -> float:
+    def fraction_of(self, minutes: float | None) -> float:
         """Return the share of so many minutes that has passed, at most 1; 0 for None."""
         return 0.0 if minutes is None else min(1.0, self.seconds / (60 * minutes))
 

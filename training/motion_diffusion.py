@@ -86,7 +86,9 @@ def noise_weights(schedule: SchedulerMixin, timestep: Tensor, weighting: str) ->
     return snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1 if velocity else snr)
 
 
-def feature_gain(features: int, seeds: Tensor, device: torch.device, dropout: float = FEATURE_DROPOUT) -> Tensor:
+def feature_dropout_mask(
+    features: int, seeds: Tensor, device: torch.device, dropout: float = FEATURE_DROPOUT
+) -> Tensor:
     """Return 0 for the share `dropout` < 1 of features that a sample does not see, 1 / (1 - dropout) else: (B, F)."""
     seen = sample_uniform((len(seeds), features), seeds, device, stream=3) >= dropout
     return seen / (1 - dropout)
@@ -119,7 +121,7 @@ def diffusion_loss(
     """Return the mean squared error of the prediction at a random noise level, weighted by confidence.
 
     Args:
-        model: called as model(noisy, timestep, image=..., feature_gain=..., keep=..., return_magnitude=True).
+        model: called as model(noisy, timestep, image=..., feature_dropout_mask=..., keep=..., return_magnitude=True).
         batch: "image" (B, 3, H, W), "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,).
         schedule: the noise schedule.
         num_features: of the model's image encoder.
@@ -136,8 +138,8 @@ def diffusion_loss(
     keep = (sample_uniform((count,), seeds, device, stream=2) >= CONDITION_DROPOUT).float()  # (B,)
     noisy = schedule.add_noise(clean, noise, timestep)
     target = diffusion_target(schedule, clean, noise, timestep)
-    gain = feature_gain(num_features, seeds, device, feature_dropout)
-    condition = {"image": batch["image"], "feature_gain": gain, "keep": keep}
+    gain = feature_dropout_mask(num_features, seeds, device, feature_dropout)
+    condition = {"image": batch["image"], "feature_dropout_mask": gain, "keep": keep}
     prediction, log_s = model(noisy, timestep, **condition, return_magnitude=True)
     weights = noise_weights(schedule, timestep, weighting)
     denoising = (_squared_error(prediction.float(), target, batch["confidence"]).mean(1) * weights).mean()
@@ -153,10 +155,10 @@ class PictureStage(torch.nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, image: Tensor, feature_gain: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
         """Return log s of `FrequencyUNet.encode_image`."""
         config = self.unet.config
-        condition = self.unet.encode_image(image, feature_gain)  # (B, Cc + K C, h, w)
+        condition = self.unet.encode_image(image, feature_dropout_mask)  # (B, Cc + K C, h, w)
         return condition[:, config.condition_channels :].unflatten(1, (config.num_bins, config.latent_channels))
 
 
@@ -164,7 +166,7 @@ def picture_loss(
     model: torch.nn.Module, batch: dict[str, Tensor], *, num_features: int, feature_dropout: float = FEATURE_DROPOUT
 ) -> dict[str, Tensor]:
     """Return the mean error of the magnitudes, weighted by confidence; `model` is a `PictureStage`."""
-    gain = feature_gain(num_features, batch["seed"], batch["image"].device, feature_dropout)
+    gain = feature_dropout_mask(num_features, batch["seed"], batch["image"].device, feature_dropout)
     log_s = model(batch["image"], gain).float()
     return {"loss": _weighted_mean(magnitude_error(log_s, batch["latents"]), batch["confidence"]).mean()}
 
@@ -180,24 +182,24 @@ def _weighted_mean(error: Tensor, confidence: Tensor) -> Tensor:
     return (error * confidence).sum((2, 3)) / confidence.sum((2, 3)).clamp(min=1.0)
 
 
-def _held_out_samples(dataset: LatentDataset, device: torch.device, limit: int) -> Iterator[tuple[int, dict]]:
+def _validation_samples(dataset: LatentDataset, device: torch.device, limit: int) -> Iterator[tuple[int, dict]]:
     for item in range(0, dataset.count, -(-dataset.count // limit)):
         yield item, {name: tensor[None].to(device) for name, tensor in dataset[SampleKey(item, 0, 0)].items()}
 
 
 @torch.no_grad()
-def held_out_loss(
+def validation_loss(
     model: FrequencyUNet, dataset: LatentDataset, *, schedule: SchedulerMixin, limit: int = 24
 ) -> dict[str, float]:
     """Measure the denoising loss on held-out latents with the same noise each time; keeps every condition.
 
     Returns:
-        held_out_loss, the mean of held_out_level_L over shares L of the schedule; held_out_bin_KK, the mean over levels
-        of one bin; held_out_magnitude, as in `diffusion_loss`.
+        validation_loss, the mean of validation_level_L over fractions L of the schedule; validation_bin_KK, the mean over
+        levels of one bin; validation_magnitude, as in `diffusion_loss`.
     """
     device = next(model.parameters()).device
     errors, magnitudes = [], []
-    for item, sample in _held_out_samples(dataset, device, limit):
+    for item, sample in _validation_samples(dataset, device, limit):
         condition = model.encode_image(sample["image"])
         log_s = condition[:, model.config.condition_channels :].float().view_as(sample["latents"])
         magnitudes.append(_weighted_mean(magnitude_error(log_s, sample["latents"]), sample["confidence"]).mean())
@@ -210,28 +212,28 @@ def held_out_loss(
             errors.append(_squared_error(prediction, target, sample["confidence"])[0])
     table = torch.stack(errors).unflatten(0, (-1, len(VALIDATION_LEVELS))).mean(0)  # (levels, K)
     levels = {
-        f"held_out_level_{level:g}": float(row.mean()) for level, row in zip(VALIDATION_LEVELS, table, strict=True)
+        f"validation_level_{level:g}": float(row.mean()) for level, row in zip(VALIDATION_LEVELS, table, strict=True)
     }
-    bins = {f"held_out_bin_{index:02d}": float(column.mean()) for index, column in enumerate(table.T)}
-    figures = {"held_out_loss": float(table.mean()), "held_out_magnitude": float(torch.stack(magnitudes).mean())}
+    bins = {f"validation_bin_{index:02d}": float(column.mean()) for index, column in enumerate(table.T)}
+    figures = {"validation_loss": float(table.mean()), "validation_magnitude": float(torch.stack(magnitudes).mean())}
     return figures | levels | bins
 
 
 @torch.no_grad()
-def held_out_magnitude(model: PictureStage, dataset: LatentDataset, *, limit: int = 64) -> dict[str, float]:
+def validation_magnitude(model: PictureStage, dataset: LatentDataset, *, limit: int = 64) -> dict[str, float]:
     """Measure the error of the magnitudes on held-out photographs.
 
     Returns:
-        held_out_magnitude, as in `held_out_loss`; held_out_even, that of expecting the same everywhere, s = 1.
+        validation_magnitude, as in `validation_loss`; validation_even, that of expecting the same everywhere, s = 1.
     """
     device = next(model.parameters()).device
     losses, even = [], []
-    for _, sample in _held_out_samples(dataset, device, limit):
+    for _, sample in _validation_samples(dataset, device, limit):
         log_s = model(sample["image"]).float()
         for values, expected in ((losses, log_s), (even, torch.zeros_like(log_s))):
             values.append(_weighted_mean(magnitude_error(expected, sample["latents"]), sample["confidence"]).mean())
     means = [float(torch.stack(values).mean()) for values in (losses, even)]
-    return {"held_out_magnitude": means[0], "held_out_even": means[1]}
+    return {"validation_magnitude": means[0], "validation_even": means[1]}
 
 
 @torch.no_grad()

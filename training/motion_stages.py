@@ -13,7 +13,7 @@ from diffusers import SchedulerMixin
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from data.media import list_pictures, read_image
+from data.media import list_images, read_image
 from models.unet import FrequencyUNet
 from models.vae import MotionVAE
 from training import displacement, processes
@@ -56,17 +56,17 @@ def prepare(
     """
     if args.stage == "displacement":
         return _displacement(args, unet, sets, batch)
-    dataset, held_out = _encoded(args, sets, vae, device, batch)
+    dataset, validation = _encoded(args, sets, vae, device, batch)
     # What the encoder says is fixed in stage "denoiser": hiding parts of it would only blur the magnitudes.
     seen = {"num_features": unet.image_encoder.num_features}
     seen["feature_dropout"] = _feature_dropout(args, learns_pictures=args.stage != "denoiser")
     if args.stage == "picture":
-        measures = {"validate": partial(diffusion.held_out_magnitude, dataset=held_out)} if held_out else {}
+        measures = {"validate": partial(diffusion.validation_magnitude, dataset=validation)} if validation else {}
         return Stage(diffusion.PictureStage(unet), dataset, partial(diffusion.picture_loss, **seen), measures)
-    shown = {"vae": vae, "schedule": schedule, "dataset": held_out or dataset}
+    shown = {"vae": vae, "schedule": schedule, "dataset": validation or dataset}
     measures = {"sample": partial(diffusion.write_sample_sheet, **shown)}
-    if held_out:
-        measures["validate"] = partial(diffusion.held_out_loss, dataset=held_out, schedule=schedule)
+    if validation:
+        measures["validate"] = partial(diffusion.validation_loss, dataset=validation, schedule=schedule)
     loss = partial(diffusion.diffusion_loss, schedule=schedule, weighting=args.weighting, **seen)
     return Stage(unet, dataset, loss, measures)
 
@@ -76,10 +76,10 @@ def _displacement(args: Namespace, unet: FrequencyUNet, sets: WeightedSets, batc
     still = _still_pictures(args.still_pictures)
     dataset = DisplacementDataset(sets, "train", sizes=sizes, augment=not args.no_augment, multiple=batch, still=still)
     test_sets = sets_with(sets, "test")
-    held_out = DisplacementDataset(test_sets, "test", sizes=(args.grid,), augment=False) if test_sets else None
-    measures = {"sample": partial(displacement.write_displacement_sheet, dataset=held_out or dataset)}
-    if held_out:
-        measures["validate"] = partial(displacement.held_out_displacement, dataset=held_out)
+    validation = DisplacementDataset(test_sets, "test", sizes=(args.grid,), augment=False) if test_sets else None
+    measures = {"sample": partial(displacement.write_displacement_sheet, dataset=validation or dataset)}
+    if validation:
+        measures["validate"] = partial(displacement.validation_displacement, dataset=validation)
     seen = {"num_features": unet.displacement_head.num_features, "feature_dropout": _feature_dropout(args)}
     loss = partial(displacement.displacement_loss, **seen)
     return Stage(displacement.DisplacementStage(unet), dataset, loss, measures)
@@ -87,7 +87,7 @@ def _displacement(args: Namespace, unet: FrequencyUNet, sets: WeightedSets, batc
 
 def _still_pictures(paths: list[Path]) -> list[Tensor]:
     """Read photographs in which nothing moves, at most at the size that crops of them are shown at."""
-    found = list_pictures(paths) if paths else []
+    found = list_images(paths) if paths else []
     return [read_image(path, max_side=STILL_PICTURE_PX) for path in found]
 
 
@@ -105,9 +105,9 @@ def _encoded(
     sizes = (args.grid,) if args.no_augment else variant_sizes(*args.grid)
     dataset = LatentDataset(sets, "train", sizes=sizes, augment=not args.no_augment, multiple=batch, **options)
     test_sets = sets_with(sets, "test")
-    held_out = LatentDataset(test_sets, "test", sizes=(args.grid,), augment=False, **options) if test_sets else None
+    validation = LatentDataset(test_sets, "test", sizes=(args.grid,), augment=False, **options) if test_sets else None
     with processes.main_first():
-        for latents in filter(None, (dataset, held_out)):
+        for latents in filter(None, (dataset, validation)):
             if processes.is_main():
                 latents.encode(vae, device, progress=True)
-    return dataset, held_out
+    return dataset, validation

@@ -84,7 +84,7 @@ def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequen
 
 
 @torch.no_grad()
-def reconstruction_figures(model: MotionVAE, motions: MotionDataset, limit: int = 32) -> dict[str, float]:
+def reconstruction_metrics(model: MotionVAE, motions: MotionDataset, limit: int = 32) -> dict[str, float]:
     """Measure the reconstruction of whole spectra: the mean absolute error and the relative error in px per bin.
 
     Args:

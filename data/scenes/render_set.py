@@ -19,7 +19,7 @@ from data.clips import (
     ClipSet,
     ClipSetWriter,
     Pair,
-    motion_figures,
+    motion_metrics,
     rows_of_set,
     write_clip,
 )
@@ -154,5 +154,5 @@ def _render_scene(
         pairs=tuple(Pair(scene.frame(t), scene.flow(t), reliable, t) for t in times_s.tolist()),
     )
     write_clip(folder, scene_id(seed), content)
-    figures = motion_figures(mean_displacement(spectrum))
+    figures = motion_metrics(mean_displacement(spectrum))
     return ClipRow(scene_id(seed), f"scene:{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **figures)

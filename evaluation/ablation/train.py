@@ -24,7 +24,7 @@ from torch import Tensor
 from cli.parser import UsageError
 from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import remove_folder, write_text
-from evaluation.motion.measure import HEADLINE, MODEL, MotionComparison, Truth, predict
+from evaluation.motion.measure import HEADLINE, MODEL, GroundTruth, MotionComparison, predict
 from metrics.motion import bin_ratios, factor
 from metrics.statistics import mean_by_source
 from motion.normalisation import Normalisation
@@ -47,7 +47,7 @@ RESULT, SETTINGS, LOG = "result.json", "ablation.json", "train.log"
 # With --minutes the number of steps is open: no rate could fall to 0 at its end.
 OPEN_END = ("--schedule", "constant", "--steps", "1000000000")
 # What is told of the motion beside gain and shape; see evaluation/motion/measure.py.
-COLUMNS = (HEADLINE, "ap_lead", "motion_px", "epe_best_px", "epe_best_relative", "diversity", "roughness")
+COLUMNS = (HEADLINE, "ap_lead", "motion_px", "epe_best_px", "epe_best_relative", "diversity", "normalised_gradient")
 # A train_vae.py crop; smaller grids are taken whole.
 CROP_PX = 128
 
@@ -333,9 +333,9 @@ class Ablation:
 
         model = load_model(FrameSynthesis, folder / "run" / "frame_synthesis_softmax", component="renderer")
         record = json.loads((folder / "run" / RECORD).read_text())["frame_synthesis_softmax"]
-        held_out = record.get("held_out_after", {})
+        validation = record.get("validation_after") or record.get("held_out_after", {})
         names = {"psnr_db": "model", "psnr_average_splat_db": "average_splat", "psnr_frame_0_db": "frame_0"}
-        figures = {name: held_out.get(f"held_out_{of}_psnr_db") for name, of in names.items()}
+        figures = {name: validation.get(f"validation_{of}_psnr_db") for name, of in names.items()}
         return {"parameters_m": model.num_parameters() / 1e6, **spent, **figures}
 
     # -------------------------------------------------------------------------------------------- folders
@@ -386,7 +386,7 @@ def measure_motion(
     for clip_set in test_sets:
         for row in choose_rows(clip_set, "test", settings.clips, settings.seed):
             try:
-                truth = Truth.read(clip_set, row, STORED_BINS)
+                truth = GroundTruth.read(clip_set, row, STORED_BINS)
             except ClipSetError as error:
                 logger.warning("not measured: %s", error)
                 continue

@@ -16,7 +16,7 @@ from torch import Tensor
 from cli.parser import UsageError, choose_device
 from evaluation.clips import EvaluationClip
 from evaluation.frames.models import TrainedRenderer, model_notes
-from evaluation.frames.statistics import AVERAGE_ROW, ClipFigures, FrameTables
+from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics, FrameTables
 from evaluation.frames.videos import FrameViewer
 from metrics.images import Lpips, frame_metrics
 from metrics.perceptual import PerceptualLoss
@@ -91,7 +91,7 @@ def measure(
     lpips: Sequence[Lpips] = (),
     features: PerceptualLoss | None = None,
     viewer: FrameViewer | None = None,
-) -> list[ClipFigures]:
+) -> list[ClipMetrics]:
     """Render and measure every clip with every method, all with the same flow, one clip in memory at a time.
 
     Args:
@@ -128,7 +128,7 @@ def measure(
                 if shown is not None:
                     shown.add(targets, frames)
         figures = {name: _joined(of_batches) for name, of_batches in parts.items()}
-        found.append(ClipFigures(clip.id, clip.source, clip.origin, list(clip.times_s), motion_px, figures))
+        found.append(ClipMetrics(clip.id, clip.source, clip.origin, list(clip.times_s), motion_px, figures))
     return found
 
 

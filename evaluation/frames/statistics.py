@@ -45,7 +45,7 @@ BUCKET_NOTE = (
 
 
 @dataclass
-class ClipFigures:
+class ClipMetrics:
     """Figures of every frame of one clip.
 
     Attributes:
@@ -82,7 +82,7 @@ class FrameTables:
     """
 
     rows: dict[str, list[str]]
-    clips: Sequence[ClipFigures]
+    clips: Sequence[ClipMetrics]
     seed: int = 0
     models: Sequence[str] = ()
     seeds: dict[str, int | None] = field(default_factory=dict)
@@ -104,7 +104,7 @@ class FrameTables:
         return {method: [clip.pooled(method) for clip in self.clips] for method in methods}
 
     @cached_property
-    def figure_names(self) -> list[str]:
+    def metric_names(self) -> list[str]:
         """The figures that are compared: psnr_db, ssim, and what else was measured."""
         first = next(iter(self._pooled.values()))[0]
         return [name for name in first if name not in ("psnr_frames_db", "frames")]
@@ -120,7 +120,7 @@ class FrameTables:
         """Return a row for each way to render: means over the clips, and the interval of psnr_db."""
         found = []
         for row, methods in self.rows.items():
-            means = {name: statistics.fmean(self.by_clip_values(row, name)) for name in self.figure_names}
+            means = {name: statistics.fmean(self.by_clip_values(row, name)) for name in self.metric_names}
             low, high = self._interval(self.by_clip_values(row, "psnr_db"))
             line: dict[str, Any] = {
                 "row": row,
@@ -153,7 +153,7 @@ class FrameTables:
         """Return a row for each way to render and figure: mean, interval over clips, spread over seeds."""
         found = []
         for row, methods in self.rows.items():
-            for figure in self.figure_names:
+            for figure in self.metric_names:
                 values = self.by_clip_values(row, figure)
                 low, high = self._interval(values)
                 line = {"row": row, "figure": figure, "mean": statistics.fmean(values), "low": low, "high": high}
@@ -165,7 +165,7 @@ class FrameTables:
         """Return the differences on the same clips: each two models, and each model and the average splat."""
         pairs = [(second, first) for i, first in enumerate(self.models) for second in self.models[i + 1 :]]
         pairs += [(model, AVERAGE_ROW) for model in self.models if AVERAGE_ROW in self.rows]
-        return [self._difference(*pair, figure) for pair in pairs for figure in self.figure_names]
+        return [self._difference(*pair, figure) for pair in pairs for figure in self.metric_names]
 
     def by_motion(self) -> list[dict[str, Any]]:
         """Return a row for each way to render and bucket of the frames' mean |F|."""
@@ -215,7 +215,7 @@ class FrameTables:
         return line | self._counts(frames=False)
 
     def _buckets(
-        self, column: str, edges: Sequence[float], read: Callable[[ClipFigures], list[float]]
+        self, column: str, edges: Sequence[float], read: Callable[[ClipMetrics], list[float]]
     ) -> list[dict[str, Any]]:
         found = []
         for low, high in zip(edges, (*edges[1:], math.inf), strict=True):
@@ -238,7 +238,7 @@ class FrameTables:
             pooled = [[clip.pooled(method, chosen[place]) for method in methods] for place, clip in clips.items()]
             values = {
                 name: [statistics.fmean(figures[name] for figures in of_seeds) for of_seeds in pooled]
-                for name in (*self.figure_names, "psnr_frames_db")
+                for name in (*self.metric_names, "psnr_frames_db")
             }
             psnr[row] = values["psnr_db"]
             found.append({"row": row, **where} | {name: statistics.fmean(found) for name, found in values.items()})

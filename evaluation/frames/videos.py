@@ -40,18 +40,18 @@ class FrameViewer:
         self.folder, self.ids, self.shown = Path(folder), set(ids), dict(shown)
 
     @contextmanager
-    def clip(self, clip: EvaluationClip) -> Iterator[ClipPictures | None]:
+    def clip(self, clip: EvaluationClip) -> Iterator[ClipImages | None]:
         """Open the pictures of a clip, None where it is not shown; they appear when the block ends well."""
         if clip.id not in self.ids:
             yield None
             return
         with VideoWriter(self.folder / "videos" / f"{clip.id}.mp4", fps=frames_per_second(clip.times_s)) as writer:
-            pictures = ClipPictures(clip, self.shown, writer)
+            pictures = ClipImages(clip, self.shown, writer)
             yield pictures
         write_image(self.folder / "slices" / f"{clip.id}.png", pictures.slices())
 
 
-class ClipPictures:
+class ClipImages:
     """Takes the frames of one clip: writes them into the video and keeps one row of pixels of each."""
 
     def __init__(self, clip: EvaluationClip, shown: Mapping[str, str], writer: VideoWriter) -> None:

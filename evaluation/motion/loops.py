@@ -13,12 +13,12 @@ from torch import Tensor
 
 from models.motion_pipeline import MotionPipeline
 from models.self_guidance import LoopGuidance
-from motion.looping import closed, seam
+from motion.looping import closed, loop_closure_error
 from motion.spectrum import FPS, mean_displacement, without_drift
 
 LOOP_NOTE = (
-    "seam: the objective of [GID] eq. 5, mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, px, of a motion without "
-    "drift, before the finished motion is closed exactly; free: the same start noise without guidance; times: free "
+    "loop_closure_error: the objective of [GID] eq. 5, mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, px, of a "
+    "motion without drift, before the finished motion is closed exactly; free: the same start noise without guidance; times: free "
     "over guided; motion: mean |F| of the guided motion over the free one, as sampled and closed; mean over pictures "
     "and samples, of times and ratios the geometric one; worst: of all samples"
 )
@@ -55,8 +55,8 @@ class LoopComparison:
             for before, after in zip(free, guided, strict=True):
                 moved_px = float(mean_displacement(before).mean())
                 values = {
-                    "free_seam_px": float(seam(before, loop.phase)),
-                    "guided_seam_px": float(seam(after, loop.phase)),
+                    "free_loop_closure_error_px": float(loop_closure_error(before, loop.phase)),
+                    "guided_loop_closure_error_px": float(loop_closure_error(after, loop.phase)),
                     "sampled_motion": float(mean_displacement(after).mean()) / max(moved_px, 1e-9),
                     "closed_motion": float(mean_displacement(closed(after, loop.phase)).mean()) / max(moved_px, 1e-9),
                 }
@@ -69,9 +69,11 @@ class LoopComparison:
 
     def _row(self, length: int) -> dict[str, Any]:
         found = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.figures[length].items()}
-        times = found["free_seam_px"] / found["guided_seam_px"].clamp(min=1e-9)
+        times = found["free_loop_closure_error_px"] / found["guided_loop_closure_error_px"].clamp(min=1e-9)
         row: dict[str, Any] = {"row": f"{length} frames, {self.method}", "samples": len(times)}
-        row |= {name: float(found[name].mean()) for name in ("free_seam_px", "guided_seam_px")}
+        row |= {
+            name: float(found[name].mean()) for name in ("free_loop_closure_error_px", "guided_loop_closure_error_px")
+        }
         row |= {"times": statistics.geometric_mean(times.tolist()), "times_worst": float(times.min())}
         for name in ("sampled_motion", "closed_motion"):
             row[name] = statistics.geometric_mean(found[name].clamp(min=1e-9).tolist())

@@ -14,19 +14,19 @@ from torch import Tensor
 
 from data.clips import ClipRow, ClipSet, ClipSetError, source_name
 from data.media import contact_sheet, write_image
-from data.visualisation import magnitude_picture, x_t_slice
+from data.visualisation import magnitude_image, x_t_slice
 from metrics.motion import (
+    BASELINES,
     LEAST_PX,
-    TRIVIAL,
+    baseline_maps,
     bin_ratios,
     corrected_precision,
     diversity,
     factor,
+    loop_closure_error_px,
     mean_motion,
     moving_mask,
-    roughness,
-    seam_px,
-    trivial_maps,
+    normalised_gradient,
     weighted_mean,
 )
 from metrics.statistics import BOOTSTRAP_DRAWS, bootstrap_interval, by_source, mean_by_source
@@ -49,9 +49,9 @@ NEAREST_GRID = (20, 32)
 # The columns of the table, and those of them that are geometric means.
 _COLUMNS = (
     HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high", "ap_of_mean_corrected", "ap_confident_corrected",
-    "gain", "gain_spread_factor", "shape_factor", "shape_worst_factor", "shape_worst_bin",
+    "gain", "amplitude_ratio_spread", "shape_factor", "shape_worst_factor", "shape_worst_bin",
     "motion_px", "epe_best_px", "epe_mean_px", "epe_best_relative", "epe_mean_relative",
-    "diversity", "roughness", "seam_px", "nearest_distance", "nearest_ratio",
+    "diversity", "normalised_gradient", "loop_closure_error_px", "nearest_distance", "nearest_ratio",
 )  # fmt: skip
 _GEOMETRIC = ("gain", "shape_factor")
 
@@ -68,12 +68,12 @@ COLUMN_NOTES = (
     f"ap_confident_corrected: only pixels of confidence {CONFIDENT:g} or above; ap_of_mean_corrected: of the mean over "
     "samples of mean |F|; image gradient: of the grey picture, under a Gaussian blur of px of a grid of 256 x 160",
     "gain: the samples' mean amplitude over the clip's, geometric mean over bins (|S_k| over both directions, bin 0 "
-    "the drift); shape: max(r, 1/r) of what this one gain a clip leaves of a bin; gain_spread_factor: exp of the "
+    "the drift); shape: max(r, 1/r) of what this one gain a clip leaves of a bin; amplitude_ratio_spread: exp of the "
     "standard deviation of log gain over sources",
     "epe: |F - F of the clip's own series|, mean over pixels and frames, of the best sample and of all; relative: to "
     "the clip's mean |F|; amplitudes, motion_px and epe are weighted by the clip's confidence",
-    "diversity: mean |F_a - F_b| of the pairs of samples over their mean |F|; roughness: mean |grad F| / mean |F|, "
-    "1/px; seam: mean |F_T - F_0|, all of it the drift's, for the harmonics of the period close exactly",
+    "diversity: mean |F_a - F_b| of the pairs of samples over their mean |F|; normalised_gradient: mean |grad F| / "
+    "mean |F|, 1/px; loop_closure_error: mean |F_T - F_0|, all of it the drift's, for the harmonics of the period close exactly",
     f"nearest_distance: to the nearest training clip or its mirror image, of spectra normalised, on a grid of "
     f"{NEAREST_GRID[0]} x {NEAREST_GRID[1]}, scaled to unit length (0 the same, 1.41 unrelated); nearest_ratio: to the "
     "distance of the clip itself, well below 1 where motion is memorised",
@@ -86,7 +86,7 @@ BIN_NOTE = (
 
 
 @dataclass(frozen=True)
-class Truth:
+class GroundTruth:
     """A clip as predictions are measured against it.
 
     Attributes:
@@ -103,7 +103,7 @@ class Truth:
     confidence: Tensor
 
     @classmethod
-    def read(cls, clip_set: ClipSet, row: ClipRow, num_bins: int) -> Truth:
+    def read(cls, clip_set: ClipSet, row: ClipRow, num_bins: int) -> GroundTruth:
         """Read a kept clip; ClipSetError where a file is missing, damaged, not finite or of another grid."""
         spectrum, confidence = clip_set.spectrum(row.id, num_bins)
         image = clip_set.first(row.id)
@@ -153,7 +153,7 @@ class MotionComparison:
 
     # -------------------------------------------------------------------------------------------- a clip
 
-    def add(self, truth: Truth, samples: Tensor) -> None:
+    def add(self, truth: GroundTruth, samples: Tensor) -> None:
         """Measure the samples (M, K, 4, H, W) px of one clip's picture, and the trivial ways."""
         self.sources[truth.id] = truth.source
         real = mean_motion(truth.spectrum)  # (1, H, W)
@@ -163,17 +163,17 @@ class MotionComparison:
         if not 0 < share < 1:
             self.without_mask.append(truth.id)
         moved_px = float(weighted_mean(real, truth.confidence))
-        maps = trivial_maps(truth.image, self.seed, truth.id)
+        maps = baseline_maps(truth.image, self.seed, truth.id)
         rows = {MODEL: self._of_model(truth, samples, predicted, moved_px)}
         rows[MODEL] |= _placement(predicted, mask, truth.confidence)
         rows |= {name: _placement(score[None], mask, truth.confidence) for name, score in maps.items()}
-        still = {"motion_px": 0.0, "seam_px": 0.0} | _errors([moved_px], moved_px)
+        still = {"motion_px": 0.0, "loop_closure_error_px": 0.0} | _errors([moved_px], moved_px)
         rows |= {STILL: still, REAL: {"motion_px": moved_px} | _shape_of(truth.spectrum)}
         about = {"clip": truth.id, "source": truth.source, "mask_share": share}
         self.by_clip += [{"row": name} | about | figures for name, figures in rows.items()]
         self._signatures[truth.id] = torch.stack([self._signature(one) for one in (truth.spectrum, *samples)])
 
-    def _of_model(self, truth: Truth, samples: Tensor, predicted: Tensor, moved_px: float) -> dict[str, Any]:
+    def _of_model(self, truth: GroundTruth, samples: Tensor, predicted: Tensor, moved_px: float) -> dict[str, Any]:
         errors = [mean_motion(sample - truth.spectrum) for sample in samples]
         self.real_px[truth.id] = weighted_mean(amplitude(truth.spectrum), truth.confidence)  # (K,)
         self.predicted_px[truth.id] = weighted_mean(amplitude(samples), truth.confidence).mean(0)
@@ -231,15 +231,15 @@ class MotionComparison:
     def table(self) -> list[dict[str, Any]]:
         """Return a row for the model and each trivial way: means over the clips of a source, then over sources."""
         rows = []
-        for name in (MODEL, *TRIVIAL, STILL, REAL):
+        for name in (MODEL, *BASELINES, STILL, REAL):
             of_name = self._rows(name)
             row = {key: mean_by_source(of_name, key, geometric=key in _GEOMETRIC) for key in _COLUMNS}
             rows.append({"row": name} | row | (self._of_all_clips() if name == MODEL else {}))
         return rows
 
-    def best_trivial(self) -> str | None:
+    def best_baseline(self) -> str | None:
         """Return the trivial row of the highest headline figure; None where no clip has a mask."""
-        found = {name: mean_by_source(self._rows(name), HEADLINE) for name in TRIVIAL}
+        found = {name: mean_by_source(self._rows(name), HEADLINE) for name in BASELINES}
         known = {name: mean for name, mean in found.items() if mean is not None}
         return max(known, key=known.__getitem__) if known else None
 
@@ -249,7 +249,7 @@ class MotionComparison:
     def _of_all_clips(self) -> dict[str, Any]:
         """Return the model's figures that no clip has by itself: its lead, the spread of its gain, its worst bin."""
         figures: dict[str, Any] = {}
-        best = self.best_trivial()
+        best = self.best_baseline()
         if best is not None:
             model, trivial = (by_source(self._rows(name), HEADLINE) for name in (MODEL, best))
             leads = [model[source] - trivial[source] for source in model]
@@ -257,7 +257,7 @@ class MotionComparison:
             figures |= {"ap_lead": statistics.fmean(leads), "ap_lead_low": low, "ap_lead_high": high}
         gains = by_source(self._rows(MODEL), "gain", geometric=True).values()
         if len(gains) > 1:
-            figures["gain_spread_factor"] = math.exp(statistics.stdev(map(math.log, gains)))
+            figures["amplitude_ratio_spread"] = math.exp(statistics.stdev(map(math.log, gains)))
         bins = {row["factor"]: k for k, row in enumerate(self.bin_table()) if row["factor"] is not None}
         if bins:
             figures |= {"shape_worst_factor": max(bins), "shape_worst_bin": bins[max(bins)]}
@@ -267,7 +267,7 @@ class MotionComparison:
         """Say what the columns are, and what the lead is over."""
         return [
             *COLUMN_NOTES,
-            f"ap_lead: over the best trivial row, {self.best_trivial()}; 95 % interval by {BOOTSTRAP_DRAWS} bootstrap "
+            f"ap_lead: over the best trivial row, {self.best_baseline()}; 95 % interval by {BOOTSTRAP_DRAWS} bootstrap "
             "draws of the sources",
         ]
 
@@ -317,7 +317,10 @@ def _errors(errors_px: Sequence[float], moved_px: float) -> dict[str, Any]:
 
 
 def _shape_of(spectrum: Tensor) -> dict[str, Any]:
-    return {"roughness": roughness(spectrum), "seam_px": seam_px(spectrum)}
+    return {
+        "normalised_gradient": normalised_gradient(spectrum),
+        "loop_closure_error_px": loop_closure_error_px(spectrum),
+    }
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -325,7 +328,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
     return statistics.fmean(known) if known else None
 
 
-def write_clip_sheet(path: Path, truth: Truth, samples: Tensor) -> None:
+def write_clip_sheet(path: Path, truth: GroundTruth, samples: Tensor) -> None:
     """Write a PNG of one picture: what its clip does above, what the samples (M, K, 4, H, W) do below.
 
     First row: frame 0, the clip's mean |F|, its mask, its x-t slice; second: each sample's mean |F|; third: each
@@ -334,7 +337,7 @@ def write_clip_sheet(path: Path, truth: Truth, samples: Tensor) -> None:
     real = mean_motion(truth.spectrum)  # (1, H, W)
     maps = mean_motion(samples)  # (M, 1, H, W)
     full_px = max(float(one.flatten().quantile(0.99)) for one in (real, *maps))
-    real_picture, *pictures = [magnitude_picture(one, max(full_px, LEAST_PX)) for one in (real, *maps)]
+    real_picture, *pictures = [magnitude_image(one, max(full_px, LEAST_PX)) for one in (real, *maps)]
     mask = moving_mask(real).float().expand(3, -1, -1)
     first = [truth.image, real_picture, mask, x_t_slice(truth.image, truth.spectrum)]
     write_image(path, contact_sheet([first, pictures, [x_t_slice(truth.image, one) for one in samples]]))

@@ -85,10 +85,10 @@ def _mean_motion(pipeline: Any, image: Tensor, **options: Any) -> Tensor:
 
 def _sheet_cells(image: Tensor, motion: Tensor) -> list[Tensor]:
     """Return the picture and its motion (black 0, white 4 px or more), both (3, 160, 256)."""
-    from evaluation.motion.measure import magnitude_picture
+    from evaluation.motion.measure import magnitude_image
     from motion.flow import resize_maps
 
-    return [resize_maps(maps, SHEET_SIZE) for maps in (image, magnitude_picture(motion, 4.0))]
+    return [resize_maps(maps, SHEET_SIZE) for maps in (image, magnitude_image(motion, 4.0))]
 
 
 def _mean_row(rows: list[dict[str, Any]], origin: str) -> dict[str, Any]:

@@ -85,14 +85,14 @@ def _measure(
 ) -> tuple[list[str], float]:
     """Predict and measure clip by clip; return the clips that cannot be read, and the mean seconds of a prediction."""
     from data.clips import ClipSetError
-    from evaluation.motion.measure import Truth, predict, prediction_grid, write_clip_sheet
+    from evaluation.motion.measure import GroundTruth, predict, prediction_grid, write_clip_sheet
     from motion.flow import resize_maps, resize_spectrum
 
     skipped, seconds = [], []
     sampling = {name: value for name, value in options.items() if name != "num_samples"}
     for row in rows:
         try:
-            truth = Truth.read(clip_set, row, comparison.normalisation.num_bins)
+            truth = GroundTruth.read(clip_set, row, comparison.normalisation.num_bins)
         except ClipSetError as error:
             logger.warning("skipped: %s", error)
             skipped.append(row.id)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cli.parser import UsageError
 from data.clips import ClipRow, ClipSet, ClipSetError, column_names
-from data.media import PICTURE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_pictures, read_image, resize_image
+from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, read_image, resize_image
 from data.scenes.scene import Scene
 from data.video import iterate_video, probe_video
 from evaluation.clips import SCENE_PREFIX, SourceError, read_source
@@ -151,7 +151,7 @@ class FolderVideos(VideoSource):
 
     def _frames(self, path: Path) -> Tensor:
         if path.is_dir():
-            frames: Iterator[Tensor] = (read_image(picture) for picture in list_pictures(path))
+            frames: Iterator[Tensor] = (read_image(picture) for picture in list_images(path))
         else:
             frames = (frame for _, frame in iterate_video(path, fps=self.fps))
         cropped = [centre_crop(frame, self.crop).clone() for frame in islice(frames, self.num_frames)]
@@ -171,7 +171,7 @@ def _videos_in(folder: Path, flag: str) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         is_video = path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
-        is_frames = path.is_dir() and any(inside.suffix.lower() in PICTURE_SUFFIXES for inside in path.iterdir())
+        is_frames = path.is_dir() and any(inside.suffix.lower() in IMAGE_SUFFIXES for inside in path.iterdir())
         if path.name.startswith(".") or not (is_video or is_frames):
             continue
         name = path.stem if is_video else path.name
@@ -189,7 +189,7 @@ def _probe(path: Path, fps: float | None) -> tuple[int, float | None]:
     if path.is_dir():
         if fps is not None:
             raise UsageError(f"--fps {fps:g}: {path} is a folder of frames, which have no rate; right: without --fps")
-        return len(list_pictures(path)), None
+        return len(list_images(path)), None
     info = probe_video(path)
     return (info.frames if fps is None else round(info.seconds * fps)), info.fps
 

@@ -60,7 +60,7 @@ def make_table(args: argparse.Namespace) -> int:
         f"protocol: the first {args.frames} frames at most, scaled to cover {args.crop[1]} x {args.crop[0]} px, "
         "centre crop",
         *comparison.notes(),
-        *_left_out_figures(args),
+        *_left_out_metrics(args),
     ]
     if args.data is not None:
         notes.append(_model_note(args))
@@ -132,12 +132,12 @@ def _load_networks(args: argparse.Namespace, protocol: Protocol, device: torch.d
             lengths = (*lengths, SLIDING_DTFVD_FRAMES)
         network.to(device).check(args.crop, tuple(dict.fromkeys(lengths)))
         found[name] = network
-    for line in _left_out_figures(args):
+    for line in _left_out_metrics(args):
         logger.warning("%s", line)
     return Networks(**found)
 
 
-def _left_out_figures(args: argparse.Namespace) -> list[str]:
+def _left_out_metrics(args: argparse.Namespace) -> list[str]:
     return [
         f"left out: {figures}; --{name}-network wants {where}"
         for name, (figures, where) in FIGURES.items()
