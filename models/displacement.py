@@ -153,8 +153,8 @@ def smooth_spectrum(spectrum: Tensor, expected_px: Tensor) -> Tensor:
 
     Ours. A briefly trained denoiser gives directions and phases of its own to parts of one leaf, and stems bend like
     worms. Still surroundings have no say (a normalised convolution), and each bin keeps its power over the picture, for
-    fast bins are less coherent than slow ones and would be lost. `rescale_to_displacement` sets how far each pixel moves
-    afterwards, so nothing spreads over the edge of what moves.
+    fast bins are less coherent than slow ones and would be lost. `rescale_to_displacement` sets how far each pixel
+    moves afterwards, so nothing spreads over the edge of what moves.
 
     Args:
         spectrum: (B, K, 4, H, W) px.

@@ -33,8 +33,8 @@ class LoopGuidance:
         phase: L / T.
         method: "closing" samples freely, and the finished motion is projected (`motion.looping.closed`). "gradient" is
             [GID]'s: eps + u sigma_t grad L, with L = `motion.looping.loop_closure_error` and the gradient taken
-            through the decoder and the predicted clean latents. "projection" is ours, see above. What these two leave is small, and the
-            finished motion is projected too.
+            through the decoder and the predicted clean latents. "projection" is ours, see above.
+            What these two leave is small, and the finished motion is projected too.
         weight: u of the gradient; 200 in [GID].
         recurrences: how often each step is taken, noised again in between; 2 in [GID].
         highest_noise: sigma / alpha from which on steps are pulled; inf pulls all of them, as [GID] does. The last

@@ -194,8 +194,8 @@ def validation_loss(
     """Measure the denoising loss on held-out latents with the same noise each time; keeps every condition.
 
     Returns:
-        validation_loss, the mean of validation_level_L over fractions L of the schedule; validation_bin_KK, the mean over
-        levels of one bin; validation_magnitude, as in `diffusion_loss`.
+        validation_loss, the mean of validation_level_L over fractions L of the schedule; validation_bin_KK, the mean
+        over levels of one bin; validation_magnitude, as in `diffusion_loss`.
     """
     device = next(model.parameters()).device
     errors, magnitudes = [], []

@@ -73,7 +73,8 @@ COLUMN_NOTES = (
     "epe: |F - F of the clip's own series|, mean over pixels and frames, of the best sample and of all; relative: to "
     "the clip's mean |F|; amplitudes, motion_px and epe are weighted by the clip's confidence",
     "diversity: mean |F_a - F_b| of the pairs of samples over their mean |F|; normalised_gradient: mean |grad F| / "
-    "mean |F|, 1/px; loop_closure_error: mean |F_T - F_0|, all of it the drift's, for the harmonics of the period close exactly",
+    "mean |F|, 1/px; loop_closure_error: mean |F_T - F_0|, all of it the drift's, for the harmonics of the "
+    "period close exactly",
     f"nearest_distance: to the nearest training clip or its mirror image, of spectra normalised, on a grid of "
     f"{NEAREST_GRID[0]} x {NEAREST_GRID[1]}, scaled to unit length (0 the same, 1.41 unrelated); nearest_ratio: to the "
     "distance of the clip itself, well below 1 where motion is memorised",
