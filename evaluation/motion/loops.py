@@ -18,9 +18,9 @@ from motion.spectrum import FPS, mean_displacement, without_drift
 
 LOOP_NOTE = (
     "loop_closure_error: the objective of [GID] eq. 5, mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, px, of a "
-    "motion without drift, before the finished motion is closed exactly; free: the same start noise without "
-    "guidance; times: free over guided; motion: mean |F| of the guided motion over the free one, as sampled and closed; mean over pictures "
-    "and samples, of times and ratios the geometric one; worst: of all samples"
+    "motion without drift, before the finished motion is closed exactly; free: the same start noise without guidance; "
+    "times: free over guided; motion: mean |F| of the guided motion over the free one, as sampled and closed; mean "
+    "over images and samples, of times and ratios the geometric one; worst: of all samples"
 )
 
 
