@@ -49,13 +49,13 @@ class PerceptualLoss(nn.Module):
         weights: .npz as ../shared/weights describes (Caffe's input: BGR, 0..255, minus its means), or a torchvision
             state dict, .pth or .safetensors (RGB, ImageNet mean and deviation).
         network: "squeezenet" (1.1), "vgg16" or "vgg19".
-        flag: the flag that named `weights`, for the error.
+        flag: what the error calls `weights`: the flag that named it.
 
     Raises:
         UsageError: the file is missing, unreadable, or of another network.
     """
 
-    def __init__(self, weights: Path | str, network: Network = "squeezenet", *, flag: str = "--perceptual") -> None:
+    def __init__(self, weights: Path | str, network: Network = "squeezenet", *, flag: str = "weights") -> None:
         super().__init__()
         if network not in _LAYERS:
             raise UsageError(f"{flag}: network {network!r} is not known; right: {', '.join(_LAYERS)}")

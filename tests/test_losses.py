@@ -127,7 +127,7 @@ def test_perceptual_loss_mask_gradient_and_batches(random_weights):
 
 
 def test_bad_weights_are_one_line(random_weights, tmp_path):
-    with pytest.raises(UsageError, match=r"^--perceptual .*none.npz: no such file"):
+    with pytest.raises(UsageError, match=r"^weights .*none.npz: no such file"):
         PerceptualLoss(tmp_path / "none.npz")
     text = tmp_path / "text.npz"
     text.write_text("no weights")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from test_layout import package_files, scripts
 
 from cli.parser import Parser
 
@@ -34,6 +36,10 @@ FP16 = {
     ("benchmark", "motion"): [],
     ("benchmark", "render"): [],
 }
+
+# Flags of other programs that the code calls: NVRTC, Chromium, accelerate, torchrun, git.
+FOREIGN_FLAGS = set("--std --no-sandbox --use-angle --enable-unsafe-swiftshader --ignore-gpu-blocklist --cpu".split())
+FOREIGN_FLAGS |= set("--standalone --nproc --porcelain --untracked-files".split())
 
 
 def raise_in_place_of_parsing(monkeypatch, error: type[BaseException], seen: list[Parser]) -> None:
@@ -97,3 +103,17 @@ def test_fp16_without_a_gpu_is_refused_before_anything_is_read_or_made(
         (line,) = capsys.readouterr().err.strip().splitlines()
         assert line == f"{script}.py: error: --precision fp16: needs a GPU; right: no, bf16"
         assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_every_flag_that_a_text_names_exists():
+    known = {flag for s in SCRIPTS for parser in command_lines(s).values() for flag in parser._option_string_actions}
+    unknown = []
+    for path in [*package_files(ROOT), *scripts(ROOT)]:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        docstrings = [ast.get_docstring(node, clean=False) for node in ast.walk(tree) if hasattr(node, "body")
+                      and isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))]  # fmt: skip
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value not in docstrings:
+                named = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]*", node.value))
+                unknown += [f"{path.relative_to(ROOT)}:{node.lineno} {flag}" for flag in named - known - FOREIGN_FLAGS]
+    assert unknown == []
