@@ -218,9 +218,7 @@ class ClipSet:
                 f"{self.folder}: no statistics; run the prepare_data.py command that makes it to its end, with at "
                 "least one kept training clip"
             )
-        return Normalisation.from_dict({key: self.statistics[key] for key in ("scale_px", "period_s")}).truncated(
-            num_bins
-        )
+        return Normalisation.from_dict(self.statistics).truncated(num_bins)
 
     def _read(self, kind: str, clip_id: str, names: tuple[str, ...]) -> dict[str, Any]:
         """Read an .npz: bytes stay arrays, numbers become float32 tensors and must be finite."""

@@ -76,6 +76,7 @@ class Normalisation:
         return {
             "scale_px": [float(s) for s in self.scale],
             "period_s": self.period_s,
+            "adaptive": self.adaptive,
             "percentile": PERCENTILE,
         }
 
@@ -85,7 +86,8 @@ class Normalisation:
         missing = {"scale_px", "period_s"} - set(data)
         if missing:
             raise ValueError(f"normalisation: expected the keys scale_px and period_s, missing {sorted(missing)}")
-        return cls(torch.tensor(data["scale_px"], dtype=torch.float32), float(data["period_s"]))
+        scale = torch.tensor(data["scale_px"], dtype=torch.float32)
+        return cls(scale, float(data["period_s"]), bool(data.get("adaptive", True)))
 
     def save(self, path: str | os.PathLike) -> None:
         """Write as JSON, through a temporary name."""

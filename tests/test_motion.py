@@ -188,8 +188,11 @@ def test_scale_estimator_matches_the_percentile(tmp_path):
     sizes = torch.stack([amplitude(s) for s in spectra], 1).flatten(1)
     torch.testing.assert_close(scale, sizes.quantile(0.95, dim=1), rtol=0.03, atol=0)
     normalisation = Normalisation(scale)
-    normalisation.save(tmp_path / "statistics.json")
-    assert torch.equal(Normalisation.load(tmp_path / "statistics.json").scale, normalisation.scale)
+    for kept in (normalisation, normalisation.linear()):
+        kept.save(tmp_path / "statistics.json")
+        read = Normalisation.load(tmp_path / "statistics.json")
+        assert torch.equal(read.scale, kept.scale) and read.adaptive == kept.adaptive
+    assert Normalisation.from_dict({"scale_px": [1.0], "period_s": 5.0}).adaptive  # as files were before
 
 
 def test_scale_estimator_leaves_out_what_has_no_confidence():
