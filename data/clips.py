@@ -502,14 +502,8 @@ def _read_statistics(folder: Path) -> dict[str, Any]:
 
 
 def source_name(row: ClipRow) -> str:
-    """Name the source video of a clip: its group, else by its file; a rendered scene is its own.
-
-    Where no group was named, files whose names differ only in a letter behind the last underscore (`lake_a.mp4`,
-    `lake_b.mp4`) count as parts of one video.
-    """
-    if row.group or row.source.startswith("scene:"):
-        return row.group or row.source
-    return re.sub(r"_[a-z]$", "", Path(row.source).stem)
+    """Name what a clip is not independent of: its group where the set names one, else its file, by the whole path."""
+    return row.group or row.source
 
 
 def column_names(folders: Sequence[Path]) -> list[str]:

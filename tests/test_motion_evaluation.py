@@ -180,14 +180,13 @@ def test_averages_by_source() -> None:
     assert mean_by_source(rows, "x") == pytest.approx(5.25)
     assert mean_by_source(rows, "x", geometric=True) == pytest.approx(4.0)
     assert mean_by_source(rows, "y") is None
-    names = {
-        "v/lake_a.mp4": "lake",
-        "v/lake_b.mp4": "lake",
-        "v/lake_10.mp4": "lake_10",
-        "scene:7:flag_a": "scene:7:flag_a",
-    }
-    assert {source: source_name(ClipRow("x", source)) for source in names} == names
-    assert source_name(ClipRow("x", "v/lake_a.mp4", group="the lake")) == "the lake"
+
+
+def test_only_a_named_group_holds_clips_of_several_files_together() -> None:
+    files = ["/one/clip.mp4", "/two/clip.mp4", "x/cat_a.mp4", "y/cat_b.mp4", "y/cat_a.mp4", "scene:7:flag_a"]
+    assert len({source_name(ClipRow("x", file)) for file in files}) == len(files)
+    assert source_name(ClipRow("1", files[0], 0.0)) == source_name(ClipRow("2", files[0], 5.0))
+    assert {source_name(ClipRow("x", file, group="the lake")) for file in files} == {"the lake"}
 
 
 def test_bootstrap_interval() -> None:
@@ -242,8 +241,8 @@ def number_of(image: Tensor) -> int:
 def clip_set(tmp_path: Path) -> Path:
     """Test clips lake_a and lake_b, one that is portrait and one that is still; two training clips."""
     with ClipSetWriter(tmp_path / "set", {"made_of": "test"}) as writer:
-        add_clip(writer, 1, "test", name="lake_a")
-        add_clip(writer, 2, "test", name="lake_b")
+        add_clip(writer, 1, "test", name="lake_a", group="lake")
+        add_clip(writer, 2, "test", name="lake_b", group="lake")
         add_clip(writer, 3, "test", (64, 32), name="tree")
         add_clip(writer, 4, "test", name="still", spectrum=torch.zeros(STORED_BINS, 4, *SIZE))
         add_clip(writer, 5, "train", name="trained_a")

@@ -60,7 +60,7 @@ COLUMN_NOTES = (
     f"measured is the motion as it is sampled; animate.py and generate_motion.py calm theirs to {CALM_PX:g} px (95th "
     "percentile of mean |F| over what moves, of a grid of 256 x 160) where it is more",
     "figures are means over the clips of a source, then over sources (gain and shape: geometric ones); "
-    "clips without a named group whose files differ only in a last letter (x_a, x_b) are one source",
+    "a source is a group of clips.csv, or a file where no group is named",
     f"ap_corrected (headline): average precision of a sample's mean |F| for the mask mean |F| > max({MOVING_PX:g} px "
     "of a grid of 256 x 160, half of the clip's 95th percentile), as (AP - p) / (1 - p), p the mask's share, then the "
     "mean over samples; all pixels count, for low confidence says that the flow is doubtful where something moves, not "
