@@ -16,7 +16,6 @@ from animation.flags import (
     FORMATS,
     add_loop_flags,
     add_playback_flags,
-    add_rendering_flags,
     add_sampling_flags,
     check_playback_flags,
     sampling_options,
@@ -31,7 +30,8 @@ from animation.rendering import (
     render_video,
 )
 from animation.sampling import load_pipeline, loop_guidance, loop_phase
-from cli.parser import Parser, UsageError, check_output_file, check_precision, choose_device
+from cli.flags import add_shared_flags
+from cli.parser import Parser, UsageError, check_output_file, choose_device
 from cli.run import command, run, user_message
 
 logger = logging.getLogger("__main__")
@@ -52,7 +52,7 @@ def make_parser() -> Parser:
     add_playback_flags(parser)
     add_sampling_flags(parser)
     add_loop_flags(parser)
-    add_rendering_flags(parser, "seed", "device")
+    add_shared_flags(parser, "seed", "device", "precision")
     return parser
 
 
@@ -179,7 +179,6 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--motion-out: there is nothing to predict with --motion; right: one of them")
     if args.motion_out:
         check_output_file(args.motion_out, "--motion-out", (".npz",))
-    check_precision(args.precision, choose_device(args.device))
     outputs, video_format = choose_outputs(pictures, args.out, args.format)
     check_video_flags(args, outputs, video_format, loop_phase=phase)
     jobs = list(zip(pictures, outputs, strict=True))

@@ -14,7 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from animation.flags import DEFAULT_SIZE_PX, add_rendering_flags
+from animation.flags import DEFAULT_SIZE_PX
+from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, check_precision, choose_device, positive_int
 from cli.run import HALF_PRECISION, ON_CPU, command, run, user_message
 
@@ -99,7 +100,7 @@ class Studio:
         image, source = read_upload(picture, self.size_px)
         if progress is not None:
             progress(0.0)
-        motion = self.pipeline.predict(source, seed=int(seed)).controlled(magnify=strength)
+        motion = self.pipeline.predict(source, seed=int(seed), precision=self.precision).controlled(magnify=strength)
         if loop:
             motion = motion.without_drift()
         playback = plan_playback(seconds=seconds, fps=motion.fps, period_s=motion.period_s, loop=loop, drift=not loop)
@@ -235,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
         "--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side of the videos"
     )
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
-    add_rendering_flags(parser, "device")
+    add_shared_flags(parser, "device", "precision")
     args = parser.parse_args(argv)
     if args.port > 65535:
         raise UsageError(f"--port {args.port}: right: 1 to 65535")

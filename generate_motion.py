@@ -10,12 +10,12 @@ from animation.flags import DEFAULT_SIZE_PX, add_loop_flags, add_sampling_flags,
 from animation.sampling import load_pipeline, loop_guidance, loop_phase
 from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file
-from cli.run import ON_CPU, command, run
+from cli.run import HALF_PRECISION, ON_CPU, command, run
 
 logger = logging.getLogger("__main__")
 
 
-@command(memory_flags=("--guidance", "use --loop-guidance closing", ON_CPU))
+@command(memory_flags=("--guidance", "use --loop-guidance closing", HALF_PRECISION, ON_CPU))
 def main(argv: list[str] | None = None) -> int:
     """Predict one motion file; returns the exit code."""
     parser = Parser(description=__doc__)
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument("--dense", action="store_true", help="also store the flow of all 150 frames (49 MB)")
     add_sampling_flags(parser)
     add_loop_flags(parser)
-    add_shared_flags(parser, "seed", "device")
+    add_shared_flags(parser, "seed", "device", "precision")
     args = parser.parse_args(argv)
     options = sampling_options(args)
     if args.loop_seconds is not None:

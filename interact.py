@@ -13,7 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-from animation.flags import add_rendering_flags, add_sampling_flags, sampling_options
+from animation.flags import add_sampling_flags, sampling_options
 from animation.interactive_page import build_page, page_modes
 from animation.interactive_video import (
     add_interaction_flags,
@@ -23,6 +23,7 @@ from animation.interactive_video import (
 )
 from animation.rendering import note_sizes, read_images
 from animation.sampling import load_pipeline
+from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file, positive_int
 from cli.run import HALF_PRECISION, ON_CPU, command, run
 
@@ -43,7 +44,7 @@ def make_parser() -> Parser:
         help="long side of the picture in the page; never enlarged")  # fmt: skip
     add_sampling_flags(parser)
     add_interaction_flags(parser)
-    add_rendering_flags(parser, "seed", "device")
+    add_shared_flags(parser, "seed", "device", "precision")
     return parser
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.parser import Parser, UsageError, check_precision, choose_device, non_negative_float, positive_float
+from cli.parser import Parser, UsageError, choose_device, non_negative_float, positive_float
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,6 @@ def check_interaction_flags(args: argparse.Namespace) -> None:
     Raises:
         UsageError, MediaError: one line that names the flag.
     """
-    check_precision(args.precision, choose_device(args.device))
     if args.video is None:
         flags = Parser()
         add_interaction_flags(flags)

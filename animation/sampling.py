@@ -5,7 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from cli.parser import UsageError, choose_device
+from cli.parser import (
+    UsageError,
+    choose_device,
+)
 
 if TYPE_CHECKING:
     from models.motion_pipeline import MotionPipeline

@@ -74,7 +74,7 @@ def measure_animate(args: argparse.Namespace, device: torch.device) -> list[dict
     pipeline.to(device)
     rows = [{"row": "load the checkpoint", "seconds": time.perf_counter() - began}]
 
-    options = {"seed": args.seed, "steps": args.steps}
+    options = {"seed": args.seed, "steps": args.steps, "precision": args.precision}
     motion = pipeline.predict(source, **options)
     for guidance in (0.0, 1.0):
         name = f"predict motion, {args.steps} steps, {'guided' if guidance else 'no guidance'}"

@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from animation.flags import DEFAULT_SIZE_PX, SAMPLER_NAMES, add_rendering_flags
+from animation.flags import DEFAULT_SIZE_PX, SAMPLER_NAMES
 from benchmarks import DEFAULT_OUT
 from cli.flags import add_shared_flags
 from cli.parser import non_negative_float, non_negative_int, positive_float, positive_int, size_px
@@ -51,7 +51,7 @@ def add_animate_flags(commands: argparse._SubParsersAction) -> None:
     group.add_argument("--repeats", type=positive_int, default=3, metavar="N", help="measure so often, take the median")
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
     out = {"metavar": "DIR", "help": "folder of the tables", "default": DEFAULT_OUT}
-    add_rendering_flags(parser, "seed", "device", "out", out=out)
+    add_shared_flags(parser, "seed", "device", "out", "precision", out=out)
 
 
 def add_motion_flags(commands: argparse._SubParsersAction) -> None:
@@ -68,8 +68,7 @@ def add_motion_flags(commands: argparse._SubParsersAction) -> None:
     add("--samples", type=positive_int, nargs="+", default=[1], metavar="N", help="in one batch, a row each")
     add("--repeats", type=positive_int, default=3, metavar="N", help="laps, of which the median counts")
     out = {"metavar": "DIR", "help": "folder of the tables", "default": DEFAULT_OUT / "motion"}
-    precision = {"help": "of the U-Net; fp16 needs a GPU"}
-    add_shared_flags(parser, "seed", "device", "precision", "out", out=out, precision=precision)
+    add_shared_flags(parser, "seed", "device", "precision", "out", out=out)
 
 
 def add_render_flags(commands: argparse._SubParsersAction) -> None:
@@ -95,7 +94,7 @@ def add_render_flags(commands: argparse._SubParsersAction) -> None:
     add("--threads", type=positive_int, metavar="N", help="of a CPU; default: torch's")
     add("--repeats", type=positive_int, default=3, metavar="N", help="laps, of which the median counts")
     out = {"metavar": "DIR", "help": "folder of the tables", "default": DEFAULT_OUT / "render"}
-    add_rendering_flags(parser, "seed", "device", "out", out=out)
+    add_shared_flags(parser, "seed", "device", "out", "precision", out=out)
 
 
 def add_splatting_flags(commands: argparse._SubParsersAction) -> None:

@@ -141,7 +141,7 @@ def predict(pipeline: MotionPipeline, single: FrequencyUNet, image: Tensor, job:
                 for part, z in zip(own, noise, strict=True)
             ]
             latents = torch.cat(chains, dim=1)  # (1, K, C, h, w)
-            spectra.append(pipeline.finish(latents, condition, expected_px).cpu())  # (1, K, 4, H, W)
+            spectra.append(pipeline.finish(latents, condition, expected_px, job.precision).cpu())  # (1, K, 4, H, W)
     return torch.stack(spectra, dim=1)  # (1, M, K, 4, H, W)
 
 

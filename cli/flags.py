@@ -11,7 +11,9 @@ from cli.parser import device_name, fraction, non_negative_float, non_negative_i
 _SHARED: dict[str, dict[str, Any]] = {
     "seed": dict(type=non_negative_int, default=0, metavar="N", help="seed of everything random"),
     "device": dict(type=device_name, default="auto", metavar="auto|cpu|cuda:N|mps", help="where to compute"),
-    "precision": dict(choices=("no", "bf16", "fp16"), default="no", help="mixed precision; no = float32"),
+    "precision": dict(
+        choices=("no", "bf16", "fp16"), default="no", help="of all networks; no = float32, fp16 needs a GPU"
+    ),
     "out": dict(type=Path, metavar="PATH", help="where to write; by default a new folder below outputs/"),
     "workers": dict(type=non_negative_int, default=0, metavar="N", help="processes that load data; 0 = this one"),
     "resume": dict(metavar="auto|PATH", help="go on from the newest state of the run in --out, or from PATH"),

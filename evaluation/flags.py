@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from animation.flags import add_rendering_flags, add_sampling_flags
+from animation.flags import add_sampling_flags
 from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, non_negative_int, positive_float, positive_int, size_px
 from cli.run import HALF_PRECISION, ON_CPU
@@ -138,7 +138,7 @@ def add_frames_flags(tables: argparse._SubParsersAction) -> None:
     feature_help = "SqueezeNet 1.1 for feature_distance, which is left out without"
     add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
     out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/frames-SET-SPLIT or frames-seed"}
-    add_rendering_flags(parser, "seed", "device", "out", out=out)
+    add_shared_flags(parser, "seed", "device", "out", "precision", out=out)
 
 
 def add_splats_flags(tables: argparse._SubParsersAction) -> None:
@@ -212,7 +212,7 @@ def add_video_flags(tables: argparse._SubParsersAction) -> None:
     add_sampling_flags(parser)
     out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/video-NAME"}
     seed = {"help": "of the choice of clips, the start noise, and what KID draws"}
-    add_rendering_flags(parser, "seed", "device", "out", out=out, seed=seed)
+    add_shared_flags(parser, "seed", "device", "out", "precision", out=out, seed=seed)
 
 
 def add_ablation_flags(tables: argparse._SubParsersAction) -> None:

@@ -206,7 +206,7 @@ class Oracle:
         (row,) = scene_set.rows("test")
         self.spectrum = truncate(scene_set.spectrum(row.id, STORED_BINS)[0], num_bins)
 
-    def __call__(self, images: torch.Tensor, *, num_samples: int, seed: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, *, num_samples: int, seed: int, precision: str) -> torch.Tensor:
         return self.spectrum.expand(1, num_samples, -1, -1, -1, -1)
 
 

@@ -19,6 +19,7 @@ from conftest import SHARED
 
 import animate
 import generate_motion
+import interact
 import synthesize_gaussian
 import synthesize_softmax
 from animation.rendering import plan
@@ -254,6 +255,26 @@ def test_precision_is_honoured_on_the_cpu(checkpoint, photograph, tmp_path, monk
     flags = ["--motion", make_motion(tmp_path / "m.npz"), "--out", tmp_path / "a.mp4", "--precision", precision]
     assert run_animate(checkpoint, photograph, "--seconds", 0.1, *flags) == 0
     assert asked == [precision]
+
+
+def test_precision_is_of_all_networks_of_a_call(checkpoint, photograph, tmp_path, monkeypatch):
+    import models.motion_pipeline
+
+    asked, original = [], models.motion_pipeline.denoise
+
+    def denoise(*arguments, **options):
+        asked.append(options["precision"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(models.motion_pipeline, "denoise", denoise)
+    common = ["--checkpoint", checkpoint, "--device", "cpu", "--steps", 2, "--precision", "bf16", "--out"]
+    for main, flags in (
+        (animate.main, [*common, tmp_path / "a.mp4", photograph, "--seconds", 0.1, "--preview"]),
+        (generate_motion.main, [*common, tmp_path / "m.npz", "--input", photograph]),
+        (interact.main, [*common, tmp_path / "page.html", photograph]),
+    ):
+        assert main([str(flag) for flag in flags]) == 0
+    assert asked == ["bf16"] * 3
 
 
 def test_plain_flow_of_anybody_is_rendered(checkpoint, photograph, tmp_path):

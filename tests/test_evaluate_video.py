@@ -16,6 +16,7 @@ from data.video_writer import VideoWriter
 from evaluation.video.measure import Networks, Protocol, SetStatistics, VideoComparison
 from evaluation.video.networks import InputForm, load_feature_network
 from evaluation.video.sources import ClipVideos, FolderVideos, PredictedVideos
+from models.motion_pipeline import MotionPipeline
 from motion.motion_file import Motion
 
 CROP = ["--crop", "32x16"]
@@ -185,15 +186,21 @@ def test_a_video_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> No
     assert "left out as not readable 1: clip1 (" in (tmp_path / "out" / "results.md").read_text()
 
 
-def test_clips_of_a_set_are_animated_and_compared(checkpoint: Path, tmp_path: Path) -> None:
+def test_clips_of_a_set_are_animated_and_compared(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    asked, predict = [], MotionPipeline.predict
+    monkeypatch.setattr(
+        MotionPipeline, "predict", lambda *a, **options: asked.append(options["precision"]) or predict(*a, **options)
+    )
     clip_set = render_scene_set(tmp_path / "set", 4, seed=3, size=(32, 64), pairs=0)
     flags = ["video", "--data", str(clip_set.folder), "--split", "all", "--frames", "12", "--crop", "64x32", *CPU]
     flags += ["--fvd-network", "video.pt", "--windows", "4", "--checkpoint", str(checkpoint), "--steps", "2"]
+    flags += ["--precision", "bf16"]
     both = [*flags, "--clips", "2", "--splat", "softmax", "gaussian"]
     assert evaluate.main([*both, "--out", str(tmp_path / "out")]) == 0
     rows = rows_of(tmp_path / "out")
     assert list(rows) == ["model softmax", "model gaussian", "frame 0 repeated"]
     assert all(row["windows_4"] == 6 and row["fvd_4"] > 0 for row in rows.values())
+    assert asked == ["bf16"] * 2
     text = (tmp_path / "out" / "results.md").read_text()
     assert "one sample a clip" in text and "sampler dpm, 2 steps" in text and "as animate.py does" in text
 

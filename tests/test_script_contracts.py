@@ -20,6 +20,7 @@ SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 FP16 = {
     ("animate", ""): ["PICTURE"],
     ("app", ""): [],
+    ("generate_motion", ""): ["--input", "PICTURE"],
     ("interact", ""): ["PICTURE"],
     ("synthesize_softmax", ""): ["--image", "PICTURE", "--flow", "x.npz"],
     ("synthesize_gaussian", ""): ["--image", "PICTURE", "--flow", "x.npz"],

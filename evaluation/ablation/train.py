@@ -390,7 +390,9 @@ def measure_motion(
             except ClipSetError as error:
                 logger.warning("not measured: %s", error)
                 continue
-            samples = predict(pipeline, truth.image, num_samples=settings.samples, seed=settings.seed)
+            samples = predict(
+                pipeline, truth.image, num_samples=settings.samples, seed=settings.seed, precision=settings.precision
+            )
             if not bool(samples.isfinite().all()):
                 raise UsageError(f"the motion it predicts for clip {row.id} is not finite")
             comparison.add(replace(truth, id=f"{clip_set.folder.name}/{row.id}"), with_stored_bins(samples))

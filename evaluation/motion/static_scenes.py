@@ -7,9 +7,8 @@ import logging
 import statistics
 from typing import TYPE_CHECKING, Any
 
-from animation.flags import check_steps
+from animation.flags import sampling_options
 from animation.sampling import load_pipeline
-from cli.parser import check_precision, choose_device
 from evaluation import out_folder
 
 if TYPE_CHECKING:
@@ -33,8 +32,7 @@ def make_table(args: argparse.Namespace) -> int:
 
     # Early checks
     out = out_folder(args, "still")
-    options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
-    options["precision"] = check_precision(args.precision, choose_device(args.device))
+    options = sampling_options(args)
     pictures = [(crop.path.stem, "photograph", crop.read()) for crop in args.pictures]
     pictures += _still_scenes(args.scenes, args.seed)
     pipeline = load_pipeline(args)

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from animation.flags import check_steps
+from animation.flags import sampling_options
 from animation.sampling import load_pipeline
-from cli.parser import UsageError, check_precision, choose_device
+from cli.parser import UsageError
 from evaluation import out_folder
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ def make_table(args: argparse.Namespace) -> int:
 
     # Early checks
     out = out_folder(args, f"motion-{args.data.name}-{args.split}")
-    options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
-    options["precision"] = check_precision(args.precision, choose_device(args.device))
+    options = sampling_options(args)
     clip_set = ClipSet(args.data)
     rows = choose_rows(clip_set, None if args.split == "all" else args.split, args.clips, args.seed)
     pipeline = load_pipeline(args)

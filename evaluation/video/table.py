@@ -6,7 +6,7 @@ import argparse
 import logging
 from typing import TYPE_CHECKING
 
-from animation.flags import check_steps
+from animation.flags import sampling_options
 from animation.rendering import load_renderer
 from animation.sampling import load_pipeline
 from cli.parser import (
@@ -155,7 +155,7 @@ def _open_source(args: argparse.Namespace, device: torch.device) -> VideoSource:
     from data.clips import ClipSet, choose_rows
     from models.checkpoints import DEFAULT_CHECKPOINT
 
-    options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
+    options = sampling_options(args)
     clip_set = ClipSet(args.data)
     rows = choose_rows(clip_set, None if args.split == "all" else args.split, args.clips, args.seed)
     pipeline = load_pipeline(args)
