@@ -1,7 +1,7 @@
 """Animate photographs: trees sway, flowers nod, candles flicker, and what is rigid stays still.
 
 python animate.py photo.jpg                    writes outputs/photo.mp4, 5 s at 30 frames/s
-python animate.py photos/ --loop --out loops   every picture of a folder, as seamless loops
+python animate.py photos/ --loop --out loops   every picture of a folder, as seamless loops; --skip-existing goes on
 python animate.py photo.jpg --loop-seconds 3   a loop of 3 s at the motion's own speed
 """
 
@@ -46,6 +46,7 @@ def make_parser() -> Parser:
     add = group.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE|FOLDER", help="photographs, or folders of them")
     add("--out", type=Path, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one picture")
+    add("--skip-existing", action="store_true", help="leave out pictures whose output is there; default: write it anew")
     add("--splat", choices=("softmax", "gaussian"), default="softmax", help="how pixels are carried")
     add("--motion", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")
     add("--motion-out", type=Path, metavar="FILE.npz", help="also keep the predicted motion")
@@ -182,13 +183,11 @@ def main(argv: list[str] | None = None) -> int:
     outputs, video_format = choose_outputs(pictures, args.out, args.format)
     check_video_flags(args, outputs, video_format, loop_phase=phase)
     jobs = list(zip(pictures, outputs, strict=True))
-    if many:
-        finished = [output for _, output in jobs if output.exists()]
-        jobs = [(picture, output) for picture, output in jobs if not output.exists()]
-        if finished:
-            logger.info(
-                "%d of %d are finished already and are skipped (first: %s)", len(finished), len(outputs), finished[0]
-            )
+    if args.skip_existing:
+        there = [output for output in outputs if output.exists()]
+        jobs = [(picture, output) for picture, output in jobs if output not in there]
+        if there:
+            logger.info("%d of %d are there already and are skipped (first: %s)", len(there), len(outputs), there[0])
         if not jobs:
             return 0
 

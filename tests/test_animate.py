@@ -191,6 +191,23 @@ def test_a_loop_in_a_motion_file_is_checked(checkpoint, photograph, tmp_path, ca
     assert "expected loop.phase to be a positive number, got 'soon'" in last_error(capsys)
 
 
+def test_several_pictures_are_animated_anew_unless_told(checkpoint, photograph, tmp_path, caplog):
+    """As a single one is: other flags give other videos."""
+    shutil.copy(photograph, tmp_path / "b.jpg")
+    call = [photograph, tmp_path / "b.jpg", *FAST, "--preview", "--out", tmp_path / "out"]
+    assert run_animate(checkpoint, *call) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert run_animate(checkpoint, *call, "--magnify", 9, "--skip-existing") == 0
+    assert {path: path.read_bytes() for path in before} == before and len(before) == 2
+    assert run_animate(checkpoint, *call, "--magnify", 9) == 0
+    assert all(path.read_bytes() != content for path, content in before.items())
+    one = [photograph, *FAST, "--preview", "--out", tmp_path / "out"]
+    content = (tmp_path / "out" / "photo.mp4").read_bytes()
+    with caplog.at_level("INFO"):
+        assert run_animate(checkpoint, *one, "--skip-existing") == 0
+    assert (tmp_path / "out" / "photo.mp4").read_bytes() == content and "1 of 1 are there already" in caplog.text
+
+
 def test_folder_goes_on_skips_and_reports(checkpoint, photograph, tmp_path, capsys, caplog):
     folder, out = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
@@ -205,9 +222,9 @@ def test_folder_goes_on_skips_and_reports(checkpoint, photograph, tmp_path, caps
     (out / "wide.mp4").unlink()
     before = (out / "same_png.mp4").stat().st_mtime_ns
     with caplog.at_level("INFO"):
-        assert run_animate(checkpoint, folder, *FAST, "--out", out) == 0
+        assert run_animate(checkpoint, folder, *FAST, "--out", out, "--skip-existing") == 0
     assert (out / "wide.mp4").exists() and (out / "same_png.mp4").stat().st_mtime_ns == before
-    assert "2 of 3 are finished already" in caplog.text
+    assert "2 of 3 are there already" in caplog.text
 
 
 def test_the_two_commands_of_the_readme(checkpoint, photograph, tmp_path):
@@ -509,7 +526,7 @@ def test_help_is_quick_and_names_every_flag():
     for flag in (
         "--out --splat --loop --magnify --slow --seconds --fps --size --mask --seed --sampler --steps --guidance "
         "--format --motion-out --motion --preview --tile --compile --batch-size --drift --no-drift "
-        "--checkpoint --device"
+        "--checkpoint --device --skip-existing"
     ).split():
         assert flag in text
     assert text.startswith("usage:") and "\npython animate.py photo.jpg  " in text
