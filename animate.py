@@ -29,9 +29,16 @@ from animation.rendering import (
     read_mask_of,
     render_video,
 )
-from animation.sampling import load_pipeline, loop_guidance, loop_phase
+from animation.sampling import (
+    LOOP_FLAGS,
+    PREDICTION_FLAGS,
+    check_loop_guidance,
+    load_pipeline,
+    loop_guidance,
+    loop_phase,
+)
 from cli.flags import add_shared_flags
-from cli.parser import Parser, UsageError, check_output_file, choose_device
+from cli.parser import Arguments, Parser, UsageError, check_output_file, choose_device, refuse_flags
 from cli.run import command, run, user_message
 
 logger = logging.getLogger("__main__")
@@ -102,18 +109,21 @@ def read_inputs(args: argparse.Namespace, picture: Path) -> tuple:
     return image, source, mask, motion
 
 
-def check_loop_flags(args: argparse.Namespace) -> float:
-    """Let --loop-seconds imply --loop and the length; return the phase at which the motion will close, 1 without it.
+def check_motion_flags(args: Arguments) -> float:
+    """Check how motion is had; --loop-seconds implies --loop and the length. Return the phase at which it closes, or 1.
 
     Raises:
-        UsageError: no or too many frames, or a motion that is not predicted here.
+        UsageError: no or too many frames, or flags that would do nothing.
     """
+    if args.motion:
+        there = "--motion is there already; right: generate_motion.py --loop-seconds, or --loop"
+        refuse_flags(args, ("--loop-seconds", *LOOP_FLAGS), there)
+        refuse_flags(args, PREDICTION_FLAGS, "--motion is there already, none is predicted; right: one of them")
+        if args.preview:
+            refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --motion and --preview")
+    check_loop_guidance(args)
     if args.loop_seconds is None:
         return 1.0
-    if args.motion:
-        raise UsageError(
-            "--loop-seconds: --motion is there already; right: generate_motion.py --loop-seconds, or --loop"
-        )
     args.loop, args.seconds = True, args.seconds or args.loop_seconds
     return loop_phase(args.loop_seconds, fps=args.fps, slow=args.slow)
 
@@ -164,7 +174,7 @@ class Animator:
 def main(argv: list[str] | None = None) -> int:
     """Animate every picture; returns 0, or 2 when a picture could not be animated."""
     args = make_parser().parse_args(argv)
-    phase = check_loop_flags(args)
+    phase = check_motion_flags(args)
     check_playback_flags(args)
     sampling_options(args)
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from animation.flags import DEFAULT_SIZE_PX, add_loop_flags, add_sampling_flags, sampling_options
-from animation.sampling import load_pipeline, loop_guidance, loop_phase
+from animation.sampling import check_loop_guidance, load_pipeline, loop_guidance, loop_phase
 from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file
 from cli.run import HALF_PRECISION, ON_CPU, command, run
@@ -30,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
     add_shared_flags(parser, "seed", "device", "precision")
     args = parser.parse_args(argv)
     options = sampling_options(args)
+    check_loop_guidance(args)
     if args.loop_seconds is not None:
         loop_phase(args.loop_seconds)
     check_output_file(args.output, "--output", (".npz",))

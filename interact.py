@@ -55,8 +55,8 @@ def main(argv: list[str] | None = None) -> int:
     out = args.out or Path("outputs") / f"{args.picture.stem}.html"
     if not args.video:
         check_output_file(out, "--out", (".html", ".htm"))
-    options = sampling_options(args)
     check_interaction_flags(args)
+    options = sampling_options(args)
 
     from data.media import atomic_path, read_image_size
     from motion.motion_file import load_motion

@@ -20,6 +20,7 @@ from cli.parser import (
     non_negative_int,
     positive_float,
     positive_int,
+    refuse_flags,
     size_px,
 )
 from cli.run import EXIT_SKIPPED, ON_CPU, command, run
@@ -217,6 +218,8 @@ def _check_method(args: Any) -> None:
     from cli.parser import choose_device
     from data.optical_flow import estimate_flow
 
+    if args.method != "raft":
+        refuse_flags(args, ["--raft-weights"], "belongs to --method raft; right: both, or neither")
     choose_device(args.device)
     picture = torch.zeros(3, 64, 64)
     estimate_flow(picture, picture[None], method=args.method, weights=args.raft_weights, device=args.device)

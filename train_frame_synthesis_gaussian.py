@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cli.parser import UsageError, positive_float
+from cli.parser import UsageError, positive_float, refuse_flags
 from cli.run import HALF_PRECISION, ON_CPU, command, run
 from training.frame_synthesis_flags import make_parser
 
@@ -41,12 +41,13 @@ def main(argv: list[str] | None = None) -> int:
         "bilinear footprint, without --sigma and --ewa",
     )
     args = parser.parse_args(argv)
+    if args.weighting == "gaussian":
+        footprint = ("--sigma", "--learn-sigma", "--ewa", "--no-ewa")
+        refuse_flags(args, footprint, "--weighting gaussian has no sigma; right: --weighting exp")
     if args.sigma > MAX_SIGMA_PX:
         raise UsageError(f"--sigma {args.sigma:g}: right: at most {MAX_SIGMA_PX} px, what 4 x 4 taps can hold")
     if args.learn_sigma and args.sigma < MIN_LEARNED_SIGMA_PX:
         raise UsageError(f"--sigma {args.sigma:g}: right: at least {MIN_LEARNED_SIGMA_PX} px with --learn-sigma")
-    if args.learn_sigma and args.weighting != "exp":
-        raise UsageError(f"--learn-sigma: --weighting {args.weighting} has no sigma; right: --weighting exp")
 
     from training.frame_synthesis import run_training
 

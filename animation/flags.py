@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from cli.parser import (
+    Arguments,
     Parser,
     UsageError,
     check_precision,
@@ -14,6 +15,7 @@ from cli.parser import (
     non_negative_int,
     positive_float,
     positive_int,
+    refuse_flags,
 )
 
 # Long side of a video by default, and of the picture that motion is predicted from whatever the video's size: the same
@@ -57,7 +59,7 @@ def check_tile(tile: int | None) -> int | None:
     return tile
 
 
-def check_playback_flags(args: argparse.Namespace) -> None:
+def check_playback_flags(args: Arguments) -> None:
     """Raise UsageError for combinations that contradict each other, before anything is loaded."""
     import math
 
@@ -68,6 +70,8 @@ def check_playback_flags(args: argparse.Namespace) -> None:
     if args.size < 16:
         raise UsageError(f"--size {args.size}: right: at least 16 px")
     check_tile(args.tile)
+    if args.preview:
+        refuse_flags(args, ("--tile", "--compile"), "belongs to the network; right: this or --preview")
 
 
 SAMPLER_NAMES = ("dpm", "ddim", "unipc")

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from animation.flags import DEFAULT_SIZE_PX
-from cli.parser import UsageError, check_precision
+from cli.parser import (
+    UsageError,
+    check_precision,
+)
 
 if TYPE_CHECKING:
     import torch

@@ -15,7 +15,7 @@ from animation.rendering import (
     render_video,
 )
 from cli.flags import add_shared_flags
-from cli.parser import Parser, check_precision, choose_device
+from cli.parser import Parser, check_precision, choose_device, refuse_flags
 
 
 def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
@@ -30,6 +30,8 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
     add_shared_flags(parser, "device", "precision")
     args = parser.parse_args(argv)
     check_playback_flags(args)
+    if args.preview:
+        refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
 
     from models.checkpoints import DEFAULT_CHECKPOINT
     from motion.motion_file import load_motion

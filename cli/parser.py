@@ -25,7 +25,8 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,25 @@ class _RawHelpFormatter(argparse.RawDescriptionHelpFormatter, _HelpFormatter):
     """The same, with the description's own line breaks."""
 
 
+class Arguments(argparse.Namespace):
+    """Parsed flags. `typed` names those on the command line; it is no flag, and `vars` leaves it out."""
+
+    __slots__ = ("typed",)
+
+
+def refuse_flags(args: Arguments, flags: Iterable[str], why: str) -> None:
+    """Raise UsageError where one of `flags` was typed, be it with its default: it would do nothing, and `why` says so.
+
+    Args:
+        args: what `Parser.parse_args` returned.
+        flags: names as they are typed, "--steps".
+        why: the rest of the line.
+    """
+    for flag in flags:
+        if flag in args.typed:
+            raise UsageError(f"{flag}: {why}")
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are a UsageError of one line, naming the flag and the choices.
 
@@ -86,6 +106,14 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             message = f"unknown flag or argument {unknown[1]}{self._suggestion(unknown[1])}"
         raise UsageError(f"{message}; see --help")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Arguments:
+        """Parse as argparse does, and remember which flags were typed (see `refuse_flags`)."""
+        words = sys.argv[1:] if args is None else list(args)
+        parsed = super().parse_args(words, Arguments())
+        flags = words[: words.index("--")] if "--" in words else words
+        parsed.typed = {word.split("=")[0] for word in flags if word.startswith("--")}
+        return parsed
 
     def _suggestion(self, flag: str) -> str:
         close = difflib.get_close_matches(flag.split("=")[0], self._all_flags(), n=1)

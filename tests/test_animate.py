@@ -46,7 +46,8 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def run_animate(checkpoint: Path, *flags: object) -> int:
-    return animate.main([*map(str, flags), "--checkpoint", str(checkpoint), "--device", "cpu"])
+    models = [] if {"--motion", "--preview"} <= set(flags) else ["--checkpoint", checkpoint]
+    return animate.main([str(word) for word in (*flags, *models, "--device", "cpu")])
 
 
 def last_error(capsys) -> str:
@@ -254,7 +255,7 @@ def test_motion_does_not_depend_on_the_size_of_the_video(checkpoint, tmp_path):
         assert torch.equal(motion.spectrum, wanted.spectrum) and motion.image_size == wanted.image_size
         frames = sorted((out / "p").glob("*.png"))
         assert len(frames) == 3 and max(read_image(frames[0]).shape) == size
-        render = ["--image", picture, "--flow", flow, "--outdir", out, *flags[2:], *models]
+        render = ["--image", picture, "--flow", flow, "--outdir", out, *flags[2:]]
         assert synthesize_softmax.main([str(word) for word in render]) == 0
         assert frames[2].read_bytes() == (out / "softmax_result" / frames[2].name).read_bytes()
 
@@ -333,7 +334,6 @@ def test_bad_pictures(checkpoint, photograph, tmp_path, capsys, name):
         (["--seconds", "0.001"], "--seconds"),
         (["--format", "gif", "--out", "x.mp4"], "--format gif"),
         (["--checkpoint", "/nowhere"], "/nowhere"),
-        (["--motion", "/nowhere.npz"], "/nowhere.npz"),
         (["--mask", "/nowhere.png"], "/nowhere.png"),
         (["--frobnicate"], "--frobnicate"),
         (["--magnify", "nan"], "--magnify"),
@@ -365,6 +365,18 @@ def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags,
         (["--out", "x.png"], "--out x.png: .png is not written"),
         (["--out", "text.png/new"], "its folder cannot be made"),
         (["--precision", "fp16"], "--precision fp16: needs a GPU; right: no, bf16"),
+        (["--motion", "nowhere.npz"], "nowhere.npz"),
+        *(
+            (["--motion", "short.npz", *flag.split()], f"{flag.split()[0]}: --motion is there already")
+            for flag in ("--sampler dpm", "--steps 9", "--guidance 0", "--seed 0", "--loop-weight 200")
+        ),
+        (["--motion", "short.npz", "--preview", "--checkpoint", "x"], "--checkpoint: no network runs"),
+        (["--motion", "short.npz", "--preview", "--precision", "no"], "--precision: no network runs"),
+        (["--preview", "--tile", "64"], "--tile: belongs to the network"),
+        (["--preview", "--compile"], "--compile: belongs to the network"),
+        (["--loop", "--loop-recurrences", "1"], "--loop-recurrences: belongs to --loop-seconds S"),
+        (["--loop-seconds", "2", "--loop-weight", "9"], "--loop-weight: is of the gradient"),
+        (["--loop-seconds", "2", "--loop-guidance", "closing", "--loop-recurrences", "2"], "--loop-recurrences: "),
         (["--motion", "short.npz"], "--seconds, --fps, --slow: "),
         (["--loop-seconds", "0.01"], "--loop-seconds 0.01: right: 0.0667 to 33333.3 s at 30 frames/s"),
         (["--loop-seconds", "1e300"], "--loop-seconds 1e+300: right: "),
@@ -401,7 +413,9 @@ def test_synthesis_is_checked_before_models_are_loaded(checkpoint, photograph, t
     out, flow = tmp_path / "out", make_motion(tmp_path / "m.npz")
     base = ["--image", str(photograph), "--flow", str(flow), "--outdir", str(out), "--device", "cpu"]
     for flags, named in ((["--fps", "0.01"], "--fps 0.01"), (["--seconds", "1e15"], "--seconds"),
-                         (["--mask", "no.png"], "no.png"), (["--precision", "fp16"], "--precision")):  # fmt: skip
+                         (["--mask", "no.png"], "no.png"), (["--precision", "fp16"], "--precision"),
+                         (["--preview", "--precision", "no"], "--precision: no network runs"),
+                         (["--preview", "--tile", "0"], "--tile: belongs to the network")):  # fmt: skip
         assert synthesize_gaussian.main([*base, *flags]) == 2
         assert named in last_error(capsys) and not out.exists()
 
@@ -424,7 +438,7 @@ def test_bad_motion_files(checkpoint, photograph, tmp_path, capsys):
     make_motion(tmp_path / "aspect.npz", size=(60, 90))
     for name, message in [("version", "version 7"), ("nan", "NaN"), ("pickle", "pickled"), ("aspect", "aspect")]:
         out = tmp_path / "out"
-        assert run_animate(checkpoint, photograph, *FAST, "--motion", tmp_path / f"{name}.npz", "--out", out) == 2
+        assert run_animate(checkpoint, photograph, "--motion", tmp_path / f"{name}.npz", "--out", out) == 2
         error = last_error(capsys)
         assert f"{name}.npz" in error and message in error
         assert not list(out.glob("*"))
@@ -456,7 +470,7 @@ def test_renderer_of_another_operator(checkpoint, photograph, tmp_path, capsys):
     shutil.rmtree(folder / "frame_synthesis_softmax")
     shutil.copytree(folder / "frame_synthesis_gaussian", folder / "frame_synthesis_softmax")
     motion = make_motion(tmp_path / "m.npz")
-    assert run_animate(folder, photograph, *FAST, "--motion", motion, "--out", tmp_path / "out") == 2
+    assert run_animate(folder, photograph, "--motion", motion, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "frame_synthesis_softmax: was trained with the operator gaussian; right: softmax" in error
@@ -478,10 +492,10 @@ def start(arguments: list[str]) -> subprocess.Popen:
     )
 
 
-def test_ctrl_c_leaves_nothing_half_written(checkpoint, photograph, tmp_path):
+def test_ctrl_c_leaves_nothing_half_written(photograph, tmp_path):
     motion, out = make_motion(tmp_path / "m.npz"), tmp_path / "out"
     flags = [str(photograph), "--motion", str(motion), "--seconds", "600", "--out", str(out), "--preview"]
-    process = start([*flags, "--checkpoint", str(checkpoint)])
+    process = start(flags)
     deadline = time.monotonic() + 90
     while not (out.is_dir() and list(out.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -22,6 +22,7 @@ from cli.parser import (
     non_negative_int,
     positive_float,
     positive_int,
+    refuse_flags,
     size_px,
 )
 from cli.run import ON_CPU, command, run, user_message
@@ -86,6 +87,15 @@ def test_values_arrive():
     assert make_main(seen.append)(["a.png", "--size", "256x160", "--output", "x.npz", "--dry-run", "--seed", "7"]) == 0
     args = seen[0]
     assert (args.size, args.out, args.dry_run, args.seed, args.device) == ((160, 256), Path("x.npz"), True, 7, "auto")
+
+
+def test_a_flag_that_would_do_nothing_is_refused_with_its_default_too(capsys):
+    main = make_main(lambda args: refuse_flags(args, ["--fps", "--seed"], "nothing plays") or vars(args)["seed"])
+    for flags in (["--fps", "30"], ["--fps=30"]):
+        assert main(["a.png", *flags]) == 2
+        assert capsys.readouterr().err == "test_cli.py: error: --fps: nothing plays\n"
+    assert main(["--loop", "--", "--seed"]) == 0
+    assert "typed" not in vars(Parser().parse_args([]))
 
 
 class OutOfMemoryError(RuntimeError):

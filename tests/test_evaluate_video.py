@@ -360,6 +360,11 @@ def test_inception_by_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyP
             ["--real", "real", "--generated", "other", "--image-network", "image.pt"],
             "no video has the name of one in --real",
         ),
+        (["PAIR", "--image-network", "image.pt", "--steps", "9"], "--steps: the videos of --generated exist already"),
+        (["PAIR", "--image-network", "image.pt", "--precision", "no"], "--precision: the videos of --generated exist"),
+        (["PAIR", "--image-network", "image.pt", "--windows", "16"], "--windows: there is no --fvd-network"),
+        (["PAIR", "--fvd-network", "video.pt", "--slide-step", "10"], "--slide-step: there is no --image-network"),
+        (["PAIR", "--fvd-network", "video.pt", "--kid-subsets", "9"], "--kid-subsets: there is no --image-network"),
         (["--real", "real", "--generated", "real", "real", "--image-network", "image.pt"], "a folder is named twice"),
     ],
 )

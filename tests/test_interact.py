@@ -194,7 +194,13 @@ def test_the_neural_renderer_shows_what_is_poked(files, checkpoint):
         (["--video", "v.mp4", "--poke", "9,2,3,4@0", "--out", "p.html"], "--out: is the page's"),
         (["--video", "v.mp4", "--poke", "9,2,3,4@0", "--seconds", "0.001"], "0 frames; right: 1 to"),
         (["--video", "v.xyz", "--poke", "9,2,3,4@0"], "v.xyz"),
-        (["--precision", "fp16", "--device", "cpu"], "--precision fp16"),
+        (["--steps", "9"], "--steps: --flow is there already"),
+        (["--seed", "0"], "--seed: --flow is there already"),
+        (["--splat", "softmax"], "--splat: belongs to a video"),
+        (["--device", "cpu"], "--device: a page is made of --flow without it"),
+        (["--precision", "no"], "--precision: no network runs with --flow"),
+        (["--video", "v.mp4", "--wind", "1", "--preview", "--checkpoint", "x"], "--checkpoint: no network runs"),
+        (["--video", "v.mp4", "--wind", "1", "--precision", "fp16", "--device", "cpu"], "--precision fp16"),
     ],
 )
 def test_mistakes_about_pokes_are_one_line(files, flags, message, monkeypatch, capsys):

@@ -401,6 +401,7 @@ def test_the_contact_sheet_shows_picture_motion_and_slice(prepared):
         (["videos", "VIDEOS/none.mp4", "--out", "OUT"], "no such file or folder"),
         (["videos", "EMPTY", "--out", "OUT"], "no videos there"),
         (["videos", "VIDEOS", "--out", "OUT", "--method", "raft"], "--raft-weights FILE"),
+        (["videos", "VIDEOS", "--out", "OUT", "--raft-weights", "x"], "--raft-weights: belongs to --method raft"),
         (["videos", "VIDEOS", "--out", "VIDEOS/notes.txt"], "notes.txt"),
         (["videos", "VIDEOS", "--out", "VIDEOS"], "not a clip set"),
         (["scenes", "--num", "2", "--out", "OUT", "--kinds", "cactus"], "--kinds cactus"),

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.flags import add_shared_flags, add_training_flags
-from cli.parser import Parser, UsageError, positive_int
+from cli.parser import Parser, UsageError, positive_int, refuse_flags
 
 if TYPE_CHECKING:
     import argparse
@@ -56,6 +56,8 @@ def make_parser(description: str | None) -> Parser:
 
 
 def check_model_flags(args: argparse.Namespace) -> None:
-    """Raise UsageError for flags of the network that contradict each other."""
+    """Raise UsageError for flags of network and loss that contradict each other."""
+    if args.perceptual_weights is None:
+        refuse_flags(args, ["--perceptual-network"], "belongs to --perceptual-weights FILE; right: both, or neither")
     if args.encoder_weights and args.encoder == "pyramid":
         raise UsageError("--encoder-weights: --encoder pyramid takes none; right: --encoder resnet34")

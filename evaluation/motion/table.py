@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from animation.flags import sampling_options
 from animation.sampling import load_pipeline
-from cli.parser import UsageError
+from cli.parser import UsageError, refuse_flags
 from evaluation import out_folder
 
 if TYPE_CHECKING:
@@ -38,6 +38,8 @@ def make_table(args: argparse.Namespace) -> int:
     from models.motion_pipeline import DEFAULT_STEPS
 
     # Early checks
+    if not args.loop_frames:
+        refuse_flags(args, ["--loop-guidance"], "belongs to --loop-frames L; right: both, or neither")
     out = out_folder(args, f"motion-{args.data.name}-{args.split}")
     options = sampling_options(args)
     clip_set = ClipSet(args.data)

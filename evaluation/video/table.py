@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from animation.flags import sampling_options
 from animation.rendering import load_renderer
-from animation.sampling import load_pipeline
+from animation.sampling import PREDICTION_FLAGS, load_pipeline
 from cli.parser import (
     UsageError,
     check_precision,
     choose_device,
+    refuse_flags,
 )
 from cli.run import EXIT_SKIPPED
 from evaluation import out_folder
@@ -82,6 +83,10 @@ def _check_inputs(args: argparse.Namespace) -> str:
         raise UsageError("--data: either a clip set, or --real DIR with --generated DIR")
     if args.data is None and (args.real is None or not args.generated):
         raise UsageError("--data SET is missing; or --real DIR with --generated DIR, for videos that exist")
+    if args.data is None:
+        of_set = ("--split", "--clips", "--splat", "--full-strength", "--checkpoint", "--precision")
+        of_set += tuple(flag for flag in PREDICTION_FLAGS if flag != "--seed")
+        refuse_flags(args, of_set, "the videos of --generated exist already; right: --data SET")
     if args.data is not None and args.fps is not None:
         raise UsageError(f"--fps {args.fps:g}: --data is compared at its clips' own time stamps; right: without it")
     if not any(getattr(args, f"{name}_network") for name in FIGURES):
@@ -91,6 +96,12 @@ def _check_inputs(args: argparse.Namespace) -> str:
         given = getattr(args, f"{name}_input")
         if given and not getattr(args, f"{name}_network"):
             raise UsageError(f"--{name}-input {given}: there is no --{name}-network")
+    if not args.image_network:
+        refuse_flags(args, ("--kid-subsets", "--kid-subset-size"), "there is no --image-network")
+    if not (args.image_network or args.dtfvd_network):
+        refuse_flags(args, ["--slide-step"], "there is no --image-network and no --dtfvd-network")
+    if not (args.fvd_network or args.dtfvd_network):
+        refuse_flags(args, ("--windows", "--window-step"), "there is no --fvd-network and no --dtfvd-network")
     if args.data is not None:
         return f"{args.data.name}-{args.split}"
     return args.real.resolve().name
