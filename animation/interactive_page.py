@@ -54,7 +54,7 @@ def page_modes(motion: Motion, name: str) -> Modes:
         size = motion_grid_size(height, width, area=LARGEST_GRID_PX)
         logger.info("%s: motion grid reduced from %d x %d to %d x %d px", name, width, height, size[1], size[0])
         spectrum = resize_spectrum(spectrum, size)
-    return Modes.from_spectrum(spectrum, motion.period_s).stilled()
+    return Modes.from_spectrum(spectrum, motion.period_s).without_static_pixels()
 
 
 def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) -> str:
@@ -84,7 +84,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
             "limitPx": modal.default_limit_px(modes.size),
             "holdHz": modal.HOLD_HZ,
             "extentPx": modal.EXTENT_PX,
-            "stiffShares": modal.STIFF_SHARES,
+            "stiffShares": modal.STIFF_FRACTIONS,
             "zeroCode": modal.ZERO_CODE,
             "codeSteps": modal.CODE_STEPS,
             "leastVariance": modal.LEAST_VARIANCE,

@@ -148,7 +148,7 @@ def video_of_interaction(args: argparse.Namespace, image: torch.Tensor, modes: M
     count = num_frames(args)
     renderer = None if args.preview else load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, args.splat)
     flow = simulate_interactions(simulation, pokes, count, args.fps)  # (T, 2, h, w)
-    poked = InteractiveMotion(flow=flow, num_frames=count, fps=args.fps, nearness=motion.importance())
+    poked = InteractiveMotion(flow=flow, num_frames=count, fps=args.fps, depth_order=motion.importance())
     playback = Playback(torch.arange(count, dtype=torch.float64) / count, args.fps, loop=False)
     options = {"operator": args.splat, "device": choose_device(args.device), "precision": args.precision}
     with (

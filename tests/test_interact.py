@@ -12,6 +12,7 @@ import subprocess
 import zlib
 from types import SimpleNamespace
 
+import modal_tools
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from PIL import Image
 import interact
 from animation import interactive_page as interactive_page
 from data.media import read_image, write_image
-from motion.modal import Simulation, dequantise, quantise
+from motion.modal import Simulation, quantise
 from motion.motion_file import Motion, save_motion, thumbnail
 
 GRID = (32, 48)
@@ -129,7 +130,7 @@ def test_mistakes_are_one_line_and_leave_nothing(files, capsys, case):
         named = "one bin"
     elif case == "aspect":
         save_motion(files.flow, example_motion(image_size=(96, 64)))
-        named = "m.npz: made for a picture of 64 x 96"
+        named = "m.npz: made for an image of 64 x 96"
     elif case == "missing":
         arguments["--flow"] = files.folder / "none.npz"
         named = "none.npz"
@@ -313,14 +314,14 @@ def test_javascript_simulates_what_python_does(damping):
         ("step", 0.8),
         ("read",),
     ]
-    simulation = Simulation(dequantise(codes, scale, modes.frequency_hz))
+    simulation = Simulation(modal_tools.dequantise(codes, scale, modes.frequency_hz))
     expected = []
     for name, *values in actions:
         if name == "set":
             setattr(simulation, *values)
         elif name == "read":
             field = simulation.displacement()[:, ::5, ::5].flatten(1).T
-            expected.append((field.numpy(), simulation.energy(), simulation.reach()))
+            expected.append((field.numpy(), modal_tools.energy(simulation), simulation.reach()))
         elif name == "hold":
             simulation.hold(*values[:4], pointer=values[5] if len(values) > 4 else 0)
         else:

@@ -75,7 +75,7 @@ def test_flow_of_another_size_is_resized_rescaled_and_noted(photograph, tmp_path
 def test_motion_of_another_picture_is_refused_or_noted(photograph, tmp_path, capsys, caplog):
     assert run(synthesize_softmax, photograph, plain_flow(tmp_path / "wide.npz", (60, 90)), tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "wide.npz: made for a picture of 90 x 60 px" in error
+    assert error.count("\n") == 1 and "wide.npz: made for an image of 90 x 60 px" in error
     assert not (tmp_path / "out").exists()
 
     spectrum = torch.zeros(4, 4, 96, 64)
