@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
+from videos import read_video
 
 import animate
 import generate_motion
@@ -24,7 +25,7 @@ import synthesize_gaussian
 import synthesize_softmax
 from animation.rendering import plan
 from data.media import read_image, resize_image, write_image
-from data.video import probe_video, read_video
+from data.video import probe_video
 from models.checkpoints import DEFAULT_CHECKPOINT
 from motion.looping import plan_playback
 from motion.motion_file import Motion, load_motion, save_motion
