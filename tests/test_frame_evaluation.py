@@ -12,7 +12,8 @@ from videos import read_video
 
 import evaluate
 import evaluation.frames.one_video as seed_protocol
-from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSetError, ClipSetWriter, Pair
+from data.clip_writer import ClipContent, ClipSetWriter
+from data.clips import PAIRS_ONLY, ClipRow, ClipSetError, Pair
 from data.media import read_image
 from data.video import probe_video
 from data.video_writer import VideoWriter

@@ -19,7 +19,8 @@ from videos import write_sound, write_uneven, write_video
 
 import prepare_data
 from data import prepare_clip as sources
-from data.clips import ClipRow, ClipSet, ClipSetWriter, motion_metrics
+from data.clip_writer import ClipSetWriter
+from data.clips import ClipRow, ClipSet, motion_metrics
 from data.find_clips import find_clips, fit_to_set, name_groups
 from data.media import read_image, write_image
 from data.optical_flow import METHODS
