@@ -112,7 +112,7 @@ def _parser() -> Parser:
 
 
 def _scenes(args: Any) -> int:
-    from data.clips import rows_of_set
+    from data.clip_writer import rows_of_set
     from data.scenes.render_set import render_scene_set, scene_settings
     from data.scenes.scene import KINDS
 
@@ -164,7 +164,7 @@ def _select(args: Any) -> int:
 
 
 def _videos(args: Any) -> int:
-    from data.clips import ClipSetWriter, remove_clip, rows_of_set
+    from data.clip_writer import ClipSetWriter, remove_clip, rows_of_set
     from data.find_clips import find_clips, fit_to_set, list_videos, name_groups, orphaned_clips
     from data.jobs import run_jobs, show_progress
     from data.prepare_clip import prepare_video

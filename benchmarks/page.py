@@ -100,9 +100,10 @@ def write_pages(args: argparse.Namespace, device: Any, folder: Path) -> dict[int
     """Predict the picture's motion and write the page of each size: {size: path}."""
     from animation.interactive_page import build_page, page_modes
     from animation.rendering import read_images
-    from data.media import list_images, resize_image
+    from data.media import list_images
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.motion_pipeline import MotionPipeline
+    from motion.flow import resize_maps
 
     picture = args.picture or list_images([SAMPLES])[0]
     image, source = read_images(picture, max(args.sizes))
@@ -111,7 +112,7 @@ def write_pages(args: argparse.Namespace, device: Any, folder: Path) -> dict[int
     modes, pages = page_modes(motion, str(picture)), {}
     for size in args.sizes:
         share = size / max(image.shape[-2:])
-        shown = resize_image(image, tuple(round(side * share) for side in image.shape[-2:]))
+        shown = resize_maps(image, tuple(round(side * share) for side in image.shape[-2:]))
         pages[size] = folder / f"{size}.html"
         pages[size].write_text(build_page(shown, modes, picture.stem, motion), encoding="utf-8")
     return pages

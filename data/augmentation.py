@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.media import resize_image
-from motion.flow import resize_flow, resize_spectrum
+from motion.flow import resize_flow, resize_maps, resize_spectrum
 
 # a crop's share of the largest box that fits, by area
 CROP_AREA = (0.4, 1.0)
@@ -53,7 +52,7 @@ class Geometry(NamedTuple):
 
     def maps(self, maps: torch.Tensor) -> torch.Tensor:
         """Apply to pictures or maps whose values are no lengths: (..., C, H, W) to (..., C, H', W')."""
-        maps = resize_image(self._cut(maps), self.size)
+        maps = resize_maps(self._cut(maps), self.size)
         return maps.flip(-1) if self.mirrored else maps
 
     def flow(self, flow: torch.Tensor) -> torch.Tensor:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet
-from data.media import contact_sheet, read_image, resize_image, write_image
+from data.media import contact_sheet, read_image, write_image
 from data.visualisation import CELL_WIDTH, _moved_slice, title_strip
-from motion.flow import magnitude
+from motion.flow import magnitude, resize_maps
 from motion.spectrum import mean_displacement
 
 # what the sheet shows white, px
@@ -55,7 +55,7 @@ def _cells(clip_set: ClipSet, row: ClipRow) -> list[torch.Tensor]:
         section = torch.ones_like(picture)
     height = max(1, round(CELL_WIDTH * picture.shape[-2] / picture.shape[-1]))
     size = (height, CELL_WIDTH)
-    shown = [resize_image(image, size) for image in (picture, ramp, section)]
+    shown = [resize_maps(image, size) for image in (picture, ramp, section)]
     titles = (row.id, _caption(row), "")
     return [torch.cat([title_strip(text), image], 1) for text, image in zip(titles, shown, strict=True)]
 

@@ -10,18 +10,8 @@ from pathlib import Path
 import cv2
 import torch
 
-from data.clips import (
-    DROPPED,
-    KEPT,
-    PAIRS_ONLY,
-    STORED_BINS,
-    ClipContent,
-    ClipRow,
-    Pair,
-    motion_metrics,
-    remove_clip,
-    write_clip,
-)
+from data.clip_writer import ClipContent, remove_clip, write_clip
+from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, Pair, motion_metrics
 from data.media import MediaError
 from data.optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, static_pixels, visible_flow
 from data.shots import CAMERA_PX, camera_motion, find_shots, grid_scale, plan_sequences, typical_camera_px

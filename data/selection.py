@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, ClipSetWriter
+from data.clip_writer import ClipSetWriter
+from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError
 from data.media import atomic_path
 from motion.flow import MOTION_AREA_PX, default_grid_scale
 from motion.spectrum import mean_displacement

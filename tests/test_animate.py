@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
+from videos import read_video
 
 import animate
 import generate_motion
@@ -23,9 +24,10 @@ import interact
 import synthesize_gaussian
 import synthesize_softmax
 from animation.rendering import plan
-from data.media import read_image, resize_image, write_image
-from data.video import probe_video, read_video
+from data.media import read_image, write_image
+from data.video import probe_video
 from models.checkpoints import DEFAULT_CHECKPOINT
+from motion.flow import resize_maps
 from motion.looping import plan_playback
 from motion.motion_file import Motion, load_motion, save_motion
 
@@ -212,7 +214,7 @@ def test_several_pictures_are_animated_anew_unless_told(checkpoint, photograph, 
 def test_folder_goes_on_skips_and_reports(checkpoint, photograph, tmp_path, capsys, caplog):
     folder, out = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
-    write_image(folder / "wide.png", resize_image(read_image(photograph), (40, 100)))
+    write_image(folder / "wide.png", resize_maps(read_image(photograph), (40, 100)))
     write_image(folder / "same.png", read_image(photograph))
     shutil.copy(photograph, folder / "same.jpg")
     (folder / "text.jpg").write_text("no picture")
@@ -357,7 +359,7 @@ def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags,
         (["--fps", "1", "--seconds", "1"], "--seconds, --fps, --slow: "),
         (["--seconds", "1e15"], "--seconds, --fps, --slow: "),
         (["--slow", "1e-300", "--loop"], "--seconds, --fps, --slow: "),
-        (["--mask", "text.png"], "text.png: is not a picture"),
+        (["--mask", "text.png"], "text.png: is not an image"),
         (["--mask", "square.png"], "square.png: the mask is 20 x 20"),
         (["--motion-out", "m.mp4"], "--motion-out m.mp4: right: a name that ends in .npz"),
         (["--motion-out", "text.png/m.npz"], "--motion-out text.png/m.npz: its folder cannot be made"),

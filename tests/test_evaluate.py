@@ -11,7 +11,8 @@ import torch
 
 import evaluate
 import evaluation.clips as evaluation_clips
-from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair
+from data.clip_writer import ClipContent, ClipSetWriter
+from data.clips import PAIRS_ONLY, ClipRow, ClipSet, ClipSetError, Pair
 from data.media import write_image
 from data.optical_flow import weights_digest
 from data.prepare_clip import ClipJob, prepare_video

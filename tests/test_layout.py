@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "evaluation": {"training", "animation", "metrics", "models", "splatting", "data", "motion", "cli"},
 }
 # what makes --help slow
-HEAVY = {"torch", "torchvision", "numpy", "scipy", "cv2", "diffusers", "accelerate", "numba", "moviepy", "matplotlib"}
+HEAVY = {"torch", "torchvision", "numpy", "scipy", "cv2", "diffusers", "accelerate", "numba", "av", "matplotlib"}
 CUPY_HOME = "splatting/cuda.py"
 # design.md calls its sizes (200, 400, 60, 250, 500 lines) rough: half as much again is where rough ends
 MOST_LINES = {"script": 300, "module": 600, "function": 90, "kernel": 375, "test": 750}

@@ -285,3 +285,12 @@ def test_apple_devices_get_no_float64():
         assert Modes.from_spectrum(there).sample(1.5, 1.0).dtype == torch.complex128
     for result, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(result.as_subclass(torch.Tensor), wanted)
+
+
+def test_maps_are_anti_aliased_when_they_shrink():
+    ramp = torch.arange(8.0).expand(2, 1, 4, 8) / 8
+    small = resize_maps(ramp, (2, 4))
+    assert small.shape == (2, 1, 2, 4)
+    # Anti-aliased by 2: the triangle filter reaches over 4 px, so an inner value is the mean position of its pair.
+    assert torch.allclose(small[0, 0, 0, 1:3], torch.tensor([2.5, 4.5]) / 8, atol=1e-6)
+    assert torch.equal(resize_maps(ramp[0], (4, 8)), ramp[0])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import evaluate
 import evaluation.motion.table as motion_table
-from data.clips import STORED_BINS, ClipContent, ClipRow, ClipSet, ClipSetWriter, source_name
+from data.clip_writer import ClipContent, ClipSetWriter
+from data.clips import STORED_BINS, ClipRow, ClipSet, source_name
 from evaluation.motion.measure import GroundTruth, MotionComparison, predict
 from metrics.motion import (
     BASELINES,

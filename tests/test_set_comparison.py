@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import evaluate
-from data.clips import DROPPED, PAIRS_ONLY, STORED_BINS, ClipContent, ClipRow, ClipSetWriter
+from data.clip_writer import ClipContent, ClipSetWriter
+from data.clips import DROPPED, PAIRS_ONLY, STORED_BINS, ClipRow
 
 SIZE = (32, 48)
 

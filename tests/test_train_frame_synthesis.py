@@ -10,7 +10,8 @@ import torch
 
 import train_frame_synthesis_gaussian
 import train_frame_synthesis_softsplat
-from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSetWriter, Pair
+from data.clip_writer import ClipContent, ClipSetWriter
+from data.clips import PAIRS_ONLY, ClipRow, Pair
 from data.media import read_image
 from models.checkpoints import load_model
 from models.frame_synthesis import FrameSynthesis

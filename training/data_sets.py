@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from diffusers import ModelMixin
 
+from data.clip_writer import FolderBusyError
 from data.clips import KEPT, PAIRS_ONLY, ClipSet, ClipSetError
 from data.datasets import parse_set_flags
 from data.files import write_text
-from data.folder_lock import FolderBusyError
 from data.media import atomic_path
 from data.scenes.render_set import render_scene_set
 from data.scenes.scene import SCENES_VERSION

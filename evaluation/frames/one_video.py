@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cli.parser import UsageError
-from data.clips import DROPPED, ClipSet, ClipSetWriter
+from data.clip_writer import ClipSetWriter
+from data.clips import DROPPED, ClipSet
 from data.files import remove_folder
 from data.prepare_clip import ClipJob, prepare_video
 from data.video import probe_video

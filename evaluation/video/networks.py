@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from cli.parser import UsageError, size_px
-from data.media import resize_image, to_bytes
+from data.media import to_bytes
 from data.optical_flow import weights_digest
+from motion.flow import resize_maps
 
 # What a TorchScript is given: [0, 1], [-1, 1], or whole numbers from 0 to 255 as float.
 RANGES = ("unit", "signed", "bytes")
@@ -52,7 +53,7 @@ class InputForm:
 
     def apply(self, frames: Tensor) -> Tensor:
         """Bring frames (..., 3, H, W) in [0, 1] to range and size."""
-        frames = frames if self.size is None else resize_image(frames, self.size)
+        frames = frames if self.size is None else resize_maps(frames, self.size)
         if self.values == "bytes":
             return _bytes(frames).float()
         return frames * 2 - 1 if self.values == "signed" else frames
@@ -242,7 +243,7 @@ def _torchvision(name: str, path: Path, flag: str, text: str) -> tuple[Callable[
     size = TORCHVISION_VIDEO[name]
 
     def run(windows: Tensor) -> Any:
-        windows = resize_image(windows, size)
+        windows = resize_maps(windows, size)
         windows = (windows - mean.to(windows)) / std.to(windows)
         return model(windows.transpose(1, 2))  # (N, 3, T, H, W)
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from cli.parser import UsageError
 from data.clips import ClipRow, ClipSet, ClipSetError, column_names
-from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, read_image, resize_image
+from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, read_image
 from data.scenes.scene import Scene
 from data.video import iterate_video, probe_video
 from evaluation.clips import SCENE_PREFIX, SourceError, read_source
+from motion.flow import resize_maps
 from motion.looping import Playback
 from motion.spectrum import FPS, NUM_FRAMES
 
@@ -74,7 +75,7 @@ def centre_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
     scale = max(size[0] / height, size[1] / width)
     scaled = tuple(max(wanted, round(side * scale)) for wanted, side in zip(size, (height, width), strict=True))
     if scaled != (height, width):
-        frames = resize_image(frames, scaled)
+        frames = resize_maps(frames, scaled)
     top, left = ((have - want) // 2 for have, want in zip(scaled, size, strict=True))
     return frames[..., top : top + size[0], left : left + size[1]]
 
