@@ -85,14 +85,16 @@ def run(main: Main) -> int:
 def user_message(error: BaseException, memory_flags: Sequence[str] = DEFAULT_MEMORY_FLAGS) -> str | None:
     """Return the one line to show for a user's mistake, or None where the error is ours.
 
-    A user's mistake is an exception whose class has `is_user_error = True`, a path that the system refuses, or
-    a device's memory that is exhausted.
+    A user's mistake is an exception whose class has `is_user_error = True`, a path that the system refuses, or a
+    device's memory that is exhausted. An `argument` of the exception becomes the name of its flag.
     """
     if getattr(error, "is_user_error", False):
         text = str(error)
         if "Original Traceback" in text:  # a loader process tells its error as a traceback: the last line says it
             text = text.strip().splitlines()[-1].split(": ", 1)[-1]
-        return " ".join(text.split())
+        text = " ".join(text.split())
+        argument = getattr(error, "argument", None)  # a library's name of the flag, with which the text begins
+        return text if argument is None else f"--{argument.replace('_', '-')}{text.removeprefix(argument)}"
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or 'cannot be read or written'}"
     if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):

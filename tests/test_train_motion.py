@@ -24,10 +24,10 @@ from data.visualisation import magnitude_over, spectrum_bars, x_t_slice
 from models.image_encoder import squeezenet_features
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
-from training import motion_stages
+from training.data_sets import motion_sets
 from training.latents import LatentDataset, variant_sizes
 from training.motion_diffusion import diffusion_loss
-from training.motion_sets import motion_sets
+from training.motion_stages import denoising_stage, load_unet, make_unet
 from training.motion_vae import latent_scale, reconstruction_metrics, vae_loss
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,7 +91,7 @@ def test_vae_of_another_factor(scene_set, tmp_path, capsys):
     vae = MotionVAE.from_pretrained(tmp_path / "run" / "vae")
     assert vae.factor == 4 and vae.encode(torch.zeros(1, 4, 64, 96)).shape == (1, 4, 16, 24)
     assert train_vae.main([*flags, "--factor", "3"]) == 2
-    assert "--factor: expected one of 2, 4, 8 for tiny, got 3" in capsys.readouterr().err
+    assert "--downsample-factor: expected one of 2, 4, 8 for tiny, got 3" in capsys.readouterr().err
     assert train_vae.main([*flags, "--factor", "4", "--init-vq", "x"]) == 2
 
 
@@ -152,23 +152,28 @@ def test_unet_resumes_exactly(unet_flags, tmp_path):
 
 
 def launch(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu", "train_unet.py"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_unet.py"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
+        [*command, "--device", "cpu", *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_two_processes_stopped_and_resumed_equal_one_of_twice_the_batch(unet_flags, tmp_path):
-    """`accelerate launch --num_processes 2 --cpu train_unet.py`, 20 steps; the one process is not interrupted."""
+    """`torchrun --nproc_per_node 2 train_unet.py`, 20 steps; the one process is not interrupted."""
     flags = [*unet_flags, "--steps", "20"]
     flags[flags.index("--batch-size") + 1] = "1"
     one, parts = tmp_path / "one", tmp_path / "parts"
     launch([*flags, "--out", str(parts), "--stop-at", "9"])
     launch([*flags, "--out", str(parts), "--resume", "auto"])
     flags[flags.index("--batch-size") + 1] = "2"
-    assert train_unet.main([*flags, "--out", str(one)]) == 0
+    assert train_unet.main([*flags, "--device", "cpu", "--out", str(one)]) == 0
     assert losses(parts) == pytest.approx(losses(one), abs=1e-5) and len(losses(one)) == 20
 
 
@@ -223,7 +228,7 @@ def test_ablation_modes_train(unet_flags, tmp_path, mode):
         (["--device", "cuda:9"], "--device cuda:9"),
         (["--backbone", "squeezenet", "--backbone-weights", "/nowhere.npz"], "/nowhere.npz"),
         (["--init", "x", "--backbone-weights", "/nowhere.npz"], "--backbone-weights: the U-Net of --init"),
-        (["--stage", "picture", "--weighting", "min-snr"], "--weighting min-snr: --stage picture"),
+        (["--stage", "picture", "--weighting", "min-snr"], "--weighting min-snr: --stage image-encoder"),
         (["--feature-dropout", "1"], "--feature-dropout 1: hides"),
         (["--data", "/nowhere", "--dry-run"], "/nowhere"),
     ],
@@ -347,35 +352,32 @@ def test_spectrum_bars_are_as_high_as_the_bins_are_strong():
     assert height.view(3, 4).amax(1).tolist() == [0, 8, 4] and bars[0, -4:, 10].sum() == 0 == height[::4].sum()
 
 
-def test_features_are_all_seen_without_augmentation_unless_asked_for(unet_flags, trained_vae, scene_set):
+def test_features_are_all_seen_without_augmentation_unless_asked_for(trained_vae, scene_set, tmp_path):
     vae, unet = MotionVAE.from_pretrained(trained_vae / "vae"), FrequencyUNet(num_bins=4, backbone="none")
-    sets = [(scene_set, 1.0)]
-    for flags, share in (([], 0.3), (["--no-augment"], 0.0), (["--no-augment", "--feature-dropout", "0.2"], 0.2)):
-        for stage in ("joint", "picture"):
-            args = train_unet.make_parser().parse_args([*unet_flags, *flags, "--stage", stage])
-            stage_of_flags = motion_stages.prepare(args, unet, vae, None, sets, torch.device("cpu"), 2)
-            assert stage_of_flags.loss.keywords["feature_dropout"] == share
+    options = {"grid": (64, 96), "batch": 2, "seed": 0, "cache": tmp_path, "device": torch.device("cpu")}
+    for augment, given, fraction in ((True, None, 0.3), (False, None, 0.0), (False, 0.2, 0.2)):
+        for name in ("joint", "image-encoder"):
+            stage = denoising_stage(
+                name, unet, vae, None, [(scene_set, 1.0)], augment=augment, feature_dropout=given, **options
+            )
+            assert stage.loss.keywords["feature_dropout"] == fraction
 
 
 @pytest.mark.parametrize("pretrained", [False, True])
-def test_a_picture_network_that_was_never_pretrained_goes_on_training(unet_flags, trained_vae, tmp_path, pretrained):
-    flags = [*unet_flags, "--backbone", "squeezenet"]
-    if pretrained:
-        torch.save(squeezenet_features().state_dict(), tmp_path / "squeezenet.pth")
-        flags += ["--backbone-weights", str(tmp_path / "squeezenet.pth")]
-    vae = MotionVAE.from_pretrained(trained_vae / "vae")
-    args = train_unet.make_parser().parse_args(flags)
-    unet = train_unet.build_unet(args, vae, UNET_PRESETS["tiny"])
+def test_an_image_network_that_was_never_pretrained_goes_on_training(trained_vae, tmp_path, pretrained):
+    torch.save(squeezenet_features().state_dict(), tmp_path / "squeezenet.pth")
+    config = {"num_bins": 4, "mode": "coordinated", "prediction_type": "v_prediction", "backbone": "squeezenet"}
+    weights = tmp_path / "squeezenet.pth" if pretrained else None
+    unet = make_unet(MotionVAE.from_pretrained(trained_vae / "vae"), "tiny", **config, weights=weights)
     unet.save_pretrained(tmp_path / "unet")
-    args = train_unet.make_parser().parse_args([*unet_flags, "--init", str(tmp_path / "unet")])
-    for made in (unet, train_unet.build_unet(args, vae, UNET_PRESETS["tiny"])):
+    for made in (unet, load_unet(tmp_path / "unet", **config)):
         assert made.config.backbone_frozen == pretrained
         assert all(p.requires_grad != pretrained for p in made.image_encoder.backbone.parameters())
     # one from before this was told had weights
-    config = json.loads((tmp_path / "unet/config.json").read_text())
-    del config["backbone_frozen"]
-    (tmp_path / "unet/config.json").write_text(json.dumps(config))
-    old = train_unet.build_unet(args, vae, UNET_PRESETS["tiny"])
+    written = json.loads((tmp_path / "unet/config.json").read_text())
+    del written["backbone_frozen"]
+    (tmp_path / "unet/config.json").write_text(json.dumps(written))
+    old = load_unet(tmp_path / "unet", **config)
     assert not any(p.requires_grad for p in old.image_encoder.backbone.parameters())
 
 
@@ -401,7 +403,7 @@ def test_init_of_another_mode_or_another_model_is_refused(unet_flags, trained_va
     FrequencyUNet(**shape, mode="volume").save_pretrained(tmp_path / "volume")
     out = ["--out", str(tmp_path / "run")]
     error = mistake(train_unet, [*unet_flags, *out, "--init", str(tmp_path / "volume")], capsys)
-    assert "its mode is volume; right: --mode volume" in error
+    assert "its mode is volume, not coordinated" in error
     error = mistake(train_unet, [*unet_flags, *out, "--init", str(trained_vae / "vae")], capsys)
     assert "holds 'MotionVAE'; right: a FrequencyUNet folder" in error
     assert not (tmp_path / "run").exists()

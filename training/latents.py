@@ -1,4 +1,4 @@
-"""Cached latents: what the VAE makes of augmented variants of each clip, encoded once and read at every step."""
+"""Cached latents: augmented variants of each clip, encoded by the VAE once and read at every step."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from training.data_order import sample_seed
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
-# Latents are stored as whole numbers -127 .. 127 of a step per bin and channel. Measured on real clips: .008 of their
-# standard deviation is lost, and .4 to .7 % of the decoded motion, a hundredth of what the VAE of 260 steps loses.
+# Latents are stored as whole numbers -127 .. 127 of a step per bin and channel. Measured on real clips: 0.008 of
+# their standard deviation is lost, and 0.4 to 0.7 % of the decoded motion, a hundredth of a VAE's loss after 260 steps.
 _LEVELS = 127
 
 
@@ -59,7 +59,7 @@ class LatentDataset(Dataset):
         num_bins: K.
         folder: where caches lie.
         sizes: (H, W) of each variant.
-        augment: draw crops, flips and colours for each variant; otherwise the whole picture.
+        augment: draw crops, flips and colours for each variant; otherwise the whole image.
         seed: of the augmentation.
         multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
     """

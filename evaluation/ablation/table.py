@@ -30,7 +30,7 @@ def make_table(args: argparse.Namespace) -> int:
     # Early checks
     out = out_folder(args, "ablation")
     check_precision(args.precision, choose_device(args.device))
-    sets = open_sets(args.data, args.seed, args.device)
+    sets = open_sets(args.data, args.seed)
     test_sets = [ClipSet(folder) for folder in args.test_data or ()] or [clip_set for clip_set, _ in sets]
     test_sets = [clip_set for clip_set in test_sets if clip_set.rows("test")]
     if not test_sets:
