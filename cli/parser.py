@@ -243,6 +243,3 @@ def check_output_file(path: Path, flag: str, suffixes: Sequence[str]) -> Path:
     if path.is_dir():
         raise UsageError(f"{flag} {path}: is a folder; right: the name of a file")
     return check_writable(path, flag)
-
-
-# ------------------------------------------------------------------------------------------------ running

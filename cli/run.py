@@ -5,51 +5,23 @@ from __future__ import annotations
 import functools
 import logging
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 Main = Callable[..., int]
 
 
-OUR_PACKAGES = (
-    "__main__",
-    "animation",
-    "benchmarks",
-    "cli",
-    "data",
-    "evaluation",
-    "metrics",
-    "models",
-    "motion",
-    "splatting",
-    "training",
-)
+OUR_PACKAGES = "__main__ animation benchmarks cli data evaluation metrics models motion splatting training".split()
 
-
-# What helps where the memory of a device is exhausted, beside flags to lower.
-HALF_PRECISION, ON_CPU = "use --precision bf16", "use --device cpu"
-
-
-DEFAULT_MEMORY_FLAGS = ("--batch-size", "--size", HALF_PRECISION, ON_CPU)
+OUT_OF_MEMORY = "out of device memory; lower the size of batches or images, or use --device cpu"
 
 
 # 3: done, but for inputs that could not be used
 EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130
 
 
-def command(
-    main: Main | None = None, *, memory_flags: Sequence[str] | Mapping[str, Sequence[str]] = DEFAULT_MEMORY_FLAGS
-) -> Any:
-    """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code.
-
-    Args:
-        main: the function; absent when the decorator is called with arguments.
-        memory_flags: what the message names when the device's memory is exhausted: flags to lower, and "use --flag";
-            for a script of several commands {command: flags}. All are flags of that script (a test holds this).
-    """
-    if main is None:
-        return functools.partial(command, memory_flags=memory_flags)
+def command(main: Main) -> Main:
+    """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code."""
     script = Path(main.__code__.co_filename).name
 
     @functools.wraps(main)
@@ -63,11 +35,7 @@ def command(
             print(f"{script}: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
         except Exception as error:
-            flags = memory_flags
-            if isinstance(flags, Mapping):
-                words = sys.argv[1:] if argv is None else argv
-                flags = flags.get(words[0] if words else "", ())
-            message = user_message(error, flags)
+            message = user_message(error)
             if message is None:
                 raise
             print(f"{script}: error: {message}", file=sys.stderr)
@@ -82,7 +50,7 @@ def run(main: Main) -> int:
     return (main if getattr(main, "is_command", False) else command(main))(None)
 
 
-def user_message(error: BaseException, memory_flags: Sequence[str] = DEFAULT_MEMORY_FLAGS) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """Return the one line to show for a user's mistake, or None where the error is ours.
 
     A user's mistake is an exception whose class has `is_user_error = True`, a path that the system refuses, or a
@@ -98,10 +66,7 @@ def user_message(error: BaseException, memory_flags: Sequence[str] = DEFAULT_MEM
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or 'cannot be read or written'}"
     if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
-        lower = [flag for flag in memory_flags if flag.startswith("--")]
-        use = [flag.removeprefix("use ") for flag in memory_flags if flag not in lower]
-        remedies = [f"{verb} {' or '.join(flags)}" for verb, flags in (("lower", lower), ("use", use)) if flags]
-        return "; ".join(["out of device memory"] + [", or ".join(remedies)] * bool(remedies))
+        return OUT_OF_MEMORY
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +43,8 @@ CROP_MULTIPLE, SMALLEST_CROP_PX = 4, 32
 # networks of these names are in models/frame_synthesis.py.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 300, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98},
-    "small": {
-        "steps": 20_000,
-        "batch_size": 8,
-        "learning_rate": 5e-4,
-        "warmup_steps": 200,
-        "validate_every": 1000,
-    },
-    "paper": {
-        "steps": 200_000,
-        "batch_size": 16,
-        "learning_rate": 2e-4,
-        "warmup_steps": 1000,
-        "validate_every": 5000,
-    },
+    "small": {"steps": 20_000, "batch_size": 8, "learning_rate": 5e-4, "warmup_steps": 200, "validate_every": 1000},
+    "paper": {"steps": 200_000, "batch_size": 16, "learning_rate": 2e-4, "warmup_steps": 1000, "validate_every": 5000},
 }
 CROPS_PX = {"tiny": 96, "small": 128, "paper": 256}
 
@@ -65,10 +53,10 @@ CROPS_PX = {"tiny": 96, "small": 128, "paper": 256}
 
 
 class FrameSynthesisLoss:
-    """L1 + multi-scale gradients + feature distance, of what the flow can be believed about.
+    """L1 + multi-scale gradients + feature distance; [GID] uses the VGG perceptual loss alone.
 
     Called as `loss(model, batch)` with a batch of data.datasets.RenderingDataset. Pixels weigh with the reliability of
-    the flow that leads to them; holes, to which none leads, weigh fully. [GID] uses the VGG perceptual loss alone.
+    the flow that leads to them; holes, to which none leads, weigh fully.
 
     Args:
         perceptual: the feature distance, or None to train without.
@@ -89,10 +77,7 @@ class FrameSynthesisLoss:
     def terms(self, frame: Tensor, target: Tensor, reliability: Tensor) -> dict[str, Tensor]:
         """Return "loss" and its terms for frames (B, 3, h, w) and weights (B, 1, h, w) of their pixels."""
         frame = frame.float()
-        terms = {
-            "l1": l1(frame, target, reliability),
-            "gradient": multi_scale_gradient(frame, target, reliability),
-        }
+        terms = {"l1": l1(frame, target, reliability), "gradient": multi_scale_gradient(frame, target, reliability)}
         loss = terms["l1"] + GRADIENT_WEIGHT * terms["gradient"]
         if self.perceptual is not None:
             self.perceptual.to(frame.device)
@@ -120,6 +105,13 @@ class Validation:
         self.dataset = RenderingDataset(sets, split="test", size=(crop, crop), augment=False) if sets else []
         count = len(self.dataset)
         self.items = list(range(0, count, max(1, -(-count // VALIDATION_PAIRS))))
+
+    def hooks(self) -> dict[str, Callable]:
+        """Return the arguments `validate` and `sample` of `train`; none, with a warning, without test pairs."""
+        if self.items:
+            return {"validate": self.validate, "sample": self.sample}
+        logger.warning("data: no pairs of split test, so there is no validation and no samples are drawn")
+        return {}
 
     def _render(self, model: FrameSynthesis, item: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return one pair as a batch of one, the model's frame and the average splat, both (1, 3, h, w)."""
@@ -185,13 +177,11 @@ def train_renderer(
     """Train a frame synthesis network and export it.
 
     Args:
-        operator: "softmax" or "gaussian".
-        model_options: the operator's own entries of the model's config.
+        operator, model_options: "softmax" or "gaussian", and its own entries of the model's config.
         data: clip sets, SET or SET:WEIGHT; None renders a small scene set first.
         preset: of PRESETS.
         crop: side of a training crop, px; None: the preset's.
-        encoder, importance: entries of the model's config.
-        encoder_weights: ImageNet weights of "resnet34" to start from.
+        encoder, encoder_weights, importance: entries of the model's config; ImageNet weights to start "resnet34" from.
         perceptual_weights, perceptual_network: of the feature distance; None trains without.
         export, export_precision: the model's folder, by default in the run's, and "fp32" or "fp16".
         out, resume: see `open_run`.
@@ -201,9 +191,8 @@ def train_renderer(
     Raises:
         ArgumentError, ClipSetError: an argument or a file that cannot be used.
     """
-    flags = {**locals(), **loop, **(model_options or {})}
-    for name in ("operator", "model_options", "loop"):
-        del flags[name]
+    flags = {**locals(), **loop, **(model_options or {})}  # for the record
+    flags = {name: value for name, value in flags.items() if name not in ("operator", "model_options", "loop")}
     options = LoopOptions.from_preset(PRESETS[preset], loop)
     crop = crop or CROPS_PX[preset]
     if crop % CROP_MULTIPLE or crop < SMALLEST_CROP_PX:
@@ -214,30 +203,29 @@ def train_renderer(
         perceptual = PerceptualLoss(perceptual_weights, perceptual_network, flag="--perceptual-weights")
     loss = FrameSynthesisLoss(perceptual)
     sets = open_sets(data, options.seed) if data or not dry_run else []
-    torch.manual_seed(options.seed)
     config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}
-    model = FrameSynthesis(operator=operator, **config)
-    if encoder_weights:
-        try:
-            model.load_encoder(encoder_weights)
-        except ValueError as error:
-            raise ArgumentError("encoder_weights", str(error).splitlines()[0]) from error
+    model = _make_model(operator, config, encoder_weights, options.seed)
     logger.info("%s, preset %s, %.2f M parameters, %d px crops", operator, preset, model.num_parameters() / 1e6, crop)
     if dry_run:
         logger.info("dry run: would train on %s with %s", data or "rendered scenes", options)
         return
-    validation = Validation(sets, crop, loss)
-    if not validation.items:
-        logger.warning("data: no pairs of split test, so there is no validation and no samples are drawn")
-    dataset = RenderingDataset(sets, split="train", size=(crop, crop))
-
+    dataset, validation = RenderingDataset(sets, split="train", size=(crop, crop)), Validation(sets, crop, loss)
     script = f"train_frame_synthesis_{'softsplat' if operator == 'softmax' else operator}"
     with open_run(out, script, flags, resume=resume, name=preset) as run:
-        look = {"validate": validation.validate, "sample": validation.sample} if validation.items else {}
-        result = train(model, dataset, loss, options, run, progress=True, **look)
-        if model.config.learn_sigma:
-            # config.json has what was learned, as the weights do.
+        result = train(model, dataset, loss, options, run, progress=True, **validation.hooks())
+        if model.config.learn_sigma:  # config.json has the learned value, as the weights do
             model.register_to_config(sigma=round(model.sigma_px.item(), 4))
             logger.info("learned sigma: %.4g px", model.config.sigma)
         folder = export or run.path / f"frame_synthesis_{operator}"
         export_model(model, folder, run, result, half=export_precision == "fp16")
+
+
+def _make_model(operator: str, config: Mapping[str, Any], weights: str | None, seed: int) -> FrameSynthesis:
+    torch.manual_seed(seed)
+    model = FrameSynthesis(operator=operator, **config)
+    if weights:
+        try:
+            model.load_encoder(weights)
+        except ValueError as error:
+            raise ArgumentError("encoder_weights", str(error).splitlines()[0]) from error
+    return model

@@ -109,9 +109,8 @@ def train(
         dataset: `dataset[SampleKey]` -> dict of tensors, deterministic in the key; `len` = items an epoch; an optional
             `item_name(item)` names items in errors.
         loss_function: (model, batch) -> {"loss": scalar, metrics to log: scalars}, the same keys in each call. It must
-            run the network as `model(...)`: calls of other methods go past mixed precision and the other processes.
-            A mean over samples makes B samples in one process equal to B/2 in each of two. `batch` is the collated
-            samples on the device and "seed", "item" (B,) int64; noise comes from sample_noise(shape, batch["seed"]).
+            call `model(...)`, no other method. A mean over samples makes B samples in one process equal to B/2 in each
+            of two. `batch` is the collated samples on the device and "seed", "item" (B,) int64.
         options: see LoopOptions.
         run: where checkpoints, metrics and samples go, and the checkpoint to start from.
         validate: model -> metrics; called with EMA weights in the main process, at step 0 too.
@@ -125,12 +124,9 @@ def train(
     trainer = _Trainer(model, dataset, loss_function, options, run)
     began = time.monotonic()
     first_step = step = trainer.load()
-    losses: list[float] = []
-    metrics: dict[str, float] = {}
-    stopped = False
+    losses, stopped = [], False
     try:
-        if validate is not None and step == 0:
-            metrics = trainer.validate(validate, step)
+        metrics = trainer.look(step, validate if step == 0 else None, None)
         for micro_batches in trainer.batches(step, progress):
             loss, seconds = trainer.step(step, micro_batches, time.monotonic() - began)
             step += 1
@@ -138,21 +134,18 @@ def train(
             over = options.minutes is not None and seconds >= 60 * options.minutes
             done = step == options.steps or trainer.progress.fraction_of(options.finish_in) == 1
             stopped = (over or step == options.stop_at) and not done
-            last = stopped or done
+            last = done or stopped
 
             # Log, validate, save
-            trainer.log(step, done)  # a stop leaves a line under way to the resume
-            if validate is not None and (last or _due(options.validate_every, step)):
-                metrics = trainer.validate(validate, step)
-            if sample is not None and (last or _due(options.sample_every, step)):
-                trainer.sample(sample, step)
+            if done or _due(options.log_every, step):  # a stop leaves a line under way to the resume
+                trainer.log(step)
+            validating = validate if last or _due(options.validate_every, step) else None
+            sampling = sample if last or _due(options.sample_every, step) else None
+            metrics = trainer.look(step, validating, sampling) or metrics
             if last or _due(options.save_every, step):
-                trainer.save(step)
+                save_checkpoint(trainer.accelerator, run, asdict(options), step)
             if last:
-                why = ("minutes" if over else "stop_at") if stopped else "finish_in"
-                if step < options.steps:
-                    end = "stopped, to be resumed," if stopped else "done"
-                    logger.info("%s: %s at step %d of %d", why, end, step, options.steps)
+                logger.info("%s at step %d of %d", "done" if done else "stopped, resume to go on,", step, options.steps)
                 break
     finally:
         trainer.release()
@@ -265,13 +258,10 @@ class _Trainer:
         self.progress.seconds = self.seconds_before + seconds
         return named["loss"], seconds
 
-    def log(self, step: int, last: bool) -> None:
-        """Write the means since the last line, every `log_every` steps."""
-        options = self.options
-        if not last and not _due(options.log_every, step):
-            return
+    def log(self, step: int) -> None:
+        """Write the means since the last line."""
         count, means = self.progress.take()
-        now = time.monotonic()
+        now, options = time.monotonic(), self.options
         batch = options.batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
         speed = count * batch / max(now - self._logged_at, 1e-9)
         self._logged_at = now
@@ -279,23 +269,19 @@ class _Trainer:
         self.run.log_metrics(step, {**means, "learning_rate": rate, "samples_per_s": speed})
         self._say(f"step {step}/{options.steps}", means)
 
-    def validate(self, validate: Validate, step: int) -> dict[str, float]:
-        """Log the validation metrics of the EMA weights; {} in other processes."""
+    def look(self, step: int, validate: Validate | None, sample: Sample | None) -> dict[str, float]:
+        """Validate, log and draw samples with the EMA weights, in the main process; {} without `validate`."""
         metrics: dict[str, float] = {}
-        if self.accelerator.is_main_process:
+        if self.accelerator.is_main_process and (validate or sample):
             with self._averaged_weights():
-                metrics = dict(validate(self.model))
-            self.run.log_metrics(step, metrics)
-            self._say(f"step {step}, validation", metrics)
+                if validate:
+                    metrics = dict(validate(self.model))
+                    self.run.log_metrics(step, metrics)
+                    self._say(f"step {step}, validation", metrics)
+                if sample:
+                    sample(self.model, step, self.run.samples)
         self.accelerator.wait_for_everyone()
         return metrics
-
-    def sample(self, sample: Sample, step: int) -> None:
-        """Let `sample` draw with the EMA weights into the run's samples/."""
-        if self.accelerator.is_main_process:
-            with self._averaged_weights():
-                sample(self.model, step, self.run.samples)
-        self.accelerator.wait_for_everyone()
 
     def _say(self, when: str, metrics: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
@@ -316,10 +302,6 @@ class _Trainer:
                 self.ema.restore(self.model.parameters())
                 for module, mode in modes:
                     module.training = mode
-
-    def save(self, step: int) -> None:
-        """Save a checkpoint."""
-        save_checkpoint(self.accelerator, self.run, asdict(self.options), step)
 
     def load(self) -> int:
         """Load the checkpoint that the run starts from; return its step, 0 without one."""

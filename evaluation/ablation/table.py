@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from cli.parser import UsageError
 from evaluation import out_folder
-from evaluation.flags import MEMORY_FLAGS
 
 if TYPE_CHECKING:
     from evaluation.ablation.train import Ablation, Settings
@@ -49,7 +48,7 @@ def make_table(args: argparse.Namespace) -> int:
             ablation.make(key)
         except Exception as error:
             # One that fails, for memory above all, must not keep the others from their turn.
-            message = user_message(error, MEMORY_FLAGS)
+            message = user_message(error)
             if message is None:
                 raise
             failed[key] = message
