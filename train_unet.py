@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             latents = {"seed": args.seed, "cache": args.cache, "device": device, "weighting": args.weighting}
             stage = denoising_stage(args.stage, unet, vae, schedule, sets, **samples, **latents)
-        result = train(stage.model, stage.dataset, stage.loss, options, run_folder, progress=True, **stage.measures)
+        result = train(**stage, options=options, run=run_folder, progress=True)
         folder = args.export or run_folder.path / "pipeline"
         pipeline = MotionPipeline(vae, unet, schedule)
         export_pipeline(pipeline, folder, run_folder, result, vae_folder=args.vae, init_folder=args.init)

@@ -360,7 +360,7 @@ def test_features_are_all_seen_without_augmentation_unless_asked_for(trained_vae
             stage = denoising_stage(
                 name, unet, vae, None, [(scene_set, 1.0)], augment=augment, feature_dropout=given, **options
             )
-            assert stage.loss.keywords["feature_dropout"] == fraction
+            assert stage["loss_function"].keywords["feature_dropout"] == fraction
 
 
 @pytest.mark.parametrize("pretrained", [False, True])

@@ -53,9 +53,6 @@ class ResumableBatchSampler:
         self.process, self.processes = process, processes
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def __len__(self) -> int:
-        return max(self.last - self.first, 0)
-
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for index in range(self.first, self.last):
             start = (index * self.processes + self.process) * self.batch_size

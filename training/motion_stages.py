@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,6 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from diffusers import SchedulerMixin
-from torch import nn
-from torch.utils.data import Dataset
 
 from data.datasets import WeightedSets
 from data.media import list_images, read_image
@@ -80,16 +77,6 @@ def load_unet(folder: Path, *, num_bins: int, mode: str, prediction_type: str, b
     return unet
 
 
-@dataclass
-class Stage:
-    """The arguments of `loop.train`: a stage's module, data, loss, and `validate` and `sample`."""
-
-    model: nn.Module
-    dataset: Dataset
-    loss: Callable
-    measures: dict[str, Callable] = field(default_factory=dict)
-
-
 def denoising_stage(
     name: str,
     unet: FrequencyUNet,
@@ -100,8 +87,8 @@ def denoising_stage(
     weighting: str = "none",
     feature_dropout: float | None = None,
     **options: Any,
-) -> Stage:
-    """Prepare a stage that trains on latents; those that are not cached yet are encoded.
+) -> dict[str, Any]:
+    """Return the arguments of `train` for a stage that trains on latents; those not cached yet are encoded.
 
     Args:
         name: "joint", "image-encoder", "denoiser", "slices" or "coordination".
@@ -118,20 +105,15 @@ def denoising_stage(
         feature_dropout = diffusion.FEATURE_DROPOUT if learns_images else 0.0
     dataset, validation = _encoded(sets, vae, num_bins=unet.config.num_bins, **options)
     seen = {"num_features": unet.image_encoder.num_features, "feature_dropout": feature_dropout}
-    measures: dict[str, Callable] = {}
     if name == "image-encoder":
-        if validation:
-            measures["validate"] = partial(diffusion.validation_magnitude, dataset=validation)
-        return Stage(
-            diffusion.ImageEncoderStage(unet), dataset, partial(diffusion.image_encoder_loss, **seen), measures
-        )
-    measures["sample"] = partial(
-        diffusion.write_sample_sheet, vae=vae, schedule=schedule, dataset=validation or dataset
-    )
-    if validation:
-        measures["validate"] = partial(diffusion.validation_loss, dataset=validation, schedule=schedule)
-    loss = partial(diffusion.diffusion_loss, schedule=schedule, weighting=weighting, **seen)
-    return Stage(unet, dataset, loss, measures)
+        model, loss, sample = diffusion.ImageEncoderStage(unet), partial(diffusion.image_encoder_loss, **seen), None
+        validate = diffusion.validation_magnitude
+    else:
+        model, loss = unet, partial(diffusion.diffusion_loss, schedule=schedule, weighting=weighting, **seen)
+        sample = partial(diffusion.write_sample_sheet, vae=vae, schedule=schedule, dataset=validation or dataset)
+        validate = partial(diffusion.validation_loss, schedule=schedule)
+    validate = partial(validate, dataset=validation) if validation else None
+    return {"model": model, "dataset": dataset, "loss_function": loss, "validate": validate, "sample": sample}
 
 
 def _encoded(
@@ -164,7 +146,7 @@ def _encoded(
     with state.main_process_first():
         for latents in filter(None, (dataset, validation)):
             if state.is_main_process:
-                latents.encode(vae, device, progress=True)
+                latents.encode(vae, device)
     return dataset, validation
 
 
@@ -177,8 +159,8 @@ def displacement_stage(
     batch: int = 1,
     feature_dropout: float | None = None,
     static_images: Sequence[Path] = (),
-) -> Stage:
-    """Prepare the stage that trains the displacement head; arguments as in `denoising_stage` and `_encoded`.
+) -> dict[str, Any]:
+    """Return the arguments of `train` for the displacement head; options as in `denoising_stage` and `_encoded`.
 
     `static_images`: photographs, or folders of them, in which nothing moves; augmented samples show crops of them.
     """
@@ -191,9 +173,11 @@ def displacement_stage(
     dataset = make(sets, "train", sizes=sizes, augment=augment, multiple=batch, static=static)
     test_sets = sets_with(sets, "test")
     validation = make(test_sets, "test", sizes=(grid,), augment=False) if test_sets else None
-    measures = {"sample": partial(displacement.write_displacement_sheet, dataset=validation or dataset)}
-    if validation:
-        measures["validate"] = partial(displacement.validation_displacement, dataset=validation)
     seen = {"num_features": unet.displacement_head.num_features, "feature_dropout": feature_dropout}
-    loss = partial(displacement.displacement_loss, **seen)
-    return Stage(displacement.DisplacementStage(unet), dataset, loss, measures)
+    return {
+        "model": displacement.DisplacementStage(unet),
+        "dataset": dataset,
+        "loss_function": partial(displacement.displacement_loss, **seen),
+        "validate": partial(displacement.validation_displacement, dataset=validation) if validation else None,
+        "sample": partial(displacement.write_displacement_sheet, dataset=validation or dataset),
+    }
