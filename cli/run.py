@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+
+from cli.parser import FLAG_NAMES
 
 Main = Callable[..., int]
 
@@ -27,6 +30,7 @@ def command(main: Main) -> Main:
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
         configure_logging()
+        FLAG_NAMES.clear()
         try:
             return main(argv) or 0
         except SystemExit as leaving:
@@ -54,15 +58,15 @@ def user_message(error: BaseException) -> str | None:
     """Return the one line to show for a user's mistake, or None where the error is ours.
 
     A user's mistake is an exception whose class has `is_user_error = True`, a path that the system refuses, or a
-    device's memory that is exhausted. An `argument` of the exception becomes the name of its flag.
+    device's memory that is exhausted. An argument's name at the beginning becomes that of its flag.
     """
     if getattr(error, "is_user_error", False):
         text = str(error)
         if "Original Traceback" in text:  # a loader process tells its error as a traceback: the last line says it
             text = text.strip().splitlines()[-1].split(": ", 1)[-1]
         text = " ".join(text.split())
-        argument = getattr(error, "argument", None)  # a library's name of the flag, with which the text begins
-        return text if argument is None else f"--{argument.replace('_', '-')}{text.removeprefix(argument)}"
+        named = re.match(r"(\w+)(?=:| .*: )", text)  # a library's errors begin with the name of the argument
+        return text if named is None else FLAG_NAMES.get(named[1], named[1]) + text[named.end() :]
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or 'cannot be read or written'}"
     if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):

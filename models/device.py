@@ -6,13 +6,9 @@ import torch
 
 
 class ArgumentError(ValueError):
-    """An argument that cannot be honoured; the message begins with its name, which `cli/` turns into the flag's."""
+    """An argument that cannot be honoured; the message begins with its name, "steps 0: ..." or "data: ..."."""
 
     is_user_error = True
-
-    def __init__(self, argument: str, message: str) -> None:
-        super().__init__(f"{argument}{message if message.startswith(':') else f' {message}'}")
-        self.argument = argument
 
 
 def choose_device(name: str = "auto") -> torch.device:
@@ -28,12 +24,12 @@ def choose_device(name: str = "auto") -> torch.device:
     present = ["auto", "cpu"] + [f"cuda:{index}" for index in range(cuda_count)] + ["mps"] * has_mps
     if name not in present and not (name == "cuda" and cuda_count):
         lacks = "has no CUDA device" if name.startswith("cuda") and not cuda_count else "does not have it"
-        raise ArgumentError("device", f"{name}: this machine {lacks}; right: {', '.join(present)}")
+        raise ArgumentError(f"device {name}: this machine {lacks}; right: {', '.join(present)}")
     return torch.device(name)
 
 
 def check_precision(precision: str, device: torch.device) -> str:
     """Return the precision; ArgumentError where the device cannot compute in it."""
     if precision == "fp16" and device.type == "cpu":
-        raise ArgumentError("precision", "fp16: needs a GPU; right: no, bf16")
+        raise ArgumentError("precision fp16: needs a GPU; right: no, bf16")
     return precision

@@ -26,7 +26,6 @@ from cli.parser import (
     size_px,
 )
 from cli.run import OUT_OF_MEMORY, command, run, user_message
-from models.device import ArgumentError
 from training.loop import LoopOptions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -115,8 +114,10 @@ class Named(ValueError):
     [
         (UsageError("--mask m.png: another\nsize"), 2, "error: --mask m.png: another size"),
         (Named("a.jpg: empty"), 2, "error: a.jpg: empty"),
-        (ArgumentError("warmup_steps", "3: too many"), 2, "error: --warmup-steps 3: too many"),
-        (ArgumentError("data", ": nothing there"), 2, "error: --data: nothing there"),
+        (Named("dry_run: not here: why"), 2, "error: --dry-run: not here: why"),
+        (Named("out a b.mp4: full"), 2, "error: --out a b.mp4: full"),
+        (Named("loop closure failed"), 2, "error: loop closure failed"),
+        (Named("video: not a flag"), 2, "error: video: not a flag"),
         (PermissionError(13, "Permission denied", "/out"), 2, "error: /out: Permission denied"),
         (OutOfMemoryError("CUDA"), 2, f"error: {OUT_OF_MEMORY}\n"),
         (KeyboardInterrupt(), 130, "interrupted"),

@@ -283,7 +283,7 @@ def test_still_photographs_are_shown_in_crops(scene_set: ClipSet):
     """Half of the still samples, and only in training; a photograph of one colour is told by it."""
     grey = torch.full((3, 50, 300), 0.5)
     for augment, share in ((True, displacement.STATIC_SAMPLES * displacement.STATIC_IMAGES), (False, 0.0)):
-        dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment, still=[grey])
+        dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment, static=[grey])
         samples = [dataset[SampleKey(0, 0, seed)] for seed in range(200)]
         shown = [sample for sample in samples if float(sample["image"].std((1, 2)).max()) == 0]
         assert len(shown) / 200 == pytest.approx(share, abs=0.08)

@@ -84,7 +84,7 @@ def load_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[s
             accelerator.load_state(str(path))
         except (RuntimeError, KeyError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
-            raise ArgumentError("resume", f"{path}: does not fit this model ({reason})") from error
+            raise ArgumentError(f"resume {path}: does not fit this model ({reason})") from error
         if mark["steps"] != options["steps"] and options["schedule"] == "cosine":
             logger.warning("steps was %d: the cosine rate goes on as that of %d", mark["steps"], options["steps"])
         logger.info("resuming from %s: %d of %d steps are done", path, step, options["steps"])

@@ -79,8 +79,7 @@ def _check_groups(sets: Sequence[ClipSet]) -> None:
         for row in clip_set.rows("train", status=used):
             if row.group in tested:
                 raise ArgumentError(
-                    "data",
-                    f": source {row.group} is in the training split of {clip_set.folder} ({row.id}) and in the "
+                    f"data: source {row.group} is in the training split of {clip_set.folder} ({row.id}) and in the "
                     f"test split of {tested[row.group].folder}; give it the same split in both",
                 )
 
@@ -105,7 +104,7 @@ def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
     parts = [(_normalisation(clip_set, num_bins), weight) for clip_set, weight in sets]
     periods = {part.period_s for part, _ in parts}
     if len(periods) > 1:
-        raise ArgumentError("data", f": sets of different periods, {sorted(periods)} s; right: sets of one period")
+        raise ArgumentError(f"data: sets of different periods, {sorted(periods)} s; right: sets of one period")
     logs = torch.stack([part.scale.log() * weight for part, weight in parts]).sum(0)
     return Normalisation((logs / sum(weight for _, weight in parts)).exp(), periods.pop())
 
@@ -114,9 +113,8 @@ def _normalisation(clip_set: ClipSet, num_bins: int) -> Normalisation:
     scales = clip_set.statistics.get("scale_px", ())
     if 0 < len(scales) < num_bins:
         raise ArgumentError(
-            "bins",
-            f"{num_bins}: {clip_set.folder} has statistics of {len(scales)} bins; right: {len(scales)} or fewer, or "
-            "prepare the set again",
+            f"bins {num_bins}: {clip_set.folder} has statistics of {len(scales)} bins; right: so many or fewer, or "
+            "prepare the set again"
         )
     try:
         return clip_set.normalisation(num_bins)
@@ -166,7 +164,7 @@ def motion_sets(
     """
     found_s = combined_normalisation(sets, num_bins).period_s
     if found_s != (period_s or found_s):
-        raise ArgumentError("data", f": the sets have a period of {found_s:g} s, the VAE of {period_s:g} s")
+        raise ArgumentError(f"data: the sets have a period of {found_s:g} s, the VAE of {period_s:g} s")
     _check_grids([clip_set for clip_set, _ in sets], grid)
     main = PartialState().is_main_process
     reasons = broadcast_object_list([_unreadable(clip_set) if main else None for clip_set, _ in sets])
@@ -188,9 +186,8 @@ def _check_grids(clip_sets: Sequence[ClipSet], grid: Sequence[int]) -> None:
         stretch = math.sqrt(grid[0] * grid[1] / (height * width))
         if not 1 / LARGEST_STRETCH <= stretch <= LARGEST_STRETCH:
             raise ArgumentError(
-                "grid",
-                f"{grid[1]}x{grid[0]}: {clip_set.folder} was made at {width}x{height} px, and statistics in px do not "
-                f"carry over; right: {width}x{height}, or a set prepared at this size",
+                f"grid {grid[1]}x{grid[0]}: {clip_set.folder} was made at {width}x{height} px, for which its "
+                f"statistics hold; right: {width}x{height}, or a set prepared at this size"
             )
 
 

@@ -196,7 +196,7 @@ def train_renderer(
     options = LoopOptions.from_preset(PRESETS[preset], loop)
     crop = crop or CROPS_PX[preset]
     if crop % CROP_MULTIPLE or crop < SMALLEST_CROP_PX:
-        raise ArgumentError("crop", f"{crop}: right: a multiple of {CROP_MULTIPLE} px, at least {SMALLEST_CROP_PX}")
+        raise ArgumentError(f"crop {crop}: right: a multiple of {CROP_MULTIPLE} px, at least {SMALLEST_CROP_PX}")
     check_precision(options.precision, start_processes(options.device))
     perceptual = None
     if perceptual_weights is not None:
@@ -227,5 +227,5 @@ def _make_model(operator: str, config: Mapping[str, Any], weights: str | None, s
         try:
             model.load_encoder(weights)
         except ValueError as error:
-            raise ArgumentError("encoder_weights", str(error).splitlines()[0]) from error
+            raise ArgumentError(f"encoder_weights {str(error).splitlines()[0]}") from error
     return model

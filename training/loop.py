@@ -171,9 +171,9 @@ class _Trainer:
         self, model: nn.Module, dataset: Dataset, loss_function: LossFunction, options: LoopOptions, run: RunFolder
     ) -> None:
         if options.schedule not in ("cosine", "constant"):
-            raise ArgumentError("schedule", f"{options.schedule}: right: cosine, constant")
+            raise ArgumentError(f"schedule {options.schedule}: right: cosine, constant")
         if len(dataset) == 0:
-            raise ArgumentError("data", ": no item to train with in this split")
+            raise ArgumentError("data: no item to train with in this split")
         self.model, self.dataset, self.loss_function = model, dataset, loss_function
         self.options, self.run = options, run
         self.device = start_processes(options.device)

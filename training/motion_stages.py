@@ -54,7 +54,7 @@ def make_unet(
         try:
             unet.load_backbone(weights)
         except (ValueError, RuntimeError) as error:
-            raise ArgumentError("backbone_weights", f": {str(error).splitlines()[0]}") from error
+            raise ArgumentError(f"backbone_weights: {str(error).splitlines()[0]}") from error
     elif backbone == "vae":
         unet.image_encoder.copy_encoder(vae)
     elif backbone == "squeezenet":
@@ -70,7 +70,7 @@ def load_unet(folder: Path, *, num_bins: int, mode: str, prediction_type: str, b
         wanted["backbone"] = backbone
     for name, value in wanted.items():
         if unet.config[name] != value:
-            raise ArgumentError("init", f"{folder}: its {name} is {unet.config[name]}, not {value}")
+            raise ArgumentError(f"init {folder}: its {name} is {unet.config[name]}, not {value}")
     if unet.config.backbone_frozen:
         unet.image_encoder.freeze_backbone()
     logger.info("network and backbone are those of %s; the preset means the training only", folder)

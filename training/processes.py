@@ -27,7 +27,7 @@ def start_processes(device_name: str = "auto") -> torch.device:
     if "WORLD_SIZE" not in os.environ:
         if wants_cpu and "MASTER_ADDR" in os.environ:  # several were asked for, which accelerate leaves to MPI there
             raise ArgumentError(
-                "device", "cpu: accelerate launch starts one process only; right: torchrun --nproc_per_node N SCRIPT"
+                "device cpu: accelerate launch starts one process only; right: torchrun --nproc_per_node N SCRIPT"
             )
         # accelerate keeps the first settings of a process for good; a further training brings its own.
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -153,7 +153,7 @@ def open_run(
         path = Path(resume)
         path = path.parent.parent if (path / CHECKPOINT_MARK).is_file() else path
         if out is not None and Path(out).resolve() != path.resolve():
-            raise ArgumentError("resume", f"{resume}: belongs to {path}, not to out {out}; leave out away")
+            raise ArgumentError(f"resume {resume}: belongs to {path}, not to out {out}; leave out away")
     if resume is not None and path is not None:
         return _open_again(path, options, resume)
     (path,) = broadcast_object_list([_make_folder(out, script, name) if state.is_main_process else None])
@@ -168,7 +168,7 @@ def _open_again(path: Path, options: Mapping[str, Any] | None, resume: str) -> R
     try:
         written = json.loads((path / OPTIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ArgumentError("resume", f"{path}: is not a run's folder (no readable {OPTIONS})") from error
+        raise ArgumentError(f"resume {path}: is not a run's folder (no readable {OPTIONS})") from error
     if options is not None:
         before, now = written.get("flags", {}), _plain(options)
         keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
@@ -176,7 +176,7 @@ def _open_again(path: Path, options: Mapping[str, Any] | None, resume: str) -> R
     named = (Path(resume) / CHECKPOINT_MARK).is_file()
     checkpoint = Path(resume) if named else (find_checkpoints(path) or [None])[-1]
     if checkpoint is None and resume != "auto":
-        raise ArgumentError("resume", f"{resume}: no complete checkpoint there; right: auto, a run or a checkpoint")
+        raise ArgumentError(f"resume {resume}: no complete checkpoint there; right: auto, a run or a checkpoint")
     if checkpoint is None:
         logger.info("resume auto: no checkpoint in %s yet, starting at step 0", path)
     PartialState().wait_for_everyone()  # nobody may read what the main process is about to add
@@ -196,7 +196,7 @@ def raise_if_different(path: Path, differences: Mapping[str, tuple[Any, Any]]) -
     """Raise ArgumentError listing {key: (then, now)} where there is any."""
     if differences:
         listed = ", ".join(f"{key} (was {then}, now {now})" for key, (then, now) in sorted(differences.items()))
-        raise ArgumentError("resume", f"{path}: made with other settings: {listed}; use those, or start a new run")
+        raise ArgumentError(f"resume {path}: made with other settings: {listed}; use those, or start a new run")
 
 
 def _find_run(out: Path | str | None, script: str) -> Path | None:
@@ -209,11 +209,11 @@ def _find_run(out: Path | str | None, script: str) -> Path | None:
 def _make_folder(out: Path | str | None, script: str, name: str) -> Path:
     problem = writing_problem(out or RUNS / script)
     if problem:
-        raise ArgumentError("out", f"{out or RUNS / script}: {problem}")
+        raise ArgumentError(f"out {out or RUNS / script}: {problem}")
     if out is not None:
         path = Path(out)
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise ArgumentError("out", f"{path}: is not empty; name a new folder, or go on with resume auto")
+            raise ArgumentError(f"out {path}: is not empty; name a new folder, or go on with resume auto")
         path.mkdir(parents=True, exist_ok=True)
         return path
     parent = RUNS / script
