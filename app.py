@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from animation.flags import DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, check_precision, choose_device, positive_int
-from cli.run import HALF_PRECISION, ON_CPU, command, run, user_message
+from cli.run import command, run, user_message
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,6 @@ MOST_UPLOAD = "30mb"
 MOST_WAITING = 16
 # Videos, and pages to poke, that stay on disk; the page has a copy of its own of what it shows.
 KEPT_VIDEOS = 8
-MEMORY_FLAGS = ("--size", HALF_PRECISION, ON_CPU)
 
 
 class Studio:
@@ -175,7 +174,7 @@ def make_page(gradio: Any, studio: Studio) -> Any:
                 progress=lambda share: progress(share, desc="frames" if share else "motion"),
             )
         except Exception as error:
-            message = user_message(error, MEMORY_FLAGS)
+            message = user_message(error)
             if message is None:
                 raise
             raise gradio.Error(message) from error
@@ -226,7 +225,7 @@ def import_gradio() -> Any:
     return gradio
 
 
-@command(memory_flags=MEMORY_FLAGS)
+@command
 def main(argv: list[str] | None = None) -> int:
     """Serve the page on this machine until Ctrl-C; returns the exit code."""
     parser = Parser(description=__doc__)

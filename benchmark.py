@@ -16,17 +16,10 @@ import sys
 
 from benchmarks import flags
 from cli.parser import Parser
-from cli.run import HALF_PRECISION, ON_CPU, command, run
+from cli.run import command, run
 
 BENCHMARKS = ("animate", "motion", "render", "splatting", "data", "page")
 # Of those that compute on a device.
-MEMORY_FLAGS = {
-    "animate": ("--size", HALF_PRECISION, ON_CPU),
-    "motion": ("--grid", "--samples", "--guidance", HALF_PRECISION, ON_CPU),
-    "render": ("--sizes", "--batch-size", HALF_PRECISION, ON_CPU),
-    "splatting": ("--sizes", ON_CPU),
-    "page": ("--sizes", ON_CPU),
-}
 
 
 def make_parser() -> Parser:
@@ -38,7 +31,7 @@ def make_parser() -> Parser:
     return parser
 
 
-@command(memory_flags=MEMORY_FLAGS)
+@command
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the table; returns the exit code."""
     args = make_parser().parse_args(argv)

@@ -18,7 +18,7 @@ import shlex
 import sys
 
 from cli.parser import Parser
-from cli.run import HALF_PRECISION, ON_CPU, command, run
+from cli.run import command, run
 from evaluation import flags
 
 # Name of the table, its flags, and the module whose make_table measures and writes it.
@@ -34,17 +34,9 @@ TABLES = (
     ("flow", flags.add_flow_flags, "evaluation.flow"),
 )
 # Of those that compute on a device.
-MEMORY_FLAGS = {
-    "frames": (HALF_PRECISION, ON_CPU),
-    "motion": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
-    "still": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
-    "ablation": flags.MEMORY_FLAGS,
-    "flow": (ON_CPU,),
-    "video": ("--batch-size", HALF_PRECISION, ON_CPU),
-}
 
 
-@command(memory_flags=MEMORY_FLAGS)
+@command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
     parser = Parser(description=__doc__, raw_description=True)

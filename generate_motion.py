@@ -10,12 +10,12 @@ from animation.flags import DEFAULT_SIZE_PX, add_loop_flags, add_sampling_flags,
 from animation.sampling import check_loop_guidance, load_pipeline, loop_guidance, loop_phase
 from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file
-from cli.run import HALF_PRECISION, ON_CPU, command, run
+from cli.run import command, run
 
 logger = logging.getLogger("__main__")
 
 
-@command(memory_flags=("--guidance", "use --loop-guidance closing", HALF_PRECISION, ON_CPU))
+@command
 def main(argv: list[str] | None = None) -> int:
     """Predict one motion file; returns the exit code."""
     parser = Parser(description=__doc__)

@@ -25,7 +25,7 @@ from animation.rendering import note_sizes, read_images
 from animation.sampling import load_pipeline
 from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file, positive_int
-from cli.run import HALF_PRECISION, ON_CPU, command, run
+from cli.run import command, run
 
 logger = logging.getLogger("__main__")
 
@@ -48,7 +48,7 @@ def make_parser() -> Parser:
     return parser
 
 
-@command(memory_flags=("--guidance", "--size", HALF_PRECISION, ON_CPU))
+@command
 def main(argv: list[str] | None = None) -> int:
     """Write one page; returns the exit code."""
     args = make_parser().parse_args(argv)

@@ -23,7 +23,7 @@ from cli.parser import (
     refuse_flags,
     size_px,
 )
-from cli.run import EXIT_SKIPPED, ON_CPU, command, run
+from cli.run import EXIT_SKIPPED, command, run
 
 if TYPE_CHECKING:
     from data.clips import ClipRow, ClipSet
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 # Only RAFT computes on a device.
-@command(memory_flags={"videos": ("--size", ON_CPU)})
+@command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and prepare the set; returns 3 when a video had to be skipped."""
     args = _parser().parse_args(argv)

@@ -86,6 +86,10 @@ def refuse_flags(args: Arguments, flags: Iterable[str], why: str) -> None:
             raise UsageError(f"{flag}: {why}")
 
 
+# {name in the parsed arguments: flag} of the command line that was parsed last, for errors of libraries
+FLAG_NAMES: dict[str, str] = {}
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are a UsageError of one line, naming the flag and the choices.
 
@@ -97,6 +101,11 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("formatter_class", _RawHelpFormatter if raw_description else _HelpFormatter)
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
+
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as argparse does, and remember the flags in FLAG_NAMES."""
+        FLAG_NAMES.update({action.dest: action.option_strings[0] for action in self._actions if action.option_strings})
+        return super().parse_known_args(*args, **kwargs)
 
     def error(self, message: str) -> Any:
         """Raise UsageError (argparse would print the usage and leave)."""
@@ -243,6 +252,3 @@ def check_output_file(path: Path, flag: str, suffixes: Sequence[str]) -> Path:
     if path.is_dir():
         raise UsageError(f"{flag} {path}: is a folder; right: the name of a file")
     return check_writable(path, flag)
-
-
-# ------------------------------------------------------------------------------------------------ running

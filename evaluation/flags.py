@@ -10,14 +10,10 @@ from typing import TYPE_CHECKING
 from animation.flags import add_sampling_flags
 from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, non_negative_int, positive_float, positive_int, size_px
-from cli.run import HALF_PRECISION, ON_CPU
 from evaluation import DEFAULT_OUT
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-MEMORY_FLAGS = ("--batch-size", "--grid", "--samples", HALF_PRECISION, ON_CPU)
 
 
 # As in evaluation/ablation/train.py, which --help cannot wait for; a test holds them together.

@@ -20,8 +20,7 @@ from torch import Tensor
 
 from models.checkpoints import CheckpointError, load_model, read_json
 from models.displacement import rescale_to_displacement, smooth_spectrum
-from models.precision import AUTOCAST_DTYPES
-from models.rendering import autocast
+from models.precision import AUTOCAST_DTYPES, autocast
 from models.self_guidance import LoopGuidance
 from models.unet import PREDICTION_TYPES, FrequencyUNet
 from models.vae import MotionVAE, decode_spectrum

@@ -9,18 +9,12 @@ import torch
 from torch import Tensor
 
 from models.frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
-from models.precision import AUTOCAST_DTYPES
+from models.precision import AUTOCAST_DTYPES, autocast
 from motion.flow import resize_flow, resize_maps
 from motion.looping import Playback
 from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """Return the context in which networks compute in `precision`: "no" (float32), "bf16" or "fp16"."""
-    dtype = AUTOCAST_DTYPES[precision]
-    return torch.autocast(device.type, dtype, enabled=dtype is not None)
 
 
 # What the decoder may take on a CPU. Not for want of memory: blocks much larger are mapped anew by the system each time

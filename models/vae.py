@@ -14,7 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from models.rendering import autocast
+from models.precision import autocast
 from motion.normalisation import Normalisation
 from motion.spectrum import PERIOD_S
 

@@ -419,7 +419,7 @@ def test_a_clip_takes_less_than_a_fifth_of_a_megabyte(tmp_path: Path) -> None:
 def test_what_is_encoded_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip_set, vae, cpu = make_set(tmp_path / "a", 3), tiny_vae(), torch.device("cpu")
     latents = make_latents([(clip_set, 1.0)], tmp_path / "cache", vae)
-    latents.encode(vae, cpu, workers=2)
+    latents.encode(vae, cpu)
     written = {path.name: path.read_bytes() for path in latents.folder.iterdir()}
     assert len(written) == 3
     lost = latents.clip_path(0, clip_set.rows()[1])

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from cli.parser import UsageError
 from evaluation import out_folder
-from evaluation.flags import MEMORY_FLAGS
 
 if TYPE_CHECKING:
     from evaluation.ablation.train import Ablation, Settings
@@ -30,7 +29,7 @@ def make_table(args: argparse.Namespace) -> int:
     # Early checks
     out = out_folder(args, "ablation")
     check_precision(args.precision, choose_device(args.device))
-    sets = open_sets(args.data, args.seed, args.device)
+    sets = open_sets(args.data, args.seed)
     test_sets = [ClipSet(folder) for folder in args.test_data or ()] or [clip_set for clip_set, _ in sets]
     test_sets = [clip_set for clip_set in test_sets if clip_set.rows("test")]
     if not test_sets:
@@ -49,7 +48,7 @@ def make_table(args: argparse.Namespace) -> int:
             ablation.make(key)
         except Exception as error:
             # One that fails, for memory above all, must not keep the others from their turn.
-            message = user_message(error, MEMORY_FLAGS)
+            message = user_message(error)
             if message is None:
                 raise
             failed[key] = message

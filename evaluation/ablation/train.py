@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from cli.parser import UsageError
+from cli.flags import add_renderer_flags
+from cli.parser import Parser, UsageError
 from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import remove_folder, write_text
 from evaluation.motion.measure import HEADLINE, MODEL, GroundTruth, MotionComparison, predict
@@ -29,11 +30,10 @@ from metrics.motion import bin_ratios, factor
 from metrics.statistics import mean_by_source
 from motion.normalisation import Normalisation
 from motion.spectrum import NUM_BINS
-from training.data_sets import RECORD, WeightedSets, combined_normalisation
-from training.frame_synthesis import PRESETS as RENDERER_PRESETS
-from training.frame_synthesis import run_training
-from training.frame_synthesis_flags import make_parser as make_renderer_parser
-from training.run_folder import OPTIONS, STATE_MARK, find_states
+from training.data_sets import WeightedSets, combined_normalisation
+from training.export import RECORD
+from training.frame_synthesis import CROPS_PX, train_renderer
+from training.run_folder import CHECKPOINT_MARK, OPTIONS, find_checkpoints
 
 if TYPE_CHECKING:
     from models.motion_pipeline import MotionPipeline
@@ -315,7 +315,7 @@ class Ablation:
         data = [flag for flag, (clip_set, _) in zip(self.settings.data, self.sets, strict=True) if _has_pairs(clip_set)]
         if not data:
             raise UsageError("--data: no set has rendering pairs; right: sets made with --pairs of at least 1")
-        crop = min(RENDERER_PRESETS[self.settings.preset].crop, *self.settings.grid)
+        crop = min(CROPS_PX[self.settings.preset], *self.settings.grid)
         flags = [*replace(self.settings, data=tuple(data)).shared_flags(), "--crop", str(crop)]
         return [*flags, "--out", str(self._folder(variant) / "run")]
 
@@ -324,7 +324,9 @@ class Ablation:
         folder, flags = self._folder(variant), self._renderer_flags(variant)
 
         def train(script: str, flags: Sequence[str], log: Path) -> None:
-            run_training(make_renderer_parser(None).parse_args(flags), "softmax", variant.options)
+            parser = Parser()
+            add_renderer_flags(parser)
+            train_renderer("softmax", variant.options, **vars(parser.parse_args(flags)))
 
         spent = self._train("train_frame_synthesis_softsplat.py", flags, folder, train)
 
@@ -357,8 +359,8 @@ def _has_pairs(clip_set: ClipSet) -> bool:
 
 def _spent(run: Path) -> dict[str, int]:
     """Return steps and samples of a finished run, from its last state."""
-    mark = json.loads((find_states(run)[-1] / STATE_MARK).read_text(encoding="utf-8"))
-    return {"steps": mark["step"], "samples": mark["step"] * mark["batch_size"] * mark["accumulate"]}
+    mark = json.loads((find_checkpoints(run)[-1] / CHECKPOINT_MARK).read_text(encoding="utf-8"))
+    return {"steps": mark["step"], "samples": mark["step"] * mark["batch_size"] * mark["gradient_accumulation_steps"]}
 
 
 # ------------------------------------------------------------------------------------------------ measuring

@@ -13,7 +13,7 @@ from data.clips import column_names
 from models.checkpoints import CheckpointError, load_model
 from models.frame_synthesis import FrameSynthesis
 from splatting.functional import DEFAULT_SIGMA_PX
-from training.data_sets import RECORD
+from training.export import RECORD
 
 OPERATOR_FOLDERS = ("frame_synthesis_softmax", "frame_synthesis_gaussian")
 # Flags that say where and how a training ran, not what it learned.

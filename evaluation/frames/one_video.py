@@ -11,6 +11,7 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from cli.parser import UsageError
 from data.clip_writer import ClipSetWriter
@@ -20,8 +21,7 @@ from data.prepare_clip import ClipJob, prepare_video
 from data.video import probe_video
 from evaluation.frames.models import TrainedRenderer, find_models, find_seeds
 from motion.spectrum import FPS, PERIOD_S
-from training.frame_synthesis import run_training
-from training.frame_synthesis_flags import make_parser
+from training.frame_synthesis import train_renderer
 
 logger = logging.getLogger(__name__)
 
@@ -99,20 +99,15 @@ def train_operators(clip_set: ClipSet, args: argparse.Namespace, out: Path) -> l
             run = out / f"{name}-seed{seed}"
             remove_folder(run)
             logger.info("training %s, seed %d", name, seed)
-            run_training(make_parser(None).parse_args(training_flags(clip_set, args, seed, run)), operator, options)
+            train_renderer(operator, options, data=[str(clip_set.folder)], out=run, **_training_options(args, seed))
             folders.append(run / f"frame_synthesis_{operator}")
     return find_seeds(folders) if args.num_seeds > 1 else _only_models(folders)
 
 
-def training_flags(clip_set: ClipSet, args: argparse.Namespace, seed: int, run: Path) -> list[str]:
-    """Return the flags of a training, the same for every operator, as train_frame_synthesis_*.py take them."""
-    flags = ["--data", str(clip_set.folder), "--preset", args.preset, "--seed", str(seed), "--out", str(run)]
-    flags += ["--device", args.device, "--precision", args.precision]
-    for name in ("steps", "minutes", "batch_size", "crop", "perceptual_weights"):
-        value = getattr(args, name)
-        if value is not None:
-            flags += [f"--{name.replace('_', '-')}", str(value)]
-    return flags
+def _training_options(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """Return the arguments of `train_renderer` that are the same for every operator."""
+    same = "preset device precision steps minutes batch_size crop perceptual_weights".split()
+    return {"seed": seed, **{name: getattr(args, name) for name in same}}
 
 
 def _only_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
