@@ -18,6 +18,12 @@ from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from motion.spectrum import NUM_BINS
 
+COLUMN_NOTES = (
+    "sequential: K chains of batch 1, one after the other, through the same network with K = 1",
+    "times_sequential: how many times as fast as the sequential scheme of as many steps",
+    MEMORY_NOTE,
+)
+
 
 def load_networks(checkpoint: Path | None, preset: str | None, seed: int) -> MotionPipeline:
     """Load a checkpoint folder, or make untrained networks of a preset's size."""
@@ -125,7 +131,5 @@ def make_table(
         f"networks: {preset or checkpoint or DEFAULT_CHECKPOINT}; grid {grid[1]} x {grid[0]}, guidance {guidance:g}, "
         f"precision {precision}, seed {seed}; the image is noise",
         f"seconds: from image to spectra, decoding included; median of {repeats} repeats in which all rows take turns",
-        "sequential: K chains of batch 1, one after the other, through the same network with K = 1",
-        "times_sequential: how many times as fast as the sequential scheme of as many steps",
-        MEMORY_NOTE,
+        *COLUMN_NOTES,
     ]

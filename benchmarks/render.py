@@ -30,6 +30,14 @@ SPLAT_EVENT = "image_dynamics::splat"
 AMPLITUDE_PX = 2.0
 MOVING_BINS = 4
 
+COLUMN_NOTES = (
+    f"the image is noise, and moves by about {AMPLITUDE_PX:g} px of its motion grid",
+    "times_preview: how many times as long as the preview of that size, a softmax splat of the image",
+    "splat_percent: of the time of the GPU's kernels or the CPU's operators; '-' where plain torch splats",
+    "batch: frames computed together; tile_px: side of the decoder's tiles, 0 for the whole image",
+    MEMORY_NOTE,
+)
+
 
 def load_network(method: str, checkpoint: Path | None, preset: str | None, seed: int) -> FrameSynthesis | None:
     """Load a renderer, or make an untrained one of a preset's size; None for the preview."""
@@ -89,10 +97,9 @@ def make_table(
 
         works: dict[str, Callable[[], None]] = {method: partial(render, model) for method, model in networks.items()}
         found = measure(works, repeats, device)
+        batch_size = options["batch_size"] or choose_batch_size(size, device)
         for method, metrics in found.items():
-            model, seconds = networks[method], metrics["seconds"]
-            batch_size = options["batch_size"] or choose_batch_size(size, device)
-            tile = options["tile"]
+            model, seconds, tile = networks[method], metrics["seconds"], options["tile"]
             if model is not None and tile is None:
                 tile = choose_tile(model, size, batch_size, device)
             rows.append(
@@ -110,13 +117,9 @@ def make_table(
     return rows, [
         machine(device),
         f"networks: {preset or checkpoint or DEFAULT_CHECKPOINT}; precision {options['precision']}, seed {seed}",
-        f"an image of noise moves by about {AMPLITUDE_PX:g} px of its motion grid; each repeat encodes it and renders "
-        f"{frames} frames, which are not written to a file",
+        f"each repeat encodes the image and renders {frames} frames, which are not written to a file",
         f"median of {repeats} repeats in which the rows of a size take turns",
-        "times_preview: how many times as long as the preview of that size, a softmax splat of the image",
-        "splat_percent: of the time of the GPU's kernels or the CPU's operators; '-' where plain torch splats",
-        "batch: frames computed together; tile_px: side of the decoder's tiles, 0 for the whole image",
-        MEMORY_NOTE,
+        *COLUMN_NOTES,
     ]
 
 

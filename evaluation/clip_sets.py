@@ -20,9 +20,10 @@ from motion.spectrum import amplitude, bin_frequencies_hz
 
 logger = logging.getLogger(__name__)
 
-# Bins of which one set has more than so many times the amplitude of another are named below the table.
-AGREEMENT_FACTOR = 2.0
-WATCHED_BINS = 16
+AMPLITUDE_NOTE = (
+    "amplitude: |S_k| over both directions (bin 0: the drift), px of the motion grid; mean over the pixels of a clip "
+    "weighted by confidence, then mean (and median) over clips"
+)
 
 
 def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, out: Path | None, command: str) -> int:
@@ -53,13 +54,8 @@ def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, ou
         f"seed {seed} (choice of clips); computed on the CPU",
         f"command: {command}",
     ]
-    amplitude_note = (
-        "amplitude: |S_k| over both directions (bin 0: the drift), px of the motion grid; mean over the pixels of a "
-        "clip weighted by confidence, then mean (and median) over clips"
-    )
     print(write_results(out / "sets", summary, title="Clip sets", notes=notes))
-    notes = [amplitude_note, *disagreement(table, names), *notes]
-    print(write_results(out, table, title="Mean amplitude per bin", notes=notes))
+    print(write_results(out, table, title="Mean amplitude per bin", notes=[AMPLITUDE_NOTE, *notes]))
     logger.info("written to %s", out)
     return 0
 
@@ -102,21 +98,3 @@ def bin_rows(amplitudes_px: Mapping[str, Tensor], period_s: float) -> list[dict[
                 row[f"{prefix}ratio_{name}_to_{first}"] = ratio
         rows.append(row)
     return rows
-
-
-def disagreement(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
-    """Name, for each further set, those of the first 16 bins that differ from the first set's by a factor above 2."""
-    lines = []
-    for name in names[1:]:
-        for prefix, what in (("", "mean"), ("median_", "median")):
-            ratios = [row[f"{prefix}ratio_{name}_to_{names[0]}"] for row in rows[:WATCHED_BINS]]
-            apart = [
-                f"{k} ({ratio:.2f})" if ratio is not None else f"{k} (nothing moves)"
-                for k, ratio in enumerate(ratios)
-                if ratio is None or not 1 / AGREEMENT_FACTOR <= ratio <= AGREEMENT_FACTOR
-            ]
-            lines.append(
-                f"{what} over clips, {name} to {names[0]}: {len(apart)} of the first {WATCHED_BINS} bins differ by a "
-                f"factor above {AGREEMENT_FACTOR:g}" + (f": {', '.join(apart)}" if apart else "")
-            )
-    return lines

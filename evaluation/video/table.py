@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from animation.flags import check_steps
@@ -23,6 +24,8 @@ from models.checkpoints import DEFAULT_CHECKPOINT
 from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
 
 logger = logging.getLogger(__name__)
+
+SLIDING_NOTE = "windows of real and generated videos begin at the same frame; every place has its own Gaussians"
 
 
 def make_table(
@@ -55,10 +58,7 @@ def make_table(
     # Early checks
     place = choose_device(device)
     check_precision(precision, place)
-    if (data is None) == (real is None or not generated) or (data is not None and (real is not None or generated)):
-        raise EvaluationError("data: right: either a clip set, or real DIR with generated DIR")
-    if data is not None and fps is not None:
-        raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
+    check_inputs(data, real, generated, fps)
     name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
     out = out_folder(out, f"video-{name}")
     lengths = tuple(dict.fromkeys(windows))
@@ -73,14 +73,7 @@ def make_table(
     comparison.check_lengths(source.lengths)
 
     # Measure
-    left_out = []
-    for clip in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
-        try:
-            comparison.add(source.read(clip))
-        except CLIP_ERRORS as error:
-            logger.warning("left out: %s (%s)", clip, error)
-            left_out.append(f"{clip} ({error})")
-    comparison.check_lengths(comparison.lengths)
+    left_out = measure_clips(comparison, source)
     for note in comparison.bias_notes():
         logger.warning("%s", note)
 
@@ -93,17 +86,38 @@ def make_table(
         *model_notes,
         f"device {place}, precision {precision}; seed {seed}; command: {command}",
     ]
-    table, sliding = comparison.table(), comparison.sliding_table()
-    print(write_results(out, table, title=f"Videos, {name}", notes=[*COLUMN_NOTES, *notes]))
-    if sliding:
-        note = "windows of real and generated videos begin at the same frame; every place has its own Gaussians"
-        print(write_results(out / "sliding", sliding, title="The same along the videos", notes=[note, *notes]))
+    title = f"Videos, {name}"
+    print(write_results(out, comparison.table(), title=title, notes=[*COLUMN_NOTES, *notes]))
+    if sliding := comparison.sliding_table():
+        title += ", along the videos"
+        print(write_results(out / "sliding", sliding, title=title, notes=[SLIDING_NOTE, *notes]))
     logger.info("written to %s", out)
     return EXIT_SKIPPED if left_out else 0
 
 
+def check_inputs(data: Path | None, real: Path | None, generated: list[Path], fps: float | None) -> None:
+    """Raise EvaluationError unless there is either a clip set, or folders of real and generated videos."""
+    if (data is None) == (real is None or not generated) or (data is not None and (real is not None or generated)):
+        raise EvaluationError("data: right: either a clip set, or real DIR with generated DIR")
+    if data is not None and fps is not None:
+        raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
+
+
+def measure_clips(comparison: VideoComparison, source: FolderVideos | PredictedVideos) -> list[str]:
+    """Read, or generate, and measure clip by clip; return "name (why)" of those left out."""
+    left_out = []
+    for name in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
+        try:
+            comparison.add(source.read(name))
+        except CLIP_ERRORS as error:
+            logger.warning("left out: %s (%s)", name, error)
+            left_out.append(f"{name} ({error})")
+    comparison.check_lengths(comparison.lengths)
+    return left_out
+
+
 def load_networks(
-    options: dict[str, Any], protocol: Protocol, crop: tuple[int, int], device: Any
+    options: dict[str, Any], protocol: Protocol, crop: tuple[int, int], device: torch.device
 ) -> tuple[dict[str, FeatureNetwork], list[str]]:
     """Load and try out the networks; return them by metric, and a line for each that is missing."""
     networks, missing = {}, []
@@ -123,7 +137,7 @@ def load_networks(
 
 
 def predicted_videos(
-    data: Path, seed: int, device: Any, precision: str, options: dict[str, Any], **cut: Any
+    data: Path, seed: int, device: torch.device, precision: str, options: dict[str, Any], **cut: Any
 ) -> tuple[PredictedVideos, list[str]]:
     """Open a clip set and load a checkpoint; return the videos and the note about the models.
 
