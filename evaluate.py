@@ -17,9 +17,9 @@ import importlib
 import shlex
 import sys
 
-from cli.parser import Parser
+from cli.parser import Parser, UsageError
 from cli.run import command, run
-from evaluation import flags
+from evaluation import EvaluationError, flags
 
 # Name of the table, its flags, and the module whose make_table measures and writes it.
 TABLES = (
@@ -45,9 +45,16 @@ def main(argv: list[str] | None = None) -> int:
     for _, add_flags, _ in TABLES:
         add_flags(commands)
     args = parser.parse_args(argv)
-    args.command = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
-    module = next(module for name, _, module in TABLES if name == args.table)
-    return importlib.import_module(module).make_table(args)
+    options = vars(args)
+    table, check = options.pop("table"), options.pop("check", None)
+    if check:
+        check(args)
+    options["command"] = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    module = next(module for name, _, module in TABLES if name == table)
+    try:
+        return importlib.import_module(module).make_table(**options)
+    except EvaluationError as error:  # begins with the name of an argument
+        raise UsageError(f"--{error}") from error
 
 
 if __name__ == "__main__":

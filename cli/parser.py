@@ -164,6 +164,16 @@ def non_negative_int(text: str) -> int:
     return _number(text, int, lambda value: value >= 0, "a whole number, 0 or above")
 
 
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a flag type that takes whole numbers from `least` to `most`, both included; None: without a limit."""
+    wanted = f"a whole number from {least} to {most}" if most is not None else f"a whole number of at least {least}"
+
+    def parse(text: str) -> int:
+        return _number(text, int, lambda value: least <= value and (most is None or value <= most), wanted)
+
+    return parse
+
+
 def positive_float(text: str) -> float:
     """Parse a finite number above 0."""
     return _number(text, float, lambda value: value > 0, "a number above 0")

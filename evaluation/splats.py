@@ -145,13 +145,14 @@ def _close_up(maps: Tensor) -> Tensor:
     return maps[..., rows, max(0, width // 2 - half) : width // 2 + half]
 
 
-def make_table(args: argparse.Namespace) -> int:
+def make_table(**options: object) -> int:
     """Write splats.png and the table to --out."""
+    args = argparse.Namespace(**options)
     from data.media import read_image
     from metrics.images import write_results
     from splatting.functional import DEFAULT_SIGMA_PX
 
-    out = out_folder(args, "splats")
+    out = out_folder(args.out, "splats")
     image = read_image(args.image, max_side=args.size)
     sigma = args.sigma or DEFAULT_SIGMA_PX
     try:

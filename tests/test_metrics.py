@@ -188,18 +188,5 @@ def test_results_in_four_formats(tmp_path):
     with open(tmp_path / "out/results.csv") as file:
         table = list(csv.DictReader(file))
     assert table[0]["frames"] == "149" and table[1]["lpips_alex"] == ""
-    latex = (tmp_path / "out/results.tex").read_text().splitlines()
-    assert latex[0] == "% 2 clips" and r"\begin{tabular}{lrrrr}" in latex
-    assert r"row & psnr\_db & ssim & frames & lpips\_alex \\" in latex
-    assert r"softmax & 24.16 & 0.8803 & 149 & -- \\" in latex and r"repeat $|$ frame 0 & -- & -- & -- & -- \\" in latex
-    assert latex.count(r"\end{table}") == 1 and latex[-1] == r"\end{table}"
     with pytest.raises(ValueError, match="row"):
         write_results(tmp_path, [{"psnr_db": 1.0}], title="x")
-
-
-def test_latex_prints_what_was_written(tmp_path):
-    rows = [{"row": r"a_1 {50 %} \ #2 & ~^", "change_db": -0.25}]
-    write_results(tmp_path, rows, title="50 % & more", notes=["two\nlines"])
-    latex = (tmp_path / "results.tex").read_text()
-    assert r"a\_1 \{50 \%\} \textbackslash{} \#2 \& \textasciitilde{}\textasciicircum{} & $-$0.2500 \\" in latex
-    assert r"\caption{50 \% \& more}" in latex and latex.startswith("% two lines\n")

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def make_table(args: argparse.Namespace) -> int:
+def make_table(**options: object) -> int:
     """Train and measure what is not finished yet, print the table and write it to --out; 2 where a variant failed."""
+    args = argparse.Namespace(**options)
     from tqdm import tqdm
 
     from cli.parser import check_precision, choose_device
@@ -27,7 +28,7 @@ def make_table(args: argparse.Namespace) -> int:
     from training.data_sets import open_sets
 
     # Early checks
-    out = out_folder(args, "ablation")
+    out = out_folder(args.out, "ablation")
     check_precision(args.precision, choose_device(args.device))
     sets = open_sets(args.data, args.seed)
     test_sets = [ClipSet(folder) for folder in args.test_data or ()] or [clip_set for clip_set, _ in sets]

@@ -26,8 +26,9 @@ _OF_SEED = {"video": None, "preset": "tiny", "steps": None, "minutes": None, "ba
 _OF_SEED |= {"perceptual_weights": None, "num_seeds": 1}
 
 
-def make_table(args: argparse.Namespace) -> int:
+def make_table(**options: object) -> int:
     """Render the clips in every way with the same flow, print the tables, and write them to --out."""
+    args = argparse.Namespace(**options)
     from tqdm import tqdm
 
     from cli.parser import choose_device
@@ -39,7 +40,7 @@ def make_table(args: argparse.Namespace) -> int:
     # Early checks
     _check_protocol(args)
     of_seed = args.protocol == "seed"
-    out = out_folder(args, "frames-seed" if of_seed else f"frames-{args.data.name}-{args.split}")
+    out = out_folder(args.out, "frames-seed" if of_seed else f"frames-{args.data.name}-{args.split}")
     device = choose_device(args.device)
     check_precision(args.precision, device)
     halves = check_videos(args.video) if of_seed else []
