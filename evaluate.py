@@ -1,11 +1,11 @@
 """Measure on held-out clips and write tables.
 
-frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and what any of them must beat
-splats    one picture under a strong smooth flow, by each splatting operator, side by side
+frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and baselines
+splats    one image under a strong smooth flow, by each splatting operator, side by side
 data      clip sets side by side: how much moves at which frequency, number of clips, confidence
-sources   what clip sets were made from, with its licence, as a model card lists it
+sources   the sources of clip sets with their licences, for a model card
 motion    predicted motion: does it fall where the clips move, how strong is each bin, how do samples differ
-still     motion predicted for pictures in which nothing can move
+still     motion predicted for images in which nothing can move
 video     generated videos against real ones: FID, KID, FVD, DTFVD, also along the video
 ablation  variants of the method trained with the same budget, and measured alike
 flow      optical flow methods on videos, and on rendered scenes whose flow is known
@@ -17,9 +17,9 @@ import importlib
 import shlex
 import sys
 
-from cli.parser import Parser, UsageError
+from cli.parser import Parser
 from cli.run import command, run
-from evaluation import EvaluationError, flags
+from evaluation import flags
 
 # Name of the table, its flags, and the module whose make_table measures and writes it.
 TABLES = (
@@ -28,12 +28,11 @@ TABLES = (
     ("motion", flags.add_motion_flags, "evaluation.motion.table"),
     ("still", flags.add_still_flags, "evaluation.motion.static_scenes"),
     ("video", flags.add_video_flags, "evaluation.video.table"),
-    ("ablation", flags.add_ablation_flags, "evaluation.ablation.table"),
+    ("ablation", flags.add_ablation_flags, "evaluation.ablation"),
     ("data", flags.add_data_flags, "evaluation.clip_sets"),
     ("sources", flags.add_sources_flags, "evaluation.licences"),
     ("flow", flags.add_flow_flags, "evaluation.flow"),
 )
-# Of those that compute on a device.
 
 
 @command
@@ -51,10 +50,7 @@ def main(argv: list[str] | None = None) -> int:
         check(args)
     options["command"] = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     module = next(module for name, _, module in TABLES if name == table)
-    try:
-        return importlib.import_module(module).make_table(**options)
-    except EvaluationError as error:  # begins with the name of an argument
-        raise UsageError(f"--{error}") from error
+    return importlib.import_module(module).make_table(**options)
 
 
 if __name__ == "__main__":

@@ -17,12 +17,15 @@ from cli.run import command, run
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and train."""
     parser = Parser(description=__doc__)
+    scales = "splat only the N finest scales of the features; default: all"
+    parser.add_argument("--scales", type=int, choices=(1, 2, 3), metavar="N", help=scales)
     add_renderer_flags(parser)
     args = parser.parse_args(argv)
 
     from training.frame_synthesis import train_renderer
 
-    train_renderer("softmax", **vars(args))
+    flags = vars(args)
+    train_renderer("softmax", {"scales": flags.pop("scales")}, **flags)
     return 0
 
 

@@ -10,10 +10,19 @@ from typing import Any
 
 from animation.flags import add_sampling_flags
 from cli.flags import add_shared_flags
-from cli.parser import Arguments, non_negative_int, positive_float, positive_int, refuse_flags, size_px, whole_number
+from cli.parser import (
+    Arguments,
+    UsageError,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    refuse_flags,
+    size_px,
+    whole_number,
+)
 from evaluation import DEFAULT_OUT
 
-# As in evaluation/ablation/train.py, which --help cannot wait for; a test holds them together.
+# As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
 KEYS = ("full", "linear", "independent", "volume", "k4", "k8", "k24", "multi-scale", "single-scale")
 
 
@@ -40,6 +49,9 @@ class Crop:
         return cls(Path(name), (left, top, right, bottom))
 
 
+# Flags that only one protocol of the table "frames" has.
+CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights")
+SINGLE_VIDEO_FLAGS = ("--video", "--preset", "--steps", "--batch-size", "--crop", "--num-seeds")
 SAMPLING_FLAGS = ("--sampler", "--steps", "--guidance")
 # {flag: metric, columns that need it, what the network is}
 VIDEO_METRICS = {
@@ -52,15 +64,17 @@ VIDEO_METRICS = {
 def add_frames_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
     parser = tables.add_parser("frames", help="PSNR, SSIM, LPIPS of frames rendered from frame 0 and their flow")
+    parser.set_defaults(check=_check_frames_flags)
     add = parser.add_argument_group("what is measured").add_argument
-    protocol_help = "clips: models on the clips of a set; seed: trained on half of one video, tested on the other"
-    add("--protocol", choices=("clips", "seed"), default="clips", help=protocol_help)
+    protocols = "clips: models on the clips of a set; single-video: trained on half of one video, tested on the other"
+    older_name = {"type": lambda text: "single-video" if text == "seed" else text}
+    add("--protocol", choices=("clips", "single-video"), default="clips", help=protocols, **older_name)
     add("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
     videos_help = "of N clips, spread over them, a comparison video with error maps and X-t slices"
     add("--videos", type=positive_int, metavar="N", help=videos_help)
     add = parser.add_argument_group("protocol clips").add_argument
     add("--data", type=Path, metavar="SET", help="clip set of prepare_data.py; needed")
-    add("--split", choices=("test", "train"), help="clips of this split; default: test")
+    add("--split", choices=("test", "train"), default="test", help="clips of this split")
     add("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
     checkpoint_help = (
         "folders that hold frame_synthesis_softmax or frame_synthesis_gaussian, or are one, each model a row; may be "
@@ -71,37 +85,45 @@ def add_frames_flags(tables: argparse._SubParsersAction) -> None:
     add("--seeds-of", type=Path, nargs="+", action="extend", metavar="DIR", help=seeds_help)
     raft_help = "state dict of torchvision's RAFT, for a set made with it"
     add("--raft-weights", type=Path, metavar="FILE", help=raft_help)
-    add = parser.add_argument_group("protocol seed", "all four operators are trained alike, below --out").add_argument
-    video_help = "a video of 10 s: trained on its first 5 s, tested on the next 5; or two files of 5 s"
-    add("--video", type=Path, nargs="+", metavar="FILE", help=video_help)
-    add("--preset", choices=("tiny", "small", "paper"), help="size of the networks; default: tiny")
+    group = parser.add_argument_group("protocol single-video", "all four operators are trained alike, below --out")
+    add = group.add_argument
+    add("--video", type=Path, metavar="FILE", help="of 10 s: trained on its first 5 s, tested on the next")
+    add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of the networks")
     add("--steps", type=positive_int, metavar="N", help="of each training; default: the preset's")
-    add("--minutes", type=positive_float, metavar="MIN", help="stop each training at this time")
-    add("--batch-size", type=positive_int, metavar="N", help="samples in one pass; default: the preset's")
+    add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
     add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4; default: the preset's")
-    perceptual_help = "SqueezeNet 1.1 for the feature distance in the training loss; off without"
-    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual_help)
-    add("--num-seeds", type=positive_int, metavar="N", help="trainings of each operator, from --seed on; default: 1")
+    add("--num-seeds", type=positive_int, default=1, metavar="N", help="trainings of each operator, from --seed on")
     add = parser.add_argument_group("networks that measure").add_argument
     lpips_help = (
-        "torchvision's ImageNet weights, a file for each network, or `hub`: from torch.hub's cache, else downloaded"
+        "torchvision's ImageNet weights, a file for each network, or `hub`: from torch.hub's cache, else downloaded; "
+        "no LPIPS without"
     )
-    add("--lpips-weights", nargs="+", metavar="FILE|hub", help=lpips_help + "; LPIPS is left out without")
-    networks = {"choices": ("alex", "vgg", "squeeze"), "metavar": "NET"}
+    add("--lpips-weights", nargs="+", metavar="FILE|hub", help=lpips_help)
+    networks = {"choices": ("alex", "vgg", "squeeze"), "default": ["alex"], "metavar": "NET"}
     add("--lpips-network", nargs="+", help="of alex, vgg, squeeze: what those files hold; default: alex", **networks)
-    feature_help = "SqueezeNet 1.1 for feature_distance, which is left out without"
+    feature_help = "SqueezeNet 1.1 for feature_distance; none without"
     add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
-    out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/frames-SET-SPLIT or frames-seed"}
+    folders = f"{DEFAULT_OUT}/frames-SET-SPLIT or frames-single-video"
+    out = {"metavar": "DIR", "help": f"folder of the tables; default: {folders}"}
     add_shared_flags(parser, "seed", "device", "out", "precision", out=out)
+
+
+def _check_frames_flags(args: Arguments) -> None:
+    needed, other, strange = "data", "single-video", SINGLE_VIDEO_FLAGS
+    if args.protocol == "single-video":
+        needed, other, strange = "video", "clips", CLIPS_FLAGS
+    refuse_flags(args, strange, f"belongs to --protocol {other}, not {args.protocol}")
+    if getattr(args, needed) is None:
+        raise UsageError(f"missing: --{needed}, for --protocol {args.protocol}")
 
 
 def add_splats_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
-    parser = tables.add_parser("splats", help="one picture under a strong smooth flow, by each operator, side by side")
+    parser = tables.add_parser("splats", help="one image under a strong smooth flow, by each operator, side by side")
     group = parser.add_argument_group("what is splatted")
-    group.add_argument("--image", type=Path, required=True, metavar="FILE", help="a picture")
+    group.add_argument("--image", type=Path, required=True, metavar="FILE", help="an image")
     group.add_argument("--size", type=positive_int, default=256, metavar="PX", help="its long side")
-    group.add_argument("--sigma", type=positive_float, metavar="PX", help="of the Gaussian footprints; default: .45")
+    group.add_argument("--sigma", type=positive_float, metavar="PX", help="of the Gaussian footprints; default: 0.45")
     add_shared_flags(parser, "out", out={"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/splats"})
 
 
@@ -180,30 +202,6 @@ def add_video_flags(tables: argparse._SubParsersAction) -> None:
     add_shared_flags(parser, "seed", "device", "precision", "out", out=out, seed=seed)
 
 
-def add_ablation_flags(tables: argparse._SubParsersAction) -> None:
-    """Add the flags of this table."""
-    parser = tables.add_parser("ablation", help="variants trained with the same budget; called again it goes on")
-    group = parser.add_argument_group("what is trained")
-    add = group.add_argument
-    add("--data", nargs="+", required=True, metavar="SET[:WEIGHT]", help="clip sets to train on")
-    add("--variants", nargs="+", choices=KEYS, default=list(KEYS), metavar="KEY", help=f"of {', '.join(KEYS)}")
-    budget = group.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--steps", type=positive_int, metavar="N", help="budget of each training, a VAE's too")
-    budget.add_argument("--minutes", type=positive_float, metavar="MIN", help="the same as time, at a constant rate")
-    add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of the networks")
-    add("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px")
-    add("--batch-size", type=positive_int, metavar="N", help="samples in one pass; by default the presets'")
-    add("--backbone", choices=("squeezenet", "none"), default="none", help="picture network of the condition")
-    add("--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights of SqueezeNet 1.1")
-    group = parser.add_argument_group("what is measured")
-    test_help = "clip sets whose test clips are measured; by default those of --data"
-    group.add_argument("--test-data", type=Path, nargs="+", metavar="SET", help=test_help)
-    group.add_argument("--clips", type=positive_int, metavar="N", help="only N clips of each set, drawn by --seed")
-    group.add_argument("--samples", type=positive_int, default=4, metavar="M", help="motions for each picture")
-    out = {"metavar": "DIR", "help": f"folder of all runs and of the table; default: {DEFAULT_OUT}/ablation"}
-    add_shared_flags(parser, "seed", "device", "precision", "workers", "out", "dry-run", out=out)
-
-
 def _check_video_flags(args: Arguments) -> None:
     if args.data is None:
         of_set = ("--split", "--clips", "--splat", "--full-strength", "--checkpoint", "--precision", *SAMPLING_FLAGS)
@@ -214,6 +212,28 @@ def _check_video_flags(args: Arguments) -> None:
         refuse_flags(args, ["--slide-step"], "there is no --image-network and no --dtfvd-network")
     if not (args.fvd_network or args.dtfvd_network):
         refuse_flags(args, ("--windows", "--window-step"), "there is no --fvd-network and no --dtfvd-network")
+
+
+def add_ablation_flags(tables: argparse._SubParsersAction) -> None:
+    """Add the flags of this table."""
+    parser = tables.add_parser("ablation", help="variants trained with the same budget; called again it goes on")
+    group = parser.add_argument_group("what is trained")
+    add = group.add_argument
+    add("--data", nargs="+", required=True, metavar="SET[:WEIGHT]", help="clip sets to train on")
+    add("--variants", nargs="+", choices=KEYS, default=list(KEYS), metavar="KEY", help=f"of {', '.join(KEYS)}")
+    add("--steps", type=positive_int, required=True, metavar="N", help="budget of each training, a VAE's too")
+    add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of the networks")
+    add("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px")
+    add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
+    add("--backbone", choices=("squeezenet", "none"), default="none", help="image network of the condition")
+    add("--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights of SqueezeNet 1.1")
+    group = parser.add_argument_group("what is measured")
+    test_help = "clip sets whose test clips are measured; default: those of --data"
+    group.add_argument("--test-data", type=Path, nargs="+", default=[], metavar="SET", help=test_help)
+    group.add_argument("--clips", type=positive_int, metavar="N", help="only N clips of each set, drawn by --seed")
+    group.add_argument("--samples", type=positive_int, default=4, metavar="M", help="motions for each image")
+    out = {"metavar": "DIR", "help": f"folder of all runs and of the table; default: {DEFAULT_OUT}/ablation"}
+    add_shared_flags(parser, "seed", "device", "precision", "workers", "out", "dry-run", out=out)
 
 
 def add_data_flags(tables: argparse._SubParsersAction) -> None:

@@ -25,7 +25,7 @@ from data.prepare_clip import read_clip
 from data.result_tables import write_results
 from data.scenes.scene import Scene, make_scene
 from evaluation import EvaluationError, out_folder
-from metrics.images import SequenceMetrics
+from metrics.images import frame_metrics, pool_frames
 from models.frame_synthesis import splat_image
 from motion.flow import MOTION_AREA_PX, magnitude
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
@@ -251,11 +251,12 @@ def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
-    metrics = SequenceMetrics()
+    parts = []
     for values, frames in zip(flow.split(4), clip.frames.split(4), strict=True):
         first = clip.first.expand(len(frames), -1, -1, -1)
-        metrics.add(splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0], frames)
-    return metrics.finish(clip.name)
+        splat = splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0]
+        parts.append(frame_metrics(splat, frames))
+    return pool_frames({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def _end_point_errors(clip: FlowClip, flow: Tensor, visible: Tensor) -> dict[str, float | None]:
@@ -304,7 +305,7 @@ def make_table(
     if unknown:
         raise EvaluationError(f"methods {unknown[0]}: no such method; right: {', '.join(METHODS)}")
     if raft_weights is not None and "raft" not in methods:
-        raise EvaluationError("raft-weights: only for RAFT; give --methods raft, and the others that you want")
+        raise EvaluationError("raft_weights: only for RAFT; right: raft among the methods")
     place = choose_device(device)
     found = {path: list_videos(path) for path in videos}
     empty = [path for path in found if not found[path]]
@@ -312,7 +313,7 @@ def make_table(
         logger.warning("%s: no videos in this folder", path)
     files = [file for path in videos for file in found[path]]
     if not files and not scenes:
-        raise EvaluationError("videos: name videos, or give --scenes N")
+        raise EvaluationError("videos: right: some videos, or scenes")
 
     # Measure
     options = {"weights": raft_weights, "device": str(place), "scenes": find_scenes(scenes, first_seed=seed)}

@@ -200,7 +200,7 @@ def train_renderer(
     check_precision(options.precision, start_processes(options.device))
     perceptual = None
     if perceptual_weights is not None:
-        perceptual = PerceptualLoss(perceptual_weights, perceptual_network, flag="--perceptual-weights")
+        perceptual = PerceptualLoss(perceptual_weights, perceptual_network)
     loss = FrameSynthesisLoss(perceptual)
     sets = open_sets(data, options.seed) if data or not dry_run else []
     config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}
