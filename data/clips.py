@@ -227,6 +227,7 @@ class ClipSet:
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:
+    """Read statistics.json, {} where there is none; ClipSetError for a damaged one or another format."""
     path = folder / "statistics.json"
     if not path.is_file():
         return {}

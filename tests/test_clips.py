@@ -22,7 +22,7 @@ import torch
 from data.augmentation import choose_box, flip_spectrum, reverse_spectrum
 from data.clip_writer import ClipContent, ClipSetWriter, lock_folder, rows_of_set, write_clip
 from data.clips import DROPPED, STORED_BINS, ClipRow, ClipSet, ClipSetError, Pair, SampleKey, motion_metrics
-from data.datasets import MotionDataset, RenderingDataset, parse_set_flags
+from data.datasets import MotionDataset, RenderingDataset, open_weighted_sets
 from data.files import MediaError
 from data.jobs import run_jobs
 from data.scenes.render_set import TEST_EVERY, _is_test_scene, render_scene_set, scene_settings
@@ -498,7 +498,7 @@ def test_samples_depend_on_nothing_but_the_key(tmp_path):
 
 def test_weights_set_how_often_a_clip_comes(tmp_path):
     make_set(tmp_path / "a"), make_set(tmp_path / "b")
-    sets = parse_set_flags([str(tmp_path / "a"), f"{tmp_path / 'b'}:0.34"])
+    sets = open_weighted_sets([str(tmp_path / "a"), f"{tmp_path / 'b'}:0.34"])
     assert [weight for _, weight in sets] == [1.0, 0.34]
     dataset = MotionDataset(sets)  # 3 training clips and a third of 3
     assert len(dataset) == 4
@@ -508,11 +508,11 @@ def test_weights_set_how_often_a_clip_comes(tmp_path):
     with pytest.raises(IndexError):
         dataset[SampleKey(4, 0, 0)]
     with pytest.raises(ClipSetError, match="above 0"):
-        parse_set_flags([f"{tmp_path / 'a'}:0"])
+        open_weighted_sets([f"{tmp_path / 'a'}:0"])
     with pytest.raises(ClipSetError, match="not a clip set"):
-        parse_set_flags([f"{tmp_path / 'a'}:much"])
+        open_weighted_sets([f"{tmp_path / 'a'}:much"])
     shutil.copytree(tmp_path / "a", tmp_path / "c:0.5")  # a folder may be named so
-    assert parse_set_flags([tmp_path / "c:0.5"])[0][1] == 1.0
+    assert open_weighted_sets([tmp_path / "c:0.5"])[0][1] == 1.0
 
 
 def test_a_set_without_clips_for_the_purpose_is_refused(tmp_path):

@@ -15,7 +15,7 @@ import data.augmentation as augmentation
 from data.augmentation import draw_geometry, jitter_colours
 from data.clip_writer import ClipContent, ClipSetWriter, lock_folder
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, Pair, SampleKey
-from data.datasets import MotionDataset, RenderingDataset, parse_set_flags
+from data.datasets import MotionDataset, RenderingDataset, open_weighted_sets
 from data.scenes.scene import SCENES_VERSION
 from models.vae import MotionVAE
 from motion.flow import resize_maps
@@ -265,7 +265,7 @@ def test_filled_up_epochs_change_no_sample(tmp_path: Path) -> None:
 def test_the_draw_has_the_shares_of_the_weights(tmp_path: Path) -> None:
     for name, clips in {"a": 6, "b": 10, "c": 4}.items():
         make_set(tmp_path / name, clips)
-    sets = parse_set_flags([tmp_path / "a", f"{tmp_path / 'b'}:0.3", f"{tmp_path / 'c'}:2.5"])
+    sets = open_weighted_sets([tmp_path / "a", f"{tmp_path / 'b'}:0.3", f"{tmp_path / 'c'}:2.5"])
     assert [weight for _, weight in sets] == [1.0, 0.3, 2.5]
     dataset = MotionDataset(sets)
     assert len(dataset) == 6 + 3 + 10
@@ -307,7 +307,7 @@ def test_a_small_weight_meets_every_variant_of_every_clip(tmp_path: Path) -> Non
 def test_bad_weights_are_one_line(flags: list[str], message: str, tmp_path: Path) -> None:
     make_set(tmp_path / "set", 1)
     with pytest.raises(ClipSetError, match=message) as caught:
-        parse_set_flags([flag.replace("SET", str(tmp_path / "set"), 1) for flag in flags])
+        open_weighted_sets([flag.replace("SET", str(tmp_path / "set"), 1) for flag in flags])
     assert "\n" not in str(caught.value) and caught.value.is_user_error
 
 
@@ -330,7 +330,7 @@ def test_training_reads_the_training_split_unless_told(tmp_path: Path) -> None:
 def test_a_source_that_one_set_tests_and_another_trains_on_is_refused(tmp_path: Path) -> None:
     make_set(tmp_path / "x" / "a", 3), make_set(tmp_path / "y" / "a", 2, test_clips=1)
     with pytest.raises(ClipSetError, match=r"a2.mp4 is a training clip in .*x/a and a test clip in .*y/a"):
-        parse_set_flags([tmp_path / "x" / "a", tmp_path / "y" / "a"])
+        open_weighted_sets([tmp_path / "x" / "a", tmp_path / "y" / "a"])
 
 
 def test_pieces_of_a_source_are_in_one_split_over_all_sets(tmp_path: Path) -> None:

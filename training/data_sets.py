@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.clip_writer import FolderBusyError
 from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError
-from data.datasets import WeightedSets, parse_set_flags
+from data.datasets import WeightedSets, open_weighted_sets
 from data.files import MediaError, atomic_path
 from data.scenes.render_set import render_scene_set
 from data.scenes.scene import SCENES_VERSION
@@ -40,11 +40,11 @@ def open_sets(data: Sequence[str] | None, seed: int, *, num: int = SCENES_WITHOU
     """Open sets given as SET or SET:WEIGHT, or render a small scene set once, saying so, where none is given.
 
     Raises:
-        ClipSetError: as `parse_set_flags`.
+        ClipSetError: as `open_weighted_sets`.
         ArgumentError: a group of clips that one set trains on and another tests with.
     """
     if data:
-        sets = parse_set_flags(data)
+        sets = open_weighted_sets(data)
         _check_groups([clip_set for clip_set, _ in sets])
         return sets
     folder = Path("outputs") / "scenes" / f"{num}-seed{seed}-v{SCENES_VERSION}"
