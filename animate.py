@@ -1,7 +1,7 @@
 """Animate photographs: trees sway, flowers nod, candles flicker, and what is rigid stays still.
 
 python animate.py photo.jpg                    writes outputs/photo.mp4, 5 s at 30 frames/s
-python animate.py photos/ --loop --out loops   every picture of a folder, as seamless loops
+python animate.py photos/ --loop --out loops   every picture of a folder, as seamless loops; --skip-existing goes on
 python animate.py photo.jpg --loop-seconds 3   a loop of 3 s at the motion's own speed
 """
 
@@ -16,7 +16,6 @@ from animation.flags import (
     FORMATS,
     add_loop_flags,
     add_playback_flags,
-    add_rendering_flags,
     add_sampling_flags,
     check_playback_flags,
     sampling_options,
@@ -30,8 +29,16 @@ from animation.rendering import (
     read_mask_of,
     render_video,
 )
-from animation.sampling import load_pipeline, loop_guidance, loop_phase
-from cli.parser import Parser, UsageError, check_output_file, check_precision, choose_device
+from animation.sampling import (
+    LOOP_FLAGS,
+    PREDICTION_FLAGS,
+    check_loop_guidance,
+    load_pipeline,
+    loop_guidance,
+    loop_phase,
+)
+from cli.flags import add_shared_flags
+from cli.parser import Arguments, Parser, UsageError, check_output_file, choose_device, refuse_flags
 from cli.run import command, run, user_message
 
 logger = logging.getLogger("__main__")
@@ -46,13 +53,14 @@ def make_parser() -> Parser:
     add = group.add_argument
     add("pictures", nargs="+", type=Path, metavar="PICTURE|FOLDER", help="photographs, or folders of them")
     add("--out", type=Path, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one picture")
+    add("--skip-existing", action="store_true", help="leave out pictures whose output is there; default: write it anew")
     add("--splat", choices=("softmax", "gaussian"), default="softmax", help="how pixels are carried")
     add("--motion", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")
     add("--motion-out", type=Path, metavar="FILE.npz", help="also keep the predicted motion")
     add_playback_flags(parser)
     add_sampling_flags(parser)
     add_loop_flags(parser)
-    add_rendering_flags(parser, "seed", "device")
+    add_shared_flags(parser, "seed", "device", "precision")
     return parser
 
 
@@ -101,18 +109,21 @@ def read_inputs(args: argparse.Namespace, picture: Path) -> tuple:
     return image, source, mask, motion
 
 
-def check_loop_flags(args: argparse.Namespace) -> float:
-    """Let --loop-seconds imply --loop and the length; return the phase at which the motion will close, 1 without it.
+def check_motion_flags(args: Arguments) -> float:
+    """Check how motion is had; --loop-seconds implies --loop and the length. Return the phase at which it closes, or 1.
 
     Raises:
-        UsageError: no or too many frames, or a motion that is not predicted here.
+        UsageError: no or too many frames, or flags that would do nothing.
     """
+    if args.motion:
+        there = "--motion is there already; right: generate_motion.py --loop-seconds, or --loop"
+        refuse_flags(args, ("--loop-seconds", *LOOP_FLAGS), there)
+        refuse_flags(args, PREDICTION_FLAGS, "--motion is there already, none is predicted; right: one of them")
+        if args.preview:
+            refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --motion and --preview")
+    check_loop_guidance(args)
     if args.loop_seconds is None:
         return 1.0
-    if args.motion:
-        raise UsageError(
-            "--loop-seconds: --motion is there already; right: generate_motion.py --loop-seconds, or --loop"
-        )
     args.loop, args.seconds = True, args.seconds or args.loop_seconds
     return loop_phase(args.loop_seconds, fps=args.fps, slow=args.slow)
 
@@ -163,7 +174,7 @@ class Animator:
 def main(argv: list[str] | None = None) -> int:
     """Animate every picture; returns 0, or 2 when a picture could not be animated."""
     args = make_parser().parse_args(argv)
-    phase = check_loop_flags(args)
+    phase = check_motion_flags(args)
     check_playback_flags(args)
     sampling_options(args)
 
@@ -179,17 +190,14 @@ def main(argv: list[str] | None = None) -> int:
         raise UsageError("--motion-out: there is nothing to predict with --motion; right: one of them")
     if args.motion_out:
         check_output_file(args.motion_out, "--motion-out", (".npz",))
-    check_precision(args.precision, choose_device(args.device))
     outputs, video_format = choose_outputs(pictures, args.out, args.format)
     check_video_flags(args, outputs, video_format, loop_phase=phase)
     jobs = list(zip(pictures, outputs, strict=True))
-    if many:
-        finished = [output for _, output in jobs if output.exists()]
-        jobs = [(picture, output) for picture, output in jobs if not output.exists()]
-        if finished:
-            logger.info(
-                "%d of %d are finished already and are skipped (first: %s)", len(finished), len(outputs), finished[0]
-            )
+    if args.skip_existing:
+        there = [output for output in outputs if output.exists()]
+        jobs = [(picture, output) for picture, output in jobs if output not in there]
+        if there:
+            logger.info("%d of %d are there already and are skipped (first: %s)", len(there), len(outputs), there[0])
         if not jobs:
             return 0
 

@@ -14,9 +14,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from animation.flags import DEFAULT_SIZE_PX, add_rendering_flags
+from animation.flags import DEFAULT_SIZE_PX
+from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, check_precision, choose_device, positive_int
-from cli.run import HALF_PRECISION, ON_CPU, command, run, user_message
+from cli.run import command, run, user_message
 
 if TYPE_CHECKING:
     import torch
@@ -35,7 +36,6 @@ MOST_UPLOAD = "30mb"
 MOST_WAITING = 16
 # Videos, and pages to poke, that stay on disk; the page has a copy of its own of what it shows.
 KEPT_VIDEOS = 8
-MEMORY_FLAGS = ("--size", HALF_PRECISION, ON_CPU)
 
 
 class Studio:
@@ -99,7 +99,7 @@ class Studio:
         image, source = read_upload(picture, self.size_px)
         if progress is not None:
             progress(0.0)
-        motion = self.pipeline.predict(source, seed=int(seed)).controlled(magnify=strength)
+        motion = self.pipeline.predict(source, seed=int(seed), precision=self.precision).controlled(magnify=strength)
         if loop:
             motion = motion.without_drift()
         playback = plan_playback(seconds=seconds, fps=motion.fps, period_s=motion.period_s, loop=loop, drift=not loop)
@@ -174,7 +174,7 @@ def make_page(gradio: Any, studio: Studio) -> Any:
                 progress=lambda share: progress(share, desc="frames" if share else "motion"),
             )
         except Exception as error:
-            message = user_message(error, MEMORY_FLAGS)
+            message = user_message(error)
             if message is None:
                 raise
             raise gradio.Error(message) from error
@@ -225,7 +225,7 @@ def import_gradio() -> Any:
     return gradio
 
 
-@command(memory_flags=MEMORY_FLAGS)
+@command
 def main(argv: list[str] | None = None) -> int:
     """Serve the page on this machine until Ctrl-C; returns the exit code."""
     parser = Parser(description=__doc__)
@@ -235,7 +235,7 @@ def main(argv: list[str] | None = None) -> int:
         "--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side of the videos"
     )
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
-    add_rendering_flags(parser, "device")
+    add_shared_flags(parser, "device", "precision")
     args = parser.parse_args(argv)
     if args.port > 65535:
         raise UsageError(f"--port {args.port}: right: 1 to 65535")

@@ -1,8 +1,8 @@
 """Measure speed and memory, always beside a baseline in the same run.
 
-animate    picture -> video: each part, beside image-space rendering
+animate    image -> video: each part, beside image-space rendering
 motion     predicting motion by sampler and steps, beside one frequency after the other
-render     frames a second and memory by size, with each network, beside the preview
+render     frames a second and memory by size, with each network, beside the direct warp (preview)
 splatting  operators and backends, beside hand-written torch and a copy
 data       rendering scenes for training, and optical flow by method
 page       the page of interact.py in a browser: first frame, frames a second, growth of memory
@@ -15,18 +15,11 @@ import shlex
 import sys
 
 from benchmarks import flags
-from cli.parser import Parser
-from cli.run import HALF_PRECISION, ON_CPU, command, run
+from cli.parser import Parser, check_precision, check_writable, choose_device
+from cli.run import command, run
 
 BENCHMARKS = ("animate", "motion", "render", "splatting", "data", "page")
 # Of those that compute on a device.
-MEMORY_FLAGS = {
-    "animate": ("--size", HALF_PRECISION, ON_CPU),
-    "motion": ("--grid", "--samples", "--guidance", HALF_PRECISION, ON_CPU),
-    "render": ("--sizes", "--batch-size", HALF_PRECISION, ON_CPU),
-    "splatting": ("--sizes", ON_CPU),
-    "page": ("--sizes", ON_CPU),
-}
 
 
 def make_parser() -> Parser:
@@ -38,12 +31,23 @@ def make_parser() -> Parser:
     return parser
 
 
-@command(memory_flags=MEMORY_FLAGS)
+@command
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the table; returns the exit code."""
-    args = make_parser().parse_args(argv)
-    args.command = f"command: benchmark.py {shlex.join(map(str, sys.argv[1:] if argv is None else argv))}"
-    print(importlib.import_module(f"benchmarks.{args.what}").make_table(args))
+    options = vars(make_parser().parse_args(argv))
+    what, out = options.pop("what"), options.pop("out")
+    command_line = shlex.join(["benchmark.py", *map(str, sys.argv[1:] if argv is None else argv)])
+
+    # Early checks
+    check_writable(out / "results.json")
+    if "device" in options:
+        options["device"] = choose_device(options["device"])
+        check_precision(options.get("precision", "no"), options["device"])
+
+    from data.result_tables import write_results
+
+    rows, notes = importlib.import_module(f"benchmarks.{what}").make_table(**options)
+    print(write_results(out, rows, title=f"benchmark {what}", notes=[*notes, f"command: {command_line}"]))
     return 0
 
 

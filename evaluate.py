@@ -1,11 +1,11 @@
 """Measure on held-out clips and write tables.
 
-frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and what any of them must beat
-splats    one picture under a strong smooth flow, by each splatting operator, side by side
+frames    how well frame t is made from frame 0 and its flow: models, image-space splats, and baselines
+splats    one image under a strong smooth flow, by each splatting operator, side by side
 data      clip sets side by side: how much moves at which frequency, number of clips, confidence
-sources   what clip sets were made from, with its licence, as a model card lists it
+sources   the sources of clip sets with their licences, for a model card
 motion    predicted motion: does it fall where the clips move, how strong is each bin, how do samples differ
-still     motion predicted for pictures in which nothing can move
+still     motion predicted for images in which nothing can move
 video     generated videos against real ones: FID, KID, FVD, DTFVD, also along the video
 ablation  variants of the method trained with the same budget, and measured alike
 flow      optical flow methods on videos, and on rendered scenes whose flow is known
@@ -18,7 +18,7 @@ import shlex
 import sys
 
 from cli.parser import Parser
-from cli.run import HALF_PRECISION, ON_CPU, command, run
+from cli.run import command, run
 from evaluation import flags
 
 # Name of the table, its flags, and the module whose make_table measures and writes it.
@@ -28,23 +28,14 @@ TABLES = (
     ("motion", flags.add_motion_flags, "evaluation.motion.table"),
     ("still", flags.add_still_flags, "evaluation.motion.static_scenes"),
     ("video", flags.add_video_flags, "evaluation.video.table"),
-    ("ablation", flags.add_ablation_flags, "evaluation.ablation.table"),
+    ("ablation", flags.add_ablation_flags, "evaluation.ablation"),
     ("data", flags.add_data_flags, "evaluation.clip_sets"),
     ("sources", flags.add_sources_flags, "evaluation.licences"),
     ("flow", flags.add_flow_flags, "evaluation.flow"),
 )
-# Of those that compute on a device.
-MEMORY_FLAGS = {
-    "frames": (HALF_PRECISION, ON_CPU),
-    "motion": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
-    "still": ("--samples", "--guidance", HALF_PRECISION, ON_CPU),
-    "ablation": flags.MEMORY_FLAGS,
-    "flow": (ON_CPU,),
-    "video": ("--batch-size", HALF_PRECISION, ON_CPU),
-}
 
 
-@command(memory_flags=MEMORY_FLAGS)
+@command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
     parser = Parser(description=__doc__, raw_description=True)
@@ -53,9 +44,13 @@ def main(argv: list[str] | None = None) -> int:
     for _, add_flags, _ in TABLES:
         add_flags(commands)
     args = parser.parse_args(argv)
-    args.command = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
-    module = next(module for name, _, module in TABLES if name == args.table)
-    return importlib.import_module(module).make_table(args)
+    options = vars(args)
+    table, check = options.pop("table"), options.pop("check", None)
+    if check:
+        check(args)
+    options["command"] = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
+    module = next(module for name, _, module in TABLES if name == table)
+    return importlib.import_module(module).make_table(**options)
 
 
 if __name__ == "__main__":

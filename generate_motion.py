@@ -7,15 +7,15 @@ import sys
 from pathlib import Path
 
 from animation.flags import DEFAULT_SIZE_PX, add_loop_flags, add_sampling_flags, sampling_options
-from animation.sampling import load_pipeline, loop_guidance, loop_phase
+from animation.sampling import check_loop_guidance, load_pipeline, loop_guidance, loop_phase
 from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file
-from cli.run import ON_CPU, command, run
+from cli.run import command, run
 
 logger = logging.getLogger("__main__")
 
 
-@command(memory_flags=("--guidance", "use --loop-guidance closing", ON_CPU))
+@command
 def main(argv: list[str] | None = None) -> int:
     """Predict one motion file; returns the exit code."""
     parser = Parser(description=__doc__)
@@ -27,9 +27,10 @@ def main(argv: list[str] | None = None) -> int:
     group.add_argument("--dense", action="store_true", help="also store the flow of all 150 frames (49 MB)")
     add_sampling_flags(parser)
     add_loop_flags(parser)
-    add_shared_flags(parser, "seed", "device")
+    add_shared_flags(parser, "seed", "device", "precision")
     args = parser.parse_args(argv)
     options = sampling_options(args)
+    check_loop_guidance(args)
     if args.loop_seconds is not None:
         loop_phase(args.loop_seconds)
     check_output_file(args.output, "--output", (".npz",))

@@ -13,7 +13,7 @@ import logging
 import sys
 from pathlib import Path
 
-from animation.flags import add_rendering_flags, add_sampling_flags, sampling_options
+from animation.flags import add_sampling_flags, sampling_options
 from animation.interactive_page import build_page, page_modes
 from animation.interactive_video import (
     add_interaction_flags,
@@ -23,8 +23,9 @@ from animation.interactive_video import (
 )
 from animation.rendering import note_sizes, read_images
 from animation.sampling import load_pipeline
+from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file, positive_int
-from cli.run import HALF_PRECISION, ON_CPU, command, run
+from cli.run import command, run
 
 logger = logging.getLogger("__main__")
 
@@ -43,19 +44,19 @@ def make_parser() -> Parser:
         help="long side of the picture in the page; never enlarged")  # fmt: skip
     add_sampling_flags(parser)
     add_interaction_flags(parser)
-    add_rendering_flags(parser, "seed", "device")
+    add_shared_flags(parser, "seed", "device", "precision")
     return parser
 
 
-@command(memory_flags=("--guidance", "--size", HALF_PRECISION, ON_CPU))
+@command
 def main(argv: list[str] | None = None) -> int:
     """Write one page; returns the exit code."""
     args = make_parser().parse_args(argv)
     out = args.out or Path("outputs") / f"{args.picture.stem}.html"
     if not args.video:
         check_output_file(out, "--out", (".html", ".htm"))
-    options = sampling_options(args)
     check_interaction_flags(args)
+    options = sampling_options(args)
 
     from data.media import atomic_path, read_image_size
     from motion.motion_file import load_motion

@@ -9,7 +9,7 @@ import sys
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cli.flags import add_shared_flags
 from cli.parser import (
@@ -22,15 +22,11 @@ from cli.parser import (
     positive_int,
     size_px,
 )
-from cli.run import EXIT_SKIPPED, ON_CPU, command, run
-
-if TYPE_CHECKING:
-    from data.clips import ClipRow, ClipSet
-    from data.prepare_clip import ClipJob
+from cli.run import EXIT_SKIPPED, command, run
 
 
 # Only RAFT computes on a device.
-@command(memory_flags={"videos": ("--size", ON_CPU)})
+@command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and prepare the set; returns 3 when a video had to be skipped."""
     args = _parser().parse_args(argv)
@@ -43,75 +39,51 @@ def main(argv: list[str] | None = None) -> int:
 def _parser() -> Parser:
     parser = Parser(description=__doc__)
     kinds = parser.add_subparsers(dest="what", required=True, metavar="videos|scenes|select")
+    size: dict[str, Any] = {"type": size_px, "default": (160, 256), "metavar": "WxH_PX"}
+    several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "PATH"}
 
     videos = kinds.add_parser("videos", help="prepare clips of videos")
-    videos.add_argument(
-        "paths",
-        nargs="+",
-        type=Path,
-        metavar="PATH",
-        help="videos, folders, CSV files: path,start,seconds,split,source",
-    )
-    group = videos.add_argument_group("clips")
-    group.add_argument("--fps", type=positive_float, default=30.0, metavar="HZ", help="highest frame rate to use")
-    group.add_argument(
-        "--size", type=size_px, default=(160, 256), metavar="WxH_PX", help="area of the motion grid; aspects are kept"
-    )
-    group.add_argument("--pairs", type=non_negative_int, default=6, metavar="N", help="target frames kept of a clip")
-    group.add_argument("--clips-per-video", type=positive_int, default=1, metavar="N", help="clips taken of a video")
-    group.add_argument(
-        "--stride", type=positive_float, default=5.0, metavar="S", help="from the start of a clip to the next one's"
-    )
-    group.add_argument(
-        "--max-camera-px", type=positive_float, default=0.75, metavar="PX", help="camera motion allowed, at 256x160"
-    )
-    group.add_argument("--max-clips", type=positive_int, metavar="N", help="stop after the first N videos")
-    repeated = {"action": "append", "default": []}
-    group.add_argument(
-        "--split-from",
-        type=Path,
-        metavar="CSV",
-        help="look up splits by file name; repeat the flag for more",
-        **repeated,
-    )
-    group = videos.add_argument_group("optical flow")
+    videos.add_argument("paths", help="videos, folders, CSV files: path,start,seconds,split,source", **several)
+    add = videos.add_argument_group("clips").add_argument
+    add("--fps", type=positive_float, default=30.0, metavar="HZ", help="highest frame rate to use")
+    add("--size", help="area of the motion grid; aspects are kept", **size)
+    add("--pairs", type=non_negative_int, default=6, metavar="N", help="target frames kept of a clip")
+    add("--clips-per-video", type=positive_int, default=1, metavar="N", help="clips taken of a video")
+    add("--stride", type=positive_float, default=5.0, metavar="S", help="from the start of a clip to the next one's")
+    add("--max-camera-px", type=positive_float, default=0.75, metavar="PX", help="camera motion allowed, at 256x160")
+    add("--max-clips", type=positive_int, metavar="N", help="stop after the first N videos")
+    lookup = "look up splits by file name; repeat the flag for more"
+    add("--split-from", type=Path, action="append", default=[], metavar="CSV", help=lookup)
+    add = videos.add_argument_group("optical flow").add_argument
     methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
-    group.add_argument("--method", choices=methods, default="dis", help="how flow is estimated")
-    group.add_argument("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT")
+    add("--method", choices=methods, default="dis", help="how flow is estimated")
+    add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT")
     add_shared_flags(videos, "device", "out", "workers", "dry-run", device={"default": "cpu"})
 
     scenes = kinds.add_parser("scenes", help="render scenes whose motion is known")
-    group = scenes.add_argument_group("scenes")
-    group.add_argument("--num", type=positive_int, required=True, metavar="N", help="how many scenes")
-    group.add_argument("--size", type=size_px, default=(160, 256), metavar="WxH_PX", help="size of the pictures")
-    group.add_argument("--kinds", metavar="A,B", help="kinds of scenes, taken in turn; without it all kinds")
-    group.add_argument(
-        "--pairs", type=non_negative_int, default=2, metavar="N", help="later frames rendered of a scene"
-    )
-    photographs = {"nargs": "+", "type": Path, "default": [], "metavar": "PATH"}
-    group.add_argument("--backgrounds", **photographs, help="photographs, or folders of them, to stand behind scenes")
-    group.add_argument("--textures", **photographs, help="photographs whose light and dark becomes grain of surfaces")
+    add = scenes.add_argument_group("scenes").add_argument
+    add("--num", type=positive_int, required=True, metavar="N", help="how many scenes")
+    add("--size", help="size of the images", **size)
+    add("--kinds", metavar="A,B", help="kinds of scenes, taken in turn; without it all kinds")
+    add("--pairs", type=non_negative_int, default=2, metavar="N", help="later frames rendered of a scene")
+    add("--backgrounds", default=[], help="photographs, or folders of them, to stand behind scenes", **several)
+    add("--textures", default=[], help="photographs whose light and dark becomes grain of surfaces", **several)
     add_shared_flags(scenes, "seed", "out", "workers", "dry-run")
 
     select = kinds.add_parser("select", help="make a set of some clips of another, such as the calm ones")
     select.add_argument("set", type=Path, metavar="SET", help="the set to choose from")
-    group = select.add_argument_group("choice")
-    group.add_argument(
-        "--max-mean-px", type=positive_float, metavar="PX", help="largest mean displacement of a clip, at 256x160"
-    )
-    group.add_argument("--min-confidence", type=fraction, metavar="SHARE", help="least mean confidence, 0 to 1")
-    group.add_argument(
-        "--only", action="append", default=[], metavar="PATTERN", help="ids, with * and ?; may be repeated"
-    )
+    add = select.add_argument_group("choice").add_argument
+    largest = "largest mean displacement of a clip, at 256x160"
+    add("--max-mean-px", type=positive_float, metavar="PX", help=largest)
+    add("--min-confidence", type=fraction, metavar="FRACTION", help="least mean confidence, 0 to 1")
+    add("--only", action="append", default=[], metavar="PATTERN", help="ids, with * and ?; may be repeated")
     add_shared_flags(select, "out")
     return parser
 
 
-# ------------------------------------------------------------------------------------------------ scenes
-
-
 def _scenes(args: Any) -> int:
-    from data.clips import rows_of_set
+    from data.clip_writer import rows_of_set
+    from data.media import MediaError, list_images
     from data.scenes.render_set import render_scene_set, scene_settings
     from data.scenes.scene import KINDS
 
@@ -119,54 +91,40 @@ def _scenes(args: Any) -> int:
     unknown = [kind for kind in kinds or [] if kind not in KINDS]
     if unknown:
         raise UsageError(f"--kinds {unknown[0]}: no such kind; right: {', '.join(KINDS)}")
-    backgrounds, textures = (_photographs(flag, getattr(args, flag)) for flag in ("backgrounds", "textures"))
     what = {"seed": args.seed, "size": args.size, "kinds": kinds, "pairs": args.pairs}
-    what |= {"backgrounds": backgrounds, "textures": textures}
+    for name in ("backgrounds", "textures"):
+        paths = getattr(args, name)
+        try:
+            what[name] = list_images(paths) if paths else []
+        except MediaError as error:
+            raise UsageError(f"--{name}: {error}") from None
     if args.dry_run:
         rows_of_set(args.out, scene_settings(**what))
         print(f"{args.num} scenes of {', '.join(kinds or KINDS)} at {args.size[1]}x{args.size[0]} px into {args.out}")
         return 0
-    clip_set = render_scene_set(args.out, args.num, **what, workers=args.workers, progress=True)
-    _report(clip_set)
+    _report(render_scene_set(args.out, args.num, **what, workers=args.workers, progress=True))
     return 0
-
-
-def _photographs(flag: str, paths: list[Path]) -> list[Path]:
-    from data.media import MediaError, list_images
-
-    try:
-        return list_images(paths) if paths else []
-    except MediaError as error:
-        raise UsageError(f"--{flag}: {error}") from None
-
-
-# ------------------------------------------------------------------------------------------------ select
 
 
 def _select(args: Any) -> int:
     from data.clips import ClipSet
     from data.selection import select_clips
 
-    if args.max_mean_px is None and args.min_confidence is None and not args.only:
+    choice = {"max_mean_px": args.max_mean_px, "min_confidence": args.min_confidence, "only": args.only}
+    if choice == {"max_mean_px": None, "min_confidence": None, "only": []}:
         raise UsageError("--max-mean-px, --min-confidence, --only: say what to choose")
-    source = ClipSet(args.set)
-    clip_set = select_clips(
-        source, args.out, max_mean_px=args.max_mean_px, min_confidence=args.min_confidence, only=args.only
-    )
+    clip_set = select_clips(ClipSet(args.set), args.out, **choice)
     _report(clip_set)
     if not clip_set.rows(status=("kept", "pairs_only")):
         raise UsageError("--max-mean-px, --min-confidence, --only: no clip passes; the set is empty")
     return 0
 
 
-# ------------------------------------------------------------------------------------------------ videos
-
-
 def _videos(args: Any) -> int:
-    from data.clips import ClipSetWriter, remove_clip, rows_of_set
-    from data.find_clips import find_clips, fit_to_set, list_videos, name_groups, orphaned_clips
+    from data.clip_writer import ClipSetWriter, rows_of_set
+    from data.find_clips import find_clips, fit_to_set, list_videos, unfinished_jobs
     from data.jobs import run_jobs, show_progress
-    from data.prepare_clip import prepare_video
+    from data.prepare_clip import is_unreadable, prepare_video
 
     options = {"fps": args.fps, "area": args.size[0] * args.size[1], "method": args.method}
     options |= {"clips": args.clips_per_video, "stride_s": args.stride, "max_camera_px": args.max_camera_px}
@@ -177,98 +135,61 @@ def _videos(args: Any) -> int:
     empty = [path for path in args.paths if path.is_dir() and not list_videos(path)]
     for path in empty:
         print(f"{path}: no videos in this folder", file=sys.stderr)
-    _check_method(args)
     settings = {"made_of": "videos", "pairs": args.pairs, **options, **_flow_settings(args)}
     if args.dry_run:
         return _dry_run(fit_to_set(jobs, rows_of_set(args.out, settings)), args.workers, bool(empty))
 
     with ClipSetWriter(args.out, settings) as writer:
         jobs = fit_to_set(jobs, writer.rows)
-        writer.rows |= {row.id: row for row in name_groups(jobs, writer.rows.values())}
-        # what could not be read is tried again: the file may have been mended
-        todo = [job for job in jobs if job.id not in writer.rows or _is_unreadable(writer.rows[job.id])]
-        new = [job for job in todo if job.id not in writer.rows]
-        writer.remove(*orphaned_clips(new, writer.rows))
-        for job in new:
-            remove_clip(writer.folder, job.id)
+        todo = unfinished_jobs(jobs, writer)
         if len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already")
         with closing(run_jobs(prepare_video, [(writer.folder, job) for job in todo], args.workers)) as results:
             for rows in show_progress(results, len(todo), "video"):
                 writer.add(*rows)
-                if _is_unreadable(rows[-1]):
+                if is_unreadable(rows[-1]):
                     print(f"{rows[-1].id}: {rows[-1].reason}", file=sys.stderr)
-        clip_set = writer.finish()
-    _report(clip_set)
-    skipped = {row.id for row in writer.rows.values() if _is_unreadable(row)}
-    return EXIT_SKIPPED if empty or any(job.id in skipped for job in jobs) else 0
-
-
-def _is_unreadable(row: ClipRow) -> bool:
-    from data.prepare_clip import UNREADABLE
-
-    return row.reason.startswith(UNREADABLE)
-
-
-def _check_method(args: Any) -> None:
-    """Fail now rather than at the first clip when the flow method cannot run."""
-    import torch
-
-    from cli.parser import choose_device
-    from data.optical_flow import estimate_flow
-
-    choose_device(args.device)
-    picture = torch.zeros(3, 64, 64)
-    estimate_flow(picture, picture[None], method=args.method, weights=args.raft_weights, device=args.device)
+        _report(writer.finish())
+        return EXIT_SKIPPED if empty or any(is_unreadable(writer.rows[job.id]) for job in jobs) else 0
 
 
 def _flow_settings(args: Any) -> dict[str, Any]:
-    """Return what the flow depends on but for its method: our version, and RAFT's weights by their content."""
-    from data.optical_flow import FLOW_VERSION, weights_digest
+    """Return what the flow depends on beside its method; fail now when the method cannot run."""
+    import torch
 
-    settings: dict[str, Any] = {"flow_version": FLOW_VERSION}
-    if args.method == "raft":
-        settings["raft_weights"] = weights_digest(args.raft_weights)
-    return settings
+    from cli.parser import choose_device
+    from data.optical_flow import FLOW_VERSION, FlowError, estimate_flow, weights_digest
+
+    choose_device(args.device)
+    image = torch.zeros(3, 64, 64)
+    try:
+        estimate_flow(image, image[None], method=args.method, weights=args.raft_weights, device=args.device)
+    except FlowError as error:
+        flag = "--raft-weights FILE" if args.method == "raft" else "--method"
+        raise UsageError(f"{flag}: {error}") from None
+    weights = {"raft_weights": weights_digest(args.raft_weights)} if args.method == "raft" else {}
+    return {"flow_version": FLOW_VERSION} | weights
 
 
-def _dry_run(jobs: list[ClipJob], workers: int, skipped: bool) -> int:
+def _dry_run(jobs: list[Any], workers: int, skipped: bool) -> int:
     """List what would be kept and why, judged by a few frames of each clip; write nothing."""
     from data.jobs import run_jobs, show_progress
-    from data.prepare_clip import prepare_video
+    from data.prepare_clip import describe_clip, is_unreadable, prepare_video
 
-    found: dict[str, list[ClipRow]] = {}
+    found: dict[str, list[Any]] = {}
     with closing(run_jobs(prepare_video, [(None, job) for job in jobs], workers)) as results:
         for rows in show_progress(results, len(jobs), "video"):
             found[rows[-1].id] = rows
-    for job in jobs:
-        for row in sorted(found[job.id], key=lambda row: row.start_s):
-            skipped |= _is_unreadable(row)
-            print(f"{row.status:10} {row.split:5} {row.id}: {_describe(job, row)}")
+    for row in (row for job in jobs for row in sorted(found[job.id], key=lambda row: row.start_s)):
+        skipped |= is_unreadable(row)
+        print(f"{row.status:10} {row.split:5} {row.id}: {describe_clip(row)}")
     counts = Counter(row.status for rows in found.values() for row in rows)
     print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) + " by a first look")
     return EXIT_SKIPPED if skipped else 0
 
 
-def _describe(job: ClipJob, row: ClipRow) -> str:
-    from data.video import probe_video
-
-    if not row.frames:
-        return row.reason
-    info = probe_video(job.path)
-    return (
-        f"{info.width}x{info.height} {info.fps:.4g} fps {info.seconds:.2f} s, from {row.start_s:g} s "
-        f"{row.frames} frames, median {row.median_flow_px:.2f} px, {row.moving_fraction:.0%} move"
-        + (f"; {row.reason}" if row.reason else "")
-    )
-
-
-# ----------------------------------------------------------------------------------------------- report
-
-
-def _report(clip_set: ClipSet) -> None:
-    from data.contact_sheets import write_contact_sheet
-    from data.set_report import describe_set
+def _report(clip_set: Any) -> None:
+    from data.set_report import describe_set, write_contact_sheet
 
     sheet = write_contact_sheet(clip_set)
     print("\n".join(describe_set(clip_set)) + f", contact sheet {sheet or 'none'}")

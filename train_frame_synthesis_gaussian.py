@@ -1,8 +1,6 @@
 """Train the frame synthesis network with Gaussian splatting: each source pixel is a 2-D Gaussian.
 
-Pairs (frame 0, frame t, flow) come from clip sets of prepare_data.py. The model folder that is written at the end
-goes to animate.py, synthesize_gaussian.py and evaluate.py as --checkpoint. Data, order, seeds and losses are those of
-train_frame_synthesis_softsplat.py; only the operator differs.
+Data, order, seeds and losses are those of train_frame_synthesis_softsplat.py; only the operator differs.
 """
 
 from __future__ import annotations
@@ -10,48 +8,46 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cli.parser import UsageError, positive_float
-from cli.run import HALF_PRECISION, ON_CPU, command, run
-from training.frame_synthesis_flags import make_parser
+from cli.flags import add_renderer_flags
+from cli.parser import Parser, UsageError, positive_float, refuse_flags
+from cli.run import command, run
 
-# A wider Gaussian would be cut off by the operator's 4 x 4 taps.
-MAX_SIGMA_PX = 0.65
-# Where --learn-sigma ends; with the above models.frame_synthesis.LEARNED_SIGMA_PX, which --help must not import.
-MIN_LEARNED_SIGMA_PX = 0.2
+# models.frame_synthesis.LEARNED_SIGMA_PX, which --help must not import. A wider Gaussian would be cut off by the
+# operator's 4 x 4 taps.
+MIN_LEARNED_SIGMA_PX, MAX_SIGMA_PX = 0.2, 0.65
 
 
-@command(memory_flags=("--batch-size", "--crop", HALF_PRECISION, ON_CPU))
+@command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and train."""
-    parser = make_parser(__doc__)
-    group = parser.add_argument_group("gaussian splatting")
-    group.add_argument(
-        "--sigma", type=positive_float, default=0.45, metavar="PX", help="standard deviation, px of each scale"
-    )
+    parser = Parser(description=__doc__)
+    add = parser.add_argument_group("gaussian splatting").add_argument
+    sigma = "standard deviation, px of each scale"
+    add("--sigma", type=positive_float, default=0.45, metavar="PX", help=sigma)
     learned = f"train sigma too, from --sigma, within {MIN_LEARNED_SIGMA_PX} to {MAX_SIGMA_PX} px; sigma_px in the log"
-    group.add_argument("--learn-sigma", action="store_true", help=learned)
-    group.add_argument(
-        "--ewa", action=argparse.BooleanOptionalAction, default=True, help="deform the Gaussian with the flow"
+    add("--learn-sigma", action="store_true", help=learned)
+    add("--ewa", action=argparse.BooleanOptionalAction, default=True, help="deform the Gaussian with the flow")
+    weighting = (
+        "exp: what moves more is nearer; gaussian: Gaussian importance, exp(-importance^2 / 2) over the bilinear "
+        "footprint, without --sigma and --ewa"
     )
-    group.add_argument(
-        "--weighting",
-        choices=("exp", "gaussian"),
-        default="exp",
-        help="exp: what moves more is nearer; gaussian: the seed repository's, exp(-importance^2 / 2) over the "
-        "bilinear footprint, without --sigma and --ewa",
-    )
+    add("--weighting", choices=("exp", "gaussian"), default="exp", help=weighting)
+    add_renderer_flags(parser)
     args = parser.parse_args(argv)
+    if args.weighting == "gaussian":
+        footprint = ("--sigma", "--learn-sigma", "--ewa", "--no-ewa")
+        refuse_flags(args, footprint, "--weighting gaussian has no sigma; right: --weighting exp")
     if args.sigma > MAX_SIGMA_PX:
         raise UsageError(f"--sigma {args.sigma:g}: right: at most {MAX_SIGMA_PX} px, what 4 x 4 taps can hold")
     if args.learn_sigma and args.sigma < MIN_LEARNED_SIGMA_PX:
         raise UsageError(f"--sigma {args.sigma:g}: right: at least {MIN_LEARNED_SIGMA_PX} px with --learn-sigma")
-    if args.learn_sigma and args.weighting != "exp":
-        raise UsageError(f"--learn-sigma: --weighting {args.weighting} has no sigma; right: --weighting exp")
 
-    from training.frame_synthesis import run_training
+    from training.frame_synthesis import train_renderer
 
-    own = {"sigma": args.sigma, "ewa": args.ewa, "learn_sigma": args.learn_sigma, "weighting": args.weighting}
-    return run_training(args, "gaussian", own)
+    flags = vars(args)
+    own = {name: flags.pop(name) for name in ("sigma", "learn_sigma", "ewa", "weighting")}
+    train_renderer("gaussian", own, **flags)
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import sys
 
-from cli.run import HALF_PRECISION, ON_CPU, command, run
-from training.frame_synthesis_flags import make_parser
+from cli.flags import add_renderer_flags
+from cli.parser import Parser
+from cli.run import command, run
 
 
-@command(memory_flags=("--batch-size", "--crop", HALF_PRECISION, ON_CPU))
+@command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and train."""
-    args = make_parser(__doc__).parse_args(argv)
+    parser = Parser(description=__doc__)
+    scales = "splat only the N finest scales of the features; default: all"
+    parser.add_argument("--scales", type=int, choices=(1, 2, 3), metavar="N", help=scales)
+    add_renderer_flags(parser)
+    args = parser.parse_args(argv)
 
-    from training.frame_synthesis import run_training
+    from training.frame_synthesis import train_renderer
 
-    return run_training(args, "softmax", {})
+    flags = vars(args)
+    train_renderer("softmax", {"scales": flags.pop("scales")}, **flags)
+    return 0
 
 
 if __name__ == "__main__":

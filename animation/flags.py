@@ -5,8 +5,18 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cli.flags import add_shared_flags
-from cli.parser import Parser, UsageError, non_negative_float, non_negative_int, positive_float, positive_int
+from cli.parser import (
+    Arguments,
+    Parser,
+    UsageError,
+    check_precision,
+    choose_device,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    refuse_flags,
+)
 
 # Long side of a video by default, and of the picture that motion is predicted from whatever the video's size: the same
 # seed then moves a small and a large video alike, and no picture is ever held at full size.
@@ -42,15 +52,6 @@ def add_playback_flags(parser: Parser) -> None:
     add("--compile", action="store_true", help="torch.compile the decoder: about a minute first, for long videos")
 
 
-def add_rendering_flags(parser: argparse.ArgumentParser, *names: str, **changes: dict) -> None:
-    """Add those shared flags that a script which renders honours; its precision is that of the network's convolutions.
-
-    Sampling, splatting and everything that measures displacements stays in float32. `changes`: see `add_shared_flags`.
-    """
-    precision = {"help": "of the renderer's convolutions, all else is float32; fp16 needs a GPU"}
-    add_shared_flags(parser, *names, "precision", precision=precision, **changes)
-
-
 def check_tile(tile: int | None) -> int | None:
     """Return --tile; UsageError where tiles would be nearly all overlap."""
     if tile and tile < SMALLEST_TILE_PX:
@@ -58,7 +59,7 @@ def check_tile(tile: int | None) -> int | None:
     return tile
 
 
-def check_playback_flags(args: argparse.Namespace) -> None:
+def check_playback_flags(args: Arguments) -> None:
     """Raise UsageError for combinations that contradict each other, before anything is loaded."""
     import math
 
@@ -69,6 +70,8 @@ def check_playback_flags(args: argparse.Namespace) -> None:
     if args.size < 16:
         raise UsageError(f"--size {args.size}: right: at least 16 px")
     check_tile(args.tile)
+    if args.preview:
+        refuse_flags(args, ("--tile", "--compile"), "belongs to the network; right: this or --preview")
 
 
 SAMPLER_NAMES = ("dpm", "ddim", "unipc")
@@ -111,6 +114,6 @@ def check_steps(steps: int | None) -> int | None:
 
 
 def sampling_options(args: argparse.Namespace) -> dict:
-    """Return the arguments of `MotionPipeline.predict` that the flags give."""
-    steps = check_steps(args.steps)
-    return {"seed": args.seed, "sampler": args.sampler, "steps": steps, "guidance": args.guidance}
+    """Return the arguments of `MotionPipeline.predict` that the flags give; UsageError where one is out of range."""
+    options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
+    return options | {"precision": check_precision(args.precision, choose_device(args.device))}

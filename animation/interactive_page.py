@@ -54,7 +54,7 @@ def page_modes(motion: Motion, name: str) -> Modes:
         size = motion_grid_size(height, width, area=LARGEST_GRID_PX)
         logger.info("%s: motion grid reduced from %d x %d to %d x %d px", name, width, height, size[1], size[0])
         spectrum = resize_spectrum(spectrum, size)
-    return Modes.from_spectrum(spectrum, motion.period_s).stilled()
+    return Modes.from_spectrum(spectrum, motion.period_s).without_static_pixels()
 
 
 def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) -> str:
@@ -84,7 +84,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
             "limitPx": modal.default_limit_px(modes.size),
             "holdHz": modal.HOLD_HZ,
             "extentPx": modal.EXTENT_PX,
-            "stiffShares": modal.STIFF_SHARES,
+            "stiffShares": modal.STIFF_FRACTIONS,
             "zeroCode": modal.ZERO_CODE,
             "codeSteps": modal.CODE_STEPS,
             "leastVariance": modal.LEAST_VARIANCE,
@@ -120,12 +120,13 @@ def encode_loop(image: torch.Tensor, motion: Motion) -> bytes:
     """Render one period of a motion (as it was predicted, not poked) in image space, as a small looping WebP."""
     import torch
 
-    from data.media import encode_webp_loop, resize_image
+    from data.media import encode_webp_loop
     from models.rendering import render_frames
+    from motion.flow import resize_maps
     from motion.looping import plan_playback
 
     share = min(1.0, LOOP_SIZE_PX / max(image.shape[-2:]))
-    small = resize_image(image, tuple(max(16, round(side * share)) for side in image.shape[-2:]))
+    small = resize_maps(image, tuple(max(16, round(side * share)) for side in image.shape[-2:]))
     seconds = min(max(motion.period_s, 2 / LOOP_FPS), LOOP_LONGEST_S)
     playback = plan_playback(seconds=seconds, fps=LOOP_FPS, period_s=seconds, loop=True)
     frames = torch.cat(list(render_frames(small, motion.without_drift(), playback)))

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cli.parser import Parser, UsageError, check_precision, choose_device, non_negative_float, positive_float
+from animation.sampling import PREDICTION_FLAGS
+from cli.parser import Arguments, Parser, UsageError, choose_device, non_negative_float, positive_float, refuse_flags
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ def add_interaction_flags(parser: Parser) -> None:
 
 
 # Those that a page has no use for.
-VIDEO_FLAGS = ("poke", "seconds", "fps", "damping", "wind", "splat", "preview")
+VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--wind", "--splat", "--preview")
 
 
 def check_interactions(pokes: list[InteractionFlag], height: int, width: int) -> None:
@@ -74,19 +75,20 @@ def check_interactions(pokes: list[InteractionFlag], height: int, width: int) ->
             raise UsageError(f"--poke {poke.text}: outside the picture, which has {width} x {height} px")
 
 
-def check_interaction_flags(args: argparse.Namespace) -> None:
+def check_interaction_flags(args: Arguments) -> None:
     """Check the flags before anything is loaded.
 
     Raises:
         UsageError, MediaError: one line that names the flag.
     """
-    check_precision(args.precision, choose_device(args.device))
+    if args.flow:
+        refuse_flags(args, PREDICTION_FLAGS, "--flow is there already, none is predicted; right: one of them")
+    if args.flow and (args.video is None or args.preview):
+        refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --flow for a page or a preview")
     if args.video is None:
-        flags = Parser()
-        add_interaction_flags(flags)
-        for name in VIDEO_FLAGS:
-            if getattr(args, name) != flags.get_default(name):
-                raise UsageError(f"--{name}: belongs to a video; right: --video OUT.mp4 beside it")
+        refuse_flags(args, VIDEO_FLAGS, "belongs to a video; right: --video OUT.mp4 beside it")
+        if args.flow:
+            refuse_flags(args, ["--device"], "a page is made of --flow without it")
         return
     if not args.poke and not args.wind:
         raise UsageError("--video: nothing would move; right: --poke X,Y,DX,DY@S, or --wind 1")
@@ -146,7 +148,7 @@ def video_of_interaction(args: argparse.Namespace, image: torch.Tensor, modes: M
     count = num_frames(args)
     renderer = None if args.preview else load_renderer(args.checkpoint or DEFAULT_CHECKPOINT, args.splat)
     flow = simulate_interactions(simulation, pokes, count, args.fps)  # (T, 2, h, w)
-    poked = InteractiveMotion(flow=flow, num_frames=count, fps=args.fps, nearness=motion.importance())
+    poked = InteractiveMotion(flow=flow, num_frames=count, fps=args.fps, depth_order=motion.importance())
     playback = Playback(torch.arange(count, dtype=torch.float64) / count, args.fps, loop=False)
     options = {"operator": args.splat, "device": choose_device(args.device), "precision": args.precision}
     with (

@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from animation.flags import DEFAULT_SIZE_PX
-from cli.parser import UsageError, check_precision
+from cli.parser import (
+    UsageError,
+    check_precision,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -154,7 +157,7 @@ def render_video(
         path: the video, or the folder for "frames"; appears only when it is complete.
         image: (3, H, W) in [0, 1], at the video's size.
         motion: for this picture; its own grid.
-        args: the flags of `add_playback_flags` and `add_rendering_flags`.
+        args: the flags of `add_playback_flags`, and precision.
         renderer: the network, or None for a preview in image space.
         operator: "softmax" or "gaussian".
         device: where to compute.

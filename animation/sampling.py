@@ -5,13 +5,31 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from cli.parser import UsageError, choose_device
+from cli.parser import (
+    Arguments,
+    UsageError,
+    choose_device,
+    refuse_flags,
+)
 
 if TYPE_CHECKING:
     from models.motion_pipeline import MotionPipeline
     from models.self_guidance import LoopGuidance
 
 FEWEST_LOOP_FRAMES = 2
+# Flags of no use where no motion is predicted.
+PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--seed")
+LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")
+
+
+def check_loop_guidance(args: Arguments) -> None:
+    """Raise UsageError for flags of `add_loop_flags` that the others leave without effect."""
+    if args.loop_seconds is None:
+        refuse_flags(args, LOOP_FLAGS, "belongs to --loop-seconds S; right: both, or neither")
+    if args.loop_guidance != "gradient":
+        refuse_flags(args, ["--loop-weight"], "is of the gradient; right: --loop-guidance gradient beside it")
+    if args.loop_guidance == "closing":
+        refuse_flags(args, ["--loop-recurrences"], "--loop-guidance closing takes no steps; right: one of the two")
 
 
 def loop_guidance(

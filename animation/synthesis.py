@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from animation.flags import add_playback_flags, add_rendering_flags, check_playback_flags
+from animation.flags import add_playback_flags, check_playback_flags
 from animation.rendering import (
     check_video_flags,
     load_renderer,
@@ -14,7 +14,8 @@ from animation.rendering import (
     read_mask_of,
     render_video,
 )
-from cli.parser import Parser, check_precision, choose_device
+from cli.flags import add_shared_flags
+from cli.parser import Parser, check_precision, choose_device, refuse_flags
 
 
 def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
@@ -26,9 +27,11 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
     group.add_argument("--outdir", "--out", type=Path, default=Path("outputs"), metavar="DIR", help="where to write")
     group.add_argument("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
     add_playback_flags(parser)
-    add_rendering_flags(parser, "device")
+    add_shared_flags(parser, "device", "precision")
     args = parser.parse_args(argv)
     check_playback_flags(args)
+    if args.preview:
+        refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
 
     from models.checkpoints import DEFAULT_CHECKPOINT
     from motion.motion_file import load_motion

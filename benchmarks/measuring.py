@@ -1,116 +1,111 @@
-"""Seconds and peak memory of a call, and what computed it."""
+"""Seconds and peak memory of calls that take turns, and what computed them."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
-import json
 import logging
-import os
 import statistics
-import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
+from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
-
-def measure(work: Callable[[], object], repeats: int, device: torch.device) -> dict:
-    """Return the median wall-clock seconds of `work`, after one call that warms up, and its peak memory."""
-    reset_peak_memory(device)
-    timed(work, device)
-    seconds = statistics.median(timed(work, device) for _ in range(repeats))
-    return {"seconds": seconds, "peak_memory_mb": peak_memory_mb(device)}
+# On a GPU the flush is queued so often that the launches of what is timed are done before it begins.
+FLUSHES_ON_CUDA = 32
 
 
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Return the wall-clock seconds of one call, a GPU's work included."""
-    _wait(device)
+def measure(
+    works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, *, flush: Tensor | None = None
+) -> dict[str, dict[str, float | None]]:
+    """Time calls in turn, so that what disturbs the machine hits all alike.
+
+    Args:
+        works: {name: call}. One that exhausts the memory is left out with a warning.
+        repeats: timed calls of each, after one that warms up and one whose memory is measured.
+        device: where they compute.
+        flush: memory that is written before each timed call, so that its inputs are in no cache.
+
+    Returns:
+        {name: {"seconds" (the median), "min_s", "max_s", "peak_memory_mb"}}.
+    """
+    memory: dict[str, float | None] = {}
+    for name, work in works.items():
+        try:
+            work()
+            memory[name] = peak_memory_mb(work, device)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            logger.warning("%s is left out: out of memory", name)
+    seconds: dict[str, list[float]] = {name: [] for name in memory}
+    for _ in range(repeats):
+        for name, found in seconds.items():
+            found.append(timed(works[name], device, flush))
+    return {
+        name: {
+            "seconds": statistics.median(found),
+            "min_s": min(found),
+            "max_s": max(found),
+            "peak_memory_mb": memory[name],
+        }
+        for name, found in seconds.items()
+    }
+
+
+def timed(work: Callable[[], object], device: torch.device, flush: Tensor | None = None) -> float:
+    """Return the seconds of one call; on a GPU by its own events."""
+    if flush is not None:
+        for _ in range(FLUSHES_ON_CUDA if device.type == "cuda" else 1):
+            flush.zero_()
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        work()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1000
+    if device.type == "mps":
+        torch.mps.synchronize()
     began = time.perf_counter()
     work()
-    _wait(device)
+    if device.type == "mps":
+        torch.mps.synchronize()
     return time.perf_counter() - began
 
 
-def take_turns(works: Sequence[Callable[[], object]], repeats: int, device: torch.device) -> list[float]:
-    """Return the median seconds of each call; all take turns, so that what disturbs the machine hits all alike."""
-    laps = [[timed(work, device) for work in works] for _ in range(repeats)]
-    return [statistics.median(times) for times in zip(*laps, strict=True)]
-
-
-def _wait(device: torch.device) -> None:
+def peak_memory_mb(work: Callable[[], object], device: torch.device) -> float | None:
+    """Return how far memory rises during a call, MB: a GPU's by its allocator, or this process's; None: unknown."""
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-
-
-def reset_peak_memory(device: torch.device) -> None:
-    """Let `peak_memory_mb` count from here on, where the system can (a GPU, Linux)."""
-    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
-        return
-    try:
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:  # no Linux, or a process that may not: the peak counts from the process's start
-        return
-
-
-def peak_memory_mb(device: torch.device) -> float | None:
-    """Return the peak memory, MB, since it was reset: of the GPU's allocator, else of this process; None: untold."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 1e6
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line.split()[1] for line in lines if line.startswith("VmHWM:"))) * 1024 / 1e6
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-    except ImportError:  # Windows
+        work()
+        return (torch.cuda.max_memory_allocated(device) - before) / 1e6
+    if device.type != "cpu" or not _reset_peak_memory():
         return None
-    # Linux counts in KiB, macOS in bytes.
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e3 if sys.platform == "linux" else 1e6)
-
-
-def machine(device: torch.device) -> str:
-    """Say what computes."""
-    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
-    return f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-# The memory meter is trusted where it reads a tensor of known size this well.
-METER_BYTES, METER_ERROR = 64_000_000, 0.05
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a GPU's memory is exhausted, or the CPU's (for which torch has no class of its own)."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def meter_is_right() -> bool:
-    """Tell whether `resident_growth_mb` reads a tensor of known size, twice: the second time it was freed before."""
-    try:
-        read = [resident_growth_mb(lambda: torch.ones(METER_BYTES // 4)) for _ in range(2)]
-    except OSError:  # no Linux, or a process that may not reset its own peak
-        return False
-    return all(abs(megabytes * 1e6 / METER_BYTES - 1) < METER_ERROR for megabytes in read)
-
-
-def resident_growth_mb(work: Callable[[], object]) -> float:
-    """Return by how much this process's resident memory rises at most during `work`, MB (Linux)."""
-    gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")  # sets the peak to what is resident now
     before = _resident_mb("VmRSS")
     work()
     return max(0.0, _resident_mb("VmHWM") - before)
+
+
+def _reset_peak_memory() -> bool:
+    """Give freed memory back to the system, and let the peak count from here on; False where it cannot (not Linux)."""
+    if sys.platform != "linux":
+        return False
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
+    if trim is not None:
+        trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
 
 
 def _resident_mb(name: str) -> float:
@@ -119,13 +114,18 @@ def _resident_mb(name: str) -> float:
     return int(kib) * 1024 / 1e6
 
 
-def ask_process(code: str, job: dict, **environment: str) -> Any:
-    """Run Python code in a fresh process with a job as its argument; return its last line's JSON, None if it died."""
-    command = [sys.executable, "-c", code, json.dumps(job)]
-    done = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
-    lines = done.stdout.splitlines()
-    if done.returncode == 0 and lines:
-        return json.loads(lines[-1])
-    said = done.stderr.strip().splitlines() or ["nothing"]
-    logger.warning("a process that measures ended with code %d and said: %s", done.returncode, said[-1])
-    return None
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether a GPU's memory is exhausted, or the CPU's (for which torch has no class of its own)."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+
+
+def machine(device: torch.device) -> str:
+    """Name the device, the number of threads and the version of torch."""
+    place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
+    return f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+MEMORY_NOTE = (
+    "peak_memory_mb: how far memory rises during a call: on a GPU that of torch's allocator, on a CPU the resident "
+    "memory of the process (Linux only)"
+)

@@ -1,23 +1,29 @@
-"""benchmark.py page: how fast the page that can be poked opens and moves in a browser, beside the same page at rest."""
+"""benchmark.py page: how fast the interactive page opens and moves in a browser, beside the same page without wind."""
 
 from __future__ import annotations
 
-import argparse
+import importlib.util
 import shutil
 import statistics
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from benchmarks import check_out_and_device
-from benchmarks.animate import SAMPLES
-from benchmarks.flags import BROWSERS
-from cli.parser import UsageError
+import torch
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, CDPSession, Page
+from animation.interactive_page import build_page, page_modes
+from animation.rendering import read_images
+from benchmarks import BenchmarkError
+from benchmarks.flags import SAMPLE
+from models.checkpoints import DEFAULT_CHECKPOINT
+from models.motion_pipeline import MotionPipeline
+from motion.flow import resize_maps
 
-SMALLEST_PX = 32
+if importlib.util.find_spec("playwright"):
+    from playwright.sync_api import Browser, Page, sync_playwright
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # WebGL on the CPU, as where there is no graphics card.
 SOFTWARE_RENDERING = (
     "--no-sandbox",
@@ -26,16 +32,16 @@ SOFTWARE_RENDERING = (
     "--ignore-gpu-blocklist",
 )
 VIEWPORT = {"width": 1280, "height": 900}
-# What is compiled on the way is compiled by then; only what the heap grows by after it counts. At most so long.
+# The heap is measured from then on: by then the browser has compiled the page's code.
 SETTLING_S = 20.0
-# Notes when the first frame was shown: drawn in one, it is on the screen by the next but one.
+# Notes when the first frame was shown: it is on the screen two frames after it was drawn.
 NOTE_FIRST_FRAME = """
 const look = () => requestAnimationFrame(() => {
   if (window.dynamics === undefined) { look(); return; }
   requestAnimationFrame(() => requestAnimationFrame((time) => { window.firstFrame = time; }));
 });
 look();"""
-# When the photograph was painted, and when it could be moved.
+# When the photograph was painted, and when WebGL first drew it.
 FIRST_FRAMES = """[
   performance.getEntriesByName("first-contentful-paint")[0]?.startTime ?? window.firstFrame, window.firstFrame,
 ]"""
@@ -58,73 +64,65 @@ def find_browser() -> str | None:
     return next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
-def make_table(args: argparse.Namespace) -> str:
-    """Measure and write the table; return it."""
-    for size in args.sizes:
-        if size < SMALLEST_PX:
-            raise UsageError(f"--sizes {size}: right: at least {SMALLEST_PX} px")
-    device = check_out_and_device(args)
-    program = args.browser or find_browser()
+def make_table(
+    *,
+    image: Path | None,
+    sizes: Sequence[int],
+    seconds: float,
+    minutes: float,
+    browser: str | None,
+    checkpoint: Path | None,
+    repeats: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Open the page of each size in a browser and count frames; return rows and notes."""
+    program = browser or find_browser()
     if program is None or shutil.which(program) is None:
-        raise UsageError(f"--browser {program or ''}: no such program; right: apt-get install chromium, or its path")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError as error:
-        raise UsageError("needs playwright, which drives the browser: pip install playwright") from error
+        raise BenchmarkError(f"browser {program or ''}: no such program; right: apt-get install chromium, or its path")
+    if not importlib.util.find_spec("playwright"):
+        raise BenchmarkError("needs playwright, which drives the browser: pip install playwright")
 
-    from data.result_tables import write_results
-
+    pipeline, rows = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(device), []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
-        pages = write_pages(args, device, Path(folder))
-        browser = driver.chromium.launch(executable_path=program, args=SOFTWARE_RENDERING)
-        rows = [_measure_page(browser, path, size, args) for size, path in pages.items()]
-        version = browser.version
-        browser.close()
+        pages = write_pages(image or SAMPLE, sizes, pipeline, seed, Path(folder))
+        opened = driver.chromium.launch(executable_path=program, args=SOFTWARE_RENDERING)
+        for size, path in pages.items():
+            openings = [_open(opened, path, seconds) for _ in range(repeats)]
+            row: dict[str, Any] = {"row": f"{size} px", "page_mb": path.stat().st_size / 1e6}
+            row |= {name: statistics.median(opening[name] for opening in openings) for name in openings[0]}
+            row["times_rest"] = row["frames_per_s"] / row["rest_frames_per_s"]
+            if minutes:
+                row["heap_growth_kb"] = heap_growth_kb(opened, path, 60 * minutes)
+            rows.append(row)
+        version = opened.version
+        opened.close()
     notes = [
         f"Chromium {version}, headless, WebGL by SwiftShader (on the CPU); window {VIEWPORT['width']} x "
         f"{VIEWPORT['height']} px",
-        args.command,
-        f"median of {args.repeats} openings; from opening the file, picture_s: until the photograph was painted, "
-        "first_frame_s: until it was drawn by WebGL and could be moved",
-        f"frames counted over {args.seconds:g} s, at rest and in wind; times_rest: of the same page at rest",
+        f"median of {repeats} openings, times from opening the file",
+        "picture_s: until the photograph was painted; first_frame_s: until WebGL drew it and it could be moved",
+        f"frames counted over {seconds:g} s, without wind (rest) and in wind; times_rest: wind over rest",
     ]
-    if args.minutes:
+    if minutes:
         notes.append(
-            f"heap_growth_kb: of the JavaScript heap after a collection, {args.minutes:g} min in wind, pulled at, "
-            f"after {min(SETTLING_S, 60 * args.minutes):g} s of it"
+            f"heap_growth_kb: of the JavaScript heap after a collection, over {minutes:g} min in wind with a pull a "
+            f"second, counted from {min(SETTLING_S, 60 * minutes):g} s on"
         )
-    return write_results(args.out, rows, title="benchmark page", notes=notes)
+    return rows, notes
 
 
-def write_pages(args: argparse.Namespace, device: Any, folder: Path) -> dict[int, Path]:
-    """Predict the picture's motion and write the page of each size: {size: path}."""
-    from animation.interactive_page import build_page, page_modes
-    from animation.rendering import read_images
-    from data.media import list_images, resize_image
-    from models.checkpoints import DEFAULT_CHECKPOINT
-    from models.motion_pipeline import MotionPipeline
-
-    picture = args.picture or list_images([SAMPLES])[0]
-    image, source = read_images(picture, max(args.sizes))
-    pipeline = MotionPipeline.load(args.checkpoint or DEFAULT_CHECKPOINT)
-    motion = pipeline.to(device).predict(source, seed=args.seed)
-    modes, pages = page_modes(motion, str(picture)), {}
-    for size in args.sizes:
-        share = size / max(image.shape[-2:])
-        shown = resize_image(image, tuple(round(side * share) for side in image.shape[-2:]))
+def write_pages(path: Path, sizes: Sequence[int], pipeline: MotionPipeline, seed: int, folder: Path) -> dict[int, Path]:
+    """Predict an image's motion and write the page of each size: {size: path}."""
+    image, source = read_images(path, max(sizes))
+    motion = pipeline.predict(source, seed=seed)
+    modes, pages = page_modes(motion, str(path)), {}
+    for size in sizes:
+        scale = size / max(image.shape[-2:])
+        shown = resize_maps(image, tuple(round(side * scale) for side in image.shape[-2:]))
         pages[size] = folder / f"{size}.html"
-        pages[size].write_text(build_page(shown, modes, picture.stem, motion), encoding="utf-8")
+        pages[size].write_text(build_page(shown, modes, path.stem, motion), encoding="utf-8")
     return pages
-
-
-def _measure_page(browser: Browser, path: Path, size: int, args: argparse.Namespace) -> dict[str, Any]:
-    openings = [_open(browser, path, args.seconds) for _ in range(args.repeats)]
-    figures = {name: statistics.median(opening[name] for opening in openings) for name in openings[0]}
-    figures["times_rest"] = figures["frames_per_s"] / figures["rest_frames_per_s"]
-    row = {"row": f"{size} px", "page_mb": path.stat().st_size / 1e6, **figures}
-    if args.minutes:
-        row["heap_growth_kb"] = heap_growth_kb(browser, path, 60 * args.minutes)
-    return row
 
 
 def _open(browser: Browser, path: Path, seconds: float) -> dict[str, float]:
@@ -172,6 +170,6 @@ def _pull(page: Page, seconds: float) -> None:
         page.wait_for_timeout(600)
 
 
-def _heap(client: CDPSession) -> float:
+def _heap(client: Any) -> float:
     client.send("HeapProfiler.collectGarbage")
     return client.send("Runtime.getHeapUsage")["usedSize"]

@@ -1,31 +1,20 @@
-"""benchmark.py render: frames a second and peak memory by size, with each network, beside the preview."""
+"""benchmark.py render: frames a second and peak memory by size, with each network, beside the direct warp (preview)."""
 
 from __future__ import annotations
 
-import argparse
-import functools
-import json
 import logging
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
 
-from animation.flags import check_tile
 from animation.rendering import load_renderer
-from benchmarks import check_out_and_device
 from benchmarks.flags import SIZES
-from benchmarks.measuring import (
-    ask_process,
-    meter_is_right,
-    peak_memory_mb,
-    reset_peak_memory,
-    resident_growth_mb,
-    take_turns,
-)
-from cli.parser import UsageError, check_precision
+from benchmarks.measuring import MEMORY_NOTE, machine, measure
+from models.checkpoints import DEFAULT_CHECKPOINT
 from models.frame_synthesis import PRESETS, FrameSynthesis
 from models.rendering import choose_batch_size, choose_tile, render_frames
 from motion.flow import motion_grid_size
@@ -34,38 +23,6 @@ from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
 
-SMALLEST_PX = 16
-
-
-def make_table(args: argparse.Namespace) -> str:
-    """Measure and write the table; return it."""
-    if args.checkpoint and args.preset:
-        raise UsageError("--preset: --checkpoint has its own size; right: one of them")
-    sizes = list(dict.fromkeys(args.sizes or SIZES))
-    for height, width in sizes:
-        if min(height, width) < SMALLEST_PX:
-            raise UsageError(f"--sizes {width}x{height}: right: at least {SMALLEST_PX}x{SMALLEST_PX}")
-    check_tile(args.tile)
-    device = check_out_and_device(args)
-    check_precision(args.precision, device)
-
-    import torch
-
-    from benchmarks.measuring import machine
-    from data.result_tables import write_results
-    from models.checkpoints import DEFAULT_CHECKPOINT
-
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    common = {"source": args.preset or str(args.checkpoint or DEFAULT_CHECKPOINT), "frames": args.frames}
-    common |= {"precision": args.precision, "batch_size": args.batch_size, "tile": args.tile}
-    common |= {"seed": args.seed, "device": str(device)}
-    jobs = [Job(method=method, size=size, **common) for size in sizes for method in args.methods]
-    rows = measure_render(jobs, args.repeats)
-    notes = [machine(device), args.command, *notes_of(jobs[0], args.repeats)]
-    return write_results(args.out, rows, title="benchmark render", notes=notes)
-
-
 PREVIEW = "preview"
 # What the operators of splatting/fused.py are called in a profile.
 SPLAT_EVENT = "image_dynamics::splat"
@@ -73,166 +30,111 @@ SPLAT_EVENT = "image_dynamics::splat"
 AMPLITUDE_PX = 2.0
 MOVING_BINS = 4
 
-
-@dataclass(frozen=True)
-class Job:
-    """One row.
-
-    Attributes:
-        source: a checkpoint's folder, or a preset of models.frame_synthesis, untrained.
-        method: one of RENDERERS.
-        size: (H, W) px.
-        frames: rendered in a lap.
-        precision: of the convolutions.
-        batch_size, tile: None: as render_frames chooses them.
-        seed, device: of everything random; where to compute.
-    """
-
-    source: str
-    method: str
-    size: tuple[int, int]
-    frames: int
-    precision: str
-    batch_size: int | None
-    tile: int | None
-    seed: int
-    device: str
-
-    def __str__(self) -> str:
-        return f"{self.size[1]}x{self.size[0]}, {self.method}"
+COLUMN_NOTES = (
+    f"the image is noise, and moves by about {AMPLITUDE_PX:g} px of its motion grid",
+    "times_preview: how many times as long as the preview of that size, a softmax splat of the image",
+    "splat_percent: of the time of the GPU's kernels or the CPU's operators; '-' where plain torch splats",
+    "batch: frames computed together; tile_px: side of the decoder's tiles, 0 for the whole image",
+    MEMORY_NOTE,
+)
 
 
-def load_network(job: Job) -> FrameSynthesis | None:
-    """Load the renderer of a job, or make an untrained one; None for the preview."""
-    if job.method == PREVIEW:
+def load_network(method: str, checkpoint: Path | None, preset: str | None, seed: int) -> FrameSynthesis | None:
+    """Load a renderer, or make an untrained one of a preset's size; None for the preview."""
+    if method == PREVIEW:
         return None
-    if job.source not in PRESETS:
-        return load_renderer(Path(job.source), job.method)
-    torch.manual_seed(job.seed)
-    return FrameSynthesis(operator=job.method, **PRESETS[job.source]).eval()
+    if preset is None:
+        return load_renderer(checkpoint or DEFAULT_CHECKPOINT, method)
+    torch.manual_seed(seed)
+    return FrameSynthesis(operator=method, **PRESETS[preset]).eval()
 
 
-def make_image(job: Job) -> tuple[torch.Tensor, Motion, Playback]:
-    """Make a picture (3, H, W) of noise, a smooth motion of it, and the frames to play, none of them at rest."""
-    generator = torch.Generator().manual_seed(job.seed)
-    image = torch.rand(3, *job.size, generator=generator)
+def make_inputs(size: tuple[int, int], frames: int, seed: int) -> tuple[torch.Tensor, Motion, Playback]:
+    """Make an image (3, H, W) of noise, a smooth motion of it, and frames that all differ from frame 0."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.rand(3, *size, generator=generator)
     coarse = torch.randn(MOVING_BINS, 4, 5, 8, generator=generator) * AMPLITUDE_PX / MOVING_BINS
-    grid = motion_grid_size(*job.size)
+    grid = motion_grid_size(*size)
     spectrum = torch.zeros(MOVING_BINS + 1, 4, *grid)
     spectrum[1:] = torch.nn.functional.interpolate(coarse, size=grid, mode="bicubic")
-    phase = (torch.arange(job.frames, dtype=torch.float64) + 0.5) / job.frames
-    return image, Motion(spectrum, image_size=job.size), Playback(phase, 30.0, True)
+    phase = (torch.arange(frames, dtype=torch.float64) + 0.5) / frames
+    return image, Motion(spectrum, image_size=size), Playback(phase, 30.0, True)
 
 
-def render(job: Job, model: FrameSynthesis | None, picture: tuple[torch.Tensor, Motion, Playback]) -> None:
-    """Render the frames of a job and drop them."""
-    frames = render_frames(
-        *picture,
-        model=model,
-        device=job.device,
-        batch_size=job.batch_size,
-        precision=job.precision,
-        tile=job.tile,
-    )
-    for _ in frames:
-        pass
+def make_table(
+    *,
+    sizes: Sequence[tuple[int, int]] | None,
+    methods: Sequence[str],
+    frames: int,
+    checkpoint: Path | None,
+    preset: str | None,
+    threads: int | None,
+    repeats: int,
+    seed: int,
+    device: torch.device,
+    **options: Any,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Time the methods, those of a size in turn; return rows and notes.
 
+    Args:
+        sizes: (H, W) px.
+        methods: of RENDERERS; the preview of a size is the baseline and is always measured.
+        frames: rendered in each repeat.
+        checkpoint, preset: where the networks come from.
+        options: batch_size, tile and precision of `render_frames`.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    networks = {method: load_network(method, checkpoint, preset, seed) for method in dict.fromkeys([PREVIEW, *methods])}
+    rows = []
+    for size in dict.fromkeys(sizes or SIZES):
+        logger.info("%d x %d px", size[1], size[0])
+        inputs = make_inputs(size, frames, seed)
 
-def measure_render(jobs: Sequence[Job], repeats: int) -> list[dict]:
-    """Return a row for each job; those of a size take turns, and the preview of that size is their baseline."""
-    device, rows = torch.device(jobs[0].device), []
-    for size in dict.fromkeys(job.size for job in jobs):
-        methods = [job.method for job in jobs if job.size == size]
-        first = next(job for job in jobs if job.size == size)
-        listed = [replace(first, method=method) for method in dict.fromkeys([PREVIEW, *methods])]
-        picture, networks = make_image(first), [load_network(job) for job in listed]
-        works = [functools.partial(render, job, model, picture) for job, model in zip(listed, networks, strict=True)]
-        for job, work in zip(listed, works, strict=True):
-            logger.info("%s", job)
-            work()
-        seconds = take_turns(works, repeats, device)
-        for job, model, work, taken in zip(listed, networks, works, seconds, strict=True):
+        def render(model: FrameSynthesis | None, inputs: tuple = inputs) -> None:
+            for _ in render_frames(*inputs, model=model, device=device, **options):
+                pass
+
+        works: dict[str, Callable[[], None]] = {method: partial(render, model) for method, model in networks.items()}
+        found = measure(works, repeats, device)
+        batch_size = options["batch_size"] or choose_batch_size(size, device)
+        for method, metrics in found.items():
+            model, seconds, tile = networks[method], metrics["seconds"], options["tile"]
+            if model is not None and tile is None:
+                tile = choose_tile(model, size, batch_size, device)
             rows.append(
                 {
-                    "row": str(job),
-                    "frames_per_s": job.frames / taken,
-                    "ms_a_frame": 1000 * taken / job.frames,
-                    "times_preview": taken / seconds[0],
-                    "splat_percent": splat_percent(work, device),
-                    "peak_memory_mb": _memory_of(job, work, device),
-                    **_chosen(job, model, device),
+                    "row": f"{size[1]}x{size[0]}, {method}",
+                    "frames_per_s": frames / seconds,
+                    "ms_a_frame": 1000 * seconds / frames,
+                    "times_preview": seconds / found[PREVIEW]["seconds"] if PREVIEW in found else None,
+                    "splat_percent": splat_percent(works[method], device),
+                    "peak_memory_mb": metrics["peak_memory_mb"],
+                    "batch": batch_size,
+                    "tile_px": tile if model is not None else None,
                 }
             )
-    return rows
-
-
-def _chosen(job: Job, model: FrameSynthesis | None, device: torch.device) -> dict:
-    batch_size = job.batch_size or choose_batch_size(job.size, device)
-    tile = job.tile
-    if model is not None and tile is None:
-        tile = choose_tile(model, job.size, batch_size, device)
-    return {"batch": batch_size, "tile_px": tile if model is not None else None}
+    return rows, [
+        machine(device),
+        f"networks: {preset or checkpoint or DEFAULT_CHECKPOINT}; precision {options['precision']}, seed {seed}",
+        f"each repeat encodes the image and renders {frames} frames, which are not written to a file",
+        f"median of {repeats} repeats in which the rows of a size take turns",
+        *COLUMN_NOTES,
+    ]
 
 
 def splat_percent(work: Callable[[], object], device: torch.device) -> float | None:
-    """Return the share of the device's time that `work` spends in our splatting operators, %; None: they are not used.
+    """Return how much of the device's time our splatting operators take, %; None where they are not used.
 
     Of a GPU the time of its kernels, of a CPU the time of the operators.
     """
-    from torch.profiler import ProfilerActivity, profile
-
     on_gpu = device.type == "cuda"
-    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu
-    with profile(activities=activities) as recorded:
+    with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as recorded:
         work()
         if on_gpu:
             torch.cuda.synchronize(device)
+    clock = "device_time_total" if on_gpu else "cpu_time_total"
     events = recorded.key_averages()
-    of_all, of_one = (
-        ("self_device_time_total", "device_time_total")
-        if on_gpu
-        else (
-            "self_cpu_time_total",
-            "cpu_time_total",
-        )
-    )
-    total = sum(getattr(event, of_all) for event in events)
-    splats = [getattr(event, of_one) for event in events if event.key == SPLAT_EVENT]
+    total = sum(getattr(event, f"self_{clock}") for event in events)
+    splats = [getattr(event, clock) for event in events if event.key == SPLAT_EVENT]
     return 100 * sum(splats) / total if splats and total > 0 else None
-
-
-def _memory_of(job: Job, work: Callable[[], object], device: torch.device) -> float | None:
-    """Return the peak memory of a row beyond the loaded network, MB; on the CPU that of a fresh process."""
-    if device.type == "cpu":
-        code = "from benchmarks.render import print_memory; print_memory()"
-        return ask_process(code, {**asdict(job), "threads": torch.get_num_threads()})
-    if device.type != "cuda":
-        return None
-    before = torch.cuda.memory_allocated(device)
-    reset_peak_memory(device)
-    work()
-    return peak_memory_mb(device) - before / 1e6
-
-
-def print_memory() -> None:
-    """Be the fresh process of a row: print by how much it grows, or null where the meter cannot be trusted."""
-    asked = json.loads(sys.argv[1])
-    torch.set_num_threads(asked.pop("threads"))
-    job = Job(**{**asked, "size": tuple(asked["size"])})
-    model = load_network(job)
-    small = replace(job, size=(32, 32), frames=1)
-    render(small, model, make_image(small))  # loads code and starts threads, which are no part of the figure
-    print(json.dumps(resident_growth_mb(lambda: render(job, model, make_image(job))) if meter_is_right() else None))
-
-
-def notes_of(job: Job, repeats: int) -> list[str]:
-    """Say what was measured and how."""
-    return [
-        f"networks: {job.source}; precision {job.precision}, seed {job.seed}; a picture of noise, encoded in each lap, "
-        f"that moves by about {AMPLITUDE_PX:g} px of its motion grid; {job.frames} frames a lap, not written to a file",
-        f"median of {repeats} laps in which the rows of a size take turns, after a warm-up; times_preview: so many "
-        "times as long as the preview (softmax splat of the picture) of that size",
-        "splat_percent: of the time of the GPU's kernels, or of the CPU's operators; '-': plain torch splats",
-        "peak_memory_mb: beyond the loaded network; of torch's allocator, or of a fresh process on a CPU (Linux only)",
-        "batch, tile_px: frames computed together; tiles of the decoder, 0: the whole picture at once",
-    ]

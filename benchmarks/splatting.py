@@ -1,28 +1,238 @@
-"""benchmark.py splatting: operators and backends, beside hand-written torch and a copy."""
+"""benchmark.py splatting: operators and backends, beside hand-written torch and a plain copy.
+
+gb_per_s counts the least that must move, in float32 numbers a pixel. Forward reads values (C), flow (2) and, where the
+operator has one, importance (1), each once, and writes the output (C). Backward reads the upstream gradient (C) and the
+same inputs, and writes the inputs' gradients. What a backend saves between the two is not counted.
+"""
 
 from __future__ import annotations
 
-import argparse
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
-from benchmarks import check_out_and_device
-from benchmarks.flags import SPLATS
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks import BenchmarkError
+from benchmarks.measuring import MEMORY_NOTE, machine, measure
+from splatting import available_backends, average_splat, gaussian_splat, softmax_splat, sum_splat
+
+logger = logging.getLogger(__name__)
+
+Size = tuple[int, int, int, int]  # B, C, H, W
+
+DEFAULT_SIZES: tuple[Size, ...] = ((1, 36, 160, 256), (8, 36, 160, 256), (1, 36, 512, 512), (4, 64, 1080, 1920))
+SIZES_ON_CPU = 3  # by default; the last one takes minutes a repeat there
+FORWARD, BOTH = PASSES = ("forward", "forward+backward")
+# Standard deviation of the noise that is enlarged to the flow, and by how much it is enlarged.
+FLOW_PX, FLOW_SCALE = 3.0, 16
+# Written before each timed call: larger than the caches of today's chips.
+FLUSH_BYTES = 256_000_000
 
 
-def make_table(args: argparse.Namespace) -> str:
-    """Measure and write the tables; return them."""
-    device = check_out_and_device(args)
+class Inputs(NamedTuple):
+    values: Tensor  # (B, C, H, W)
+    flow: Tensor  # (B, 2, H, W) px
+    importance: Tensor  # (B, 1, H, W)
+    upstream: Tensor  # (B, C, H, W) gradient of the output
+    copied: Tensor  # (B, C, H, W) where the plain copy writes
 
-    import torch
 
-    from benchmarks.measuring import machine
-    from benchmarks.splatting_cases import choose_backends, choose_sizes, measure_splatting, notes_of, write_tables
+class Case(NamedTuple):
+    """What is timed: `call` makes the output; its gradients are taken where the pass says so."""
 
-    backends, sizes = choose_backends(args.backends, device), choose_sizes(args.sizes, device)
-    ops = list(dict.fromkeys(args.ops or SPLATS))
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    rows = measure_splatting(
-        sizes=sizes, ops=ops, backends=backends, repeats=args.repeats, seed=args.seed, device=device
-    )
-    notes = [machine(device), args.command, *notes_of(device, args.repeats, args.seed)]
-    return write_tables(args.out, rows, title="benchmark splatting", notes=notes)
+    op: str
+    backend: str
+    direction: str
+    call: Callable[[Inputs], Tensor]
+
+
+OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
+    "sum": lambda x, backend: sum_splat(x.values, x.flow, backend=backend),
+    "average": lambda x, backend: average_splat(x.values, x.flow, backend=backend),
+    "softmax": lambda x, backend: softmax_splat(x.values, x.flow, x.importance, backend=backend),
+    "gaussian": lambda x, backend: gaussian_splat(x.values, x.flow, x.importance, ewa=False, backend=backend),
+    "ewa": lambda x, backend: gaussian_splat(x.values, x.flow, x.importance, backend=backend),
+}
+WITH_IMPORTANCE = ("softmax", "gaussian", "ewa")
+
+
+def make_table(
+    *,
+    sizes: Sequence[Size] | None,
+    ops: Sequence[str],
+    backends: Sequence[str] | None,
+    threads: int | None,
+    repeats: int,
+    seed: int,
+    device: torch.device,
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Time every operator with every backend at every size; return rows and notes."""
+    if threads:
+        torch.set_num_threads(threads)
+    cases = make_cases(ops, choose_backends(backends, device))
+    flush = torch.zeros(FLUSH_BYTES // 4, device=device)
+    rows = []
+    for size in dict.fromkeys(sizes or DEFAULT_SIZES[: None if device.type == "cuda" else SIZES_ON_CPU]):
+        logger.info("%s: %d cases, %d repeats", name_of(size), len(cases), repeats)
+        inputs = make_inputs(size, seed, device)
+        works = {case[:3]: partial(run_once, case, inputs) for case in cases}
+        rows += make_rows(size, measure(works, repeats, device, flush=flush))
+    return rows, [
+        machine(device),
+        f"float32; values and upstream gradients are normal; flow: noise of {FLOW_PX:g} px, enlarged {FLOW_SCALE} "
+        f"times (bicubic); importance: its magnitude; seed {seed}",
+        "forward+backward: gradients to values, flow and, where there is one, importance",
+        f"ms, min_ms, max_ms: median, least and most of {repeats} repeats in which all cases of a size take turns; "
+        f"{FLUSH_BYTES // 10**6} MB are written before each call, so that caches are cold",
+        "gb_per_s: of the least bytes that must move: each input read once, each output written once",
+        "fraction_of_copy: time of a plain copy of as many bytes, over the time of this row",
+        "times_torch: how many times as fast as the faster hand-written average of the same pass",
+        "times_average: time over that of the same backend's average, same pass",
+        MEMORY_NOTE,
+    ]
+
+
+def choose_backends(names: Sequence[str] | None, device: torch.device) -> list[str]:
+    """Return the backends asked for, by default all that can run on the device.
+
+    Raises:
+        BenchmarkError: one that cannot, with the remedy.
+    """
+    for name in names or ():
+        tiny = torch.zeros(1, 1, 1, 1, device=device), torch.zeros(1, 2, 1, 1, device=device)
+        try:
+            average_splat(*tiny, backend=name)
+        except (RuntimeError, ValueError) as error:
+            raise BenchmarkError(f"backends: {name} cannot run on {device}: {error}") from error
+    there = [name for name in available_backends() if name in ("reference", device.type)]
+    return list(dict.fromkeys(names or there))
+
+
+def make_cases(ops: Sequence[str], backends: Sequence[str]) -> list[Case]:
+    """List what is timed: the copy, both hand-written averages, and every operator of every backend."""
+    found = [Case("copy", "torch", FORWARD, lambda x: x.copied.copy_(x.values))]
+    for direction in PASSES:
+        for name, average in {"scatter_add": average_by_scatter_add, "index_add": average_by_index_add}.items():
+            found.append(Case("average", name, direction, lambda x, average=average: average(x.values, x.flow)))
+        for op in dict.fromkeys(ops):
+            found += [Case(op, b, direction, partial(OPS[op], backend=b)) for b in backends]
+    return found
+
+
+def make_inputs(size: Size, seed: int, device: torch.device) -> Inputs:
+    """Make random values and gradients, a smooth random flow of a few pixels, and its magnitude as importance."""
+    batch, _, height, width = size
+    there = torch.Generator(device).manual_seed(seed)
+    # The flow comes from the CPU: every device moves the same way.
+    coarse = batch, 2, max(2, height // FLOW_SCALE), max(2, width // FLOW_SCALE)
+    noise = FLOW_PX * torch.randn(coarse, generator=torch.Generator().manual_seed(seed))
+    flow = F.interpolate(noise, size=(height, width), mode="bicubic").to(device)  # (B, 2, H, W)
+    values, upstream = (torch.randn(size, generator=there, device=device) for _ in range(2))
+    importance = flow.norm(dim=1, keepdim=True)  # (B, 1, H, W)
+    copied = values.clone()
+    for tensor in (values, flow, importance):
+        tensor.requires_grad_()
+    return Inputs(values, flow, importance, upstream, copied)
+
+
+def run_once(case: Case, inputs: Inputs) -> None:
+    """Run one pass; the backward one gives the gradients to all inputs that the operator has."""
+    if case.direction == FORWARD:
+        with torch.no_grad():
+            case.call(inputs)
+        return
+    wanted = inputs[: 3 if case.op in WITH_IMPORTANCE else 2]
+    torch.autograd.grad(case.call(inputs), wanted, inputs.upstream)
+
+
+def make_rows(size: Size, found: dict[tuple[str, str, str], dict[str, float | None]]) -> list[dict[str, Any]]:
+    """Return one flat row a case."""
+    rows = []
+    copy = found.get(("copy", "torch", FORWARD))
+    for (op, backend, direction), metrics in found.items():
+        seconds, least = metrics["seconds"], least_bytes(op, direction, size)
+        # A copy of as many bytes would take the copy's time in proportion.
+        copied = copy and copy["seconds"] * least / least_bytes("copy", FORWARD, size)
+        by_hand = [found.get(("average", name, direction)) for name in ("scatter_add", "index_add")]
+        by_hand = [baseline["seconds"] for baseline in by_hand if baseline is not None and op != "copy"]
+        average = found.get(("average", backend, direction))
+        rows.append(
+            {
+                "row": f"{name_of(size)}, {op}, {backend}, {direction}",
+                "ms": 1000 * seconds,
+                "min_ms": 1000 * metrics["min_s"],
+                "max_ms": 1000 * metrics["max_s"],
+                "gb_per_s": least / seconds / 1e9,
+                "fraction_of_copy": copied and copied / seconds,
+                "times_torch": min(by_hand) / seconds if by_hand else None,
+                "times_average": average and seconds / average["seconds"],
+                "peak_memory_mb": metrics["peak_memory_mb"],
+            }
+        )
+    return rows
+
+
+def least_bytes(op: str, direction: str, size: Size) -> int:
+    """Return the bytes that must move at least; see the head of this file."""
+    batch, channels, height, width = size
+    inputs = channels if op == "copy" else channels + (3 if op in WITH_IMPORTANCE else 2)
+    numbers = inputs + channels
+    if direction == BOTH:
+        numbers += channels + 2 * inputs
+    return 4 * batch * height * width * numbers
+
+
+def name_of(size: Size) -> str:
+    """Write a size as the flag takes it."""
+    return "x".join(map(str, size))
+
+
+# Hand-written in torch ------------------------------------------------------------------------------------------
+
+
+def average_by_scatter_add(values: Tensor, flow: Tensor) -> Tensor:
+    """Splat channel planes (C, N), image by image: the fastest of seven layouts tried on a CPU."""
+    means = []
+    for image, index, weight in zip(values, *bilinear_taps(flow), strict=True):
+        planes = image.flatten(1)  # (C, N)
+        total, arrived = torch.zeros_like(planes), torch.zeros_like(planes[0])
+        for i, w in zip(index, weight, strict=True):
+            total.scatter_add_(1, i.expand_as(planes), planes * w)
+            arrived = arrived.scatter_add(0, i, w)
+        means.append((total / (arrived + (arrived == 0))).view_as(image))
+    return torch.stack(means)
+
+
+def average_by_index_add(values: Tensor, flow: Tensor) -> Tensor:
+    """Splat rows of channels (B N, C), the batch at once: memory that belongs together is added together."""
+    batch, channels, height, width = values.shape
+    index, weight = bilinear_taps(flow)
+    index = index + torch.arange(batch, device=index.device)[:, None, None] * (height * width)
+    rows = values.permute(0, 2, 3, 1).reshape(-1, channels)  # (B N, C)
+    total, arrived = torch.zeros_like(rows), rows.new_zeros(len(rows))
+    for i, w in zip(index.transpose(0, 1).flatten(1), weight.transpose(0, 1).flatten(1), strict=True):
+        total.index_add_(0, i, rows * w[:, None])
+        arrived = arrived.index_add(0, i, w)
+    mean = total / (arrived + (arrived == 0))[:, None]
+    return mean.view(batch, height, width, channels).permute(0, 3, 1, 2).contiguous()
+
+
+def bilinear_taps(flow: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the four targets of each source, index within its image (B, 4, N), and their weights (B, 4, N)."""
+    height, width = flow.shape[-2:]
+    x = flow[:, 0] + torch.arange(width, device=flow.device)  # (B, H, W)
+    y = flow[:, 1] + torch.arange(height, device=flow.device)[:, None]
+    left, top = x.detach().floor(), y.detach().floor()
+    fx, fy = x - left, y - top
+    indices, weights = [], []
+    for y, down in ((top.long(), 1 - fy), (top.long() + 1, fy)):
+        for x, across in ((left.long(), 1 - fx), (left.long() + 1, fx)):
+            inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+            # Outside, weight 0 to the nearest pixel of the border: no mask is needed further on.
+            indices.append((y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).flatten(1))
+            weights.append((across * down * inside).flatten(1))
+    return torch.stack(indices, dim=1), torch.stack(weights, dim=1)

@@ -8,24 +8,23 @@ usage: bash checkpoints/make_default.sh [flags]
 
   --clips CSV        videos to learn from beside rendered scenes (columns path or file, split, source, licence)
   --rendered-only    learn from rendered scenes alone; --clips are then only measured on
-  --backbone FILE    SqueezeNet 1.1's ImageNet features, for the photograph's encoder and the renderers' loss
+  --backbone FILE    SqueezeNet 1.1's ImageNet features, for the image encoder and the renderers' loss
   --backbone-licence TEXT   where those come from and on what terms, for the card
-  --still-pictures DIR   photographs in which nothing moves, for the head that says how far each place moves
-  --minutes M        train for about so long: of 25, 2 the VAE, 12 the U-Net, 5 the renderers; the rest is data and
-                     tables, which take what they take. Without: fixed numbers of steps, some 5 h on two CPU cores
-  --slice M          stop after so long, state saved, exit code 3; the same command goes on (a table is finished first)
-  --scenes N         rendered scenes (1000), and a fifth as many in which nothing moves
+  --still-pictures DIR   photographs in which nothing moves, for the displacement head
+  --minutes M        train for about so long: of 25, 2 the VAE, 12 the U-Net, 5 the renderers; data and tables come on
+                     top. Without: fixed numbers of steps, about 5 h on two CPU cores
+  --slice M          stop after so long with checkpoints, exit code 3; a table is finished first
+  --scenes N         rendered scenes (1000), and a fifth as many static ones
   --workers N        processes that prepare data, and with a GPU at most 8 that load it (all cores)
   --device D         auto, cpu, cuda:N
   --precision P      bf16 (default), no, fp16
   --seed N           of all trainings (0)
-  --work DIR         sets, runs and tables; what is there is gone on with (outputs/make_default, with --rendered-only
-                     outputs/make_rendered)
+  --work DIR         sets, runs and tables (outputs/make_default, with --rendered-only outputs/make_rendered)
   --out DIR          copy the finished checkpoint there from WORK/checkpoint; one that is there is replaced
   --tiny             a few steps on a few scenes, to see that everything runs
   --dry-run          print the commands
 
-Without --clips scenes are all that is learned from; without --backbone as well, no photograph is in the weights at all.
+Without --clips and --backbone no photograph is used.
 Exit codes: 0 done, 2 a mistake, 3 --slice is over, 130 interrupted; the same command goes on after 3 and 130.
 TEXT
 }
@@ -53,17 +52,13 @@ while (($#)); do
     shift 2
 done
 for name in minutes slice scenes workers seed; do
-    value=${!name}
-    [[ -z $value || $value =~ ^[0-9]+$ ]] || fail "--$name $value: right: a whole number"
-    [[ $value != 0 || $name == seed ]] || fail "--$name 0: right: a whole number above 0"
+    [[ -z ${!name} || ${!name} =~ ^[0-9]+$ ]] || fail "--$name ${!name}: right: a whole number"
+    [[ ${!name} != 0 || $name == seed ]] || fail "--$name 0: right: a whole number above 0"
 done
-for name in clips backbone; do
-    [[ -z ${!name} || -f ${!name} ]] || fail "--$name ${!name}: no such file"
-done
+for name in clips backbone; do [[ -z ${!name} || -f ${!name} ]] || fail "--$name ${!name}: no such file"; done
 [[ -z $still_pictures || -d $still_pictures ]] || fail "--still-pictures $still_pictures: no such folder"
-still_pictures=${still_pictures:+$(realpath "$still_pictures")}
-clips=${clips:+$(realpath "$clips")} backbone=${backbone:+$(realpath "$backbone")}
-[[ -n $work ]] || work=outputs/make_$([[ -n $rendered ]] && echo rendered || echo default)
+for name in clips backbone still_pictures; do [[ -z ${!name} ]] || declare "$name=$(realpath "${!name}")"; done
+work=${work:-outputs/make_$([[ -n $rendered ]] && echo rendered || echo default)}
 work=$(realpath -m "$work") out=${out:+$(realpath -m "$out")} checkpoint=$work/checkpoint
 cd "$(dirname "$0")/.."
 workers=${workers:-$(env -u OMP_NUM_THREADS nproc)} # nproc would repeat that variable
@@ -71,19 +66,15 @@ if [[ -n $out && -n $(ls -A "$out" 2>/dev/null) && ! -f $out/model_index.json ]]
     fail "--out $out: holds something that is no checkpoint; name another folder"
 fi
 
-# Each thing done leaves its mark in WORK/done, so that the next call goes on after it.
+# Each finished part leaves a file in WORK/done, so that the next call goes on after it.
 deadline=${slice:+$((SECONDS + 60 * slice))}
-
-out_of_time() {
-    [[ -n $deadline && -z $dry ]] && ((SECONDS >= deadline))
-}
 
 later() {
     echo "make_default.sh: --slice $slice is over and $1 is not done yet; the same command goes on" >&2
     exit 3
 }
 
-# What runs is waited for in the background: for what runs in the foreground a signal would have to wait.
+# Commands run in the background, because bash delays signals while one runs in the foreground.
 child=
 interrupted() {
     trap '' INT TERM HUP
@@ -93,11 +84,12 @@ interrupted() {
 }
 trap interrupted INT TERM HUP
 
-# say COMMAND...: run it, for at most $limit seconds where that is set; 124 when they are over
-say() {
+# run COMMAND...: print and run it, for at most $limit seconds where that is set; 124 when they are over
+run() {
     local code=0
     echo "+ python $*"
     [[ -z $dry ]] || return 0
+    command -v timeout >/dev/null || limit=
     ${limit:+timeout "$limit"} python "$@" &
     child=$!
     wait "$child" || code=$?
@@ -105,15 +97,18 @@ say() {
     return "$code"
 }
 
-# once PART COMMAND...: a part that is not a training. Data goes on where it was; a table that cannot be made, as of a set
-# without test clips, stops nothing.
+# is_due PART: it is not done yet; exits where --slice is over
+is_due() {
+    [[ ! -e $work/done/$1 ]] || return 1
+    [[ -z $deadline || -n $dry ]] || ((SECONDS < deadline)) || later "$1"
+}
+
+# once PART COMMAND...: a part that is not a training; a table that cannot be made, as without test clips, is left out
 once() {
     local part=$1 code=0 limit=
-    shift
-    [[ ! -e $work/done/$part ]] || return 0
-    ! out_of_time || later "$part"
-    [[ -z $deadline || $part == evaluate_* ]] || ! command -v timeout >/dev/null || limit=$((deadline - SECONDS + 1))
-    say "$@" || code=$?
+    is_due "$part" || return 0
+    [[ -z $deadline || $part == evaluate_* ]] || limit=$((deadline - SECONDS + 1))
+    run "${@:2}" || code=$?
     case $part:$code in
         *:0) ;;
         clips:3) echo "make_default.sh: some of --clips were left out, as said above" >&2 ;;
@@ -124,7 +119,7 @@ once() {
     [[ -n $dry ]] || touch "$work/done/$part"
 }
 
-# A training that was cut short has exported what it had, so its record has to say that it came to its end.
+# A training that was cut short is exported too; its record says whether it is finished.
 is_finished() {
     python - "$1" "$checkpoint" <<'TEXT'
 import json, pathlib, sys
@@ -137,14 +132,13 @@ TEXT
 # learn PART SHARE STEPS SCRIPT FLAGS...: a training of SHARE / 250 of --minutes, or of STEPS steps
 learn() {
     local part=$1 share=$2 steps=$3 left=() limit= code=0
-    shift 3
-    [[ ! -e $work/done/$part ]] || return 0
-    ! out_of_time || later "$part"
-    [[ -z $deadline ]] || left=(--minutes "$(awk "BEGIN { print ($deadline - $SECONDS) / 60 + 0.01 }")")
-    # What comes before the first step, such as encoding all clips, knows no --minutes; it goes on where it was.
-    [[ -z $deadline ]] || ! command -v timeout >/dev/null || limit=$((deadline - SECONDS + 60))
+    is_due "$part" || return 0
+    if [[ -n $deadline ]]; then
+        left=(--minutes "$(awk "BEGIN { print ($deadline - $SECONDS) / 60 + 0.01 }")")
+        limit=$((deadline - SECONDS + 60)) # encoding, before the first step, knows no --minutes
+    fi
     [[ -z $minutes ]] || left+=(--finish-in "$(awk "BEGIN { print $minutes * $share / 250 }")")
-    say "$@" --steps "$steps" --device "$device" --precision "$precision" --seed "$seed" --out "$work/runs/$part" \
+    run "${@:4}" --steps "$steps" --device "$device" --precision "$precision" --seed "$seed" --out "$work/runs/$part" \
         --workers "$loaders" --save-every 200 --resume auto "${left[@]}" || code=$?
     ((code != 124)) || later "$part"
     ((code == 0)) || exit "$code"
@@ -159,15 +153,13 @@ vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=400 rende
 if [[ $device != cpu ]] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     batch=32 crop=128 loaders=$((workers < 8 ? workers : 8))
 fi
-if [[ -n $minutes ]]; then
-    vae_steps=100000 denoiser_steps=1000000 renderer_steps=1000000
-fi
+[[ -z $minutes ]] || vae_steps=100000 denoiser_steps=1000000 renderer_steps=1000000
 if [[ -n $tiny ]]; then
     scenes=12 batch=2 crop=32 renderer=tiny
     vae_steps=2 picture_steps=2 denoiser_steps=2 displacement_steps=2 renderer_steps=2
 fi
 
-# What may not change under way; the trainings say so too, but not those that are done.
+# Settings that may not change under way
 settings="clips ${clips:-none}, rendered only ${rendered:-no}, backbone ${backbone:-none}, minutes ${minutes:-free}, scenes $scenes"
 settings+=", still pictures ${still_pictures:-none}, precision $precision, seed $seed, batch $batch, tiny ${tiny:-no}"
 if [[ -f $work/settings ]]; then
@@ -180,7 +172,6 @@ if [[ -z $dry ]]; then
     ! command -v flock >/dev/null || flock -n 9 || fail "--work $work: another call is at work there"
     echo "$settings" >"$work/settings"
 fi
-# Without, the picture network learns from nothing; there has to be one, for the displacement head reads it.
 features=(${backbone:+--backbone-weights "$backbone"})
 
 # Data
@@ -200,11 +191,11 @@ fi
 unet=(train_unet.py --vae "$work/runs/vae/vae" --cache "$work/latents")
 learn vae 20 $vae_steps train_vae.py --data "${data[@]}" --preset tiny --batch-size 4 --slices 4 --crop 128x128 \
     --learning-rate 2e-3 --warmup-steps 30 --ema-decay 0.99
-learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage picture "${features[@]}" \
+learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage image-encoder "${features[@]}" \
     --batch-size 8 --learning-rate 2e-3 --warmup-steps 50 --ema-decay 0.99
 learn denoiser 80 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
     --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995 \
-    --validate-every 1000 --sample-every 0 # the preset's 100 and 150 would take much of a GPU's time
+    --validate-every 1000 --sample-every 0
 learn displacement 25 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
     --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 40 --weight-decay 0.05 \
     --ema-decay 0.97 --sample-every 0 ${still_pictures:+--still-pictures "$still_pictures"} --export "$checkpoint"
@@ -226,16 +217,14 @@ once evaluate_still evaluate.py still --scenes $((scenes / 64 + 2)) "${measure[@
 once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licences "$clips"} --out "$work/evaluate/sources"
 [[ -z $dry ]] || exit 0
 {
-    echo "# Weights of make_default.sh"
-    echo
-    echo "Motion VAE, U-Net, noise schedule and a renderer for each splatting operator; \`training.json\` has the command,"
-    echo "flags, versions, steps, hours and losses of each. No frame of a clip is stored here."
-    echo
+    printf '%s\n' "# Weights of make_default.sh" "" \
+        "Motion VAE, U-Net, noise schedule and a renderer for each splatting operator; \`training.json\` has the command," \
+        "flags, versions, steps, hours and losses of each. No frame of a clip is stored here." ""
     if [[ -n $backbone ]]; then
-        echo "Picture features (frozen) and the renderers' loss: ImageNet features of SqueezeNet 1.1, $(basename "$backbone");"
+        echo "Image features (frozen) and the renderers' loss: ImageNet features of SqueezeNet 1.1, $(basename "$backbone");"
         echo "origin and licence: ${backbone_licence:-not stated}."
     else
-        echo "Picture features: learned here, from what is listed below."
+        echo "Image features: learned here, from the sources below."
     fi
     [[ -z $still_pictures ]] || echo "Photographs in which nothing moves: $(ls "$still_pictures" | tr '\n' ' ')."
     for table in sources evaluate_motion evaluate_frames evaluate_still; do

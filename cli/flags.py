@@ -11,10 +11,12 @@ from cli.parser import device_name, fraction, non_negative_float, non_negative_i
 _SHARED: dict[str, dict[str, Any]] = {
     "seed": dict(type=non_negative_int, default=0, metavar="N", help="seed of everything random"),
     "device": dict(type=device_name, default="auto", metavar="auto|cpu|cuda:N|mps", help="where to compute"),
-    "precision": dict(choices=("no", "bf16", "fp16"), default="no", help="mixed precision; no = float32"),
+    "precision": dict(
+        choices=("no", "bf16", "fp16"), default="no", help="of all networks; no = float32, fp16 needs a GPU"
+    ),
     "out": dict(type=Path, metavar="PATH", help="where to write; by default a new folder below outputs/"),
     "workers": dict(type=non_negative_int, default=0, metavar="N", help="processes that load data; 0 = this one"),
-    "resume": dict(metavar="auto|PATH", help="go on from the newest state of the run in --out, or from PATH"),
+    "resume": dict(metavar="auto|PATH", help="go on from the newest checkpoint of the run in --out, or from PATH"),
     "dry-run": dict(action="store_true", help="check flags and inputs, say what would be done, and stop"),
 }
 
@@ -40,31 +42,48 @@ def add_shared_flags(
     return group
 
 
-def add_training_flags(parser: argparse.ArgumentParser) -> argparse._ActionsContainer:
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `training.loop.LoopOptions`; one that is not given (None) leaves the preset's value."""
-    group = parser.add_argument_group("training", "what is not given is taken from the preset")
-    add = group.add_argument
-    add(
-        "--steps",
-        type=positive_int,
-        metavar="N",
-        help="optimizer steps in all, those before a resume included",
-    )
-    add("--minutes", type=positive_float, metavar="MIN", help="stop at this time, with the state saved")
+    add = parser.add_argument_group("training", "defaults are the preset's").add_argument
+    add("--steps", type=positive_int, metavar="N", help="optimizer steps in all, those before a resume included")
+    add("--minutes", type=positive_float, metavar="MIN", help="stop at this time, with a checkpoint")
     finish_in = "be done after so long in all, resumes included: the cosine rate falls to 0 by then, or after --steps"
     add("--finish-in", type=positive_float, metavar="MIN", help=finish_in)
-    add("--stop-at", type=positive_int, metavar="STEP", help="stop there with the state saved, as if interrupted")
-    add("--batch-size", type=positive_int, metavar="N", help="samples of one process in one pass")
-    add("--accumulate", type=positive_int, metavar="N", help="passes to one optimizer step")
+    add("--stop-at", type=positive_int, metavar="STEP", help="stop there with a checkpoint, as if interrupted")
+    add("--batch-size", type=positive_int, metavar="N", help="samples of a micro-batch in each process")
+    accumulation = "micro-batches to an optimizer step"
+    add("--gradient-accumulation-steps", "--accumulate", type=positive_int, metavar="N", help=accumulation)
     add("--learning-rate", type=positive_float, metavar="RATE", help="highest learning rate")
     add("--warmup-steps", type=non_negative_int, metavar="N", help="steps over which the rate rises from 0")
     add("--schedule", choices=("cosine", "constant"), help="the rate after warm-up: falling to 0 or constant")
     add("--weight-decay", type=non_negative_float, metavar="X", help="of AdamW")
     add("--ema-decay", type=fraction, metavar="X", help="decay of the averaged weights; 0 = no averaging")
     add("--gradient-clip", type=non_negative_float, metavar="NORM", help="highest gradient norm; 0 = any")
-    add("--log-every", type=positive_int, metavar="STEPS", help="write the mean figures of so many steps")
-    add("--save-every", type=non_negative_int, metavar="STEPS", help="save the state; 0 = only at the end")
-    add("--validate-every", type=non_negative_int, metavar="STEPS", help="held-out figures; 0 = start and end")
+    add("--log-every", type=positive_int, metavar="STEPS", help="write the mean metrics of so many steps")
+    add("--save-every", type=non_negative_int, metavar="STEPS", help="save a checkpoint; 0 = only at the end")
+    add("--validate-every", type=non_negative_int, metavar="STEPS", help="validate; 0 = at the start and the end")
     add("--sample-every", type=non_negative_int, metavar="STEPS", help="draw samples; 0 = only at the end")
     add("--compile", action="store_true", default=None, help="torch.compile the model")
-    return group
+    add_shared_flags(parser, "seed", "device", "precision", "out", "workers", "resume", "dry-run")
+
+
+def add_renderer_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what the two train_frame_synthesis_*.py share: the arguments of `training.frame_synthesis.train_renderer`."""
+    add = parser.add_argument_group("data and model").add_argument
+    data = "clip sets, a clip of weight W comes W times an epoch; without, a small scene set is rendered first"
+    add("--data", nargs="+", metavar="SET[:WEIGHT]", help=data)
+    add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size and length")
+    add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4")
+    encoder = "features of the image: a few convolutions a scale, or the first stages of ResNet-34 (1.35 M parameters)"
+    add("--encoder", choices=("pyramid", "resnet34"), default="pyramid", help=encoder)
+    weights = "ImageNet weights of torchvision's resnet34 to start from (.pth, .safetensors); a hub name is downloaded"
+    add("--encoder-weights", metavar="FILE|HUB_NAME", help=weights)
+    importance = "decides collisions: the mean displacement, or a map learned from the image"
+    add("--importance", choices=("fixed", "learned"), default="fixed", help=importance)
+    perceptual = "ImageNet weights for the feature distance in the loss; off without"
+    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual)
+    networks = ("squeezenet", "vgg16", "vgg19")
+    add("--perceptual-network", choices=networks, default="squeezenet", help="network that FILE belongs to")
+    add("--export", type=Path, metavar="DIR", help="model folder; by default frame_synthesis_* in the run")
+    add("--export-precision", choices=("fp32", "fp16"), default="fp16", help="precision it is stored in")
+    add_training_flags(parser)

@@ -25,7 +25,8 @@ import difflib
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,29 @@ class _RawHelpFormatter(argparse.RawDescriptionHelpFormatter, _HelpFormatter):
     """The same, with the description's own line breaks."""
 
 
+class Arguments(argparse.Namespace):
+    """Parsed flags. `typed` names those on the command line; it is no flag, and `vars` leaves it out."""
+
+    __slots__ = ("typed",)
+
+
+def refuse_flags(args: Arguments, flags: Iterable[str], why: str) -> None:
+    """Raise UsageError where one of `flags` was typed, be it with its default: it would do nothing, and `why` says so.
+
+    Args:
+        args: what `Parser.parse_args` returned.
+        flags: names as they are typed, "--steps".
+        why: the rest of the line.
+    """
+    for flag in flags:
+        if flag in args.typed:
+            raise UsageError(f"{flag}: {why}")
+
+
+# {name in the parsed arguments: flag} of the command line that was parsed last, for errors of libraries
+FLAG_NAMES: dict[str, str] = {}
+
+
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are a UsageError of one line, naming the flag and the choices.
 
@@ -78,6 +102,11 @@ class Parser(argparse.ArgumentParser):
         kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, **kwargs)
 
+    def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
+        """Parse as argparse does, and remember the flags in FLAG_NAMES."""
+        FLAG_NAMES.update({action.dest: action.option_strings[0] for action in self._actions if action.option_strings})
+        return super().parse_known_args(*args, **kwargs)
+
     def error(self, message: str) -> Any:
         """Raise UsageError (argparse would print the usage and leave)."""
         message = re.sub(r"^argument (.+?): ", r"\1: ", message)
@@ -86,6 +115,14 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             message = f"unknown flag or argument {unknown[1]}{self._suggestion(unknown[1])}"
         raise UsageError(f"{message}; see --help")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Arguments:
+        """Parse as argparse does, and remember which flags were typed (see `refuse_flags`)."""
+        words = sys.argv[1:] if args is None else list(args)
+        parsed = super().parse_args(words, Arguments())
+        flags = words[: words.index("--")] if "--" in words else words
+        parsed.typed = {word.split("=")[0] for word in flags if word.startswith("--")}
+        return parsed
 
     def _suggestion(self, flag: str) -> str:
         close = difflib.get_close_matches(flag.split("=")[0], self._all_flags(), n=1)
@@ -125,6 +162,16 @@ def positive_int(text: str) -> int:
 def non_negative_int(text: str) -> int:
     """Parse a whole number of at least 0."""
     return _number(text, int, lambda value: value >= 0, "a whole number, 0 or above")
+
+
+def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
+    """Return a flag type that takes whole numbers from `least` to `most`, both included; None: without a limit."""
+    wanted = f"a whole number from {least} to {most}" if most is not None else f"a whole number of at least {least}"
+
+    def parse(text: str) -> int:
+        return _number(text, int, lambda value: least <= value and (most is None or value <= most), wanted)
+
+    return parse
 
 
 def positive_float(text: str) -> float:
@@ -215,6 +262,3 @@ def check_output_file(path: Path, flag: str, suffixes: Sequence[str]) -> Path:
     if path.is_dir():
         raise UsageError(f"{flag} {path}: is a folder; right: the name of a file")
     return check_writable(path, flag)
-
-
-# ------------------------------------------------------------------------------------------------ running

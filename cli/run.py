@@ -4,57 +4,33 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+
+from cli.parser import FLAG_NAMES
 
 Main = Callable[..., int]
 
 
-OUR_PACKAGES = (
-    "__main__",
-    "animation",
-    "benchmarks",
-    "cli",
-    "data",
-    "evaluation",
-    "metrics",
-    "models",
-    "motion",
-    "splatting",
-    "training",
-)
+OUR_PACKAGES = "__main__ animation benchmarks cli data evaluation metrics models motion splatting training".split()
 
-
-# What helps where the memory of a device is exhausted, beside flags to lower.
-HALF_PRECISION, ON_CPU = "use --precision bf16", "use --device cpu"
-
-
-DEFAULT_MEMORY_FLAGS = ("--batch-size", "--size", HALF_PRECISION, ON_CPU)
+OUT_OF_MEMORY = "out of device memory; lower the size of batches or images, or use --device cpu"
 
 
 # 3: done, but for inputs that could not be used
 EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130
 
 
-def command(
-    main: Main | None = None, *, memory_flags: Sequence[str] | Mapping[str, Sequence[str]] = DEFAULT_MEMORY_FLAGS
-) -> Any:
-    """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code.
-
-    Args:
-        main: the function; absent when the decorator is called with arguments.
-        memory_flags: what the message names when the device's memory is exhausted: flags to lower, and "use --flag";
-            for a script of several commands {command: flags}. All are flags of that script (a test holds this).
-    """
-    if main is None:
-        return functools.partial(command, memory_flags=memory_flags)
+def command(main: Main) -> Main:
+    """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code."""
     script = Path(main.__code__.co_filename).name
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
         configure_logging()
+        FLAG_NAMES.clear()
         try:
             return main(argv) or 0
         except SystemExit as leaving:
@@ -63,11 +39,7 @@ def command(
             print(f"{script}: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
         except Exception as error:
-            flags = memory_flags
-            if isinstance(flags, Mapping):
-                words = sys.argv[1:] if argv is None else argv
-                flags = flags.get(words[0] if words else "", ())
-            message = user_message(error, flags)
+            message = user_message(error)
             if message is None:
                 raise
             print(f"{script}: error: {message}", file=sys.stderr)
@@ -82,24 +54,23 @@ def run(main: Main) -> int:
     return (main if getattr(main, "is_command", False) else command(main))(None)
 
 
-def user_message(error: BaseException, memory_flags: Sequence[str] = DEFAULT_MEMORY_FLAGS) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """Return the one line to show for a user's mistake, or None where the error is ours.
 
-    A user's mistake is an exception whose class has `is_user_error = True`, a path that the system refuses, or
-    a device's memory that is exhausted.
+    A user's mistake is an exception whose class has `is_user_error = True`, a path that the system refuses, or a
+    device's memory that is exhausted. An argument's name at the beginning becomes that of its flag.
     """
     if getattr(error, "is_user_error", False):
         text = str(error)
         if "Original Traceback" in text:  # a loader process tells its error as a traceback: the last line says it
             text = text.strip().splitlines()[-1].split(": ", 1)[-1]
-        return " ".join(text.split())
+        text = " ".join(text.split())
+        named = re.match(r"(\w+)(?=:| .*: )", text)  # a library's errors begin with the name of the argument
+        return text if named is None else FLAG_NAMES.get(named[1], named[1]) + text[named.end() :]
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or 'cannot be read or written'}"
     if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
-        lower = [flag for flag in memory_flags if flag.startswith("--")]
-        use = [flag.removeprefix("use ") for flag in memory_flags if flag not in lower]
-        remedies = [f"{verb} {' or '.join(flags)}" for verb, flags in (("lower", lower), ("use", use)) if flags]
-        return "; ".join(["out of device memory"] + [", or ".join(remedies)] * bool(remedies))
+        return OUT_OF_MEMORY
     return None
 
 

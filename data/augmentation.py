@@ -1,4 +1,4 @@
-"""Augmentation of clips: drawn once as a Geometry, then applied alike to pictures, spectra, flow and maps.
+"""Augmentation of clips: drawn once as a Geometry, then applied alike to images, spectra, flow and maps.
 
 Only what is exact for the motion is done: boxes of any aspect, scale, left-right mirrors, and the motion played
 backwards. Colours change the photograph alone.
@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from data.media import resize_image
-from motion.flow import resize_flow, resize_spectrum
+from motion.flow import resize_flow, resize_maps, resize_spectrum
 
-# a crop's share of the largest box that fits, by area
+# a crop's fraction of the largest box that fits, by area
 CROP_AREA = (0.4, 1.0)
 # a crop may be this much wider or narrower than the sample it fills (natural logarithm of the ratio)
 ASPECT_JITTER = 0.1
@@ -52,8 +51,8 @@ class Geometry(NamedTuple):
         return maps[..., self.top : self.top + self.height, self.left : self.left + self.width]
 
     def maps(self, maps: torch.Tensor) -> torch.Tensor:
-        """Apply to pictures or maps whose values are no lengths: (..., C, H, W) to (..., C, H', W')."""
-        maps = resize_image(self._cut(maps), self.size)
+        """Apply to images or maps whose values are no lengths: (..., C, H, W) to (..., C, H', W')."""
+        maps = resize_maps(self._cut(maps), self.size)
         return maps.flip(-1) if self.mirrored else maps
 
     def flow(self, flow: torch.Tensor) -> torch.Tensor:
@@ -61,7 +60,7 @@ class Geometry(NamedTuple):
         if self.backwards:
             raise ValueError("flow: expected a geometry that is not backwards; only a whole series can be reversed")
         flow = resize_flow(self._cut(flow), self.size)
-        return flip_flow(flow) if self.mirrored else flow
+        return flow.flip(-1) * flow.new_tensor([-1.0, 1.0]).view(2, 1, 1) if self.mirrored else flow
 
     def spectrum(self, spectrum: torch.Tensor) -> torch.Tensor:
         """Apply to a packed spectrum (..., K, 4, H, W), px; gives px of the sample."""
@@ -79,13 +78,10 @@ def draw_geometry(
     area: tuple[float, float] = CROP_AREA,
     reverse: bool = True,
 ) -> Geometry:
-    """Draw how a sample of `size` (H', W') is taken from a clip's grid (H, W).
+    """Draw how a sample of `size` (H', W') px is taken from a clip's grid (H, W) px.
 
-    Args:
-        grid, size: px.
-        rng: None takes the box in the middle and turns nothing.
-        area: bounds of the box's share of the largest box that fits.
-        reverse: half of the samples play backwards.
+    Without `rng` it is the box in the middle, and nothing is turned. `area` bounds the box's fraction of the largest
+    box that fits. With `reverse` half of the samples play backwards.
     """
     box = choose_box(grid, size, rng, area)
     mirrored = rng is not None and bool(rng.random() < 0.5)
@@ -96,29 +92,23 @@ def draw_geometry(
 def choose_box(
     grid: Sequence[int], size: Sequence[int], rng: np.random.Generator | None, area: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """Choose the box (top, left, height, width) of a picture (H, W) that is resized to `size`.
+    """Choose the box (top, left, height, width) of an image (H, W) that is resized to `size`.
 
-    The box has the aspect of `size`, within the jitter, and a share of the area of the largest such box drawn from
-    `area`; without `rng` it lies in the middle, without jitter, and has the largest share where this is 1.
+    The box has the aspect of `size`, within the jitter, and a fraction of the area of the largest such box drawn from
+    `area`. Without `rng` it lies in the middle, without jitter, and has the largest fraction.
     """
-    aspect = size[1] / size[0]
-    share = area[1]
+    aspect, fraction = size[1] / size[0], area[1]
     if rng is not None:
         aspect *= math.exp(rng.uniform(-ASPECT_JITTER, ASPECT_JITTER))
-        share = rng.uniform(*area)
+        fraction = rng.uniform(*area)
     height = min(grid[0], grid[1] / aspect)
     width = height * aspect
-    height = min(grid[0], max(1, round(height * math.sqrt(share))))
-    width = min(grid[1], max(1, round(width * math.sqrt(share))))
+    height = min(grid[0], max(1, round(height * math.sqrt(fraction))))
+    width = min(grid[1], max(1, round(width * math.sqrt(fraction))))
     free = (grid[0] - height, grid[1] - width)
     if rng is None:
         return free[0] // 2, free[1] // 2, height, width
     return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1)), height, width
-
-
-def flip_flow(flow: torch.Tensor) -> torch.Tensor:
-    """Mirror flow (..., 2, H, W) left to right: positions swap, and dx changes its sign."""
-    return flow.flip(-1) * flow.new_tensor([-1.0, 1.0]).view(2, 1, 1)
 
 
 def flip_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
@@ -127,16 +117,15 @@ def flip_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
 
 
 def reverse_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
-    """Play the motion backwards: F'_t = F_(T-t) - F_T, exactly.
+    """Play the motion of a packed spectrum (..., K, 4, H, W) backwards: F'_t = F_(T-t) - F_T, exactly.
 
-    cos(2 pi k (T-t)/T) stays, sin changes its sign, and so does the drift: S is conjugated and D negated, which in the
-    packed (..., K, 4, H, W) is one sign on every imaginary part. The photograph stays the same.
+    cos(2 pi k (T-t)/T) stays, sin changes its sign, and so does the drift: every imaginary part is negated.
     """
     return spectrum * spectrum.new_tensor([1.0, -1.0, 1.0, -1.0]).view(4, 1, 1)
 
 
 def jitter_colours(images: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-    """Change brightness, contrast, saturation and colour balance of (..., 3, H, W) mildly, all pictures alike."""
+    """Change brightness, contrast, saturation and colour balance of (..., 3, H, W) mildly, all images alike."""
     gain, contrast, saturation = np.exp(rng.uniform(-COLOUR_JITTER, COLOUR_JITTER, 3))
     balance = np.exp(rng.uniform(-COLOUR_JITTER / 3, COLOUR_JITTER / 3, 3))
     images = images * images.new_tensor(gain * balance).view(3, 1, 1)

@@ -1,4 +1,4 @@
-"""Training datasets over clip sets, their augmentation, and the small rendered set that scripts fall back to.
+"""Training datasets over clip sets.
 
 A dataset is indexed by a SampleKey, and what it returns depends on nothing but the key: the order of samples, the
 number of processes and a resumed run change no sample.
@@ -17,15 +17,7 @@ import torch
 from torch.utils.data import Dataset
 
 from data.augmentation import draw_geometry, jitter_colours
-from data.clips import (
-    KEPT,
-    PAIRS_ONLY,
-    STORED_BINS,
-    ClipRow,
-    ClipSet,
-    ClipSetError,
-    SampleKey,
-)
+from data.clips import KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey
 from motion.spectrum import NUM_BINS
 
 WeightedSets = Sequence[tuple[ClipSet, float]]
@@ -36,47 +28,41 @@ LARGEST_WEIGHT = 1000.0
 RENDERING_ZOOM = 0.25
 
 
-# ---------------------------------------------------------------------------------------- which samples
-
-
-def parse_set_flags(flags: Iterable[str | Path]) -> list[tuple[ClipSet, float]]:
-    """Open the sets of `--data SETA SETB:0.3`: a folder each, with a weight after a colon (1 without).
+def open_weighted_sets(names: Iterable[str | Path]) -> list[tuple[ClipSet, float]]:
+    """Open sets named SETA or SETB:0.3: a folder each, with a weight after a colon (1 without).
 
     Raises:
         ClipSetError: not a set, a bad weight, a set named twice, or a source that one set trains on and another tests.
     """
     sets: list[tuple[ClipSet, float]] = []
-    for flag in map(str, flags):
-        folder, weight = _split_weight(flag)
+    for name in map(str, names):
+        folder, weight = _split_weight(name)
         clip_set = ClipSet(folder)
         if any(clip_set.folder.resolve() == other.folder.resolve() for other, _ in sets):
-            raise ClipSetError(f"--data {flag}: named twice; name a set once, SET:2 doubles its clips")
+            raise ClipSetError(f"{name}: named twice; name a set once, SET:2 doubles its clips")
         sets.append((clip_set, weight))
     _check_sources([clip_set for clip_set, _ in sets])
     return sets
 
 
-def _split_weight(flag: str) -> tuple[str, float]:
-    head, colon, tail = flag.rpartition(":")
-    if not colon or Path(flag).is_dir():  # a folder may have a colon in its name
-        return flag, 1.0
-    if not head:
-        raise ClipSetError(f"--data {flag}: names no set before the colon; right: SET or SET:WEIGHT")
+def _split_weight(name: str) -> tuple[str, float]:
+    folder, colon, text = name.rpartition(":")
+    if not colon or Path(name).is_dir():  # a folder may have a colon in its name
+        return name, 1.0
+    right = f"right: SET or SET:WEIGHT, such as {folder or 'SET'}:0.3"
+    if not folder:
+        raise ClipSetError(f"{name}: names no set before the colon; {right}")
     try:
-        weight = float(tail)
+        weight = float(text)
     except ValueError:
-        raise ClipSetError(
-            f"--data {flag}: not a clip set, and {tail!r} is no weight; right: SET or SET:WEIGHT, such as {head}:0.3"
-        ) from None
+        raise ClipSetError(f"{name}: not a clip set, and {text!r} is no weight; {right}") from None
     if not 0 < weight <= LARGEST_WEIGHT:
-        raise ClipSetError(
-            f"--data {flag}: the weight after the colon must be above 0 and at most {LARGEST_WEIGHT:.0f}"
-        )
-    return head, weight
+        raise ClipSetError(f"{name}: the weight after the colon must be above 0 and at most {LARGEST_WEIGHT:.0f}")
+    return folder, weight
 
 
 def _check_sources(sets: Sequence[ClipSet]) -> None:
-    """Refuse sets of which one trains on a source that another tests with: held-out figures would mean nothing."""
+    """Refuse sets of which one trains on a source that another tests with: validation would mean nothing."""
     used = (KEPT, PAIRS_ONLY)
     for tested in sets:
         validation = {row.source for row in tested.rows("test", status=used)}
@@ -85,7 +71,7 @@ def _check_sources(sets: Sequence[ClipSet]) -> None:
             source = next((row.source for row in rows if row.source in validation), None)
             if source is not None:
                 raise ClipSetError(
-                    f"--data: {source} is a training clip in {clip_set.folder} and a test clip in {tested.folder}; "
+                    f"{source} is a training clip in {clip_set.folder} and a test clip in {tested.folder}; "
                     "give it the same split in both"
                 )
 
@@ -101,9 +87,9 @@ class _Part(NamedTuple):
 class WeightedItems:
     """The items of an epoch: each clip of a set of weight w comes w times, on average over the epochs.
 
-    With w = 2 an epoch holds each clip twice. With w = .3 it holds a third of the clips and the next epochs the others,
-    in an order that is drawn anew for each round through the set: what goes round with the epochs, the shapes of
-    cached latents above all, meets every clip.
+    With w = 2 an epoch holds each clip twice. With w = 0.3 it holds a third of the clips, the next epochs the others,
+    in an order that is drawn anew for each round through the set. So each clip meets whatever changes from epoch to
+    epoch, above all the shapes of cached latents.
     """
 
     def __init__(
@@ -118,7 +104,7 @@ class WeightedItems:
                 )
             self.parts.append(_Part(clip_set, rows, max(1, round(len(rows) * weight))))
         if not self.parts:
-            raise ClipSetError("--data: expected at least one clip set")
+            raise ClipSetError("sets: expected at least one clip set")
 
     def __len__(self) -> int:
         return sum(part.count for part in self.parts)
@@ -130,18 +116,18 @@ class WeightedItems:
     def place(self, key: SampleKey) -> tuple[int, int, int]:
         """Return which set a key's clip belongs to, which of its rows it is, and how often it came in this epoch."""
         item = key.item
-        if item < 0:
+        if not 0 <= item < len(self):
             raise IndexError(item)
-        for number, (_, rows, count) in enumerate(self.parts):
-            if item >= count:
-                item -= count
-                continue
-            times, rest = divmod(count, len(rows))
-            if item < times * len(rows):
-                return number, item % len(rows), item // len(rows)
-            round_, place = divmod(key.epoch * rest + item - times * len(rows), len(rows))
-            return number, int(_round_order(len(rows), number, round_)[place]), times
-        raise IndexError(key.item)
+        number = 0
+        while item >= self.parts[number].count:
+            item -= self.parts[number].count
+            number += 1
+        num_rows = len(self.parts[number].rows)
+        times, rest = divmod(self.parts[number].count, num_rows)
+        if item < times * num_rows:
+            return number, item % num_rows, item // num_rows
+        round_, place = divmod(key.epoch * rest + item - times * num_rows, num_rows)
+        return number, int(_round_order(num_rows, number, round_)[place]), times
 
     def repeats(self, number: int) -> int:
         """Return how often a clip of set `number` may come in an epoch, at most."""
@@ -155,12 +141,25 @@ def _round_order(length: int, number: int, round_: int) -> np.ndarray:
     return np.argsort(np.random.SeedSequence([number, round_]).generate_state(length, np.uint64), kind="stable")
 
 
-class MotionDataset(Dataset):
+class _ClipDataset(Dataset):
+    def __init__(self, items: WeightedItems, size: tuple[int, int], augment: bool) -> None:
+        self.items, self.size, self.augment = items, tuple(size), augment
+
+    def __len__(self) -> int:
+        """Return the number of items of an epoch."""
+        return len(self.items)
+
+    def generator(self, key: SampleKey) -> np.random.Generator | None:
+        """Return the sample's own random numbers; None where it is not augmented."""
+        return np.random.default_rng(key.seed) if self.augment else None
+
+
+class MotionDataset(_ClipDataset):
     """Frame 0 and spectrum of kept clips, for the motion VAE and the U-Net.
 
     dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "spectrum" (K, 4, H, W) px, "confidence" (1, H, W)}.
-    Augmented samples are flipped, reversed in time, cropped, zoomed and recoloured; others are the largest box of the
-    sample's aspect in the middle of the picture. For portrait, square and wide samples use several sizes.
+    Augmented samples are flipped, reversed in time, cropped, zoomed and recoloured. Others are the largest box of the
+    sample's aspect in the middle of the image.
     """
 
     def __init__(
@@ -175,34 +174,32 @@ class MotionDataset(Dataset):
         """Take the kept clips of a split (None: of all); `size` is (H, W) of the samples, any."""
         if not 1 <= num_bins <= STORED_BINS:
             raise ClipSetError(f"number of bins: clip sets hold {STORED_BINS}, {num_bins} are wanted")
-        self.items = WeightedItems(sets, split, (KEPT,), lambda _set, _row: True)
-        self.num_bins, self.size, self.augment = num_bins, tuple(size), augment
-
-    def __len__(self) -> int:
-        """Return the number of items of an epoch."""
-        return len(self.items)
+        super().__init__(WeightedItems(sets, split, (KEPT,), lambda _set, _row: True), size, augment)
+        self.num_bins = num_bins
 
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
         """Read and augment one sample; ClipSetError names a clip that cannot be used."""
         clip_set, row = self.items[key]
         image = clip_set.first(row.id)  # (3, h, w)
         spectrum, confidence = clip_set.spectrum(row.id, self.num_bins)  # (K, 4, h, w), (1, h, w)
-        rng = np.random.default_rng(key.seed) if self.augment else None
+        rng = self.generator(key)
         geometry = draw_geometry(image.shape[-2:], self.size, rng)
-        image = geometry.maps(image)  # (3, H, W)
-        spectrum = geometry.spectrum(spectrum)  # (K, 4, H, W)
-        confidence = geometry.maps(confidence)  # (1, H, W)
+        sample = {
+            "image": geometry.maps(image),  # (3, H, W)
+            "spectrum": geometry.spectrum(spectrum),  # (K, 4, H, W)
+            "confidence": geometry.maps(confidence),  # (1, H, W)
+        }
         if rng is not None:
-            image = jitter_colours(image, rng)
-        return {"image": image.contiguous(), "spectrum": spectrum.contiguous(), "confidence": confidence.contiguous()}
+            sample["image"] = jitter_colours(sample["image"], rng)
+        return {name: maps.contiguous() for name, maps in sample.items()}
 
 
-class RenderingDataset(Dataset):
+class RenderingDataset(_ClipDataset):
     """Frame 0, a later frame and the flow between them, for frame synthesis.
 
     dataset[SampleKey] -> {"image" and "target" (3, h, w) in [0, 1], "flow" (2, h, w) px of the sample, "reliability"
-    (1, h, w), "importance" (1, h, w) px of the motion grid}. Unaugmented samples are the middle of the picture at
-    its own scale where it is large enough.
+    (1, h, w), "importance" (1, h, w) px of the motion grid}. Unaugmented samples are the middle of the image at its own
+    scale where it is large enough.
     """
 
     def __init__(
@@ -214,40 +211,30 @@ class RenderingDataset(Dataset):
         augment: bool = True,
     ) -> None:
         """Take the clips of a split (None: of all) that have pairs, those too short for a spectrum included."""
-        self.items = WeightedItems(sets, split, (KEPT, PAIRS_ONLY), lambda clip_set, row: clip_set.has_pairs(row.id))
-        self.size, self.augment = tuple(size), augment
-
-    def __len__(self) -> int:
-        """Return the number of items of an epoch."""
-        return len(self.items)
+        items = WeightedItems(sets, split, (KEPT, PAIRS_ONLY), lambda clip_set, row: clip_set.has_pairs(row.id))
+        super().__init__(items, size, augment)
 
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
         """Read and augment one sample; ClipSetError names a clip that cannot be used."""
         clip_set, row = self.items[key]
         image = clip_set.first(row.id)
         pairs, importance = clip_set.pairs(row.id)
-        rng = np.random.default_rng(key.seed) if self.augment else None
+        rng = self.generator(key)
         pair = pairs[(key.item + key.epoch) % len(pairs) if rng is None else int(rng.integers(len(pairs)))]
         grid = image.shape[-2:]
-        # the share of the largest box at which the sample keeps the picture's scale
+        # the fraction of the largest box at which the sample keeps the image's scale
         own = min(1.0, max(self.size[0] / grid[0], self.size[1] / grid[1])) ** 2
-        shares = (
-            (own, own) if rng is None else (own * math.exp(-2 * RENDERING_ZOOM), own * math.exp(2 * RENDERING_ZOOM))
-        )
-        area = (shares[0], min(shares[1], 1.0))
+        zoom = 0.0 if rng is None else 2 * RENDERING_ZOOM
+        area = (own * math.exp(-zoom), min(own * math.exp(zoom), 1.0))
         geometry = draw_geometry(grid, self.size, rng, area=area, reverse=False)
         sample = {
             "image": geometry.maps(image),  # (3, h, w)
             "target": geometry.maps(pair.target),  # (3, h, w)
             "flow": geometry.flow(pair.flow),  # (2, h, w)
             "reliability": geometry.maps(pair.reliability),  # (1, h, w)
-            # stays in px of the motion grid at every size (method.md section 3)
-            "importance": geometry.maps(importance),  # (1, h, w)
+            "importance": geometry.maps(importance),  # (1, h, w), px of the motion grid at every size
         }
         if rng is not None:
             both = jitter_colours(torch.stack([sample["image"], sample["target"]]), rng)  # (2, 3, h, w)
             sample["image"], sample["target"] = both[0], both[1]
         return {name: maps.contiguous() for name, maps in sample.items()}
-
-
-# ---------------------------------------------------------------------------------------- rendered sets

@@ -11,7 +11,7 @@ from pathlib import Path
 
 
 class MediaError(ValueError):
-    """A picture, video or path that cannot be used; one line that names the file and what would be right."""
+    """An image, video or path that cannot be used; one line that names the file and what would be right."""
 
     is_user_error = True
 
@@ -19,8 +19,6 @@ class MediaError(ValueError):
 def writing_problem(path: str | Path) -> str | None:
     """Say why `path` could not be made or written, and what to do; None where it could. Nothing is made."""
     path = Path(path)
-    if not path.name and not path.is_dir():
-        return "is not a name to write to; name a file or folder in it"
     above = path if path.is_dir() else path.absolute().parent
     while not above.exists() and above != above.parent:
         above = above.parent
@@ -33,8 +31,16 @@ def writing_problem(path: str | Path) -> str | None:
     return None
 
 
-def _make_folder_of(path: Path) -> None:
-    """Make the folder that `path` will lie in, or raise MediaError where nothing can be written."""
+@contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` that takes its name when the block ends well.
+
+    The temporary name keeps the suffix (`.NAME.tmp-PID.mp4`), so that writers which look at it work. The block may make
+    a file or a folder there. What already has the final name is replaced. On any exception, KeyboardInterrupt included,
+    the temporary is removed and the final name is untouched. Missing parent folders are made. Raises MediaError when
+    the folder cannot be written to.
+    """
+    path = Path(path)
     problem = writing_problem(path) if path.name else "is not a name to write to; name a file or folder in it"
     if problem:
         raise MediaError(f"{path}: {problem}")
@@ -42,33 +48,18 @@ def _make_folder_of(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MediaError(f"{path}: its folder cannot be made ({error.strerror}); choose another one") from error
-
-
-@contextmanager
-def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its name when the block ends well.
-
-    The temporary name keeps the suffix (`.NAME.tmp-PID.mp4`), so that writers which look at it work. The block
-    may make a file or a folder there; a file or folder that already has the final name is replaced. On any
-    exception, KeyboardInterrupt included, the temporary is removed and the final name is untouched. Missing parent
-    folders are made. Raises MediaError when the folder cannot be written to.
-    """
-    path = Path(path)
-    _make_folder_of(path)
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     _remove(temporary)
     try:
         yield temporary
         _put_in_place(temporary, path)
     except OSError as error:
-        _remove(temporary)
         ours = error.filename is not None and str(error.filename).startswith(str(temporary))
         if ours or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise MediaError(f"{path}: cannot be written ({error.strerror or error})") from error
         raise
-    except BaseException:
+    finally:
         _remove(temporary)
-        raise
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
@@ -110,19 +101,14 @@ def check_input_file(path: str | Path, what: str) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
 def remove_folder(path: Path) -> None:
     """Remove a folder, renamed first so that an interruption leaves nothing that looks complete."""
     if path.exists():
         doomed = path.with_name(f".{path.name.lstrip('.')}.old")
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(doomed)
         os.replace(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        _remove(doomed)

@@ -13,11 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from data.clip_writer import ClipSetWriter, remove_clip
 from data.clips import ClipRow
 from data.media import VIDEO_SUFFIXES, MediaError
-from data.prepare_clip import UNREADABLE, ClipJob, seconds_name
+from data.prepare_clip import ClipJob, is_unreadable, seconds_name
 
 logger = logging.getLogger(__name__)
+
+# file, start, seconds
+Part = tuple[Path, float, float | None]
 
 TEST_PERCENT = 10
 
@@ -59,24 +63,22 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
         yield ClipJob(name, part[0], split, part[1], part[2], group=cells.get("source") or "", **options)
 
 
-def _merge(found: Iterable[dict[str, Any]]) -> dict[tuple[Path, float, float | None], dict[str, Any]]:
+def _merge(found: Iterable[dict[str, Any]]) -> dict[Part, dict[str, Any]]:
     """Return by part what is there once: a video that is named by its folder and by a CSV is one.
 
     Splits and sources are those of the entry that names one, of the same part before others of the same video.
     """
-    parts: dict[tuple[Path, float, float | None], dict[str, Any]] = {}
-    of_video: dict[tuple[Path, str], str] = {}
+    parts: dict[Part, dict[str, Any]] = {}
     for cells in found:
         one = parts.setdefault(_part(cells), cells)
-        for key in ("split", "source"):
-            one[key] = one.get(key) or cells.get(key)
-    for part, cells in parts.items():
-        for key in ("split", "source"):
+        one.update({key: one.get(key) or cells.get(key) for key in ("split", "source")})
+    for key in ("split", "source"):
+        of_video: dict[Path, str] = {}
+        for part, cells in parts.items():
             if cells[key]:
-                of_video.setdefault((part[0], key), cells[key])
-    for part, cells in parts.items():
-        for key in ("split", "source"):
-            cells[key] = cells[key] or of_video.get((part[0], key))
+                of_video.setdefault(part[0], cells[key])
+        for part, cells in parts.items():
+            cells[key] = cells[key] or of_video.get(part[0])
     return parts
 
 
@@ -88,13 +90,11 @@ def _look_up_splits(found: list[dict[str, Any]], split_from: list[Path]) -> None
         entry = known.get(Path(cells["path"]).name, {})
         if not entry and not cells.get("split"):
             unknown.append(str(cells["path"]))
-        for key in ("split", "source"):
-            cells[key] = cells.get(key) or entry.get(key)
+        cells.update({key: cells.get(key) or entry.get(key) for key in ("split", "source")})
     if unknown:
-        tables = ", ".join(map(str, split_from))
         logger.warning(
-            "--split-from %s: %d of %d videos are not named there, such as %s; their splits are drawn by their names",
-            *(tables, len(unknown), len(found), unknown[0]),
+            "%s: %d of %d videos are not named there, such as %s; their splits are drawn by their names",
+            *(", ".join(map(str, split_from)), len(unknown), len(found), unknown[0]),
         )
 
 
@@ -111,7 +111,7 @@ def fit_to_set(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[Cli
     """
     jobs = list(jobs)
     # of what could not be read nothing was made
-    made = [row for row in rows.values() if not row.reason.startswith(UNREADABLE)]
+    made = [row for row in rows.values() if not is_unreadable(row)]
     splits = {origin: row.split for row in made for origin in (row.source, row.group) if origin}
     there: dict[tuple[str, float], list[ClipRow]] = {}
     for row in rows.values():
@@ -131,7 +131,7 @@ def fit_to_set(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[Cli
         # another part of the video that is asked for as well is not in the way
         others = (row for row in found if (row.source, row.start_s, _limit_s(row.limit_s)) not in asked)
         other = next((row for row in others if row.id not in taken), None)
-        if row is None and other is not None and other.reason.startswith(UNREADABLE):
+        if row is None and other is not None and is_unreadable(other):
             row = other  # nothing was made of it
         if row is None and other is not None:
             held_s, asked_s = _limit_s(other.limit_s), _limit_s(job.seconds)
@@ -157,24 +157,34 @@ def _first_id(row: ClipRow) -> str:
     return row.id.removesuffix(f"-{seconds_name(row.start_s)}") if row.start_s > 0 else row.id
 
 
+def unfinished_jobs(jobs: list[ClipJob], writer: ClipSetWriter) -> list[ClipJob]:
+    """Return the jobs (of `fit_to_set`) that a set lacks, after removing what is left of them, and naming new groups.
+
+    What could not be read is tried again: the file may have been mended.
+    """
+    writer.rows |= {row.id: row for row in name_groups(jobs, writer.rows.values())}
+    new = [job for job in jobs if job.id not in writer.rows]
+    # the later clips of a video whose first is not in the set: its row was deleted
+    videos = {str(job.path) for job in new}
+    rows = writer.rows.values()
+    writer.remove(*[row.id for row in rows if row.source in videos and _first_id(row) not in writer.rows])
+    for job in new:
+        remove_clip(writer.folder, job.id)
+    return [job for job in jobs if job.id not in writer.rows or is_unreadable(writer.rows[job.id])]
+
+
 def name_groups(jobs: Iterable[ClipJob], rows: Iterable[ClipRow]) -> list[ClipRow]:
-    """Return the rows of jobs (of `fit_to_set`) that have another group now, with that: a CSV may gain sources."""
+    """Return the rows of jobs that have another group now, with that: a CSV may gain sources."""
     groups = {(job.id, str(job.path)): job.group for job in jobs if job.group}
     named = ((row, groups.get((_first_id(row), row.source), row.group)) for row in rows)
     return [replace(row, group=group) for row, group in named if group != row.group]
 
 
-def orphaned_clips(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> list[str]:
-    """Return the ids of the later clips of the jobs' videos whose first is not in the set: its row was deleted."""
-    videos = {str(job.path) for job in jobs}
-    return [row.id for row in rows.values() if row.source in videos and _first_id(row) not in rows]
-
-
-def _part(cells: dict[str, Any]) -> tuple[Path, float, float | None]:
+def _part(cells: dict[str, Any]) -> Part:
     return Path(cells["path"]).resolve(), cells.get("start") or 0.0, cells.get("seconds")
 
 
-def _digest(part: tuple[Path, float, float | None]) -> str:
+def _digest(part: Part) -> str:
     return hashlib.sha1(repr([str(part[0]), *part[1:]]).encode()).hexdigest()[:6]
 
 

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from typing import Any
 
+import cv2
 import torch
+from tqdm import tqdm
 
 
-def show_progress(items: Iterable[Any], total: int, unit: str, show: bool = True) -> Iterator[Any]:
+def show_progress(items: Iterable[Any], total: int, unit: str, show: bool = True) -> Iterable[Any]:
     """Pass items on, with a progress bar where wanted and there is anything to wait for."""
-    if not show or not total:
-        yield from items
-        return
-    from tqdm import tqdm
-
-    yield from tqdm(items, total=total, unit=unit)
+    return tqdm(items, total=total, unit=unit, disable=not show or not total)
 
 
 def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) -> Iterator[Any]:
@@ -35,13 +33,14 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) 
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
-    ended_well = False
+    started: set[Any] = set()
     try:
         for done in as_completed([pool.submit(function, *job) for job in jobs]):
             yield done.result()
-        ended_well = True
+    except BaseException:
+        started = set(multiprocessing.active_children()) - before
+        raise
     finally:
-        started = set() if ended_well else set(multiprocessing.active_children()) - before
         for process in started:
             process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
@@ -50,10 +49,6 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) 
 
 
 def _start_worker() -> None:
-    import signal
-
-    import cv2
-
     # Ctrl-C reaches the whole group: the parent ends its workers itself
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     # and a parent that was killed cannot: without it they would wait for jobs for ever

@@ -1,7 +1,7 @@
-"""Read and write pictures.
+"""Read and write images.
 
-A picture is a float32 RGB tensor (3, H, W) with values in [0, 1] everywhere in this project; bytes exist only
-here, and in `data/video.py` and `data/video_writer.py`, which use `from_bytes` and `to_bytes` of this module.
+An image is a float32 RGB tensor (3, H, W) with values in [0, 1] everywhere in this project. Bytes exist only here, and
+in `data/video.py` and `data/video_writer.py`, which use `from_bytes` and `to_bytes` of this module.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import BinaryIO
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from PIL import ExifTags, Image
 
 from data.files import MediaError, atomic_path, check_input_file
+from motion.flow import resize_maps
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +36,8 @@ MASK_ASPECT_TOLERANCE = 0.05
 # Pillow also knows formats that start other programs (EPS) or are never photographs; those stay closed.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
 _WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-_SAVE_OPTIONS = {".jpg": {"quality": 95, "subsampling": 0}, ".webp": {"quality": 95}}
-_EXIF_ORIENTATION = 0x0112
+_JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
+_SAVE_OPTIONS = {".jpg": _JPEG_OPTIONS, ".jpeg": _JPEG_OPTIONS, ".webp": {"quality": 95}}
 # What turns each EXIF orientation upright: t swaps rows and columns, then y flips up and down, x left and right.
 _UPRIGHT = {2: "x", 3: "yx", 4: "y", 5: "t", 6: "tx", 7: "tyx", 8: "ty"}
 _pillow_limit_lock = threading.Lock()
@@ -49,36 +49,33 @@ else:
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 
 
+def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
+    """List the images that files and folders stand for.
+
+    A file is taken as it is. A folder gives the images directly inside it (by suffix, hidden files left out), `a2.png`
+    before `a10.png`. Repeats are dropped. Raises MediaError for a missing path, a folder without images, or no path.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
+        if not path.is_dir():
+            found[check_input_file(path, "an image or a folder of images")] = None
+            continue
+        inside = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+        if not inside:
+            raise MediaError(f"{path}: holds no images ({' '.join(s[1:] for s in IMAGE_SUFFIXES)})")
+        found.update(dict.fromkeys(sorted(inside, key=_natural_key)))
+    if not found:
+        raise MediaError("no images were given; name image files or folders of images")
+    return list(found)
+
+
 def _natural_key(path: Path) -> list[tuple[int, int, str]]:
-    """Sort `a2.png` before `a10.png`."""
     parts = re.split(r"(\d+)", path.name.lower())
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
-def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """List the pictures that files and folders stand for.
-
-    A file is taken as it is, a folder gives the pictures directly inside it (by suffix, hidden files left out) in
-    natural order. Order of the arguments is kept, repeats are dropped. Raises MediaError for a missing path, a
-    folder without pictures, or no path at all.
-    """
-    found: dict[Path, None] = {}
-    for path in [paths] if isinstance(paths, (str, Path)) else paths:
-        path = Path(path)
-        if not path.is_dir():
-            found[check_input_file(path, "a picture or a folder of pictures")] = None
-            continue
-        inside = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
-        if not inside:
-            raise MediaError(f"{path}: holds no pictures ({' '.join(s[1:] for s in IMAGE_SUFFIXES)})")
-        found.update(dict.fromkeys(sorted(inside, key=_natural_key)))
-    if not found:
-        raise MediaError("no pictures were given; name picture files or folders of pictures")
-    return list(found)
-
-
 def to_bytes(image: torch.Tensor) -> np.ndarray:
-    """Turn a picture (..., 3, H, W) in [0, 1] into bytes (..., H, W, 3): clamp, scale by 255, round.
+    """Turn an image (..., 3, H, W) in [0, 1] into bytes (..., H, W, 3): clamp, scale by 255, round.
 
     Raises ValueError for another shape, a tensor that is not floating point, or values that are not finite.
     """
@@ -94,79 +91,65 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
 
 
 def from_bytes(array: np.ndarray) -> torch.Tensor:
-    """Turn bytes or 16-bit values (H, W, 3) into a picture (3, H, W) float32 in [0, 1]."""
+    """Turn bytes or 16-bit values (H, W, 3) into an image (3, H, W) float32 in [0, 1]."""
     scale = 65535.0 if array.dtype == np.uint16 else 255.0
     planes = np.moveaxis(array, -1, 0).astype(np.float32, order="C")  # (3, H, W)
-    # In place: a picture of 200 megapixels is 2.4 GB here, and must not be so twice.
+    # In place: an image of 200 megapixels is 2.4 GB here, and must not be so twice.
     return torch.from_numpy(planes).div_(scale)
 
 
-def resize_image(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Resample pictures (..., C, H, W) to `size` = (height, width) px, anti-aliased when reducing.
-
-    Bilinear, so values never leave the range of the input (masks stay in [0, 1]); differentiable. Not for flow, whose
-    values change with the size: see `motion.flow.resize_flow`.
-    """
-    flat = image.reshape(-1, *image.shape[-3:])  # (N, C, H, W)
-    resized = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False, antialias=True)
-    return resized.reshape(*image.shape[:-2], *size)  # (..., C, H', W')
-
-
 def contact_sheet(rows: list[list[torch.Tensor]], *, gap: int = 2) -> torch.Tensor:
-    """Lay pictures (3, h, w) out as a white sheet (3, H, W), `gap` px apart.
+    """Lay images (3, h, w) out as a white sheet (3, H, W), `gap` px apart.
 
-    A column is as wide as its widest picture and a row as tall as its tallest; pictures keep their size and sit at the
-    top left of their cell. Rows may differ in length. Raises ValueError when there is no picture.
+    A column is as wide as its widest image and a row as tall as its tallest. Images sit at the top left of their cell.
+    Rows may differ in length. Raises ValueError when there is no image.
     """
     if not any(rows):
-        raise ValueError("rows: expected at least one picture, got none")
+        raise ValueError("rows: expected at least one image, got none")
     num_columns = max(len(row) for row in rows)
     widths = [max(row[i].shape[-1] for row in rows if i < len(row)) for i in range(num_columns)]
     heights = [max((image.shape[-2] for image in row), default=0) for row in rows]
     sheet = torch.ones(3, sum(heights) + gap * (len(heights) - 1), sum(widths) + gap * (len(widths) - 1))
-    top = 0
-    for row, height in zip(rows, heights, strict=True):
-        left = 0
-        for image, width in zip(row, widths, strict=False):
+    for number, row in enumerate(rows):
+        top = sum(heights[:number]) + gap * number
+        for column, image in enumerate(row):
+            left = sum(widths[:column]) + gap * column
             sheet[:, top : top + image.shape[-2], left : left + image.shape[-1]] = image.detach().cpu()
-            left += width + gap
-        top += height + gap
     return sheet
 
 
 def read_image(path: str | Path, *, max_side: int | None = None) -> torch.Tensor:
-    """Read a picture as float32 RGB (3, H, W) in [0, 1].
+    """Read an image as float32 RGB (3, H, W) in [0, 1].
 
-    Reads jpg, png, webp, bmp, tiff, gif (first frame) and ppm; grey, palette and CMYK become RGB, 16-bit values are
+    Reads jpg, png, webp, bmp, tiff, gif (first frame) and ppm. Grey, palette and CMYK become RGB, 16-bit values are
     divided by 65535, EXIF rotation is applied and transparency is laid over white. Colour profiles are not applied.
 
     Args:
         path: the file; its contents decide the format, not its suffix.
-        max_side: a picture whose long side is larger, in px, is reduced to it with anti-aliasing; never enlarged.
+        max_side: an image whose long side is larger, in px, is reduced to it with anti-aliasing; never enlarged.
 
     Raises:
-        MediaError: missing, empty, a folder, not a picture, truncated, a floating-point picture, over 200 megapixels
-            (told from the header, before decoding), or under 16 px on a side before or after the reduction.
+        MediaError: missing, empty, a folder, not an image, truncated, a floating-point image, over 200 megapixels
+            (read from the header, before decoding), or under 16 px on a side before or after the reduction.
     """
     return _over_background(_read_rgba(Path(path), max_side, MIN_SIDE_PX), 1.0)
 
 
 def read_image_size(path: str | Path) -> tuple[int, int]:
-    """Return (H, W) of a picture's file, upright, without decoding it; MediaError as `read_image`."""
-    path = Path(path)
-    check_input_file(path, "a picture")
+    """Return (H, W) of an image's file, upright, without decoding it; MediaError as `read_image`."""
+    path = check_input_file(path, "an image")
     with open(path, "rb") as file, _open(path, file) as image:
         width, height = image.size
         # Pillow turns TIFFs upright by itself.
-        lies = image.format != "TIFF" and "t" in _UPRIGHT.get(image.getexif().get(_EXIF_ORIENTATION, 1), "")
+        lies = image.format != "TIFF" and "t" in _UPRIGHT.get(_orientation(image), "")
     return (width, height) if lies else (height, width)
 
 
 def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = False) -> torch.Tensor:
-    """Read a mask (1, H, W) in [0, 1] at `size` = (height, width) px: white moves, black and transparent stay still.
+    """Read a mask (1, H, W) in [0, 1] at `size` = (height, width) px: white moves, black and transparent do not.
 
     Colours count by their luminance. Raises MediaError as `read_image` does (but any size will do), and when the
-    mask's aspect ratio is more than 5 % off that of `size`, since it was then drawn for another picture; `any_aspect`
+    mask's aspect ratio is more than 5 % off that of `size`, since it was then drawn for another image; `any_aspect`
     allows that.
     """
     path = Path(path)
@@ -175,11 +158,11 @@ def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = Fal
     height, width = rgb.shape[-2:]
     if not any_aspect and abs(width * size[0] / (height * size[1]) - 1) > MASK_ASPECT_TOLERANCE:
         raise MediaError(
-            f"{path}: the mask is {width} x {height} px and the picture {size[1]} x {size[0]}; "
-            "it must have the picture's aspect ratio"
+            f"{path}: the mask is {width} x {height} px and the image {size[1]} x {size[0]}; "
+            "it must have the image's aspect ratio"
         )
     luminance = rgb.new_tensor([0.299, 0.587, 0.114]).view(3, 1, 1)
-    return resize_image((rgb * luminance).sum(0, keepdim=True), size).clamp(0, 1)  # (1, H, W)
+    return resize_maps((rgb * luminance).sum(0, keepdim=True), size).clamp(0, 1)  # (1, H, W)
 
 
 def _over_background(rgba: torch.Tensor, background: float) -> torch.Tensor:
@@ -189,7 +172,7 @@ def _over_background(rgba: torch.Tensor, background: float) -> torch.Tensor:
 
 def _read_rgba(path: Path, max_side: int | None, min_side: int) -> torch.Tensor:
     """Decode, reduce and turn upright; (3, H, W), or (4, H, W) with straight alpha."""
-    check_input_file(path, "a picture")
+    check_input_file(path, "an image")
     # Given a path, Pillow maps some TIFFs into memory and scrambles those that EXIF turns on their side.
     with open(path, "rb") as file, _open(path, file) as image:
         target = _target_size(path, image.size, max_side, min_side)
@@ -206,10 +189,25 @@ def _read_rgba(path: Path, max_side: int | None, min_side: int) -> torch.Tensor:
             raise MediaError(f"{path}: cannot be decoded, damaged or truncated ({reason})") from error
 
 
+def _open(path: Path, file: BinaryIO) -> Image.Image:
+    """Read the header only; Pillow's own size limit is below ours, so it is lifted meanwhile."""
+    with _pillow_limit_lock:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=_PILLOW_FORMATS)
+        except (OSError, ValueError) as error:
+            raise MediaError(f"{path}: is not an image; give a whole jpg, png, webp, bmp, tiff, gif or ppm") from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
 def _decode(path: Path, image: Image.Image, target: tuple[int, int]) -> np.ndarray:
     """Return upright pixels of `target` size (before turning), 8 or 16 bits, (H, W, 3 or 4)."""
-    orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
-    deep = _is_16_bit(path, image)
+    orientation, is_deep = _orientation(image), _is_16_bit(path, image)
     if target != image.size and image.size[0] * image.size[1] > GIANT_PIXELS:
         logger.warning("%s: %d x %d px is reduced to %d x %d", path, *image.size, *target)
         # A JPEG decoder can skip detail; twice the target leaves the anti-aliasing below its work.
@@ -218,32 +216,22 @@ def _decode(path: Path, image: Image.Image, target: tuple[int, int]) -> np.ndarr
     low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
     if image.mode == "F" or low < 0 or high > 65535:
         raise MediaError(f"{path}: holds float or 32-bit values; save it with 8 or 16 bits a channel")
-    array = _deep_pixels(path, image, orientation) if deep else None
+    array = _deep_pixels(path, image, orientation) if is_deep else None
     array = _byte_pixels(image, target) if array is None else _reduce_deep(array, target)
     # Pillow turns TIFFs upright while loading.
-    return array if image.format == "TIFF" else _turn_upright(array, orientation)
-
-
-def _open(path: Path, file: BinaryIO) -> Image.Image:
-    """Read the header only; Pillow's own size limit is below ours, so it is lifted meanwhile."""
-    with _pillow_limit_lock:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file, formats=_PILLOW_FORMATS)
-        except (OSError, ValueError) as error:
-            raise MediaError(f"{path}: is not a picture; give a whole jpg, png, webp, bmp, tiff, gif or ppm") from error
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
+    turns = "" if image.format == "TIFF" else _UPRIGHT.get(orientation, "")
+    array = array.swapaxes(0, 1) if "t" in turns else array
+    return array[:: -1 if "y" in turns else 1, :: -1 if "x" in turns else 1]
 
 
 def _target_size(path: Path, size: tuple[int, int], max_side: int | None, min_side: int) -> tuple[int, int]:
-    """Return the (width, height) to reduce to; raises MediaError for pictures too large or too small."""
+    """Return the (width, height) to reduce to; raises MediaError for images too large or too small."""
     width, height = size
     if width * height > MAX_PIXELS:
         megapixels = f"{width * height / 1e6:.0f} megapixels"
         raise MediaError(f"{path}: {width} x {height} px is {megapixels}; at most {MAX_PIXELS / 1e6:.0f} are read")
     if min(size) < min_side:
-        raise MediaError(f"{path}: is {width} x {height} px; a picture needs at least {min_side} px on each side")
+        raise MediaError(f"{path}: is {width} x {height} px; an image needs at least {min_side} px on each side")
     if max_side is None or max(size) <= max_side:
         return size
     factor = max_side / max(size)
@@ -268,7 +256,7 @@ def _is_16_bit(path: Path, image: Image.Image) -> bool:
 def _deep_pixels(path: Path, image: Image.Image, orientation: int) -> np.ndarray | None:
     """Return 16-bit pixels (H, W, 3 or 4), or None where only Pillow's 8-bit version is to be had.
 
-    Pillow keeps the 16 bits of grey pictures but 8 of colour ones, so those go through OpenCV, unless they are TIFFs to
+    Pillow keeps the 16 bits of grey images but 8 of colour ones, so those go through OpenCV, unless they are TIFFs to
     be turned, which OpenCV 5 fails on.
     """
     if image.mode.startswith("I"):
@@ -303,24 +291,10 @@ def _byte_pixels(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
     return np.asarray(image)
 
 
-def _turn_upright(array: np.ndarray, orientation: int) -> np.ndarray:
-    turns = _UPRIGHT.get(orientation, "")
-    if "t" in turns:
-        array = array.swapaxes(0, 1)
-    return array[:: -1 if "y" in turns else 1, :: -1 if "x" in turns else 1]
-
-
-def encode_png(image: torch.Tensor) -> bytes:
-    """Encode a picture (3, H, W) in [0, 1] as the bytes of an 8-bit PNG file."""
-    buffer = io.BytesIO()
-    Image.fromarray(to_bytes(image)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def encode_jpeg(image: torch.Tensor) -> bytes:
-    """Encode a picture (3, H, W) in [0, 1] as the bytes of a JPEG file, as `write_image` writes them."""
+    """Encode an image (3, H, W) in [0, 1] as the bytes of a JPEG file, as `write_image` writes them."""
     buffer = io.BytesIO()
-    Image.fromarray(to_bytes(image)).save(buffer, "JPEG", **_SAVE_OPTIONS[".jpg"])
+    Image.fromarray(to_bytes(image)).save(buffer, "JPEG", **_JPEG_OPTIONS)
     return buffer.getvalue()
 
 
@@ -334,16 +308,16 @@ def encode_webp_loop(frames: torch.Tensor, *, fps: float, quality: int = 50) -> 
 
 
 def write_image(path: str | Path, image: torch.Tensor) -> None:
-    """Write a picture (3, H, W) in [0, 1]; the suffix (png jpg jpeg webp bmp tif tiff ppm) decides the format.
+    """Write an image (3, H, W) in [0, 1]; the suffix (png jpg jpeg webp bmp tif tiff ppm) decides the format.
 
-    Values are clamped, scaled by 255 and rounded. The file appears under its name only when it is whole. Raises
-    MediaError for another suffix or a folder that cannot be written to, ValueError for a wrong tensor.
+    The file appears under its name only when it is whole. Raises MediaError for another suffix or a folder that cannot
+    be written to, ValueError for a wrong tensor.
     """
     path = Path(path)
-    suffix = path.suffix.lower().replace("jpeg", "jpg")
-    if path.suffix.lower() not in _WRITABLE_SUFFIXES:
+    suffix = path.suffix.lower()
+    if suffix not in _WRITABLE_SUFFIXES:
         known = " ".join(known[1:] for known in _WRITABLE_SUFFIXES)
-        raise MediaError(f"{path}: cannot write a picture named '{path.suffix}'; use one of {known}")
+        raise MediaError(f"{path}: cannot write an image named '{path.suffix}'; use one of {known}")
     if image.dim() != 3:
         raise ValueError(f"image: expected shape (3, H, W), got {tuple(image.shape)}")
     with atomic_path(path) as temporary:

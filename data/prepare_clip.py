@@ -10,30 +10,21 @@ from pathlib import Path
 import cv2
 import torch
 
-from data.clips import (
-    DROPPED,
-    KEPT,
-    PAIRS_ONLY,
-    STORED_BINS,
-    ClipContent,
-    ClipRow,
-    Pair,
-    motion_metrics,
-    remove_clip,
-    write_clip,
-)
+from data.clip_writer import ClipContent, remove_clip, write_clip
+from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, Pair, motion_metrics
 from data.media import MediaError
 from data.optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, static_pixels, visible_flow
 from data.shots import CAMERA_PX, camera_motion, find_shots, grid_scale, plan_sequences, typical_camera_px
 from data.video import Video, iterate_video, probe_video
+from data.visualisation import most_moving_row
 from motion.flow import MOTION_AREA_PX, default_grid_scale, magnitude, motion_grid_size
 from motion.spectrum import FPS, MINIMUM_COVERAGE, PERIOD_S, fit_spectrum
 
 # how the reason of a clip that could not be read begins
 UNREADABLE = "unreadable: "
 # Limits in px are for a grid of 256 x 160 and grow with the sides of others.
-# A clip is still when both fewer of its pixels move than this, and hardly any move far (a candle's flame is small).
-STILL_FRACTION = 0.01
+# A clip is static when both fewer of its pixels move than this, and hardly any move far (a candle's flame is small).
+STATIC_FRACTION = 0.01
 FAR_PX = 0.5
 FAR_FRACTION = 0.001
 # its flow has failed when it explains less of the frames
@@ -41,22 +32,22 @@ MIN_RELIABILITY = 0.25
 # the verdict on the camera, and that of a dry run, is taken from so many frames, by this method
 PREVIEW_FRAMES = 8
 PREVIEW_METHOD = "dis_fast"
-# there and back a pixel should return to within this, px and as a share of its flow; else its reliability is 0
+# there and back a pixel should return to within this, px and as a fraction of its flow; else its reliability is 0
 RETURN_PX = 0.5
-RETURN_SHARE = 0.1
-# a pixel at rest with at least this reliability looks the same in both frames
+RETURN_FRACTION = 0.1
+# a static pixel with at least this reliability looks the same in both frames
 SAME_RELIABILITY = 0.8
 # an X-t slice is at least so tall, px
-SLICE_HEIGHT = 32
-# A frame repeats the one before when it differs by less than this, and by less than a share of what its neighbours do.
+SLICE_HEIGHT_PX = 32
+# A frame repeats the one before when it differs by less than this, and by less than a fraction of the steps around it.
 REPEAT_DIFFERENCE = 0.75 / 255
-REPEAT_SHARE = 0.4
+REPEAT_FRACTION = 0.4
 REPEAT_WINDOW = 5
 
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One video, or part of one, to take clips from: where it is, and all that the result depends on.
+    """One video, or part of one, to take clips from, and all that the result depends on.
 
     Attributes:
         id: name of the files of the clip that begins at `start_s`; later ones are named ID-STARTs.
@@ -70,8 +61,8 @@ class ClipJob:
         method: of optical flow; `raft_weights` and `device` belong to it.
         clips: how many clips at most.
         stride_s: from the start of one clip to the start of the next, s.
-        max_camera_px: how far the camera may move the picture, px on a grid of 256 x 160.
-        group: what holds it together with clips of other files.
+        max_camera_px: how far the camera may move the image, px on a grid of 256 x 160.
+        group: the name that it shares with videos of the same source.
     """
 
     id: str
@@ -91,6 +82,11 @@ class ClipJob:
     group: str = ""
 
 
+def is_unreadable(row: ClipRow) -> bool:
+    """Whether the video of a dropped row could not be read."""
+    return row.reason.startswith(UNREADABLE)
+
+
 def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
     """Prepare the clips of a video, write their files into the set, and return their rows, the one named ID last.
 
@@ -98,29 +94,41 @@ def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
     beginning cannot be used, is a dropped row of this name. Without a folder nothing is written, and the verdicts are
     those of a few frames and of quick flow (a dry run); that on the camera is the same.
     """
-    # the result of DIS depends on how many threads share a picture
+    # the result of DIS depends on how many threads share an image
     cv2.setNumThreads(1)
     limit_s = math.inf if job.seconds is None else job.seconds
     base = ClipRow(job.id, str(job.path), job.start_s, split=job.split, group=job.group, limit_s=limit_s)
     rows: dict[str, ClipRow] = {}
     clips = _read_clips(base, job)
     while True:
-        # an error in writing is no fault of the video
         try:
-            row, video = next(clips)
-        except StopIteration:
-            break
+            row, video = next(clips, (None, None))
         except (MediaError, OSError, cv2.error) as error:
-            reason = " ".join(str(error).split())
             for clip_id in rows if folder is not None else ():
                 remove_clip(folder, clip_id)
-            return [replace(base, status=DROPPED, reason=f"{UNREADABLE}{reason}")]
-        if video is not None:
-            row, content = measure_motion(row, video, job) if folder is not None else (_preview(row, video, job), None)
-            if content is not None and folder is not None:
+            return [replace(base, status=DROPPED, reason=UNREADABLE + " ".join(str(error).split()))]
+        if row is None:
+            return sorted(rows.values(), key=lambda row: (row.id == job.id, row.start_s))
+        # an error in writing is no fault of the video, so it is not caught
+        if video is not None and folder is None:
+            row = _preview(row, video, job)
+        elif video is not None:
+            row, content = measure_motion(row, video, job)
+            if content is not None:
                 write_clip(folder, row.id, content)
         rows[row.id] = row
-    return sorted(rows.values(), key=lambda row: (row.id == job.id, row.start_s))
+
+
+def describe_clip(row: ClipRow) -> str:
+    """Say in a line what the video of a clip is, how much of it moves, and why it is not kept."""
+    if not row.frames:
+        return row.reason
+    info = probe_video(row.source)
+    return (
+        f"{info.width}x{info.height} {info.fps:.4g} fps {info.seconds:.2f} s, from {row.start_s:g} s "
+        f"{row.frames} frames, median {row.median_flow_px:.2f} px, {row.moving_fraction:.0%} move"
+        + (f"; {row.reason}" if row.reason else "")
+    )
 
 
 def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | None]]:
@@ -154,18 +162,16 @@ def seconds_name(start_s: float) -> str:
 
 def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
     """Judge a clip by a few of its frames; whether the camera moves is judged nowhere else."""
-    first, count = video.frames[0], len(video.frames)
-    indices = _spread(PREVIEW_FRAMES, count)
-    frames = video.frames[indices]  # (N, 3, H, W)
+    first, frames = video.frames[0], video.frames[_spread(PREVIEW_FRAMES, len(video.frames))]  # (N, 3, H, W)
     flow = estimate_flow(first, frames, method=PREVIEW_METHOD)  # (N, 2, H, W)
     flow, reliability = visible_flow(first, frames, flow, still=static_pixels(first, video.frames))
     camera_px = typical_camera_px(camera_motion(first, flow, reliability))
-    row = replace(row, camera_px=round(camera_px, 3))
+    row = _with_metrics(replace(row, camera_px=round(camera_px, 3)), flow, reliability)
     limit_px = job.max_camera_px * grid_scale(*first.shape[-2:])
     if camera_px > limit_px:
         reason = f"camera motion: {camera_px:.2f} px, at most {limit_px:.2f} is allowed"
-        return replace(_with_figures(row, flow, reliability), status=DROPPED, reason=reason)
-    return _judged(_with_figures(row, flow, reliability), magnitude(flow).mean(0), video.times_s)
+        return replace(row, status=DROPPED, reason=reason)
+    return _judged(row, magnitude(flow).mean(0), video.times_s)
 
 
 def _spread(number: int, count: int) -> list[int]:
@@ -173,13 +179,13 @@ def _spread(number: int, count: int) -> list[int]:
     return sorted({round((i + 1) * (count - 1) / number) for i in range(number)} - {0})
 
 
-def _with_figures(row: ClipRow, flow: torch.Tensor, reliability: torch.Tensor) -> ClipRow:
+def _with_metrics(row: ClipRow, flow: torch.Tensor, reliability: torch.Tensor) -> ClipRow:
     confidence = round(float(reliability.mean()), 4)
     return replace(row, confidence=confidence, **motion_metrics(magnitude(flow).mean(0)))
 
 
 def _judged(row: ClipRow, displacement: torch.Tensor, times_s: torch.Tensor) -> ClipRow:
-    """Give a row with its figures the verdict: dropped, pairs_only or kept."""
+    """Give a row with its metrics the verdict: dropped, pairs_only or kept."""
     reason = _why_dropped(row, displacement)
     if reason:
         return replace(row, status=DROPPED, reason=reason)
@@ -190,7 +196,7 @@ def _judged(row: ClipRow, displacement: torch.Tensor, times_s: torch.Tensor) -> 
 
 
 def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, ClipContent | None]:
-    """Estimate a clip's motion; return its row with figures and verdict, and its content (None when dropped)."""
+    """Estimate a clip's motion; return its row with metrics and verdict, and its content (None when dropped)."""
     preview = _preview(row, video, job)
     if preview.status == DROPPED and preview.reason.startswith("camera"):
         return preview, None
@@ -201,53 +207,49 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
         return replace(row, status=DROPPED, reason="flow failed: NaN or Inf"), None
     flow, reliability = visible_flow(first, frames, raw)
     displacement, confidence = magnitude(flow).mean(0), reliability.mean(0)  # (1, H, W)
-    row = _judged(_with_figures(row, flow, reliability), displacement, video.times_s)
+    row = _judged(_with_metrics(row, flow, reliability), displacement, video.times_s)
     if row.status == DROPPED:
         return row, None
 
     chosen = _spread(job.num_pairs, len(frames))
     if chosen:
-        error = _return_error(first, frames[chosen], raw[chosen], job)  # (N, 1, H, W)
+        options = {"method": job.method, "weights": job.raft_weights, "device": job.device}
+        backward = estimate_backward_flow(first, frames[chosen], **options)  # (N, 2, H, W)
+        error = forward_backward_error(raw[chosen], backward)  # (N, 1, H, W)
         inconsistent = _inconsistent(error, flow[chosen], reliability[chosen])  # (N, 1, H, W)
         row = replace(row, inconsistent_fraction=round(float(inconsistent.float().mean()), 4))
         reliability[chosen] = reliability[chosen].masked_fill(inconsistent, 0.0)
     pairs = tuple(Pair(frames[i], flow[i], reliability[i], float(video.times_s[i])) for i in chosen)
-    section = xt_slice(frames, displacement)
+    section = frame_slice(frames, displacement)
     if row.status == PAIRS_ONLY:
         return row, ClipContent(first, pairs=pairs, importance=displacement, slice=section)
     spectrum = fit_spectrum(flow, video.times_s, num_bins=STORED_BINS, period_s=PERIOD_S)
     return row, ClipContent(first, spectrum, confidence, pairs, slice=section)
 
 
-def _return_error(first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor, job: ClipJob) -> torch.Tensor:
-    backward = estimate_backward_flow(first, frames, method=job.method, weights=job.raft_weights, device=job.device)
-    return forward_backward_error(flow, backward)  # (N, 1, H, W)
-
-
 def _inconsistent(error: torch.Tensor, flow: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
     """Tell which pixels end too far from where they began, there and back: (N, 1, H, W) bool.
 
-    Where the flow was set to 0 and the frame looks like frame 0, nothing is to be seen and nothing to be checked.
+    Where the flow was set to 0 and the frame looks like frame 0 there is nothing to check.
     """
     length = magnitude(flow)  # (N, 1, H, W)
     limit_px = RETURN_PX * grid_scale(*error.shape[-2:])
-    return (error > limit_px + RETURN_SHARE * length) & ((length > 0) | (reliability < SAME_RELIABILITY))
+    return (error > limit_px + RETURN_FRACTION * length) & ((length > 0) | (reliability < SAME_RELIABILITY))
 
 
-def xt_slice(frames: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
+def frame_slice(frames: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
     """Cut frames (T, 3, H, W) along the row of pixels that moves most by displacement (1, H, W): (3, T, W)."""
-    row = int(displacement[0].mean(1).argmax())
-    section = frames[:, :, row].transpose(0, 1)  # (3, T, W)
+    section = frames[:, :, most_moving_row(displacement)].transpose(0, 1)  # (3, T, W)
     # a short clip's is drawn out, so that it can be seen and read
-    return section.repeat_interleave(-(-SLICE_HEIGHT // section.shape[1]), dim=1)
+    return section.repeat_interleave(-(-SLICE_HEIGHT_PX // section.shape[1]), dim=1)
 
 
 def _why_dropped(row: ClipRow, displacement: torch.Tensor) -> str:
     if row.confidence is not None and row.confidence < MIN_RELIABILITY:
         return f"flow failed: mean reliability {row.confidence:.2f} is below {MIN_RELIABILITY}"
     far = float((displacement * default_grid_scale(*displacement.shape[-2:]) > FAR_PX).float().mean())
-    if row.moving_fraction < STILL_FRACTION and far < FAR_FRACTION:
-        return f"still: {row.moving_fraction:.2%} of the pixels move, {STILL_FRACTION:.0%} is wanted"
+    if row.moving_fraction < STATIC_FRACTION and far < FAR_FRACTION:
+        return f"still: {row.moving_fraction:.2%} of the pixels move, {STATIC_FRACTION:.0%} is wanted"
     return ""
 
 
@@ -273,14 +275,11 @@ def read_clip(
 ) -> Video:
     """Read a clip on its motion grid, at its own time stamps, without repeated frames.
 
-    A source faster than `fps` is thinned to it; frames keep their own stamps, which the fit of the series takes as they
-    are.
-
     Args:
         path: the video.
         start_s: where frame 0 lies, s.
         seconds: how much to read, s.
-        fps: the highest frame rate wanted.
+        fps: the highest frame rate wanted; a faster source is thinned to it.
         area: area of the motion grid, px, when `size` is absent.
         size: the grid (H, W).
 
@@ -292,15 +291,15 @@ def read_clip(
     """
     info = probe_video(path)
     grid = size or motion_grid_size(info.height, info.width, area=area)
-    frames, times_s = [], []
+    frames, stamps_s = [], []
     for time_s, frame in iterate_video(path, start_s=start_s, seconds=seconds, size=grid):
         # thinned to the rate on average; resampling would give frames stamps that are not theirs
         if time_s >= len(frames) / fps - 0.5 / info.fps - 1e-6:
             frames.append(frame)
-            times_s.append(time_s)
-    video = Video(torch.stack(frames), torch.tensor(times_s, dtype=torch.float64), min(fps, info.fps), info.fps)
-    keep = repeated_frames(video.frames, video.times_s).logical_not()
-    return replace(video, frames=video.frames[keep], times_s=video.times_s[keep])
+            stamps_s.append(time_s)
+    images, times_s = torch.stack(frames), torch.tensor(stamps_s, dtype=torch.float64)
+    keep = repeated_frames(images, times_s).logical_not()
+    return Video(images[keep], times_s[keep], min(fps, info.fps), info.fps)
 
 
 def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor | None = None) -> torch.Tensor:
@@ -328,6 +327,6 @@ def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor | None = None) -
     both = torch.stack([torch.cat([steps[1:2], steps[:-1]]), torch.cat([steps[1:], steps[-2:-1]])])
     neighbour = both.min(0).values  # (T-1,)
     # where motion turns back the steps shrink little by little; a repeat is a dip of one frame
-    is_dip = (steps < REPEAT_SHARE * neighbour) & (neighbour > 0.5 * around)
+    is_dip = (steps < REPEAT_FRACTION * neighbour) & (neighbour > 0.5 * around)
     repeated[1:] = (changes < REPEAT_DIFFERENCE) & is_dip
     return repeated if repeated.float().mean() < 0.5 else torch.zeros_like(repeated)

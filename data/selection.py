@@ -13,12 +13,11 @@ from pathlib import Path
 
 import torch
 
-from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, ClipSetWriter
-from data.media import atomic_path
+from data.clip_writer import CLIP_FILES, ClipSetWriter
+from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError
+from data.files import atomic_path
 from motion.flow import MOTION_AREA_PX, default_grid_scale
 from motion.spectrum import mean_displacement
-
-_FILES = ("first/{}.png", "slices/{}.png", "spectra/{}.npz", "pairs/{}.npz")
 
 
 def select_clips(
@@ -50,33 +49,29 @@ def select_clips(
     if folder.resolve() == source.folder.resolve():
         raise ClipSetError(f"{folder}: a selection needs a folder of its own")
     if not source.is_finished:
-        raise ClipSetError(
-            f"{source.folder}: is not finished; run the prepare_data.py command that makes it to its end"
-        )
+        raise ClipSetError(f"{source.folder}: is not finished; run the command that makes it to its end")
     wanted = {"from": str(source.folder.resolve()), "max_mean_px": max_mean_px, "min_confidence": min_confidence}
     made_with = source.statistics.get("settings", {})
     area = made_with.get("area") or math.prod(made_with.get("size", (MOTION_AREA_PX,)))
     if max_mean_px is not None and area != MOTION_AREA_PX:
         wanted["px_at"] = "256x160"  # selections of before took the px of the set's own grid
     settings = {**made_with, "selected": {**wanted, "only": sorted(only)}}
-    period_s = source.statistics.get("period_s", 5.0)
-    with ClipSetWriter(folder, settings, period_s=period_s) as writer:
+    with ClipSetWriter(folder, settings, period_s=source.statistics.get("period_s", 5.0)) as writer:
         rows = {row.id: row for row in source.rows(status=(KEPT, PAIRS_ONLY, DROPPED))}
-        gone = writer.rows.keys() - rows.keys()
-        changed = {
-            before.id
-            for before in writer.rows.values()
-            if before.status != DROPPED
-            and not (before == rows.get(before.id) and _has_same_files(source.folder, folder, before.id))
-        }
-        writer.remove(*sorted(gone | changed))
+        changed = [
+            row.id
+            for row in writer.rows.values()
+            if row.id not in rows
+            or row.status != DROPPED
+            and not (row == rows[row.id] and _has_same_files(source.folder, folder, row.id))
+        ]
+        writer.remove(*changed)
         for row in rows.values():
             before = writer.rows.get(row.id)
             if before is not None and before.status != DROPPED:
                 continue
-            if row.status != DROPPED:
-                reason = _why_not(source, row, max_mean_px, min_confidence, only)
-                row = replace(row, status=DROPPED, reason=f"not selected: {reason}") if reason else row
+            reason = "" if row.status == DROPPED else _why_not(source, row, max_mean_px, min_confidence, only)
+            row = replace(row, status=DROPPED, reason=f"not selected: {reason}") if reason else row
             if row == before:
                 continue
             if row.status != DROPPED:
@@ -92,33 +87,34 @@ def _why_not(
         return "the name matches no pattern"
     if max_mean_px is None and min_confidence is None:
         return ""
-    # from the files, as older tables lack the figures
+    # from the files, as older tables lack these columns
     if row.status == KEPT:
         spectrum, confidence = source.spectrum(row.id, STORED_BINS)
-        mean_px = float(mean_displacement(spectrum).mean()) * default_grid_scale(*spectrum.shape[-2:])
-        sure = float(confidence.mean())
+        displacement = mean_displacement(spectrum)
     else:
-        pairs, importance = source.pairs(row.id)
-        mean_px = float(importance.mean()) * default_grid_scale(*importance.shape[-2:])
-        sure = float(torch.stack([pair.reliability for pair in pairs]).mean()) if pairs else 0.0
+        pairs, displacement = source.pairs(row.id)
+        confidence = torch.stack([pair.reliability for pair in pairs]) if pairs else torch.zeros(1)
+    mean_px = float(displacement.mean()) * default_grid_scale(*displacement.shape[-2:])
     if max_mean_px is not None and mean_px > max_mean_px:
         return f"mean displacement {mean_px:.2f} px is above {max_mean_px:g}"
-    if min_confidence is not None and sure < min_confidence:
-        return f"confidence {sure:.2f} is below {min_confidence:g}"
+    if min_confidence is not None and confidence.mean() < min_confidence:
+        return f"confidence {confidence.mean():.2f} is below {min_confidence:g}"
     return ""
 
 
 def _has_same_files(source: Path, folder: Path, clip_id: str) -> bool:
-    for one, other in ((source / name, folder / name) for name in (pattern.format(clip_id) for pattern in _FILES)):
-        if one.is_file() != other.is_file():
-            return False
-        if one.is_file() and not os.path.samefile(one, other) and not filecmp.cmp(one, other, shallow=False):
-            return False
-    return True
+    names = [name.format(clip_id) for name in CLIP_FILES]
+    return all(_is_same_file(source / name, folder / name) for name in names)
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    if not (one.is_file() and other.is_file()):
+        return one.is_file() == other.is_file()
+    return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
 
 
 def _link_files(source: Path, folder: Path, clip_id: str) -> None:
-    for name in (pattern.format(clip_id) for pattern in _FILES):
+    for name in (name.format(clip_id) for name in CLIP_FILES):
         if not (source / name).is_file():
             continue
         with atomic_path(folder / name) as temporary:

@@ -20,9 +20,8 @@ from motion.spectrum import MINIMUM_COVERAGE, PERIOD_S
 THUMBNAIL_SIZE = (24, 40)
 LEAST_CONTRAST = 8 / 255
 # A step between frames is half the mean squared difference of the two, each of mean 0 and deviation 1: about 1 between
-# unrelated pictures. On 71 training clips without cuts it reached .14, but for a campfire (.31, 3.2 times its median);
-# of the 4,888 steps from the end of one to the start of another 34 (.7 %) were below .2: 18 of them show the same
-# meadow twice, 16 a dark hill. The limits were chosen on these clips.
+# unrelated images. On 71 training clips without cuts, on which the limits were chosen, it reached 0.14, but for a
+# campfire (0.31, 3.2 times its median). Of 4,888 steps from one clip to another 34 (0.7 %) were below 0.2.
 CUT_STEP = 0.2
 CUT_RATIO = 4.0
 CUT_HISTORY = 25
@@ -30,20 +29,19 @@ FEWEST_STEPS = 5
 SHORTEST_SHOT_S = 0.5
 
 # Camera: rows and columns of blocks; what counts as texture (smaller eigenvalue of the structure tensor, in
-# (1/px)^2 of luminance in [0, 1]); shares of a block's pixels and of the blocks.
+# (1/px)^2 of luminance in [0, 1]); the fraction of a block's pixels, and the reliability, that it needs.
 BLOCKS = (8, 12)
 TEXTURE = (1.5 / 255) ** 2
 TEXTURE_SIGMA_PX = 2.0
-LEAST_BLOCK_SHARE = 0.1
+LEAST_BLOCK_FRACTION = 0.1
 LEAST_RELIABILITY = 0.5
-# a block follows the camera when it is this near to what the model says: px on a grid of 256 x 160, and a share
+# a block follows the camera when it is this near to what the model says: px on a grid of 256 x 160, and a fraction
 FOLLOWS_PX = 0.25
-FOLLOWS_SHARE = 0.15
+FOLLOWS_FRACTION = 0.15
 # The camera moves when so many of the textured blocks at the border, and of all, follow a model that moves this far.
-# The second pair is for a subject that fills the frame but for its border. On 83 kept clips, on which it was chosen, it
-# says nothing new (.17 px at most, as before), and of 166 drifts of 4 px laid over their flow it finds 66 instead of
-# 58. Subjects that leave no still block at the border hide the others.
-CAMERA_SHARES = ((0.55, 0.6), (0.75, 0.35))
+# The second pair is for a subject that fills the frame but for its border. It was chosen on 83 kept clips, where it
+# finds nothing new; of 166 drifts of 4 px laid over their flow it finds 66 instead of 58.
+CAMERA_FRACTIONS = ((0.55, 0.6), (0.75, 0.35))
 CAMERA_PX = 0.75
 FEWEST_BORDER_BLOCKS = 6
 FEWEST_SIDES = 3
@@ -64,10 +62,10 @@ class Shot:
 
 
 class CutFinder:
-    """Takes the frames of a video one after the other and says where a new shot begins; constant memory.
+    """Takes the frames of a video one after the other and reports where a new shot begins; constant memory.
 
-    A cut changes the picture at once and for good: a step far above those before, and the frame after is as far from
-    the frame before (else it was a flash). Brightness and contrast are divided out, so a flickering flame is no cut.
+    A cut changes the image at once and for good: a step far above those before, and the frame after is as far from the
+    frame before (else it was a flash). Brightness and contrast are divided out, so a flickering flame is no cut.
     Dissolves are not found here: their flow fails.
     """
 
@@ -116,15 +114,8 @@ def _step(one: np.ndarray, other: np.ndarray) -> float:
 def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None = None) -> Iterator[Shot]:
     """Yield the shot that is open after each frame of a video; one that begins later than the last closes it.
 
-    So a caller that has seen enough stops reading, however long the video is.
-
-    Args:
-        path: the video.
-        start_s: where to begin, s.
-        seconds: how much to look at, s; None: to the end.
-
-    Raises:
-        MediaError: as `iterate_video`.
+    So a caller that has seen enough stops reading. `start_s` is where to begin and `seconds` how much to look at (None:
+    to the end). Raises MediaError as `iterate_video`.
     """
     frame_s = 1 / probe_video(path).fps
     finder = CutFinder()
@@ -133,8 +124,7 @@ def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None 
         cut_s = finder.add(start_s + time_s, frame)
         if cut_s is not None:
             yield Shot(begin_s, cut_s)
-            # Times count from the first frame, which may lie up to a frame after `start_s`: the new shot's first frame
-            # is seen at cut_s or up to a frame later, the old one's last before cut_s in any case.
+            # Times count from the first frame, which may lie up to a frame after `start_s`.
             begin_s = max(cut_s, start_s)
         yield Shot(begin_s, start_s + time_s + frame_s)
 
@@ -148,15 +138,11 @@ class Plan:
 
 
 def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = PERIOD_S) -> Plan:
-    """Choose up to `count` sequences of a period, `stride_s` apart, none of them across a cut.
+    """Choose up to `count` sequences of a period, `stride_s` from start to start, none of them across a cut.
 
     Sequences that cover a period (at least 90 % of it, what the fit of a spectrum needs) come first, the earliest
-    before the others; where they are too few, the longest of the short rests are added, which serve for rendering.
-
-    Args:
-        shots: of `find_shots`; no more of them are taken than needed.
-        count: how many sequences at most.
-        stride_s: from the start of one to the start of the next, s.
+    before the others. Where they are too few, the longest of the short rests are added, which serve for rendering.
+    No more of the shots of `find_shots` are taken than needed.
     """
     closed: list[Shot] = []
     shot = None
@@ -192,20 +178,19 @@ def _parts(shots: list[Shot], stride_s: float) -> Iterator[Shot]:
                 break
 
 
-def _is_whole(part: Shot, share: float) -> bool:
-    return part.seconds >= share * PERIOD_S - 1e-6
+def _is_whole(part: Shot, fraction: float) -> bool:
+    return part.seconds >= fraction * PERIOD_S - 1e-6
 
 
 # ----------------------------------------------------------------------------------------------- camera
 
 
 def camera_motion(first: torch.Tensor, flow: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
-    """Measure how far the camera moved the picture at each frame; 0 where it is the subject that moves.
+    """Measure how far the camera moved the image at each frame; 0 where it is the subject that moves.
 
     A similarity (shift, turn, zoom) is fitted robustly to the median flow of textured, reliable blocks. It is the
     camera's only where the border follows it: 55 % of the textured blocks there and 60 % of all, or 75 % and 35 %. A
-    subject that fills the frame and sways bends, and parts of it lag; blocks that stand still speak against the camera
-    as well.
+    subject that fills the frame and sways bends, and parts of it lag; static blocks speak against the camera as well.
 
     Args:
         first: (3, H, W) in [0, 1].
@@ -224,7 +209,7 @@ def camera_motion(first: torch.Tensor, flow: torch.Tensor, reliability: torch.Te
 
 
 def typical_camera_px(moved: torch.Tensor) -> float:
-    """Return the figure that a clip is judged by: the second largest of its frames' camera motion (T,), px."""
+    """Return what a clip is judged by: the second largest of its frames' camera motion (T,), px."""
     if not len(moved):
         return 0.0
     return float(moved.sort(descending=True).values[1 if len(moved) >= 4 else 0])
@@ -236,7 +221,7 @@ def grid_scale(height: int, width: int) -> float:
 
 
 def _texture(first: torch.Tensor) -> np.ndarray:
-    """Tell which pixels (H, W) have gradients in two directions, so that their flow is that of the scene."""
+    """Find the pixels (H, W) with gradients in two directions, so that their flow is that of the scene."""
     grey = np.ascontiguousarray(first.mean(0).numpy())  # (H, W)
     grey = cv2.GaussianBlur(grey, (0, 0), 0.8)
     dx, dy = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
@@ -253,18 +238,13 @@ def _block_flow(flow: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.nd
     for row, column in itertools.product(range(BLOCKS[0]), range(BLOCKS[1])):
         part = (slice(tops[row], tops[row + 1]), slice(lefts[column], lefts[column + 1]))
         chosen = usable[part]
-        if not chosen.size or chosen.mean() < LEAST_BLOCK_SHARE:
+        if not chosen.size or chosen.mean() < LEAST_BLOCK_FRACTION:
             continue
         y, x = np.nonzero(chosen)
         places.append((row, column))
         centres.append((x.mean() + lefts[column], y.mean() + tops[row]))
         flows.append(np.median(flow[(slice(None), *part)][:, chosen], axis=1))
-    shape = (-1, 2)
-    return (
-        np.array(places, int).reshape(shape),
-        np.array(centres, float).reshape(shape),
-        np.array(flows, float).reshape(shape),
-    )
+    return tuple(np.array(values).reshape(-1, 2) for values in (places, centres, flows))
 
 
 def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: tuple[int, int]) -> float:
@@ -281,7 +261,7 @@ def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: 
     seen = flow @ np.array([1, 1j])
     follows, model = _fit_similarity(place, seen, scale)
     at_border, overall = follows[border].mean(), follows.mean()
-    if not any(at_border >= least_border and overall >= least for least_border, least in CAMERA_SHARES):
+    if not any(at_border >= least_border and overall >= least for least_border, least in CAMERA_FRACTIONS):
         return 0.0
     return float(np.sqrt(np.square(np.abs(model)).mean()))
 
@@ -310,4 +290,4 @@ def _fit_similarity(place: np.ndarray, seen: np.ndarray, scale: float) -> tuple[
 
 
 def _follows(model: np.ndarray, seen: np.ndarray, scale: float) -> np.ndarray:
-    return np.abs(model - seen) < FOLLOWS_PX * scale + FOLLOWS_SHARE * np.abs(model)
+    return np.abs(model - seen) < FOLLOWS_PX * scale + FOLLOWS_FRACTION * np.abs(model)

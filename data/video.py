@@ -1,16 +1,18 @@
-"""Read videos by time stamp with OpenCV; `data/video_writer.py` writes them.
+"""Read videos by time stamp with PyAV, which wraps ffmpeg; `data/video_writer.py` writes them.
 
 Frames are float32 RGB tensors (3, H, W) in [0, 1], as in `data/media.py`.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import torch
@@ -21,7 +23,9 @@ _FALLBACK_FPS = 30.0
 _MAX_GAP_S = 10.0
 _SEEK_FROM_S = 10.0
 _SEEK_MARGIN_S = 3.0
-_TRUNCATED_SHARE = 0.9
+_TRUNCATED_FRACTION = 0.9
+
+TimedFrames = Iterator[tuple[float, av.VideoFrame]]
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,7 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames (T, 3, H, W) float32 in [0, 1], their times (T,) float64 s (the first is 0), fps, the source's fps.
-
-    The times are those the frames stand for: exactly i / fps where a rate was asked for, else the source's stamps.
-    """
+    """Frames (T, 3, H, W) float32 in [0, 1], their times (T,) float64 s (the first is 0), fps, the source's fps."""
 
     frames: torch.Tensor
     times_s: torch.Tensor
@@ -54,15 +55,13 @@ def probe_video(path: str | Path) -> VideoInfo:
     Raises MediaError for a missing or empty file, a folder, or a file without a frame that can be decoded.
     """
     with _Source(path) as source:
-        if not source.grab():
+        frames = source.frames()
+        first = next(frames, None)
+        if first is None:
             raise MediaError(f"{source.path}: holds no video frame that can be decoded; give a video file")
-        height, width = source.retrieve().shape[:2]
-        frames = source.declared_frames
-        if frames <= 0:
-            frames = 1
-            while source.grab():
-                frames += 1
-        return VideoInfo(width, height, source.fps, frames, frames / source.fps)
+        height, width = source.pixels(first[1]).shape[:2]
+        count = source.declared_frames or 1 + sum(1 for _ in frames)
+        return VideoInfo(width, height, source.fps, count, count / source.fps)
 
 
 def iterate_video(
@@ -75,14 +74,13 @@ def iterate_video(
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """Yield (time in s from `start_s`, frame (3, H, W) float32 in [0, 1]) in constant memory.
 
-    Times come from the file's time stamps, counted from its first frame, so a variable rate is followed; where stamps
-    are missing, stuck or jump, frames follow each other at the nominal rate.
+    Times come from the file's time stamps, counted from its first frame, so a variable rate is followed. Where stamps
+    are missing, stuck or jump, frames follow each other at the nominal rate. Rotation and pixel aspect are applied.
 
     Args:
-        path: any video that OpenCV's ffmpeg reads; rotation metadata is applied.
+        path: any video that ffmpeg reads.
         fps: gives for i = 0, 1, ... the source frame nearest to start_s + i / fps (the earlier of two equally near) and
-            the time i / fps; as many as the source's length holds. None gives the source's own frames from `start_s` on
-            with their own times, the first frame's being 0.
+            the time i / fps. None gives the source's own frames from `start_s` on; the first one's time is 0.
         start_s: where to begin, s.
         seconds: how much to read: round(seconds * fps) frames, or the source frames within it; None for all.
         size: (height, width) px to resample to (by area when reducing); the aspect ratio is not kept.
@@ -100,168 +98,155 @@ def iterate_video(
     return _iterate(Path(path), fps, start_s, seconds, size)
 
 
-def read_video(
-    path: str | Path,
-    *,
-    fps: float | None = None,
-    start_s: float = 0.0,
-    seconds: float | None = None,
-    size: tuple[int, int] | None = None,
-) -> Video:
-    """Read a video, or a part of it, into one tensor; arguments and errors are those of `iterate_video`."""
-    pairs = list(iterate_video(path, fps=fps, start_s=start_s, seconds=seconds, size=size))
-    times_s = torch.tensor([time_s for time_s, _ in pairs], dtype=torch.float64)  # (T,)
-    frames = torch.empty(len(pairs), *pairs[0][1].shape)  # (T, 3, H, W)
-    for i in range(len(pairs)):
-        # Each frame is let go once copied, so that the peak is not twice the result.
-        frames[i], pairs[i] = pairs[i][1], None
-    with _Source(path) as source:
-        return Video(frames, times_s, source.fps if fps is None else float(fps), source.fps)
-
-
 def _iterate(
     path: Path, fps: float | None, start_s: float, seconds: float | None, size: tuple[int, int] | None
 ) -> Iterator[tuple[float, torch.Tensor]]:
     with _Source(path) as source:
-        source.seek(start_s if fps is None else start_s - 1 / source.fps)
         picked = _source_frames(source, start_s, seconds) if fps is None else _resampled(source, fps, start_s, seconds)
-        last, frame, empty = None, None, True
-        for time_s, array in picked:
-            if array is not last:
-                last, frame = array, _to_frame(array, size)
-            yield time_s, frame.clone()
-            empty = False
-        if empty:
+        last, image = None, None
+        for time_s, frame in picked:
+            if frame is not last:
+                last, image = frame, _to_image(source.pixels(frame), size)
+            yield time_s, image.clone()
+        if last is None:
             where = f"after {start_s:g} s" if source.seen else "that can be decoded"
             raise MediaError(f"{path}: holds no video frame {where}; give a video file that does")
         source.check_whole()
 
 
-def _source_frames(source: _Source, start_s: float, seconds: float | None) -> Iterator[tuple[float, np.ndarray]]:
+def _source_frames(source: _Source, start_s: float, seconds: float | None) -> TimedFrames:
     """Yield every source frame from `start_s` on."""
     first_s = None
-    while source.grab():
-        if source.time_s < start_s - 1e-6:
+    for time_s, frame in source.frames(start_s):
+        if time_s < start_s - 1e-6:
             continue
-        first_s = source.time_s if first_s is None else first_s
-        if seconds is not None and source.time_s - first_s > seconds - 1e-6:
+        first_s = time_s if first_s is None else first_s
+        if seconds is not None and time_s - first_s > seconds - 1e-6:
             return
-        yield source.time_s - first_s, source.retrieve()
+        yield time_s - first_s, frame
 
 
-def _resampled(
-    source: _Source, fps: float, start_s: float, seconds: float | None
-) -> Iterator[tuple[float, np.ndarray]]:
+def _resampled(source: _Source, fps: float, start_s: float, seconds: float | None) -> TimedFrames:
     """Yield for each wanted time the nearest source frame; the last one is shown for one frame of the source."""
     count = math.inf if seconds is None else max(1, round(seconds * fps))
     index = 0
-    before: tuple[float, np.ndarray] | None = None
-    while index < count and source.grab():
-        # Frames well before the first wanted time need no conversion.
-        if source.time_s < start_s - max(_MAX_GAP_S, 2 / source.fps):
-            continue
-        now = (source.time_s, source.retrieve())
+    before: tuple[float, av.VideoFrame] | None = None
+    for now in source.frames(start_s - 1 / source.fps):
         while before is not None and index < count:
             wanted_s = start_s + index / fps
             if wanted_s - before[0] > now[0] - wanted_s + 1e-6:
                 break
             yield index / fps, before[1]
             index += 1
+        if index >= count:
+            return
         before = now
     while before is not None and index < count and start_s + index / fps < before[0] + 1 / source.fps - 1e-6:
         yield index / fps, before[1]
         index += 1
 
 
-def _to_frame(array: np.ndarray, size: tuple[int, int] | None) -> torch.Tensor:
-    """Turn OpenCV's BGR bytes (h, w, 3) into a frame (3, H, W)."""
-    frame = from_bytes(cv2.cvtColor(array, cv2.COLOR_BGR2RGB))  # (3, h, w)
-    if size is None or tuple(frame.shape[-2:]) == tuple(size):
-        return frame
-    reducing = size[0] <= frame.shape[-2] and size[1] <= frame.shape[-1]
-    pixels = np.ascontiguousarray(frame.permute(1, 2, 0).numpy())  # (h, w, 3)
-    pixels = cv2.resize(pixels, size[::-1], interpolation=cv2.INTER_AREA if reducing else cv2.INTER_LINEAR)
-    return torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (3, H, W)
+def _to_image(pixels: np.ndarray, size: tuple[int, int] | None) -> torch.Tensor:
+    """Turn RGB bytes (h, w, 3) into an image (3, H, W)."""
+    image = from_bytes(pixels)  # (3, h, w)
+    if size is None or pixels.shape[:2] == tuple(size):
+        return image
+    reducing = size[0] <= pixels.shape[0] and size[1] <= pixels.shape[1]
+    values = np.ascontiguousarray(image.permute(1, 2, 0).numpy())  # (h, w, 3)
+    values = cv2.resize(values, size[::-1], interpolation=cv2.INTER_AREA if reducing else cv2.INTER_LINEAR)
+    return torch.from_numpy(values).permute(2, 0, 1).contiguous()  # (3, H, W)
 
 
 class _Source:
-    """An open video: grab() moves on by a frame, time_s is that frame's time from the first, retrieve() decodes it."""
+    """An open video and what its header says."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = check_input_file(path, "a video file")
-        # Read by OpenCV when it first opens a file; its ffmpeg would print beside our one line.
-        os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+        self.seen = 0
+        self._last_s = 0.0
+        self._read_to_the_end = False
         self._open()
 
     def _open(self) -> None:
-        self._capture = cv2.VideoCapture(str(self.path), cv2.CAP_FFMPEG)
-        if not self._capture.isOpened():
-            self._capture.release()
+        try:
+            self._container = av.open(str(self.path), metadata_errors="ignore")
+        except av.FFmpegError:
+            self._container = None
+        self._stream = self._container and self._container.streams.best("video")
+        if not self._stream:
             raise MediaError(
                 f"{self.path}: is not a video that can be read (damaged, truncated, or sound only); "
                 "give an mp4, mov, webm, mkv, avi or gif file with a video stream"
             )
-        self._capture.set(cv2.CAP_PROP_ORIENTATION_AUTO, 1)
-        fps = self._capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if math.isfinite(fps) and 0.01 < fps <= 1000 else _FALLBACK_FPS
-        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
-        self.declared_frames = int(count) if math.isfinite(count) and 0 < count < 1e9 else 0
-        self.time_s = 0.0
-        self.seen = 0
-        self._stamp_s = 0.0
-        self._first_stamp_s = 0.0
-        self._sought = False
-        self._ended = False
+        self._stream.thread_type = "AUTO"
+        fps = self._stream.guessed_rate or self._stream.average_rate or 0
+        self.fps = float(fps) if 0.01 < fps <= 1000 else _FALLBACK_FPS
+        length_s = (self._container.duration or 0) / av.time_base
+        self.declared_frames = max(0, self._stream.frames or round(length_s * self.fps))
 
     def __enter__(self) -> _Source:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._capture.release()
+        self._container.close()
 
-    def grab(self) -> bool:
-        if not self._capture.grab():
-            self._ended = True
-            return False
-        stamp_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        if self.seen == 0:
-            self._first_stamp_s = stamp_s
-        else:
-            gap_s = stamp_s - self._stamp_s
-            # A stamp that is missing, stuck or jumps says nothing; the nominal rate stands in for that step.
-            self.time_s += gap_s if 1e-6 < gap_s < max(_MAX_GAP_S, 10 / self.fps) else 1 / self.fps
-        self._stamp_s = stamp_s
-        self.seen += 1
-        return True
-
-    def retrieve(self) -> np.ndarray:
-        """Decode the grabbed frame: BGR bytes (h, w, 3)."""
-        decoded, array = self._capture.retrieve()
-        if not decoded or array is None:
-            raise MediaError(f"{self.path}: frame {self.seen - 1} cannot be decoded; the file is damaged")
-        return array
-
-    def seek(self, time_s: float) -> None:
-        """Skip ahead to shortly before `time_s` when that is far and the file's stamps can be trusted to say where."""
-        if time_s < _SEEK_FROM_S or not self.grab():
+    def frames(self, near_s: float = 0.0) -> TimedFrames:
+        """Yield the frames with their times, s from the first; those far ahead of `near_s` may be left out."""
+        decoded = self._decode()
+        first = next(decoded, None)
+        if first is None:
             return
-        self._capture.set(cv2.CAP_PROP_POS_MSEC, 1000 * (self._first_stamp_s + time_s - _SEEK_MARGIN_S))
-        landed = self._capture.grab()
-        stamp_s = self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-        if landed and 0 < stamp_s - self._first_stamp_s <= time_s - 2 / self.fps:
-            self._stamp_s, self.time_s = stamp_s, stamp_s - self._first_stamp_s
-            self._sought = True
-            return
-        # Index missing or stamps that lie: begin again and walk.
-        self._capture.release()
-        self._open()
+        ahead, time_s = None, 0.0
+        if near_s >= _SEEK_FROM_S:
+            ahead = self._seek(first, near_s)
+            if ahead is None:
+                self._container.close()
+                self._open()  # begin again and walk
+            decoded = self._decode()
+            first, time_s = (next(decoded), 0.0) if ahead is None else (ahead, ahead.time - first.time)
+        stamp_s = None
+        for frame in itertools.chain([first], decoded):
+            if stamp_s is not None:
+                gap_s = math.nan if frame.time is None else frame.time - stamp_s
+                # A stamp that is missing, stuck or jumps says nothing; the nominal rate stands in for that step.
+                time_s += gap_s if 1e-6 < gap_s < max(_MAX_GAP_S, 10 / self.fps) else 1 / self.fps
+            stamp_s = math.nan if frame.time is None else frame.time
+            self.seen, self._last_s = self.seen + 1, time_s
+            yield time_s, frame
+        self._read_to_the_end = ahead is None
+
+    def _seek(self, first: av.VideoFrame, time_s: float) -> av.VideoFrame | None:
+        """Go to shortly before a time; return the frame there, None where the index is missing or stamps lie."""
+        if first.time is None:
+            return None
+        with suppress(av.FFmpegError):
+            self._container.seek(first.pts + int((time_s - _SEEK_MARGIN_S) / first.time_base), stream=self._stream)
+            frame = next(self._decode(), None)
+            if frame is not None and frame.time is not None and 0 < frame.time - first.time <= time_s - 2 / self.fps:
+                return frame
+        return None
+
+    def _decode(self) -> Iterator[av.VideoFrame]:
+        # A damaged packet is left out, as those after it may be whole; `check_whole` tells a file that is cut short.
+        with suppress(av.FFmpegError):
+            for packet in self._container.demux(self._stream):
+                with suppress(av.FFmpegError):
+                    yield from packet.decode()
+
+    def pixels(self, frame: av.VideoFrame) -> np.ndarray:
+        """Return upright RGB bytes (h, w, 3) with square pixels."""
+        array = frame.to_ndarray(format="rgb24")
+        aspect = self._stream.sample_aspect_ratio or 1
+        if aspect != 1:
+            array = cv2.resize(array, (max(1, round(array.shape[1] * aspect)), array.shape[0]))
+        return np.rot90(array, frame.rotation // 90)
 
     def check_whole(self) -> None:
         """Raise MediaError when the stream ended clearly before the header's number of frames and length."""
-        if not self._ended or self._sought or self.declared_frames - self.seen <= 2:
+        if not self._read_to_the_end or self.declared_frames - self.seen <= 2:
             return
         declared_s = self.declared_frames / self.fps
-        if self.seen < _TRUNCATED_SHARE * self.declared_frames and self.time_s < _TRUNCATED_SHARE * declared_s:
+        if self.seen < _TRUNCATED_FRACTION * self.declared_frames and self._last_s < _TRUNCATED_FRACTION * declared_s:
             raise MediaError(
                 f"{self.path}: ends after {self.seen} of {self.declared_frames} frames, so it is truncated; "
                 "give a whole file"

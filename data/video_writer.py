@@ -1,12 +1,16 @@
-"""Write videos as a stream through moviepy's ffmpeg writer, in memory that does not grow with their length."""
+"""Write videos as a stream with PyAV, in memory that does not grow with their length."""
 
 from __future__ import annotations
 
 import re
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
 
+import av
+import av.filter
 import numpy as np
 import torch
 
@@ -16,17 +20,18 @@ from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, atomic_path, 
 FORMATS = ("mp4", "webm", "gif", "frames")
 MAX_GIF_FPS = 50.0  # browsers show a GIF frame of less than 2/100 s for 10/100 s instead
 
-# The matrix is stated so that players need not guess it from the height; OpenCV before 5 always assumes this one.
-_BT601 = "-vf scale=out_color_matrix=bt601:out_range=tv -colorspace smpte170m -color_range tv"
-# A palette of the first frames: one for the whole film would need all frames first, and one for each frame makes
-# unmoving areas flicker and the file two to three times as large. Ordered dither keeps still areas still.
-_GIF_FILTER = "split[a][b];[a]trim=end_frame=16,palettegen[p];[b][p]paletteuse=dither=bayer:bayer_scale=4"
-_VP9 = "-crf 22 -b:v 0 -deadline good -cpu-used 4 -row-mt 1 -pix_fmt yuv420p"
+# format -> encoder, its pixel format and options, options of the file
+_VP9 = {"crf": "22", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
 _CODECS = {
-    "mp4": ("libx264", f"-crf 17 {_BT601} -movflags +faststart -f mp4"),
-    "webm": ("libvpx-vp9", f"{_VP9} {_BT601} -f webm"),
-    "gif": ("gif", f"-vf {_GIF_FILTER} -loop 0 -f gif"),
+    "mp4": ("libx264", "yuv420p", {"crf": "17", "preset": "medium"}, {"movflags": "faststart"}),
+    "webm": ("libvpx-vp9", "yuv420p", _VP9, {}),
+    "gif": ("gif", "pal8", {}, {"loop": "0"}),
 }
+# ffmpeg's numbers for BT.601 and for luminance from 16 to 235. Both are stated, so that players need not guess.
+_SMPTE170M, _LIMITED_RANGE = 6, 1
+# The frames that the palette of a GIF is made of. A palette for the whole film would need all frames first; one for
+# each frame makes unmoving areas flicker and the file two to three times as large.
+_PALETTE_FRAMES = 16
 
 
 class VideoWriter:
@@ -38,11 +43,11 @@ class VideoWriter:
     mp4 is h264 (yuv420p, CRF 17, index in front), webm is VP9, gif loops for ever with the best 256 colours of its
     first 16 frames, frames is a folder of 00000.png, 00001.png, ... Video codecs need even sizes, so mp4 and webm
     repeat the last column or row of an odd size once; gif and frames keep it. The final name appears when the block
-    ends well and replaces what was there; on an exception, Ctrl-C included, ffmpeg is ended and nothing stays.
+    ends well and replaces what was there; on an exception, Ctrl-C included, nothing stays.
 
     Args:
         path: the file, or the folder for "frames".
-        fps: frames per second; ffmpeg is told it to 1/100 (gif: at most 50, and it counts in 1/100 s).
+        fps: frames per second, kept to 1/100 (gif: at most 50, and it counts in 1/100 s).
         format: "mp4", "webm", "gif" or "frames"; None decides by the suffix (none at all: frames).
 
     Raises MediaError at construction for an unknown format or suffix, a rate that cannot be written, a folder that is
@@ -51,20 +56,25 @@ class VideoWriter:
 
     def __init__(self, path: str | Path, *, fps: float, format: str | None = None) -> None:
         self.path = Path(path)
-        self.fps = float(fps)
-        self.format = check_video(self.path, fps=self.fps, format=format)
+        self.format = check_video(self.path, fps=fps, format=format)
         self.num_frames = 0
+        self._rate = Fraction(round(100 * fps), 100)
         self._size: tuple[int, int] | None = None
         self._stack = ExitStack()
         self._temporary: Path | None = None
-        self._writer = None
-        self._process = None
+        self._container: av.container.OutputContainer | None = None
 
     def __enter__(self) -> VideoWriter:
         self._temporary = self._stack.enter_context(atomic_path(self.path))
+        # Before the file takes its name or is removed, it is ended.
+        self._stack.push(self._end)
         if self.format == "frames":
             self._temporary.mkdir()
         return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self._temporary = None
+        return self._stack.__exit__(kind, error, trace)
 
     def write(self, frames: torch.Tensor) -> None:
         """Add frames (N, 3, H, W) or one frame (3, H, W), values in [0, 1], all of one size.
@@ -83,75 +93,81 @@ class VideoWriter:
             if self.format == "frames":
                 write_image(self._temporary / f"{self.num_frames:05d}.png", frame)
             else:
-                self._write_bytes(to_bytes(frame))
+                self._encode(to_bytes(frame))
             self.num_frames += 1
 
-    def _write_bytes(self, array: np.ndarray) -> None:
+    def _encode(self, array: np.ndarray) -> None:
         if self.format != "gif":
             height, width = array.shape[:2]
             array = np.pad(array, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-        if self._writer is None:
-            self._start(array.shape[1], array.shape[0])
-        try:
-            self._writer.write_frame(array)
-        except OSError as error:
-            raise self._failure(str(error)) from error
+        frame = av.VideoFrame.from_ndarray(array)
+        frame.pts, frame.time_base = self.num_frames, 1 / self._rate
+        with self._ffmpeg_errors():
+            if self._container is None:
+                self._open(frame.width, frame.height)
+            self._mux(self._converted(frame))
 
-    def _start(self, width: int, height: int) -> None:
-        codec, options = _CODECS[self.format]
-        try:
-            # Imported here because moviepy looks for ffmpeg when it is imported, and may not find it.
-            from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+    def _open(self, width: int, height: int) -> None:
+        codec, pixel_format, options, file_options = _CODECS[self.format]
+        self._container = av.open(str(self._temporary), "w", format=self.format, options=file_options)
+        self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
+        self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, pixel_format
+        self._stream.thread_type = "AUTO"
+        if self.format == "gif":
+            self._palette = _palette_graph(width, height, 1 / self._rate)
+        else:
+            context = self._stream.codec_context
+            context.colorspace, context.color_range = _SMPTE170M, _LIMITED_RANGE
 
-            self._writer = FFMPEG_VideoWriter(
-                str(self._temporary), (width, height), self.fps, codec=codec, ffmpeg_params=options.split()
-            )
-        except (OSError, RuntimeError) as error:
-            raise MediaError(f"{self.path}: ffmpeg cannot be started ({error}); pip install imageio-ffmpeg") from error
-        self._process = self._writer.proc
+    def _converted(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+        """Yield what is ready for the encoder after a frame, or after the last one (None)."""
+        if self.format == "gif":
+            self._palette.push(frame)
+            with suppress(av.BlockingIOError, av.EOFError):
+                while True:
+                    yield self._palette.pull()
+        elif frame is not None:
+            options = {"dst_colorspace": "ITU601", "dst_color_range": "MPEG", "interpolation": "BICUBIC"}
+            yield frame.reformat(format=self._stream.pix_fmt, **options)
 
-    def _failure(self, message: str) -> MediaError:
-        # moviepy puts a headline before what ffmpeg said and sometimes advice after it.
-        said = message.partition("MoviePy error:")[2].partition("\n")[2] if "MoviePy error:" in message else message
-        lines = said.partition("The video export failed")[0].strip().splitlines() or ["it ended early"]
-        return MediaError(f"{self.path}: ffmpeg could not write it ({lines[-1].strip()}); try another format or folder")
+    def _mux(self, frames: Iterator[av.VideoFrame | None]) -> None:
+        for frame in frames:
+            self._container.mux(self._stream.encode(frame))
 
-    def _finish(self) -> None:
-        if self.num_frames == 0:
+    def _end(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write what is left and close the file; after an error only close it."""
+        if kind is None and self.num_frames == 0:
             raise MediaError(f"{self.path}: no frames were written; a video needs at least one")
-        if self._process is None:
+        if self._container is None:
             return
-        # moviepy's close() forgets the exit status, by which a full disk shows.
-        _, message = self._process.communicate()
-        if self._process.returncode != 0:
-            raise self._failure(message.decode(errors="replace"))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
+        with self._ffmpeg_errors() if kind is None else suppress(av.FFmpegError), self._container:
             if kind is None:
-                self._finish()
-        except BaseException as failure:
-            self._end_process()
-            self._stack.__exit__(type(failure), failure, failure.__traceback__)
-            raise
-        # ffmpeg has to be done with the temporary before the stack renames or removes it.
-        self._end_process()
-        self._stack.__exit__(kind, error, trace)
+                self._mux(self._converted(None))
+                self._mux(iter([None]))
 
-    def _end_process(self) -> None:
-        self._temporary = None
-        if self._process is None:
-            return
-        if self._process.poll() is None:
-            self._process.kill()
-        for pipe in (self._process.stdin, self._process.stderr):
-            # What is still in the pipe's buffer has nowhere to go any more.
-            with suppress(OSError):
-                pipe.close()
-        self._process.wait()
-        self._process = None
+    @contextmanager
+    def _ffmpeg_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
+            reason = getattr(error, "strerror", None) or f"no encoder {error}"
+            raise MediaError(
+                f"{self.path}: ffmpeg could not write it ({reason}); try another format or folder"
+            ) from error
+
+
+def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:
+    """Return the filter that gives frames 256 colours; ordered dither keeps unmoving areas unmoving."""
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=time_base)
+    split, paletted = graph.add("split"), graph.add("paletteuse", "dither=bayer:bayer_scale=4")
+    first, palette = graph.add("trim", f"end_frame={_PALETTE_FRAMES}"), graph.add("palettegen")
+    graph.link_nodes(source, split, paletted, graph.add("buffersink"))
+    split.link_to(first, output_idx=1)
+    first.link_to(palette)
+    palette.link_to(paletted, input_idx=1)
+    graph.configure()
+    return graph
 
 
 def fps_limits(format: str) -> tuple[float, float]:
@@ -185,11 +201,11 @@ def check_video(path: str | Path, *, fps: float, format: str | None = None) -> s
 def _format_of(path: Path, format: str | None) -> str:
     suffix = path.suffix.lower()
     if format is None:
-        if suffix[1:] in FORMATS[:3]:
-            return suffix[1:]
-        if suffix == "":
-            return "frames"
-        raise MediaError(f"{path}: cannot write a video named '{suffix}'; use .mp4, .webm, .gif or a folder for frames")
+        format = suffix[1:] or "frames"
+        if suffix and format not in _CODECS:
+            raise MediaError(
+                f"{path}: cannot write a video named '{suffix}'; use .mp4, .webm, .gif or a folder for frames"
+            )
     if format not in FORMATS:
         raise MediaError(f"{path}: unknown video format '{format}'; use one of {', '.join(FORMATS)}")
     if format == "frames" and suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES:

@@ -1,4 +1,4 @@
-"""Pictures of motion for sheets and logs."""
+"""Images of motion for sheets and logs."""
 
 from __future__ import annotations
 
@@ -9,23 +9,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.media import from_bytes, to_bytes
-from motion.flow import magnitude, resize_maps
-from motion.spectrum import amplitude, spectrum_to_flow
+from motion.flow import resize_maps
+from motion.spectrum import amplitude, mean_displacement, spectrum_to_flow
+
+TITLE_HEIGHT_PX = 11
+_TITLE_CHARACTER_PX = 16 / 3
 
 
 def magnitude_image(displacement: Tensor, full_px: float = 4.0) -> Tensor:
-    """Show mean displacement (1, H, W), px, as a grey picture (3, H, W): white is `full_px`, on a square-root scale."""
+    """Show mean displacement (1, H, W), px, as a grey image (3, H, W): white is `full_px`, on a square-root scale."""
     return (displacement / full_px).clamp(0, 1).sqrt().expand(3, -1, -1)
 
 
-def magnitude_over(image: Tensor, displacement: Tensor, full_px: float = 4.0) -> Tensor:
-    """Lay mean displacement (1, H, W), px, as heat over the greyed photograph (3, H, W).
+def heat_image(displacement: Tensor, full_px: float = 4.0) -> Tensor:
+    """Show it from black (0 px) over red and yellow to white (`full_px`), on a square-root scale: (3, H, W)."""
+    red = 3 * magnitude_image(displacement, full_px)[:1]
+    return torch.cat([red, red - 1, red - 2]).clamp(0, 1)
 
-    Nothing at 0 px, over red and yellow to white at `full_px`, on a square-root scale.
-    """
-    level = (displacement / full_px).clamp(0, 1).sqrt()  # (1, H, W)
-    heat = torch.cat([3 * level, 3 * level - 1, 3 * level - 2]).clamp(0, 1)  # (3, H, W)
-    return image.mean(0, keepdim=True) * (1 - level) + heat * level
+
+def magnitude_over(image: Tensor, displacement: Tensor, full_px: float = 4.0) -> Tensor:
+    """Lay mean displacement (1, H, W), px, as heat over the greyed photograph (3, H, W); nothing at 0 px."""
+    level = magnitude_image(displacement, full_px)[:1]  # (1, H, W)
+    return image.mean(0, keepdim=True) * (1 - level) + heat_image(displacement, full_px) * level
 
 
 def spectrum_bars(spectrum: Tensor, full_px: float = 4.0) -> Tensor:
@@ -42,8 +47,13 @@ def spectrum_bars(spectrum: Tensor, full_px: float = 4.0) -> Tensor:
     return free.float().expand(3, -1, -1)
 
 
+def most_moving_row(displacement: Tensor) -> int:
+    """Return which row of mean displacement (1, H, W) moves most."""
+    return int(displacement[0].mean(1).argmax())
+
+
 def x_t_slice(image: Tensor, spectrum: Tensor, num_frames: int = 150) -> Tensor:
-    """Show a row of the picture over time, (3, H, W): the row of the largest motion, followed backward along the flow.
+    """Show the row that moves most over time, (3, H, W): looked up in the image at p - F_t(p), time downwards.
 
     Args:
         image: (3, H, W).
@@ -51,40 +61,17 @@ def x_t_slice(image: Tensor, spectrum: Tensor, num_frames: int = 150) -> Tensor:
         num_frames: time steps over one period, resized to H rows.
     """
     height, width = image.shape[-2:]
-    flow = spectrum_to_flow(spectrum, torch.arange(num_frames) / num_frames)  # (N, 2, H, W)
-    row = int(magnitude(flow).mean(0)[0].mean(1).argmax())
-    x = torch.arange(width) - flow[:, 0, row]  # (N, W)
-    y = row - flow[:, 1, row]
+    row = most_moving_row(mean_displacement(spectrum))
+    flow = spectrum_to_flow(spectrum[:, :, row : row + 1], torch.arange(num_frames) / num_frames)[:, :, 0]  # (N, 2, W)
+    x, y = torch.arange(width) - flow[:, 0], row - flow[:, 1]  # (N, W)
     grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], dim=-1)  # (N, W, 2)
     lines = F.grid_sample(image[None], grid[None], align_corners=True, padding_mode="border")[0]  # (3, N, W)
     return resize_maps(lines, (height, width))
 
 
-CELL_WIDTH = 128
-
-
-TITLE_HEIGHT = 11
-
-
-# frames of an X-t slice that is made from the spectrum
-SLICE_FRAMES = 100
-
-
-def _moved_slice(picture: torch.Tensor, spectrum: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Look the row that moves most up in frame 0 at p - F_t(p): (3, T, W), near enough to see how it swings."""
-    row = int(displacement[0].mean(1).argmax())
-    flow = spectrum_to_flow(spectrum[:, :, row : row + 1], torch.linspace(0, 1, SLICE_FRAMES))[:, :, 0]  # (T, 2, W)
-    x = torch.arange(picture.shape[-1]) - flow[:, 0]  # (T, W)
-    pixels = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())  # (H, W, 3)
-    section = cv2.remap(
-        pixels, x.numpy(), (row - flow[:, 1]).numpy(), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    )
-    return torch.from_numpy(section).permute(2, 0, 1)
-
-
-def title_strip(text: str, width: int = CELL_WIDTH) -> torch.Tensor:
-    """Write a line of text, what of it fits: (3, h, w), dark on white."""
-    strip = np.ascontiguousarray(to_bytes(torch.ones(3, TITLE_HEIGHT, width)))  # (h, w, 3)
-    text = text[: 24 * width // CELL_WIDTH]
-    cv2.putText(strip, text, (1, TITLE_HEIGHT - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.3, (0, 0, 0), 1, cv2.LINE_8)
+def title_strip(text: str, width: int) -> Tensor:
+    """Write as much of a line of text as fits: (3, h, width), dark on white."""
+    strip = np.ascontiguousarray(to_bytes(torch.ones(3, TITLE_HEIGHT_PX, width)))  # (h, w, 3)
+    text = text[: int(width / _TITLE_CHARACTER_PX)]
+    cv2.putText(strip, text, (1, TITLE_HEIGHT_PX - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.3, (0, 0, 0), 1, cv2.LINE_8)
     return from_bytes(strip)

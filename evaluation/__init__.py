@@ -1,8 +1,7 @@
-"""The tables of evaluate.py, a module each: `add_flags` for its command line, `make_table` to measure and write."""
+"""The tables of evaluate.py, a module each: `make_table` measures, prints, writes, and returns the exit code."""
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from cli.parser import UsageError, check_writable
@@ -10,9 +9,15 @@ from cli.parser import UsageError, check_writable
 DEFAULT_OUT = Path("outputs/evaluate")
 
 
-def out_folder(args: argparse.Namespace, name: str) -> Path:
-    """Return the folder of the tables, --out or one of this name; UsageError where it cannot be one."""
-    out = check_writable(args.out or DEFAULT_OUT / name)
+class EvaluationError(ValueError):
+    """What a table cannot be made of. The message is one line that names the argument or the file."""
+
+    is_user_error = True
+
+
+def out_folder(out: Path | None, name: str) -> Path:
+    """Return the folder of the tables, `out` or one of this name; UsageError where it cannot be one."""
+    out = check_writable(out or DEFAULT_OUT / name)
     if out.is_file():
         raise UsageError(f"--out {out}: is a file; name a folder")
     return out

@@ -1,7 +1,7 @@
 """The sequences that evaluate.py measures on: every N-th frame of a clip, with the flow from frame 0 to each.
 
 Flow comes from where the clip came from: exact for rendered scenes, estimated once and kept in the set's cache/ for
-videos. Where the source is not at hand the few pairs that the set stores stand in, and a note says so.
+videos. Where the source is not at hand, the few pairs that the set stores stand in.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from data.optical_flow import FLOW_VERSION, estimate_flow, static_pixels, visibl
 from data.prepare_clip import read_clip
 from data.scenes.scene import Scene, make_scene
 from data.video import Video
+from evaluation import EvaluationError
 from motion.flow import resize_flow, resize_maps
 from motion.motion_file import ASPECT_TOLERANCE
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
@@ -34,13 +35,12 @@ SCENE_PREFIX = "scene:"
 # A source read anew must be the one that the set was made from: frame 0 may differ by the rounding of a PNG.
 SAME_FRAME_LIMIT = 1 / 255
 
+# indices -> targets (n, 3, H, W) and flow (n, 2, H, W) px
+ReadFrames = Callable[[slice], tuple[Tensor, Tensor]]
+
 
 class SourceError(ValueError):
-    """A clip's source that is not at hand, or not that of then; `is_news` where nobody was told yet."""
-
-    def __init__(self, message: str, *, is_news: bool = True) -> None:
-        super().__init__(message)
-        self.is_news = is_news
+    """A clip's source is not at hand, or is not the one that the clip was made from."""
 
 
 @dataclass(frozen=True)
@@ -49,55 +49,26 @@ class EvaluationClip:
 
     Attributes:
         id: of the clip.
+        source: the video that it was cut from; clips of one source are not independent.
+        origin: "scene", "video" or "pairs": where frames and flow come from.
         first: (3, H, W) in [0, 1], frame 0.
         importance: (1, H, W), px.
-        num_frames: N.
-        origin: "scene", "video" or "pairs": where frames and flow come from.
-        motion_px: mean displacement over the picture, px.
         times_s: (N) seconds from frame 0, in the order of the frames.
-        source: the video that it was cut from; clips of one source are not independent.
+        read: returns targets and flow of a slice of them.
     """
 
     id: str
+    source: str
+    origin: str
     first: Tensor
     importance: Tensor
-    num_frames: int
-    origin: str
-    motion_px: float
     times_s: tuple[float, ...]
-    source: str
-    _frames: _Frames
+    read: ReadFrames
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (targets (n, 3, H, W), flow (n, 2, H, W) px) in the order of time, n at most `size`."""
-        for start in range(0, self.num_frames, size):
-            yield self._frames.read(range(start, min(start + size, self.num_frames)))
-
-
-class _Frames:
-    """Targets and flow of a sequence, by their place in it."""
-
-    def read(self, places: range) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-
-class _Stored(_Frames):
-    def __init__(self, targets: Tensor, flow: Tensor) -> None:
-        self.targets, self.flow = targets, flow
-
-    def read(self, places: range) -> tuple[Tensor, Tensor]:
-        part = slice(places.start, places.stop)
-        return self.targets[part], self.flow[part]
-
-
-class _Rendered(_Frames):
-    def __init__(self, scene: Scene, times_s: list[float]) -> None:
-        self.scene, self.times_s = scene, times_s
-
-    def read(self, places: range) -> tuple[Tensor, Tensor]:
-        times_s = [self.times_s[place] for place in places]
-        targets = torch.stack([self.scene.frame(time_s) for time_s in times_s])  # (n, 3, H, W)
-        return targets, torch.stack([self.scene.flow(time_s) for time_s in times_s])
+        for start in range(0, len(self.times_s), size):
+            yield self.read(slice(start, start + size))
 
 
 def choose_clips(clip_set: ClipSet, split: str, count: int | None, seed: int) -> list[ClipRow]:
@@ -106,7 +77,8 @@ def choose_clips(clip_set: ClipSet, split: str, count: int | None, seed: int) ->
     Raises:
         ClipSetError: there is none.
     """
-    rows = [row for row in clip_set.rows(split, status=(KEPT, PAIRS_ONLY)) if _has_importance(clip_set, row)]
+    rows = clip_set.rows(split, status=(KEPT, PAIRS_ONLY))
+    rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
     if not rows:
         raise ClipSetError(f"{clip_set.folder}: no clip of split {split} can be rendered; prepare more clips")
     if count is None or count >= len(rows):
@@ -116,27 +88,27 @@ def choose_clips(clip_set: ClipSet, split: str, count: int | None, seed: int) ->
 
 
 def check_flow_method(clip_set: ClipSet, rows: list[ClipRow], raft_weights: Path | None) -> None:
-    """Fail now rather than in the middle when the flow of videos is still to be estimated by RAFT, and cannot be.
+    """Fail now rather than in the middle where RAFT still has to estimate the flow of videos, and cannot.
 
     Raises:
-        ClipSetError, FlowError: the weights are missing, not those of the set, or their file cannot be used.
+        EvaluationError, FlowError: the weights are missing, not those of the set, or their file cannot be used.
     """
     if flow_method(clip_set) != "raft":
         return
     if raft_weights is not None:
         estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method="raft", weights=raft_weights)
-        made_with = clip_set.statistics.get("settings", {}).get("raft_weights")
+        made_with = _settings(clip_set).get("raft_weights")
         if made_with is not None and made_with != weights_digest(raft_weights):
-            raise ClipSetError(
-                f"--raft-weights {raft_weights}: not the weights that {clip_set.folder} was made with; give those"
+            raise EvaluationError(
+                f"raft_weights {raft_weights}: not the weights that {clip_set.folder} was made with; give those"
             )
     elif any(Path(row.source).is_file() and not cache_path(clip_set, row).is_file() for row in rows):
-        raise ClipSetError(f"{clip_set.folder}: its flow was made by RAFT; right: --raft-weights FILE")
+        raise EvaluationError(f"raft_weights: the flow of {clip_set.folder} was made by RAFT; right: its weights")
 
 
 def warn_of_sources(clip_set: ClipSet) -> None:
-    """Say once what a set does not keep: a user's photographs, without which many of its scenes cannot be remade."""
-    if _shows_photographs(clip_set):
+    """Warn once of a set whose scenes show a user's photographs, which it does not keep."""
+    if _settings(clip_set).get("photographs"):
         logger.warning(
             "%s: rendered with photographs, which a set does not keep: of the scenes that show one, only the stored "
             "pairs are measured",
@@ -144,13 +116,9 @@ def warn_of_sources(clip_set: ClipSet) -> None:
         )
 
 
-def _shows_photographs(clip_set: ClipSet) -> bool:
-    return bool(clip_set.statistics.get("settings", {}).get("photographs"))
-
-
 def flow_method(clip_set: ClipSet) -> str:
     """Return how the flow of a set's videos was estimated."""
-    return clip_set.statistics.get("settings", {}).get("method", "dis")
+    return _settings(clip_set).get("method", "dis")
 
 
 def open_clip(
@@ -160,43 +128,50 @@ def open_clip(
 
     `raft_weights` and `device` are those of `estimate_flow`, where flow has to be estimated.
     """
-    if row.status == KEPT:
-        importance = mean_displacement(clip_set.spectrum(row.id)[0])  # (1, H, W)
-    else:
-        importance = clip_set.pairs(row.id)[1]
     first = clip_set.first(row.id)
     size, name = tuple(first.shape[-2:]), f"{clip_set.folder}: clip {row.id}"
     try:
         source = read_source(clip_set, row, first)
     except SourceError as error:
-        source = None
-        _fall_back(clip_set, row, error)
-    if isinstance(source, Scene):
-        times_s = [index / FPS for index in _every(every, NUM_FRAMES)]
-        frames, origin = _Rendered(source, times_s), "scene"
-    elif isinstance(source, Video):
-        first = source.frames[0]
-        indices = _every(every, len(source.frames))
-        times_s = source.times_s[indices].tolist()
-        flow = cached_flow(clip_set, row, source, indices, raft_weights=raft_weights, device=device)
-        frames, origin = _Stored(source.frames[indices], fit_flow(flow, size, name)), "video"
-    else:
+        if not clip_set.has_pairs(row.id):
+            raise ClipSetError(f"{name} has no stored pairs, and its source fails: {error}") from error
+        if not _settings(clip_set).get("photographs"):
+            logger.warning("%s: only its stored pairs are measured (%s)", row.id, error)
         pairs = clip_set.pairs(row.id)[0]
         times_s = [pair.time_s for pair in pairs]
         flow = fit_flow(torch.stack([pair.flow for pair in pairs]), size, name)
-        frames, origin = _Stored(torch.stack([pair.target for pair in pairs]), flow), "pairs"
-    importance = resize_maps(importance, size)
-    motion_px = float(importance.mean())
-    return EvaluationClip(
-        row.id, first, importance, len(times_s), origin, motion_px, tuple(times_s), source_name(row), frames
-    )
+        origin, read = "pairs", _stored(torch.stack([pair.target for pair in pairs]), flow)
+    else:
+        if isinstance(source, Scene):
+            times_s = [index / FPS for index in _every(every, NUM_FRAMES)]
+            origin, read = "scene", _rendered(source, times_s)
+        else:
+            indices = _every(every, len(source.frames))
+            times_s = [float(source.times_s[index] - source.times_s[0]) for index in indices]
+            flow = cached_flow(clip_set, row, source, indices, raft_weights=raft_weights, device=device)
+            origin, read = "video", _stored(source.frames[indices], fit_flow(flow, size, name))
+    kept = row.status == KEPT
+    importance = mean_displacement(clip_set.spectrum(row.id)[0]) if kept else clip_set.pairs(row.id)[1]  # (1, H, W)
+    return EvaluationClip(row.id, source_name(row), origin, first, resize_maps(importance, size), tuple(times_s), read)
+
+
+def _stored(targets: Tensor, flow: Tensor) -> ReadFrames:
+    return lambda part: (targets[part], flow[part])
+
+
+def _rendered(scene: Scene, times_s: list[float]) -> ReadFrames:
+    def read(part: slice) -> tuple[Tensor, Tensor]:
+        targets = [scene.frame(time_s) for time_s in times_s[part]]
+        return torch.stack(targets), torch.stack([scene.flow(time_s) for time_s in times_s[part]])
+
+    return read
 
 
 def fit_flow(flow: Tensor, size: tuple[int, int], name: str) -> Tensor:
-    """Return flow (N, 2, H, W) for a picture of size (H', W'): resized and rescaled, with a note, where sizes differ.
+    """Return flow (N, 2, H, W) for an image of size (H', W'): resized and rescaled, with a warning, where sizes differ.
 
     Raises:
-        ClipSetError: flow of another aspect than the picture's, or not finite; the message begins with `name`.
+        ClipSetError: flow of another aspect than the image's, or not finite; the message begins with `name`.
     """
     if not bool(flow.isfinite().all()):
         raise ClipSetError(f"{name}: its flow holds NaN or Inf; right: finite numbers, prepare it again")
@@ -205,11 +180,11 @@ def fit_flow(flow: Tensor, size: tuple[int, int], name: str) -> Tensor:
         return flow
     if abs(math.log(own[1] / own[0]) - math.log(size[1] / size[0])) > ASPECT_TOLERANCE:
         raise ClipSetError(
-            f"{name}: its flow is {own[1]} x {own[0]} px, its picture {size[1]} x {size[0]}; "
-            "right: flow of the picture's aspect ratio"
+            f"{name}: its flow is {own[1]} x {own[0]} px, its image {size[1]} x {size[0]}; "
+            "right: flow of the image's aspect ratio"
         )
     logger.warning(
-        "%s: flow of %d x %d px is resized and rescaled to its picture's %d x %d px", name, *own[::-1], *size[::-1]
+        "%s: flow of %d x %d px is resized and rescaled to its image's %d x %d px", name, *own[::-1], *size[::-1]
     )
     return resize_flow(flow, size)
 
@@ -220,8 +195,30 @@ def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video
     Raises:
         SourceError: it is not at hand, or shows something else now.
     """
-    read = _make_source_scene if row.source.startswith(SCENE_PREFIX) else _read_source_video
-    return read(clip_set, row, first)
+    size = tuple(first.shape[-2:])
+    if row.source.startswith(SCENE_PREFIX):
+        try:
+            _, seed, kind = row.source.split(":")
+            scene = make_scene(int(seed), size=size, kind=kind)
+        except ValueError as error:
+            raise SourceError(f"{row.source}: {error}") from error
+        difference = (scene.picture() - first).abs()
+        if _settings(clip_set).get("photographs"):
+            # the grain of a photograph on a small thing changes the mean by next to nothing
+            if float(difference.max()) > SAME_FRAME_LIMIT:
+                raise SourceError(f"{row.source} shows photographs, which the set does not keep")
+        elif float(difference.mean()) > SAME_FRAME_LIMIT:
+            raise SourceError(f"this version draws another {row.source}")
+        return scene
+    try:
+        fps = _settings(clip_set).get("fps", FPS)
+        video = read_clip(Path(row.source), start_s=row.start_s, fps=fps, size=size)
+    except (MediaError, OSError) as error:
+        raise SourceError(str(error)) from error
+    difference = (video.frames[0] - first).abs()
+    if float(difference.mean()) > SAME_FRAME_LIMIT or len(video.frames) < max(row.frames, 2):
+        raise SourceError(f"{row.source} is not the video that the clip was made from")
+    return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps, video.source_fps)
 
 
 def cached_flow(
@@ -243,7 +240,7 @@ def cached_flow(
     known = _read_cache(path, tuple(video.frames.shape[-2:]), len(video.frames))
     missing = [index for index in indices if index not in known]
     if missing:
-        # The result of DIS depends on how many threads share a picture.
+        # The result of DIS depends on how many threads share an image.
         cv2.setNumThreads(1)
         options = {"weights": raft_weights, "device": device} if method == "raft" else {}
         # of the whole clip, so that a frame's flow does not depend on which others are asked for
@@ -260,54 +257,12 @@ def cache_path(clip_set: ClipSet, row: ClipRow) -> Path:
     return clip_set.folder / "cache" / "flow" / f"{row.id}.{flow_method(clip_set)}-v{FLOW_VERSION}.npz"
 
 
+def _settings(clip_set: ClipSet) -> dict:
+    return clip_set.statistics.get("settings", {})
+
+
 def _every(every: int, num_frames: int) -> list[int]:
     return list(range(min(every, num_frames - 1), num_frames, every))
-
-
-def _has_importance(clip_set: ClipSet, row: ClipRow) -> bool:
-    return row.status == KEPT or clip_set.has_pairs(row.id)
-
-
-def _make_source_scene(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene:
-    """Make a clip's scene again; SourceError where this version draws another picture."""
-    try:
-        _, seed, kind = row.source.split(":")
-        scene = make_scene(int(seed), size=tuple(first.shape[-2:]), kind=kind)
-    except ValueError as error:
-        raise SourceError(f"{row.source}: {error}") from error
-    if _shows_photographs(clip_set):
-        # the grain of a photograph on a small thing changes the mean by next to nothing
-        if float((scene.picture() - first).abs().max()) <= SAME_FRAME_LIMIT:
-            return scene
-        raise SourceError(f"{row.source} shows photographs, which the set does not keep", is_news=False)
-    if not _is_same(scene.picture(), first):
-        raise SourceError(f"this version draws another {row.source}")
-    return scene
-
-
-def _read_source_video(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Video:
-    """Read a clip's frames from its video again; SourceError where that is not the video of then."""
-    fps = clip_set.statistics.get("settings", {}).get("fps", FPS)
-    try:
-        video = read_clip(Path(row.source), start_s=row.start_s, fps=fps, size=tuple(first.shape[-2:]))
-    except (MediaError, OSError) as error:
-        raise SourceError(str(error)) from error
-    if not _is_same(video.frames[0], first) or len(video.frames) < max(row.frames, 2):
-        raise SourceError(f"{row.source} is not the video that the clip was made from")
-    return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps, video.source_fps)
-
-
-def _fall_back(clip_set: ClipSet, row: ClipRow, problem: SourceError) -> None:
-    if not clip_set.has_pairs(row.id):
-        raise ClipSetError(
-            f"{clip_set.folder}: clip {row.id} has no stored pairs, and its source fails: {problem}"
-        ) from problem
-    if problem.is_news:
-        logger.warning("%s: only its stored pairs are measured (%s)", row.id, problem)
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and float((one - other).abs().mean()) <= SAME_FRAME_LIMIT
 
 
 def _read_cache(path: Path, size: tuple[int, int], num_frames: int) -> dict[int, np.ndarray]:

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from animation.flags import add_rendering_flags, add_sampling_flags
+from animation.flags import add_sampling_flags
 from cli.flags import add_shared_flags
-from cli.parser import Parser, UsageError, non_negative_int, positive_float, positive_int, size_px
-from cli.run import HALF_PRECISION, ON_CPU
+from cli.parser import (
+    Arguments,
+    UsageError,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    refuse_flags,
+    size_px,
+    whole_number,
+)
 from evaluation import DEFAULT_OUT
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-
-MEMORY_FLAGS = ("--batch-size", "--grid", "--samples", HALF_PRECISION, ON_CPU)
-
-
-# As in evaluation/ablation/train.py, which --help cannot wait for; a test holds them together.
+# As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
 KEYS = ("full", "linear", "independent", "volume", "k4", "k8", "k24", "multi-scale", "single-scale")
 
 
 @dataclass(frozen=True)
 class Crop:
-    """A part of a picture: FILE, or FILE:LEFT,TOP,RIGHT,BOTTOM in shares of its sides."""
+    """A part of an image: FILE, or FILE:LEFT,TOP,RIGHT,BOTTOM in fractions of its sides."""
 
     path: Path
     box: tuple[float, float, float, float] = (0.0, 0.0, 1.0, 1.0)
@@ -42,71 +44,37 @@ class Crop:
         except ValueError:
             left = top = right = bottom = -1.0
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-            right_one = "FILE:LEFT,TOP,RIGHT,BOTTOM in shares of the sides, such as wall.jpg:0,0.5,1,1"
+            right_one = "FILE:LEFT,TOP,RIGHT,BOTTOM in fractions of the sides, such as wall.jpg:0,0.5,1,1"
             raise argparse.ArgumentTypeError(f"{text}: right: {right_one}")
         return cls(Path(name), (left, top, right, bottom))
 
-    def read(self) -> Tensor:
-        """Return the part as (3, H, W) in [0, 1].
 
-        Raises:
-            UsageError: no such picture, or a part of less than 32 px.
-        """
-        from data.media import MediaError, read_image
-
-        try:
-            image = read_image(self.path)
-        except MediaError as error:
-            raise UsageError(f"--pictures {error}") from error
-        height, width = image.shape[-2:]
-        left, top, right, bottom = self.box
-        part = image[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
-        if min(part.shape[-2:]) < 32:
-            size = f"{part.shape[-1]} x {part.shape[-2]} px"
-            raise UsageError(f"--pictures {self.path}: the part has {size}; right: sides of at least 32 px")
-        return part
-
-
-# What each network makes, and where such a network is to be had.
-FIGURES = {
-    "image": ("fid, kid and the sliding fid", "FID's Inception (pt_inception-2015-12-05, or as TorchScript)"),
-    "fvd": ("fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V), or torchvision:r3d_18=FILE"),
-    "dtfvd": (
-        "dtfvd and the sliding dtfvd",
-        "a network trained on dynamic textures, as TorchScript (DTI3D of Dorkenwald et al. 2021, exported)",
-    ),
+# Flags that only one protocol of the table "frames" has.
+CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights")
+SINGLE_VIDEO_FLAGS = ("--video", "--preset", "--steps", "--batch-size", "--crop", "--num-seeds")
+SAMPLING_FLAGS = ("--sampler", "--steps", "--guidance")
+# {flag: metric, columns that need it, what the network is}
+VIDEO_METRICS = {
+    "image": ("fid", "fid, kid and the sliding fid", "FID's Inception as TorchScript"),
+    "fvd": ("fvd", "fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V)"),
+    "dtfvd": ("dtfvd", "dtfvd and the sliding dtfvd", "a network trained on dynamic textures, as TorchScript"),
 }
-
-
-def _add_network_flags(parser: Parser) -> None:
-    group = parser.add_argument_group(
-        "networks that measure; nothing is downloaded",
-        "NETWORK: a TorchScript FILE that maps (N, 3, H, W), or for videos (N, 3, T, H, W), to features (N, D); for "
-        "videos also torchvision:r3d_18|mc3_18|r2plus1d_18|s3d=FILE (a state dict), for pictures also inception=FILE "
-        "(FID's weights, needs torch-fidelity). INPUT, for TorchScript: unit ([0, 1]), signed ([-1, 1]) or bytes (0 to "
-        "255), and a size if the crop is to be resampled: signed,224x224. By default unit; a file whose forward() has "
-        "return_features (StyleGAN's I3D and Inception) is called as it was published.",
-    )
-    for name, (figures, _) in FIGURES.items():
-        group.add_argument(f"--{name}-network", metavar="NETWORK", help=f"for {figures}")
-        group.add_argument(f"--{name}-input", metavar="INPUT", help="what it is shown")
-    group.add_argument("--batch-size", type=positive_int, default=8, metavar="N", help="frames or windows in a pass")
-    group.add_argument("--kid-subsets", type=positive_int, default=100, metavar="N", help="that KID averages over")
-    group.add_argument("--kid-subset-size", type=positive_int, default=1000, metavar="N", help="frames in each")
 
 
 def add_frames_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
     parser = tables.add_parser("frames", help="PSNR, SSIM, LPIPS of frames rendered from frame 0 and their flow")
+    parser.set_defaults(check=_check_frames_flags)
     add = parser.add_argument_group("what is measured").add_argument
-    protocol_help = "clips: models on the clips of a set; seed: trained on half of one video, tested on the other"
-    add("--protocol", choices=("clips", "seed"), default="clips", help=protocol_help)
+    protocols = "clips: models on the clips of a set; single-video: trained on half of one video, tested on the other"
+    older_name = {"type": lambda text: "single-video" if text == "seed" else text}
+    add("--protocol", choices=("clips", "single-video"), default="clips", help=protocols, **older_name)
     add("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
     videos_help = "of N clips, spread over them, a comparison video with error maps and X-t slices"
     add("--videos", type=positive_int, metavar="N", help=videos_help)
     add = parser.add_argument_group("protocol clips").add_argument
     add("--data", type=Path, metavar="SET", help="clip set of prepare_data.py; needed")
-    add("--split", choices=("test", "train"), help="clips of this split; default: test")
+    add("--split", choices=("test", "train"), default="test", help="clips of this split")
     add("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
     checkpoint_help = (
         "folders that hold frame_synthesis_softmax or frame_synthesis_gaussian, or are one, each model a row; may be "
@@ -117,70 +85,80 @@ def add_frames_flags(tables: argparse._SubParsersAction) -> None:
     add("--seeds-of", type=Path, nargs="+", action="extend", metavar="DIR", help=seeds_help)
     raft_help = "state dict of torchvision's RAFT, for a set made with it"
     add("--raft-weights", type=Path, metavar="FILE", help=raft_help)
-    add = parser.add_argument_group("protocol seed", "all four operators are trained alike, below --out").add_argument
-    video_help = "a video of 10 s: trained on its first 5 s, tested on the next 5; or two files of 5 s"
-    add("--video", type=Path, nargs="+", metavar="FILE", help=video_help)
-    add("--preset", choices=("tiny", "small", "paper"), help="size of the networks; default: tiny")
+    group = parser.add_argument_group("protocol single-video", "all four operators are trained alike, below --out")
+    add = group.add_argument
+    add("--video", type=Path, metavar="FILE", help="of 10 s: trained on its first 5 s, tested on the next")
+    add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of the networks")
     add("--steps", type=positive_int, metavar="N", help="of each training; default: the preset's")
-    add("--minutes", type=positive_float, metavar="MIN", help="stop each training at this time")
-    add("--batch-size", type=positive_int, metavar="N", help="samples in one pass; default: the preset's")
+    add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
     add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4; default: the preset's")
-    perceptual_help = "SqueezeNet 1.1 for the feature distance in the training loss; off without"
-    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual_help)
-    add("--num-seeds", type=positive_int, metavar="N", help="trainings of each operator, from --seed on; default: 1")
+    add("--num-seeds", type=positive_int, default=1, metavar="N", help="trainings of each operator, from --seed on")
     add = parser.add_argument_group("networks that measure").add_argument
     lpips_help = (
-        "torchvision's ImageNet weights, a file for each network, or `hub`: from torch.hub's cache, else downloaded"
+        "torchvision's ImageNet weights, a file for each network, or `hub`: from torch.hub's cache, else downloaded; "
+        "no LPIPS without"
     )
-    add("--lpips-weights", nargs="+", metavar="FILE|hub", help=lpips_help + "; LPIPS is left out without")
-    networks = {"choices": ("alex", "vgg", "squeeze"), "metavar": "NET"}
+    add("--lpips-weights", nargs="+", metavar="FILE|hub", help=lpips_help)
+    networks = {"choices": ("alex", "vgg", "squeeze"), "default": ["alex"], "metavar": "NET"}
     add("--lpips-network", nargs="+", help="of alex, vgg, squeeze: what those files hold; default: alex", **networks)
-    feature_help = "SqueezeNet 1.1 for feature_distance, which is left out without"
+    feature_help = "SqueezeNet 1.1 for feature_distance; none without"
     add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
-    out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/frames-SET-SPLIT or frames-seed"}
-    add_rendering_flags(parser, "seed", "device", "out", out=out)
+    folders = f"{DEFAULT_OUT}/frames-SET-SPLIT or frames-single-video"
+    out = {"metavar": "DIR", "help": f"folder of the tables; default: {folders}"}
+    add_shared_flags(parser, "seed", "device", "out", "precision", out=out)
+
+
+def _check_frames_flags(args: Arguments) -> None:
+    needed, other, strange = "data", "single-video", SINGLE_VIDEO_FLAGS
+    if args.protocol == "single-video":
+        needed, other, strange = "video", "clips", CLIPS_FLAGS
+    refuse_flags(args, strange, f"belongs to --protocol {other}, not {args.protocol}")
+    if getattr(args, needed) is None:
+        raise UsageError(f"missing: --{needed}, for --protocol {args.protocol}")
 
 
 def add_splats_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
-    parser = tables.add_parser("splats", help="one picture under a strong smooth flow, by each operator, side by side")
+    parser = tables.add_parser("splats", help="one image under a strong smooth flow, by each operator, side by side")
     group = parser.add_argument_group("what is splatted")
-    group.add_argument("--image", type=Path, required=True, metavar="FILE", help="a picture")
+    group.add_argument("--image", type=Path, required=True, metavar="FILE", help="an image")
     group.add_argument("--size", type=positive_int, default=256, metavar="PX", help="its long side")
-    group.add_argument("--sigma", type=positive_float, metavar="PX", help="of the Gaussian footprints; default: .45")
+    group.add_argument("--sigma", type=positive_float, metavar="PX", help="of the Gaussian footprints; default: 0.45")
     add_shared_flags(parser, "out", out={"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/splats"})
 
 
 def add_motion_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
-    parser = tables.add_parser("motion", help="motion predicted for held-out pictures against that of their clips")
-    group = parser.add_argument_group("what is measured")
-    group.add_argument("--data", type=Path, required=True, metavar="SET", help="clip set of prepare_data.py")
-    group.add_argument("--split", choices=("test", "train", "all"), default="test", help="kept clips of this split")
-    group.add_argument("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
-    group.add_argument("--samples", type=positive_int, default=4, metavar="M", help="motions for each picture")
+    parser = tables.add_parser("motion", help="motion predicted for the first frames of clips against their own")
+    parser.set_defaults(check=_check_motion_flags)
+    add = parser.add_argument_group("what is measured").add_argument
+    _add_clip_flags(add)
+    add("--samples", type=positive_int, default=4, metavar="M", help="motions for each image")
     nearest_help = "at most N training clips of the set are searched for the nearest, drawn by --seed"
-    group.add_argument("--nearest", type=positive_int, default=500, metavar="N", help=nearest_help)
-    loop_help = "also sample loops of L frames at 30 frames/s by self-guidance, and tell how nearly they close"
-    group.add_argument("--loop-frames", type=positive_int, nargs="+", default=[], metavar="L", help=loop_help)
-    group.add_argument("--loop-guidance", choices=("projection", "gradient"), default="projection", help="how")
+    add("--nearest", type=positive_int, default=500, metavar="N", help=nearest_help)
+    loop_help = "also sample loops of L frames at 30 frames/s by self-guidance, and measure how nearly they close"
+    add("--loop-frames", type=positive_int, nargs="+", default=[], metavar="L", help=loop_help)
+    add("--loop-guidance", choices=("projection", "gradient"), default="projection", help="how")
     add_sampling_flags(parser)
     out = {"metavar": "DIR", "help": f"folder of tables and sheets; default: {DEFAULT_OUT}/motion-SET-SPLIT"}
     add_shared_flags(parser, "seed", "device", "precision", "out", out=out)
 
 
+def _check_motion_flags(args: Arguments) -> None:
+    if not args.loop_frames:
+        refuse_flags(args, ["--loop-guidance"], "belongs to --loop-frames L; right: both, or neither")
+
+
 def add_still_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
-    parser = tables.add_parser("still", help="motion predicted for pictures in which nothing can move")
-    group = parser.add_argument_group("what is measured")
-    group.add_argument(
-        "--scenes", type=positive_int, default=16, metavar="N", help="rendered walls, houses, rocks and furniture"
-    )
-    group.add_argument(
-        "--pictures", type=Crop.parse, nargs="+", default=[], metavar="FILE[:LEFT,TOP,RIGHT,BOTTOM]",
-        help="photographs without plant, cloth, water or flame, or parts of photographs, in shares of their sides",
-    )  # fmt: skip
-    group.add_argument("--samples", type=positive_int, default=2, metavar="M", help="motions for each picture")
+    parser = tables.add_parser("still", help="motion predicted for images in which nothing can move")
+    add = parser.add_argument_group("what is measured").add_argument
+    scenes_help = "rendered walls, houses, rocks and furniture"
+    add("--scenes", type=positive_int, default=16, metavar="N", help=scenes_help)
+    images_help = "photographs without plant, cloth, water or flame, or parts of them, in fractions of their sides"
+    form = {"metavar": "FILE[:LEFT,TOP,RIGHT,BOTTOM]", "help": images_help}
+    add("--pictures", "--images", type=Crop.parse, nargs="+", default=[], **form)
+    add("--samples", type=positive_int, default=2, metavar="M", help="motions for each image")
     add_sampling_flags(parser)
     out = {"metavar": "DIR", "help": f"folder of tables and sheet; default: {DEFAULT_OUT}/still"}
     add_shared_flags(parser, "seed", "device", "precision", "out", out=out)
@@ -189,14 +167,13 @@ def add_still_flags(tables: argparse._SubParsersAction) -> None:
 def add_video_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
     parser = tables.add_parser("video", help="FID, KID, FVD, DTFVD of generated videos against real ones")
-    add = parser.add_argument_group("what is compared: a clip set with what --checkpoint makes of it, or folders")
-    add = add.add_argument
-    add("--data", type=Path, metavar="SET", help="clip set of prepare_data.py, its sources at hand")
-    add("--split", choices=("test", "train", "all"), default="test", help="kept clips of this split")
-    add("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
-    splat_help = "renderers of the checkpoint, each a row; default: softmax"
-    add("--splat", nargs="+", choices=("softmax", "gaussian"), metavar="softmax|gaussian", help=splat_help)
-    add("--full-strength", action="store_true", help="predicted motion as it is, not calmed to a breeze")
+    parser.set_defaults(check=_check_video_flags)
+    group = parser.add_argument_group("what is compared: a clip set with what --checkpoint makes of it, or folders")
+    add = group.add_argument
+    _add_clip_flags(add, required=False)
+    splat = {"choices": ("softmax", "gaussian"), "default": ["softmax"], "metavar": "softmax|gaussian"}
+    add("--splat", nargs="+", help="renderers of the checkpoint, each a row", **splat)
+    add("--full-strength", action="store_true", help="predicted motion without the amplitude limit")
     add("--real", type=Path, metavar="DIR", help="folder of videos, or of folders of frames, instead of --data")
     generated_help = "folders with videos of the same names, each a row"
     add("--generated", type=Path, nargs="+", default=[], metavar="DIR", help=generated_help)
@@ -204,15 +181,37 @@ def add_video_flags(tables: argparse._SubParsersAction) -> None:
     add = parser.add_argument_group("how they are cut").add_argument
     add("--crop", type=size_px, default=(128, 256), metavar="WIDTHxHEIGHT", help="centre crop, after scaling to cover")
     add("--frames", type=positive_int, default=150, metavar="N", help="at most the first N frames of a video")
-    add("--windows", type=positive_int, nargs="+", metavar="FRAMES", help="of fvd and dtfvd; default: 16 32")
+    add("--windows", type=whole_number(2), nargs="+", default=[16, 32], metavar="FRAMES", help="of fvd and dtfvd")
     add("--window-step", type=positive_int, metavar="FRAMES", help="from window to window; default: they touch")
     slide_help = "of the sliding fid (30 frames) and dtfvd (16); 0 = without them"
     add("--slide-step", type=non_negative_int, default=10, metavar="FRAMES", help=slide_help)
-    _add_network_flags(parser)
+    group = parser.add_argument_group(
+        "networks that measure; nothing is downloaded",
+        "a TorchScript FILE that maps (N, 3, H, W), or for videos (N, 3, T, H, W), in [0, 1] to features (N, D); "
+        "StyleGAN's I3D and Inception, whose forward() has return_features, are called as they were published",
+    )
+    add = group.add_argument
+    for name, (_, columns, _) in VIDEO_METRICS.items():
+        add(f"--{name}-network", type=Path, metavar="FILE", help=f"for {columns}")
+    add("--batch-size", type=positive_int, default=8, metavar="N", help="frames or windows in a pass")
+    add("--kid-subsets", type=positive_int, default=100, metavar="N", help="that KID averages over")
+    add("--kid-subset-size", type=whole_number(2), default=1000, metavar="N", help="frames in each")
     add_sampling_flags(parser)
     out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/video-NAME"}
-    seed = {"help": "of the choice of clips, the start noise, and what KID draws"}
-    add_rendering_flags(parser, "seed", "device", "out", out=out, seed=seed)
+    seed = {"help": "of the choice of clips, the start noise, and the subsets of KID"}
+    add_shared_flags(parser, "seed", "device", "precision", "out", out=out, seed=seed)
+
+
+def _check_video_flags(args: Arguments) -> None:
+    if args.data is None:
+        of_set = ("--split", "--clips", "--splat", "--full-strength", "--checkpoint", "--precision", *SAMPLING_FLAGS)
+        refuse_flags(args, of_set, "the videos of --generated exist already; right: --data SET")
+    if not args.image_network:
+        refuse_flags(args, ("--kid-subsets", "--kid-subset-size"), "there is no --image-network")
+    if not (args.image_network or args.dtfvd_network):
+        refuse_flags(args, ["--slide-step"], "there is no --image-network and no --dtfvd-network")
+    if not (args.fvd_network or args.dtfvd_network):
+        refuse_flags(args, ("--windows", "--window-step"), "there is no --fvd-network and no --dtfvd-network")
 
 
 def add_ablation_flags(tables: argparse._SubParsersAction) -> None:
@@ -222,19 +221,17 @@ def add_ablation_flags(tables: argparse._SubParsersAction) -> None:
     add = group.add_argument
     add("--data", nargs="+", required=True, metavar="SET[:WEIGHT]", help="clip sets to train on")
     add("--variants", nargs="+", choices=KEYS, default=list(KEYS), metavar="KEY", help=f"of {', '.join(KEYS)}")
-    budget = group.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--steps", type=positive_int, metavar="N", help="budget of each training, a VAE's too")
-    budget.add_argument("--minutes", type=positive_float, metavar="MIN", help="the same as time, at a constant rate")
+    add("--steps", type=positive_int, required=True, metavar="N", help="budget of each training, a VAE's too")
     add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of the networks")
     add("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px")
-    add("--batch-size", type=positive_int, metavar="N", help="samples in one pass; by default the presets'")
-    add("--backbone", choices=("squeezenet", "none"), default="none", help="picture network of the condition")
+    add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
+    add("--backbone", choices=("squeezenet", "none"), default="none", help="image network of the condition")
     add("--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights of SqueezeNet 1.1")
     group = parser.add_argument_group("what is measured")
-    test_help = "clip sets whose test clips are measured; by default those of --data"
-    group.add_argument("--test-data", type=Path, nargs="+", metavar="SET", help=test_help)
+    test_help = "clip sets whose test clips are measured; default: those of --data"
+    group.add_argument("--test-data", type=Path, nargs="+", default=[], metavar="SET", help=test_help)
     group.add_argument("--clips", type=positive_int, metavar="N", help="only N clips of each set, drawn by --seed")
-    group.add_argument("--samples", type=positive_int, default=4, metavar="M", help="motions for each picture")
+    group.add_argument("--samples", type=positive_int, default=4, metavar="M", help="motions for each image")
     out = {"metavar": "DIR", "help": f"folder of all runs and of the table; default: {DEFAULT_OUT}/ablation"}
     add_shared_flags(parser, "seed", "device", "precision", "workers", "out", "dry-run", out=out)
 
@@ -242,35 +239,41 @@ def add_ablation_flags(tables: argparse._SubParsersAction) -> None:
 def add_data_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
     parser = tables.add_parser("data", help="clip sets side by side: mean amplitude per bin, clips, confidence")
-    group = parser.add_argument_group("what is measured")
-    data_help = "clip sets of prepare_data.py; ratios are to the first"
-    group.add_argument("--data", type=Path, nargs="+", required=True, metavar="SET", help=data_help)
-    group.add_argument("--split", choices=("train", "test", "all"), default="train", help="kept clips of this split")
-    group.add_argument("--clips", type=positive_int, metavar="N", help="only N clips of each set, drawn by --seed")
+    add = parser.add_argument_group("what is measured").add_argument
+    _add_clip_flags(add, split="train", nargs="+", help="clip sets of prepare_data.py; ratios are to the first")
     add_shared_flags(parser, "seed", "out", out={"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/data"})
 
 
 def add_sources_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
     parser = tables.add_parser("sources", help="the sources of clip sets with their licences, for a model card")
-    group = parser.add_argument_group("what is listed")
-    group.add_argument("--data", type=Path, nargs="+", required=True, metavar="SET", help="clip sets trained on")
-    group.add_argument("--split", choices=("train", "test"), default="train", help="clips of this split")
+    add = parser.add_argument_group("what is listed").add_argument
+    add("--data", type=Path, nargs="+", required=True, metavar="SET", help="clip sets trained on")
+    add("--split", choices=("train", "test"), default="train", help="clips of this split")
     csv_help = "columns file or path, source, and licence, origin, subject where they are known"
-    group.add_argument("--licences", type=Path, metavar="CSV", help=csv_help)
+    add("--licences", type=Path, metavar="CSV", help=csv_help)
     add_shared_flags(parser, "out", out={"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/sources"})
 
 
 def add_flow_flags(tables: argparse._SubParsersAction) -> None:
     """Add the flags of this table."""
     parser = tables.add_parser("flow", help="flow methods on videos, and on rendered scenes whose flow is known")
-    group = parser.add_argument_group("what is measured")
-    group.add_argument("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="videos, or folders of them")
-    group.add_argument("--scenes", type=non_negative_int, default=16, metavar="N", help="rendered scenes of ~2 px")
-    group.add_argument("--methods", nargs="+", metavar="NAME", help="default: dis_fast dis_x2 dis farneback")
-    group.add_argument("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT, for raft")
-    group.add_argument("--every", type=positive_int, default=12, metavar="N", help="only frames N, 2 N, ... of a video")
+    add = parser.add_argument_group("what is measured").add_argument
+    add("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="videos, or folders of them")
+    add("--scenes", type=non_negative_int, default=16, metavar="N", help="rendered scenes of ~2 px")
+    methods = ["dis_fast", "dis_x2", "dis", "farneback"]
+    add("--methods", nargs="+", default=methods, metavar="NAME", help="also raft and pyflow")
+    add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT, for raft")
+    add("--every", type=positive_int, default=12, metavar="N", help="only frames N, 2 N, ... of a video")
     out = {"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/flow"}
     seed = {"default": 5000, "help": "first seed of the scenes"}
     device = {"default": "cpu", "help": "where RAFT computes; the others use the CPU"}
     add_shared_flags(parser, "seed", "device", "out", out=out, seed=seed, device=device)
+
+
+def _add_clip_flags(add: Callable[..., Any], *, required: bool = True, split: str = "test", **data: Any) -> None:
+    """Add --data, --split and --clips."""
+    data = {"help": "clip set of prepare_data.py, for video with its sources"} | data
+    add("--data", type=Path, required=required, metavar="SET", **data)
+    add("--split", choices=("train", "test", "all"), default=split, help="kept clips of this split")
+    add("--clips", type=positive_int, metavar="N", help="only N clips of a set, drawn by --seed")

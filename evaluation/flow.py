@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean, median
@@ -17,14 +16,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cli.parser import UsageError, choose_device
+from cli.parser import choose_device
 from cli.run import EXIT_SKIPPED
+from data.find_clips import list_videos
 from data.media import MediaError
-from data.optical_flow import estimate_flow, visible_flow
+from data.optical_flow import METHODS, estimate_flow, visible_flow
 from data.prepare_clip import read_clip
+from data.result_tables import write_results
 from data.scenes.scene import Scene, make_scene
-from evaluation import out_folder
-from metrics.images import SequenceMetrics
+from evaluation import EvaluationError, out_folder
+from metrics.images import frame_metrics, pool_frames
 from models.frame_synthesis import splat_image
 from motion.flow import MOTION_AREA_PX, magnitude
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
@@ -32,7 +33,6 @@ from splatting import sum_splat
 
 logger = logging.getLogger(__name__)
 
-TABLE_METHODS = ("dis_fast", "dis_x2", "dis", "farneback")
 # a pixel that changes by less than this shows nothing
 UNCHANGED = 2 / 255
 # slope of the luminance, blurred over 1.5 px, from which a pixel counts as textured, per px
@@ -46,14 +46,15 @@ HIDDEN_MASS = 1.5
 COLUMN_NOTES = (
     "psnr_db, ssim: frame 0 splatted (average) along the estimate; visible_: after unseen flow was set to zero",
     "epe_px: median over scenes of the mean end-point error on textured pixels more than 2 px from an occlusion edge "
-    "and not hidden (clear_share of all)",
+    "and not hidden (clear_fraction of all)",
+    "visible_epe_px: that of the flow after unseen flow was set to zero; cpu_s_per_pair: process time of the estimate",
 )
 UNCHANGED_NOTES = (
-    "mean |F|, px, the largest of a clip, over the pixels that change by less than 2/255: |I_t - I_0|, the largest "
-    "colour's or (mean_colour_) the mean over colours",
-    "clip_max, clip_p95, clip_mean: of a pixel's changes over the measured frames; area: of the pixel and its eight "
-    "neighbours in a frame; pixel: of the pixel in a frame, where moving texture meets its own colour by chance",
-    "share_: how many of all pixels these are, mean over clips",
+    "mean |F|, px, over the pixels that change by less than 2/255, largest of all clips; the change is |I_t - I_0| of "
+    "the colour where it is largest, or (mean_colour_) its mean over colours",
+    "clip_max, clip_p95, clip_mean: over the measured frames; area: the largest of a pixel and its eight neighbours in "
+    "a frame; pixel: in a frame, where moving texture meets its own colour by chance",
+    "fraction_: of all pixels that these are, mean over clips",
 )
 
 
@@ -114,21 +115,16 @@ def render_flow_clip(scene: Scene, every: int) -> FlowClip:
 
 def measure_flow(
     videos: Sequence[Path],
-    methods: Iterable[str] = TABLE_METHODS,
+    methods: Sequence[str],
     *,
     every: int = 12,
     scenes: Sequence[Scene] = (),
     scene_every: int = 24,
     **options: Any,
 ) -> FlowTables:
-    """Measure flow methods on real clips and on rendered scenes.
+    """Measure flow methods on real clips and on rendered scenes; COLUMN_NOTES and UNCHANGED_NOTES name the columns.
 
-    A video that cannot be read is logged in one line and left out. Columns of `methods`:
-
-    Over clips "psnr_db", "ssim" of frame 0 splatted along the estimate ("average", holes filled from frame 0),
-    "visible_psnr_db", "visible_ssim" after `visible_flow`; over scenes "epe_px", "visible_epe_px": median over scenes
-    of the mean error of the estimate and of the visible flow, on textured pixels more than 2 px from an occlusion edge
-    and not hidden. "cpu_s_per_pair" is process time of the estimate. For `unchanged` see UNCHANGED_NOTES.
+    A video that cannot be read is logged in one line and left out.
 
     Args:
         videos: real clips.
@@ -141,13 +137,13 @@ def measure_flow(
     Raises:
         FlowError: a method cannot run.
     """
-    methods, tables = list(methods), FlowTables()
-    # the result of DIS, and its time, depend on how many threads share a picture
+    tables = FlowTables()
+    # the result of DIS, and its time, depend on how many threads share an image
     cv2.setNumThreads(1)
     # before the first clip is measured: a method that cannot run
     for method in methods:
         estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method=method, **options)
-    still: list[dict[str, Any]] = []
+    unchanged: list[dict[str, Any]] = []
     for source in [*videos, *scenes]:
         try:
             clip = render_flow_clip(source, scene_every) if isinstance(source, Scene) else read_flow_clip(source, every)
@@ -157,22 +153,22 @@ def measure_flow(
             logger.warning("%s is left out: %s", source, reason)
             tables.left_out.append((source, reason))
             continue
-        tables.by_clip += [figures for figures, _ in found]
-        still += [row for _, rows in found for row in rows]
+        tables.by_clip += [metrics for metrics, _ in found]
+        unchanged += [row for _, rows in found for row in rows]
     for method in methods if tables.by_clip else ():
-        figures = [row for row in tables.by_clip if row["row"] == method]
-        tables.methods.append({"row": method, **_summarise(figures)})
-    for name in dict.fromkeys(row["row"] for row in still):
-        tables.unchanged.append({"row": name, **_largest([row for row in still if row["row"] == name])})
+        clips = [row for row in tables.by_clip if row["row"] == method]
+        tables.methods.append({"row": method, **_summarise(clips)})
+    for name in dict.fromkeys(row["row"] for row in unchanged):
+        tables.unchanged.append({"row": name, **_largest([row for row in unchanged if row["row"] == name])})
     return tables
 
 
 def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
-    """Find the pixels whose flow can be told from the pictures.
+    """Find the pixels whose flow the images show.
 
-    Textured (the luminance's slope, blurred over 1.5 px, is above .02 a px), and more than 2 px from an occlusion edge:
-    from a jump of the exact flow of more than .5 px between neighbours, and from pixels that share the place where they
-    arrive with another, one of which is hidden in frame t.
+    These are textured (the luminance's slope, blurred over 1.5 px, is above 0.02 a px), and more than 2 px from an
+    occlusion edge. Such an edge is a jump of the exact flow of more than 0.5 px between neighbours, or where two pixels
+    arrive at one place, so that one of them is hidden in frame t.
 
     Args:
         first: (3, H, W) in [0, 1].
@@ -194,7 +190,7 @@ def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
     mass = sum_splat(torch.ones(1, 1, *edge.shape), exact[None])[0, 0].numpy()
     rows, columns = np.indices(edge.shape, dtype=np.float32)
     dx, dy = exact.numpy()
-    # outside nothing can be told either
+    # what leaves the image is unclear too
     arrived = cv2.remap(
         mass, columns + dx, rows + dy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=9.0
     )
@@ -205,23 +201,21 @@ def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _measure_clip(
-    clip: FlowClip, method: str, options: dict[str, Any]
-) -> tuple[dict[str, Any], list[dict[str, float | str]]]:
-    """Return a clip's figures, and its rows of flow where nothing changes (none for a scene)."""
+def _measure_clip(clip: FlowClip, method: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a clip's metrics, and its rows of flow where nothing changes (none for a scene)."""
     started = time.process_time()
     flow = estimate_flow(clip.first, clip.frames, method=method, **options)
     cpu_s = (time.process_time() - started) / len(clip.frames)
     visible, _ = visible_flow(clip.first, clip.frames, flow)
-    figures: dict[str, Any] = {"row": method, "clip": clip.name, "frames": len(clip.frames), "cpu_s_per_pair": cpu_s}
+    metrics: dict[str, Any] = {"row": method, "clip": clip.name, "frames": len(clip.frames), "cpu_s_per_pair": cpu_s}
     if clip.exact is not None:
-        return figures | _end_point_errors(clip, flow, visible), []
-    still = []
+        return metrics | _end_point_errors(clip, flow, visible), []
+    unchanged = []
     for prefix, kind, values in (("", "estimate", flow), ("visible_", "visible", visible)):
         found = _splat_metrics(clip, values)
-        figures |= {f"{prefix}psnr_db": found["psnr_db"], f"{prefix}ssim": found["ssim"]}
-        still.append({"row": f"{method}, {kind}", **unchanged_flow(clip, values)})
-    return figures, still
+        metrics |= {f"{prefix}psnr_db": found["psnr_db"], f"{prefix}ssim": found["ssim"]}
+        unchanged.append({"row": f"{method}, {kind}", **unchanged_flow(clip, values)})
+    return metrics, unchanged
 
 
 def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
@@ -232,9 +226,9 @@ def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
         flow: (T, 2, H, W) px.
 
     Returns:
-        The readings, and "share_" of each: how many of all pixels it means.
+        The readings, and "fraction_" of each: how many of all pixels it means.
     """
-    size, figures, shares = magnitude(flow), {}, {}
+    size, metrics, fractions = magnitude(flow), {}, {}
     by_colour = (clip.frames - clip.first).abs()  # (T, 3, H, W)
     for prefix, change in (("", by_colour.amax(1, keepdim=True)), ("mean_colour_", by_colour.mean(1, keepdim=True))):
         readings = {
@@ -246,40 +240,34 @@ def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
         }
         for name, values in readings.items():
             unchanged = (values < UNCHANGED).expand_as(size)
-            figures[prefix + name] = _mean(size[unchanged])
-            shares[f"share_{prefix}{name}"] = float(unchanged.float().mean())
-    return figures | shares
+            metrics[prefix + name] = float(size[unchanged].mean()) if unchanged.any() else 0.0
+            fractions[f"fraction_{prefix}{name}"] = float(unchanged.float().mean())
+    return metrics | fractions
 
 
 def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:
     names = [name for name in rows[0] if name != "row"]
-    return {name: (fmean if name.startswith("share_") else max)(row[name] for row in rows) for name in names}
+    return {name: (fmean if name.startswith("fraction_") else max)(row[name] for row in rows) for name in names}
 
 
 def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
-    metrics = SequenceMetrics()
+    parts = []
     for values, frames in zip(flow.split(4), clip.frames.split(4), strict=True):
         first = clip.first.expand(len(frames), -1, -1, -1)
-        metrics.add(splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0], frames)
-    return metrics.finish(clip.name)
+        splat = splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0]
+        parts.append(frame_metrics(splat, frames))
+    return pool_frames({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
 
 def _end_point_errors(clip: FlowClip, flow: Tensor, visible: Tensor) -> dict[str, float | None]:
-    errors: dict[str, list[float]] = {"epe_px": [], "visible_epe_px": []}
-    shares = []
+    found: dict[str, list[float]] = {"epe_px": [], "visible_epe_px": [], "clear_fraction": []}
     for exact, one, other in zip(clip.exact, flow, visible, strict=True):
         clear = clear_texture(clip.first, exact)
-        shares.append(float(clear.float().mean()))
-        if not clear.any():
-            continue
-        for name, values in (("epe_px", one), ("visible_epe_px", other)):
-            errors[name].append(float(magnitude((values - exact)[None])[0, 0][clear].mean()))
-    means = {name: fmean(values) if values else None for name, values in errors.items()}
-    return {**means, "clear_share": fmean(shares)}
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.mean()) if values.numel() else 0.0
+        found["clear_fraction"].append(float(clear.float().mean()))
+        if clear.any():
+            for name, values in (("epe_px", one), ("visible_epe_px", other)):
+                found[name].append(float(magnitude((values - exact)[None])[0, 0][clear].mean()))
+    return {name: fmean(values) if values else None for name, values in found.items()}
 
 
 def _summarise(clips: list[dict[str, Any]]) -> dict[str, Any]:
@@ -288,58 +276,62 @@ def _summarise(clips: list[dict[str, Any]]) -> dict[str, Any]:
     rendered = [clip for clip in clips if clip.get("epe_px") is not None]
     row: dict[str, Any] = {}
     if real:
-        row |= {name: fmean(clip[name] for clip in real) for name in ("psnr_db", "ssim")}
-        row |= {name: fmean(clip[name] for clip in real) for name in ("visible_psnr_db", "visible_ssim")}
+        names = ("psnr_db", "ssim", "visible_psnr_db", "visible_ssim")
+        row |= {name: fmean(clip[name] for clip in real) for name in names}
     if rendered:
         row |= {name: median(clip[name] for clip in rendered) for name in ("epe_px", "visible_epe_px")}
-        row["clear_share"] = fmean(clip["clear_share"] for clip in rendered)
+        row["clear_fraction"] = fmean(clip["clear_fraction"] for clip in rendered)
     pairs = sum(clip["frames"] for clip in clips)
     seconds = sum(clip["cpu_s_per_pair"] * clip["frames"] for clip in clips)
     return {**row, "cpu_s_per_pair": seconds / pairs, "clips": len(real), "scenes": len(rendered), "pairs": pairs}
 
 
-def make_table(args: argparse.Namespace) -> int:
-    """Measure the methods; write --out, --out/by_clip and --out/unchanged; 3 when a video is bad or a folder empty."""
-    from data.find_clips import list_videos
-    from data.optical_flow import METHODS
-    from metrics.images import write_results
-
+def make_table(
+    *,
+    videos: list[Path],
+    scenes: int,
+    methods: list[str],
+    raft_weights: Path | None,
+    every: int,
+    seed: int,
+    device: str,
+    out: Path | None,
+    command: str,
+) -> int:
+    """Measure the methods, print and write the tables; return 3 when a video is bad or a folder is empty."""
     # Early checks
-    out = out_folder(args, "flow")
-    methods = args.methods or TABLE_METHODS
+    out = out_folder(out, "flow")
     unknown = [name for name in methods if name not in METHODS]
     if unknown:
-        raise UsageError(f"--methods {unknown[0]}: no such method; right: {', '.join(METHODS)}")
-    if args.raft_weights is not None and "raft" not in methods:
-        raise UsageError("--raft-weights: only for RAFT; give --methods raft, and the others that you want")
-    device = choose_device(args.device)
-    found = {path: list_videos(path) for path in args.videos}
+        raise EvaluationError(f"methods {unknown[0]}: no such method; right: {', '.join(METHODS)}")
+    if raft_weights is not None and "raft" not in methods:
+        raise EvaluationError("raft_weights: only for RAFT; right: raft among the methods")
+    place = choose_device(device)
+    found = {path: list_videos(path) for path in videos}
     empty = [path for path in found if not found[path]]
     for path in empty:
         logger.warning("%s: no videos in this folder", path)
-    videos = [video for path in args.videos for video in found[path]]
-    if not videos and not args.scenes:
-        raise UsageError("--videos: name videos, or give --scenes N")
+    files = [file for path in videos for file in found[path]]
+    if not files and not scenes:
+        raise EvaluationError("videos: right: some videos, or scenes")
 
     # Measure
-    scenes = find_scenes(args.scenes, first_seed=args.seed)
-    options = {"weights": args.raft_weights, "device": str(device)}
-    tables = measure_flow(videos, methods, every=args.every, scenes=scenes, **options)
+    options = {"weights": raft_weights, "device": str(place), "scenes": find_scenes(scenes, first_seed=seed)}
+    tables = measure_flow(files, methods, every=every, **options)
     if not tables.methods:
-        raise UsageError(f"--videos: none of the {len(videos)} can be measured")
+        raise EvaluationError(f"videos: none of the {len(files)} can be measured")
 
     # Write
     left_out = "".join(f"; left out: {path} ({reason})" for path, reason in tables.left_out)
     data = (
-        f"data: {len(videos) - len(tables.left_out)} videos, every {args.every}th frame{left_out}; "
-        f"{len(scenes)} scenes from seed {args.seed} on with a mean motion of 1.5 to 2.5 px, every 24th frame; "
-        f"device {device}"
+        f"data: {len(files) - len(tables.left_out)} videos, every {every}th frame{left_out}; {scenes} scenes from seed "
+        f"{seed} on with a mean motion of 1.5 to 2.5 px, every 24th frame; device {place}"
     )
-    command = f"command: {args.command}"
-    print(write_results(out, tables.methods, title="Optical flow", notes=[data, *COLUMN_NOTES, command]))
-    write_results(out / "by_clip", tables.by_clip, title="The same by clip and scene", notes=[data, command])
+    notes = [data, f"command: {command}"]
+    print(write_results(out, tables.methods, title="Optical flow", notes=[*COLUMN_NOTES, *notes]))
+    write_results(out / "by_clip", tables.by_clip, title="The same by clip and scene", notes=notes)
     if tables.unchanged:
-        notes = [data, *UNCHANGED_NOTES, command]
+        notes = [*UNCHANGED_NOTES, *notes]
         print(write_results(out / "unchanged", tables.unchanged, title="Flow where nothing changes", notes=notes))
     logger.info("written to %s", out)
     return EXIT_SKIPPED if tables.left_out or empty else 0

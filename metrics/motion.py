@@ -1,6 +1,6 @@
-"""Figures of predicted motion against real clips: where it falls, how strong each bin is, how samples differ.
+"""Metrics of predicted motion against real clips: where it falls, how strong each bin is, how samples differ.
 
-All maps lie on a clip's own grid, px of that grid; `evaluation/motion/measure.py` makes tables of these figures.
+All maps lie on a clip's own grid, px of that grid.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch import Tensor
 from motion.flow import MOVING_PX, default_grid_scale, magnitude
 from motion.spectrum import NUM_FRAMES, mean_displacement, spectrum_to_flow
 
-# A pixel of a clip moves where its mean displacement is above MOVING_PX and this share of the clip's 95th percentile.
-MASK_SHARE, MASK_QUANTILE = 0.5, 0.95
-# Blurs of the image gradient beside the gradient itself, px of a grid of 256 x 160; the strongest of these rows is what
-# a model is compared with. On the real test clips: .29 as it is, then .38 .41 .44 .46, and less again at 48 and 64 px.
+# A pixel of a clip moves where its mean displacement is above MOVING_PX and this fraction of the 95th percentile.
+MASK_FRACTION, MASK_QUANTILE = 0.5, 0.95
+# Blurs of the image gradient, px of a grid of 256 x 160. On the real test clips they give 0.29, 0.38, 0.41, 0.44, 0.46,
+# and less again at 48 and 64 px.
 GRADIENT_SIGMAS_PX = (0.0, 4.0, 8.0, 16.0, 32.0)
 # Below this a bin, or a clip, has no motion that a ratio could be taken to.
 LEAST_PX = 1e-3
@@ -36,13 +36,13 @@ BASELINES = (
 
 
 def moving_mask(mean_px: Tensor) -> Tensor:
-    """Tell where a clip moves: mean |F| (1, H, W) px above max(.25 px, half of its 95th percentile), as booleans.
+    """Return where a clip moves: mean |F| (1, H, W) px above max(0.25 px, half of its 95th percentile), as booleans.
 
-    The .25 px are of a grid of 256 x 160 and fewer on a smaller one; `mean_px` is in px of its own.
+    The 0.25 px are of a grid of 256 x 160 and fewer on a smaller one; `mean_px` is in px of its own grid.
     """
     least_px = MOVING_PX / default_grid_scale(*mean_px.shape[-2:])
     strong_px = float(mean_px.flatten().float().quantile(MASK_QUANTILE))
-    return mean_px > max(least_px, MASK_SHARE * strong_px)
+    return mean_px > max(least_px, MASK_FRACTION * strong_px)
 
 
 def average_precision(scores: Tensor, mask: Tensor) -> float:
@@ -50,48 +50,35 @@ def average_precision(scores: Tensor, mask: Tensor) -> float:
 
     AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores from the highest down, P_n and R_n being precision and
     recall of the pixels that score at least the n-th. Equal scores are one step, so that a constant map gets the
-    mask's share whatever the order of the pixels.
+    mask's fraction whatever the order of the pixels.
 
     Args:
-        scores: real numbers of any shape, higher where motion is expected.
-        mask: booleans of the same number of elements.
-
-    Raises:
-        ValueError: sizes that differ, an empty mask, a score that is NaN.
+        scores: real numbers of any shape, higher where motion is expected; ValueError for NaN.
+        mask: booleans of the same shape, at least one of them true.
     """
-    scores, mask = scores.detach().flatten().double().cpu(), mask.detach().flatten().bool().cpu()
-    if scores.shape != mask.shape:
-        raise ValueError(f"mask: expected {scores.numel()} elements as in scores, got {mask.numel()}")
-    if not bool(mask.any()):
-        raise ValueError("mask: expected at least one true element, got none")
     if bool(scores.isnan().any()):
         raise ValueError("scores: expected numbers, got NaN")
-    scores, order = scores.sort(descending=True)
-    hits = mask[order].double().cumsum(0)  # (N,) true ones among the first n
+    scores, order = scores.detach().flatten().double().cpu().sort(descending=True)
+    hits = mask.flatten().cpu()[order].double().cumsum(0)  # (N,) true ones among the first n
     last = torch.cat([scores[1:] != scores[:-1], torch.tensor([True])]).nonzero().flatten()  # end of each tie
     found = hits[last]
-    precision = found / (last + 1)
     recall_step = torch.diff(found, prepend=found.new_zeros(1)) / hits[-1]
-    return float((recall_step * precision).sum())
-
-
-def chance_corrected(precision: float, share: float) -> float:
-    """Return (AP - p) / (1 - p): 0 for a map that knows nothing of a mask of share p < 1, 1 for a perfect one."""
-    if not 0 <= share < 1:
-        raise ValueError(f"share: expected 0 to 1, 1 excluded, got {share}")
-    return (precision - share) / (1 - share)
+    return float((recall_step * found / (last + 1)).sum())
 
 
 def corrected_precision(scores: Tensor, mask: Tensor) -> float | None:
-    """Return the chance-corrected average precision; None where the mask is empty or full and says nothing."""
-    share = float(mask.double().mean()) if mask.numel() else 0.0
-    if not 0 < share < 1:
+    """Return (AP - p) / (1 - p), p the mask's fraction: 0 for a constant map, 1 for a perfect one.
+
+    None where the mask is empty or full: such a mask cannot tell maps apart.
+    """
+    fraction = float(mask.double().mean()) if mask.numel() else 0.0
+    if not 0 < fraction < 1:
         return None
-    return chance_corrected(average_precision(scores, mask), share)
+    return (average_precision(scores, mask) - fraction) / (1 - fraction)
 
 
 def image_gradient(image: Tensor, sigma_px: float) -> Tensor:
-    """Return |grad| of the grey picture (3, H, W) by central differences, blurred by a Gaussian (0: not): (1, H, W)."""
+    """Return |grad| of the grey image (3, H, W) by central differences, blurred by a Gaussian (0: not): (1, H, W)."""
     grey = image.float().mean(0)  # (H, W)
     size = torch.stack(torch.gradient(grey)).square().sum(0).sqrt()
     if sigma_px == 0:
@@ -101,7 +88,7 @@ def image_gradient(image: Tensor, sigma_px: float) -> Tensor:
 
 
 def baseline_maps(image: Tensor, seed: int, name: str) -> dict[str, Tensor]:
-    """Return what any model must beat at finding motion, (1, H, W) each; random numbers by the seed and the name."""
+    """Return maps (1, H, W) that a model must beat at finding motion; the random one depends on seed and name."""
     size = (1, *image.shape[-2:])
     noise = torch.from_numpy(np.random.default_rng([seed, zlib.crc32(name.encode())]).random(size))
     scale = default_grid_scale(*size[1:])
@@ -118,18 +105,18 @@ def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
 
 
 def bin_ratios(predicted_px: Tensor, real_px: Tensor) -> tuple[float, Tensor] | None:
-    """Split predicted over real amplitudes (K,) into one gain, their geometric mean, and what is left per bin.
+    """Split predicted over real amplitudes (K,) into their geometric mean and what it leaves per bin.
 
     Returns:
-        gain and (K,) ratios after it, NaN in bins where the clip has under .001 px; None where all have.
-        Predictions count as at least .001 px, so that a still has a gain.
+        the mean ratio, and (K,) ratios over it, NaN in bins where the clip has under 0.001 px; None where all have.
+        Predictions count as at least 0.001 px, so that a static one has a ratio too.
     """
     moves = real_px >= LEAST_PX
     if not bool(moves.any()):
         return None
     logs = (predicted_px.clamp(min=LEAST_PX) / real_px).log()
-    gain = logs[moves].mean()
-    return float(gain.exp()), torch.where(moves, (logs - gain).exp(), torch.nan)
+    mean = logs[moves].mean()
+    return float(mean.exp()), torch.where(moves, (logs - mean).exp(), torch.nan)
 
 
 def factor(ratios: Iterable[float]) -> float | None:
@@ -138,7 +125,7 @@ def factor(ratios: Iterable[float]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-# ------------------------------------------------------------------------------------------------ other figures
+# ------------------------------------------------------------------------------------------------ other metrics
 
 
 def mean_motion(spectrum: Tensor) -> Tensor:
@@ -170,6 +157,3 @@ def diversity(spectra: Tensor) -> float | None:
     moved_px = float(torch.stack([mean_motion(one).mean() for one in spectra]).mean())
     apart = [float(mean_motion(spectra[a] - spectra[b]).mean()) for a in range(len(spectra)) for b in range(a)]
     return sum(apart) / len(apart) / moved_px if apart and moved_px >= LEAST_PX else None
-
-
-# ------------------------------------------------------------------------------------------------ averages by source

@@ -1,4 +1,4 @@
-"""Perceptual distance over the features of a frozen network."""
+"""Perceptual distance over the features of a frozen ImageNet network."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torchvision.models import get_model
 
-from cli.parser import UsageError
+from metrics import WeightsError
 from models.image_encoder import InputNormalization, read_feature_weights
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
 
-
-# Layers of torchvision's `features` after which the features are compared.
-_LAYERS: dict[str, tuple[int, ...]] = {
-    "squeezenet": (1, 4, 7, 9, 12),  # first convolution, then the fire modules before each pooling and the last
-    "vgg16": (3, 8, 15, 22, 29),  # relu1_2 2_2 3_3 4_3 5_3
-    "vgg19": (3, 8, 17, 26, 35),  # relu1_2 2_2 3_4 4_4 5_4
+# torchvision's name, and the layers of `features` after which features are compared.
+_NETWORKS: dict[str, tuple[str, tuple[int, ...]]] = {
+    "squeezenet": ("squeezenet1_1", (1, 4, 7, 9, 12)),  # first convolution, fires before each pooling, and the last
+    "vgg16": ("vgg16", (3, 8, 15, 22, 29)),  # relu1_2 2_2 3_3 4_3 5_3
+    "vgg19": ("vgg19", (3, 8, 17, 26, 35)),  # relu1_2 2_2 3_4 4_4 5_4
 }
+LEAST_SIDE_PX = 32
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -43,25 +44,27 @@ class PerceptualLoss(nn.Module):
     """Mean L1 distance of unit-normalised features of an ImageNet network.
 
     Features of each layer are divided by their length over the channels, so that layers weigh alike. It is not LPIPS:
-    no learned weights, L1, and for the Caffe-style SqueezeNet file another network.
+    no learned weights, and L1.
 
     Args:
-        weights: .npz as ../shared/weights describes (Caffe's input: BGR, 0..255, minus its means), or a torchvision
-            state dict, .pth or .safetensors (RGB, ImageNet mean and deviation).
+        weights: a torchvision state dict, .pth or .safetensors (RGB, ImageNet mean and deviation), or an .npz
+            converted from Caffe (BGR, 0..255, minus its means).
         network: "squeezenet" (1.1), "vgg16" or "vgg19".
-        flag: the flag that named `weights`, for the error.
 
     Raises:
-        UsageError: the file is missing, unreadable, or of another network.
+        WeightsError: the file is missing, unreadable, or of another network.
     """
 
-    def __init__(self, weights: Path | str, network: Network = "squeezenet", *, flag: str = "--perceptual") -> None:
+    def __init__(self, weights: Path | str, network: Network = "squeezenet") -> None:
         super().__init__()
-        if network not in _LAYERS:
-            raise UsageError(f"{flag}: network {network!r} is not known; right: {', '.join(_LAYERS)}")
-        self.network = network
-        self.features = _build_features(network)
-        self.features.load_state_dict(load_feature_weights(weights, self.features.state_dict(), flag))
+        name, self.compared = _NETWORKS[network]
+        with torch.device("meta"):  # nothing is drawn; the file fills it
+            features = get_model(name, weights=None).features
+        self.features = features[: self.compared[-1] + 1].to_empty(device="cpu")
+        for layer in self.features.modules():
+            if isinstance(layer, nn.ReLU):
+                layer.inplace = False  # compared features must not be overwritten
+        self.features.load_state_dict(load_feature_weights(weights, self.features.state_dict()))
         seen = InputNormalization.of(weights)
         self.bgr = seen.bgr
         self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1), persistent=False)
@@ -74,22 +77,23 @@ class PerceptualLoss(nn.Module):
         return super().train(False)
 
     def layers(self, image: Tensor) -> list[Tensor]:
-        """Return the unit-normalised features (B, C_l, H_l, W_l) of RGB pictures (B, 3, H, W) in [0, 1]."""
+        """Return the unit-normalised features (B, C_l, H_l, W_l) of RGB images (B, 3, H, W) in [0, 1]."""
         x = (image - self.mean) / self.scale
         if self.bgr:
             x = x.flip(1)
         found = []
         for index, layer in enumerate(self.features):
             x = layer(x)
-            if index in _LAYERS[self.network]:
+            if index in self.compared:
                 found.append(x / x.square().sum(1, keepdim=True).add(1e-6).sqrt())
         return found
 
     def distances(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return (L,) distances, one a layer: L1 over the channels, mean over places (masked) and samples."""
         _check_same(pred, target)
-        if min(pred.shape[-2:]) < 32:
-            raise ValueError(f"pred: expected sides of at least 32 px for features, got {tuple(pred.shape[-2:])}")
+        if min(pred.shape[-2:]) < LEAST_SIDE_PX:
+            size = tuple(pred.shape[-2:])
+            raise ValueError(f"pred: expected sides of at least {LEAST_SIDE_PX} px for features, got {size}")
         found = []
         for ours, theirs in zip(self.layers(pred), self.layers(target), strict=True):
             weights = None if mask is None else F.interpolate(mask.to(ours.dtype), ours.shape[-2:], mode="area")
@@ -110,56 +114,39 @@ class PerceptualLoss(nn.Module):
 
     @torch.no_grad()
     def feature_distance(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Return (B,) distances of pictures, clipped to [0, 1], for tables (`feature_distance`, less is better)."""
+        """Return (B,) distances of images, clipped to [0, 1], for tables (`feature_distance`, less is better)."""
         pairs = zip(pred.clamp(0, 1).split(1), target.clamp(0, 1).split(1), strict=True)
         return torch.stack([self(one, other) for one, other in pairs])
 
 
-def load_feature_weights(weights: Path | str, wanted: dict[str, Tensor], flag: str) -> dict[str, Tensor]:
+def load_feature_weights(weights: Path | str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
     """Read the weights of a torchvision network's `features` and check them against `wanted`.
 
     Args:
         weights: .npz, .safetensors or a .pth/.pt state dict (read without running any pickle code); keys with or
             without "features." in front, further layers are ignored.
         wanted: the state dict to fill, without "features." in its keys; only its shapes count.
-        flag: the flag to name in errors.
 
     Raises:
-        UsageError: missing or unreadable file, a layer that is missing or of another shape.
+        WeightsError: missing or unreadable file, a layer that is missing or of another shape.
     """
     path = Path(weights)
     if not path.is_file():
-        raise UsageError(f"{flag} {path}: no such file; name the weights as .npz, .safetensors or .pth")
+        raise WeightsError(f"{path}: no such file; right: weights as .npz, .safetensors or .pth")
     try:
         found = read_feature_weights(path)
     except Exception as error:  # each format fails in ways of its own
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise UsageError(f"{flag} {path}: not readable as weights ({reason})") from error
-    state = {}
+        raise WeightsError(f"{path}: not readable as weights ({reason})") from error
     for key, slot in wanted.items():
-        value = found.get(key)
-        if value is None or tuple(value.shape) != tuple(slot.shape):
-            got = "is missing" if value is None else f"has shape {tuple(value.shape)}"
-            raise UsageError(
-                f"{flag} {path}: weights of another network: features.{key} {got}, expected shape {tuple(slot.shape)}"
+        shape = tuple(found[key].shape) if key in found else "none"
+        if shape != tuple(slot.shape):
+            raise WeightsError(
+                f"{path}: weights of another network: features.{key} expected of shape {tuple(slot.shape)}, got {shape}"
             )
-        state[key] = value
-    if not all(torch.isfinite(value).all() for value in state.values()):
-        raise UsageError(f"{flag} {path}: holds numbers that are not finite")
-    return state
-
-
-def _build_features(network: Network) -> nn.Sequential:
-    from torchvision import models
-
-    build = {"squeezenet": models.squeezenet1_1, "vgg16": models.vgg16, "vgg19": models.vgg19}[network]
-    with torch.device("meta"):  # nothing is drawn or downloaded; the file fills it
-        features = build(weights=None).features
-    features = features[: _LAYERS[network][-1] + 1].to_empty(device="cpu")
-    for layer in features.modules():
-        if isinstance(layer, nn.ReLU):
-            layer.inplace = False  # compared features must not be overwritten
-    return features
+        if not bool(found[key].isfinite().all()):
+            raise WeightsError(f"{path}: holds numbers that are not finite")
+    return {key: found[key] for key in wanted}
 
 
 def _check_same(pred: Tensor, target: Tensor) -> None:

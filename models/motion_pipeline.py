@@ -20,7 +20,7 @@ from torch import Tensor
 
 from models.checkpoints import CheckpointError, load_model, read_json
 from models.displacement import rescale_to_displacement, smooth_spectrum
-from models.precision import AUTOCAST_DTYPES
+from models.precision import AUTOCAST_DTYPES, autocast
 from models.self_guidance import LoopGuidance
 from models.unet import PREDICTION_TYPES, FrequencyUNet
 from models.vae import MotionVAE, decode_spectrum
@@ -149,7 +149,7 @@ def denoise(
         noise: (B, K, C, h, w) standard normal.
         sampler, steps: see `make_sampler`; steps None takes the sampler's default.
         guidance: w, at least 0.
-        precision: "no", or "bf16" or "fp16" for the network's convolutions and attention (autocast).
+        precision: "no", or "bf16" or "fp16" for the networks' convolutions and attention (autocast).
         loop: pull the motion toward a loop (see `LoopGuidance`); needs `vae`, with recurrences also `generators`.
         vae: the decoder that shows the latents' motion.
         generators: one on the CPU for each sample.
@@ -167,8 +167,7 @@ def denoise(
         model_input = scheduler.scale_model_input(latents, timestep)
         if guidance > 0:
             model_input = torch.cat([model_input, model_input])  # (2B, K, C, h, w)
-        dtype = AUTOCAST_DTYPES[precision]
-        with torch.autocast(model_input.device.type, dtype, enabled=dtype is not None):
+        with autocast(model_input.device, precision):
             prediction = unet(model_input, timestep.expand(len(model_input)), condition)
         prediction = prediction.float()
         if guidance > 0:
@@ -182,18 +181,25 @@ def denoise(
             after = scheduler.timesteps[number + 1] if number + 1 < len(scheduler.timesteps) else None
             here, there = _NoiseLevel(schedule, timestep), _NoiseLevel(schedule, after)
             if here.ratio <= loop.highest_noise or after is None:
-                clean = loop.pull(vae, here.clean(latents, prediction), here.ratio, last=after is None)
+                clean = loop.pull(
+                    vae, here.clean(latents, prediction), here.ratio, last=after is None, precision=precision
+                )
                 for _ in range(loop.recurrences - 1):
                     latents = noised_again(latents, clean, here, there, generators)
                     clean = here.clean(latents, predict(latents, timestep))
-                    clean = loop.pull(vae, clean, here.ratio, last=after is None)
+                    clean = loop.pull(vae, clean, here.ratio, last=after is None, precision=precision)
                 prediction = here.prediction(latents, clean)
         latents = scheduler.step(prediction, timestep, latents).prev_sample
     return latents
 
 
 def finished(
-    vae: MotionVAE, unet: FrequencyUNet, latents: Tensor, condition: Tensor, expected_px: Tensor | None
+    vae: MotionVAE,
+    unet: FrequencyUNet,
+    latents: Tensor,
+    condition: Tensor,
+    expected_px: Tensor | None,
+    precision: str = "no",
 ) -> Tensor:
     """Turn sampled latents (B, K, C, h, w) into spectra (B, K, 4, H, W), px, that move as far as is expected.
 
@@ -202,8 +208,9 @@ def finished(
         unet: which drew the latents.
         latents, condition: as `denoise` returns and takes them.
         expected_px: `FrequencyUNet.expected_displacement` of the pictures.
+        precision: of the decoder, as in `denoise`.
     """
-    spectrum = decode_spectrum(vae, unet.with_expected_power(latents, condition))
+    spectrum = decode_spectrum(vae, unet.with_expected_power(latents, condition), precision)
     return (
         spectrum
         if expected_px is None
@@ -293,8 +300,7 @@ class MotionPipeline(DiffusionPipeline):
             steps: network calls; None takes the sampler's default (20, 250, 20).
             guidance: w of classifier-free guidance; 0 means none and half the cost.
             max_batch: samples in one batch of the network; None takes what 2 GB hold, on a GPU half of its free memory.
-            precision: "no", or "bf16" or "fp16" for the U-Net (autocast); sampler, decoder and displacements stay
-                float32, unless the weights themselves were cast (`pipeline.to(torch.bfloat16)`).
+            precision: "no", or "bf16" or "fp16" for all networks (autocast); sampler and displacements stay float32.
             loop: pull the motion toward a loop; drift, and what the pull leaves, are still in the result
                 (`without_drift` and `motion.looping.closed` take them away).
 
@@ -339,7 +345,7 @@ class MotionPipeline(DiffusionPipeline):
             # One volume at a time: decoding is the largest use of memory, and gains nothing from a batch.
             for z, place in zip(latents, places, strict=True):
                 moved = None if expected_px is None else expected_px[place][None]
-                spectra.append(self.finish(z[None], condition[place][None], moved).cpu())
+                spectra.append(self.finish(z[None], condition[place][None], moved, precision).cpu())
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
 
     def read_images(self, images: Tensor, precision: str = "no") -> tuple[Tensor, Tensor | None]:
@@ -350,13 +356,12 @@ class MotionPipeline(DiffusionPipeline):
             where the U-Net has no `DisplacementHead`.
         """
         images = images.to(self.unet.device, self.unet.dtype)
-        dtype = AUTOCAST_DTYPES[precision]
-        with torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+        with autocast(images.device, precision):
             return self.unet.encode_image(images), self.unet.expected_displacement(images)
 
-    def finish(self, latents: Tensor, condition: Tensor, expected_px: Tensor | None) -> Tensor:
+    def finish(self, latents: Tensor, condition: Tensor, expected_px: Tensor | None, precision: str = "no") -> Tensor:
         """Return what `finished` does, by this pipeline's VAE and U-Net."""
-        return finished(self.vae, self.unet, latents, condition, expected_px)
+        return finished(self.vae, self.unet, latents, condition, expected_px, precision)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode float32 latents (B, K, C, h, w) to px in float32, also where the VAE's weights are cast."""

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from models.frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
-from models.precision import AUTOCAST_DTYPES
+from models.precision import AUTOCAST_DTYPES, autocast
 from motion.flow import resize_flow, resize_maps
 from motion.looping import Playback
 from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
+
 
 # What the decoder may take on a CPU. Not for want of memory: blocks much larger are mapped anew by the system each time
 # (measured at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
@@ -159,7 +160,7 @@ class _Renderer:
     ) -> None:
         self.motion, self.model, self.device, self.tile = motion, model, device, tile
         self.warned = False
-        self.dtype = AUTOCAST_DTYPES[precision]
+        self.precision = precision
         self.preview: dict = {}
         self.size = tuple(image.shape[-2:])
         self.image = image[None].float().to(device)  # (1, 3, H, W)
@@ -167,7 +168,7 @@ class _Renderer:
         self.importance = resize_maps(importance, self.size).to(device)  # (1, 1, H, W)
         if model is not None:
             model.to(device).eval()
-            with self._autocast():
+            with autocast(self.device, self.precision):
                 self.features = model.encode(self.image, tile=tile)
 
     @torch.inference_mode()
@@ -177,7 +178,7 @@ class _Renderer:
         self._warn_of_empty_frames(flow, phase)
         flow = resize_flow(flow.to(self.device), self.size)  # (n, 2, H, W)
         if self.model is not None:
-            with self._autocast():
+            with autocast(self.device, self.precision):
                 return self.model.render(self.image, self.features, flow, self.importance, tile=self.tile).cpu()
         shape = (len(flow), -1, -1, -1)
         frames, _ = splat_image(self.image.expand(shape), flow, self.importance.expand(shape), **self.preview)
@@ -196,6 +197,3 @@ class _Renderer:
             self.warned = True
             first = float(phase[empty][0])
             logger.warning("motion: at t = %.3g T everything leaves the picture; the photograph is shown there", first)
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)

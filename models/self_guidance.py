@@ -70,7 +70,7 @@ class LoopGuidance:
         """Sampling itself is changed."""
         return self.method != "closing" and self.is_needed
 
-    def pull(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, *, last: bool) -> Tensor:
+    def pull(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, *, last: bool, precision: str = "no") -> Tensor:
         """Move predicted clean latents (B, K, C, h, w) toward a loop; `noise_ratio` is sigma_t / alpha_t.
 
         Each sample by itself: its result does not depend on the batch, and the decoder's graph is held for one only.
@@ -79,16 +79,15 @@ class LoopGuidance:
         moved = []
         for latents in clean.split(1):
             for _ in range(self.last_pulls if last else 1):
-                latents = step(vae, latents, noise_ratio, last)
+                latents = step(vae, latents, noise_ratio, last, precision)
             moved.append(latents)
         return torch.cat(moved)
 
-    def _by_gradient(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool) -> Tensor:
+    def _by_gradient(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool, precision: str) -> Tensor:
         with torch.enable_grad():
             clean = clean.detach().requires_grad_()
-            loss = loop_closure_error(
-                without_drift(decode_spectrum(vae, clean)), self.phase, num_frames=self.num_frames
-            ).sum()
+            motion = without_drift(decode_spectrum(vae, clean, precision))
+            loss = loop_closure_error(motion, self.phase, num_frames=self.num_frames).sum()
             (gradient,) = torch.autograd.grad(loss, clean)
         square = float(gradient.square().sum())
         if square == 0:
@@ -99,9 +98,9 @@ class LoopGuidance:
         length = farthest if last else min(self.weight * noise_ratio**2, farthest)
         return (clean - length * gradient).detach()
 
-    def _by_projection(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool) -> Tensor:
-        spectrum = decode_spectrum(vae, clean)
+    def _by_projection(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool, precision: str) -> Tensor:
+        spectrum = decode_spectrum(vae, clean, precision)
         wanted = closed(spectrum, self.phase, num_frames=self.num_frames)
         wanted[:, 0, 1::2] = spectrum[:, 0, 1::2]  # the drift is taken from the motion, not from the latents
         # The difference of two codes: what the autoencoder itself changes cancels.
-        return clean + encode_spectrum(vae, wanted) - encode_spectrum(vae, spectrum)
+        return clean + encode_spectrum(vae, wanted, precision) - encode_spectrum(vae, spectrum, precision)

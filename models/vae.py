@@ -14,6 +14,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
+from models.precision import autocast
 from motion.normalisation import Normalisation
 from motion.spectrum import PERIOD_S
 
@@ -263,13 +264,15 @@ class MotionVAE(ModelMixin, ConfigMixin):
         return self.normalisation.truncated(latents.shape[1]).denormalise(x)
 
 
-def decode_spectrum(vae: MotionVAE, latents: Tensor) -> Tensor:
+def decode_spectrum(vae: MotionVAE, latents: Tensor, precision: str = "no") -> Tensor:
     """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, H, W), also where the VAE's weights are cast."""
-    slices = vae.decode(latents.flatten(0, 1).to(vae.dtype)).float()  # (B K, 4, H, W)
+    with autocast(latents.device, precision):
+        slices = vae.decode(latents.flatten(0, 1).to(vae.dtype)).float()  # (B K, 4, H, W)
     return vae.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))
 
 
-def encode_spectrum(vae: MotionVAE, spectrum: Tensor) -> Tensor:
+def encode_spectrum(vae: MotionVAE, spectrum: Tensor, precision: str = "no") -> Tensor:
     """Encode float32 px (B, K, 4, H, W) as float32 latents (B, K, C, h, w), also where the weights are cast."""
     x = vae.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
-    return vae.encode(x.flatten(0, 1).to(vae.dtype)).float().unflatten(0, spectrum.shape[:2])
+    with autocast(spectrum.device, precision):
+        return vae.encode(x.flatten(0, 1).to(vae.dtype)).float().unflatten(0, spectrum.shape[:2])

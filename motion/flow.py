@@ -14,6 +14,8 @@ from torch import Tensor
 
 MOTION_AREA_PX = 256 * 160
 GRID_MULTIPLE = 32
+# A pixel moves when its mean displacement is above this, px on a grid of 256 x 160.
+MOVING_PX = 0.25
 
 
 def magnitude(flow: Tensor) -> Tensor:
@@ -68,26 +70,21 @@ def resize_spectrum(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_maps(spectrum, size) * scale
 
 
-def motion_grid_size(
-    height: int, width: int, *, area: int = MOTION_AREA_PX, multiple: int = GRID_MULTIPLE
-) -> tuple[int, int]:
-    """Choose the motion grid of a picture: about `area` px, its aspect, sides that are multiples of `multiple`.
+def motion_grid_size(height: int, width: int, *, area: int = MOTION_AREA_PX) -> tuple[int, int]:
+    """Choose the motion grid of an image: about `area` px, its aspect, sides that are multiples of GRID_MULTIPLE.
 
     Among the pairs of multiples near the ideal size, the one with the least error of aspect and area (log ratios) is
-    taken. Very elongated pictures keep a side of at least one multiple.
+    taken. Very elongated images keep a side of at least one multiple.
     """
     if height < 1 or width < 1:
         raise ValueError(f"height, width: expected at least 1 px, got {height} x {width}")
-    aspect = width / height
+    aspect, multiple = width / height, GRID_MULTIPLE
     best, best_cost = (multiple, multiple), math.inf
     ideal_rows = math.sqrt(area / aspect) / multiple
     for rows in range(max(1, math.floor(ideal_rows)), math.ceil(ideal_rows) + 2):
         ideal_columns = area / (rows * multiple) / multiple
-        for columns in {
-            max(1, math.floor(ideal_columns)),
-            max(1, math.ceil(ideal_columns)),
-            max(1, round(rows * aspect)),
-        }:
+        for choice in {math.floor(ideal_columns), math.ceil(ideal_columns), round(rows * aspect)}:
+            columns = max(1, choice)
             cost = abs(math.log(columns / rows / aspect)) + 0.5 * abs(math.log(rows * columns * multiple**2 / area))
             if cost < best_cost:
                 best, best_cost = (rows * multiple, columns * multiple), cost
@@ -97,17 +94,3 @@ def motion_grid_size(
 def default_grid_scale(height: int, width: int) -> float:
     """Return how many px of a default motion grid one px of a height x width grid is, by their areas."""
     return math.sqrt(MOTION_AREA_PX / (height * width))
-
-
-def apply_motion_controls(maps: Tensor, *, magnify: float = 1.0, mask: Tensor | None = None) -> Tensor:
-    """Scale a spectrum or flow (..., H, W) by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
-    maps = maps * magnify
-    if mask is not None:
-        if mask.ndim != 3 or mask.shape[0] != 1:
-            raise ValueError(f"mask: expected (1, H, W), got {tuple(mask.shape)}")
-        maps = maps * resize_maps(mask.to(maps), tuple(maps.shape[-2:]))
-    return maps
-
-
-# a pixel moves when its mean displacement is above this, px on a grid of 256 x 160
-MOVING_PX = 0.25

@@ -1,42 +1,35 @@
-"""When each frame of a video is shown: length, frame rate, slow motion, loops; and how well a motion closes."""
+"""When each frame of a video is shown (length, frame rate, slow motion, loops), and motion that closes to a loop."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, spectrum_to_flow, without_drift
 
-# Nine hours at 30 frames a second: what is longer is a slip of the keyboard, and would fill the memory with phases.
+# Nine hours at 30 frames a second: a longer video is a typing mistake, and its phases would fill the memory.
 MAX_FRAMES = 1_000_000
-# Bins are weighted by their amplitude when a loop is closed; one that never moves keeps this share of the largest one,
+# Bins are weighted by their amplitude when a loop is closed; one that never moves keeps this fraction of the largest,
 # so that a motion of few bins can be closed too.
 LEAST_WEIGHT = 1e-3
-# A motion that hardly anything is left of is not blown up.
-LARGEST_GAIN = 1.25
-# A loop that misses whole periods by less than this share of one needs nothing: a hundredth of a frame at 150.
+# The highest ratio by which the amplitudes of a closed motion are raised.
+LARGEST_AMPLITUDE_RATIO = 1.25
+# A loop that misses whole periods by less than this fraction of one needs nothing: a hundredth of a frame at 150.
 WHOLE_PERIODS_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
 class Playback:
-    """The phase of every frame.
+    """The phase of every frame."""
 
-    Attributes:
-        phase: (N,) float64, t / T; the drift is held beyond 1.
-        fps: frames a second.
-        loop: frame N would equal frame 0 (with D = 0).
-        notes: what was adjusted, one line each, for the user.
-    """
-
-    phase: Tensor
-    fps: float
-    loop: bool
-    notes: tuple[str, ...] = field(default=())
+    phase: Tensor  # (N,) float64, t / T; the drift is held beyond 1
+    fps: float  # frames a second
+    loop: bool  # frame N would equal frame 0 (with D = 0)
+    notes: tuple[str, ...] = ()  # what was adjusted, one line each, for the user
 
     @property
     def num_frames(self) -> int:
@@ -56,23 +49,23 @@ def plan_playback(
 ) -> Playback:
     """Choose the phases of a video.
 
-    `slow` stretches the period, not the length; `fps` resamples at unchanged speed. A loop shows a whole number of
-    rounds, the one nearest to `seconds`; its speed is adjusted so that the frames come out even, and a note says so.
-    A round is one period, or what `loop_phase` says: the phase at which a motion that was made to close elsewhere is
-    back at frame 0. `drift` tells whether the motion has one; only then is there a note that it is held beyond the
-    period.
+    A loop shows the whole number of rounds nearest to `seconds`; its speed is adjusted so that the frames come out
+    even, and a note reports it.
+
+    Args:
+        seconds: length of the video.
+        fps: frames a second; the speed does not depend on it.
+        period_s: period T of the motion; slow: factor that stretches it.
+        loop: end where the video begins.
+        loop_phase: phase at which the motion is back at frame 0; a round takes this many periods.
+        drift: the motion has a drift, which is held beyond the period. A note reports it.
 
     Raises:
         ValueError: a number that is not positive and finite, or a video of less than two frames, of more than
             `MAX_FRAMES` or of as many periods.
     """
-    for name, value in {
-        "seconds": seconds,
-        "fps": fps,
-        "period_s": period_s,
-        "slow": slow,
-        "loop_phase": loop_phase,
-    }.items():
+    numbers = {"seconds": seconds, "fps": fps, "period_s": period_s, "slow": slow, "loop_phase": loop_phase}
+    for name, value in numbers.items():
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name}: expected a positive number, got {value}")
     if seconds * fps > MAX_FRAMES:
@@ -82,9 +75,7 @@ def plan_playback(
         raise ValueError(f"seconds x fps: expected at least 2 frames, got {num_frames}")
     period_s = period_s * slow
     if not seconds / MAX_FRAMES <= period_s < math.inf:
-        raise ValueError(
-            f"period_s x slow: expected at most {MAX_FRAMES} periods in a video, got one of {period_s:g} s"
-        )
+        raise ValueError(f"period_s x slow: expected at most {MAX_FRAMES} periods in a video, got {period_s:g} s")
     index = torch.arange(num_frames, dtype=torch.float64)
     notes = []
     if loop:
@@ -93,7 +84,7 @@ def plan_playback(
         rounds = max(1, round(length_s / round_s))
         # Exact whole numbers where frames meet the end of a round: there the next one begins at 0.
         phase = (
-            (index * rounds % num_frames) / num_frames * loop_phase if loop_phase != 1 else index * rounds / num_frames
+            index * rounds / num_frames if loop_phase == 1 else (index * rounds % num_frames) / num_frames * loop_phase
         )
         speed = rounds * round_s / length_s
         if abs(speed - 1) > 1e-6:
@@ -106,11 +97,8 @@ def plan_playback(
     return Playback(phase, fps, loop, tuple(notes))
 
 
-# ------------------------------------------------------------------------------------------------ motion that closes
-
-
 def loop_phase_of(meta: Mapping) -> float:
-    """Return the phase at which a motion closes, as its meta says; 1, the whole period, where it says nothing.
+    """Return the phase at which a motion closes according to its meta, by default 1: the whole period.
 
     Raises:
         ValueError: meta["loop"]["phase"] is not a positive finite number.
@@ -125,16 +113,15 @@ def loop_phase_of(meta: Mapping) -> float:
 
 
 def is_whole_periods(phase: float) -> bool:
-    """Tell whether a loop of `phase` periods closes by itself once the drift is gone."""
+    """Return whether a loop of `phase` periods closes by itself once the drift is gone."""
     return round(phase) >= 1 and abs(phase - round(phase)) < WHOLE_PERIODS_TOLERANCE
 
 
 def loop_closure_error(spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES) -> Tensor:
     """Return how far a motion misses a loop of L = phase x T frames: the objective of [GID] eq. 5, in px.
 
-    Mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, with V the velocity in px a frame times one frame, both by the
-    series itself; the L1 norm adds x and y. The drift takes part as it does in `spectrum_to_flow`: a loop has none, so
-    take it away first to know what is left.
+    Mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, V the velocity in px a frame. The drift counts as it does in
+    `spectrum_to_flow`.
 
     Args:
         spectrum: (..., K, 4, H, W) packed, px.
@@ -155,23 +142,27 @@ def loop_closure_error(spectrum: Tensor, phase: float, *, num_frames: int = NUM_
 
 
 def closed(
-    spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES, largest_amplitude_ratio: float = LARGEST_GAIN
+    spectrum: Tensor,
+    phase: float,
+    *,
+    num_frames: int = NUM_FRAMES,
+    largest_amplitude_ratio: float = LARGEST_AMPLITUDE_RATIO,
 ) -> Tensor:
     """Return the motion next to `spectrum` that loops after phase x T frames: no drift, F_L = F_0 and V_L = V_0.
 
     Both conditions are linear in the 2 (K - 1) coefficients of a pixel and direction, so the nearest motion that meets
-    them is a projection, the same for all pixels. Near is meant relative to the amplitude of each bin over the picture:
-    strong bins take most of the change, weak ones, which are the quick ones, stay weak. A projection takes power away,
-    which a gain gives back. Ours; [GID] approaches such a motion by guidance.
+    them is a projection, the same for all pixels. Distances are relative to the amplitude of each bin over the image,
+    so that weak bins stay weak. A projection takes power away; one factor gives it back. Ours; [GID] approaches such
+    a motion by guidance.
 
     Args:
         spectrum: (..., K, 4, H, W) packed, px.
         phase: L / T, above 0. Whole periods need no more than the drift taken away.
         num_frames: T.
-        largest_amplitude_ratio: bound of the gain; 1 leaves the projection as it is.
+        largest_amplitude_ratio: bound of this factor; 1 leaves the projection as it is.
 
     Returns:
-        (..., K, 4, H, W); gradients reach `spectrum`, weights and gain being constant.
+        (..., K, 4, H, W); gradients reach `spectrum`, weights and factor being constant.
     """
     spectrum = without_drift(spectrum)
     num_bins = spectrum.shape[-4]
@@ -187,8 +178,8 @@ def closed(
     solver = weighted @ torch.linalg.pinv(conditions @ weighted, hermitian=True) @ conditions  # (..., 2(K-1), 2(K-1))
     change = (solver.to(spectrum) @ coefficients.flatten(-3)).unflatten(-1, coefficients.shape[-3:])
     coefficients = coefficients - change
-    gain = (power.sum(-1) / (_power(coefficients).sum(-1) + 1e-30)).sqrt().clamp(1.0, largest_amplitude_ratio)  # (...)
-    a, b = (gain.to(spectrum)[..., None, None, None, None] * coefficients).chunk(2, dim=-4)  # (..., K-1, 2, H, W)
+    ratio = (power.sum(-1) / (_power(coefficients).sum(-1) + 1e-30)).sqrt().clamp(1.0, largest_amplitude_ratio)  # (...)
+    a, b = (ratio.to(spectrum)[..., None, None, None, None] * coefficients).chunk(2, dim=-4)  # (..., K-1, 2, H, W)
     packed = spectrum.clone()
     packed[..., 1:, 0::2, :, :], packed[..., 1:, 1::2, :, :] = a, -b
     packed[..., 0, 0::2, :, :] = -a.sum(-4)

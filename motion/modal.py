@@ -1,17 +1,16 @@
-"""A picture as a sum of damped modes that can be flicked and held (Davis, Chen, Durand, Image-Space Modal Bases, 2015).
+"""An image as a sum of damped modes that can be flicked and held (Davis, Chen, Durand, Image-Space Modal Bases, 2015).
 
 Every bin k >= 1 of a spectrum is a mode: its shape S_k(x), complex, px, and its frequency w_k / 2 pi = k / T. A complex
 coordinate q_k per mode gives the displacement F(x) = sum_k Re(S_k(x) q_k), and obeys, for a force f at pixel p,
 
     q_k'' + 2 xi w_k q_k' + w_k^2 q_k = conj(S_k(p) . f) / m_k,    m_k = mean_x |S_k(x)|^2.
 
-m_k is the modal mass of an evenly dense picture, so how strongly the wind drove a mode cancels out: what counts is how
-much of the mode is at p. Ours: f is not given but solved for, so that the point under the pointer goes where the
-pointer is, up to a limit (`Simulation.hold`); several pointers share one solution. Bin 0, the drift, takes no part.
+The modal mass m_k cancels the strength of the wind that made the spectrum: only the share of a mode at p counts. Ours:
+f is solved for, so that the point under the pointer goes where the pointer is, up to a limit (`Simulation.hold`);
+several pointers share one solution. Bin 0, the drift, takes no part.
 
-Wind (ours) is noise that drives every mode, as strong as keeps E |q_k|^2 at wind^2 whatever the damping: at 1 the
-picture moves as far as its spectrum says. It is drawn by a counter and a hash, not by a generator of the language, so
-that the web page draws the same. A picture that is held is out of the wind.
+Wind (ours) is noise that drives every mode so that E |q_k|^2 = wind^2 whatever the damping: at 1 the image moves as far
+as its spectrum. It is drawn by a counter and a hash, so that the web page draws the same. A held image has no wind.
 """
 
 from __future__ import annotations
@@ -28,42 +27,36 @@ from motion.motion_file import Motion
 from motion.spectrum import PERIOD_S
 
 DEFAULT_DAMPING = 0.08
-# Highest displacement a hold or a flick may lead to anywhere in the picture, as a share of the grid's long side.
-LIMIT_SHARE = 0.1
+# Highest displacement that a hold or a flick may lead to, as a fraction of the grid's long side.
+LIMIT_FRACTION = 0.1
 # The hand is a critically damped spring of this frequency: the lag behind the pointer is about 0.1 s.
 HOLD_HZ = 3.0
-# Standard deviation of the Gaussian by which a touch takes hold of the picture, px of the grid.
+# Standard deviation of the Gaussian by which a touch takes hold of the image, px of the grid.
 EXTENT_PX = 1.5
-# A point follows half the way along a direction in which its compliance is the first share of its own total, or the
-# second of the picture's largest, and less where it is stiffer: nothing is torn at to move what does not move.
-STIFF_SHARES = (0.02, 0.002)
-# A pixel moving less than the first share of the highest amplitude is still; above the second it is left as it is.
-STILL_SHARES = (0.02, 0.06)
-# Share of the wind's own variance below which that of a step is rounding.
+# A point follows half the way along a direction in which its compliance is the first fraction of its own total, or the
+# second of the image's largest, and less where it is stiffer.
+STIFF_FRACTIONS = (0.02, 0.002)
+# A pixel moving less than the first fraction of the highest amplitude is static; above the second nothing changes.
+STATIC_FRACTIONS = (0.02, 0.06)
+# Fraction of the wind's own variance below which that of a step is rounding.
 LEAST_VARIANCE = 1e-11
-# How long a poke pulls, seconds.
-PULL_S = 0.4
-# Codes are 128 + round(127 v): zero is a code of its own, so what is still stays exactly still.
+# How long an interaction holds its point, seconds.
+HOLD_S = 0.4
+# Codes are 128 + round(127 v): zero has a code of its own, so static pixels stay exactly static.
 ZERO_CODE, CODE_STEPS = 128, 127
 
 
 @dataclass(frozen=True)
 class Modes:
-    """The shapes and frequencies of a picture's modes.
+    """The shapes and frequencies of an image's modes."""
 
-    Attributes:
-        shapes: (M, 2, H, W) complex S_k, px of the motion grid.
-        frequency_hz: (M,) float64, above 0.
-    """
-
-    shapes: Tensor
-    frequency_hz: Tensor
+    shapes: Tensor  # (M, 2, H, W) complex S_k, px of the motion grid
+    frequency_hz: Tensor  # (M,) float64, above 0
 
     def __post_init__(self) -> None:
-        if self.shapes.ndim != 4 or self.shapes.shape[1] != 2 or not self.shapes.is_complex():
-            raise ValueError(
-                f"shapes: expected complex (M, 2, H, W), got {self.shapes.dtype} {tuple(self.shapes.shape)}"
-            )
+        shapes = self.shapes
+        if shapes.ndim != 4 or shapes.shape[1] != 2 or not shapes.is_complex():
+            raise ValueError(f"shapes: expected complex (M, 2, H, W), got {shapes.dtype} {tuple(shapes.shape)}")
         if self.frequency_hz.shape != self.shapes.shape[:1] or not bool((self.frequency_hz > 0).all()):
             raise ValueError(f"frequency_hz: expected ({len(self.shapes)},) above 0, got {self.frequency_hz.tolist()}")
 
@@ -102,25 +95,21 @@ class Modes:
     @cached_property
     def largest_response(self) -> tuple[float, float]:
         """max_x of sum_k |S_k(x)|^2 / (m_k w_k^2), s^2, and of sum_k |S_k(x)|^2 / m_k: the softest pixel's."""
-        squared = self.amplitude.double().square()
-        mobility = _reciprocal(self.mass)
-        return tuple(
-            float(torch.einsum("m,mhw->hw", weights, squared).max())
-            for weights in (mobility / self.omega.square(), mobility)
-        )
+        squared, mobility = self.amplitude.double().square(), _reciprocal(self.mass)
+        weightings = (mobility / self.omega.square(), mobility)
+        return tuple(float(torch.einsum("m,mhw->hw", weights, squared).max()) for weights in weightings)
 
-    def stilled(self) -> Modes:
+    def without_static_pixels(self) -> Modes:
         """Return the modes with the pixels that hardly move set to exactly 0, with a smooth transition.
 
-        A picture at rest forgives small motion everywhere; one that is pulled at, far beyond the predicted motion,
-        shows it.
+        Interaction drives modes far beyond the predicted motion, which would show small errors in the background.
         """
         amplitude = self.amplitude.square().sum(0).sqrt()  # (H, W)
-        low, high = (share * float(amplitude.max()) for share in STILL_SHARES)
+        low, high = (fraction * float(amplitude.max()) for fraction in STATIC_FRACTIONS)
         if high == 0:
             return self
-        share = ((amplitude - low) / (high - low)).clamp(0, 1)
-        return Modes(self.shapes * (share * share * (3 - 2 * share)), self.frequency_hz)
+        ramp = ((amplitude - low) / (high - low)).clamp(0, 1)
+        return Modes(self.shapes * (ramp * ramp * (3 - 2 * ramp)), self.frequency_hz)
 
     def sample(self, x: float, y: float, extent_px: float = 0.0) -> Tensor:
         """Return S_k at a point as (M, 2) complex128.
@@ -130,10 +119,10 @@ class Modes:
             extent_px: standard deviation of a Gaussian mean around the point; 0 reads the pixel bilinearly.
         """
         height, width = self.size
-        columns, share_x = _axis_weights(x, width, extent_px)
-        rows, share_y = _axis_weights(y, height, extent_px)
+        columns, weight_x = _axis_weights(x, width, extent_px)
+        rows, weight_y = _axis_weights(y, height, extent_px)
         window = self.shapes[:, :, rows[0] : rows[1], columns[0] : columns[1]].to(torch.complex128)  # (M, 2, h, w)
-        return torch.einsum("mchw,h,w->mc", window, share_y.to(window), share_x.to(window))
+        return torch.einsum("mchw,h,w->mc", window, weight_y.to(window), weight_x.to(window))
 
 
 def _axis_weights(position: float, length: int, extent_px: float) -> tuple[tuple[int, int], Tensor]:
@@ -148,9 +137,11 @@ def _axis_weights(position: float, length: int, extent_px: float) -> tuple[tuple
             weights = torch.exp(-0.5 * ((index - position) / extent_px) ** 2)
             return (first, end), weights / weights.sum()
     first = max(0, min(math.floor(position), length - 2))
-    share = position - first
-    end = min(first + 2, length)
-    return (first, end), torch.tensor([1 - share, share], dtype=torch.float64)[: end - first]
+    end, weight = min(first + 2, length), position - first
+    return (first, end), torch.tensor([1 - weight, weight], dtype=torch.float64)[: end - first]
+
+
+Hold = tuple[float, float, float, float, float]  # x, y, dx, dy, extent, px of the grid
 
 
 class Simulation:
@@ -159,7 +150,7 @@ class Simulation:
     Attributes:
         q, velocity: (M,) complex128, q_k and q_k'.
         damping: xi >= 0, of all modes; 1 is critical.
-        wind: how far the wind moves the picture, 1: as far as its spectrum says; 0: none.
+        wind: how far the wind moves the image; 1: as far as its spectrum, 0: none.
         active: (M,) bool, the modes that take part; see `set_active`.
         strength: how many pixels the point moves for one of the pointer; it scales the limit too.
         limit_px: no pixel of a held pose is displaced further, and no flick brings `reach` beyond (times strength).
@@ -174,18 +165,18 @@ class Simulation:
         self.reset()
 
     def reset(self) -> None:
-        """Go back to the picture at rest."""
+        """Go back to the static image, held by nothing."""
         self.q = torch.zeros(len(self.modes.shapes), dtype=torch.complex128)
         self.velocity = torch.zeros_like(self.q)
-        self._held: dict[int, tuple[float, float, float, float, float]] = {}
+        self._held: dict[int, Hold] = {}
         self._target: Tensor | None = None
         self._gusts = 0
 
     def set_active(self, mode: int, active: bool) -> None:
-        """Let a mode take part or not; one that does not is at rest."""
+        """Let a mode take part or not; one that does not stays at 0."""
         self.active[mode] = active
         self.q[mode] = self.velocity[mode] = 0
-        self._pull()
+        self._find_target()
 
     def flick(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX) -> None:
         """Add the velocity (dx, dy), px/s, to the point (x, y), px of the grid: q' changes and q does not jump.
@@ -193,41 +184,39 @@ class Simulation:
         As much of it is added as keeps `reach` within the limit, or where it already is.
         """
         modes = self.modes
-        mobility = _reciprocal(modes.mass) * self.active  # 1 / m_k
-        change = self._solve([(x, y, dx, dy, extent_px)], mobility, modes.largest_response[1])
-        # Where does the square of a pixel's swing, a + b s + c s^2 in the share s of the change, reach the limit's?
+        change = self._solve([(x, y, dx, dy, extent_px)], _reciprocal(modes.mass), modes.largest_response[1])
+        # Where does the square of a pixel's swing, a + b s + c s^2 in the fraction s of the change, reach the limit's?
         squared = modes.amplitude.double().square()
         speeds = 1 / modes.omega.square()
         a = self._squared_swing()
         b = torch.einsum("mhw,m->hw", squared, 2 * speeds * (self.velocity.conj() * change).real)
         c = torch.einsum("mhw,m->hw", squared, speeds * change.abs().square())
         room = (max(self.limit_px * self.strength, float(a.max()) ** 0.5) ** 2 - a).clamp(min=0)
-        shares = torch.where(c > 0, ((b * b + 4 * c * room).sqrt() - b) / (2 * c), torch.inf)
-        self.velocity = self.velocity + min(1.0, float(shares.min())) * change
+        fractions = torch.where(c > 0, ((b * b + 4 * c * room).sqrt() - b) / (2 * c), torch.inf)
+        self.velocity = self.velocity + min(1.0, float(fractions.min())) * change
 
     def hold(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX, pointer: int = 0) -> None:
-        """Pull the point (x, y) towards the displacement (dx, dy), px of the grid, until `release`.
+        """Draw the point (x, y) towards the displacement (dx, dy), px of the grid, until `release`.
 
-        The pull ends where the point, or its Gaussian mean, is displaced by (dx, dy), if no pixel is then displaced by
-        more than the limit; else at the same pose scaled down to the limit. Call it again as the pointer moves. Each
-        `pointer` holds one point; where their wishes contradict each other, they meet in the middle (least squares).
+        The point, or its Gaussian mean, ends at (dx, dy) if no pixel is then displaced by more than the limit; else the
+        same pose is scaled down to the limit. Call it again as the pointer moves. Each `pointer` holds one point; poses
+        that contradict each other are solved by least squares.
         """
         self._held[pointer] = (x, y, dx, dy, extent_px)
-        self._pull()
+        self._find_target()
 
     def release(self, pointer: int = 0) -> None:
-        """Let go: without a pointer that still holds, the modes swing on from where they are."""
+        """Let go: once no pointer holds, the modes swing on from where they are."""
         self._held.pop(pointer, None)
-        self._pull()
+        self._find_target()
 
-    def _pull(self) -> None:
-        """Find the pose that the pointers draw the picture to."""
+    def _find_target(self) -> None:
+        """Find the pose that the pointers draw the image to."""
         if not self._held:
             self._target = None
             return
-        modes = self.modes
-        compliance = _reciprocal(modes.mass) / modes.omega.square() * self.active  # 1 / (m_k w_k^2)
-        target = self._solve(list(self._held.values()), compliance, modes.largest_response[0])
+        compliance = _reciprocal(self.modes.mass) / self.modes.omega.square()  # 1 / (m_k w_k^2)
+        target = self._solve(list(self._held.values()), compliance, self.modes.largest_response[0])
         furthest, limit = float(self._field(target).square().sum(0).max()) ** 0.5, self.limit_px * self.strength
         self._target = target * (limit / furthest) if furthest > limit else target
 
@@ -254,7 +243,7 @@ class Simulation:
         place = self.wind**2 / 2
         speed = place * omega.square()
         variance = place - qq.square() * place - qv.square() * speed
-        # Of so short a step nothing but rounding is left; what it adds to the place is nothing then.
+        # In a very short step the variance is only rounding.
         of_q = torch.where(variance > LEAST_VARIANCE * place, variance, torch.zeros_like(variance)).sqrt()
         shared = torch.where(of_q > 0, -(qq * vq * place + qv * vv * speed) / of_q, torch.zeros_like(of_q))
         of_v = (speed - vq.square() * place - vv.square() * speed - shared.square()).clamp(min=0).sqrt()
@@ -263,11 +252,6 @@ class Simulation:
         first, second = torch.view_as_complex(noise.view(-1, 2, 2)).T * self.active  # (M,) each
         self.q = self.q + of_q * first
         self.velocity = self.velocity + shared * first + of_v * second
-
-    def energy(self) -> float:
-        """Return sum_k m_k (|q'|^2 + w^2 |q|^2) / 2, px^2/s^2: it never grows unless held, flicked or blown at."""
-        kinetic = self.velocity.abs().square() + (self.modes.omega * self.q.abs()).square()
-        return float((self.modes.mass * kinetic).sum() / 2)
 
     def reach(self) -> float:
         """Return max_x sqrt(sum_k |S_k(x)|^2 (|q|^2 + |q'|^2 / w^2)), px: how far a pixel swings, phases apart.
@@ -287,29 +271,23 @@ class Simulation:
     def _field(self, q: Tensor) -> Tensor:
         return torch.einsum("mchw,m->chw", self.modes.shapes, q.to(self.modes.shapes)).real
 
-    def displacement_at(self, x: float, y: float, *, extent_px: float = 0.0) -> tuple[float, float]:
-        """Return (dx, dy) of F at a point, px, read as `Modes.sample` does."""
-        dx, dy = (self.modes.sample(x, y, extent_px) * self.q[:, None]).sum(0).real.tolist()
-        return dx, dy
-
-    def _solve(self, pulls: list[tuple[float, float, float, float, float]], weights: Tensor, largest: float) -> Tensor:
+    def _solve(self, holds: list[Hold], weights: Tensor, largest: float) -> Tensor:
         """Return c_k = weights_k conj(sum_i S_k(p_i) . f_i), with sum_k Re(S_k(p_i) c_k) = strength (dx, dy)_i.
 
-        The points' response to n forces is A f with A_ij = sum_k weights_k Re(S_k(p_i) S_k(p_j)^H), 2n x 2n, and A is
-        nearly singular where a point moves along a line only, or not at all, or where two are as one; so f minimises
-        |A f - d|^2 + stiff^2 |f|^2.
+        The points' response to n forces is A f, A_ij = sum_k weights_k Re(S_k(p_i) S_k(p_j)^H), 2n x 2n. A is nearly
+        singular where a point moves along a line only, so f minimises |A f - d|^2 + stiff^2 |f|^2.
 
         Args:
-            pulls: (x, y, dx, dy, extent) of each point, px of the grid.
-            weights: (M,) of the modes.
+            weights: (M,) of the modes, those that take part.
             largest: the largest trace of any pixel's A.
         """
-        shape = torch.cat([self.modes.sample(x, y, extent) for x, y, _, _, extent in pulls], dim=1)  # (M, 2n)
+        weights = weights * self.active
+        shape = torch.cat([self.modes.sample(x, y, extent) for x, y, _, _, extent in holds], dim=1)  # (M, 2n)
         response = torch.einsum("m,mi,mj->ij", weights.to(shape), shape, shape.conj()).real  # (2n, 2n)
-        stiff = max(STIFF_SHARES[0] * float(response.trace()) / len(pulls), STIFF_SHARES[1] * largest)
+        stiff = max(STIFF_FRACTIONS[0] * float(response.trace()) / len(holds), STIFF_FRACTIONS[1] * largest)
         if stiff == 0:
             return torch.zeros_like(self.q)
-        wanted = self.strength * torch.tensor([part for pull in pulls for part in pull[2:4]], dtype=torch.float64)
+        wanted = self.strength * torch.tensor([part for hold in holds for part in hold[2:4]], dtype=torch.float64)
         # In units of `stiff`, so that squares of tiny compliances do not vanish.
         response = response / stiff
         one = torch.eye(len(wanted), dtype=torch.float64)
@@ -331,10 +309,7 @@ def gust(number: int, part: int) -> float:
 
 @dataclass(frozen=True)
 class Interaction:
-    """A pull: from `start_s` on the point (x, y) is drawn to the displacement (dx, dy), and let go PULL_S later.
-
-    All lengths in px of the grid.
-    """
+    """A hold of the point (x, y) at the displacement (dx, dy), px of the grid, from `start_s` on for HOLD_S seconds."""
 
     x: float
     y: float
@@ -345,25 +320,23 @@ class Interaction:
 
 @dataclass
 class InteractiveMotion(Motion):
-    """The flow of a simulation, with the order of the motion whose modes it swings: what is near, whatever is pulled.
+    """The flow of a simulation, with the depth order of the motion whose modes it swings."""
 
-    Attributes:
-        nearness: (1, h, w), `Motion.importance` of that motion.
-    """
-
-    nearness: Tensor | None = None
+    depth_order: Tensor | None = None  # (1, h, w), `Motion.importance` of that motion
 
     def importance(self) -> Tensor:
-        """Return the nearness."""
-        return super().importance() if self.nearness is None else self.nearness
+        """Return the depth order."""
+        return super().importance() if self.depth_order is None else self.depth_order
 
 
-def simulate_interactions(simulation: Simulation, pokes: Sequence[Interaction], num_frames: int, fps: float) -> Tensor:
-    """Return the displacement of each frame, (T, 2, H, W) float32 px of the grid, the first at 0 s, under pokes."""
+def simulate_interactions(
+    simulation: Simulation, interactions: Sequence[Interaction], num_frames: int, fps: float
+) -> Tensor:
+    """Return the displacement of each frame, (T, 2, H, W) float32 px of the grid, the first at 0 s."""
     events = []
-    for pointer, poke in enumerate(pokes):
-        pull = partial(simulation.hold, poke.x, poke.y, poke.dx, poke.dy, pointer=pointer)
-        events += [(poke.start_s, pull), (poke.start_s + PULL_S, partial(simulation.release, pointer))]
+    for pointer, item in enumerate(interactions):
+        hold = partial(simulation.hold, item.x, item.y, item.dx, item.dy, pointer=pointer)
+        events += [(item.start_s, hold), (item.start_s + HOLD_S, partial(simulation.release, pointer))]
     events.sort(key=lambda event: event[0])
     frames, now = [], 0.0
     for number in range(num_frames):
@@ -379,13 +352,13 @@ def simulate_interactions(simulation: Simulation, pokes: Sequence[Interaction], 
 
 
 def _reciprocal(mass: Tensor) -> Tensor:
-    """Return 1 / m_k, and 0 for a mode without any motion, which cannot be set going."""
+    """Return 1 / m_k, and 0 for a mode without any motion."""
     return torch.where(mass > 0, 1 / mass.clamp(min=1e-300), 0.0)
 
 
 def default_limit_px(size: tuple[int, int]) -> float:
     """Return the limit of displacement for a grid of (H, W) px."""
-    return LIMIT_SHARE * max(size)
+    return LIMIT_FRACTION * max(size)
 
 
 def oscillate(q: Tensor, velocity: Tensor, omega: Tensor, damping: float, dt: float) -> tuple[Tensor, Tensor]:
@@ -415,10 +388,8 @@ def oscillate(q: Tensor, velocity: Tensor, omega: Tensor, damping: float, dt: fl
         spread = omega * math.sqrt(damping * damping - 1)
         slow, fast = torch.exp((spread - decay) * dt), torch.exp((-spread - decay) * dt)
         cosine, sine = (slow + fast) / 2, (slow - fast) / (2 * spread)
-    return (
-        (cosine + decay * sine) * q + sine * velocity,
-        (cosine - decay * sine) * velocity - omega * omega * sine * q,
-    )
+    next_velocity = (cosine - decay * sine) * velocity - omega * omega * sine * q
+    return (cosine + decay * sine) * q + sine * velocity, next_velocity
 
 
 def quantise(modes: Modes) -> tuple[Tensor, Tensor]:
@@ -429,17 +400,10 @@ def quantise(modes: Modes) -> tuple[Tensor, Tensor]:
 
     Returns:
         codes (M, 4, H, W) uint8 in the packing of spectra (re_x, im_x, re_y, im_y), and the scales s_k (M,), px.
-        With e = .5 / 127, a component comes back within s_k (2 sqrt(|x| / s_k) + e) e, and 0 as exactly 0.
+        With e = 0.5 / 127, a component comes back within s_k (2 sqrt(|x| / s_k) + e) e, and 0 as exactly 0.
     """
     parts = torch.view_as_real(modes.shapes).movedim(-1, 2).flatten(1, 2).float()  # (M, 4, H, W)
     scale = parts.abs().flatten(1).amax(1)  # (M,)
     ratio = parts / scale.clamp(min=1e-30).view(-1, 1, 1, 1)
     codes = (ratio.sign() * ratio.abs().sqrt() * CODE_STEPS).round() + ZERO_CODE
     return codes.to(torch.uint8), scale
-
-
-def dequantise(codes: Tensor, scale: Tensor, frequency_hz: Tensor) -> Modes:
-    """Invert `quantise`: the modes that the web page swings."""
-    v = (codes.float() - ZERO_CODE) / CODE_STEPS
-    parts = v * v.abs() * scale.view(-1, 1, 1, 1)  # (M, 4, H, W)
-    return Modes(torch.complex(parts[:, 0::2], parts[:, 1::2]), frequency_hz)

@@ -16,34 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motion.flow import GRID_MULTIPLE, apply_motion_controls, default_grid_scale, magnitude, resize_flow
+from motion.flow import GRID_MULTIPLE, default_grid_scale, magnitude, resize_flow, resize_maps
 from motion.looping import MAX_FRAMES
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
 
 FORMAT_VERSION = 1
-# Aspect ratios of picture and motion may differ by the rounding of the grid's sides to multiples of 32 px and no more.
+# Aspect ratios of image and motion may differ by the rounding of the grid's sides to multiples of 32 px and no more.
 ASPECT_TOLERANCE = 0.02
 # Grids of a spectrum whose area differs from the default by less than this factor count as the default grid: sides that
 # are multiples of 32 px do not come closer.
 GRID_AREA_TOLERANCE = 1.5
-# Mean difference of two thumbnails, of 255 levels, above which they are of two pictures: the same picture at another
-# size or compression differs by less than one.
+# Mean difference of two thumbnails, of 255 levels, above which they are of two images: the same image at another size
+# or compression differs by less than one.
 OTHER_IMAGE_LEVELS = 6.0
 # What numpy, zipfile and zlib raise for an .npz that is damaged in any of its parts, encrypted or of another make.
-ARCHIVE_ERRORS = (
-    OSError,
-    EOFError,
-    ValueError,
-    LookupError,
-    ArithmeticError,
-    TypeError,
-    RuntimeError,
-    SyntaxError,
-    MemoryError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-)
+ARCHIVE_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, SyntaxError)
+ARCHIVE_ERRORS += (MemoryError, zipfile.BadZipFile, zlib.error, struct.error)
 FPS_RANGE = (0.01, 10_000.0)
 LARGEST_SIDE_PX = 1_000_000
 
@@ -56,23 +44,14 @@ class MotionFileError(ValueError):
 
 @dataclass
 class Motion:
-    """A picture's motion, held as a spectrum or as a plain flow sequence.
+    """The motion of an image: either a spectrum or a plain flow sequence, px of its own grid."""
 
-    Attributes:
-        spectrum: (K, 4, H, W) packed, px of its own grid, or None.
-        flow: (T, 2, H, W) px of its own grid, frame 0 -> t with flow[0] the displacement at frame 0, or None.
-        num_frames: T of the period.
-        fps: frames a second that T is counted in.
-        image_size: (H, W) of the picture it was made for, or None when the file does not say.
-        meta: whatever made it (model, seed, sampler).
-    """
-
-    spectrum: Tensor | None = None
-    flow: Tensor | None = None
-    num_frames: int = NUM_FRAMES
-    fps: float = FPS
-    image_size: tuple[int, int] | None = None
-    meta: dict = field(default_factory=dict)
+    spectrum: Tensor | None = None  # (K, 4, H, W) packed
+    flow: Tensor | None = None  # (T, 2, H, W), frame 0 -> t, flow[0] the displacement at frame 0
+    num_frames: int = NUM_FRAMES  # T of the period
+    fps: float = FPS  # frames a second that T is counted in
+    image_size: tuple[int, int] | None = None  # (H, W) of the image it was made for, where that is known
+    meta: dict = field(default_factory=dict)  # what made it (model, seed, sampler)
 
     def __post_init__(self) -> None:
         if (self.spectrum is None) == (self.flow is None):
@@ -83,6 +62,10 @@ class Motion:
         """Length of one period, seconds."""
         return self.num_frames / self.fps if self.num_frames else PERIOD_S
 
+    @property
+    def _maps(self) -> Tensor:
+        return self.flow if self.spectrum is None else self.spectrum
+
     def without_drift(self) -> Motion:
         """Return the motion with D = 0; a plain flow has no drift to take away and is returned as it is."""
         if self.spectrum is None:
@@ -91,9 +74,12 @@ class Motion:
 
     def controlled(self, *, magnify: float = 1.0, mask: Tensor | None = None) -> Motion:
         """Return the motion scaled by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
-        maps = self.spectrum if self.spectrum is not None else self.flow
-        maps = apply_motion_controls(maps, magnify=magnify, mask=mask)
-        return replace(self, **{"spectrum" if self.spectrum is not None else "flow": maps})
+        maps = self._maps * magnify
+        if mask is not None:
+            if mask.ndim != 3 or mask.shape[0] != 1:
+                raise ValueError(f"mask: expected (1, H, W), got {tuple(mask.shape)}")
+            maps = maps * resize_maps(mask.to(maps), tuple(maps.shape[-2:]))
+        return replace(self, **{"flow" if self.spectrum is None else "spectrum": maps})
 
     def flow_at(self, phase: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Return the displacement at phases (N,) as (N, 2, H, W), px, on its own grid or resized to `size`.
@@ -107,59 +93,54 @@ class Motion:
             position = torch.as_tensor(phase).cpu().to(torch.float64) * self.num_frames % self.num_frames
             low = position.floor().long().clamp(max=len(self.flow) - 1)
             high = (low + 1) % len(self.flow)
-            share = (position - low).to(self.flow).view(-1, 1, 1, 1)
-            flow = self.flow[low] * (1 - share) + self.flow[high] * share
+            weight = (position - low).to(self.flow).view(-1, 1, 1, 1)
+            flow = self.flow[low] * (1 - weight) + self.flow[high] * weight
         return flow if size is None else resize_flow(flow, size)
 
     def importance(self) -> Tensor:
         """Return W = mean_t |F_t| as (1, H, W) on its own grid, in px of the default motion grid.
 
-        That is the unit the renderers were trained with, and softmax splatting takes its exponential: a plain flow at
-        the size of a photograph would make it 10 times as sharp. So W is multiplied by the root of the default area
-        over the grid's, for a plain flow always, for a spectrum only where the areas differ by more than a factor 1.5.
+        The renderers were trained in that unit, and softmax splatting takes the exponential of W. So W is multiplied by
+        the root of the default area over the grid's: for a plain flow always, for a spectrum only where the areas
+        differ by more than a factor of 1.5.
         """
-        maps = self.spectrum if self.spectrum is not None else self.flow
-        scale = default_grid_scale(*maps.shape[-2:])
+        scale = default_grid_scale(*self._maps.shape[-2:])
         if self.spectrum is None:
             return magnitude(self.flow).mean(0) * scale
         largest = math.sqrt(GRID_AREA_TOLERANCE)
         return mean_displacement(self.spectrum) * (1.0 if 1 / largest <= scale <= largest else scale)
 
     def check_aspect(self, height: int, width: int, name: str) -> None:
-        """Raise MotionFileError when a picture of height x width px cannot be the one this motion was made for."""
-        made_for = self.image_size
+        """Raise MotionFileError when an image of height x width px cannot be the one this motion was made for."""
+        made_for, tolerance = self.image_size, ASPECT_TOLERANCE
         if made_for is None:
-            # A file of unknown origin: its grid's own aspect, with the rounding a motion grid may have.
-            grid = (self.spectrum if self.spectrum is not None else self.flow).shape[-2:]
-            made_for = tuple(grid)
-            # A motion grid's sides are multiples of 32 px; any other has the picture's aspect, to a pixel.
-            is_motion_grid = all(side % GRID_MULTIPLE == 0 for side in grid)
-            tolerance = 0.15 if is_motion_grid else ASPECT_TOLERANCE + 1 / min(grid)
-        else:
-            tolerance = ASPECT_TOLERANCE
-        if abs(np.log(made_for[1] / made_for[0]) - np.log(width / height)) > tolerance:
+            # A motion grid's sides are multiples of 32 px; any other grid has the image's aspect, to a pixel.
+            made_for = self._maps.shape[-2:]
+            is_motion_grid = all(side % GRID_MULTIPLE == 0 for side in made_for)
+            tolerance = 0.15 if is_motion_grid else ASPECT_TOLERANCE + 1 / min(made_for)
+        if abs(math.log(made_for[1] / made_for[0]) - math.log(width / height)) > tolerance:
             raise MotionFileError(
-                f"{name}: made for a picture of {made_for[1]} x {made_for[0]} px, this one has {width} x {height}; "
-                "right: a picture of the same aspect ratio"
+                f"{name}: made for an image of {made_for[1]} x {made_for[0]} px, this one has {width} x {height}; "
+                "right: an image of the same aspect ratio"
             )
 
 
 def thumbnail(image: Tensor) -> str:
-    """Return what a picture (3, H, W) in [0, 1] looks like from far away: 8 x 8 grey levels in hexadecimal.
+    """Return 8 x 8 grey levels of an image (3, H, W) in [0, 1], in hexadecimal.
 
-    A motion file keeps it in its meta as "picture", to tell another picture of the same size.
+    A motion file keeps them in its meta as "picture", to recognise another image of the same size.
     """
     grey = F.adaptive_avg_pool2d(image.float().mean(0, keepdim=True), 8).flatten()
     return "".join(f"{round(float(level) * 255):02x}" for level in grey.clamp(0, 1))
 
 
 def is_other_image(motion: Motion, image: Tensor) -> bool:
-    """Tell whether a motion's meta names a picture that `image` (3, H, W) cannot be; False where it names none."""
-    told = motion.meta.get("picture")
-    if not isinstance(told, str) or len(told) != 128:
+    """Return whether a motion's meta holds the thumbnail of another image than `image` (3, H, W)."""
+    recorded = motion.meta.get("picture")
+    if not isinstance(recorded, str) or len(recorded) != 128:
         return False
     try:
-        levels = [np.frombuffer(bytes.fromhex(one), np.uint8).astype(float) for one in (told, thumbnail(image))]
+        levels = [np.frombuffer(bytes.fromhex(one), np.uint8).astype(float) for one in (recorded, thumbnail(image))]
     except ValueError:
         return False
     return float(np.abs(levels[0] - levels[1]).mean()) > OTHER_IMAGE_LEVELS
@@ -213,20 +194,18 @@ def load_motion(path: str | os.PathLike) -> Motion:
     path = Path(path)
     if not path.is_file():
         raise MotionFileError(f"{path}: no such file; right: a motion file (.npz) as generate_motion.py writes it")
-    # numpy takes anything that is no archive for a pickle; say what it is instead.
+    # numpy would report anything that is no archive as a pickle.
     if not zipfile.is_zipfile(path):
         raise MotionFileError(f"{path}: cannot be read as an .npz archive; right: a motion file")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            arrays = {
-                name: archive[name] for name in archive.files if name != "flow" or "spectrum" not in archive.files
-            }
+            names = [name for name in archive.files if name != "flow" or "spectrum" not in archive.files]
+            arrays = {name: archive[name] for name in names}
     except ARCHIVE_ERRORS as error:
+        reason = "cannot be read as an .npz archive; right: a motion file"
         if "pickle" in str(error).lower():
-            raise MotionFileError(
-                f"{path}: holds pickled objects, which are never loaded; right: plain arrays"
-            ) from None
-        raise MotionFileError(f"{path}: cannot be read as an .npz archive; right: a motion file") from None
+            reason = "holds pickled objects, which are never loaded; right: plain arrays"
+        raise MotionFileError(f"{path}: {reason}") from None
     return _checked_motion(path, arrays)
 
 
@@ -251,9 +230,7 @@ def _checked_motion(path: Path, arrays: dict[str, np.ndarray]) -> Motion:
     except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict):
-        raise MotionFileError(
-            f"{path}: `meta` is not a JSON object; right: a motion file as generate_motion.py writes it"
-        )
+        raise MotionFileError(f"{path}: `meta` is not a JSON object; right: a motion file of generate_motion.py")
     return Motion(spectrum, None, int(num_frames), fps, _checked_size(path, arrays), meta)
 
 
@@ -279,12 +256,10 @@ def _checked_size(path: Path, arrays: dict[str, np.ndarray]) -> tuple[int, int] 
         return None
     sides = arrays["image_size"].reshape(-1)
     if len(sides) != 2:
-        raise MotionFileError(
-            f"{path}: `image_size` has {len(sides)} numbers; right: two, the picture's height and width in pixels"
-        )
-    named = {"image_size": sides[:1]}, {"image_size": sides[1:]}
-    size = tuple(int(_checked_number(path, one, "image_size", (0, LARGEST_SIDE_PX), whole=True)) for one in named)
-    return size if min(size) > 0 else None
+        raise MotionFileError(f"{path}: `image_size` has {len(sides)} numbers; right: two, height and width in px")
+    limits = (0, LARGEST_SIDE_PX)
+    height, width = (_checked_number(path, {"image_size": side}, "image_size", limits, whole=True) for side in sides)
+    return (int(height), int(width)) if min(height, width) > 0 else None
 
 
 def _checked_array(path: Path, name: str, array: np.ndarray, *, channels: int) -> Tensor:
@@ -294,7 +269,7 @@ def _checked_array(path: Path, name: str, array: np.ndarray, *, channels: int) -
         )
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
-    # After the cast: what float32 cannot hold is Inf to everything that follows.
+    # Checked after the cast, which makes Inf of numbers that float32 cannot hold.
     if not np.isfinite(array).all():
         raise MotionFileError(f"{path}: `{name}` holds NaN or Inf in float32; right: finite numbers")
     return torch.from_numpy(array)

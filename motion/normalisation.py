@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,8 +10,10 @@ from torch import Tensor
 from motion.spectrum import PERIOD_S, amplitude
 
 PERCENTILE = 95.0
-# A bin that never moves in a set (rendered still scenes only) must not divide by zero.
+# A bin that never moves in a set (rendered static scenes only) must not divide by zero.
 MINIMUM_SCALE_PX = 1e-4
+# Histogram of magnitudes: its first cell, and cells for each factor of e
+LOWEST_PX, CELLS_PER_E, CELLS = 1e-5, 50, 1024
 
 
 @dataclass(frozen=True)
@@ -74,8 +73,9 @@ class Normalisation:
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary."""
         return {
-            "scale_px": [float(s) for s in self.scale],
+            "scale_px": self.scale.tolist(),
             "period_s": self.period_s,
+            "adaptive": self.adaptive,
             "percentile": PERCENTILE,
         }
 
@@ -85,19 +85,7 @@ class Normalisation:
         missing = {"scale_px", "period_s"} - set(data)
         if missing:
             raise ValueError(f"normalisation: expected the keys scale_px and period_s, missing {sorted(missing)}")
-        return cls(torch.tensor(data["scale_px"], dtype=torch.float32), float(data["period_s"]))
-
-    def save(self, path: str | os.PathLike) -> None:
-        """Write as JSON, through a temporary name."""
-        path = Path(path)
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n")
-        os.replace(temporary, path)
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> Normalisation:
-        """Read a JSON file written by `save`."""
-        return cls.from_dict(json.loads(Path(path).read_text()))
+        return cls(torch.tensor(data["scale_px"]), float(data["period_s"]), bool(data.get("adaptive", True)))
 
 
 @dataclass
@@ -110,18 +98,16 @@ class ScaleEstimator:
 
     num_bins: int
     period_s: float = PERIOD_S
-    cells_per_e: int = 50
-    lowest: float = 1e-5
     counts: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        self.counts = torch.zeros(self.num_bins, 1024, dtype=torch.float64)
+        self.counts = torch.zeros(self.num_bins, CELLS, dtype=torch.float64)
 
     def add(self, spectrum: Tensor, confidence: Tensor | None = None) -> None:
         """Count the magnitudes of one packed spectrum (K, 4, H, W), px, weighted by confidence (1, H, W) in [0, 1]."""
         size = amplitude(spectrum[: self.num_bins].float()).flatten(1).cpu()  # (K, HW)
         weight = torch.ones_like(size) if confidence is None else confidence.float().cpu().flatten().expand_as(size)
-        cell = ((size.clamp(min=self.lowest) / self.lowest).log() * self.cells_per_e).long().clamp(max=1023)
+        cell = ((size.clamp(min=LOWEST_PX) / LOWEST_PX).log() * CELLS_PER_E).long().clamp(max=CELLS - 1)
         self.counts.scatter_add_(1, cell, weight.to(torch.float64))
 
     def finish(self) -> Normalisation:
@@ -130,5 +116,5 @@ class ScaleEstimator:
             raise ValueError("no spectrum with any confidence was added")
         cumulative = self.counts.cumsum(1) / self.counts.sum(1, keepdim=True)
         cell = (cumulative < PERCENTILE / 100).sum(1)
-        scale = self.lowest * torch.exp((cell + 0.5) / self.cells_per_e)
+        scale = LOWEST_PX * torch.exp((cell + 0.5) / CELLS_PER_E)
         return Normalisation(scale.clamp(min=MINIMUM_SCALE_PX).float(), self.period_s)

@@ -7,7 +7,7 @@ This is the one place that states the scaling. With period T and phase u = t / T
 so F_0 = 0 exactly and every coefficient is in pixels of its own grid (Li et al., Generative Image Dynamics, CVPR 2024,
 section 3; ours: the anchor at frame 0 and the drift D). A spectrum is packed as real (K, 4, H, W) =
 (re_x, im_x, re_y, im_y). Bin 0 holds D in its imaginary part; its real part, -sum_k a_k, follows from the other bins,
-is ignored on decoding and left out of every figure.
+is ignored on decoding and left out of all metrics.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PERIOD_S = 5.0
 FPS = 30.0
 NUM_FRAMES = 150
 
-# Below this share of the period the lowest harmonic and the drift cannot be told apart by the fit.
+# Below this fraction of the period the lowest harmonic and the drift cannot be told apart by the fit.
 MINIMUM_COVERAGE = 0.9
 # Combinations of coefficients that the stamps determine worse than this (relative to the best) are left at zero. A
 # whole period keeps every one (1e-2 at 24 bins); in a clip that covers 94 % of it one reached 7e-5, and the fit put a
@@ -102,10 +102,11 @@ def fit_spectrum(
     # The solver matrix is tiny and needs float64; the product over pixels does not have to be held in float64 at once.
     computed_on = torch.device("cpu") if flow.device.type == "mps" else flow.device
     solver = torch.linalg.pinv(basis, rtol=RELATIVE_CUTOFF).to(computed_on)  # (P, T)
-    rows = [solver @ row.reshape(frames, -1).to(computed_on).to(torch.float64) for row in flow.split(64, dim=2)]
-    coefficients = torch.cat(
-        [r.view(-1, 2, s.shape[2], width) for r, s in zip(rows, flow.split(64, dim=2), strict=True)], 2
-    )
+    rows = []
+    for row in flow.split(64, dim=2):
+        fitted = solver @ row.reshape(frames, -1).to(computed_on).to(torch.float64)
+        rows.append(fitted.view(-1, 2, row.shape[2], width))
+    coefficients = torch.cat(rows, 2)  # (P, 2, H, W)
     a, b = coefficients[: num_bins - 1], coefficients[num_bins - 1 : 2 * (num_bins - 1)]  # (K-1, 2, H, W)
     spectrum = coefficients.new_zeros((num_bins, 4, height, width))
     spectrum[1:, 0::2] = a
@@ -138,32 +139,6 @@ def spectrum_to_flow(spectrum: Tensor, phase: Tensor) -> Tensor:
     basis = basis.to(spectrum.dtype).to(spectrum.device)
     flow = basis @ coefficients.flatten(-3)  # (..., N, 2 H W)
     return flow.unflatten(-1, coefficients.shape[-3:])  # (..., N, 2, H, W)
-
-
-def pack(coefficients: Tensor, drift: Tensor) -> Tensor:
-    """Pack complex coefficients and a drift.
-
-    Args:
-        coefficients: (..., K, 2, H, W) complex S_k = a_k - i b_k, px; bin 0 is overwritten.
-        drift: (..., 2, H, W) D, px.
-
-    Returns:
-        (..., K, 4, H, W) real: (re_x, im_x, re_y, im_y), bin 0 with D in its imaginary part.
-    """
-    packed = torch.view_as_real(coefficients.movedim(-3, -1))  # (..., K, H, W, 2, re|im)
-    packed = packed.flatten(-2).movedim(-1, -3).clone()  # (..., K, 4, H, W)
-    packed[..., 0, 0::2, :, :] = -packed[..., 1:, 0::2, :, :].sum(-4)
-    packed[..., 0, 1::2, :, :] = drift
-    return packed
-
-
-def unpack(spectrum: Tensor) -> tuple[Tensor, Tensor]:
-    """Split (..., K, 4, H, W) into complex (..., K, 2, H, W) with S_0 = -sum Re S_k, and D (..., 2, H, W)."""
-    drift = spectrum[..., 0, 1::2, :, :]
-    real, imaginary = spectrum[..., 0::2, :, :].clone(), spectrum[..., 1::2, :, :].clone()
-    real[..., 0, :, :, :] = -real[..., 1:, :, :, :].sum(-4)
-    imaginary[..., 0, :, :, :] = 0
-    return torch.complex(real, imaginary), drift
 
 
 def without_drift(spectrum: Tensor) -> Tensor:

@@ -12,12 +12,14 @@ import torch
 from diffusers import DDPMScheduler
 
 import evaluate
-import evaluation.ablation.train as ablation
+import evaluation.ablation as ablation
+import evaluation.training_scripts as training_scripts
+import train_frame_synthesis_softsplat
 import train_unet
 import train_vae
-from cli.parser import UsageError
 from data.clips import STORED_BINS
-from evaluation.ablation.train import MOTION_VARIANTS, VARIANTS, Ablation, Settings, measure_motion, with_stored_bins
+from evaluation import EvaluationError
+from evaluation.ablation import MOTION_VARIANTS, VARIANTS, Settings, measure_motion, trainings, with_stored_bins
 from evaluation.flags import KEYS
 from models.checkpoints import load_model
 from models.frame_synthesis import OPERATORS, FrameSynthesis
@@ -26,7 +28,12 @@ from models.unet import FrequencyUNet
 from models.vae import MotionVAE
 from motion.spectrum import spectrum_to_flow, truncate
 
-SCRIPTS = {"train_vae.py": train_vae, "train_unet.py": train_unet}
+SCRIPTS = {
+    "train_vae.py": train_vae,
+    "train_unet.py": train_unet,
+    "train_frame_synthesis_softsplat.py": train_frame_synthesis_softsplat,
+}
+FULL, K4, SINGLE_SCALE = "full method, K = 16", "K = 4", "renderer: single scale, learned importance"
 
 
 class Runner:
@@ -39,26 +46,30 @@ class Runner:
     def __call__(self, script: str, flags: list[str], log: Path) -> None:
         self.calls.append((script, list(flags)))
         if self.failing and self.failing in " ".join(flags):
-            raise UsageError("out of device memory")
+            raise EvaluationError("out of device memory")
         if self.trains:
             assert SCRIPTS[script].main(flags) == 0
             return
-        args = SCRIPTS[script].make_parser().parse_args(flags)
-        mark = {"step": args.steps, "batch_size": args.batch_size or 4, "accumulate": 1}
-        state = args.out / "checkpoints" / "step-0000001"
-        state.mkdir(parents=True)
-        (state / "state.json").write_text(json.dumps(mark))
+        torch.manual_seed(0)
+        out, bins = Path(self.values("--out")[-1]), int(self.values("--bins")[-1])
+        record = {"steps": 1, "hours_of_last_call": 0.25}
+        vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[0.5] * bins)
+        folder = out / "vae"
         if script == "train_unet.py":
-            torch.manual_seed(0)
-            vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[0.5] * args.bins)
-            shape = {"num_bins": args.bins, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
-            unet = FrequencyUNet(**shape, mode=args.mode, backbone="none")
+            shape = {"num_bins": bins, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
+            unet = FrequencyUNet(**shape, mode=flags[flags.index("--mode") + 1], backbone="none")
             torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
             schedule = DDPMScheduler(prediction_type="v_prediction", clip_sample=False)
-            MotionPipeline(vae, unet, schedule).save_pretrained(args.out / "pipeline")
+            folder = out / "pipeline" / "unet"
+            MotionPipeline(vae, unet, schedule).save_pretrained(out / "pipeline")
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder.parent / "training.json").write_text(json.dumps({folder.name: record}))
 
-    def value(self, flag: str) -> list[str]:
-        return [flags[flags.index(flag) + 1] for _, flags in self.calls if flag in flags]
+    def values(self, *names: str) -> list[str]:
+        return [flags[flags.index(name) + 1] for _, flags in self.calls for name in names if name in flags]
+
+    def scripts(self) -> list[str]:
+        return [script for script, _ in self.calls]
 
 
 @pytest.fixture
@@ -69,128 +80,111 @@ def runner(monkeypatch: pytest.MonkeyPatch) -> Runner:
 
 
 def settings_of(scene_set, **changes) -> Settings:
-    folder = str(scene_set.folder)
-    return replace(Settings((folder,), (folder,), grid=(64, 96), steps=1, samples=1), **changes)
+    return replace(Settings([str(scene_set.folder)], steps=1, grid=(64, 96), samples=1), **changes)
 
 
-def make(scene_set, folder: Path, runner, **changes) -> Ablation:
-    return Ablation(folder, settings_of(scene_set, **changes), [(scene_set, 1.0)], [scene_set], runner)
+def run(scene_set, out: Path, *flags: str) -> int:
+    shared = ["--data", str(scene_set.folder), "--grid", "96x64", "--samples", "1", "--out", str(out)]
+    return evaluate.main(["ablation", *shared, *flags])
+
+
+def rows_of(out: Path) -> dict[str, dict]:
+    return {row["row"]: row for row in json.loads((out / "results.json").read_text())}
 
 
 def test_one_table_of_all_that_is_finished(scene_set, runner, tmp_path, capsys) -> None:
-    out = tmp_path / "out"
-    flags = ["ablation", "--data", str(scene_set.folder), "--grid", "96x64", "--samples", "1", "--out", str(out)]
-    chosen = ["--steps", "1", "--batch-size", "2", "--variants"]
-    assert evaluate.main([*flags, *chosen, "full", "k4", "single-scale"]) == 0
-    assert [script for script, _ in runner.calls] == ["train_vae.py", "train_unet.py"] * 2
-    assert runner.value("--bins") == ["16", "16", "4", "4"]
-    rows = {row["row"]: row for row in json.loads((out / "results.json").read_text())}
-    assert list(rows) == ["full method, K = 16", "K = 4", "renderer: single scale, learned importance"]
-    for name, bins in (("full method, K = 16", 16), ("K = 4", 4)):
+    out, flags = tmp_path / "out", ["--steps", "1", "--batch-size", "2", "--variants"]
+    assert run(scene_set, out, *flags, "full", "k4") == 0
+    assert runner.scripts() == ["train_vae.py", "train_unet.py"] * 2
+    assert runner.values("--bins") == ["16", "16", "4", "4"]
+    rows = rows_of(out)
+    assert list(rows) == [FULL, K4]
+    for name, bins in ((FULL, 16), (K4, 4)):
         row = rows[name]
-        assert (row["bins"], row["steps"], row["samples"], row["vae_steps"], row["clips"]) == (bins, 1, 2, 1, 1)
+        assert (row["bins"], row["steps"], row["hours"], row["vae_hours"], row["clips"]) == (bins, 1, 0.25, 0.25, 1)
         assert 0 < row["epe_best_px"] and row["parameters_m"] > 0 and row["vae_parameters_m"] > 0
-    assert rows["renderer: single scale, learned importance"]["psnr_db"] > 10
-    model = load_model(FrameSynthesis, out / "variants/single-scale/run/frame_synthesis_softmax", component="renderer")
-    assert (model.config.scales, model.config.importance) == (1, "learned")
     printed = capsys.readouterr().out
-    assert "1 steps for each training" in printed and "train_unet.py --data" in printed
+    assert "1 steps for each training" in printed and "train_unet.py --steps" in printed
 
     # Again: nothing is trained twice, and a variant that needs the same VAE takes it
     runner.calls.clear()
-    assert evaluate.main([*flags, *chosen, "full", "k4", "volume"]) == 0
-    assert [script for script, _ in runner.calls] == ["train_unet.py"] and runner.value("--mode") == ["volume"]
-    assert [row["row"] for row in json.loads((out / "results.json").read_text())][:3] == [
-        "full method, K = 16",
-        "one volume",
-        "K = 4",
-    ]
-    assert evaluate.main([*flags, "--steps", "2", "--variants", "full"]) == 2
+    assert run(scene_set, out, *flags, "full", "k4", "volume") == 0
+    assert runner.scripts() == ["train_unet.py"] and runner.values("--mode") == ["volume"]
+    assert list(rows_of(out)) == [FULL, "one volume", K4]
+    assert run(scene_set, out, "--steps", "2", "--variants", "full") == 2
     assert "steps (was 1, now 2), batch_size (was 2, now None)" in capsys.readouterr().err
 
 
 def test_the_scripts_really_train(scene_set, runner, tmp_path) -> None:
     runner.trains = True
-    row = make(scene_set, tmp_path, None, steps=1, batch_size=1).make("k4")
-    assert (row["bins"], row["steps"], row["samples"], row["vae_samples"]) == (4, 1, 1, 1)
-    assert row["parameters_m"] > row["vae_parameters_m"] > 0.1 and row["motion_px"] > 0
-    assert (tmp_path / "variants/k4/run/pipeline/training.json").is_file() and list((tmp_path / "latents").iterdir())
+    assert run(scene_set, tmp_path, "--steps", "1", "--batch-size", "1", "--variants", "k4", "single-scale") == 0
+    rows = rows_of(tmp_path)
+    assert (rows[K4]["bins"], rows[K4]["steps"]) == (4, 1)
+    assert rows[K4]["parameters_m"] > rows[K4]["vae_parameters_m"] > 0.1 and rows[K4]["motion_px"] > 0
+    assert list((tmp_path / "latents").iterdir())
+    assert rows[SINGLE_SCALE]["psnr_db"] > 10 and rows[SINGLE_SCALE]["steps"] == 1
+    model = load_model(FrameSynthesis, tmp_path / "single-scale/frame_synthesis_softmax", component="renderer")
+    assert (model.config.scales, model.config.importance) == (1, "learned")
 
 
-def test_a_variant_that_fails_keeps_none_from_its_turn(scene_set, runner, tmp_path, capsys) -> None:
+def test_a_variant_that_fails_does_not_stop_the_others(scene_set, runner, tmp_path, capsys) -> None:
     runner.failing = "--bins 4 "
-    flags = ["--data", str(scene_set.folder), "--grid", "96x64", "--samples", "1", "--steps", "1"]
-    out = tmp_path / "out"
-    assert evaluate.main(["ablation", *flags, "--variants", "k4", "full", "--out", str(out)]) == 2
-    assert [row["row"] for row in json.loads((out / "results.json").read_text())] == ["full method, K = 16"]
+    assert run(scene_set, tmp_path, "--steps", "1", "--variants", "k4", "full") == 2
+    assert list(rows_of(tmp_path)) == [FULL]
     assert "k4 failed: out of device memory" in capsys.readouterr().out
 
 
-def test_what_was_cut_short_goes_on_by_steps_and_begins_anew_by_minutes(scene_set, tmp_path) -> None:
-    def killed(script: str, flags: list[str], log: Path) -> None:
-        run = Path(flags[flags.index("--out") + 1])
-        run.mkdir(parents=True)
-        (run / "options.json").write_text("{}")
+def test_what_was_cut_short_goes_on(scene_set, runner, tmp_path, monkeypatch) -> None:
+    def stop(script: str, flags: list[str], log: Path) -> None:
         raise KeyboardInterrupt
 
-    for changes in ({"steps": 1}, {"steps": None, "minutes": 0.5}):
-        seen = []
-
-        def look(script: str, flags: list[str], log: Path, seen: list = seen) -> None:
-            seen.append((flags, (log.parent / "run").exists()))
-            raise KeyboardInterrupt
-
-        folder = tmp_path / str(changes["steps"])
-        for run in (killed, look):
-            with pytest.raises(KeyboardInterrupt):
-                make(scene_set, folder, run, **changes).make("full")
-        ((flags, there),) = seen
-        by_steps = changes["steps"] is not None
-        assert (flags[-2:] == ["--resume", "auto"], there) == (by_steps, by_steps)
-        assert ("--minutes" in flags, "constant" in flags) == (not by_steps, not by_steps)
+    with monkeypatch.context() as patch:
+        patch.setattr(ablation, "run_script", stop)
+        assert run(scene_set, tmp_path, "--steps", "1", "--variants", "full") == 130
+    assert run(scene_set, tmp_path, "--steps", "1", "--variants", "full") == 0
+    assert [flags[-2:] for _, flags in runner.calls] == [["--resume", "auto"]] * 2
 
 
 def test_commands_are_what_the_scripts_take(scene_set, tmp_path) -> None:
-    settings = settings_of(scene_set, minutes=2.5, steps=None, backbone="squeezenet", backbone_weights="w.npz")
-    for variant in MOTION_VARIANTS:
-        flags = ablation.unet_flags(variant, settings, tmp_path / "run", tmp_path / "vae", tmp_path / "latents")
-        args = train_unet.make_parser().parse_args(flags)
-        assert (args.mode, args.bins, args.grid) == (variant.mode, variant.num_bins, (64, 96))
-        assert (args.minutes, args.schedule, args.backbone_weights) == (2.5, "constant", Path("w.npz"))
-        flags = ablation.vae_flags(variant, settings, tmp_path / "run")
-        args = train_vae.make_parser().parse_args(flags)
-        assert (args.bins, args.crop, args.normalisation) == (variant.num_bins, (64, 96), variant.normalisation)
+    settings = settings_of(scene_set, steps=7, backbone="squeezenet", backbone_weights=Path("w.npz"))
+    for key, (_, changes) in MOTION_VARIANTS.items():
+        vae, unet = trainings(key, settings, settings.data, tmp_path)
+        args = train_unet.make_parser().parse_args(unet.flags)
+        assert (args.mode, args.bins) == (changes.get("mode", "coordinated"), changes.get("bins", 16))
+        assert (args.steps, args.grid, args.backbone_weights) == (7, (64, 96), Path("w.npz"))
+        args = train_vae.make_parser().parse_args(vae.flags)
+        assert (args.bins, args.crop) == (changes.get("bins", 16), (64, 96))
+        assert args.normalisation == changes.get("normalisation", "adaptive")
     assert tuple(VARIANTS) == KEYS
 
 
 def test_dry_run_prints_the_commands_and_writes_nothing(scene_set, tmp_path, capsys) -> None:
-    flags = ["--data", str(scene_set.folder), "--grid", "96x64", "--steps", "7", "--out", str(tmp_path / "out")]
-    assert evaluate.main(["ablation", *flags, "--dry-run"]) == 0
+    assert run(scene_set, tmp_path / "out", "--steps", "7", "--dry-run") == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("train_unet.py") for line in lines) == 7
     assert sum(line.startswith("train_vae.py") for line in lines) == 5  # K = 4, 8, 16, 24, and 16 without adaptation
-    assert lines[-1].endswith("[scales=1] [importance=learned]")
+    assert "--scales 1 --importance learned" in lines[-1]
     assert not (tmp_path / "out").exists()
 
 
-def test_what_a_script_refuses_is_told_in_one_line(tmp_path) -> None:
-    with pytest.raises(UsageError, match=r"^--bins: expected a whole number above 0, got 'x'.*exit code 2; see .*log"):
-        ablation.run_script("train_vae.py", ["--bins", "x"], tmp_path / "log")
+def test_what_a_script_refuses_is_one_line(tmp_path) -> None:
+    with pytest.raises(
+        EvaluationError, match=r"--bins: expected a whole number above 0, got 'x'.*exit code 2; see .*log"
+    ):
+        training_scripts.run_script("train_vae.py", ["--bins", "x"], tmp_path / "log")
     assert "train_vae.py --bins x" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--steps", "1", "--minutes", "1"], "--minutes"),
         ([], "--steps"),
         (["--steps", "1", "--variants", "k5"], "k5"),
         (["--steps", "1", "--test-data", "nowhere"], "nowhere"),
     ],
 )
 def test_refuses_in_one_line(scene_set, tmp_path, capsys, flags, named) -> None:
-    arguments = ["ablation", "--data", str(scene_set.folder), "--out", str(tmp_path / "out"), *flags]
-    assert evaluate.main(arguments) == 2
+    assert run(scene_set, tmp_path / "out", *flags) == 2
     (error,) = capsys.readouterr().err.strip().splitlines()
     assert named in error and not (tmp_path / "out").exists()
 
@@ -206,7 +200,7 @@ class Oracle:
         (row,) = scene_set.rows("test")
         self.spectrum = truncate(scene_set.spectrum(row.id, STORED_BINS)[0], num_bins)
 
-    def __call__(self, images: torch.Tensor, *, num_samples: int, seed: int) -> torch.Tensor:
+    def __call__(self, images: torch.Tensor, *, num_samples: int, seed: int, precision: str) -> torch.Tensor:
         return self.spectrum.expand(1, num_samples, -1, -1, -1, -1)
 
 
@@ -215,9 +209,11 @@ def test_fewer_bins_pay_for_the_motion_they_cannot_show(scene_set) -> None:
     errors = {}
     for num_bins in (4, 24):
         normalisation = scene_set.normalisation(STORED_BINS)
-        figures = measure_motion(Oracle(scene_set, num_bins), [scene_set], normalisation, settings)
-        assert figures["gain"] == pytest.approx(1, abs=0.02) and figures["shape_factor"] == pytest.approx(1, abs=0.05)
-        errors[num_bins] = figures["epe_best_relative"]
+        metrics = measure_motion(Oracle(scene_set, num_bins), [scene_set], normalisation, settings)
+        assert metrics["amplitude_ratio"] == pytest.approx(1, abs=0.02) and metrics["shape_factor"] == pytest.approx(
+            1, abs=0.05
+        )
+        errors[num_bins] = metrics["epe_best_relative"]
     assert errors[24] < 1e-4 and errors[4] > 0.02
 
 

@@ -16,15 +16,18 @@ import numpy as np
 import pytest
 import torch
 from conftest import SHARED
+from videos import read_video
 
 import animate
 import generate_motion
+import interact
 import synthesize_gaussian
 import synthesize_softmax
 from animation.rendering import plan
-from data.media import read_image, resize_image, write_image
-from data.video import probe_video, read_video
+from data.media import read_image, write_image
+from data.video import probe_video
 from models.checkpoints import DEFAULT_CHECKPOINT
+from motion.flow import resize_maps
 from motion.looping import plan_playback
 from motion.motion_file import Motion, load_motion, save_motion
 
@@ -45,7 +48,8 @@ def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def run_animate(checkpoint: Path, *flags: object) -> int:
-    return animate.main([*map(str, flags), "--checkpoint", str(checkpoint), "--device", "cpu"])
+    models = [] if {"--motion", "--preview"} <= set(flags) else ["--checkpoint", checkpoint]
+    return animate.main([str(word) for word in (*flags, *models, "--device", "cpu")])
 
 
 def last_error(capsys) -> str:
@@ -190,10 +194,27 @@ def test_a_loop_in_a_motion_file_is_checked(checkpoint, photograph, tmp_path, ca
     assert "expected loop.phase to be a positive number, got 'soon'" in last_error(capsys)
 
 
+def test_several_pictures_are_animated_anew_unless_told(checkpoint, photograph, tmp_path, caplog):
+    """As a single one is: other flags give other videos."""
+    shutil.copy(photograph, tmp_path / "b.jpg")
+    call = [photograph, tmp_path / "b.jpg", *FAST, "--preview", "--out", tmp_path / "out"]
+    assert run_animate(checkpoint, *call) == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    assert run_animate(checkpoint, *call, "--magnify", 9, "--skip-existing") == 0
+    assert {path: path.read_bytes() for path in before} == before and len(before) == 2
+    assert run_animate(checkpoint, *call, "--magnify", 9) == 0
+    assert all(path.read_bytes() != content for path, content in before.items())
+    one = [photograph, *FAST, "--preview", "--out", tmp_path / "out"]
+    content = (tmp_path / "out" / "photo.mp4").read_bytes()
+    with caplog.at_level("INFO"):
+        assert run_animate(checkpoint, *one, "--skip-existing") == 0
+    assert (tmp_path / "out" / "photo.mp4").read_bytes() == content and "1 of 1 are there already" in caplog.text
+
+
 def test_folder_goes_on_skips_and_reports(checkpoint, photograph, tmp_path, capsys, caplog):
     folder, out = tmp_path / "pictures", tmp_path / "out"
     folder.mkdir()
-    write_image(folder / "wide.png", resize_image(read_image(photograph), (40, 100)))
+    write_image(folder / "wide.png", resize_maps(read_image(photograph), (40, 100)))
     write_image(folder / "same.png", read_image(photograph))
     shutil.copy(photograph, folder / "same.jpg")
     (folder / "text.jpg").write_text("no picture")
@@ -204,9 +225,9 @@ def test_folder_goes_on_skips_and_reports(checkpoint, photograph, tmp_path, caps
     (out / "wide.mp4").unlink()
     before = (out / "same_png.mp4").stat().st_mtime_ns
     with caplog.at_level("INFO"):
-        assert run_animate(checkpoint, folder, *FAST, "--out", out) == 0
+        assert run_animate(checkpoint, folder, *FAST, "--out", out, "--skip-existing") == 0
     assert (out / "wide.mp4").exists() and (out / "same_png.mp4").stat().st_mtime_ns == before
-    assert "2 of 3 are finished already" in caplog.text
+    assert "2 of 3 are there already" in caplog.text
 
 
 def test_the_two_commands_of_the_readme(checkpoint, photograph, tmp_path):
@@ -236,7 +257,7 @@ def test_motion_does_not_depend_on_the_size_of_the_video(checkpoint, tmp_path):
         assert torch.equal(motion.spectrum, wanted.spectrum) and motion.image_size == wanted.image_size
         frames = sorted((out / "p").glob("*.png"))
         assert len(frames) == 3 and max(read_image(frames[0]).shape) == size
-        render = ["--image", picture, "--flow", flow, "--outdir", out, *flags[2:], *models]
+        render = ["--image", picture, "--flow", flow, "--outdir", out, *flags[2:]]
         assert synthesize_softmax.main([str(word) for word in render]) == 0
         assert frames[2].read_bytes() == (out / "softmax_result" / frames[2].name).read_bytes()
 
@@ -254,6 +275,26 @@ def test_precision_is_honoured_on_the_cpu(checkpoint, photograph, tmp_path, monk
     flags = ["--motion", make_motion(tmp_path / "m.npz"), "--out", tmp_path / "a.mp4", "--precision", precision]
     assert run_animate(checkpoint, photograph, "--seconds", 0.1, *flags) == 0
     assert asked == [precision]
+
+
+def test_precision_is_of_all_networks_of_a_call(checkpoint, photograph, tmp_path, monkeypatch):
+    import models.motion_pipeline
+
+    asked, original = [], models.motion_pipeline.denoise
+
+    def denoise(*arguments, **options):
+        asked.append(options["precision"])
+        return original(*arguments, **options)
+
+    monkeypatch.setattr(models.motion_pipeline, "denoise", denoise)
+    common = ["--checkpoint", checkpoint, "--device", "cpu", "--steps", 2, "--precision", "bf16", "--out"]
+    for main, flags in (
+        (animate.main, [*common, tmp_path / "a.mp4", photograph, "--seconds", 0.1, "--preview"]),
+        (generate_motion.main, [*common, tmp_path / "m.npz", "--input", photograph]),
+        (interact.main, [*common, tmp_path / "page.html", photograph]),
+    ):
+        assert main([str(flag) for flag in flags]) == 0
+    assert asked == ["bf16"] * 3
 
 
 def test_plain_flow_of_anybody_is_rendered(checkpoint, photograph, tmp_path):
@@ -295,7 +336,6 @@ def test_bad_pictures(checkpoint, photograph, tmp_path, capsys, name):
         (["--seconds", "0.001"], "--seconds"),
         (["--format", "gif", "--out", "x.mp4"], "--format gif"),
         (["--checkpoint", "/nowhere"], "/nowhere"),
-        (["--motion", "/nowhere.npz"], "/nowhere.npz"),
         (["--mask", "/nowhere.png"], "/nowhere.png"),
         (["--frobnicate"], "--frobnicate"),
         (["--magnify", "nan"], "--magnify"),
@@ -319,7 +359,7 @@ def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags,
         (["--fps", "1", "--seconds", "1"], "--seconds, --fps, --slow: "),
         (["--seconds", "1e15"], "--seconds, --fps, --slow: "),
         (["--slow", "1e-300", "--loop"], "--seconds, --fps, --slow: "),
-        (["--mask", "text.png"], "text.png: is not a picture"),
+        (["--mask", "text.png"], "text.png: is not an image"),
         (["--mask", "square.png"], "square.png: the mask is 20 x 20"),
         (["--motion-out", "m.mp4"], "--motion-out m.mp4: right: a name that ends in .npz"),
         (["--motion-out", "text.png/m.npz"], "--motion-out text.png/m.npz: its folder cannot be made"),
@@ -327,6 +367,18 @@ def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags,
         (["--out", "x.png"], "--out x.png: .png is not written"),
         (["--out", "text.png/new"], "its folder cannot be made"),
         (["--precision", "fp16"], "--precision fp16: needs a GPU; right: no, bf16"),
+        (["--motion", "nowhere.npz"], "nowhere.npz"),
+        *(
+            (["--motion", "short.npz", *flag.split()], f"{flag.split()[0]}: --motion is there already")
+            for flag in ("--sampler dpm", "--steps 9", "--guidance 0", "--seed 0", "--loop-weight 200")
+        ),
+        (["--motion", "short.npz", "--preview", "--checkpoint", "x"], "--checkpoint: no network runs"),
+        (["--motion", "short.npz", "--preview", "--precision", "no"], "--precision: no network runs"),
+        (["--preview", "--tile", "64"], "--tile: belongs to the network"),
+        (["--preview", "--compile"], "--compile: belongs to the network"),
+        (["--loop", "--loop-recurrences", "1"], "--loop-recurrences: belongs to --loop-seconds S"),
+        (["--loop-seconds", "2", "--loop-weight", "9"], "--loop-weight: is of the gradient"),
+        (["--loop-seconds", "2", "--loop-guidance", "closing", "--loop-recurrences", "2"], "--loop-recurrences: "),
         (["--motion", "short.npz"], "--seconds, --fps, --slow: "),
         (["--loop-seconds", "0.01"], "--loop-seconds 0.01: right: 0.0667 to 33333.3 s at 30 frames/s"),
         (["--loop-seconds", "1e300"], "--loop-seconds 1e+300: right: "),
@@ -363,7 +415,9 @@ def test_synthesis_is_checked_before_models_are_loaded(checkpoint, photograph, t
     out, flow = tmp_path / "out", make_motion(tmp_path / "m.npz")
     base = ["--image", str(photograph), "--flow", str(flow), "--outdir", str(out), "--device", "cpu"]
     for flags, named in ((["--fps", "0.01"], "--fps 0.01"), (["--seconds", "1e15"], "--seconds"),
-                         (["--mask", "no.png"], "no.png"), (["--precision", "fp16"], "--precision")):  # fmt: skip
+                         (["--mask", "no.png"], "no.png"), (["--precision", "fp16"], "--precision"),
+                         (["--preview", "--precision", "no"], "--precision: no network runs"),
+                         (["--preview", "--tile", "0"], "--tile: belongs to the network")):  # fmt: skip
         assert synthesize_gaussian.main([*base, *flags]) == 2
         assert named in last_error(capsys) and not out.exists()
 
@@ -386,7 +440,7 @@ def test_bad_motion_files(checkpoint, photograph, tmp_path, capsys):
     make_motion(tmp_path / "aspect.npz", size=(60, 90))
     for name, message in [("version", "version 7"), ("nan", "NaN"), ("pickle", "pickled"), ("aspect", "aspect")]:
         out = tmp_path / "out"
-        assert run_animate(checkpoint, photograph, *FAST, "--motion", tmp_path / f"{name}.npz", "--out", out) == 2
+        assert run_animate(checkpoint, photograph, "--motion", tmp_path / f"{name}.npz", "--out", out) == 2
         error = last_error(capsys)
         assert f"{name}.npz" in error and message in error
         assert not list(out.glob("*"))
@@ -418,7 +472,7 @@ def test_renderer_of_another_operator(checkpoint, photograph, tmp_path, capsys):
     shutil.rmtree(folder / "frame_synthesis_softmax")
     shutil.copytree(folder / "frame_synthesis_gaussian", folder / "frame_synthesis_softmax")
     motion = make_motion(tmp_path / "m.npz")
-    assert run_animate(folder, photograph, *FAST, "--motion", motion, "--out", tmp_path / "out") == 2
+    assert run_animate(folder, photograph, "--motion", motion, "--out", tmp_path / "out") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
     assert "frame_synthesis_softmax: was trained with the operator gaussian; right: softmax" in error
@@ -440,10 +494,10 @@ def start(arguments: list[str]) -> subprocess.Popen:
     )
 
 
-def test_ctrl_c_leaves_nothing_half_written(checkpoint, photograph, tmp_path):
+def test_ctrl_c_leaves_nothing_half_written(photograph, tmp_path):
     motion, out = make_motion(tmp_path / "m.npz"), tmp_path / "out"
     flags = [str(photograph), "--motion", str(motion), "--seconds", "600", "--out", str(out), "--preview"]
-    process = start([*flags, "--checkpoint", str(checkpoint)])
+    process = start(flags)
     deadline = time.monotonic() + 90
     while not (out.is_dir() and list(out.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.1)
@@ -488,7 +542,7 @@ def test_help_is_quick_and_names_every_flag():
     for flag in (
         "--out --splat --loop --magnify --slow --seconds --fps --size --mask --seed --sampler --steps --guidance "
         "--format --motion-out --motion --preview --tile --compile --batch-size --drift --no-drift "
-        "--checkpoint --device"
+        "--checkpoint --device --skip-existing"
     ).split():
         assert flag in text
     assert text.startswith("usage:") and "\npython animate.py photo.jpg  " in text

@@ -27,8 +27,9 @@ class Pipeline:
     def __init__(self) -> None:
         self.asked: list[tuple] = []
 
-    def predict(self, image: torch.Tensor, *, seed: int) -> Motion:
+    def predict(self, image: torch.Tensor, *, seed: int, precision: str) -> Motion:
         self.asked.append((tuple(image.shape), seed))
+        self.precision = precision
         spectrum = torch.zeros(4, 4, 16, 24)
         spectrum[1:, :, 4:12, 6:18] = 0.5
         return Motion(spectrum, None, 150, 30.0, tuple(image.shape[-2:]), {})
@@ -52,11 +53,12 @@ def upload(tmp_path_factory):
 
 
 def test_a_picture_comes_back_as_a_video(tmp_path, upload):
-    studio, shares = make_studio(tmp_path, size_px=48), []
+    studio, shares = make_studio(tmp_path, size_px=48, precision="bf16"), []
     path, page = studio.animate(upload(), splat="gaussian", strength=2.0, seconds=0.5, seed=4, progress=shares.append)
     info = probe_video(path)
     assert (info.width, info.height) == (48, 32) and info.fps == pytest.approx(30)
     assert shares[-1] == 1 and shares == sorted(shares)
+    assert studio.pipeline.precision == "bf16"
     # Motion is predicted from 512 px and not from the video's 48: it must not depend on the video's size.
     assert studio.pipeline.asked == [((3, 48, 72), 4)]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, page.name])

@@ -22,16 +22,17 @@ from cli.parser import (
     non_negative_int,
     positive_float,
     positive_int,
+    refuse_flags,
     size_px,
 )
-from cli.run import ON_CPU, command, run, user_message
+from cli.run import OUT_OF_MEMORY, command, run, user_message
 from training.loop import LoopOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def make_main(action=lambda args: None):
-    @command(memory_flags=("--tile", "--size", ON_CPU))
+    @command
     def main(argv=None):
         parser = Parser(description="toy")
         parser.add_argument("pictures", nargs="*", help="pictures")
@@ -88,6 +89,15 @@ def test_values_arrive():
     assert (args.size, args.out, args.dry_run, args.seed, args.device) == ((160, 256), Path("x.npz"), True, 7, "auto")
 
 
+def test_a_flag_that_would_do_nothing_is_refused_with_its_default_too(capsys):
+    main = make_main(lambda args: refuse_flags(args, ["--fps", "--seed"], "nothing plays") or vars(args)["seed"])
+    for flags in (["--fps", "30"], ["--fps=30"]):
+        assert main(["a.png", *flags]) == 2
+        assert capsys.readouterr().err == "test_cli.py: error: --fps: nothing plays\n"
+    assert main(["--loop", "--", "--seed"]) == 0
+    assert "typed" not in vars(Parser().parse_args([]))
+
+
 class OutOfMemoryError(RuntimeError):
     pass
 
@@ -104,8 +114,12 @@ class Named(ValueError):
     [
         (UsageError("--mask m.png: another\nsize"), 2, "error: --mask m.png: another size"),
         (Named("a.jpg: empty"), 2, "error: a.jpg: empty"),
+        (Named("dry_run: not here: why"), 2, "error: --dry-run: not here: why"),
+        (Named("out a b.mp4: full"), 2, "error: --out a b.mp4: full"),
+        (Named("loop closure failed"), 2, "error: loop closure failed"),
+        (Named("video: not a flag"), 2, "error: video: not a flag"),
         (PermissionError(13, "Permission denied", "/out"), 2, "error: /out: Permission denied"),
-        (OutOfMemoryError("CUDA"), 2, "error: out of device memory; lower --tile or --size, or use --device cpu\n"),
+        (OutOfMemoryError("CUDA"), 2, f"error: {OUT_OF_MEMORY}\n"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -116,26 +130,6 @@ def test_errors_become_lines_and_codes(error, code, message, capsys):
     assert make_main(fail)([]) == code
     printed = capsys.readouterr().err
     assert printed.startswith(f"test_cli.py: {message}") and printed.count("\n") == 1
-
-
-def test_memory_flags_of_the_command_that_ran(monkeypatch, capsys):
-    """By the first word, of the process's arguments too; a command that is not named has nothing to lower."""
-
-    @command(memory_flags={"large": ("--tile",), "fast": (ON_CPU,)})
-    def main(argv=None):
-        raise OutOfMemoryError("CUDA")
-
-    for argv, said in (
-        (["large", "fast"], "; lower --tile"),
-        (["fast"], "; use --device cpu"),
-        (["other"], ""),
-        ([], ""),
-    ):
-        assert main(argv) == 2
-        assert capsys.readouterr().err == f"test_cli.py: error: out of device memory{said}\n"
-        monkeypatch.setattr(sys, "argv", ["toy.py", *argv])
-        assert main() == 2
-        assert capsys.readouterr().err == f"test_cli.py: error: out of device memory{said}\n"
 
 
 def test_our_own_mistakes_keep_their_traceback():
@@ -206,9 +200,8 @@ def test_half_precision_needs_a_gpu():
 def test_presets_give_what_flags_leave_open():
     parser = Parser()
     add_training_flags(parser)
-    add_shared_flags(parser, "seed", "precision", "resume")
     args = parser.parse_args(["--steps", "7", "--seed", "2", "--ema-decay", "0"])
-    options = LoopOptions.from_flags(args, steps=100, batch_size=16)
+    options = LoopOptions.from_preset({"steps": 100, "batch_size": 16}, vars(args))
     assert (options.steps, options.batch_size, options.seed, options.ema_decay) == (7, 16, 2, 0.0)
     assert options.learning_rate == LoopOptions().learning_rate and options.compile is False
 

@@ -272,7 +272,7 @@ def test_training_shows_still_parts_and_measuring_does_not(scene_set: ClipSet, m
     calls = []
     part = {"image": torch.zeros(3, 8, 8), "displacement": torch.zeros(1, 8, 8)}
     monkeypatch.setattr(displacement, "static_sample", lambda *arguments: calls.append(arguments) or part)
-    for augment, expected in ((True, displacement.STILL_SAMPLES), (False, 0.0)):
+    for augment, expected in ((True, displacement.STATIC_SAMPLES), (False, 0.0)):
         calls.clear()
         dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment)
         shown = sum(dataset[SampleKey(0, 0, seed)] is part for seed in range(100))
@@ -282,8 +282,8 @@ def test_training_shows_still_parts_and_measuring_does_not(scene_set: ClipSet, m
 def test_still_photographs_are_shown_in_crops(scene_set: ClipSet):
     """Half of the still samples, and only in training; a photograph of one colour is told by it."""
     grey = torch.full((3, 50, 300), 0.5)
-    for augment, share in ((True, displacement.STILL_SAMPLES * displacement.STILL_PICTURES), (False, 0.0)):
-        dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment, still=[grey])
+    for augment, share in ((True, displacement.STATIC_SAMPLES * displacement.STATIC_IMAGES), (False, 0.0)):
+        dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment, static=[grey])
         samples = [dataset[SampleKey(0, 0, seed)] for seed in range(200)]
         shown = [sample for sample in samples if float(sample["image"].std((1, 2)).max()) == 0]
         assert len(shown) / 200 == pytest.approx(share, abs=0.08)

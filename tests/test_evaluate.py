@@ -11,7 +11,8 @@ import torch
 
 import evaluate
 import evaluation.clips as evaluation_clips
-from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSet, ClipSetError, ClipSetWriter, Pair
+from data.clip_writer import ClipContent, ClipSetWriter
+from data.clips import PAIRS_ONLY, ClipRow, ClipSet, ClipSetError, Pair
 from data.media import write_image
 from data.optical_flow import weights_digest
 from data.prepare_clip import ClipJob, prepare_video
@@ -21,7 +22,7 @@ from evaluation.clips import choose_clips, open_clip
 from evaluation.frames.measure import remap
 from models.frame_synthesis import FrameSynthesis
 
-SPLATS = ["average splat", "softmax splat", "gaussian splat EWA", "gaussian splat iso", "seed's weighting splat"]
+SPLATS = ["average splat", "softmax splat", "gaussian splat EWA", "gaussian splat iso", "Gaussian importance splat"]
 ROWS = [*SPLATS, "OpenCV remap", "frame 0 repeated"]
 SIZE = (32, 48)
 
@@ -87,7 +88,7 @@ def test_scenes_are_rendered_with_their_exact_flow(tmp_path: Path) -> None:
     clip_set = render_scene_set(tmp_path / "set", 6, size=(48, 64), pairs=1)
     (row,) = choose_clips(clip_set, "test", None, 0)
     clip = open_clip(clip_set, row, 60)
-    assert (clip.origin, clip.num_frames) == ("scene", 2)
+    assert (clip.origin, len(clip.times_s)) == ("scene", 2)
     targets, flow = next(clip.batches(8))
     scene = evaluation_clips.make_scene(int(row.source.split(":")[1]), size=(48, 64))
     assert torch.equal(flow, torch.stack([scene.flow(2.0), scene.flow(4.0)]))
@@ -156,13 +157,13 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
     never[:, :10] = True
     monkeypatch.setattr(evaluation_clips, "static_pixels", lambda first, frames: never if len(frames) == 8 else ~never)
     clip = open_clip(clip_set, row, 3)
-    assert (clip.origin, clip.num_frames) == ("video", 2)
+    assert (clip.origin, len(clip.times_s)) == ("video", 2)
     targets, flow = next(clip.batches(8))
     moved = flow[:, 0, 20:44, 30:66].flatten(1).median(1).values
     torch.testing.assert_close(moved, torch.tensor([3.0, 6.0]), atol=0.3, rtol=0)
     again = next(open_clip(clip_set, row, 3).batches(8))
     assert torch.equal(again[1], flow) and torch.equal(again[0], targets)
-    assert open_clip(clip_set, row, 1).num_frames == 7
+    assert len(open_clip(clip_set, row, 1).times_s) == 7
     assert asked == [(2, "dis_fast"), (5, "dis_fast")]  # the second time from the cache, the third only what it lacks
     assert len(still) == 4 and all(mask is never for mask in still)
 
@@ -177,7 +178,7 @@ def test_raft_weights_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(evaluation_clips, "flow_method", lambda clip_set: "raft")
     flags = ["frames", "--data", str(clip_set.folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert evaluate.main(flags) == 2
-    assert "right: --raft-weights FILE" in capsys.readouterr().err.strip().splitlines()[-1]
+    assert "--raft-weights: the flow of" in capsys.readouterr().err.strip().splitlines()[-1]
     assert evaluate.main([*flags, "--raft-weights", str(weights)]) == 2
     assert "raft.pth: no such file" in capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -222,7 +223,7 @@ def test_remap_reads_against_the_flow() -> None:
         (["frames", "--data", "nowhere"], "nowhere: not a clip set"),
         (["frames", "--data", "SET", "--split", "train"], "no clip of split train"),
         (["frames", "--data", "SET", "--checkpoint", "nowhere"], "--checkpoint nowhere: no frame synthesis model"),
-        (["frames", "--data", "SET", "--lpips-weights", "no.pth"], "--lpips-weights no.pth: no such file"),
+        (["frames", "--data", "SET", "--lpips-weights", "no.pth"], "no.pth: no such file"),
         (["frames", "--data", "SET", "--precision", "fp16", "--device", "cpu"], "--precision fp16: needs a GPU"),
         (["pictures"], "right: frames, splats, motion, still, video, ablation, data, sources, flow"),
     ],

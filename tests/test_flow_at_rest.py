@@ -54,7 +54,7 @@ def largest(clip: FlowClip) -> tuple[float, float, float]:
     visible, _ = visible_flow(clip.first, clip.frames, flow)
     names = [prefix + name for prefix in ("", "mean_colour_") for name in READINGS]
     found = [unchanged_flow(clip, values) for values in (flow, visible)]
-    assert all(figures[f"share_{name}"] > 0.1 for figures in found for name in names)
+    assert all(figures[f"fraction_{name}"] > 0.1 for figures in found for name in names)
     moving = flow[..., 8:-8, 56:88].square().sum(1).sqrt().mean()
     return *(max(figures[name] for name in names) for figures in found), float(moving)
 

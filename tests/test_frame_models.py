@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cli.parser import UsageError
+from evaluation import EvaluationError
 from evaluation.frames.models import find_models, find_seeds, model_notes
-from models.checkpoints import CheckpointError
 from models.frame_synthesis import FrameSynthesis
 
 
@@ -31,7 +30,7 @@ def test_rows_are_named_by_how_a_model_splats(tmp_path: Path) -> None:
         "model gaussian EWA": {"operator": "gaussian"},
         "model gaussian iso": {"operator": "gaussian", "ewa": False},
         "model gaussian EWA 0.6 px": {"operator": "gaussian", "sigma": 0.6},
-        "model seed's weighting": {"operator": "gaussian", "weighting": "gaussian"},
+        "model Gaussian importance": {"operator": "gaussian", "weighting": "gaussian"},
         "model softmax": {},
         "model softmax, learned importance": {"importance": "learned"},
     }
@@ -45,9 +44,9 @@ def test_each_checkpoint_is_a_row_of_its_own(tmp_path: Path) -> None:
     assert [one.row for one in find_models(runs)] == ["model softmax (old/run)", "model softmax (new/run)"]
     (alone,) = find_models([runs[0] / "frame_synthesis_softmax"])
     assert alone.row == "model softmax"
-    with pytest.raises(UsageError, match="--checkpoint .*: names a folder twice"):
+    with pytest.raises(EvaluationError, match="^checkpoint .*: names a folder twice"):
         find_models([runs[0], runs[0]])
-    with pytest.raises(CheckpointError, match="--checkpoint .*nowhere: no frame synthesis model"):
+    with pytest.raises(EvaluationError, match="^checkpoint .*nowhere: no frame synthesis model"):
         find_models([tmp_path / "nowhere"])
 
 
@@ -70,12 +69,12 @@ def test_seeds_share_a_row(tmp_path: Path) -> None:
         ({"seed": 1, "flags": {"batch_size": 8}}, r"differ in more than the seed: batch_size \(4, 8\)"),
         ({"seed": 1, "flags": {"perceptual_weights": "w.npz"}}, r"more than the seed: perceptual \(False, True\)"),
         ({"seed": 1, "scales": 1}, r"more than the seed: scales \(None, 1\)"),
-        ({"seed": None}, "no training.json beside it that says its seed"),
+        ({"seed": None}, "no training.json beside it with its seed"),
     ],
 )
 def test_what_differs_in_more_than_the_seed_is_refused(tmp_path: Path, second: dict, message: str) -> None:
     runs = [make_run(tmp_path / "one"), make_run(tmp_path / "two", **second)]
-    with pytest.raises(UsageError, match=f"--seeds-of.*{message}"):
+    with pytest.raises(EvaluationError, match=f"^seeds_of.*{message}"):
         find_seeds(runs)
     assert len(find_models(runs)) == 2
 

@@ -10,8 +10,12 @@ import torch
 from evaluation.frames.statistics import ClipMetrics, FrameTables, spread
 
 
+def numbers(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
 def figures(*errors: float, ssim: float = 0.5, distance: float = 1.0) -> dict[str, torch.Tensor]:
-    error = torch.tensor(errors, dtype=torch.float64)
+    error = numbers(*errors)
     shared = {"ssim": torch.full_like(error, ssim), "feature_distance": torch.full_like(error, distance)}
     return {"squared_error": error, "psnr_db": -10 * error.log10(), **shared}
 
@@ -22,7 +26,7 @@ def make_tables() -> FrameTables:
     PSNR by clip: A 20 and 30 (seeds 0 and 1), so 25; B 26; average 20, 20, 10.
     """
     clips = [
-        ClipMetrics(name, source, "video", [0.4, 1.0], [0.2, 3.0], of_methods)
+        ClipMetrics(name, source, "video", numbers(0.4, 1.0), numbers(0.2, 3.0), of_methods)
         for name, source, of_methods in (
             ("a1", "a", {"A0": figures(1e-2, 1e-2), "A1": figures(1e-3, 1e-3), "B": figures(10**-2.6, 10**-2.6)}),
             ("a2", "a", {"A0": figures(1e-2, 1e-2), "A1": figures(1e-3, 1e-3), "B": figures(10**-2.6, 10**-2.6)}),
@@ -30,13 +34,13 @@ def make_tables() -> FrameTables:
         )
     ]
     for clip, error in zip(clips, (1e-2, 1e-2, 1e-1), strict=True):
-        clip.figures["splat"] = figures(error, error, ssim=0.4, distance=2.0)
+        clip.metrics["splat"] = figures(error, error, ssim=0.4, distance=2.0)
     rows = {"A": ["A0", "A1"], "B": ["B"], "average splat": ["splat"]}
     return FrameTables(rows, clips, 0, ["A", "B"], {"A0": 0, "A1": 1, "B": 1}, ["lpips_alex"])
 
 
-def by_row(rows: list[dict], figure: str | None = None) -> dict[str, dict]:
-    return {row["row"]: row for row in rows if figure is None or row["figure"] == figure}
+def by_row(rows: list[dict], metric: str | None = None) -> dict[str, dict]:
+    return {row["row"]: row for row in rows if metric is None or row["metric"] == metric}
 
 
 def test_means_over_seeds_and_clips() -> None:
@@ -86,8 +90,10 @@ def test_intervals_have_every_figure() -> None:
 
 def test_buckets_pool_their_own_frames() -> None:
     error = figures(1e-1, 1e-2, 3e-2, 1e-4)
-    clip = ClipMetrics("c", "s", "video", [0.4, 0.5, 2.5, 9.0], [0.1, 1.0, 1.99, 2.0], {"average splat": error})
-    still = ClipMetrics("d", "t", "video", [0.1], [0.0], {"average splat": figures(1e-3)})
+    clip = ClipMetrics(
+        "c", "s", "video", numbers(0.4, 0.5, 2.5, 9.0), numbers(0.1, 1.0, 1.99, 2.0), {"average splat": error}
+    )
+    still = ClipMetrics("d", "t", "video", numbers(0.1), numbers(0.0), {"average splat": figures(1e-3)})
     tables = FrameTables({"average splat": ["average splat"]}, [clip, still])
     motion = {row["motion_px"]: row for row in tables.by_motion()}
     assert list(motion) == ["0 to 0.5", "1 to 2", "2 to 4"]  # an empty bucket has no row
@@ -115,7 +121,7 @@ def test_clips_of_a_source_are_drawn_together_in_a_bucket() -> None:
     clips = []
     for index, gain in enumerate((5, 5, 5, 5, 15)):
         both = {"A": figures(10 ** (-2 - gain / 10)), "average splat": figures(1e-2)}
-        clips.append(ClipMetrics(str(index), "b" if gain == 15 else "a", "video", [1.0], [1.0], both))
+        clips.append(ClipMetrics(str(index), "b" if gain == 15 else "a", "video", numbers(1.0), numbers(1.0), both))
     row, _ = FrameTables({"A": ["A"], "average splat": ["average splat"]}, clips, 0, ["A"]).by_motion()
     assert row["over_average_db"] == pytest.approx(7)
     assert (row["over_low_db"], row["over_high_db"]) == pytest.approx((5, 15))

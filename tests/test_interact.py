@@ -12,6 +12,7 @@ import subprocess
 import zlib
 from types import SimpleNamespace
 
+import modal_tools
 import numpy as np
 import pytest
 import torch
@@ -21,7 +22,7 @@ from PIL import Image
 import interact
 from animation import interactive_page as interactive_page
 from data.media import read_image, write_image
-from motion.modal import Simulation, dequantise, quantise
+from motion.modal import Simulation, quantise
 from motion.motion_file import Motion, save_motion, thumbnail
 
 GRID = (32, 48)
@@ -129,7 +130,7 @@ def test_mistakes_are_one_line_and_leave_nothing(files, capsys, case):
         named = "one bin"
     elif case == "aspect":
         save_motion(files.flow, example_motion(image_size=(96, 64)))
-        named = "m.npz: made for a picture of 64 x 96"
+        named = "m.npz: made for an image of 64 x 96"
     elif case == "missing":
         arguments["--flow"] = files.folder / "none.npz"
         named = "none.npz"
@@ -194,7 +195,13 @@ def test_the_neural_renderer_shows_what_is_poked(files, checkpoint):
         (["--video", "v.mp4", "--poke", "9,2,3,4@0", "--out", "p.html"], "--out: is the page's"),
         (["--video", "v.mp4", "--poke", "9,2,3,4@0", "--seconds", "0.001"], "0 frames; right: 1 to"),
         (["--video", "v.xyz", "--poke", "9,2,3,4@0"], "v.xyz"),
-        (["--precision", "fp16", "--device", "cpu"], "--precision fp16"),
+        (["--steps", "9"], "--steps: --flow is there already"),
+        (["--seed", "0"], "--seed: --flow is there already"),
+        (["--splat", "softmax"], "--splat: belongs to a video"),
+        (["--device", "cpu"], "--device: a page is made of --flow without it"),
+        (["--precision", "no"], "--precision: no network runs with --flow"),
+        (["--video", "v.mp4", "--wind", "1", "--preview", "--checkpoint", "x"], "--checkpoint: no network runs"),
+        (["--video", "v.mp4", "--wind", "1", "--precision", "fp16", "--device", "cpu"], "--precision fp16"),
     ],
 )
 def test_mistakes_about_pokes_are_one_line(files, flags, message, monkeypatch, capsys):
@@ -307,14 +314,14 @@ def test_javascript_simulates_what_python_does(damping):
         ("step", 0.8),
         ("read",),
     ]
-    simulation = Simulation(dequantise(codes, scale, modes.frequency_hz))
+    simulation = Simulation(modal_tools.dequantise(codes, scale, modes.frequency_hz))
     expected = []
     for name, *values in actions:
         if name == "set":
             setattr(simulation, *values)
         elif name == "read":
             field = simulation.displacement()[:, ::5, ::5].flatten(1).T
-            expected.append((field.numpy(), simulation.energy(), simulation.reach()))
+            expected.append((field.numpy(), modal_tools.energy(simulation), simulation.reach()))
         elif name == "hold":
             simulation.hold(*values[:4], pointer=values[5] if len(values) > 4 else 0)
         else:

@@ -19,11 +19,9 @@ from data.media import (
     MediaError,
     atomic_path,
     contact_sheet,
-    encode_png,
     list_images,
     read_image,
     read_mask,
-    resize_image,
     to_bytes,
     write_image,
 )
@@ -241,7 +239,7 @@ def test_bad_files(tmp_path, pixels):
     (tmp_path / "text.jpg").write_text("not a picture at all\n")
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder.jpg").mkdir()
-    assert "is not a picture" in message_of(tmp_path / "text.jpg")
+    assert "is not an image" in message_of(tmp_path / "text.jpg")
     assert "empty" in message_of(tmp_path / "empty.jpg")
     assert "folder" in message_of(tmp_path / "folder.jpg")
     assert "no such file" in message_of(tmp_path / "missing.jpg")
@@ -292,7 +290,7 @@ def test_masks(tmp_path):
     Image.fromarray(layer).save(tmp_path / "b.png")
     read = read_mask(tmp_path / "b.png", (40, 60))
     assert read[0, 5, 5].item() == pytest.approx(0.587, abs=1e-3) and read[0, 5, 50] == 0
-    with pytest.raises(MediaError, match="a.png: the mask is 60 x 40 px and the picture 40 x 40"):
+    with pytest.raises(MediaError, match="a.png: the mask is 60 x 40 px and the image 40 x 40"):
         read_mask(tmp_path / "a.png", (40, 40))
 
 
@@ -337,11 +335,6 @@ def test_wrong_tensors_are_value_errors(tmp_path, image):
     with pytest.raises(ValueError, match="image: expected"):
         write_image(tmp_path / "a.png", image)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_encode_png(pixels):
-    data = encode_png(as_tensor(pixels))
-    assert np.array_equal(cv2.imdecode(np.frombuffer(data, np.uint8), 1)[..., ::-1], pixels)
 
 
 def test_writing_to_bad_places(tmp_path):
@@ -395,15 +388,6 @@ def test_list_pictures(tmp_path):
     for paths in ([tmp_path / "none"], [tmp_path / "missing.jpg"], []):
         with pytest.raises(MediaError):
             list_images(paths)
-
-
-def test_resize_image():
-    ramp = torch.arange(8.0).expand(2, 1, 4, 8) / 8
-    small = resize_image(ramp, (2, 4))
-    assert small.shape == (2, 1, 2, 4)
-    # Anti-aliased by 2: the triangle filter reaches over 4 px, so an inner value is the mean position of its pair.
-    assert torch.allclose(small[0, 0, 0, 1:3], torch.tensor([2.5, 4.5]) / 8, atol=1e-6)
-    assert torch.equal(resize_image(ramp[0], (4, 8)), ramp[0])
 
 
 def test_contact_sheet():

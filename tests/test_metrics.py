@@ -1,4 +1,4 @@
-"""Figures against values worked out by hand and torchmetrics' own; tables as files."""
+"""Image metrics against values worked out by hand and torchmetrics' own; tables as files."""
 
 from __future__ import annotations
 
@@ -14,18 +14,11 @@ from apple_device import AppleDevice, on_apple
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 from torchvision.models import alexnet, squeezenet1_1
 
-from cli.parser import UsageError
-from metrics.images import (
-    Lpips,
-    SequenceMetrics,
-    decibel,
-    frame_metrics,
-    image_metrics,
-    load_lpips,
-    pool_frames,
-    squared_error,
-    write_results,
-)
+from data.result_tables import write_results
+from evaluation import EvaluationError
+from evaluation.frames.table import load_lpips
+from metrics import WeightsError
+from metrics.images import Lpips, decibel, frame_metrics, pool_frames, squared_error
 
 
 def frames(*levels: float, size: int = 16) -> torch.Tensor:
@@ -33,19 +26,13 @@ def frames(*levels: float, size: int = 16) -> torch.Tensor:
 
 
 def test_psnr_pools_the_error_before_the_logarithm():
-    metrics = SequenceMetrics()
-    metrics.add(frames(0.6), frames(0.5))  # squared error .01
-    metrics.add(frames(0.8), frames(0.5))  # .09
-    first = metrics.finish("one")
-    assert first["psnr_db"] == pytest.approx(-10 * math.log10(0.05), abs=1e-4)
-    assert first["psnr_frames_db"] == pytest.approx((20 - 10 * math.log10(0.09)) / 2, abs=1e-4)
-    assert first["frames"] == 2
-    metrics.add(frames(0.51), frames(0.5))  # 40 dB
-    second = metrics.finish("two")
-    summary = metrics.summary()
-    assert summary["psnr_db"] == pytest.approx((first["psnr_db"] + second["psnr_db"]) / 2)
-    assert summary["sequences"] == 2 and summary["frames"] == 3
-    assert list(summary)[:3] == ["psnr_db", "ssim", "psnr_frames_db"]
+    found = pool_frames(frame_metrics(frames(0.6, 0.8), frames(0.5, 0.5)))  # squared errors 0.01 and 0.09
+    assert found["psnr_db"] == pytest.approx(-10 * math.log10(0.05), abs=1e-4)
+    assert found["psnr_frames_db"] == pytest.approx((20 - 10 * math.log10(0.09)) / 2, abs=1e-4)
+    assert found["frames"] == 2
+    figures = {"squared_error": torch.tensor([0.01, 0.03]), "psnr_db": torch.tensor([20.0, 15.0])}
+    found = pool_frames(figures | {"ssim": torch.tensor([0.5, 0.7])})
+    assert found == pytest.approx({"psnr_db": 16.9897, "ssim": 0.6, "psnr_frames_db": 17.5, "frames": 2}, abs=1e-4)
 
 
 def test_output_is_clipped_not_rounded_and_exact_frames_have_100_db():
@@ -74,18 +61,10 @@ def test_figures_equal_torchmetrics():
         )
         expected = structural_similarity_index_measure(one, other, data_range=1.0)
         assert float(found["ssim"][index]) == pytest.approx(float(expected), abs=1e-6)
-    means = image_metrics(pred, target)
-    assert means["ssim"] == pytest.approx(float(found["ssim"].mean()), abs=1e-6) and "squared_error" not in means
-
-
-def test_sequence_errors():
-    metrics = SequenceMetrics()
-    with pytest.raises(ValueError, match="at least one frame"):
-        metrics.finish("empty")
-    with pytest.raises(ValueError, match="at least one finished"):
-        metrics.summary()
     with pytest.raises(ValueError, match=r"expected the shape of pred \(1, 3, 16, 16\)"):
-        metrics.add(frames(0.1), frames(0.1, size=8))
+        frame_metrics(frames(0.1), frames(0.1, size=8))
+    with pytest.raises(ValueError, match=r"N > 0, got \(0, 3, 16, 16\)"):
+        frame_metrics(frames(0.1)[:0], frames(0.1)[:0])
 
 
 @pytest.fixture(scope="module")
@@ -106,42 +85,33 @@ def test_lpips_takes_its_backbone_from_the_file(alex_weights):
     found = frame_metrics(pred, target, lpips=[lpips])["lpips_alex"]
     assert found.shape == (2,) and (found > 0).all()
     assert float(lpips(pred, pred).abs().max()) == 0.0
-    metrics = SequenceMetrics(lpips=[lpips])
-    metrics.add(pred, target)
-    metrics.finish("one")
-    assert metrics.summary()["lpips_alex"] == pytest.approx(float(found.mean()))
 
 
 def test_several_lpips_side_by_side(alex_weights, tmp_path):
     torch.manual_seed(2)
     torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet.pth")
-    networks, lines = load_lpips(["squeeze", "alex"], [tmp_path / "squeezenet.pth", alex_weights])
+    networks = load_lpips(["squeeze", "alex"], [tmp_path / "squeezenet.pth", alex_weights])
     pred, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
     found = frame_metrics(pred, target, lpips=networks)
-    assert list(found)[-2:] == ["lpips_squeeze", "lpips_alex"] and not lines
+    assert list(found)[-2:] == ["lpips_squeeze", "lpips_alex"]
     assert torch.equal(found["lpips_alex"], Lpips("alex", alex_weights)(pred, target))
     assert (found["lpips_squeeze"] > 0).all() and not torch.equal(found["lpips_squeeze"], found["lpips_alex"])
 
 
-def test_lpips_without_or_with_wrong_weights(alex_weights, tmp_path, caplog):
-    caplog.set_level(logging.WARNING)
-    found, (line,) = load_lpips(["alex", "vgg"], None)
-    assert found == [] and "lpips_alex (alexnet), lpips_vgg (vgg16)" in line and "--lpips-weights" in line
-    assert line in caplog.text
-    with pytest.raises(UsageError, match="another network"):
-        load_lpips(["vgg"], [alex_weights])
-    with pytest.raises(UsageError, match="--lpips-weights .*no such file"):
-        load_lpips(["alex"], [tmp_path / "none.pth"])
-    with pytest.raises(UsageError, match="needs torchvision's squeezenet1_1"):
-        load_lpips(["squeeze"], [tmp_path / "caffe.npz"])
-    with pytest.raises(UsageError, match="names a network twice"):
-        load_lpips(["alex", "alex"], [alex_weights, alex_weights])
-    with pytest.raises(UsageError, match="--lpips-weights: 1 for --lpips-network alex vgg; right: one for each"):
-        load_lpips(["alex", "vgg"], [alex_weights])
+def test_wrong_weights_of_lpips(alex_weights, tmp_path):
+    assert load_lpips(["alex", "vgg"], None) == []
     broken = tmp_path / "broken.pth"
     broken.write_bytes(alex_weights.read_bytes()[:1000])
-    with pytest.raises(UsageError, match="--lpips-weights .*broken.pth: not readable as weights"):
-        load_lpips(["alex"], [broken])
+    for error, message, networks, weights in (
+        (WeightsError, "another network", ["vgg"], [alex_weights]),
+        (WeightsError, "none.pth: no such file", ["alex"], [tmp_path / "none.pth"]),
+        (WeightsError, "needs torchvision's squeezenet1_1", ["squeeze"], [tmp_path / "caffe.npz"]),
+        (WeightsError, "broken.pth: not readable as weights", ["alex"], [broken]),
+        (EvaluationError, "names a network twice", ["alex", "alex"], [alex_weights, alex_weights]),
+        (EvaluationError, "lpips_weights: 1 for alex vgg; right: one for each", ["alex", "vgg"], [alex_weights]),
+    ):
+        with pytest.raises(error, match=message):
+            load_lpips(networks, weights)
 
 
 def test_lpips_from_the_hub(alex_weights, tmp_path, monkeypatch, caplog):
@@ -157,21 +127,15 @@ def test_lpips_from_the_hub(alex_weights, tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    (lpips,), lines = load_lpips(["alex"], ["hub"])
-    assert lpips.name == "lpips_alex" and not lines
+    (lpips,) = load_lpips(["alex"], ["hub"])
+    assert lpips.name == "lpips_alex"
     url = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
     assert asked == [(url, "7be5be79")]
     assert f"from {url} to {tmp_path / 'checkpoints' / 'alexnet-owt-7be5be79.pth'}" in caplog.text
     load_lpips(["alex"], ["hub"])
     assert len(asked) == 1
-    with pytest.raises(UsageError, match="--lpips-weights hub: https://.*vgg16.*cannot be had .no network."):
+    with pytest.raises(WeightsError, match="https://.*vgg16.*cannot be downloaded .no network."):
         load_lpips(["alex", "vgg"], ["hub"])
-
-
-def test_pooled_frames_by_hand():
-    figures = {"squared_error": torch.tensor([0.01, 0.03]), "psnr_db": torch.tensor([20.0, 15.0])}
-    found = pool_frames(figures | {"ssim": torch.tensor([0.5, 0.7])})
-    assert found == pytest.approx({"psnr_db": 16.9897, "ssim": 0.6, "psnr_frames_db": 17.5, "frames": 2}, abs=1e-4)
 
 
 def test_results_in_four_formats(tmp_path):
@@ -188,18 +152,5 @@ def test_results_in_four_formats(tmp_path):
     with open(tmp_path / "out/results.csv") as file:
         table = list(csv.DictReader(file))
     assert table[0]["frames"] == "149" and table[1]["lpips_alex"] == ""
-    latex = (tmp_path / "out/results.tex").read_text().splitlines()
-    assert latex[0] == "% 2 clips" and r"\begin{tabular}{lrrrr}" in latex
-    assert r"row & psnr\_db & ssim & frames & lpips\_alex \\" in latex
-    assert r"softmax & 24.16 & 0.8803 & 149 & -- \\" in latex and r"repeat $|$ frame 0 & -- & -- & -- & -- \\" in latex
-    assert latex.count(r"\end{table}") == 1 and latex[-1] == r"\end{table}"
     with pytest.raises(ValueError, match="row"):
         write_results(tmp_path, [{"psnr_db": 1.0}], title="x")
-
-
-def test_latex_prints_what_was_written(tmp_path):
-    rows = [{"row": r"a_1 {50 %} \ #2 & ~^", "change_db": -0.25}]
-    write_results(tmp_path, rows, title="50 % & more", notes=["two\nlines"])
-    latex = (tmp_path / "results.tex").read_text()
-    assert r"a\_1 \{50 \%\} \textbackslash{} \#2 \& \textasciitilde{}\textasciicircum{} & $-$0.2500 \\" in latex
-    assert r"\caption{50 \% \& more}" in latex and latex.startswith("% two lines\n")

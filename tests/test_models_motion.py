@@ -305,11 +305,12 @@ def test_half_precision_is_close_and_the_sampler_stays_in_float32(checkpoint, mo
     monkeypatch.setattr(DPMSolverMultistepScheduler, "step", step)
     pipeline = MotionPipeline.load(checkpoint)
     seen = []
-    pipeline.unet.conv_in.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    for layer in (pipeline.unet.conv_in, pipeline.vae.autoencoder.decoder.conv_in):
+        layer.register_forward_hook(lambda module, inputs, output: seen.append((module, output.dtype)))
     if cast:
         pipeline.to(torch.bfloat16)
     found = pipeline(picture(), seed=3, steps=8, precision="no" if cast else "bf16")
-    assert set(dtypes) == {torch.float32} and set(seen) == {torch.bfloat16}
+    assert set(dtypes) == {torch.float32} and len(set(seen)) == 2 and {dtype for _, dtype in seen} == {torch.bfloat16}
     assert found.dtype == torch.float32
     error = (found - expected).abs().mean() / expected.abs().mean()
     assert 1e-5 < error < 0.03

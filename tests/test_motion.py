@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
 import torch
 from apple_device import AppleDevice, OnApple, on_apple
 
-from motion.flow import apply_motion_controls, magnitude, motion_grid_size, resize_flow, resize_maps, resize_spectrum
+from motion.flow import magnitude, motion_grid_size, resize_flow, resize_maps, resize_spectrum
 from motion.looping import MAX_FRAMES, plan_playback
 from motion.modal import Modes
+from motion.motion_file import Motion
 from motion.normalisation import Normalisation, ScaleEstimator
 from motion.spectrum import (
     amplitude,
     bin_frequencies_hz,
     fit_spectrum,
     mean_displacement,
-    pack,
     spectrum_to_flow,
     truncate,
-    unpack,
     without_drift,
 )
 
 
 def random_spectrum(num_bins: int = 16, size: tuple[int, int] = (3, 5), seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
-    coefficients = torch.complex(
-        torch.randn(num_bins, 2, *size, generator=generator), torch.randn(num_bins, 2, *size, generator=generator)
-    )
-    return pack(coefficients, torch.randn(2, *size, generator=generator) * 3)
+    spectrum = torch.randn(num_bins, 4, *size, generator=generator)
+    spectrum[0, 1::2] *= 3
+    spectrum[0, 0::2] = -spectrum[1:, 0::2].sum(0)
+    return spectrum
 
 
 def test_series_of_one_harmonic_by_hand():
@@ -95,13 +95,6 @@ def test_bin_zero_real_part_is_dependent_and_ignored():
     assert torch.equal(spectrum_to_flow(spectrum, phase), spectrum_to_flow(changed, phase))
     torch.testing.assert_close(spectrum[0, 0::2], -spectrum[1:, 0::2].sum(0))
     assert torch.equal(amplitude(spectrum), amplitude(changed))
-
-
-def test_pack_and_unpack_are_inverse():
-    spectrum = random_spectrum()
-    coefficients, drift = unpack(spectrum)
-    assert coefficients.shape == (16, 2, 3, 5) and coefficients[0].imag.abs().max() == 0
-    torch.testing.assert_close(pack(coefficients, drift), spectrum)
 
 
 def test_fit_refuses_what_it_cannot_answer():
@@ -179,7 +172,7 @@ def test_normalisation_is_exact_and_hand_computed():
     torch.testing.assert_close(normalisation.denormalise(normalisation.normalise(full)), full, atol=1e-5, rtol=1e-5)
 
 
-def test_scale_estimator_matches_the_percentile(tmp_path):
+def test_scale_estimator_matches_the_percentile():
     spectra = [random_spectrum(4, (40, 50), seed) for seed in range(3)]
     estimator = ScaleEstimator(4)
     for spectrum in spectra:
@@ -187,9 +180,10 @@ def test_scale_estimator_matches_the_percentile(tmp_path):
     scale = estimator.finish().scale
     sizes = torch.stack([amplitude(s) for s in spectra], 1).flatten(1)
     torch.testing.assert_close(scale, sizes.quantile(0.95, dim=1), rtol=0.03, atol=0)
-    normalisation = Normalisation(scale)
-    normalisation.save(tmp_path / "statistics.json")
-    assert torch.equal(Normalisation.load(tmp_path / "statistics.json").scale, normalisation.scale)
+    for kept in (Normalisation(scale), Normalisation(scale).linear()):
+        read = Normalisation.from_dict(json.loads(json.dumps(kept.to_dict())))
+        assert torch.equal(read.scale, kept.scale) and read.adaptive == kept.adaptive
+    assert Normalisation.from_dict({"scale_px": [1.0], "period_s": 5.0}).adaptive  # an older file
 
 
 def test_scale_estimator_leaves_out_what_has_no_confidence():
@@ -203,7 +197,7 @@ def test_scale_estimator_leaves_out_what_has_no_confidence():
 def test_magnify_and_mask():
     spectrum = random_spectrum(4, (2, 2))
     mask = torch.tensor([[[1.0, 0.0], [0.5, 1.0]]])
-    moved = apply_motion_controls(spectrum, magnify=2.0, mask=mask)
+    moved = Motion(spectrum).controlled(magnify=2.0, mask=mask).spectrum
     torch.testing.assert_close(moved[..., 0, 0], spectrum[..., 0, 0] * 2)
     assert moved[..., 0, 1].abs().max() == 0
     torch.testing.assert_close(moved[..., 1, 0], spectrum[..., 1, 0])
@@ -291,3 +285,12 @@ def test_apple_devices_get_no_float64():
         assert Modes.from_spectrum(there).sample(1.5, 1.0).dtype == torch.complex128
     for result, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(result.as_subclass(torch.Tensor), wanted)
+
+
+def test_maps_are_anti_aliased_when_they_shrink():
+    ramp = torch.arange(8.0).expand(2, 1, 4, 8) / 8
+    small = resize_maps(ramp, (2, 4))
+    assert small.shape == (2, 1, 2, 4)
+    # Anti-aliased by 2: the triangle filter reaches over 4 px, so an inner value is the mean position of its pair.
+    assert torch.allclose(small[0, 0, 0, 1:3], torch.tensor([2.5, 4.5]) / 8, atol=1e-6)
+    assert torch.equal(resize_maps(ramp[0], (4, 8)), ramp[0])

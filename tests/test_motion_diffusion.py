@@ -17,12 +17,12 @@ from models.unet import GAUSSIAN_MEDIAN, LEAST_MAGNITUDE, FrequencyUNet
 from training.motion_diffusion import (
     FEATURE_DROPOUT,
     MAGNITUDE_WEIGHT,
-    PictureStage,
+    ImageEncoderStage,
     diffusion_loss,
     feature_dropout_mask,
+    image_encoder_loss,
     magnitude_error,
     noise_weights,
-    picture_loss,
     validation_loss,
     validation_magnitude,
 )
@@ -59,21 +59,23 @@ def test_magnitude_error_is_least_at_the_deviation_of_gaussian_latents():
     assert float(candidates[errors.argmin()]) == pytest.approx(1.7, rel=0.03)
 
 
-def test_picture_loss_weighs_by_confidence():
+def test_image_encoder_loss_weighs_by_confidence():
     """Where the flow is not trusted nothing counts; s = 1 elsewhere, against latents of 2: 2 - .6745."""
     unet = small_unet()
     torch.nn.init.zeros_(unet.magnitude.weight)
     torch.nn.init.constant_(unet.magnitude.bias, math.log(math.exp(1 - LEAST_MAGNITUDE) - 1))  # softplus gives .9
     batch = make_batch(1) | {"latents": torch.full((1, 3, 4, 8, 12), 2.0), "confidence": torch.zeros(1, 1, 8, 12)}
     batch["confidence"][..., :6], batch["latents"][..., 6:] = 1, 9.0
-    loss = picture_loss(PictureStage(unet), batch, num_features=unet.image_encoder.num_features)["loss"]
+    loss = image_encoder_loss(ImageEncoderStage(unet), batch, num_features=unet.image_encoder.num_features)["loss"]
     assert loss.item() == pytest.approx(2 - 0.6745, rel=1e-4)
 
 
 def test_picture_stage_trains_the_encoder_alone():
     unet = small_unet()
     unet.set_stage("picture")
-    picture_loss(PictureStage(unet), make_batch(), num_features=unet.image_encoder.num_features)["loss"].backward()
+    image_encoder_loss(ImageEncoderStage(unet), make_batch(), num_features=unet.image_encoder.num_features)[
+        "loss"
+    ].backward()
     trained = {name.split(".")[0] for name, p in unet.named_parameters() if p.grad is not None}
     assert trained == {"image_encoder", "magnitude"}
 
@@ -299,7 +301,7 @@ def test_validation_figures_are_of_as_many_clips_as_asked_for():
             seen.append(key.item)
             return super().__getitem__(key)
 
-    validation_magnitude(PictureStage(small_unet()), Seven(), limit=4)
+    validation_magnitude(ImageEncoderStage(small_unet()), Seven(), limit=4)
     assert seen == [0, 2, 4, 6]
 
 

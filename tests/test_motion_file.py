@@ -46,7 +46,7 @@ def test_a_plain_flow_has_the_aspect_of_its_picture(height: int, width: int, fit
         motion.check_aspect(height, width, "f.npz")
         Motion(flow=torch.zeros(3, 2, 160, 256)).check_aspect(9 * height, 16 * height, "f.npz")  # a motion grid
     else:
-        with pytest.raises(MotionFileError, match="right: a picture of the same aspect ratio"):
+        with pytest.raises(MotionFileError, match="right: an image of the same aspect ratio"):
             motion.check_aspect(height, width, "f.npz")
 
 

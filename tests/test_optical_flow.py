@@ -187,7 +187,7 @@ def test_chunks_do_not_change_the_result(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("method", "said"), [("raft", "--raft-weights FILE"), ("pyflow", "setup.py build_ext"), ("magic", "choose one of")]
+    ("method", "said"), [("raft", "needs the file of"), ("pyflow", "setup.py build_ext"), ("magic", "choose one of")]
 )
 def test_a_method_that_cannot_run_says_how_to_get_it(method, said, monkeypatch):
     # PyPI's pyflow is another program: it can be imported and has no flow

@@ -41,14 +41,15 @@ def test_a_preview_needs_no_models(script, photograph, tmp_path, monkeypatch):
 
     monkeypatch.setattr(animation.synthesis, "load_renderer", lambda *a: pytest.fail("a network was loaded"))
     flow = plain_flow(tmp_path / "f.npz", (90, 60))
-    for checkpoint in ("/nowhere", str(tmp_path)):
-        assert run(script, photograph, flow, tmp_path / "out", "--preview", "--checkpoint", checkpoint) == 0
+    assert run(script, photograph, flow, tmp_path / "out", "--preview") == 0
     assert len(frames_of(tmp_path / "out")) == 3
 
 
-def test_a_preview_of_a_given_motion_needs_no_models(photograph, tmp_path):
+def test_a_preview_of_a_given_motion_needs_no_models(photograph, tmp_path, monkeypatch):
+    for name in ("load_renderer", "load_pipeline"):
+        monkeypatch.setattr(animate, name, lambda *a: pytest.fail("a network was loaded"))
     flow = plain_flow(tmp_path / "f.npz", (90, 60))
-    flags = [photograph, "--motion", flow, "--preview", "--checkpoint", "/nowhere", "--out", tmp_path / "a.mp4"]
+    flags = [photograph, "--motion", flow, "--preview", "--out", tmp_path / "a.mp4"]
     assert animate.main([str(word) for word in [*flags, "--device", "cpu"]]) == 0
 
 
@@ -75,7 +76,7 @@ def test_flow_of_another_size_is_resized_rescaled_and_noted(photograph, tmp_path
 def test_motion_of_another_picture_is_refused_or_noted(photograph, tmp_path, capsys, caplog):
     assert run(synthesize_softmax, photograph, plain_flow(tmp_path / "wide.npz", (60, 90)), tmp_path / "out") == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and "wide.npz: made for a picture of 90 x 60 px" in error
+    assert error.count("\n") == 1 and "wide.npz: made for an image of 90 x 60 px" in error
     assert not (tmp_path / "out").exists()
 
     spectrum = torch.zeros(4, 4, 96, 64)

@@ -12,21 +12,22 @@ import sys
 import time
 from pathlib import Path
 
-import imageio_ffmpeg
 import pytest
 import torch
 import torch.nn.functional as F
+from videos import write_sound, write_uneven, write_video
 
 import prepare_data
+from data import optical_flow
 from data import prepare_clip as sources
-from data.clips import ClipRow, ClipSet, ClipSetWriter, motion_metrics
+from data.clip_writer import ClipSetWriter
+from data.clips import ClipRow, ClipSet, motion_metrics
 from data.find_clips import find_clips, fit_to_set, name_groups
 from data.media import read_image, write_image
 from data.optical_flow import METHODS
 from data.prepare_clip import read_clip, repeated_frames
 from data.set_report import describe_set
 from data.video import Video
-from data.video_writer import VideoWriter
 from motion.spectrum import spectrum_to_flow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -46,12 +47,6 @@ def swaying(count: int, fps: float, amplitude_px: float = 1.5, size=(64, 64), se
     x = x - dx.view(-1, 1, 1)
     grid = torch.stack([2 * x / (size[1] - 1) - 1, (2 * y / (size[0] - 1) - 1).expand_as(x)], -1)
     return F.grid_sample(texture.expand(count, -1, -1, -1), grid, padding_mode="reflection", align_corners=True)
-
-
-def write_video(path: Path, frames: torch.Tensor, fps: float) -> Path:
-    with VideoWriter(path, fps=fps) as writer:
-        writer.write(frames)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -265,22 +260,18 @@ def test_several_clips_of_a_video_never_cross_a_cut(long_videos, tmp_path):
 def odd_videos(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("odd")
     fine = write_video(folder / "fine.mp4", swaying(50, 10), 10)
-    ffmpeg("-f", "lavfi", "-i", "sine=duration=1", folder / "sound.mp4")
+    write_sound(folder / "sound.mp4")
     # the index comes first, as in files for the web, so that the rest of what is there can be read
-    ffmpeg("-i", fine, "-c", "copy", "-movflags", "faststart", folder / "truncated.mp4")
-    whole = (folder / "truncated.mp4").read_bytes()
+    whole = fine.read_bytes()
     (folder / "truncated.mp4").write_bytes(whole[: len(whole) * 2 // 3])
     write_video(folder / "single.mp4", swaying(1, 10), 10)
-    ffmpeg("-i", fine, "-vf", "crop=63:61", "-c:v", "ffv1", folder / "odd.mkv")
+    frames, times_s = swaying(50, 10), [index / 10 for index in range(50)]
+    write_uneven(folder / "odd.mkv", frames[..., :61, :63], times_s, codec="ffv1")
     write_video(folder / "tall.mp4", swaying(50, 10, size=(128, 64)), 10)
     # a variable rate, as telephones write it: every third frame is missing from 2 s on
-    ffmpeg("-i", fine, "-vf", "select='lt(n,20)+mod(n,3)'", "-fps_mode", "passthrough", folder / "variable.mkv")
+    kept = [index for index in range(50) if index < 20 or index % 3]
+    write_uneven(folder / "variable.mkv", frames[kept], [times_s[index] for index in kept])
     return folder
-
-
-def ffmpeg(*arguments: object) -> None:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-y", *map(str, arguments)]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 def test_bad_videos_get_one_line_each_and_the_rest_goes_on(odd_videos, tmp_path, capsys):
@@ -401,6 +392,7 @@ def test_the_contact_sheet_shows_picture_motion_and_slice(prepared):
         (["videos", "VIDEOS/none.mp4", "--out", "OUT"], "no such file or folder"),
         (["videos", "EMPTY", "--out", "OUT"], "no videos there"),
         (["videos", "VIDEOS", "--out", "OUT", "--method", "raft"], "--raft-weights FILE"),
+        (["videos", "VIDEOS", "--out", "OUT", "--raft-weights", "x"], "--raft-weights: belongs to --method raft"),
         (["videos", "VIDEOS", "--out", "VIDEOS/notes.txt"], "notes.txt"),
         (["videos", "VIDEOS", "--out", "VIDEOS"], "not a clip set"),
         (["scenes", "--num", "2", "--out", "OUT", "--kinds", "cactus"], "--kinds cactus"),
@@ -642,7 +634,7 @@ def test_other_raft_weights_for_the_same_set_are_refused(two_parts, tmp_path, mo
         quick = getattr(sources, name)
         swapped = lambda *a, _quick=quick, **_: _quick(*a, method="dis_fast")  # noqa: E731
         monkeypatch.setattr(sources, name, swapped)
-    monkeypatch.setattr(prepare_data, "_check_method", lambda args: None)
+    monkeypatch.setattr(optical_flow, "estimate_flow", lambda *_, **__: None)
     weights = [tmp_path / name for name in ("a.pth", "b.pth")]
     for path in weights:
         path.write_bytes(path.name.encode())

@@ -13,7 +13,7 @@ from data.scenes import rasteriser
 from data.scenes import scene as scenes
 from data.scenes.backgrounds import texture_atlas
 from data.scenes.elements import add_strips
-from data.scenes.mesh import Carrier, Mesh, bend, still
+from data.scenes.mesh import Carrier, Chain, Mesh, bend, still
 from data.scenes.scene import KINDS, Scene, Wind, make_scene
 from motion.spectrum import spectrum_to_flow
 from splatting import average_splat
@@ -141,7 +141,7 @@ def test_roots_stay_and_tips_move_farthest() -> None:
     # A bar alone: clamped at its foot, and what rides on its tip turns with it.
     mesh_alone = Mesh()
     line = np.stack([np.full(4, 10.0), np.linspace(30, 6, 4)], -1)[None]
-    carried = bend(mesh_alone, still(1), line, hertz=1.0, gain=1.0, modes=1)
+    carried = bend(mesh_alone, still(1), line, hertz=1.0, gain=1.0, modes=1).carrier
     shift = carried.shift[:, 1] + carried.turn[:, 1, None] * np.stack([-line[0, :, 1], line[0, :, 0]], -1)
     np.testing.assert_allclose(shift[0], 0, atol=1e-9)
     np.testing.assert_allclose(np.abs(shift[3]), [24.0, 0.0], atol=1e-9)
@@ -153,7 +153,7 @@ def test_strips_move_with_their_carriers() -> None:
     line = np.array([[[4.0, 10.0], [4.0, 5.0], [4.0, 1.0]]])
     number = mesh.add_freedoms(np.array([[4.0, 1.0]]), hertz=1.0, gain=1.0)
     rise = Carrier(np.full((3, 1), number[0]), np.array([[[0.0, 0.0]], [[1.0, 0.5]], [[2.0, 1.0]]]), np.zeros((3, 1)))
-    add_strips(mesh, rise, line, np.ones((1, 3)), np.ones((1, 3)), depth=0.0)
+    add_strips(mesh, Chain(line, rise), np.ones((1, 3)), np.ones((1, 3)), depth=0.0)
     arrays = mesh.finish()
     out = np.zeros((9, 2, 1), np.float32)
     rasteriser.apply_degrees(arrays["freedoms"], arrays["directions"], np.array([[0.0], [3.0]], np.float32), out)

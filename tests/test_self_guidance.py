@@ -155,7 +155,7 @@ class Wish:
     def __init__(self, goal: torch.Tensor, recurrences: int) -> None:
         self.goal, self.recurrences, self.seen = goal, recurrences, []
 
-    def pull(self, vae, clean, noise_ratio, *, last):
+    def pull(self, vae, clean, noise_ratio, *, last, precision):
         self.seen.append((noise_ratio, last))
         return self.goal
 

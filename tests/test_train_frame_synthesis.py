@@ -10,8 +10,12 @@ import torch
 
 import train_frame_synthesis_gaussian
 import train_frame_synthesis_softsplat
-from data.clips import PAIRS_ONLY, ClipContent, ClipRow, ClipSetWriter, Pair
+from cli.flags import add_renderer_flags
+from cli.parser import Parser
+from data.clip_writer import ClipContent, ClipSetWriter
+from data.clips import PAIRS_ONLY, ClipRow, Pair
 from data.media import read_image
+from models import frame_synthesis
 from models.checkpoints import load_model
 from models.frame_synthesis import FrameSynthesis
 from training.frame_synthesis import GRADIENT_WEIGHT, PRESETS, FrameSynthesisLoss, arriving_reliability
@@ -168,10 +172,13 @@ def test_perceptual_loss_from_the_weights_at_hand(clip_set: Path, tmp_path: Path
         (["--sigma", "0.9"], "--sigma 0.9: right: at most 0.65"),
         (["--sigma", "0.1", "--learn-sigma"], "--sigma 0.1: right: at least 0.2 px with --learn-sigma"),
         (["--weighting", "gaussian", "--learn-sigma"], "--learn-sigma: --weighting gaussian has no sigma"),
-        (["--encoder-weights", "w.pth"], "--encoder-weights: --encoder pyramid takes none"),
+        (["--weighting", "gaussian", "--no-ewa"], "--no-ewa: --weighting gaussian has no sigma"),
+        (["--weighting", "gaussian", "--sigma", "0.45"], "--sigma: --weighting gaussian has no sigma"),
+        (["--encoder-weights", "w.pth"], "--encoder-weights w.pth: the encoder is pyramid, which takes no weights"),
         (["--encoder", "resnet34", "--encoder-weights", "w.pth"], "--encoder-weights w.pth: no such file"),
+        (["--perceptual-network", "squeezenet"], "--perceptual-network: belongs to --perceptual-weights FILE"),
         (["--crop", "30"], "--crop 30: right: a multiple of 4"),
-        (["--perceptual-weights", "nothing.npz"], "--perceptual-weights nothing.npz: no such file"),
+        (["--perceptual-weights", "nothing.npz"], "nothing.npz: no such file"),
         (["--data", "nowhere"], "nowhere: not a clip set"),
         (["--device", "cuda:77"], "--device cuda:77"),
         (["--preset", "huge"], "--preset huge: right: tiny, small, paper"),
@@ -186,18 +193,18 @@ def test_mistakes_are_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_dry_run_writes_nothing(clip_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_dry_run_writes_nothing(clip_set: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert train_frame_synthesis_softsplat.main(flags(clip_set, tmp_path / "run", "--dry-run")) == 0
-    assert "softmax, preset tiny, 32 px crops" in capsys.readouterr().out
+    assert "dry run: would train on" in caplog.text and "32 px crops" in caplog.text
     assert list(tmp_path.iterdir()) == []
     assert set(PRESETS) == {"tiny", "small", "paper"}
 
 
 def test_flags_that_help_must_show_without_the_network_agree_with_it() -> None:
-    from models import frame_synthesis
-    from training import frame_synthesis_flags
-
-    assert frame_synthesis_flags.ENCODERS == frame_synthesis.ENCODERS
-    assert frame_synthesis_flags.IMPORTANCES == frame_synthesis.IMPORTANCES
+    parser = Parser()
+    add_renderer_flags(parser)
+    choices = {action.dest: action.choices for action in parser._actions}
+    assert choices["encoder"] == frame_synthesis.ENCODERS
+    assert choices["importance"] == frame_synthesis.IMPORTANCES
     limits = (train_frame_synthesis_gaussian.MIN_LEARNED_SIGMA_PX, train_frame_synthesis_gaussian.MAX_SIGMA_PX)
     assert limits == frame_synthesis.LEARNED_SIGMA_PX

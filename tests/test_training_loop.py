@@ -16,11 +16,11 @@ import torch._dynamo
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from cli.parser import UsageError
+from models.device import ArgumentError
 from training import loop
 from training.data_order import ResumableBatchSampler, epoch_order, sample_noise, sample_seed, sample_uniform
 from training.loop import LoopOptions, TrainingError, learning_rate, train
-from training.run_folder import RunFolder
+from training.run_folder import open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = LoopOptions(
@@ -57,10 +57,9 @@ def loss_function(model, batch):
     return {"loss": error, "root": error.sqrt()}
 
 
-def run_training(out: Path, options: LoopOptions = OPTIONS, dataset=None, model=None, **hooks):
+def run_training(out: Path, options: LoopOptions = OPTIONS, dataset=None, model=None, resume=None, **hooks):
     model = make_model() if model is None else model
-    path_exists = (out / "options.json").exists()
-    with RunFolder.open(out) if path_exists else RunFolder.create(out, "toy") as run:
+    with open_run(out, "toy", resume=resume) as run:
         result = train(model, dataset or Points(), loss_function, options, run, **hooks)
         return model, result, run.metrics()
 
@@ -93,7 +92,7 @@ def test_resumed_run_equals_uninterrupted(uninterrupted, tmp_path):
     assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-0000004"]
     torch.manual_seed(99)
     fresh = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
-    resumed, second, resumed_metrics = run_training(tmp_path / "run", replace(OPTIONS, resume="auto"), model=fresh)
+    resumed, second, resumed_metrics = run_training(tmp_path / "run", model=fresh, resume="auto")
     assert second.first_step == 4 and second.steps == 8 and second.finished
     assert second.losses == pytest.approx(result.losses[4:], abs=1e-6)
     for ours, theirs in zip(resumed.parameters(), model.parameters(), strict=True):
@@ -124,13 +123,13 @@ def test_ema_weights_are_in_the_model_afterwards(tmp_path):
         return loss_function(net, batch)
 
     options = replace(OPTIONS, steps=3, ema_decay=0.5, warmup_steps=0, schedule="constant")
-    with RunFolder.create(tmp_path / "run", "toy") as run:
+    with open_run(tmp_path / "run", "toy") as run:
         train(model, Points(), watch, options, run)
-        state = torch.load(run.newest_state() / "custom_checkpoint_0.pkl", weights_only=True)
+        state = torch.load(run.newest_checkpoint() / "custom_checkpoint_0.pkl", weights_only=True)
     # decays of diffusers' EMA: 0, 2/11, 3/12; weights[i + 1] are those after step i, the last ones are in the state.
     from safetensors.torch import load_file
 
-    after = [*weights[1:], load_file(run.newest_state() / "model.safetensors")["weight"]]
+    after = [*weights[1:], load_file(run.newest_checkpoint() / "model.safetensors")["weight"]]
     average = after[0]
     for decay, weight in zip((2 / 11, 3 / 12), after[1:], strict=True):
         average = decay * average + (1 - decay) * weight
@@ -157,21 +156,21 @@ def test_hooks_see_ema_weights_and_leave_no_trace(uninterrupted, tmp_path):
     assert hooked.losses == pytest.approx(result.losses, abs=1e-7)
     assert [line["step"] for line in metrics if "validation_loss" in line] == [0, 4, 8]
     assert drawn == [(6, "samples"), (8, "samples")]
-    assert hooked.figures == {"validation_loss": 3.0}
+    assert hooked.metrics == {"validation_loss": 3.0}
     torch.testing.assert_close(seen[-1], model[0].weight.detach())
 
 
 def test_nan_stops_names_items_and_keeps_the_good_state(tmp_path):
-    order = ResumableBatchSampler(10, 4, OPTIONS.seed, first_pass=0, last_pass=8)
+    order = ResumableBatchSampler(10, 4, OPTIONS.seed, first=0, last=8)
     bad = next(iter(order))[2].item  # in the first batch already, and in the third or fourth again
     late = replace(OPTIONS, save_every=1)
-    with pytest.raises(TrainingError, match=rf"loss \(nan\).* step 1, items .*clip-{bad}.*no state"):
+    with pytest.raises(TrainingError, match=rf"loss \(nan\).* step 1, items .*clip-{bad}.*no checkpoint"):
         run_training(tmp_path / "first", late, dataset=Points(bad=bad))
     late_item = next(key.item for batch in list(order)[2:3] for key in batch)
     first = {key.item for batch in list(order)[:2] for key in batch}
     if late_item in first:
         late_item = next(item for item in range(10) if item not in first)
-    with pytest.raises(TrainingError, match=r"items .*; the last good state is .*step-000000\d"):
+    with pytest.raises(TrainingError, match=r"items .*; the last good checkpoint is .*step-000000\d"):
         run_training(tmp_path / "late", late, dataset=Points(bad=late_item))
     state = sorted((tmp_path / "late/checkpoints").iterdir())[-1]
     from safetensors.torch import load_file
@@ -179,12 +178,12 @@ def test_nan_stops_names_items_and_keeps_the_good_state(tmp_path):
     assert all(torch.isfinite(value).all() for value in load_file(state / "model.safetensors").values())
 
 
-def test_accumulated_passes_equal_one_large_batch(tmp_path):
+def test_accumulated_micro_batches_equal_one_large_batch(tmp_path):
     plain = nn.Linear(2, 1)
     other = nn.Linear(2, 1)
     other.load_state_dict(plain.state_dict())
     _, one, _ = run_training(tmp_path / "one", replace(OPTIONS, ema_decay=0.0), model=plain)
-    small = replace(OPTIONS, ema_decay=0.0, batch_size=2, accumulate=2)
+    small = replace(OPTIONS, ema_decay=0.0, batch_size=2, gradient_accumulation_steps=2)
     _, two, _ = run_training(tmp_path / "two", small, model=other)
     assert two.losses == pytest.approx(one.losses, rel=1e-5)
     torch.testing.assert_close(other.weight, plain.weight, atol=1e-6, rtol=0)
@@ -201,7 +200,7 @@ def test_keeps_two_states_and_the_budget_stops_gracefully(tmp_path):
 def test_stop_at_and_resume_equal_uninterrupted(uninterrupted, tmp_path):
     _, early, _ = run_training(tmp_path / "run", replace(OPTIONS, stop_at=5))
     assert early.steps == 5 and not early.finished
-    model, late, metrics = run_training(tmp_path / "run", replace(OPTIONS, resume="auto"))
+    model, late, metrics = run_training(tmp_path / "run", resume="auto")
     assert early.losses + late.losses == pytest.approx(uninterrupted[1].losses, abs=1e-6)
     torch.testing.assert_close(model[0].weight, uninterrupted[0][0].weight, atol=1e-6, rtol=0)
     assert without_speed(metrics) == [pytest.approx(line, abs=1e-6) for line in without_speed(uninterrupted[2])]
@@ -227,7 +226,7 @@ def test_finish_in_ends_a_training_with_its_rate_at_nothing(tmp_path, monkeypatc
     assert len(rates) == result.steps and rates == sorted(rates, reverse=True)
     assert rates[0] == pytest.approx(0.05) and rates[-1] < 0.15 * 0.05
     # Resumed after its end it stays as it is.
-    model, again, _ = run_training(tmp_path / "run", replace(options, resume="auto"))
+    model, again, _ = run_training(tmp_path / "run", options, resume="auto")
     assert again.finished and again.steps == result.steps and not again.losses
 
 
@@ -236,29 +235,30 @@ def test_finish_in_counts_the_time_of_all_calls(tmp_path, monkeypatch):
     monkeypatch.setattr(loop.time, "monotonic", Clock())
     _, whole, _ = run_training(tmp_path / "whole", options)
     _, first, _ = run_training(tmp_path / "sliced", replace(options, stop_at=4))
-    _, rest, metrics = run_training(tmp_path / "sliced", replace(options, resume="auto"))
+    _, rest, metrics = run_training(tmp_path / "sliced", options, resume="auto")
     assert not first.finished and rest.finished
     assert abs(rest.steps - whole.steps) <= 2
     rates = [line["learning_rate"] for line in metrics if "learning_rate" in line]
     assert rates == sorted(rates, reverse=True) and rates[-1] < 0.15 * 0.05
-    with pytest.raises(UsageError, match="finish_in"):
-        run_training(tmp_path / "sliced", replace(options, resume="auto", finish_in=2.0))
+    with pytest.raises(ArgumentError, match="finish_in"):
+        run_training(tmp_path / "sliced", replace(options, finish_in=2.0), resume="auto")
 
 
 def test_resume_refuses_other_settings_and_other_models(tmp_path):
     run_training(tmp_path / "run", replace(OPTIONS, steps=2))
-    with pytest.raises(UsageError, match=r"learning_rate \(was 0.05, now 0.01\), seed \(was 0, now 1\)"):
-        run_training(tmp_path / "run", replace(OPTIONS, learning_rate=0.01, seed=1, resume="auto"))
-    with pytest.raises(UsageError, match="does not fit this model"):
-        run_training(tmp_path / "run", replace(OPTIONS, resume="auto"), model=nn.Linear(2, 1))
-    with pytest.raises(UsageError, match="no complete state"):
-        run_training(tmp_path / "run", replace(OPTIONS, resume=str(tmp_path)))
+    with pytest.raises(ArgumentError, match=r"learning_rate \(was 0.05, now 0.01\), seed \(was 0, now 1\)"):
+        run_training(tmp_path / "run", replace(OPTIONS, learning_rate=0.01, seed=1), resume="auto")
+    with pytest.raises(ArgumentError, match="does not fit this model"):
+        run_training(tmp_path / "run", resume="auto", model=nn.Linear(2, 1))
+    (tmp_path / "run/checkpoints/step-0000002/state.json").unlink()
+    with pytest.raises(ArgumentError, match="no complete checkpoint"):
+        run_training(tmp_path / "run", resume=str(tmp_path / "run"))
 
 
-def test_usage_errors_name_the_flag(tmp_path):
-    with pytest.raises(UsageError, match="--precision fp16.*right: no, bf16"):
-        run_training(tmp_path / "run", replace(OPTIONS, precision="fp16"))
-    with pytest.raises(UsageError, match="--schedule step"):
+def test_errors_name_the_argument(tmp_path):
+    with pytest.raises(ArgumentError, match="^precision fp16: .*right: no, bf16"):
+        run_training(tmp_path / "half", replace(OPTIONS, precision="fp16"))
+    with pytest.raises(ArgumentError, match="^schedule step"):
         run_training(tmp_path / "run", replace(OPTIONS, schedule="step"))
 
 
@@ -294,7 +294,7 @@ def stepped_gradients(out: Path, **changes) -> tuple[torch.Tensor, list[float]]:
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_large_gradient_is_scaled_to_the_highest_norm(tmp_path, accumulate):
     """It keeps its direction; the log has the norm from before, and 0 means any."""
-    shared = {"accumulate": accumulate, "batch_size": 4 // accumulate}
+    shared = {"gradient_accumulation_steps": accumulate, "batch_size": 4 // accumulate}
     free, norms = stepped_gradients(tmp_path / "free", gradient_clip=0.0, **shared)
     assert min(norms) > 100 and free.norm(dim=1).tolist() == pytest.approx(norms, rel=1e-4)
     for highest in (1.0, 5.0):
@@ -322,9 +322,9 @@ def test_compiled_training_equals_plain_training(tmp_path):
     compiled, found, _ = train_straight(tmp_path / "compiled", replace(OPTIONS, steps=4, compile=True))
     assert torch._dynamo.utils.counters["frames"]["ok"] > before
     assert found.losses == pytest.approx(expected.losses, abs=1e-4, rel=1e-5)
-    assert found.figures == pytest.approx(expected.figures, abs=1e-4)
+    assert found.metrics == pytest.approx(expected.metrics, abs=1e-4)
     torch.testing.assert_close(compiled[0].weight, plain[0].weight, atol=1e-4, rtol=0)
-    assert compiled._compiled_call_impl is None
+    assert type(compiled) is nn.Sequential and compiled._compiled_call_impl is None
 
 
 def test_learning_rate_by_hand():
@@ -334,9 +334,9 @@ def test_learning_rate_by_hand():
 
 
 def test_data_order_is_a_pure_function_of_the_step():
-    whole = list(ResumableBatchSampler(5, 4, 7, first_pass=0, last_pass=6))
-    assert whole[4:] == list(ResumableBatchSampler(5, 4, 7, first_pass=4, last_pass=6))
-    shares = [list(ResumableBatchSampler(5, 2, 7, first_pass=0, last_pass=6, process=p, processes=2)) for p in (0, 1)]
+    whole = list(ResumableBatchSampler(5, 4, 7, first=0, last=6))
+    assert whole[4:] == list(ResumableBatchSampler(5, 4, 7, first=4, last=6))
+    shares = [list(ResumableBatchSampler(5, 2, 7, first=0, last=6, process=p, processes=2)) for p in (0, 1)]
     assert [one + two for one, two in zip(*shares, strict=True)] == whole
     keys = [key for batch in whole for key in batch]
     assert sorted(key.item for key in keys[:5]) == list(range(5)) and {key.epoch for key in keys[:5]} == {0}
@@ -362,10 +362,10 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 from test_training_loop import OPTIONS, Points, loss_function
 from dataclasses import replace
-from training import processes
 from training.loop import train
+from training.processes import start_processes
 from training.run_folder import open_run
-from training.cli import command, run
+from cli.run import command, run
 
 @command
 def main(argv=None):
@@ -373,11 +373,12 @@ def main(argv=None):
     torch.manual_seed(5)
     model = torch.nn.Sequential(torch.nn.Linear(2, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
     resume = None if resume == "none" else resume
-    folder = open_run(out, "toy", {{"batch": batch, "device": "cpu"}}, resume=resume)
+    start_processes("cpu")
+    folder = open_run(out, "toy", {{"batch": batch}}, resume=resume)
     # A constant rate: the run that is stopped early then has the rates of the whole one.
-    options = replace(OPTIONS, batch_size=batch, steps=steps, schedule="constant", resume=resume, log_every=1)
+    options = replace(OPTIONS, batch_size=batch, steps=steps, schedule="constant", log_every=1)
     result = train(model, Points(), loss_function, options, folder)
-    if processes.is_main():
+    if folder.is_main:
         with open(out + ".json", "w") as file:
             json.dump({{"losses": result.losses, "weights": model[0].weight.tolist()}}, file)
     return 0
@@ -387,13 +388,12 @@ if __name__ == "__main__":
 """
 
 
-ACCELERATE = ["-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
-def launch(launcher: list[str], script: Path, *arguments: str) -> dict:
+def launch(script: Path, *arguments: str) -> dict:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *launcher, str(script), *arguments]
+    command = [sys.executable, *TORCHRUN, str(script), *arguments]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(Path(arguments[0] + ".json").read_text())
@@ -406,10 +406,10 @@ def test_two_processes_equal_one_and_resume(tmp_path):
     alone = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
     options = replace(OPTIONS, steps=20, schedule="constant", log_every=1)
     _, one, _ = run_training(tmp_path / "one", options, model=alone)
-    launch(ACCELERATE, script, str(tmp_path / "two"), "2", "9", "none")
+    launch(script, str(tmp_path / "two"), "2", "9", "none")
     state = json.loads((tmp_path / "two/checkpoints/step-0000009/state.json").read_text())
     assert state["processes"] == 2 and state["batch_size"] == 4
-    two = launch(TORCHRUN, script, str(tmp_path / "two"), "2", "20", "auto")
+    two = launch(script, str(tmp_path / "two"), "2", "20", "auto")
     # Losses of 10 to 40 here: float32 itself has steps of 4e-6 there.
     assert two["losses"] == pytest.approx(one.losses[9:], abs=1e-5, rel=1e-6)
     assert torch.tensor(two["weights"]).sub(alone[0].weight).abs().max() < 1e-5

@@ -7,8 +7,8 @@ import logging
 
 import pytest
 
-from cli.parser import UsageError
-from training.run_folder import RunFolder, open_run
+from models.device import ArgumentError
+from training.run_folder import open_run
 
 FLAGS = {"seed": 3, "data": ["a"], "steps": 10, "learning_rate": 0.1, "device": "cpu"}
 
@@ -19,9 +19,9 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 
 def test_numbers_follow_each_other_and_options_are_told():
-    with RunFolder.create(None, "train_toy.py", FLAGS, name="tiny") as first:
+    with open_run(None, "train_toy", FLAGS, name="tiny") as first:
         pass
-    with RunFolder.create(None, "train_toy", FLAGS, name="small") as second:
+    with open_run(None, "train_toy", FLAGS, name="small") as second:
         pass
     assert str(first.path) == "outputs/train_toy/00000-tiny"
     assert str(second.path) == "outputs/train_toy/00001-small"
@@ -34,20 +34,20 @@ def test_numbers_follow_each_other_and_options_are_told():
 def test_out_that_holds_something_is_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("x")
-    with pytest.raises(UsageError, match=r"--out .*full: is not empty; add --resume auto"):
-        RunFolder.create(tmp_path / "full", "toy")
-    with pytest.raises(UsageError, match=r"--out .*is a file"):
-        RunFolder.create(tmp_path / "full/file/run", "toy")
+    with pytest.raises(ArgumentError, match=r"^out .*full: is not empty; .*resume auto"):
+        open_run(tmp_path / "full", "toy")
+    with pytest.raises(ArgumentError, match=r"^out .*is a file"):
+        open_run(tmp_path / "full/file/run", "toy")
 
 
 def test_resume_lists_the_keys_that_differ(tmp_path):
-    RunFolder.create(tmp_path / "run", "toy", FLAGS).close()
+    open_run(tmp_path / "run", "toy", FLAGS).close()
     longer = {**FLAGS, "steps": 99, "device": "auto", "gradient_checkpointing": True, "export": "b", "cache": "c"}
     with open_run(tmp_path / "run", "toy", longer, resume="auto") as run:
         assert run.path == tmp_path / "run"
     assert len(json.loads((run.path / "options.json").read_text())["resumed"]) == 1
     other = {**FLAGS, "seed": 4, "learning_rate": 0.2, "new_flag": True}
-    with pytest.raises(UsageError) as caught:
+    with pytest.raises(ArgumentError) as caught:
         open_run(tmp_path / "run", "toy", other, resume="auto")
     assert "learning_rate (was 0.1, now 0.2), new_flag (was None, now True), seed (was 3, now 4)" in str(caught.value)
     assert "steps" not in str(caught.value)
@@ -56,19 +56,19 @@ def test_resume_lists_the_keys_that_differ(tmp_path):
 def test_resume_auto_says_when_there_is_none(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     with open_run(tmp_path / "new", "toy", FLAGS, resume="auto") as run:
-        assert run.newest_state() is None
-    assert "no run in" in caplog.text and "starting anew" in caplog.text
-    with pytest.raises(UsageError, match="--resume nowhere: no such folder"):
+        assert run.newest_checkpoint() is None
+    assert "no run there yet, starting anew" in caplog.text
+    with pytest.raises(ArgumentError, match="^resume nowhere: is not a run's folder"):
         open_run(None, "toy", FLAGS, resume="nowhere")
-    with pytest.raises(UsageError, match="belongs to"):
+    with pytest.raises(ArgumentError, match="belongs to"):
         open_run(tmp_path / "else", "toy", FLAGS, resume=str(tmp_path / "new"))
     (tmp_path / "other").mkdir()
-    with pytest.raises(UsageError, match="not a run's folder"):
+    with pytest.raises(ArgumentError, match="not a run's folder"):
         open_run(None, "toy", FLAGS, resume=str(tmp_path / "other"))
 
 
-def test_resume_path_may_be_a_state(tmp_path):
-    RunFolder.create(tmp_path / "run", "toy", FLAGS).close()
+def test_resume_path_may_be_a_checkpoint(tmp_path):
+    open_run(tmp_path / "run", "toy", FLAGS).close()
     for name, complete in (("step-0000002", True), ("step-0000004", True), ("step-0000006", False)):
         state = tmp_path / "run/checkpoints" / name
         state.mkdir()
@@ -76,11 +76,13 @@ def test_resume_path_may_be_a_state(tmp_path):
             (state / "state.json").write_text("{}")
     with open_run(None, "toy", FLAGS, resume=str(tmp_path / "run/checkpoints/step-0000002")) as run:
         assert run.path == tmp_path / "run"
-        assert run.newest_state().name == "step-0000004"
+        assert run.newest_checkpoint().name == "step-0000004" and run.resume_from.name == "step-0000002"
+    with open_run(None, "toy", FLAGS, resume=str(tmp_path / "run")) as run:
+        assert run.resume_from.name == "step-0000004"
 
 
 def test_metrics_read_like_one_run(tmp_path):
-    with RunFolder.create(tmp_path / "run", "toy", FLAGS) as run:
+    with open_run(tmp_path / "run", "toy", FLAGS) as run:
         run.log_metrics(1, {"loss": 0.5})
         run.log_metrics(2, {"loss": float("inf")})
         with open(run.path / "metrics.jsonl", "a") as file:
@@ -94,7 +96,7 @@ def test_metrics_read_like_one_run(tmp_path):
 
 
 def test_log_file_holds_what_was_logged(tmp_path):
-    with RunFolder.create(tmp_path / "run", "toy", FLAGS):
+    with open_run(tmp_path / "run", "toy", FLAGS):
         logging.getLogger("training.toy").warning("a line")
     logging.getLogger("training.toy").warning("another line")
     text = (tmp_path / "run/log.txt").read_text()

@@ -1,23 +1,22 @@
 """Which samples a step sees, and their noise: pure functions of (seed, step), whatever the number of processes.
 
-Sample number n of a training is the same picture with the same seed however many processes, passes and batches it
-takes: step s, pass a, process p, place j of a batch of B have n = ((s A + a) P + p) B + j. Resuming at step s is
-therefore to begin there. A sample's seed depends on (seed, epoch, item) alone: where epochs are filled up to whole
-batches, another batch size changes the order of an epoch's items and none of them.
+Sample number n of a training is the same image with the same seed however many processes and micro-batches it takes:
+micro-batch a of step s in process p has at place j of its B samples n = ((s A + a) P + p) B + j. Resuming at step s is
+therefore to begin there. A sample's seed depends on (seed, epoch, item) alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-if TYPE_CHECKING:
-    from data.clips import SampleKey
+from data.clips import SampleKey
 
 _ORDER, _SAMPLE = 1, 2  # keeps the two uses of one training seed apart
 
@@ -40,40 +39,27 @@ class ResumableBatchSampler:
 
     Args:
         length: items of the data set.
-        batch_size: samples of one process in one pass.
+        batch_size: samples of a micro-batch.
         seed: the training's seed.
-        first_pass, last_pass: passes (steps times accumulation) from .. to, the last one excluded.
+        first, last: micro-batches (steps times accumulation) from .. to, the last one excluded.
         process, processes: this process's number, and how many there are.
     """
 
     def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        seed: int,
-        *,
-        first_pass: int,
-        last_pass: int,
-        process: int = 0,
-        processes: int = 1,
+        self, length: int, batch_size: int, seed: int, *, first: int, last: int, process: int = 0, processes: int = 1
     ) -> None:
         self.length, self.batch_size, self.seed = length, batch_size, seed
-        self.first_pass, self.last_pass = first_pass, last_pass
+        self.first, self.last = first, last
         self.process, self.processes = process, processes
         self._epoch, self._order = -1, np.empty(0, np.int64)
 
-    def __len__(self) -> int:
-        return max(self.last_pass - self.first_pass, 0)
-
     def __iter__(self) -> Iterator[list[SampleKey]]:
-        for index in range(self.first_pass, self.last_pass):
+        for index in range(self.first, self.last):
             start = (index * self.processes + self.process) * self.batch_size
             yield [self.key(number) for number in range(start, start + self.batch_size)]
 
     def key(self, number: int) -> SampleKey:
         """Return the key of a training's sample `number`."""
-        from data.clips import SampleKey
-
         epoch, place = divmod(number, self.length)
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.length, epoch, self.seed)
@@ -88,7 +74,7 @@ def make_loader(dataset: Dataset, order: ResumableBatchSampler, *, workers: int 
         batch_sampler=order,
         num_workers=workers,
         pin_memory=pin,
-        worker_init_fn=_start_worker,
+        worker_init_fn=_keep_opencv_single_threaded,
         generator=torch.Generator(),  # its own, so that a resume does not shift the global one
     )
 
@@ -99,23 +85,16 @@ class _Keyed(Dataset):
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, key: Any) -> dict[str, Any]:
+    def __getitem__(self, key: SampleKey) -> dict[str, Any]:
         return {**self.dataset[key], "seed": torch.tensor(key.seed), "item": torch.tensor(key.item)}
 
 
-def _start_worker(_: int) -> None:
-    """Keep OpenCV from starting threads in each loader process: they would fight for the cores."""
-    import cv2
-
-    cv2.setNumThreads(0)
+def _keep_opencv_single_threaded(_: int) -> None:
+    cv2.setNumThreads(0)  # threads of every loader process would fight for the cores
 
 
 def sample_noise(
-    shape: Sequence[int],
-    seeds: Tensor | Sequence[int],
-    device: torch.device | str = "cpu",
-    *,
-    stream: int = 0,
+    shape: Sequence[int], seeds: Tensor | Sequence[int], device: torch.device | str = "cpu", *, stream: int = 0
 ) -> Tensor:
     """Draw standard normal noise, each sample from a CPU generator of its own.
 
@@ -132,17 +111,19 @@ def sample_noise(
 
 
 def sample_uniform(
-    shape: Sequence[int],
-    seeds: Tensor | Sequence[int],
-    device: torch.device | str = "cpu",
-    *,
-    stream: int = 1,
+    shape: Sequence[int], seeds: Tensor | Sequence[int], device: torch.device | str = "cpu", *, stream: int = 1
 ) -> Tensor:
     """Draw from [0, 1) as `sample_noise` draws; e.g. for time steps or a condition's drop-out."""
     return _draw(torch.rand, shape, seeds, device, stream)
 
 
-def _draw(draw, shape, seeds, device, stream) -> Tensor:  # noqa: ANN001
+def _draw(
+    draw: Callable[..., Tensor],
+    shape: Sequence[int],
+    seeds: Tensor | Sequence[int],
+    device: torch.device | str,
+    stream: int,
+) -> Tensor:
     seeds = [int(seed) for seed in seeds]
     if len(seeds) != shape[0]:
         raise ValueError(f"seeds: expected {shape[0]} for shape {tuple(shape)}, got {len(seeds)}")

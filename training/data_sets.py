@@ -1,98 +1,94 @@
-"""What the training scripts do before and after the loop: open clip sets, their statistics, write the trained model."""
+"""Clip sets as the trainings take them: opened or rendered, with statistics, without clips that cannot be read."""
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
 import logging
+import math
 import os
-import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from diffusers import ModelMixin
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
-from data.clips import KEPT, PAIRS_ONLY, ClipSet, ClipSetError
-from data.datasets import parse_set_flags
-from data.files import write_text
-from data.folder_lock import FolderBusyError
-from data.media import atomic_path
+from data.clip_writer import FolderBusyError
+from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError
+from data.datasets import WeightedSets, open_weighted_sets
+from data.files import MediaError, atomic_path
 from data.scenes.render_set import render_scene_set
 from data.scenes.scene import SCENES_VERSION
-from models.motion_pipeline import MotionPipeline
+from models.device import ArgumentError
 from motion.normalisation import Normalisation
-from training import processes
-from training.loop import TrainingResult
-from training.run_folder import OPTIONS, RunFolder
 
 logger = logging.getLogger(__name__)
 
-# Rendered when a training script is called without --data: enough to see it work, in about two minutes on two cores.
+# Rendered when a training script is called without data: enough to see it work, in about two minutes on two cores.
 SCENES_WITHOUT_DATA = 64
-RECORD = "training.json"
-WeightedSets = list[tuple[ClipSet, float]]
+# Sides of a set's grid and of the one asked for may differ by this factor: statistics are px of the set's own grid.
+LARGEST_STRETCH = 1.25
+NAMED_AT_MOST = 16
+# Below a set's folder: the spectra that were read without error, as {id: [bytes, mtime in ns]}.
+READ_BEFORE = Path("cache") / "readable.json"
 
 
-def open_sets(
-    flags: Sequence[str] | None, seed: int, device: str = "auto", *, num: int = SCENES_WITHOUT_DATA
-) -> WeightedSets:
-    """Open the sets of --data, or render a small scene set once, saying so, where the flag is not given.
+def open_sets(data: Sequence[str] | None, seed: int, *, num: int = SCENES_WITHOUT_DATA) -> WeightedSets:
+    """Open sets given as SET or SET:WEIGHT, or render a small scene set once, saying so, where none is given.
 
     Raises:
-        ClipSetError: as `parse_set_flags`; a group of clips that one set trains on and another tests with.
+        ClipSetError: as `open_weighted_sets`.
+        ArgumentError: a group of clips that one set trains on and another tests with.
     """
-    if flags:
-        sets = parse_set_flags(flags)
+    if data:
+        sets = open_weighted_sets(data)
         _check_groups([clip_set for clip_set, _ in sets])
         return sets
     folder = Path("outputs") / "scenes" / f"{num}-seed{seed}-v{SCENES_VERSION}"
-    processes.start(device)
-    with processes.main_first():
-        if processes.is_main():
-            logger.info("no --data: %d rendered scenes in %s (prepare_data.py makes larger sets)", num, folder)
-        clip_set = _render_in_turn(folder, num, seed)
-    return [(clip_set, 1.0)]
+    state = PartialState()
+    with state.main_process_first():
+        if state.is_main_process:
+            logger.info("no data given: %d rendered scenes in %s (prepare_data.py makes larger sets)", num, folder)
+        return [(_render_in_turn(folder, num, seed, progress=state.is_main_process), 1.0)]
 
 
-def _render_in_turn(folder: Path, num: int, seed: int) -> ClipSet:
-    """Render the scenes, or wait until another training that was started without --data has rendered them."""
+def _render_in_turn(folder: Path, num: int, seed: int, *, progress: bool) -> ClipSet:
+    """Render the scenes, or wait until another training that was started without data has rendered them."""
     waiting = False
     while True:
         try:
-            return render_scene_set(folder, num, seed=seed, workers=os.cpu_count() or 1, progress=processes.is_main())
+            return render_scene_set(folder, num, seed=seed, workers=os.cpu_count() or 1, progress=progress)
         except FolderBusyError as error:
             if not waiting:
-                logger.info("%s; waiting, --data SET would not", str(error).split(";")[0])
+                logger.info("%s; waiting", str(error).split(";")[0])
             waiting = True
             time.sleep(1)
 
 
 def _check_groups(sets: Sequence[ClipSet]) -> None:
-    """Refuse sets of which one trains on a group that another tests with; sets of before groups were kept have none.
+    """Refuse sets of which one trains on a group that another tests with.
 
     Pieces cut from one video are files of their own: only the group, the CSV's column `source`, tells.
     """
     used = (KEPT, PAIRS_ONLY)
-    validation = {row.group: clip_set for clip_set in sets for row in clip_set.rows("test", status=used) if row.group}
+    tested = {row.group: clip_set for clip_set in sets for row in clip_set.rows("test", status=used) if row.group}
     for clip_set in sets:
         for row in clip_set.rows("train", status=used):
-            if row.group in validation:
-                raise ClipSetError(
-                    f"--data: source {row.group} is in the training split of {clip_set.folder} ({row.id}) and in the "
-                    f"test split of {validation[row.group].folder}; give it the same split in both"
+            if row.group in tested:
+                raise ArgumentError(
+                    f"data: source {row.group} is in the training split of {clip_set.folder} ({row.id}) and in the "
+                    f"test split of {tested[row.group].folder}; give it the same split in both",
                 )
 
 
 def sets_with(sets: WeightedSets, split: str) -> WeightedSets:
-    """Return the sets that hold kept clips of a split, each clip once: what is measured is not repeated by weight.
-
-    A handful of one's own videos may have none to test with; then the list is empty, and a warning says so.
-    """
+    """Return the sets that hold kept clips of a split, with weight 1; where there is none a warning says so."""
     found = [(clip_set, 1.0) for clip_set, _ in sets if clip_set.rows(split)]
     if not found:
-        logger.warning("--data: no clip of split %s, so nothing is measured on held-out clips", split)
+        logger.warning("data: no clip of split %s, so there is no validation", split)
     return found
 
 
@@ -102,12 +98,13 @@ def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
     A geometric mean because scales of sets differ by factors: neither real clips nor rendered scenes are drowned.
 
     Raises:
-        ClipSetError: a set's statistics are missing, of fewer bins, or no numbers, or sets have different periods.
+        ClipSetError: a set's statistics are missing, of fewer bins, or no numbers.
+        ArgumentError: sets have different periods.
     """
     parts = [(_normalisation(clip_set, num_bins), weight) for clip_set, weight in sets]
     periods = {part.period_s for part, _ in parts}
     if len(periods) > 1:
-        raise ClipSetError(f"--data: the sets have different periods, {sorted(periods)} s; right: sets of one period")
+        raise ArgumentError(f"data: sets of different periods, {sorted(periods)} s; right: sets of one period")
     logs = torch.stack([part.scale.log() * weight for part, weight in parts]).sum(0)
     return Normalisation((logs / sum(weight for _, weight in parts)).exp(), periods.pop())
 
@@ -115,9 +112,9 @@ def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
 def _normalisation(clip_set: ClipSet, num_bins: int) -> Normalisation:
     scales = clip_set.statistics.get("scale_px", ())
     if 0 < len(scales) < num_bins:
-        raise ClipSetError(
-            f"{clip_set.folder}: statistics of {len(scales)} bins, {num_bins} are wanted; right: --bins {len(scales)} "
-            "or fewer, or prepare the set again"
+        raise ArgumentError(
+            f"bins {num_bins}: {clip_set.folder} has statistics of {len(scales)} bins; right: so many or fewer, or "
+            "prepare the set again"
         )
     try:
         return clip_set.normalisation(num_bins)
@@ -127,86 +124,103 @@ def _normalisation(clip_set: ClipSet, num_bins: int) -> Normalisation:
         raise ClipSetError(f"{clip_set.folder}: statistics.json is damaged ({error}); prepare the set again") from error
 
 
-def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
-    """Write a trained model as a diffusers folder and its record into the training.json above; main process only.
+# ------------------------------------------------------------------------------------------------ spectra
+
+
+class ReadableClips(ClipSet):
+    """A clip set without the clips that cannot be read.
 
     Args:
-        model: with the weights to keep.
-        folder: replaced as a whole when it exists; its parent is the checkpoint.
-        run: its options.json is the record's source.
-        result: what the loop returned.
-        half: store float16, half the size; models are computed with in float32 again.
+        folder: the set.
+        unreadable: their ids.
     """
-    if not processes.is_main():
-        return
-    folder = Path(folder)
-    with atomic_path(folder) as temporary:
-        (copy.deepcopy(model).half() if half else model).save_pretrained(temporary)
-    add_record(folder.parent, {folder.name: training_record(run, result)})
-    logger.info("trained model: %s", folder)
+
+    def __init__(self, folder: str | Path, unreadable: Iterable[str]) -> None:
+        super().__init__(folder)
+        self.unreadable = frozenset(unreadable)
+
+    def rows(self, split: str | None = None, *, status: Iterable[str] = (KEPT,)) -> list[ClipRow]:
+        """Return the rows as `ClipSet.rows`, the readable ones."""
+        return [row for row in super().rows(split, status=status) if row.id not in self.unreadable]
 
 
-def export_pipeline(
-    pipeline: MotionPipeline,
-    folder: Path,
-    run: RunFolder,
-    result: TrainingResult,
-    *,
-    vae_folder: Path,
-    init_folder: Path | None = None,
-) -> None:
-    """Write {vae, unet, scheduler} and model_index.json into a checkpoint folder, in float16; main process only.
+def motion_sets(
+    sets: WeightedSets, grid: Sequence[int], num_bins: int, *, period_s: float | None = None
+) -> WeightedSets:
+    """Check sets for the training of motion, and leave out the clips whose spectrum cannot be read.
 
-    What else lies in the folder already, renderers above all, stays: only the pipeline's own parts are replaced. The
-    record of the VAE's own training comes along from beside `vae_folder`, and that of the U-Net's earlier stages, in
-    "started_from", from beside `init_folder`.
+    A clip whose numbers are not finite, or whose file is missing or damaged, is skipped: the log counts and names
+    them. All processes skip what the main one found.
+
+    Args:
+        sets: opened.
+        grid: (H, W) of the training, px.
+        num_bins: K.
+        period_s: of the VAE, where there is one.
+
+    Raises:
+        ArgumentError: a set of another grid or another period.
+        ClipSetError, ArgumentError: as `combined_normalisation`.
     """
-    if not processes.is_main():
-        return
-    folder = Path(folder)
-    records = {"unet": training_record(run, result)}
-    if init_folder is not None and (earlier := _record_of(init_folder)):
-        records["unet"]["started_from"] = earlier
-    if of_vae := _record_of(vae_folder):
-        records["vae"] = of_vae
-    # One folder is made whole aside and then renamed: a run that dies leaves no mixture of old and new parts.
-    with atomic_path(folder) as temporary:
-        half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "unet")}
-        MotionPipeline(**half, scheduler=pipeline.scheduler).save_pretrained(temporary)
-        for kept in folder.iterdir() if folder.is_dir() else ():
-            if not (temporary / kept.name).exists():
-                (shutil.copytree if kept.is_dir() else shutil.copy)(kept, temporary / kept.name)
-        add_record(temporary, records)
-    logger.info("trained pipeline: %s", folder)
+    found_s = combined_normalisation(sets, num_bins).period_s
+    if found_s != (period_s or found_s):
+        raise ArgumentError(f"data: the sets have a period of {found_s:g} s, the VAE of {period_s:g} s")
+    _check_grids([clip_set for clip_set, _ in sets], grid)
+    main = PartialState().is_main_process
+    reasons = broadcast_object_list([_unreadable(clip_set) if main else None for clip_set, _ in sets])
+    checked = []
+    for (clip_set, weight), found in zip(sets, reasons, strict=True):
+        if found:
+            listed = "; ".join(list(found.values())[:NAMED_AT_MOST]) + ("; ..." if len(found) > NAMED_AT_MOST else "")
+            count = len(clip_set.rows())
+            logger.warning("%s: %d of %d clips are skipped: %s", clip_set.folder, len(found), count, listed)
+            clip_set = ReadableClips(clip_set.folder, found)
+        checked.append((clip_set, weight))
+    return checked
 
 
-def _record_of(part: Path) -> dict | None:
-    """Return what the training.json beside a model's folder says of it; None where there is none."""
-    path = Path(part).parent / RECORD
-    return json.loads(path.read_text()).get(Path(part).name) if path.is_file() else None
+def _check_grids(clip_sets: Sequence[ClipSet], grid: Sequence[int]) -> None:
+    """Refuse sets made at another size: their statistics, in px, would be wrong by the factor of the sides."""
+    for clip_set in clip_sets:
+        height, width = clip_set.statistics.get("grid", grid)
+        stretch = math.sqrt(grid[0] * grid[1] / (height * width))
+        if not 1 / LARGEST_STRETCH <= stretch <= LARGEST_STRETCH:
+            raise ArgumentError(
+                f"grid {grid[1]}x{grid[0]}: {clip_set.folder} was made at {width}x{height} px, for which its "
+                f"statistics hold; right: {width}x{height}, or a set prepared at this size"
+            )
 
 
-def add_record(checkpoint: Path, records: dict) -> None:
-    """Add what training.json of a checkpoint says of its parts: {part: record}."""
-    path = Path(checkpoint) / RECORD
-    written = json.loads(path.read_text()) if path.is_file() else {}
-    write_text(path, json.dumps(written | records, indent=1, default=str) + "\n")
+def _unreadable(clip_set: ClipSet) -> dict[str, str]:
+    """Return {id: reason} of the kept clips whose spectrum cannot be read; those read before are not read again."""
+
+    def problem(row: ClipRow) -> str | None:
+        try:
+            clip_set.spectrum(row.id)
+        except ClipSetError as error:
+            return str(error).removeprefix(f"{clip_set.folder}: ")
+        return None
+
+    path, known = clip_set.folder / READ_BEFORE, {}
+    with contextlib.suppress(OSError, ValueError, TypeError):
+        known = dict(json.loads(path.read_text(encoding="utf-8")))
+    now = {row.id: _size_and_time(clip_set.folder / "spectra" / f"{row.id}.npz") for row in clip_set.rows()}
+    rows = [row for row in clip_set.rows() if now[row.id] is None or known.get(row.id) != now[row.id]]
+    # Most of the time is unpacking, which threads share.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = {row.id: reason for row, reason in zip(rows, pool.map(problem, rows), strict=True) if reason}
+    readable = {name: mark for name, mark in now.items() if name not in found}
+    if readable != known:
+        # Of a set that cannot be written the next training reads all again.
+        with contextlib.suppress(OSError, MediaError), atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(readable), encoding="utf-8")
+    return found
 
 
-def training_record(run: RunFolder, result: TrainingResult) -> dict:
-    """Return what training.json says of a run: flags, versions, commit, device, steps, hours, losses."""
-    options = json.loads((run.path / OPTIONS).read_text())
-    record = {key: options[key] for key in ("script", "command", "flags", "versions", "commit", "device", "started")}
-    lines = run.metrics()
-    losses = [line["loss"] for line in lines if line.get("loss") is not None]
-    validation = [{k: v for k, v in line.items() if k != "learning_rate"} for line in lines if "loss" not in line]
-    record |= {
-        "steps": result.steps,
-        "finished": result.finished,
-        "hours_of_last_call": round(result.seconds / 3600, 3),
-    }
-    if losses:
-        record |= {"loss_first": losses[0], "loss_last": losses[-1]}
-    if validation:
-        record |= {"validation_before": validation[0], "validation_after": validation[-1]}
-    return record
+def _size_and_time(path: Path) -> list[int] | None:
+    """Return what changes when a file is written again; None where it is missing."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]

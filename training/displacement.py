@@ -23,33 +23,33 @@ from models.unet import FrequencyUNet
 from motion.flow import MOVING_PX, default_grid_scale, resize_maps
 from training.motion_diffusion import feature_dropout_mask
 
-# Of the error of log q, and of the cross-entropy of whether anything moves, beside the error of the map: how strong the
-# wind was no photograph shows.
+# Weights of the error of log q and of the cross-entropy of whether anything moves, beside the error of the map. No
+# photograph shows how strong the wind was.
 STRENGTH_WEIGHT, MOVES_WEIGHT = 0.25, 1.0
-# Below this a picture is still, px; without it the logarithm would tell apart what nobody sees.
+# Below this an image is static, px; without it the logarithm would tell apart what nobody sees.
 LEAST_STRENGTH_PX = 0.05
-# Clips are chosen for what moves in them, so a head that has seen nothing else expects motion of any photograph. This
-# share of the augmented samples is a part of a picture that stands still, its sides this share of the picture's. Half
-# of them are of still photographs, where such are given; their crops have this share of the area.
-STILL_SAMPLES, STILL_SIDES = 0.15, (0.3, 0.7)
-STILL_PICTURES, STILL_CROP_AREA = 0.5, (0.1, 1.0)
-# Mean displacement below which a part stands still, px of a 256 x 160 picture.
-STILL_PART_PX = 0.05
+# Clips are chosen for what moves in them, so a head that has seen nothing else expects motion in any photograph. This
+# fraction of the augmented samples is a static part of an image, its sides this fraction of the image's. Half of them
+# are crops of static images, where such are given, with this fraction of the area.
+STATIC_SAMPLES, STATIC_SIDES = 0.15, (0.3, 0.7)
+STATIC_IMAGES, STATIC_CROP_AREA = 0.5, (0.1, 1.0)
+# Mean displacement below which a part is static, px of a 256 x 160 image.
+STATIC_PART_PX = 0.05
 
 
 class DisplacementDataset(Dataset):
-    """Photographs and how far their places move on average.
+    """Photographs and the mean displacement of their places.
 
     dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "displacement" (1, H, W) px of the sample}. Clips too short for
     a spectrum are among them. Epoch e has size e mod S of the S sizes; augmented samples are cropped, mirrored and
-    recoloured, and STILL_SAMPLES of them, where the clip has such a part, show what stands still alone.
+    recoloured, and STATIC_SAMPLES of them, where the clip has such a part, show a static part alone.
 
     Args:
         sets, split: as MotionDataset takes them.
         sizes: (H, W) of the samples.
-        augment: otherwise the largest box of the sample's aspect in the middle of the picture.
+        augment: otherwise the largest box of the sample's aspect in the middle of the image.
         multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
-        still: photographs (3, H, W) in [0, 1] in which nothing moves; augmented samples show crops of them.
+        static: photographs (3, H, W) in [0, 1] in which nothing moves; augmented samples show crops of them.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class DisplacementDataset(Dataset):
         sizes: Sequence[tuple[int, int]],
         augment: bool = True,
         multiple: int = 1,
-        still: Sequence[Tensor] = (),
+        static: Sequence[Tensor] = (),
     ) -> None:
         self.items = WeightedItems(
             sets,
@@ -69,7 +69,7 @@ class DisplacementDataset(Dataset):
             lambda clip_set, row: row.status == KEPT or clip_set.has_pairs(row.id),
         )
         self.sizes, self.augment, self.multiple = [tuple(size) for size in sizes], augment, multiple
-        self.still = list(still)
+        self.static = list(static)
         self.count = len(self.items)
 
     def __len__(self) -> int:
@@ -79,12 +79,12 @@ class DisplacementDataset(Dataset):
         """Read and augment one sample; ClipSetError names a clip that cannot be used."""
         rng = np.random.default_rng(key.seed) if self.augment else None
         size = self.sizes[key.epoch % len(self.sizes)]
-        wants_still = rng is not None and rng.random() < STILL_SAMPLES
-        if wants_still and self.still and rng.random() < STILL_PICTURES:
-            return static_crop(self.still[int(rng.integers(len(self.still)))], size, rng)
+        wants_static = rng is not None and rng.random() < STATIC_SAMPLES
+        if wants_static and self.static and rng.random() < STATIC_IMAGES:
+            return static_crop(self.static[int(rng.integers(len(self.static)))], size, rng)
         clip_set, row = self.items[key._replace(item=key.item % self.count)]
         image, displacement = clip_set.first(row.id), clip_set.displacement(row.id)
-        if wants_still:
+        if wants_static:
             sample = static_sample(image, displacement, size, rng)
             if sample is not None:
                 return sample
@@ -100,22 +100,22 @@ class DisplacementDataset(Dataset):
 def static_sample(
     image: Tensor, displacement: Tensor, size: tuple[int, int], rng: np.random.Generator
 ) -> dict[str, Tensor] | None:
-    """Show a part of a picture that stands still, continued by mirrors until it fills the sample.
+    """Show a static part of an image, continued by mirrors until it fills the sample.
 
-    Not enlarged: what is blurred would be learned to be still.
+    It is not enlarged: the head would learn that blurred places are static.
 
     Args:
         image, displacement: (3, H, W) in [0, 1] and (1, H, W) px.
         size: (H', W') of the sample.
 
     Returns:
-        as `DisplacementDataset`; None where no part of the drawn size stands still.
+        as `DisplacementDataset`; None where no part of the drawn size is static.
     """
     height, width = image.shape[-2:]
-    sides = rng.uniform(*STILL_SIDES)
+    sides = rng.uniform(*STATIC_SIDES)
     part = (max(1, round(height * sides)), max(1, round(width * sides)))
     means = F.avg_pool2d(displacement[None].float(), part, stride=1)[0, 0]  # (H - h + 1, W - w + 1)
-    places = (means < STILL_PART_PX / default_grid_scale(height, width)).nonzero()
+    places = (means < STATIC_PART_PX / default_grid_scale(height, width)).nonzero()
     if not len(places):
         return None
     top, left = places[int(rng.integers(len(places)))].tolist()
@@ -128,7 +128,7 @@ def static_sample(
 
 def static_crop(image: Tensor, size: tuple[int, int], rng: np.random.Generator) -> dict[str, Tensor]:
     """Show a crop of a photograph (3, H, W) in which nothing moves; as `DisplacementDataset`."""
-    geometry = draw_geometry(image.shape[-2:], size, rng, area=STILL_CROP_AREA)
+    geometry = draw_geometry(image.shape[-2:], size, rng, area=STATIC_CROP_AREA)
     image = jitter_colours(geometry.maps(image), rng)
     return {"image": image.contiguous(), "displacement": torch.zeros(1, *size)}
 
@@ -140,7 +140,7 @@ def _mirrored(count: int, period: int, offset: int) -> Tensor:
 
 
 class DisplacementStage(torch.nn.Module):
-    """What `--stage displacement` trains: photographs (B, 3, H, W) to what each network of the head says of them."""
+    """The module that stage "displacement" trains: images (B, 3, H, W) to the outputs of the head's networks."""
 
     def __init__(self, unet: FrequencyUNet) -> None:
         super().__init__()
@@ -154,28 +154,28 @@ class DisplacementStage(torch.nn.Module):
 def displacement_loss(
     model: torch.nn.Module, batch: dict[str, Tensor], *, num_features: int, feature_dropout: float
 ) -> dict[str, Tensor]:
-    """Return the mean absolute errors of log(m / q + .1) and of log q where the clip moves, and whether it does.
+    """Return the mean absolute errors of log(m / q + 0.1) and of log q where the clip moves, and whether it does.
 
-    Absolute errors: the median of what such a place does, whatever a few storms did. The loss is the first, + .25 of
-    the second, + the cross-entropy of whether anything moves.
+    Absolute errors, whose best answer is a median, are not dominated by a few storms. The loss is the first + 0.25 of
+    the second + the cross-entropy of whether anything moves.
 
     Args:
         model: a `DisplacementStage`.
         batch: "image" (B, 3, H, W), "displacement" (B, 1, H, W) px, "seed" (B,).
         num_features: of the head.
-        feature_dropout: share of the features that a sample does not see.
+        feature_dropout: fraction of the features that a sample does not see.
 
     Returns:
         "loss", and its parts "place", "strength" and "moves".
     """
     image, displacement = batch["image"], batch["displacement"].float()
-    gain = feature_dropout_mask(num_features, batch["seed"], image.device, feature_dropout)
-    relative, log_strength, log_odds = model(image, gain)  # (B, M, h, w), (B, M), (B, M)
+    mask = feature_dropout_mask(num_features, batch["seed"], image.device, feature_dropout)
+    relative, log_strength, log_odds = model(image, mask)  # (B, M, h, w), (B, M), (B, M)
     strength = displacement.flatten(1).quantile(QUANTILE, dim=1)  # (B,)
     moves = (strength >= MOVING_PX / default_grid_scale(*displacement.shape[-2:])).float()
     strength = strength.clamp(min=LEAST_STRENGTH_PX)
     wanted = relative_displacement(resize_maps(displacement, tuple(relative.shape[-2:])), strength)  # (B, 1, h, w)
-    # The means over all samples, still ones too: batches in several processes then add up to one.
+    # The means over all samples, static ones too: batches in several processes then add up to one.
     place = ((relative - wanted).abs().mean((1, 2, 3)) * moves).mean()
     strong = ((log_strength - strength.log()[:, None]).abs() * moves[:, None]).mean()
     whether = F.binary_cross_entropy_with_logits(log_odds, moves[:, None].expand_as(log_odds))
@@ -187,7 +187,7 @@ def displacement_loss(
 def validation_displacement(
     model: DisplacementStage, dataset: DisplacementDataset, *, limit: int = 64
 ) -> dict[str, float]:
-    """Measure the map on held-out photographs.
+    """Measure the map on validation images.
 
     Returns:
         validation_ap, the chance-corrected average precision for the pixels that move (mean over clips; absent where no
@@ -203,15 +203,15 @@ def validation_displacement(
         strengths = [one.flatten().quantile(QUANTILE).clamp(min=LEAST_STRENGTH_PX) for one in (expected, real)]
         logs.append(float((strengths[0] / strengths[1]).log()))
     known = [value for value in precision if value is not None]
-    figures = {"validation_ap": statistics.fmean(known)} if known else {}
-    return figures | {"validation_gain": float(np.exp(statistics.fmean(logs)))}
+    metrics = {"validation_ap": statistics.fmean(known)} if known else {}
+    return metrics | {"validation_gain": float(np.exp(statistics.fmean(logs)))}
 
 
 @torch.no_grad()
 def write_displacement_sheet(
     model: DisplacementStage, step: int, folder: Path, *, dataset: DisplacementDataset, count: int = 8
 ) -> None:
-    """Write a PNG, a row a picture: it, how far its places move, how far they are expected to."""
+    """Write a PNG with a row an image: it, how far its places move, and how far they are expected to."""
     device, rows = next(model.parameters()).device, []
     for item in range(0, dataset.count, max(1, dataset.count // count))[:count]:
         sample = dataset[SampleKey(item, 0, 0)]

@@ -1,4 +1,4 @@
-"""Cached latents: what the VAE makes of augmented variants of each clip, encoded once and read at every step."""
+"""Cached latents: augmented variants of each clip, encoded by the VAE once and read at every step."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from data.augmentation import Geometry, draw_geometry, geometry_settings, jitter_colours
 from data.clips import ClipRow, ClipSet, ClipSetError, SampleKey
 from data.datasets import MotionDataset
-from data.jobs import show_progress
 from data.media import atomic_path
 from models.vae import MotionVAE
 from motion.flow import GRID_MULTIPLE, resize_maps
@@ -28,8 +28,8 @@ from training.data_order import sample_seed
 logger = logging.getLogger(__name__)
 
 CACHE_VERSION = 2
-# Latents are stored as whole numbers -127 .. 127 of a step per bin and channel. Measured on real clips: .008 of their
-# standard deviation is lost, and .4 to .7 % of the decoded motion, a hundredth of what the VAE of 260 steps loses.
+# Latents are stored as whole numbers -127 .. 127 of a step per bin and channel. Measured on real clips: 0.008 of
+# their standard deviation is lost, and 0.4 to 0.7 % of the decoded motion, a hundredth of a VAE's loss after 260 steps.
 _LEVELS = 127
 
 
@@ -46,20 +46,17 @@ class LatentDataset(Dataset):
     """Photographs and cached latents of augmented variants of each clip.
 
     dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "latents" (K, C, h, w), "confidence" (1, h, w)}. Epoch e gives
-    variant e mod V of every item. The VAE runs once for each variant instead of once for each sample. A clip's file
-    (latents and confidence in bytes: 42 kB a variant with 16 bins, 256 x 160 px and f = 8) lies below `folder` under a
-    name made from all it depends on: the sets, the VAE, the augmentation. The photograph is cut from the set at every
-    reading, in the variant's geometry and with colours of the key's own.
+    variant e mod V of every item. The folder's name is a hash of all that the latents depend on: the sets, the VAE, the
+    augmentation. The photograph is cut from the set at every reading, with colours of the key's own.
 
     Args:
-        sets: as MotionDataset takes them. A set of a weight above 1 has variants of its own for each time that a clip
-            comes in an epoch; other weights do not change the cache.
+        sets: as MotionDataset takes them. A set of a weight above 1 has variants for each repetition of its clips.
         split: "train" or "test".
         vae: the trained VAE.
         num_bins: K.
         folder: where caches lie.
         sizes: (H, W) of each variant.
-        augment: draw crops, flips and colours for each variant; otherwise the whole picture.
+        augment: draw crops, flips and colours for each variant; otherwise the whole image.
         seed: of the augmentation.
         multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
     """
@@ -105,8 +102,7 @@ class LatentDataset(Dataset):
         """Return how a variant is cut from its clip of grid (H, W): a function of seed, clip and variant."""
         rng = None
         if self.augment:
-            # By the clip's name and not its number: it is cut alike in every set that holds it. A set that grows is
-            # encoded anew all the same, as the cache's name covers its whole table.
+            # By the clip's name and not its number: it is cut alike in every set that holds it.
             rng = np.random.default_rng(sample_seed(zlib.crc32(row.id.encode()), self.seed, variant))
         return draw_geometry(grid, self.sizes[variant % len(self.sizes)], rng)
 
@@ -133,56 +129,26 @@ class LatentDataset(Dataset):
         }
 
     @torch.no_grad()
-    def encode(self, vae: MotionVAE, device: torch.device, *, progress: bool = False, workers: int = 0) -> None:
-        """Write the clips' files that are not there yet; call in one process while others wait.
-
-        Args:
-            vae: the VAE of the constructor.
-            device: where it runs.
-            progress: show a progress bar.
-            workers: processes that read and augment clips; 0 does so in this one.
-        """
+    def encode(self, vae: MotionVAE, device: torch.device) -> None:
+        """Write the clips' files that are not there yet, on `device`; call in one process while others wait."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        missing = _Variants(self)
-        loader = DataLoader(missing, batch_size=None, num_workers=workers, generator=torch.Generator())
+        clips = [(number, row) for number, part in enumerate(self.items.parts) for row in part.rows]
+        missing = [clip for clip in clips if not self.clip_path(*clip).is_file()]
         vae = vae.to(device).eval()
-        for path, variants in show_progress(loader, len(missing), "clip", progress):
+        for number, row in tqdm(missing, unit="clip", disable=not missing):
+            spectrum, confidence = self.items.parts[number].clip_set.spectrum(row.id, self.num_bins)
             tensors: dict[str, Tensor] = {}
-            for variant, (spectrum, confidence) in enumerate(variants):
+            for variant in range(self.items.repeats(number) * len(self.sizes)):
+                geometry = self.geometry(row, variant, spectrum.shape[-2:])
                 with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps"):
-                    latents = vae.encode_spectrum(spectrum[None].to(device))[0]  # (K, C, h, w)
+                    latents = vae.encode_spectrum(geometry.spectrum(spectrum)[None].to(device))[0]  # (K, C, h, w)
                 latents, step = _as_bytes(latents.float().cpu())
-                confidence = resize_maps(confidence, tuple(latents.shape[-2:])) * 255
-                confidence = confidence.round().clamp(0, 255).to(torch.uint8)
-                stored = {"latents": latents, "step": step, "confidence": confidence}
+                weights = resize_maps(geometry.maps(confidence), tuple(latents.shape[-2:])) * 255
+                weights = weights.round().clamp(0, 255).to(torch.uint8)  # (1, h, w)
+                stored = {"latents": latents, "step": step, "confidence": weights}
                 tensors |= {f"{name}-{variant}": tensor.contiguous() for name, tensor in stored.items()}
-            with atomic_path(path) as temporary:
+            with atomic_path(self.clip_path(number, row)) as temporary:
                 save_file(tensors, temporary)
-
-
-class _Variants(Dataset):
-    """The clips that a cache lacks: (path, [(spectrum, confidence) of each variant])."""
-
-    def __init__(self, latents: LatentDataset) -> None:
-        self.latents = latents
-        self.jobs = [
-            (number, row)
-            for number, part in enumerate(latents.items.parts)
-            for row in part.rows
-            if not latents.clip_path(number, row).is_file()
-        ]
-
-    def __len__(self) -> int:
-        return len(self.jobs)
-
-    def __getitem__(self, job: int) -> tuple[str, list[tuple[Tensor, Tensor]]]:
-        latents, (number, row) = self.latents, self.jobs[job]
-        spectrum, confidence = latents.items.parts[number].clip_set.spectrum(row.id, latents.num_bins)
-        variants = []
-        for variant in range(latents.items.repeats(number) * len(latents.sizes)):
-            geometry = latents.geometry(row, variant, spectrum.shape[-2:])
-            variants.append((geometry.spectrum(spectrum), geometry.maps(confidence)))
-        return str(latents.clip_path(number, row)), variants
 
 
 def _as_bytes(latents: Tensor) -> tuple[Tensor, Tensor]:

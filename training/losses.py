@@ -1,19 +1,15 @@
-"""Losses of the training scripts: masked L1, multi-scale gradients, feature distances of ImageNet networks.
+"""Losses of the training scripts: masked L1 and multi-scale gradients.
 
 Masks weigh inside a sample and samples weigh the same, so that a batch split over two processes has the same loss.
 """
 
 from __future__ import annotations
 
-import logging
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from metrics.perceptual import _check_same, masked_mean
-
-logger = logging.getLogger(__name__)
 
 
 def l1(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Training of the denoiser: the loss, held-out figures, sample sheets."""
+"""Training of the denoiser: the loss, validation, sample sheets."""
 
 from __future__ import annotations
 
@@ -20,46 +20,25 @@ from training.data_order import sample_noise, sample_uniform
 from training.latents import LatentDataset
 
 CONDITION_DROPOUT = 0.1
-# Share of the photograph's features that a training sample does not see. Where clips are few, the encoder otherwise
-# knows them by heart: after four minutes on 59 clips and 285 scenes the held-out AP of its magnitude was .46 without
-# and .51 with it.
+# Fraction of the photograph's features that a training sample does not see. Where clips are few, the encoder otherwise
+# memorises them: after four minutes on 59 clips and 285 scenes the test AP of its magnitude was 0.46 without and 0.51
+# with it.
 FEATURE_DROPOUT = 0.3
 # Of the magnitude's loss beside the denoising loss: enough that the head stays true while the features change.
 MAGNITUDE_WEIGHT = 0.2
 MIN_SNR_GAMMA = 5.0
 WEIGHTINGS = ("none", "min-snr")
-# Share of the schedule at which held-out loss is measured.
+# Fractions of the schedule at which the validation loss is measured.
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
-# Pictures are drawn and held-out losses measured on the way: a loss curve does not show what the motion looks like.
+# Samples are drawn on the way: a loss curve does not show what the motion looks like.
 TRAINING_PRESETS: dict[str, dict] = {
-    "tiny": {
-        "steps": 300,
-        "batch_size": 4,
-        "learning_rate": 1e-3,
-        "warmup_steps": 20,
-        "ema_decay": 0.98,
-        "validate_every": 100,
-        "sample_every": 150,
-    },
-    "small": {
-        "steps": 20_000,
-        "batch_size": 8,
-        "learning_rate": 4e-4,
-        "warmup_steps": 200,
-        "ema_decay": 0.999,
-        "validate_every": 1000,
-        "sample_every": 1000,
-    },
-    "paper": {
-        "steps": 500_000,
-        "batch_size": 16,
-        "learning_rate": 1e-4,
-        "warmup_steps": 2000,
-        "ema_decay": 0.9999,
-        "validate_every": 5000,
-        "sample_every": 5000,
-    },
+    "tiny": {"steps": 300, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98}
+    | {"validate_every": 100, "sample_every": 150},
+    "small": {"steps": 20_000, "batch_size": 8, "learning_rate": 4e-4, "warmup_steps": 200, "ema_decay": 0.999}
+    | {"validate_every": 1000, "sample_every": 1000},
+    "paper": {"steps": 500_000, "batch_size": 16, "learning_rate": 1e-4, "warmup_steps": 2000, "ema_decay": 0.9999}
+    | {"validate_every": 5000, "sample_every": 5000},
 }
 
 
@@ -74,14 +53,13 @@ def noise_weights(schedule: SchedulerMixin, timestep: Tensor, weighting: str) ->
     """Return each sample's weight of the loss, (B,).
 
     "min-snr" is min(SNR, 5) / SNR for noise and min(SNR, 5) / (SNR + 1) for velocity (Hang et al., "Efficient Diffusion
-    Training via Min-SNR Weighting Strategy", 2023, section 3.4). "none", the default, is 1: with velocity that already
-    weighs the clean signal by SNR + 1, and what min-SNR would take away is high noise, where the place and the size of
-    the motion are decided.
+    Training via Min-SNR Weighting Strategy", 2023, section 3.4). "none", the default, is 1: velocity already weighs
+    the clean signal by SNR + 1, and min-SNR would reduce high noise, where place and size of the motion are decided.
     """
     if weighting == "none":
         return torch.ones(len(timestep), device=timestep.device)
-    remaining = schedule.alphas_cumprod.to(timestep.device)[timestep]  # (B,)
-    snr = remaining / (1 - remaining)
+    alphas_cumprod = schedule.alphas_cumprod.to(timestep.device)[timestep]  # (B,)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
     velocity = schedule.config.prediction_type == "v_prediction"
     return snr.clamp(max=MIN_SNR_GAMMA) / (snr + 1 if velocity else snr)
 
@@ -89,16 +67,16 @@ def noise_weights(schedule: SchedulerMixin, timestep: Tensor, weighting: str) ->
 def feature_dropout_mask(
     features: int, seeds: Tensor, device: torch.device, dropout: float = FEATURE_DROPOUT
 ) -> Tensor:
-    """Return 0 for the share `dropout` < 1 of features that a sample does not see, 1 / (1 - dropout) else: (B, F)."""
+    """Return (B, F): 0 for the fraction `dropout` < 1 of features hidden from a sample, else 1 / (1 - dropout)."""
     seen = sample_uniform((len(seeds), features), seeds, device, stream=3) >= dropout
     return seen / (1 - dropout)
 
 
 def magnitude_error(log_s: Tensor, latents: Tensor) -> Tensor:
-    """Return how far s is from what latents tell of it: | .6745 s - |z| |, least for s at the median of |z| / .6745.
+    """Return | 0.6745 s - |z| |, which is least where s is the median of |z| / 0.6745.
 
-    That is the standard deviation of Gaussian latents, and a robust one: how strong the wind was no photograph shows,
-    and under the Gaussian likelihood, which such clips dominate, the held-out loss rose from .69 to 1.33 in 500 steps.
+    That is a robust standard deviation of Gaussian latents. No photograph shows how strong the wind was: under the
+    Gaussian likelihood, which windy clips dominate, the validation loss rose from 0.69 to 1.33 in 500 steps.
 
     Args:
         log_s, latents: (B, K, C, h, w).
@@ -126,10 +104,10 @@ def diffusion_loss(
         schedule: the noise schedule.
         num_features: of the model's image encoder.
         weighting: of noise levels, see `noise_weights`.
-        feature_dropout: share of the photograph's features that a sample does not see.
+        feature_dropout: fraction of the photograph's features that a sample does not see.
 
     Returns:
-        "loss", the sum of "denoising" and .2 "magnitude", the mean `magnitude_error`.
+        "loss", the sum of "denoising" and 0.2 "magnitude", the mean `magnitude_error`.
     """
     clean, seeds = batch["latents"], batch["seed"]
     device, count = clean.device, len(clean)
@@ -138,18 +116,18 @@ def diffusion_loss(
     keep = (sample_uniform((count,), seeds, device, stream=2) >= CONDITION_DROPOUT).float()  # (B,)
     noisy = schedule.add_noise(clean, noise, timestep)
     target = diffusion_target(schedule, clean, noise, timestep)
-    gain = feature_dropout_mask(num_features, seeds, device, feature_dropout)
-    condition = {"image": batch["image"], "feature_dropout_mask": gain, "keep": keep}
+    mask = feature_dropout_mask(num_features, seeds, device, feature_dropout)
+    condition = {"image": batch["image"], "feature_dropout_mask": mask, "keep": keep}
     prediction, log_s = model(noisy, timestep, **condition, return_magnitude=True)
     weights = noise_weights(schedule, timestep, weighting)
     denoising = (_squared_error(prediction.float(), target, batch["confidence"]).mean(1) * weights).mean()
     magnitude = _weighted_mean(magnitude_error(log_s.float(), clean), batch["confidence"]).mean()
-    figures = {"denoising": denoising.detach(), "magnitude": magnitude.detach()}
-    return {"loss": denoising + MAGNITUDE_WEIGHT * magnitude} | figures
+    loss = denoising + MAGNITUDE_WEIGHT * magnitude
+    return {"loss": loss, "denoising": denoising.detach(), "magnitude": magnitude.detach()}
 
 
-class PictureStage(torch.nn.Module):
-    """What `--stage picture` trains: photographs (B, 3, H, W) in [0, 1] to log s of their latents (B, K, C, h, w)."""
+class ImageEncoderStage(torch.nn.Module):
+    """The module that stage "image-encoder" trains: images (B, 3, H, W) to log s of their latents (B, K, C, h, w)."""
 
     def __init__(self, unet: FrequencyUNet) -> None:
         super().__init__()
@@ -162,12 +140,12 @@ class PictureStage(torch.nn.Module):
         return condition[:, config.condition_channels :].unflatten(1, (config.num_bins, config.latent_channels))
 
 
-def picture_loss(
+def image_encoder_loss(
     model: torch.nn.Module, batch: dict[str, Tensor], *, num_features: int, feature_dropout: float = FEATURE_DROPOUT
 ) -> dict[str, Tensor]:
-    """Return the mean error of the magnitudes, weighted by confidence; `model` is a `PictureStage`."""
-    gain = feature_dropout_mask(num_features, batch["seed"], batch["image"].device, feature_dropout)
-    log_s = model(batch["image"], gain).float()
+    """Return the mean error of the magnitudes, weighted by confidence; `model` is an `ImageEncoderStage`."""
+    mask = feature_dropout_mask(num_features, batch["seed"], batch["image"].device, feature_dropout)
+    log_s = model(batch["image"], mask).float()
     return {"loss": _weighted_mean(magnitude_error(log_s, batch["latents"]), batch["confidence"]).mean()}
 
 
@@ -191,7 +169,7 @@ def _validation_samples(dataset: LatentDataset, device: torch.device, limit: int
 def validation_loss(
     model: FrequencyUNet, dataset: LatentDataset, *, schedule: SchedulerMixin, limit: int = 24
 ) -> dict[str, float]:
-    """Measure the denoising loss on held-out latents with the same noise each time; keeps every condition.
+    """Measure the denoising loss on validation latents, with the same noise each time and every condition kept.
 
     Returns:
         validation_loss, the mean of validation_level_L over fractions L of the schedule; validation_bin_KK, the mean
@@ -215,13 +193,13 @@ def validation_loss(
         f"validation_level_{level:g}": float(row.mean()) for level, row in zip(VALIDATION_LEVELS, table, strict=True)
     }
     bins = {f"validation_bin_{index:02d}": float(column.mean()) for index, column in enumerate(table.T)}
-    figures = {"validation_loss": float(table.mean()), "validation_magnitude": float(torch.stack(magnitudes).mean())}
-    return figures | levels | bins
+    means = {"validation_loss": float(table.mean()), "validation_magnitude": float(torch.stack(magnitudes).mean())}
+    return means | levels | bins
 
 
 @torch.no_grad()
-def validation_magnitude(model: PictureStage, dataset: LatentDataset, *, limit: int = 64) -> dict[str, float]:
-    """Measure the error of the magnitudes on held-out photographs.
+def validation_magnitude(model: ImageEncoderStage, dataset: LatentDataset, *, limit: int = 64) -> dict[str, float]:
+    """Measure the error of the magnitudes on validation images.
 
     Returns:
         validation_magnitude, as in `validation_loss`; validation_even, that of expecting the same everywhere, s = 1.
@@ -248,27 +226,20 @@ def write_sample_sheet(
     count: int = 6,
     seed: int = 0,
 ) -> None:
-    """Write a PNG, a row a held-out picture: it, then what moves, at which frequency and how, of two samples and truth.
-
-    Three pictures of each: the magnitude over the photograph, the spectrum as a bar a bin, an x-t slice.
-    """
+    """Write a PNG with a row an image: it, then magnitude, spectrum and x-t slice of two samples and of the truth."""
     device, rows = next(model.parameters()).device, []
     vae = vae.to(device)
-    for item in range(0, dataset.count, max(1, dataset.count // count)):
-        if len(rows) == count:
-            break
+    for item in range(0, dataset.count, max(1, dataset.count // count))[:count]:
         sample = dataset[SampleKey(item, 0, 0)]
-        picture = sample["image"][None].to(device)
-        condition, expected_px = model.encode_image(picture), model.expected_displacement(picture)
-        truth = sample["latents"][None].to(device)
+        image, truth = sample["image"], sample["latents"][None].to(device)
+        batch = image[None].to(device)
+        condition, expected_px = model.encode_image(batch), model.expected_displacement(batch)
         noise = [start_noise(tuple(truth.shape[1:]), seed, n)[None].to(device) for n in range(2)]
         drawn = [denoise(model, schedule, condition, n) for n in noise]
         spectra = [finished(vae, model, z, condition, expected_px) for z in drawn] + [vae.decode_spectrum(truth)]
-        spectra = [spectrum[0].float().cpu() for spectrum in spectra]
-        image = sample["image"]
-        pictures = [image]
-        for spectrum in spectra:
+        cells = [image]
+        for spectrum in (spectrum[0].float().cpu() for spectrum in spectra):
             heat = magnitude_over(image, mean_displacement(spectrum))
-            pictures += [heat, spectrum_bars(spectrum), x_t_slice(image, spectrum)]
-        rows.append(pictures)
+            cells += [heat, spectrum_bars(spectrum), x_t_slice(image, spectrum)]
+        rows.append(cells)
     write_image(folder / f"samples-{step:07d}.png", contact_sheet(rows))

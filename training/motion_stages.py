@@ -1,113 +1,183 @@
-"""The stages of motion training: what each trains, on which data, and what is measured and drawn on the way."""
+"""The stages of U-Net training: what each trains, on which data, and what is measured and drawn on the way."""
 
 from __future__ import annotations
 
-from argparse import Namespace
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate import PartialState
 from diffusers import SchedulerMixin
-from torch import Tensor, nn
-from torch.utils.data import Dataset
 
+from data.datasets import WeightedSets
 from data.media import list_images, read_image
-from models.unet import FrequencyUNet
+from models.checkpoints import load_model
+from models.device import ArgumentError
+from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import MotionVAE
-from training import displacement, processes
+from training import displacement
 from training import motion_diffusion as diffusion
-from training.data_sets import WeightedSets, sets_with
-from training.displacement import DisplacementDataset
+from training.data_sets import sets_with
 from training.latents import LatentDataset, variant_sizes
 
-# Long side at which a photograph of --still-pictures is kept: crops of a tenth of it fill a sample of 256 x 160 px.
-STILL_PICTURE_PX = 640
+logger = logging.getLogger(__name__)
+
+# Long side at which static images are kept: crops of a tenth of one fill a sample of 256 x 160 px.
+STATIC_IMAGE_PX = 640
 
 
-@dataclass
-class Stage:
-    """What `loop.train` is given: the module of a stage, its data, its loss, and `validate` and `sample`."""
+def make_unet(
+    vae: MotionVAE, preset: str, *, num_bins: int, mode: str, prediction_type: str, backbone: str, weights: Path | None
+) -> FrequencyUNet:
+    """Make an untrained U-Net for the latents of a VAE.
 
-    model: nn.Module
-    dataset: Dataset
-    loss: Callable
-    measures: dict[str, Callable] = field(default_factory=dict)
+    Args:
+        vae: says the latents' shape and period; "vae" as `backbone` is a frozen copy of its encoder.
+        preset: of UNET_PRESETS.
+        num_bins: K.
+        mode, prediction_type, backbone: entries of the model's config.
+        weights: ImageNet weights of the backbone "squeezenet", which are then frozen.
+
+    Raises:
+        ArgumentError: weights that cannot be used.
+    """
+    config = {"latent_channels": vae.latent_channels, "factor": vae.factor, "period_s": vae.config.period_s}
+    config |= {"num_bins": num_bins, "mode": mode, "prediction_type": prediction_type, "backbone": backbone}
+    config["backbone_frozen"] = backbone == "vae"  # of the others: only once weights are loaded
+    if backbone == "vae":
+        config["picture_vae"] = vae.encoder_config
+    unet = FrequencyUNet(**UNET_PRESETS[preset], **config)
+    if weights is not None:
+        try:
+            unet.load_backbone(weights)
+        except (ValueError, RuntimeError) as error:
+            raise ArgumentError(f"backbone_weights: {str(error).splitlines()[0]}") from error
+    elif backbone == "vae":
+        unet.image_encoder.copy_encoder(vae)
+    elif backbone == "squeezenet":
+        logger.info("no backbone weights: the image network trains from scratch")
+    return unet
 
 
-def prepare(
-    args: Namespace,
+def load_unet(folder: Path, *, num_bins: int, mode: str, prediction_type: str, backbone: str) -> FrequencyUNet:
+    """Load a U-Net to train on; ArgumentError where its config differs from the arguments."""
+    unet = load_model(FrequencyUNet, folder, component="U-Net")
+    wanted = {"num_bins": num_bins, "mode": mode, "prediction_type": prediction_type}
+    if backbone == "vae":
+        wanted["backbone"] = backbone
+    for name, value in wanted.items():
+        if unet.config[name] != value:
+            raise ArgumentError(f"init {folder}: its {name} is {unet.config[name]}, not {value}")
+    if unet.config.backbone_frozen:
+        unet.image_encoder.freeze_backbone()
+    logger.info("network and backbone are those of %s; the preset means the training only", folder)
+    return unet
+
+
+def denoising_stage(
+    name: str,
     unet: FrequencyUNet,
     vae: MotionVAE,
     schedule: SchedulerMixin,
     sets: WeightedSets,
-    device: torch.device,
-    batch: int,
-) -> Stage:
-    """Prepare the stage of train_unet.py's flags; latents that are not cached yet are encoded.
+    *,
+    weighting: str = "none",
+    feature_dropout: float | None = None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return the arguments of `train` for a stage that trains on latents; those not cached yet are encoded.
 
     Args:
-        args: the flags.
+        name: "joint", "image-encoder", "denoiser", "slices" or "coordination".
         unet, vae, schedule: the models.
         sets: checked.
-        device: where the VAE encodes.
-        batch: samples of one step of all processes; one shape fills it.
+        weighting: of the noise levels.
+        feature_dropout: fraction of the image's features hidden from a sample; None: FEATURE_DROPOUT where the encoder
+            trains on augmented samples, else 0.
+        options: of `_encoded`.
     """
-    if args.stage == "displacement":
-        return _displacement(args, unet, sets, batch)
-    dataset, validation = _encoded(args, sets, vae, device, batch)
-    # What the encoder says is fixed in stage "denoiser": hiding parts of it would only blur the magnitudes.
-    seen = {"num_features": unet.image_encoder.num_features}
-    seen["feature_dropout"] = _feature_dropout(args, learns_pictures=args.stage != "denoiser")
-    if args.stage == "picture":
-        measures = {"validate": partial(diffusion.validation_magnitude, dataset=validation)} if validation else {}
-        return Stage(diffusion.PictureStage(unet), dataset, partial(diffusion.picture_loss, **seen), measures)
-    shown = {"vae": vae, "schedule": schedule, "dataset": validation or dataset}
-    measures = {"sample": partial(diffusion.write_sample_sheet, **shown)}
-    if validation:
-        measures["validate"] = partial(diffusion.validation_loss, dataset=validation, schedule=schedule)
-    loss = partial(diffusion.diffusion_loss, schedule=schedule, weighting=args.weighting, **seen)
-    return Stage(unet, dataset, loss, measures)
-
-
-def _displacement(args: Namespace, unet: FrequencyUNet, sets: WeightedSets, batch: int) -> Stage:
-    sizes = (args.grid,) if args.no_augment else variant_sizes(*args.grid)
-    still = _still_pictures(args.still_pictures)
-    dataset = DisplacementDataset(sets, "train", sizes=sizes, augment=not args.no_augment, multiple=batch, still=still)
-    test_sets = sets_with(sets, "test")
-    validation = DisplacementDataset(test_sets, "test", sizes=(args.grid,), augment=False) if test_sets else None
-    measures = {"sample": partial(displacement.write_displacement_sheet, dataset=validation or dataset)}
-    if validation:
-        measures["validate"] = partial(displacement.validation_displacement, dataset=validation)
-    seen = {"num_features": unet.displacement_head.num_features, "feature_dropout": _feature_dropout(args)}
-    loss = partial(displacement.displacement_loss, **seen)
-    return Stage(displacement.DisplacementStage(unet), dataset, loss, measures)
-
-
-def _still_pictures(paths: list[Path]) -> list[Tensor]:
-    """Read photographs in which nothing moves, at most at the size that crops of them are shown at."""
-    found = list_images(paths) if paths else []
-    return [read_image(path, max_side=STILL_PICTURE_PX) for path in found]
-
-
-def _feature_dropout(args: Namespace, *, learns_pictures: bool = True) -> float:
-    if args.feature_dropout is not None:
-        return args.feature_dropout
-    return diffusion.FEATURE_DROPOUT if learns_pictures and not args.no_augment else 0.0
+    if feature_dropout is None:
+        # In stage "denoiser" the encoder is fixed: hiding parts of it would only blur the magnitudes.
+        learns_images = name != "denoiser" and options["augment"]
+        feature_dropout = diffusion.FEATURE_DROPOUT if learns_images else 0.0
+    dataset, validation = _encoded(sets, vae, num_bins=unet.config.num_bins, **options)
+    seen = {"num_features": unet.image_encoder.num_features, "feature_dropout": feature_dropout}
+    if name == "image-encoder":
+        model, loss, sample = diffusion.ImageEncoderStage(unet), partial(diffusion.image_encoder_loss, **seen), None
+        validate = diffusion.validation_magnitude
+    else:
+        model, loss = unet, partial(diffusion.diffusion_loss, schedule=schedule, weighting=weighting, **seen)
+        sample = partial(diffusion.write_sample_sheet, vae=vae, schedule=schedule, dataset=validation or dataset)
+        validate = partial(diffusion.validation_loss, schedule=schedule)
+    validate = partial(validate, dataset=validation) if validation else None
+    return {"model": model, "dataset": dataset, "loss_function": loss, "validate": validate, "sample": sample}
 
 
 def _encoded(
-    args: Namespace, sets: WeightedSets, vae: MotionVAE, device: torch.device, batch: int
+    sets: WeightedSets,
+    vae: MotionVAE,
+    *,
+    grid: tuple[int, int],
+    num_bins: int,
+    augment: bool,
+    batch: int,
+    seed: int,
+    cache: Path,
+    device: torch.device,
 ) -> tuple[LatentDataset, LatentDataset | None]:
-    """Encode the training and the held-out latents (None without test clips), the first process for all."""
-    options = {"vae": vae, "num_bins": args.bins, "folder": args.cache, "seed": args.seed}
-    sizes = (args.grid,) if args.no_augment else variant_sizes(*args.grid)
-    dataset = LatentDataset(sets, "train", sizes=sizes, augment=not args.no_augment, multiple=batch, **options)
+    """Encode the latents to train and, where there are test clips, to validate with; the main process for all.
+
+    Args:
+        sets, vae, num_bins, augment, seed: see LatentDataset.
+        grid: (H, W) px.
+        batch: samples of one step of all processes; one shape fills it.
+        cache: folder of the latents.
+        device: where the VAE encodes.
+    """
+    options = {"vae": vae, "num_bins": num_bins, "folder": cache, "seed": seed}
+    sizes = variant_sizes(*grid) if augment else (grid,)
+    dataset = LatentDataset(sets, "train", sizes=sizes, augment=augment, multiple=batch, **options)
     test_sets = sets_with(sets, "test")
-    validation = LatentDataset(test_sets, "test", sizes=(args.grid,), augment=False, **options) if test_sets else None
-    with processes.main_first():
+    validation = LatentDataset(test_sets, "test", sizes=(grid,), augment=False, **options) if test_sets else None
+    state = PartialState()
+    with state.main_process_first():
         for latents in filter(None, (dataset, validation)):
-            if processes.is_main():
-                latents.encode(vae, device, progress=True)
+            if state.is_main_process:
+                latents.encode(vae, device)
     return dataset, validation
+
+
+def displacement_stage(
+    unet: FrequencyUNet,
+    sets: WeightedSets,
+    *,
+    grid: tuple[int, int],
+    augment: bool = True,
+    batch: int = 1,
+    feature_dropout: float | None = None,
+    static_images: Sequence[Path] = (),
+) -> dict[str, Any]:
+    """Return the arguments of `train` for the displacement head; options as in `denoising_stage` and `_encoded`.
+
+    `static_images`: photographs, or folders of them, in which nothing moves; augmented samples show crops of them.
+    """
+    if feature_dropout is None:
+        feature_dropout = diffusion.FEATURE_DROPOUT if augment else 0.0
+    sizes = variant_sizes(*grid) if augment else (grid,)
+    images = list_images(static_images) if static_images else []
+    static = [read_image(path, max_side=STATIC_IMAGE_PX) for path in images]
+    make = displacement.DisplacementDataset
+    dataset = make(sets, "train", sizes=sizes, augment=augment, multiple=batch, static=static)
+    test_sets = sets_with(sets, "test")
+    validation = make(test_sets, "test", sizes=(grid,), augment=False) if test_sets else None
+    seen = {"num_features": unet.displacement_head.num_features, "feature_dropout": feature_dropout}
+    return {
+        "model": displacement.DisplacementStage(unet),
+        "dataset": dataset,
+        "loss_function": partial(displacement.displacement_loss, **seen),
+        "validate": partial(displacement.validation_displacement, dataset=validation) if validation else None,
+        "sample": partial(displacement.write_displacement_sheet, dataset=validation or dataset),
+    }

@@ -1,4 +1,4 @@
-"""Training of the motion VAE: slices, losses, held-out figures."""
+"""Training of the motion VAE: slices, losses, validation."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class SliceDataset(Dataset):
 
 
 def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequence[int]) -> dict[str, Tensor]:
-    """Return L1 + .2 multi-scale gradient + 1e-6 KL of a batch of slices, weighted by confidence.
+    """Return L1 + 0.2 multi-scale gradient + 1e-6 KL of a batch of slices, weighted by confidence.
 
     Args:
         model: called as model(slices, noise).
@@ -111,9 +111,9 @@ def reconstruction_metrics(model: MotionVAE, motions: MotionDataset, limit: int 
         numbers += x.numel() - 2 * x[0, 0].numel()
         error += amplitude(normalisation.denormalise(output) - spectrum).flatten(1).sum(1).cpu()
         size += amplitude(spectrum).flatten(1).sum(1).cpu()
-    figures = {"mae_normalised": total / numbers}
+    metrics = {"mae_normalised": total / numbers}
     relative = {f"relative_error_bin_{k:02d}": float(error[k] / size[k]) for k in range(len(size)) if size[k] > 0}
-    return figures | relative
+    return metrics | relative
 
 
 @torch.no_grad()

@@ -1,10 +1,10 @@
-"""A run's folder: outputs/<script>/<NNNNN>-<name>/ with its options, log, metrics, states and samples.
+"""A run's folder: outputs/<script>/<NNNNN>-<name>/ with its options, log, metrics, checkpoints and samples.
 
     options.json    flags, versions, commit, device, command line; each resume is added
     log.txt         what was logged
     metrics.jsonl   one line a log step; TensorBoard's events beside it, in tensorboard/
-    checkpoints/    training states, step-XXXXXXX
-    samples/        pictures drawn during training
+    checkpoints/    training checkpoints, step-XXXXXXX
+    samples/        images drawn during training
 
 With several processes the main one creates and writes; for the others every writing method does nothing.
 """
@@ -25,15 +25,23 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cli.parser import UsageError, check_writable
-from data.files import write_text
-from training import processes
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from data.files import write_text, writing_problem
+from models.device import ArgumentError
+
+try:
+    from torch.utils.tensorboard import SummaryWriter
+except ImportError:
+    SummaryWriter = None
 
 logger = logging.getLogger(__name__)
 
 RUNS = Path("outputs")
 OPTIONS, METRICS, LOG = "options.json", "metrics.jsonl", "log.txt"
-STATE_MARK = "state.json"  # written last into a state: a folder that has it is complete
+CHECKPOINT_MARK = "state.json"  # written last into a checkpoint: a folder that has it is complete
 
 # Flags that may differ when a run is resumed: how far, where, how often to look, and how to save memory.
 MAY_DIFFER = frozenset(
@@ -44,15 +52,18 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "safete
 
 
 class RunFolder:
-    """The folder of one run; made by `open_run`, `RunFolder.create` or `RunFolder.open`."""
+    """The folder of one run; `open_run` makes it.
 
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-        self.checkpoints = self.path / "checkpoints"
-        self.samples = self.path / "samples"
-        self.is_main = processes.is_main()
-        self._board: Any = None
-        self._handler: logging.Handler | None = None
+    Attributes:
+        path, checkpoints, samples: folders.
+        resume_from: the checkpoint that the training starts from; None: from step 0.
+    """
+
+    def __init__(self, path: Path, resume_from: Path | None = None) -> None:
+        self.path, self.resume_from = Path(path), resume_from
+        self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
+        self.is_main = PartialState().is_main_process
+        self._board = self._handler = None
         if self.is_main:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.samples.mkdir(exist_ok=True)
@@ -60,104 +71,41 @@ class RunFolder:
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
             logging.getLogger().addHandler(self._handler)
 
-    @classmethod
-    def create(
-        cls,
-        out: Path | str | None,
-        script: str,
-        options: Mapping[str, Any] | None = None,
-        *,
-        name: str = "run",
-    ) -> RunFolder:
-        """Make a new run folder: `out`, or the next number below outputs/<script>/.
-
-        Args:
-            out: the folder to use; it must be new or empty.
-            script: the script's name, with or without .py.
-            options: all flags, `vars(args)`.
-            name: what follows the number in a folder's name, e.g. the preset.
-
-        Raises:
-            UsageError: `out` holds something already, or cannot be made.
-        """
-        options = dict(options or {})
-        processes.start(str(options.get("device", "auto")))
-        path = _make_folder(out, Path(script).stem, name) if processes.is_main() else None
-        run = cls(Path(processes.share(str(path))))
-        if run.is_main:
-            _write_json(run.path / OPTIONS, _describe(script, options))
-        logger.info("run folder: %s", run.path)
-        return run
-
-    @classmethod
-    def open(cls, path: Path | str, options: Mapping[str, Any] | None = None) -> RunFolder:
-        """Open a run's folder to go on with it.
-
-        Args:
-            path: the folder.
-            options: the flags of now; None compares nothing.
-
-        Raises:
-            UsageError: not a run's folder, or flags differ from the run's; the message lists them.
-        """
-        path = Path(path)
-        try:
-            written = json.loads((path / OPTIONS).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise UsageError(f"--resume: {path} is not a run's folder (no readable {OPTIONS})") from error
-        if options is not None:
-            processes.start(str(options.get("device", "auto")))
-            now = _plain(options)
-            before = written.get("flags", {})
-            keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
-            raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
-        processes.wait()  # nobody may read what the main process is about to add
-        run = cls(path)
-        if run.is_main and options is not None:
-            written.setdefault("resumed", []).append(_describe("", dict(options)))
-            _write_json(path / OPTIONS, written)
-        return run
-
-    def log_metrics(self, step: int, figures: Mapping[str, float]) -> None:
-        """Append one line of figures to metrics.jsonl and TensorBoard; a figure that is not finite becomes null."""
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line to metrics.jsonl and to TensorBoard; a number that is not finite becomes null."""
         if not self.is_main:
             return
-        line = {"step": step, **{key: _finite(value) for key, value in figures.items()}}
+        values = {name: float(value) for name, value in metrics.items()}
+        line = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
-        board = self._tensorboard(step)
-        for key, value in line.items():
-            if key != "step" and isinstance(value, float):
-                board.add_scalar(key, value, step)
-        board.flush()
+        if self._board is None and SummaryWriter is not None:
+            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
+        if self._board is not None:
+            for name, value in values.items():
+                if math.isfinite(value):
+                    self._board.add_scalar(name, value, step)
+            self._board.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Return the lines of metrics.jsonl."""
-        path = self.path / METRICS
-        if not path.exists():
-            return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        """Return the lines of metrics.jsonl; one that was cut off when the run died is left out."""
+        path, lines = self.path / METRICS, []
+        for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                continue
+        return lines
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget figures of later steps, so that a resumed run reads like one that was never interrupted."""
-        if not self.is_main or not (self.path / METRICS).exists():
-            return
-        kept = []
-        for line in (self.path / METRICS).read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue  # a line cut off when the run died
-        write_text(self.path / METRICS, "".join(kept))
+        """Forget metrics of later steps, so that a resumed run reads like one that was never interrupted."""
+        if self.is_main and (self.path / METRICS).exists():
+            kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
+            write_text(self.path / METRICS, "".join(kept))
 
-    def states(self) -> list[Path]:
-        """Return the complete training states, oldest step first."""
-        return find_states(self.path)
-
-    def newest_state(self) -> Path | None:
-        """Return the complete training state of the highest step, or None."""
-        return (self.states() or [None])[-1]
+    def newest_checkpoint(self) -> Path | None:
+        """Return the complete checkpoint of the highest step, or None."""
+        return (find_checkpoints(self.path) or [None])[-1]
 
     def close(self) -> None:
         """End the log file and TensorBoard's events; the folder stays."""
@@ -171,92 +119,84 @@ class RunFolder:
     def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _tensorboard(self, step: int) -> Any:
-        if self._board is None:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
-            except ImportError:
-                logger.warning("no TensorBoard here (pip install tensorboard); %s has the figures", METRICS)
-                self._board = _NoBoard()
-        return self._board
-
-
-class _NoBoard:
-    def add_scalar(self, *_: object) -> None: ...
-
-    def flush(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 def open_run(
     out: Path | str | None,
     script: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, Any] | None = None,
     *,
     resume: str | None = None,
     name: str = "run",
 ) -> RunFolder:
-    """Return the run folder that --out and --resume ask for: a new one, or the one to go on with.
+    """Return a new run folder, or the one to go on with; `training.processes.start_processes` comes first.
 
-    `--resume auto` goes on with the run in --out (without --out: the newest below outputs/<script>/), and starts anew,
-    saying so, where there is none. `--resume PATH` names a run's folder or one of its states. The same value goes
-    into LoopOptions.resume.
+    Args:
+        out: a new or empty folder; None: the next number below outputs/<script>/.
+        script: the script's name without .py.
+        options: all flags; those of a run that is resumed must agree, but for MAY_DIFFER.
+        resume: "auto" goes on with the newest checkpoint of the run in `out` (without `out`, the newest run of the
+            script), and starts anew, saying so, where there is none. A path names a run's folder or a checkpoint.
+        name: what follows the number in a folder's name, e.g. the preset.
 
     Raises:
-        UsageError: as `RunFolder.create` and `RunFolder.open`, or --out and --resume contradict each other.
+        ArgumentError: `out` holds something or cannot be made, `resume` names no run or none of `out`, or options
+            differ; the message lists them.
     """
-    if resume is None:
-        return RunFolder.create(out, script, options, name=name)
+    state = PartialState()
     if resume == "auto":
-        processes.start(str(options.get("device", "auto")))
-        found = processes.share(str(_find_run(out, Path(script).stem) or ""))
-        if found:
-            logger.info("--resume auto: going on with %s", found)
-            return RunFolder.open(found, options)
-        logger.info("--resume auto: no run in %s yet, starting anew", out or RUNS / Path(script).stem)
-        return RunFolder.create(out, script, options, name=name)
-    path = Path(resume)
-    if not path.is_dir():
-        raise UsageError(f"--resume {resume}: no such folder; right: auto, a run's folder or one of its states")
-    run = path.parent.parent if (path / STATE_MARK).is_file() else path
-    if out is not None and Path(out).resolve() != run.resolve():
-        raise UsageError(f"--resume {resume}: belongs to {run}, not to --out {out}; leave --out away")
-    return RunFolder.open(run, options)
+        (path,) = broadcast_object_list([_find_run(out, script)])
+        logger.info("resume auto: %s", f"going on with {path}" if path else "no run there yet, starting anew")
+    elif resume is not None:
+        path = Path(resume)
+        path = path.parent.parent if (path / CHECKPOINT_MARK).is_file() else path
+        if out is not None and Path(out).resolve() != path.resolve():
+            raise ArgumentError(f"resume {resume}: belongs to {path}, not to out {out}; leave out away")
+    if resume is not None and path is not None:
+        return _open_again(path, options, resume)
+    (path,) = broadcast_object_list([_make_folder(out, script, name) if state.is_main_process else None])
+    run = RunFolder(path)
+    if run.is_main:
+        _write_json(path / OPTIONS, {"script": script, **_describe(options or {})})
+    logger.info("run folder: %s", path)
+    return run
 
 
-def find_states(path: Path) -> list[Path]:
-    """Return the complete training states in a run's folder, oldest step first."""
-    return sorted(state for state in (path / "checkpoints").glob("step-*") if (state / STATE_MARK).is_file())
+def _open_again(path: Path, options: Mapping[str, Any] | None, resume: str) -> RunFolder:
+    try:
+        written = json.loads((path / OPTIONS).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArgumentError(f"resume {path}: is not a run's folder (no readable {OPTIONS})") from error
+    if options is not None:
+        before, now = written.get("flags", {}), _plain(options)
+        keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
+        raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
+    named = (Path(resume) / CHECKPOINT_MARK).is_file()
+    checkpoint = Path(resume) if named else (find_checkpoints(path) or [None])[-1]
+    if checkpoint is None and resume != "auto":
+        raise ArgumentError(f"resume {resume}: no complete checkpoint there; right: auto, a run or a checkpoint")
+    if checkpoint is None:
+        logger.info("resume auto: no checkpoint in %s yet, starting at step 0", path)
+    PartialState().wait_for_everyone()  # nobody may read what the main process is about to add
+    run = RunFolder(path, checkpoint)
+    if run.is_main and options is not None:
+        written.setdefault("resumed", []).append(_describe(options))
+        _write_json(path / OPTIONS, written)
+    return run
+
+
+def find_checkpoints(run: Path) -> list[Path]:
+    """Return the complete training checkpoints in a run's folder, oldest step first."""
+    return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{CHECKPOINT_MARK}"))
 
 
 def raise_if_different(path: Path, differences: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise UsageError listing {key: (then, now)} where there is any."""
+    """Raise ArgumentError listing {key: (then, now)} where there is any."""
     if differences:
         listed = ", ".join(f"{key} (was {then}, now {now})" for key, (then, now) in sorted(differences.items()))
-        raise UsageError(f"--resume: {path} was made with other settings: {listed}; use those, or start a new run")
-
-
-def git_commit() -> tuple[str | None, bool]:
-    """Return this repository's commit (None where there is none) and whether files differ from it."""
-    root = Path(__file__).resolve().parent.parent
-    try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return commit, bool(_git(root, "status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return None, False
-
-
-def _git(root: Path, *arguments: str) -> str:
-    answer = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True, timeout=20
-    )
-    return answer.stdout.strip()
+        raise ArgumentError(f"resume {path}: made with other settings: {listed}; use those, or start a new run")
 
 
 def _find_run(out: Path | str | None, script: str) -> Path | None:
@@ -267,13 +207,16 @@ def _find_run(out: Path | str | None, script: str) -> Path | None:
 
 
 def _make_folder(out: Path | str | None, script: str, name: str) -> Path:
+    problem = writing_problem(out or RUNS / script)
+    if problem:
+        raise ArgumentError(f"out {out or RUNS / script}: {problem}")
     if out is not None:
-        path = check_writable(out)
+        path = Path(out)
         if path.is_file() or (path.is_dir() and any(path.iterdir())):
-            raise UsageError(f"--out {path}: is not empty; add --resume auto to go on, or name a new folder")
+            raise ArgumentError(f"out {path}: is not empty; name a new folder, or go on with resume auto")
         path.mkdir(parents=True, exist_ok=True)
         return path
-    parent = check_writable(RUNS / script)
+    parent = RUNS / script
     parent.mkdir(parents=True, exist_ok=True)
     while True:
         taken = [int(match[1]) for path in parent.iterdir() if (match := re.match(r"(\d{5})-", path.name))]
@@ -285,36 +228,32 @@ def _make_folder(out: Path | str | None, script: str, name: str) -> Path:
             continue
 
 
-def _describe(script: str, options: dict[str, Any]) -> dict[str, Any]:
-    commit, changed = git_commit()
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = None
+def _describe(options: Mapping[str, Any]) -> dict[str, Any]:
+    state, commit = PartialState(), _git_commit()
+    if state.device.type == "cuda":
+        device = torch.cuda.get_device_name(state.device)
+    else:
+        device = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+    versions = {package: metadata.version(package) for package in _PACKAGES}
     return {
-        "script": Path(script).stem,
         "command": " ".join(sys.argv),
         "flags": _plain(options),
-        "versions": versions,
-        "commit": commit,
-        "uncommitted_changes": changed,
-        "device": _device_description(str(options.get("device", "auto"))),
-        "processes": processes.num_processes(),
+        "versions": {"python": platform.python_version(), **versions},
+        "commit": commit and commit.removesuffix("-dirty"),
+        "uncommitted_changes": bool(commit) and commit.endswith("-dirty"),
+        "device": f"{state.device}: {device}",
+        "processes": state.num_processes,
         "started": time.strftime("%Y-%m-%d %H:%M:%S"),
     }
 
 
-def _device_description(name: str) -> str:
-    import torch
-
-    from cli.parser import choose_device
-
-    device = torch.device("cpu") if processes.wants_cpu(name) else choose_device(name)
-    if device.type == "cuda":
-        return f"{device}: {torch.cuda.get_device_name(device)}"
-    return f"{device}: {platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
+def _git_commit() -> str | None:
+    """Return this repository's commit, with "-dirty" where tracked files differ from it; None where there is none."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -322,10 +261,5 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(dict(options), default=str))
 
 
-def _finite(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
 def _write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2, default=str) + "\n")
+    write_text(path, json.dumps(value, indent=2) + "\n")

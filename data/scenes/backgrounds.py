@@ -1,4 +1,4 @@
-"""What stands behind the things of a procedural scene, the textures on them, and the camera's finish."""
+"""What is painted behind the things of a procedural scene, the textures on them, and the camera's finish."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 
-from data.scenes.elements import add_quad
-from data.scenes.mesh import TEXELS, Mesh
+from data.scenes.mesh import TEXELS
 
 
 def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[float, float], octaves: int = 3) -> np.ndarray:
@@ -35,16 +34,15 @@ def _tiled_noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int 
 
 @lru_cache(maxsize=1)
 def texture_atlas() -> np.ndarray:
-    """Tileable brightness textures (M, S, S) in [-1, 1], in the order of the material numbers of scene_elements."""
+    """Tileable brightness textures (M, S, S) in [-1, 1], in the order of the material numbers of mesh.py."""
     rng = np.random.default_rng(20231)
     v, u = np.mgrid[0:TEXELS, 0:TEXELS].astype(np.float32)
     grain = _tiled_noise(rng, (32, 32))
     fibre = _tiled_noise(rng, (8, 64))
     course = np.floor(v / 16)
-    joint = np.minimum(v % 16, (u + 16 * (course % 2)) % 32)
-    tone = rng.uniform(-0.6, 0.5, (16, 16))[
-        course.astype(int) % 16, (((u + 16 * (course % 2)) % TEXELS) // 32).astype(int)
-    ]
+    shifted = u + 16 * (course % 2)
+    joint = np.minimum(v % 16, shifted % 32)
+    tone = rng.uniform(-0.6, 0.5, (16, 16))[course.astype(int) % 16, ((shifted % TEXELS) // 32).astype(int)]
     brick = np.where(joint < 2, 0.75, tone * 0.8 - 0.1) + 0.25 * grain
     board = np.floor(u / 32).astype(int)
     planks = np.where(u % 32 < 1.5, -1.0, rng.uniform(-0.35, 0.35, 8)[board]) + 0.4 * fibre
@@ -55,19 +53,8 @@ def texture_atlas() -> np.ndarray:
     foliage = np.sign(grain) * np.abs(_tiled_noise(rng, (48, 48), 2)) ** 0.7
     tiles = ((v % 16) / 16 - 0.6) + 0.35 * np.cos(2 * np.pi * u / 16) + 0.2 * grain
     weave = 0.4 * np.cos(2 * np.pi * u / 4) * np.cos(2 * np.pi * v / 4) + 0.4 * grain
-    layers = [
-        np.zeros_like(u),
-        _tiled_noise(rng, (12, 12), 4),
-        fibre,
-        brick,
-        planks,
-        bark,
-        stone,
-        veins,
-        foliage,
-        tiles,
-        weave,
-    ]
+    mottled = _tiled_noise(rng, (12, 12), 4)
+    layers = [np.zeros_like(u), mottled, fibre, brick, planks, bark, stone, veins, foliage, tiles, weave]
     return np.clip(np.stack(layers), -1, 1).astype(np.float32)
 
 
@@ -128,42 +115,34 @@ class Finish:
         return np.clip(frame, 0, 1).astype(np.float32)
 
 
-def mix(low: np.ndarray, high: np.ndarray, share: np.ndarray) -> np.ndarray:
-    """Blend two colours (3,) by share (H, W): (H, W, 3)."""
-    return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * share[..., None]
+def mix(low: np.ndarray, high: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+    """Blend two colours (3,) by a fraction (H, W): (H, W, 3)."""
+    return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * fraction[..., None]
+
+
+# Colours of the sky by mood: above, at the horizon, of the clouds
+SKIES = {
+    "day": ((0.20, 0.45, 0.82), (0.72, 0.86, 0.96), (1, 1, 1)),
+    "overcast": ((0.62, 0.66, 0.72), (0.84, 0.85, 0.87), (0.78, 0.79, 0.81)),
+    "sunset": ((0.38, 0.36, 0.52), (0.98, 0.62, 0.32), (1.0, 0.72, 0.55)),
+    "dusk": ((0.14, 0.18, 0.32), (0.52, 0.45, 0.52), (0.42, 0.36, 0.42)),
+    "white": ((0.90, 0.93, 0.96), (0.99, 0.99, 0.98), None),
+}
 
 
 def sky(rng: np.random.Generator, size: tuple[int, int], mood: str) -> np.ndarray:
     """Sky (H, W, 3): mood day, overcast, sunset, dusk or white."""
     height, width = size
     down = np.linspace(0, 1, height)[:, None] * np.ones((1, width))
-    tops = {
-        "day": (0.20, 0.45, 0.82),
-        "overcast": (0.62, 0.66, 0.72),
-        "sunset": (0.38, 0.36, 0.52),
-        "dusk": (0.14, 0.18, 0.32),
-        "white": (0.90, 0.93, 0.96),
-    }
-    lows = {
-        "day": (0.72, 0.86, 0.96),
-        "overcast": (0.84, 0.85, 0.87),
-        "sunset": (0.98, 0.62, 0.32),
-        "dusk": (0.52, 0.45, 0.52),
-        "white": (0.99, 0.99, 0.98),
-    }
+    top, low, white = SKIES[mood]
     jitter = rng.normal(0, 0.04, 3)
-    out = mix(np.array(tops[mood]) + jitter, np.array(lows[mood]) + jitter, down ** rng.uniform(0.6, 1.6))
+    out = mix(np.array(top) + jitter, np.array(low) + jitter, down ** rng.uniform(0.6, 1.6))
     amount = rng.choice([0.0, rng.uniform(0.2, 1.0)], p=[0.3, 0.7])
-    if mood != "white" and amount > 0:
+    if white is not None and amount > 0:
         clouds = noise(rng, size, (rng.uniform(2, 5), rng.uniform(1.5, 4)), 5)
         cover = np.clip((clouds - rng.uniform(-0.4, 0.9)) * 1.1, 0, 1) * amount
         shade = 1 - 0.28 * np.clip(noise(rng, size, (3, 3), 3) * 0.5 + 0.3, 0, 1)
-        white = np.array(
-            {"day": (1, 1, 1), "overcast": (0.78, 0.79, 0.81), "sunset": (1.0, 0.72, 0.55), "dusk": (0.42, 0.36, 0.42)}[
-                mood
-            ]
-        )
-        out = out * (1 - cover[..., None]) + white * shade[..., None] * cover[..., None]
+        out = out * (1 - cover[..., None]) + np.array(white) * shade[..., None] * cover[..., None]
     if mood == "sunset" or (mood == "white" and rng.random() < 0.3):
         y, x = np.mgrid[0:height, 0:width]
         cy, cx = height * rng.uniform(0.2, 0.8), width * rng.uniform(0.1, 0.9)
@@ -182,9 +161,9 @@ def hills(rng: np.random.Generator, image: np.ndarray, horizon: float, colour: n
         ridge = noise(rng, (2, width), (2, rng.uniform(2, 5)), 6 if rugged > 0.7 else 3)[0]
         top = horizon - height * (0.02 + 0.09 * rugged * (rows - row) * (1 + 0.5 * ridge)).clip(0.0)
         inside = np.clip(y - top[None] + 0.5, 0, 1)
-        share = (row + 1) / (rows + 0.6)
-        tint = far * (1 - share) + colour * share
-        detail = 1 + 0.18 * share * noise(rng, (height, width), (18, 26), 3)
+        near = (row + 1) / (rows + 0.6)
+        tint = far * (1 - near) + colour * near
+        detail = 1 + 0.18 * near * noise(rng, (height, width), (18, 26), 3)
         image[:] = image * (1 - inside[..., None]) + (tint * detail[..., None]) * inside[..., None]
 
 
@@ -216,9 +195,9 @@ def ground(rng: np.random.Generator, image: np.ndarray, horizon: float, colour: 
         return
     image[first:] = base * (shade * near)[..., None]
     if kind == "road":
-        y_share = np.arange(rows)[:, None] / rows
-        offset = np.abs(np.arange(width)[None] - width / 2 * (1 + rng.uniform(-0.5, 0.5) * (1 - y_share)))
-        verge = np.clip(offset - width * (0.03 + 0.45 * y_share), 0, 1)[..., None]
+        down = np.arange(rows)[:, None] / rows
+        offset = np.abs(np.arange(width)[None] - width / 2 * (1 + rng.uniform(-0.5, 0.5) * (1 - down)))
+        verge = np.clip(offset - width * (0.03 + 0.45 * down), 0, 1)[..., None]
         grass = np.array([0.25, 0.36, 0.14]) * (1 + 0.25 * wave)[..., None]
         image[first:] = image[first:] * (1 - verge) + grass * verge
 
@@ -227,10 +206,8 @@ def bokeh(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, s
     """Out-of-focus foliage (H, W, 3): soft patches of light and shade, and often discs of light."""
     base = np.asarray(colour)
     tone = noise(rng, size, (rng.uniform(2, 5), rng.uniform(3, 7)), 3)
-    out = (
-        base * (0.75 + rng.uniform(0.15, 0.4) * tone[..., None])
-        + 0.05 * noise(rng, size, (3, 4), 2)[..., None] * base[::-1]
-    )
+    out = base * (0.75 + rng.uniform(0.15, 0.4) * tone[..., None])
+    out = out + 0.05 * noise(rng, size, (3, 4), 2)[..., None] * base[::-1]
     discs = np.zeros((*size, 3), np.float32)
     for _ in range(int(rng.integers(0, 45))):
         centre = (int(rng.uniform(0, size[1])), int(rng.uniform(0, size[0] * rng.uniform(0.4, 1.0))))
@@ -252,9 +229,8 @@ def surface(
     wall = cv2.remap(tile, (x / zoom * 2) % (TEXELS - 1), (y / zoom * 2) % (TEXELS - 1), cv2.INTER_LINEAR)
     light = 1 + 0.12 * noise(rng, size, (1.5, 1.5), 2) + 0.07 * noise(rng, size, (20, 20), 3)
     lean = np.linspace(-1, 1, size[1])[None] * rng.uniform(-0.25, 0.25) + np.linspace(0.1, -0.1, size[0])[:, None]
-    return np.clip(np.asarray(colour) * ((1 + strength * wall) * light * (1 + lean))[..., None], 0, 1).astype(
-        np.float32
-    )
+    shade = (1 + strength * wall) * light * (1 + lean)
+    return np.clip(np.asarray(colour) * shade[..., None], 0, 1).astype(np.float32)
 
 
 def dark(rng: np.random.Generator, size: tuple[int, int], centre: tuple[float, float], tint: np.ndarray) -> np.ndarray:
@@ -283,10 +259,3 @@ def forest(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, 
     out = out * (1 - 0.8 * columns[..., None]) + trunk * 0.8 * columns[..., None]
     sigma = rng.choice([0.5, rng.uniform(1, 4)]) * scale
     return cv2.GaussianBlur(np.clip(out, 0, 1).astype(np.float32), (0, 0), sigma)
-
-
-def still_quad(
-    mesh: Mesh, x: float, y: float, w: float, h: float, colour: np.ndarray, depth: float, **looks: object
-) -> None:
-    """Add an upright still rectangle with its top left corner at (x, y)."""
-    add_quad(mesh, np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]]), colour, depth=depth, **looks)  # type: ignore[arg-type]

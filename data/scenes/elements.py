@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
-from data.scenes.mesh import FIBRE, FLAT, MOTTLED, TEXELS, VEINS, WEAVE, Carrier, Mesh, perp, unit
+from data.scenes.mesh import (
+    FIBRE,
+    FLAT,
+    MOTTLED,
+    TEXELS,
+    VEINS,
+    WEAVE,
+    Carrier,
+    Chain,
+    Mesh,
+    normals,
+    perp,
+    still,
+    unit,
+)
 
 
 def add_strips(
     mesh: Mesh,
-    carried: Carrier,
-    line: np.ndarray,
-    half_width: np.ndarray,
+    chain: Chain,
+    half_width: np.ndarray | float,
     colour: np.ndarray,
     *,
     depth: np.ndarray | float,
@@ -20,39 +35,30 @@ def add_strips(
     strength: float = 0.2,
     layer: int = 1,
 ) -> None:
-    """Add ribbons around centre lines (N, P, 2): stems, blades, trunks, branches.
+    """Add ribbons around the lines of a chain: stems, blades, trunks, branches.
 
-    carried: carriers of the N*P points; half_width (N, P) px; colour (N, 3) or (N, P, 3); shade: left, middle, right.
+    half_width: px, broadcast to (N, P); colour (N, 3) or (N, P, 3); shade: left, middle, right.
     """
-    items, points = line.shape[:2]
-    tangent = np.gradient(line, axis=1)
-    normal = perp(tangent / (np.linalg.norm(tangent, axis=-1, keepdims=True) + 1e-9))
-    sides = np.array([-1.0, 0.0, 1.0])
-    vertices = line[:, :, None] + sides[:, None] * half_width[:, :, None, None] * normal[:, :, None]
-    flat = carried.take(np.repeat(np.arange(items * points), 3))
-    places = vertices.reshape(-1, 2)
-    directions = flat.shift + flat.turn[..., None] * perp(places)[:, None]
+    items, points = chain.line.shape[:2]
+    sides, half_width = np.array([-1.0, 0.0, 1.0]), np.broadcast_to(half_width, (items, points))
+    offsets = sides[:, None] * half_width[:, :, None, None] * normals(chain.line)[:, :, None]
+    vertices = chain.line[:, :, None] + offsets
+    flat = chain.carrier.take(np.repeat(np.arange(items * points), 3))
+    freedoms, directions = flat.moves(vertices.reshape(-1, 1, 2))
+    width = freedoms.shape[-1]
     tint = colour[:, None, None] if colour.ndim == 2 else colour[:, :, None]
     tint = tint * np.asarray(shade)[:, None] * np.ones((items, points, 3, 1))
     scale = 4.0 if material == FIBRE else 2.0
-    lengthwise = np.cumsum(np.linalg.norm(np.gradient(line, axis=1), axis=-1), 1) * scale
+    lengthwise = np.cumsum(np.linalg.norm(np.gradient(chain.line, axis=1), axis=-1), 1) * scale
     offset = (np.arange(items) * 37.0 % TEXELS)[:, None, None]
     across = sides * half_width[..., None] * scale + offset
     uv = np.stack([across, np.broadcast_to(lengthwise[..., None], across.shape) + offset], -1)
     n = np.arange(points - 1)[:, None] * 3
-    quads = [n + [[0, 1, 3]], n + [[1, 4, 3]], n + [[1, 2, 4]], n + [[2, 5, 4]]]
-    width = flat.freedoms.shape[1]
+    quads = np.concatenate([n + [[0, 1, 3]], n + [[1, 4, 3]], n + [[1, 2, 4]], n + [[2, 5, 4]]])
+    moves = (freedoms.reshape(items, -1, width), directions.reshape(items, -1, width, 2))
+    look = {"depth": depth, "strength": strength, "material": material, "layer": layer}
     mesh.add(
-        vertices.reshape(items, -1, 2),
-        np.concatenate(quads),
-        tint.reshape(items, -1, 3),
-        depth=depth,
-        freedoms=flat.freedoms.reshape(items, -1, width),
-        directions=directions.reshape(items, -1, width, 2),
-        uv=uv.reshape(items, -1, 2),
-        strength=strength,
-        material=material,
-        layer=layer,
+        vertices.reshape(items, -1, 2), quads, tint.reshape(items, -1, 3), moves, uv=uv.reshape(items, -1, 2), **look
     )
 
 
@@ -135,86 +141,54 @@ def add_leaves(
     pace = hertz * np.exp(0.8 * ((np.arange(len(base)) * 0.61803) % 1 - 0.5))
     gain = flutter * (sideways[:, 0] + 0.6 * sideways[:, 1])
     own = mesh.add_freedoms(base, hertz=pace, gain=gain, scatter=0.7, limit=0.6)
-    freedoms = np.repeat(carrier.freedoms[:, None], len(outline), 1)
-    directions = carrier.shift[:, None] + carrier.turn[:, None, :, None] * perp(points)[:, :, None]
     extra = [(own, perp(points - base[:, None]) * np.clip(x * 3.0, 0.0, 1.0)[:, None])]
     if twist:
         roll = mesh.add_freedoms(base, hertz=pace * 1.3, gain=flutter, scatter=1.0, limit=0.6)
         extra.append((roll, breadth))
+    freedoms, directions = carrier.moves(points)
     for number, way in extra:
         freedoms = np.concatenate([freedoms, np.broadcast_to(number[:, None, None], (*way.shape[:2], 1))], 2)
         directions = np.concatenate([directions, way[:, :, None]], 2)
     tint = colour[:, None] * ((1 + fold * side) * (1 + (tip - 1) * x))[None, :, None]
     uv = np.stack([128 + 110 * y, 250 * x], -1)[None] + np.zeros((len(base), 1, 1))
-    mesh.add(
-        points,
-        triangles,
-        tint,
-        depth=depth,
-        freedoms=freedoms,
-        directions=directions,
-        uv=uv,
-        strength=strength,
-        material=VEINS,
-        layer=layer,
-    )
+    look = {"depth": depth, "strength": strength, "material": VEINS, "layer": layer}
+    mesh.add(points, triangles, tint, (freedoms, directions), uv=uv, **look)
 
 
 def add_blobs(
     mesh: Mesh,
+    rng: np.random.Generator,
     carrier: Carrier,
     centre: np.ndarray,
     radius: np.ndarray,
     colour: np.ndarray,
     *,
     depth: np.ndarray | float,
-    rng: np.random.Generator,
     rough: float = 0.15,
     rim: float = 0.75,
     corners: int = 12,
-    light: float = -2.2,
     material: int = MOTTLED,
     strength: float = 0.3,
     layer: int = 1,
 ) -> None:
-    """Add rounded patches on carrier (N items): stones, clumps, flower centres. radius (N,) or (N, 2); rim shades.
-
-    light: direction the light comes from.
-    """
-    items = len(centre)
+    """Add rounded patches on carrier (N items): stones, clumps, flower centres. radius (N,) or (N, 2); rim shades."""
+    items, light = len(centre), -2.2  # the direction that the light comes from
     angle = np.linspace(0, 2 * np.pi, corners, endpoint=False) + rng.uniform(0, 1, (items, 1))
     stretch = radius if radius.ndim == 2 else np.stack([radius, radius], -1)
     around = unit(angle) * (1 + rough * rng.standard_normal((items, corners, 1)))
-    points = np.concatenate(
-        [
-            centre[:, None] + 0.25 * unit(np.asarray(light)) * stretch[:, None],
-            centre[:, None] + 0.5 * around * stretch[:, None],
-            centre[:, None] + around * stretch[:, None],
-        ],
-        1,
-    )
+    top = centre[:, None] + 0.25 * unit(np.asarray(light)) * stretch[:, None]
+    rings = [centre[:, None] + size * around * stretch[:, None] for size in (0.5, 1.0)]
+    points = np.concatenate([top, *rings], 1)
     lit = (1 - rim) * np.cos(angle - light)
     bright = np.concatenate([np.full((items, 1), 1.15), 1.0 + lit * 0.6, rim + lit], 1)
     n = np.arange(corners)
     inner, after = 1 + n, 1 + (n + 1) % corners
-    triangles = np.concatenate(
-        [
-            np.stack([np.zeros_like(n), inner, after], -1),
-            np.stack([inner, inner + corners, after], -1),
-            np.stack([after, inner + corners, after + corners], -1),
-        ]
-    )
-    mesh.add(
-        points,
-        triangles,
-        colour[:, None] * bright[..., None],
-        depth=depth,
-        carrier=carrier,
-        material=material,
-        strength=strength,
-        layer=layer,
-        uv=points * 3.0 + rng.uniform(0, TEXELS, (items, 1, 2)),
-    )
+    outer, last = inner + corners, after + corners
+    corners_of = ((np.zeros_like(n), inner, after), (inner, outer, after), (after, outer, last))
+    triangles = np.concatenate([np.stack(three, -1) for three in corners_of])
+    uv = points * 3.0 + rng.uniform(0, TEXELS, (items, 1, 2))
+    look = {"depth": depth, "strength": strength, "material": material, "layer": layer}
+    mesh.add(points, triangles, colour[:, None] * bright[..., None], carrier.moves(points), uv=uv, **look)
 
 
 def add_quad(
@@ -225,7 +199,6 @@ def add_quad(
     depth: float,
     material: int = FLAT,
     strength: float = 0.3,
-    layer: int = 1,
     texel: float = 3.0,
     gradient: tuple[float, float] = (1.0, 1.0),
 ) -> None:
@@ -235,20 +208,30 @@ def add_quad(
     t = np.linspace(0, 1, 5)
     top = corners[0] + (corners[1] - corners[0]) * t[:, None]
     bottom = corners[3] + (corners[2] - corners[3]) * t[:, None]
-    grid = top[None] * (1 - t)[:, None, None] + bottom[None] * t[:, None, None]
+    grid = (top[None] * (1 - t)[:, None, None] + bottom[None] * t[:, None, None]).reshape(1, -1, 2)
     n = (np.arange(4)[:, None] * 5 + np.arange(4)).reshape(-1, 1)
     triangles = np.concatenate([n + [[0, 1, 5]], n + [[1, 6, 5]]])
-    bright = np.repeat(np.linspace(gradient[0], gradient[1], 5), 5)
-    mesh.add(
-        grid.reshape(1, -1, 2),
-        triangles,
-        (np.asarray(colour) * bright[:, None])[None],
-        depth=depth,
-        material=material,
-        strength=strength,
-        layer=layer,
-        uv=grid.reshape(1, -1, 2) * texel,
-    )
+    tint = (np.asarray(colour) * np.repeat(np.linspace(*gradient, 5), 5)[:, None])[None]
+    look = {"depth": depth, "strength": strength, "material": material}
+    mesh.add(grid, triangles, tint, still(1).moves(grid), uv=grid * texel, **look)
+
+
+def add_rectangle(
+    mesh: Mesh, x: float, y: float, w: float, h: float, colour: np.ndarray, depth: float, **looks: object
+) -> None:
+    """Add an upright still rectangle with its top left corner at (x, y); looks: of `add_quad`."""
+    add_quad(mesh, np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]]), colour, depth=depth, **looks)  # type: ignore[arg-type]
+
+
+class Wave(NamedTuple):
+    """A wave through a sheet: Hz, drive, radians over the sheet's reach, direction (2,), damping, limit."""
+
+    hertz: float
+    gain: float
+    number: float
+    direction: np.ndarray
+    damping: float
+    limit: float
 
 
 def add_sheet(
@@ -258,7 +241,7 @@ def add_sheet(
     *,
     hold: np.ndarray,
     reach: np.ndarray,
-    waves: list[dict],
+    waves: list[Wave],
     depth: float,
     strength: float = 0.12,
     layer: int = 1,
@@ -266,46 +249,25 @@ def add_sheet(
 ) -> None:
     """Add a waving sheet (cloth, flame) on grid (R, C, 2): cells coloured by colour (R-1, C-1, 3) or points (R, C, 3).
 
-    hold (R, C): share of the motion (0 where pinned). Each wave: hertz, gain, number (radians over reach (R, C)),
-    direction (2,), damping: two oscillators in quadrature, A hold cos(number reach - w t).
+    hold (R, C): fraction of the motion (0 where pinned). Each wave is two oscillators in quadrature,
+    A hold cos(number reach - w t) with reach (R, C).
     """
     rows, columns = grid.shape[:2]
-    numbers, vectors = [], []
+    numbers, vectors, centre = [], [], grid.reshape(-1, 2).mean(0)[None]
     for wave in waves:
-        phase = wave["number"] * reach
+        phase = wave.number * reach
+        swing = {"hertz": wave.hertz, "gain": wave.gain, "damping": wave.damping, "limit": wave.limit, "scatter": 1.0}
         for quadrature, amount in ((0.0, np.cos(phase)), (np.pi / 2, np.sin(phase))):
-            numbers.append(
-                mesh.add_freedoms(
-                    grid.reshape(-1, 2).mean(0)[None],
-                    hertz=wave["hertz"],
-                    gain=wave["gain"],
-                    damping=wave["damping"],
-                    scatter=1.0,
-                    quadrature=quadrature,
-                    limit=wave.get("limit", 40.0),
-                    same_group=quadrature > 0,
-                )[0]
-            )
-            vectors.append((hold * amount)[..., None] * np.asarray(wave["direction"]))
-    directions = np.stack(vectors, 2)
+            numbers += list(mesh.add_freedoms(centre, quadrature=quadrature, same_group=quadrature > 0, **swing))
+            vectors.append((hold * amount)[..., None] * np.asarray(wave.direction))
     n = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).reshape(-1, 1)
     cells = n + np.array([[0, 1, columns + 1, columns]])
     points = grid.reshape(-1, 2)[cells]
-    moves = directions.reshape(-1, len(numbers), 2)[cells]
+    directions = np.stack(vectors, 2).reshape(-1, len(numbers), 2)[cells]
     if colour.shape[:2] == (rows - 1, columns - 1):
         tint = np.repeat(colour.reshape(-1, 1, 3), 4, 1)
     else:
         tint = colour.reshape(-1, 3)[cells]
-    freedoms = np.broadcast_to(np.asarray(numbers), points.shape[:2] + (len(numbers),))
-    mesh.add(
-        points,
-        np.array([[0, 1, 2], [0, 2, 3]]),
-        tint,
-        depth=depth,
-        freedoms=freedoms,
-        directions=moves,
-        uv=points * 5.0,
-        strength=strength,
-        material=material,
-        layer=layer,
-    )
+    moves = (np.broadcast_to(np.asarray(numbers), (*points.shape[:2], len(numbers))), directions)
+    look = {"depth": depth, "strength": strength, "material": material, "layer": layer}
+    mesh.add(points, np.array([[0, 1, 2], [0, 2, 3]]), tint, moves, uv=points * 5.0, **look)

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from data.scenes.elements import add_blobs, add_leaves, add_strips
-from data.scenes.mesh import FIBRE, MOTTLED, Carrier, Mesh, along, bend, unit
-from data.scenes.plants import tips, vary
+from data.scenes.mesh import Chain, Spots, along, bend, unit
+from data.scenes.stage import Stage
 
 FLOWERS = ("daisy", "poppy", "rose", "tulip", "bell", "cluster", "spike", "lily")
 
@@ -25,6 +25,47 @@ RINGS = {
     "tulip": [(3, 0.0, 1.0, 0.62, 0.75), (2, 0.0, 1.0, 0.7, 1.0), (1, 0.0, 0.95, 0.75, 1.15)],
     "bell": [(4, 0.0, 1.0, 0.5, 0.9), (3, 0.0, 0.9, 0.45, 1.1)],
 }
+HEARTS = {"daisy": 0.27, "poppy": 0.22, "lily": 0.16}
+
+
+def flower_heads(
+    stage: Stage,
+    ends: Spots,
+    radius: np.ndarray,
+    *,
+    style: str,
+    colour: np.ndarray,
+    heart: np.ndarray,
+    depth: np.ndarray,
+    layer: int = 1,
+) -> None:
+    """Add flowers of one style with radius (N,) at the ends of N stems."""
+    if style in ("cluster", "spike"):
+        _florets(stage, ends, radius, style, colour, depth, layer)
+        return
+    rng, count, centre = stage.rng, len(radius), ends.place
+    rings = RINGS[style] if style != "daisy" else [(stage.number(11, 22), 0.16, 1.0, 0.2, 1.0)]
+    cup = style in ("tulip", "bell")
+    tilt, factor = rng.uniform(0, math.pi), 1.0 if cup else float(rng.uniform(0.5, 1.0))
+    look = {"shape": "petal" if style != "lily" else "oval", "hertz": 2.6, "flutter": 0.12, "fold": 0.08}
+    for order, (petals, out, length, wide, bright) in enumerate(rings):
+        which, many = np.repeat(np.arange(count), petals), count * petals
+        angle = _petal_angles(rng, ends.heading, petals, cup)
+        size = radius[which] * length * np.exp(rng.normal(0, 0.08, many))
+        tint = stage.vary(colour * bright, many, 0.09, 0.03)
+        base = centre[which] + out * radius[which, None] * unit(angle) * 0.7
+        look["layer"], look["squash"], width = (
+            layer,
+            (centre[which], tilt, factor),
+            size * wide * rng.uniform(0.75, 1.1, many),
+        )
+        look["depth"] = depth[which] + 0.01 * (order + rng.uniform(0, 1, many))
+        look["bow"], look["tip"] = rng.normal(0, 0.12, many), rng.uniform(0.9, 1.15)
+        add_leaves(stage.mesh, ends.carrier.take(which), base, angle, size, width, tint, strength=0.18, **look)
+    if style in HEARTS:
+        middle = {"depth": depth + 0.05, "rough": 0.07, "strength": 0.45, "layer": layer}
+        tint = stage.vary(heart, count, 0.08)
+        add_blobs(stage.mesh, rng, ends.carrier, centre, radius * HEARTS[style], tint, **middle)
 
 
 def _petal_angles(rng: np.random.Generator, heading: np.ndarray, petals: int, cup: bool) -> np.ndarray:
@@ -36,159 +77,46 @@ def _petal_angles(rng: np.random.Generator, heading: np.ndarray, petals: int, cu
     return 2 * math.pi * number / petals + rng.uniform(0, 6, count)[which] + rng.normal(0, 0.07, len(which))
 
 
-def flower_heads(
-    mesh: Mesh,
-    rng: np.random.Generator,
-    carrier: Carrier,
-    centre: np.ndarray,
-    radius: np.ndarray,
-    heading: np.ndarray,
-    *,
-    style: str,
-    colour: np.ndarray,
-    heart: np.ndarray,
-    depth: np.ndarray,
-    layer: int = 1,
-) -> None:
-    """Add flowers of one style at centre (N, 2) with radius (N,); heading: direction of the stem's end."""
-    count = len(centre)
-    if style in ("cluster", "spike"):
-        _florets(mesh, rng, carrier, centre, radius, heading, style, colour, depth, layer)
-        return
-    rings = RINGS[style] if style != "daisy" else [(int(rng.integers(11, 22)), 0.16, 1.0, 0.2, 1.0)]
-    cup = style in ("tulip", "bell")
-    tilt, factor = rng.uniform(0, math.pi), 1.0 if cup else float(rng.uniform(0.5, 1.0))
-    for order, (petals, out, length, wide, bright) in enumerate(rings):
-        which = np.repeat(np.arange(count), petals)
-        angle = _petal_angles(rng, heading, petals, cup)
-        size = radius[which] * length * np.exp(rng.normal(0, 0.08, len(which)))
-        tint = vary(rng, colour * bright, len(which), 0.09, 0.03)
-        add_leaves(
-            mesh,
-            carrier.take(which),
-            centre[which] + out * radius[which, None] * unit(angle) * 0.7,
-            angle,
-            size,
-            size * wide * (rng.uniform(0.75, 1.1, len(which))),
-            tint,
-            shape="petal" if style != "lily" else "oval",
-            depth=depth[which] + 0.01 * (order + rng.uniform(0, 1, len(which))),
-            bow=rng.normal(0, 0.12, len(which)),
-            hertz=2.6,
-            flutter=0.12,
-            fold=0.08,
-            tip=rng.uniform(0.9, 1.15),
-            strength=0.18,
-            layer=layer,
-            squash=(centre[which], tilt, factor),
-        )
-    if not cup and style != "rose":
-        big = {"daisy": 0.27, "poppy": 0.22, "lily": 0.16}[style]
-        add_blobs(
-            mesh,
-            carrier,
-            centre,
-            radius * big,
-            vary(rng, heart, count, 0.08),
-            depth=depth + 0.05,
-            rng=rng,
-            rough=0.07,
-            material=MOTTLED,
-            strength=0.45,
-            layer=layer,
-        )
-
-
 def _florets(
-    mesh: Mesh,
-    rng: np.random.Generator,
-    carrier: Carrier,
-    centre: np.ndarray,
-    radius: np.ndarray,
-    heading: np.ndarray,
-    style: str,
-    colour: np.ndarray,
-    depth: np.ndarray,
-    layer: int,
+    stage: Stage, ends: Spots, radius: np.ndarray, style: str, colour: np.ndarray, depth: np.ndarray, layer: int
 ) -> None:
     """Heads of many small flowers: a ball (hydrangea, yarrow) or a spike (lavender, goldenrod)."""
-    per = 46 if style == "cluster" else 22
-    which = np.repeat(np.arange(len(centre)), per)
+    rng, per = stage.rng, 46 if style == "cluster" else 22
+    which, many = np.repeat(np.arange(len(radius)), per), len(radius) * per
     if style == "cluster":
-        angle, r = rng.uniform(0, 2 * math.pi, len(which)), np.sqrt(rng.uniform(0, 1, len(which)))
+        angle, r = rng.uniform(0, 2 * math.pi, many), np.sqrt(rng.uniform(0, 1, many))
         place = unit(angle) * (r * radius[which])[:, None]
-        size = 0.19 * radius[which] * rng.uniform(0.7, 1.2, len(which))
+        size = 0.19 * radius[which] * rng.uniform(0.7, 1.2, many)
         bright = 1.1 - 0.45 * r * (0.5 + 0.5 * np.sin(angle))
     else:
-        s = np.tile(np.linspace(-0.3, 2.2, per), len(centre))
-        place = (
-            unit(heading[which]) * (s * radius[which])[:, None]
-            + rng.normal(0, 0.16, (len(which), 2)) * radius[which, None]
-        )
+        s = np.tile(np.linspace(-0.3, 2.2, per), len(radius))
+        place = unit(ends.heading[which]) * (s * radius[which])[:, None]
+        place = place + rng.normal(0, 0.16, (many, 2)) * radius[which, None]
         size = 0.3 * radius[which] * (1.1 - 0.3 * s)
-        bright = rng.uniform(0.75, 1.15, len(which))
-    add_blobs(
-        mesh,
-        carrier.take(which),
-        centre[which] + place,
-        size,
-        vary(rng, colour, len(which), 0.1) * bright[:, None],
-        depth=depth[which] + 0.02 * rng.uniform(0, 1, len(which)),
-        rng=rng,
-        rough=0.13,
-        rim=0.7,
-        corners=9,
-        strength=0.2,
-        layer=layer,
-    )
+        bright = rng.uniform(0.75, 1.15, many)
+    tint = stage.vary(colour, many, 0.1) * bright[:, None]
+    look = {"depth": depth[which] + 0.02 * rng.uniform(0, 1, many), "rough": 0.13, "rim": 0.7, "corners": 9}
+    carrier, centre = ends.carrier.take(which), ends.place[which] + place
+    add_blobs(stage.mesh, rng, carrier, centre, size, tint, strength=0.2, layer=layer, **look)
 
 
-def fibre_plume(
-    mesh: Mesh,
-    rng: np.random.Generator,
-    line: np.ndarray,
-    carried: Carrier,
-    length: float,
-    colour: np.ndarray,
-    *,
-    depth: np.ndarray,
-    thick: float,
-    awns: int,
-    layer: int = 1,
+def plumes(
+    stage: Stage, stems: Chain, length: float, colour: np.ndarray, *, depth: np.ndarray, thick: float, awns: int
 ) -> None:
-    """Add ears of grain or plumes of reed at the tips of stems (N, P, 2)."""
-    end, heading, carrier = tips(line, carried)
-    count = len(end)
-    nod = heading + rng.normal(0, 0.3, count)
-    ear = along(end, nod, np.full(count, length) * np.exp(rng.normal(0, 0.2, count)), rng.normal(0.3, 0.4, count), 5)
-    moved = bend(mesh, carrier, ear, hertz=1.9, gain=0.12, scatter=0.5, modes=1)
-    widths = np.array([0.4, 1.0, 0.95, 0.7, 0.15]) * thick * np.ones((count, 1))
-    add_strips(
-        mesh,
-        moved,
-        ear,
-        widths,
-        vary(rng, colour, count, 0.12),
-        depth=depth + 0.02,
-        strength=0.5,
-        material=FIBRE,
-        layer=layer,
-    )
+    """Add ears of grain or plumes of reed at the tips of stems."""
+    rng, mesh, ends = stage.rng, stage.mesh, stems.tips()
+    count = len(ends.place)
+    nod = ends.heading + rng.normal(0, 0.3, count)
+    long, bow = np.full(count, length) * np.exp(rng.normal(0, 0.2, count)), rng.normal(0.3, 0.4, count)
+    line = along(ends.place, nod, long, bow, 5)
+    ears = bend(mesh, ends.carrier, line, hertz=1.9, gain=0.12, scatter=0.5, modes=1)
+    widths, tint = np.array([0.4, 1.0, 0.95, 0.7, 0.15]) * thick, stage.vary(colour, count, 0.12)
+    add_strips(mesh, ears, widths, tint, depth=depth + 0.02, strength=0.5)
     if awns:
-        which = np.repeat(np.arange(count), awns)
-        at = rng.integers(1, 5, len(which))
-        angle = nod[which] + rng.normal(0, 0.45, len(which))
-        size = length * rng.uniform(0.35, 0.8, len(which))
-        add_leaves(
-            mesh,
-            moved.take(which * 5 + at),
-            ear[which, at],
-            angle,
-            size,
-            np.full(len(which), max(0.35, 0.16 * thick)) * 2,
-            vary(rng, np.minimum(colour * 1.15, 1), len(which), 0.12),
-            depth=depth[which] + 0.03,
-            shape="small",
-            twist=False,
-            layer=layer,
-        )
+        which, many = np.repeat(np.arange(count), awns), count * awns
+        spots = ears.at(which, rng.integers(1, 5, many))
+        angle = nod[which] + rng.normal(0, 0.45, many)
+        size, wide = length * rng.uniform(0.35, 0.8, many), np.full(many, max(0.35, 0.16 * thick)) * 2
+        tint = stage.vary(np.minimum(colour * 1.15, 1), many, 0.12)
+        look = {"depth": depth[which] + 0.03, "shape": "small", "twist": False}
+        add_leaves(mesh, spots.carrier, spots.place, angle, size, wide, tint, **look)

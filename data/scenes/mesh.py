@@ -16,7 +16,7 @@ TEXELS = 256
 
 
 class Carrier(NamedTuple):
-    """What moves each of N points: freedoms (N, D) int, shift (N, D, 2) and turn (N, D); column 0 is stillness."""
+    """What moves each of N points: freedoms (N, D) int, shift (N, D, 2) and turn (N, D); column 0 never moves."""
 
     freedoms: np.ndarray
     shift: np.ndarray
@@ -27,13 +27,49 @@ class Carrier(NamedTuple):
         index = np.asarray(index).reshape(-1)
         return Carrier(self.freedoms[index], self.shift[index], self.turn[index])
 
-    def with_freedoms(self, freedoms: np.ndarray, shift: np.ndarray, turn: np.ndarray) -> Carrier:
-        """Carriers with further degrees of freedom: freedoms (N, E), shift (N, E, 2), turn (N, E)."""
+    def with_freedoms(self, freedoms: np.ndarray, shift: np.ndarray, turn: np.ndarray | float = 0.0) -> Carrier:
+        """Carriers with one more degree of freedom: freedoms (N,), shift (N, 2), turn (N,)."""
+        turn = np.broadcast_to(turn, freedoms.shape)
         return Carrier(
-            np.concatenate([self.freedoms, freedoms], 1),
-            np.concatenate([self.shift, shift], 1),
-            np.concatenate([self.turn, turn], 1),
+            np.concatenate([self.freedoms, freedoms[:, None]], 1),
+            np.concatenate([self.shift, shift[:, None]], 1),
+            np.concatenate([self.turn, turn[:, None]], 1),
         )
+
+    def moves(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Freedoms (N, P, D) and directions (N, P, D, 2) of points (N, P, 2) that are rigidly carried."""
+        directions = self.shift[:, None] + self.turn[:, None, :, None] * perp(points)[:, :, None]
+        return np.repeat(self.freedoms[:, None], points.shape[1], 1), directions
+
+
+class Spots(NamedTuple):
+    """Points of chains: place (N, 2), heading of the chain there (N,), and carriers of the N points."""
+
+    place: np.ndarray
+    heading: np.ndarray
+    carrier: Carrier
+
+
+class Chain(NamedTuple):
+    """Centre lines (N, P, 2), and carriers of their N * P points."""
+
+    line: np.ndarray
+    carrier: Carrier
+
+    def at(self, item: np.ndarray, point: np.ndarray | int) -> Spots:
+        """Points number `point` (M,) of the chains `item` (M,)."""
+        step = self.line[item, point] - self.line[item, point - 1]
+        heading = np.arctan2(step[:, 1], step[:, 0])
+        return Spots(self.line[item, point], heading, self.carrier.take(item * self.line.shape[1] + point))
+
+    def tips(self) -> Spots:
+        """Last points of all chains."""
+        return self.at(np.arange(len(self.line)), self.line.shape[1] - 1)
+
+    def take(self, items: np.ndarray) -> Chain:
+        """Chains number `items` (M,)."""
+        points = self.line.shape[1]
+        return Chain(self.line[items], self.carrier.take(items[:, None] * points + np.arange(points)))
 
 
 def still(count: int) -> Carrier:
@@ -51,21 +87,19 @@ def unit(angle: np.ndarray) -> np.ndarray:
     return np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
+def normals(line: np.ndarray) -> np.ndarray:
+    """Unit normals (N, P, 2) of centre lines (N, P, 2)."""
+    tangent = np.gradient(line, axis=1)
+    return perp(tangent / (np.linalg.norm(tangent, axis=-1, keepdims=True) + 1e-9))
+
+
 class Mesh:
     """All triangles of a scene, gathered in batches and sorted by (layer, depth), far to near."""
 
     def __init__(self) -> None:
-        self._vertices: list[np.ndarray] = []
-        self._looks: list[np.ndarray] = []
-        self._triangles: list[np.ndarray] = []
-        self._materials: list[np.ndarray] = []
-        self._orders: list[np.ndarray] = []
-        self._layers: list[np.ndarray] = []
-        self._moves: list[tuple[np.ndarray, np.ndarray]] = []
-        self._freedoms: list[np.ndarray] = [np.zeros((1, 9))]
-        self._count = 0
-        self._freedom_count = 1
-        self._groups = 0
+        self._batches: list[tuple[np.ndarray, ...]] = []
+        self._oscillators: list[np.ndarray] = [np.zeros((1, 9))]
+        self._vertex_count, self._freedom_count, self._group_count = 0, 1, 0
 
     def add_freedoms(
         self,
@@ -81,20 +115,19 @@ class Mesh:
     ) -> np.ndarray:
         """Add damped oscillators at position (N, 2) driven by the wind; returns their numbers (N,).
 
-        hertz: natural frequency; gain: signed drive; scatter: share of its own randomness in the phases of fast
+        hertz: natural frequency; gain: signed drive; scatter: fraction of its own randomness in the phases of fast
         gusts (1: as if alone); quadrature: phase offset (radians), so that two of one group make a travelling wave;
         limit: the largest sensible peak of q, which bounds the strength of the wind.
         """
         count = len(position)
         if not same_group:
-            self._groups += count
-        group = np.arange(self._groups - count, self._groups)
+            self._group_count += count
         table = np.zeros((count, 9))
         table[:, 0:2] = position
         for column, value in enumerate((hertz, gain, damping, scatter, quadrature, limit), start=2):
             table[:, column] = value
-        table[:, 8] = group
-        self._freedoms.append(table)
+        table[:, 8] = np.arange(self._group_count - count, self._group_count)
+        self._oscillators.append(table)
         self._freedom_count += count
         return np.arange(self._freedom_count - count, self._freedom_count)
 
@@ -103,67 +136,53 @@ class Mesh:
         points: np.ndarray,
         triangles: np.ndarray,
         colour: np.ndarray,
+        moves: tuple[np.ndarray, np.ndarray],
         *,
         depth: np.ndarray | float,
-        freedoms: np.ndarray | None = None,
-        directions: np.ndarray | None = None,
-        carrier: Carrier | None = None,
-        uv: np.ndarray | None = None,
-        strength: float = 0.0,
-        material: int = FLAT,
+        uv: np.ndarray,
+        strength: float,
+        material: int,
         layer: int = 1,
     ) -> None:
         """Add N copies of a patch: points (N, P, 2) px, triangles (M, 3) of one item, colour (N, 1 or P, 3).
 
-        The motion is either freedoms (N, P, D) with directions (N, P, D, 2), or a rigid carrier of N items.
+        moves: freedoms (N, P, D) and directions (N, P, D, 2); uv (N, P, 2) texels.
         """
         items, patch = points.shape[:2]
         if items == 0:
             return
-        if carrier is not None:
-            freedoms = np.repeat(carrier.freedoms[:, None], patch, 1)
-            directions = carrier.shift[:, None] + carrier.turn[:, None, :, None] * perp(points)[:, :, None]
-        elif freedoms is None:
-            freedoms, directions = np.zeros((items, patch, 1), np.int64), np.zeros((items, patch, 1, 2))
         looks = np.zeros((items, patch, 6), np.float32)
-        looks[..., :3] = colour
-        looks[..., 3:5] = points * 3.0 if uv is None else uv
-        looks[..., 5] = strength
-        numbers = np.arange(items)[:, None, None] * patch + triangles[None] + self._count
+        looks[..., :3], looks[..., 3:5], looks[..., 5] = colour, uv, strength
+        numbers = np.arange(items)[:, None, None] * patch + triangles[None] + self._vertex_count
         each = items * len(triangles)
-        self._vertices.append(points.reshape(-1, 2))
-        self._looks.append(looks.reshape(-1, 6))
-        self._triangles.append(numbers.reshape(-1, 3))
-        self._materials.append(np.full(each, material, np.int32))
-        self._orders.append(np.repeat(np.broadcast_to(np.asarray(depth, float), (items,)), len(triangles)))
-        self._layers.append(np.full(each, layer, np.int32))
-        width = freedoms.shape[-1]
-        self._moves.append((freedoms.reshape(-1, width), directions.reshape(-1, width, 2)))
-        self._count += items * patch
+        order = np.repeat(np.broadcast_to(np.asarray(depth, float), (items,)), len(triangles))
+        freedoms, directions = (array.reshape(items * patch, *array.shape[2:]) for array in moves)
+        looks, numbers = looks.reshape(-1, 6), numbers.reshape(-1, 3)
+        materials, layers = np.full(each, material, np.int32), np.full(each, layer, np.int32)
+        self._batches.append((points.reshape(-1, 2), looks, numbers, materials, order, layers, freedoms, directions))
+        self._vertex_count += items * patch
 
     def finish(self) -> dict[str, np.ndarray]:
         """Arrays of the whole mesh, triangles in painting order."""
-        if not self._vertices:
-            self.add(np.full((1, 3, 2), -9.0), np.array([[0, 1, 2]]), np.zeros((1, 1, 3)), depth=0.0)
-        layers = np.concatenate(self._layers)
-        order = np.lexsort((np.concatenate(self._orders), layers))
-        width = max(move[0].shape[1] for move in self._moves)
-        freedoms = np.zeros((self._count, width), np.int32)
-        directions = np.zeros((self._count, width, 2), np.float32)
-        start = 0
-        for numbers, vectors in self._moves:
-            freedoms[start : start + len(numbers), : numbers.shape[1]] = numbers
-            directions[start : start + len(numbers), : numbers.shape[1]] = vectors
-            start += len(numbers)
+        if not self._batches:
+            outside = np.full((1, 3, 2), -9.0)
+            moves = still(1).moves(outside)
+            look = {"uv": 3 * outside, "strength": 0.0, "material": FLAT}
+            self.add(outside, np.array([[0, 1, 2]]), np.zeros((1, 1, 3)), moves, depth=0.0, **look)
+        vertices, looks, triangles, materials, orders, layers, freedoms, directions = zip(*self._batches, strict=True)
+        order = np.lexsort((np.concatenate(orders), np.concatenate(layers)))
+        width = max(batch.shape[1] for batch in freedoms)
+        freedoms = [np.pad(batch, ((0, 0), (0, width - batch.shape[1]))) for batch in freedoms]
+        directions = [np.pad(batch, ((0, 0), (0, width - batch.shape[1]), (0, 0))) for batch in directions]
         return {
-            "vertices": np.concatenate(self._vertices).astype(np.float64),
-            "looks": np.concatenate(self._looks),
-            "triangles": np.concatenate(self._triangles)[order].astype(np.int32),
-            "materials": np.concatenate(self._materials)[order],
-            "layers": layers[order],
-            "freedoms": freedoms,
-            "directions": directions,
-            "oscillators": np.concatenate(self._freedoms),
+            "vertices": np.concatenate(vertices).astype(np.float64),
+            "looks": np.concatenate(looks),
+            "triangles": np.concatenate(triangles)[order].astype(np.int32),
+            "materials": np.concatenate(materials)[order],
+            "layers": np.concatenate(layers)[order],
+            "freedoms": np.concatenate(freedoms).astype(np.int32),
+            "directions": np.concatenate(directions).astype(np.float32),
+            "oscillators": np.concatenate(self._oscillators),
         }
 
 
@@ -175,48 +194,37 @@ def bend(
     hertz: float | np.ndarray,
     gain: float,
     scatter: float = 0.3,
-    damping: float = 0.09,
     modes: int = 2,
-    limit: float = 0.55,
-) -> Carrier:
-    """Let chains (N, P, 2), held at their first point by carrier (N items), bend; carriers of all N*P points.
+) -> Chain:
+    """Let chains (N, P, 2), held at their first point by carrier (N items), bend.
 
     Two shapes of a clamped bar: its first bend, and a weaker second one at 2.7 times the frequency.
     """
     items, points = line.shape[:2]
     ends = line[:, -1] - line[:, 0]
     length = np.linalg.norm(np.diff(line, axis=1), axis=-1).sum(1)
-    s = np.linspace(0.0, 1.0, points)
-    tangent = np.gradient(line, axis=1)
-    normal = perp(tangent / (np.linalg.norm(tangent, axis=-1, keepdims=True) + 1e-9))
+    s, normal = np.linspace(0.0, 1.0, points), normals(line)
     across = perp(ends / (np.linalg.norm(ends, axis=-1, keepdims=True) + 1e-9))
     # Wind blows along x; what lies along the wind is lifted and dropped instead.
     drive = gain * (across[:, 0] + 0.45 * across[:, 1])
-    shapes = [(s**2 * (3 - s) / 2, 3 * s - 1.5 * s**2, 1.0, 1.0)]
-    if modes > 1:
-        shapes.append((4 * s**2 * (s - 0.78), 12 * s**2 - 6.24 * s, 2.7, 0.7))
-    carried = carrier.take(np.repeat(np.arange(items), points))
-    for shape, slope, faster, weaker in shapes:
-        number = mesh.add_freedoms(
-            line[:, -1],
-            hertz=np.asarray(hertz) * faster,
-            gain=drive * weaker,
-            damping=damping,
-            scatter=scatter,
-            limit=limit,
-        )
+    shapes = [
+        (s**2 * (3 - s) / 2, 3 * s - 1.5 * s**2, 1.0, 1.0),
+        (4 * s**2 * (s - 0.78), 12 * s**2 - 6.24 * s, 2.7, 0.7),
+    ]
+    carried, bar = carrier.take(np.repeat(np.arange(items), points)), {"damping": 0.09, "limit": 0.55}
+    for shape, slope, faster, weaker in shapes[:modes]:
+        pace, drives = np.asarray(hertz) * faster, drive * weaker
+        number = mesh.add_freedoms(line[:, -1], hertz=pace, gain=drives, scatter=scatter, **bar)
         turn = np.broadcast_to(slope, (items, points))
         shift = (length[:, None] * shape)[..., None] * normal - turn[..., None] * perp(line)
-        carried = carried.with_freedoms(
-            np.repeat(number, points)[:, None], shift.reshape(-1, 1, 2), turn.reshape(-1, 1).copy()
-        )
-    return carried
+        carried = carried.with_freedoms(np.repeat(number, points), shift.reshape(-1, 2), turn.reshape(-1))
+    return Chain(line, carried)
 
 
-def along(base: np.ndarray, angle: np.ndarray, length: np.ndarray, bow: np.ndarray, points: int) -> np.ndarray:
+def along(base: np.ndarray, angle: np.ndarray, length: np.ndarray, bow: np.ndarray | float, points: int) -> np.ndarray:
     """Curved centre lines (N, P, 2) from base (N, 2): direction `angle` turns by `bow` radians over the length."""
     s = np.linspace(0.0, 1.0, points)
     middle = (s[1:] + s[:-1]) / 2
-    heading = np.asarray(angle)[:, None] + np.asarray(bow)[:, None] * middle
+    heading = np.asarray(angle)[:, None] + np.asarray(bow)[..., None] * middle
     steps = unit(heading) * (np.asarray(length)[:, None] / (points - 1))[..., None]
     return np.concatenate([base[:, None], base[:, None] + np.cumsum(steps, 1)], 1)

@@ -12,17 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.clips import (
-    STORED_BINS,
-    ClipContent,
-    ClipRow,
-    ClipSet,
-    ClipSetWriter,
-    Pair,
-    motion_metrics,
-    rows_of_set,
-    write_clip,
-)
+from data.clip_writer import ClipContent, ClipSetWriter, rows_of_set, write_clip
+from data.clips import STORED_BINS, ClipRow, ClipSet, Pair, motion_metrics
 from data.jobs import run_jobs, show_progress
 from motion.spectrum import PERIOD_S, mean_displacement
 

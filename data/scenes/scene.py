@@ -133,7 +133,7 @@ class Scene:
         some = some[inside] if inside.sum() > 20 else some
         clock = _clock(self._wind.hertz, np.linspace(0, PERIOD_S, 40)).astype(np.float32)
         angles = response @ clock
-        wanted = scene_kinds.STRENGTH.get(self.kind, 1.0) * self._wind.strength_px
+        wanted = scene_kinds.STRENGTH[self.kind] * self._wind.strength_px
         gain = wanted / max(float(np.linalg.norm(self._apply(angles, some), axis=1).mean()), 1e-9)
         # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the picture.
         scale = math.sqrt(self.size[0] * self.size[1] / REFERENCE_AREA)
@@ -362,7 +362,7 @@ def make_scene(
     if min(size) < 16:
         raise ValueError(f"size: expected at least 16 x 16 px, got {size[0]} x {size[1]}")
     rng = np.random.default_rng([seed, 1, SCENES_VERSION])
-    drawn = KINDS[int(rng.choice(len(KINDS), p=scene_kinds.SHARES))]
+    drawn = KINDS[int(rng.choice(len(KINDS), p=scene_kinds.FREQUENCIES))]
     kind = kind or drawn
     photographs = np.random.default_rng([seed, 8])
     atlas = scene_photographs.textures(textures, photographs, scene_backgrounds.texture_atlas())

@@ -1,11 +1,9 @@
-"""What `evaluate.py frames` computes: the same sequences rendered in every way, measured by one protocol."""
+"""What `evaluate.py frames` computes: the same sequences rendered in every way and measured alike."""
 
 from __future__ import annotations
 
-import argparse
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import cv2
@@ -13,42 +11,40 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cli.parser import UsageError, choose_device
+from evaluation import EvaluationError
 from evaluation.clips import EvaluationClip
-from evaluation.frames.models import TrainedRenderer, model_notes
-from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics, FrameTables
-from evaluation.frames.videos import FrameViewer
+from evaluation.frames.models import TrainedRenderer
+from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics
+from evaluation.frames.videos import ClipVideo
 from metrics.images import Lpips, frame_metrics
-from metrics.perceptual import PerceptualLoss
+from metrics.perceptual import LEAST_SIDE_PX, PerceptualLoss
 from models.frame_synthesis import FrameSynthesis, splat_image
 from models.precision import AUTOCAST_DTYPES
 from motion.flow import default_grid_scale, magnitude
 
 BATCH_SIZE = 4
-# Smaller pictures have no features in the last layers of LPIPS and of feature_distance.
-LEAST_SIDE_PX = 32
-REMAP_ROW, STILL_ROW = "OpenCV remap", "frame 0 repeated"
+REMAP_ROW, FRAME_0_ROW = "OpenCV remap", "frame 0 repeated"
 # Rows of models.frame_synthesis.splat_image, and its options.
-IMAGE_ROWS: dict[str, dict[str, Any]] = {
+SPLAT_ROWS: dict[str, dict[str, Any]] = {
     AVERAGE_ROW: {"operator": "average"},
     "softmax splat": {"operator": "softmax"},
     "gaussian splat EWA": {"operator": "gaussian"},
     "gaussian splat iso": {"operator": "gaussian", "ewa": False},
-    "seed's weighting splat": {"operator": "seed"},
+    "Gaussian importance splat": {"operator": "seed"},
 }
 
 # (flow (n, 2, H, W), importance (1, 1, H, W)) -> frames (n, 3, H, W)
 Render = Callable[[Tensor, Tensor], Tensor]
-# first (1, 3, H, W) -> Render: what depends on the picture alone is computed once
+# first (1, 3, H, W) -> Render: what depends on the image alone is computed once
 Method = Callable[[Tensor], Render]
 
 
 def make_methods(models: Sequence[TrainedRenderer], device: torch.device, precision: str) -> dict[str, Method]:
-    """Return {name: method}: the models, image-space splats, OpenCV's remap, and the still picture."""
+    """Return {name: method}: the models, image-space splats, OpenCV's remap, and frame 0 itself."""
     methods = {one.name: _model_method(one.model.to(device), device, AUTOCAST_DTYPES[precision]) for one in models}
-    methods |= {name: _splat_method(options) for name, options in IMAGE_ROWS.items()}
+    methods |= {name: _splat_method(options) for name, options in SPLAT_ROWS.items()}
     methods[REMAP_ROW] = lambda first: lambda flow, _importance: remap(first[0], flow)
-    methods[STILL_ROW] = lambda first: lambda flow, _importance: first.expand(len(flow), -1, -1, -1)
+    methods[FRAME_0_ROW] = lambda first: lambda flow, _importance: first.expand(len(flow), -1, -1, -1)
     return methods
 
 
@@ -57,7 +53,7 @@ def make_rows(models: Sequence[TrainedRenderer]) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
     for one in models:
         rows.setdefault(one.row, []).append(one.name)
-    return rows | {name: [name] for name in (*IMAGE_ROWS, REMAP_ROW, STILL_ROW)}
+    return rows | {name: [name] for name in (*SPLAT_ROWS, REMAP_ROW, FRAME_0_ROW)}
 
 
 def remap(image: Tensor, flow: Tensor) -> Tensor:
@@ -73,8 +69,7 @@ def remap(image: Tensor, flow: Tensor) -> Tensor:
         (N, 3, H, W).
     """
     pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())  # (H, W, 3)
-    height, width = pixels.shape[:2]
-    rows, columns = np.indices((height, width), dtype=np.float32)
+    rows, columns = np.indices(pixels.shape[:2], dtype=np.float32)
     frames = []
     for dx, dy in flow.cpu().numpy():
         warped = cv2.remap(pixels, columns - dx, rows - dy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
@@ -90,7 +85,7 @@ def measure(
     *,
     lpips: Sequence[Lpips] = (),
     features: PerceptualLoss | None = None,
-    viewer: FrameViewer | None = None,
+    video_of: Callable[[EvaluationClip], AbstractContextManager[ClipVideo | None]] = lambda clip: nullcontext(),
 ) -> list[ClipMetrics]:
     """Render and measure every clip with every method, all with the same flow, one clip in memory at a time.
 
@@ -99,48 +94,44 @@ def measure(
         methods: of `make_methods`.
         device: where to render and to measure.
         lpips, features: as in `metrics.images.frame_metrics`.
-        viewer: is shown the frames, and makes videos of some clips.
+        video_of: opens the video that a clip's frames are written to, or None.
 
     Raises:
-        UsageError: a model renders frames that are not finite, or pictures are too small for the networks.
+        EvaluationError: a model renders frames that are not finite, or images are too small for the networks.
     """
     found = []
     for clip in clips:
-        if (lpips or features) and min(clip.first.shape[-2:]) < LEAST_SIDE_PX:
-            width, height = clip.first.shape[-1], clip.first.shape[-2]
-            raise UsageError(
-                f"clip {clip.id} has {width} x {height} px; right: sides of at least {LEAST_SIDE_PX} px for "
-                "--lpips-weights and --feature-weights"
-            )
+        height, width = clip.first.shape[-2:]
+        if (lpips or features) and min(height, width) < LEAST_SIDE_PX:
+            right = f"right: sides of at least {LEAST_SIDE_PX} px for LPIPS and feature_distance"
+            raise EvaluationError(f"data: clip {clip.id} has {width} x {height} px; {right}")
         first, importance = clip.first[None].to(device), clip.importance[None].to(device)
         renderers = {name: method(first) for name, method in methods.items()}
         parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
-        motion_px: list[float] = []
-        with nullcontext() if viewer is None else viewer.clip(clip) as shown:
+        motion_px: list[Tensor] = []
+        with video_of(clip) as video:
             for targets, flow in clip.batches(BATCH_SIZE):
                 targets, flow = targets.to(device), flow.to(device)
-                grid_scale = default_grid_scale(*flow.shape[-2:])
-                motion_px += (magnitude(flow).flatten(1).mean(1) * grid_scale).tolist()
+                motion_px.append(
+                    (magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)).double().cpu()
+                )
                 frames = {name: render(flow, importance) for name, render in renderers.items()}
                 for name, rendered in frames.items():
                     _check_finite(rendered, name, clip.id)
                     parts[name].append(frame_metrics(rendered, targets, lpips=lpips, features=features))
-                if shown is not None:
-                    shown.add(targets, frames)
-        figures = {name: _joined(of_batches) for name, of_batches in parts.items()}
-        found.append(ClipMetrics(clip.id, clip.source, clip.origin, list(clip.times_s), motion_px, figures))
+                if video is not None:
+                    video.add(targets, frames)
+        metrics = {name: {key: torch.cat([one[key] for one in of]) for key in of[0]} for name, of in parts.items()}
+        time_s = torch.tensor(clip.times_s, dtype=torch.float64)
+        found.append(ClipMetrics(clip.id, clip.source, clip.origin, time_s, torch.cat(motion_px), metrics))
     return found
-
-
-def _joined(batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    return {key: torch.cat([batch[key] for batch in batches]) for key in batches[0]}
 
 
 def _check_finite(frames: Tensor, name: str, clip: str) -> None:
     if not bool(frames.isfinite().all()):
-        raise UsageError(
-            f"{name}: the frames it renders of clip {clip} are not finite; right: --precision no, or a --checkpoint "
-            "whose training did not break down"
+        raise EvaluationError(
+            f"{name}: the frames it renders of clip {clip} are not finite; right: precision no, or a model whose "
+            "training did not break down"
         )
 
 
@@ -159,38 +150,6 @@ def _model_method(model: FrameSynthesis, device: torch.device, dtype: torch.dtyp
         return render
 
     return method
-
-
-def frames_notes(
-    args: argparse.Namespace, tables: FrameTables, kept: int, models: Sequence[TrainedRenderer]
-) -> list[str]:
-    """Say what the tables of `evaluate.py frames` were made from: clips, their origins, the protocol, models, command.
-
-    `kept` is the number of kept clips of the split.
-    """
-    origin_names = {
-        "scene": "rendered scenes with exact flow",
-        "video": "videos with estimated flow, unseen flow zeroed as in training",
-        "pairs": "clips whose source is not at hand: stored pairs only",
-    }
-    origins = Counter(clip.origin for clip in tables.clips)
-    frames = sum(len(clip.times_s) for clip in tables.clips)
-    return [
-        f"data: {args.data}, split {args.split}, {len(tables.clips)} sequences of {tables.num_sources} sources ({kept} "
-        f"kept clips in the split), {frames} frames, every {args.every}; "
-        + "; ".join(f"{count} {origin_names[name]}" for name, count in sorted(origins.items())),
-        "protocol: frame 0 excluded; output clipped to [0, 1], not rounded; squared error pooled over a sequence "
-        "before the logarithm (psnr_db), then the mean over sequences; psnr_frames_db is the mean of the frames' own "
-        "values; a sequence without error counts as 100 dB; of several training seeds the mean of their figures",
-        "all rows use the same flow and importance; holes of image-space splats are filled from frame 0; still pixels "
-        "copy it; gaussian: sigma .45 px, with EWA or isotropic; seed's weighting: exp(-importance^2 / 2) over the "
-        "bilinear footprint",
-        "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held (the flow at p stands in for that at "
-        "the source of p)",
-        *model_notes(models),
-        f"precision {args.precision}; device {choose_device(args.device)}; seed {args.seed} (clips, bootstrap)",
-        f"command: {args.command}",
-    ]
 
 
 def _splat_method(options: dict[str, Any]) -> Method:

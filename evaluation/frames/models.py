@@ -3,40 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cli.parser import UsageError
 from data.clips import column_names
-from models.checkpoints import CheckpointError, load_model
+from evaluation import EvaluationError
+from models.checkpoints import load_model
 from models.frame_synthesis import FrameSynthesis
 from splatting.functional import DEFAULT_SIGMA_PX
-from training.data_sets import RECORD
+from training.export import RECORD
 
 OPERATOR_FOLDERS = ("frame_synthesis_softmax", "frame_synthesis_gaussian")
-# Flags that say where and how a training ran, not what it learned.
+# Flags of where and how a training ran, which do not shape what is learned.
 _WHERE = {
     "seed", "out", "export", "export_precision", "device", "workers", "resume", "dry_run", "stop_at", "compile",
     "log_every", "save_every", "validate_every", "sample_every", "perceptual_weights",
 }  # fmt: skip
 # Those that make the operator: two rows differ in them on purpose.
-_OPERATOR_FLAGS = {"sigma", "ewa", "weighting"}
+_OPERATOR_SETTINGS = {"operator", "sigma", "ewa", "weighting"}
 
 
 @dataclass(frozen=True)
 class TrainedRenderer:
-    """A trained model and what its training.json says of it.
+    """A trained model and what its training.json reports.
 
     Attributes:
         row: the row of the table that it belongs to; several seeds share one.
         name: unique among all.
         model: in eval mode.
         folder: that it was loaded from.
-        seed: of its training, None where there is no record.
-        steps: that it was trained for, None likewise.
-        flags: of its training, without those that do not matter to the result.
+        seed, steps: of its training; None where there is no record.
+        settings: its config and the training's flags that shape the result; None where there is no record.
     """
 
     row: str
@@ -45,16 +44,37 @@ class TrainedRenderer:
     folder: Path
     seed: int | None = None
     steps: int | None = None
-    flags: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None
+
+    @classmethod
+    def load(cls, folder: Path) -> TrainedRenderer:
+        """Load a model folder; its row and name are how it splats."""
+        model = load_model(FrameSynthesis, folder, component="frame synthesis")
+        name = variant_name(model)
+        try:
+            record = json.loads((folder.parent / RECORD).read_text(encoding="utf-8"))[folder.name]
+            flags, seed, steps = record["flags"], int(record["flags"]["seed"]), int(record["steps"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return cls(name, name, model, folder)
+        settings = {key: value for key, value in model.config.items() if not key.startswith("_")}
+        settings |= {key: value for key, value in flags.items() if key not in _WHERE}
+        settings["perceptual"] = flags.get("perceptual_weights") is not None
+        return cls(name, name, model, folder, seed, steps, settings)
+
+    def differing(self, other: TrainedRenderer) -> list[str]:
+        """Return the settings in which two differ; a flag that the script of one operator lacks counts as off."""
+        ours, theirs = self.settings or {}, other.settings or {}
+        keys = ours.keys() | theirs.keys()
+        return sorted(key for key in keys if (ours.get(key) or None) != (theirs.get(key) or None))
 
 
 def variant_name(model: FrameSynthesis) -> str:
-    """Name how a model splats: softmax, gaussian EWA, gaussian iso, seed's weighting; another sigma is told."""
+    """Name how a model splats: softmax, gaussian EWA, gaussian iso or Gaussian importance."""
     config = model.config
     if config.operator == "softmax":
         name = "model softmax"
     elif config.weighting == "gaussian":
-        name = "model seed's weighting"
+        name = "model Gaussian importance"
     else:
         name = f"model gaussian {'EWA' if config.ewa else 'iso'}"
         if config.sigma != DEFAULT_SIGMA_PX:
@@ -62,121 +82,89 @@ def variant_name(model: FrameSynthesis) -> str:
     return name + (", learned importance" if config.importance == "learned" else "")
 
 
-def find_models(folders: Sequence[Path], flag: str = "--checkpoint") -> list[TrainedRenderer]:
+def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
     """Load each model of checkpoint folders, or of folders that are one model themselves, as a row of its own.
 
     Raises:
-        CheckpointError: a folder holds no frame synthesis model, or a damaged one.
-        UsageError: a folder is named twice.
+        CheckpointError: a model is damaged.
+        EvaluationError: a folder has no frame synthesis model, or is named twice.
     """
     try:
         labels = column_names(folders)
     except ValueError:
-        raise UsageError(f"{flag} {' '.join(map(str, folders))}: names a folder twice") from None
+        raise EvaluationError(f"checkpoint {' '.join(map(str, folders))}: names a folder twice") from None
     found = []
     for folder, label in zip(folders, labels, strict=True):
-        for path in _model_folders(folder, flag):
-            model = load_model(FrameSynthesis, path, component="frame synthesis")
-            name = variant_name(model) + (f" ({label})" if len(folders) > 1 else "")
-            found.append(TrainedRenderer(name, name, model, path, **_record(path)))
-    _refuse_equal_names(found, flag)
+        for model in map(TrainedRenderer.load, _model_folders(folder, "checkpoint")):
+            name = model.name + (f" ({label})" if len(folders) > 1 else "")
+            found.append(replace(model, row=name, name=name))
     return found
 
 
-def find_seeds(folders: Sequence[Path], flag: str = "--seeds-of") -> list[TrainedRenderer]:
+def find_seeds(folders: Sequence[Path]) -> list[TrainedRenderer]:
     """Load models that differ in the seed of their training alone; those of one operator share a row.
 
     Raises:
-        CheckpointError: as `find_models`.
-        UsageError: models of one operator that differ in more than the seed, or not even in it.
+        CheckpointError, EvaluationError: as `find_models`.
+        EvaluationError: models of one operator that differ in more than the seed, or not even in it.
     """
-    rows: dict[str, list[tuple[Path, FrameSynthesis, dict[str, Any]]]] = {}
-    for path in (path for folder in folders for path in _model_folders(folder, flag)):
-        model = load_model(FrameSynthesis, path, component="frame synthesis")
-        rows.setdefault(variant_name(model), []).append((path, model, _record(path)))
+    groups: dict[str, list[TrainedRenderer]] = {}
+    for path in (path for folder in folders for path in _model_folders(folder, "seeds_of")):
+        model = TrainedRenderer.load(path)
+        groups.setdefault(model.name, []).append(model)
     found = []
-    for variant, group in rows.items():
-        # told even of one, so that it is never mixed with a row of --checkpoint
+    for variant, group in groups.items():
+        _check_seeds(variant, group)
+        # The count is part of the name even of one, so that it is never mixed with a row of find_models.
         row = f"{variant}, {len(group)} {'seeds' if len(group) > 1 else 'seed'}"
-        for path, model, record in group:
-            _check_differs_in_seed(group[0], (path, model, record), flag)
-            found.append(TrainedRenderer(row, f"{row}: {record['seed']}", model, path, **record))
-        seeds = [record["seed"] for *_, record in group]
-        if len(set(seeds)) < len(seeds):
-            listed = ", ".join(f"{path} has seed {record['seed']}" for path, _, record in group)
-            raise UsageError(f"{flag}: two of {variant} have the same seed ({listed}); right: another seed each")
+        found += [replace(model, row=row, name=f"{row}: {model.seed}") for model in group]
     return found
 
 
+def _model_folders(folder: Path, argument: str) -> list[Path]:
+    if (folder / "config.json").is_file():
+        return [folder]
+    inside = [folder / name for name in OPERATOR_FOLDERS if (folder / name).is_dir()]
+    if not inside:
+        right = " or ".join(OPERATOR_FOLDERS)
+        raise EvaluationError(f"{argument} {folder}: no frame synthesis model; right: a folder with {right}")
+    return inside
+
+
+def _check_seeds(variant: str, group: Sequence[TrainedRenderer]) -> None:
+    first, seeds = group[0], set()
+    for model in group:
+        if model.seed is None:
+            raise EvaluationError(f"seeds_of {model.folder}: no {RECORD} beside it with its seed; right: checkpoint")
+        keys = first.differing(model)
+        if keys:
+            listed = ", ".join(f"{key} ({first.settings.get(key)}, {model.settings.get(key)})" for key in keys)
+            raise EvaluationError(
+                f"seeds_of: {first.folder} and {model.folder} differ in more than the seed: {listed}; "
+                "right: rows of their own, by checkpoint"
+            )
+        if model.seed in seeds:
+            raise EvaluationError(f"seeds_of {model.folder}: two of {variant} have the same seed, {model.seed}")
+        seeds.add(model.seed)
+
+
 def model_notes(models: Sequence[TrainedRenderer]) -> list[str]:
-    """Say which models the rows are, and in what their training differed beside operator and seed."""
+    """Report which models the rows are, and in what their training differed beside operator and seed."""
     if not models:
         return ["models: none"]
     lines = []
     for row in dict.fromkeys(model.row for model in models):
         group = [model for model in models if model.row == row]
-        told = [f"{one.folder} (seed {_or_unknown(one.seed)}, {_or_unknown(one.steps)} steps)" for one in group]
-        lines.append(f"{row}: {', '.join(told)}; {group[0].model.num_parameters() / 1e6:.2f} M parameters")
-    first = next((model.flags for model in models if model.flags), None)
-    differing = {
-        key
-        for model in models
-        for key in (first or {}).keys() | (model.flags or {}).keys()
-        # A flag that one operator's script lacks counts as off: None and False alike.
-        if first and model.flags and (first.get(key) or None) != (model.flags.get(key) or None)
-        if key not in _OPERATOR_FLAGS
-    }
-    if differing or len({model.steps for model in models}) > 1:
-        unequal = sorted(differing) + ["steps done"] * (len({model.steps for model in models}) > 1)
-        lines.append(f"the rows' training differs in more than operator and seed: {', '.join(dict.fromkeys(unequal))}")
+        runs = [f"{one.folder} (seed {_or_unknown(one.seed)}, {_or_unknown(one.steps)} steps)" for one in group]
+        lines.append(f"{row}: {', '.join(runs)}; {group[0].model.num_parameters() / 1e6:.2f} M parameters")
+    known = [model for model in models if model.settings]
+    differing = {key for model in known for key in known[0].differing(model)} - _OPERATOR_SETTINGS
+    if len({model.steps for model in models}) > 1:
+        differing.add("steps done")
+    if differing:
+        lines.append(f"the rows' training differs in more than operator and seed: {', '.join(sorted(differing))}")
     return lines
 
 
 def _or_unknown(value: object) -> object:
     return "unknown" if value is None else value
-
-
-def _model_folders(folder: Path, flag: str) -> list[Path]:
-    if (folder / "config.json").is_file():
-        return [folder]
-    inside = [folder / name for name in OPERATOR_FOLDERS if (folder / name).is_dir()]
-    if not inside:
-        raise CheckpointError(
-            f"{flag} {folder}: no frame synthesis model; right: a folder with {' or '.join(OPERATOR_FOLDERS)}"
-        )
-    return inside
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """Return seed, steps and flags of a model's training from the training.json beside it; None where it says none."""
-    try:
-        record = json.loads((path.parent / RECORD).read_text(encoding="utf-8"))[path.name]
-        flags = {key: value for key, value in record["flags"].items() if key not in _WHERE}
-        flags["perceptual"] = record["flags"].get("perceptual_weights") is not None
-        return {"seed": int(record["flags"]["seed"]), "steps": int(record["steps"]), "flags": flags}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return {"seed": None, "steps": None, "flags": None}
-
-
-def _check_differs_in_seed(
-    first: tuple[Path, FrameSynthesis, dict[str, Any]], other: tuple[Path, FrameSynthesis, dict[str, Any]], flag: str
-) -> None:
-    if other[2]["seed"] is None:
-        raise UsageError(f"{flag} {other[0]}: no {RECORD} beside it that says its seed; right: --checkpoint")
-    configs = [{k: v for k, v in one[1].config.items() if not k.startswith("_")} for one in (first, other)]
-    sides = [config | one[2]["flags"] for config, one in zip(configs, (first, other), strict=True)]
-    differing = sorted(key for key in sides[0].keys() | sides[1].keys() if sides[0].get(key) != sides[1].get(key))
-    if differing:
-        listed = ", ".join(f"{key} ({sides[0].get(key)}, {sides[1].get(key)})" for key in differing)
-        raise UsageError(
-            f"{flag}: {first[0]} and {other[0]} differ in more than the seed: {listed}; "
-            "right: --checkpoint for rows of their own"
-        )
-
-
-def _refuse_equal_names(models: Iterable[TrainedRenderer], flag: str) -> None:
-    seen: dict[str, Path] = {}
-    for model in models:
-        if model.name in seen:
-            raise UsageError(f"{flag}: {seen[model.name]} and {model.folder} are both the row {model.name!r}")
-        seen[model.name] = model.folder

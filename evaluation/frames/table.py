@@ -2,188 +2,194 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from cli.parser import UsageError, check_precision
-from evaluation import out_folder
+from tqdm import tqdm
 
-if TYPE_CHECKING:
-    import torch
-
-    from data.clips import ClipRow, ClipSet
-    from evaluation.frames.models import TrainedRenderer
-    from evaluation.frames.statistics import FrameTables
-    from evaluation.frames.videos import FrameViewer
+from cli.parser import check_precision, choose_device
+from data.clips import ClipRow, ClipSet
+from data.result_tables import markdown_table, write_results
+from evaluation import EvaluationError, out_folder
+from evaluation.clips import EvaluationClip, check_flow_method, choose_clips, open_clip, warn_of_sources
+from evaluation.frames.measure import make_methods, make_rows, measure
+from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
+from evaluation.frames.single_video import NOTE, check_video, prepare_halves, train_operators
+from evaluation.frames.statistics import BUCKET_NOTE, INTERVAL_NOTE, PAIRED_NOTE, FrameTables, spread
+from evaluation.frames.videos import ClipVideo, open_video
+from metrics.images import HUB, LPIPS_BACKBONES, Lpips
+from metrics.perceptual import PerceptualLoss
+from models.checkpoints import DEFAULT_CHECKPOINT
 
 logger = logging.getLogger(__name__)
 
-# Flags that only one protocol has, and what they are where they are not given.
-_OF_CLIPS = {"data": None, "split": "test", "clips": None, "checkpoint": None, "seeds_of": None, "raft_weights": None}
-_OF_SEED = {"video": None, "preset": "tiny", "steps": None, "minutes": None, "batch_size": None, "crop": None}
-_OF_SEED |= {"perceptual_weights": None, "num_seeds": 1}
+ORIGINS = {
+    "scene": "rendered scenes with exact flow",
+    "video": "videos with estimated flow, unseen flow zeroed as in training",
+    "pairs": "clips whose source is not at hand: stored pairs only",
+}
 
 
-def make_table(args: argparse.Namespace) -> int:
-    """Render the clips in every way with the same flow, print the tables, and write them to --out."""
-    from tqdm import tqdm
+def make_table(
+    *,
+    out: Path | None,
+    command: str,
+    protocol: str,
+    data: Path | None,
+    split: str,
+    clips: int | None,
+    every: int,
+    videos: int | None,
+    checkpoint: Sequence[Path] | None,
+    seeds_of: Sequence[Path] | None,
+    raft_weights: Path | None,
+    video: Path | None,
+    lpips_network: Sequence[str],
+    lpips_weights: Sequence[str] | None,
+    feature_weights: Path | None,
+    seed: int,
+    device: str,
+    precision: str,
+    **training: Any,
+) -> int:
+    """Render the clips in every way with the same flow, print the tables, and write them to `out`.
 
-    from cli.parser import choose_device
-    from evaluation.clips import open_clip
-    from evaluation.frames.measure import make_methods, make_rows, measure
-    from evaluation.frames.one_video import check_videos
-    from evaluation.frames.statistics import FrameTables
-
+    The arguments are the flags of `evaluation.flags.add_frames_flags`; `training` are those of the single-video
+    protocol, for `train_operators`.
+    """
     # Early checks
-    _check_protocol(args)
-    of_seed = args.protocol == "seed"
-    out = out_folder(args, "frames-seed" if of_seed else f"frames-{args.data.name}-{args.split}")
-    device = choose_device(args.device)
-    check_precision(args.precision, device)
-    halves = check_videos(args.video) if of_seed else []
-    lpips, features, missing, absent = _load_networks(args, device)
-    clip_set, rows, models = _train(args, out, halves) if of_seed else _choose(args)
+    out = out_folder(out, f"frames-{data.name}-{split}" if data else "frames-single-video")
+    device = choose_device(device)
+    check_precision(precision, device)
+    if video:
+        check_video(video)
+    lpips = load_lpips(lpips_network, lpips_weights)
+    features = None if feature_weights is None else PerceptualLoss(feature_weights)
+    absent = [] if lpips else [f"lpips_{network}" for network in lpips_network]
+    absent += [] if features else ["feature_distance"]
+
+    # Data and models
+    if video:
+        clip_set = prepare_halves(out / "set", video)
+        training |= {"device": device, "precision": precision}
+        models = train_operators(clip_set, out / "training", seed=seed, **training)
+    else:
+        clip_set, models = ClipSet(data), _find_models(checkpoint, seeds_of)
+    rows = choose_clips(clip_set, split, clips, seed)
+    check_flow_method(clip_set, rows, raft_weights)
+    warn_of_sources(clip_set)
 
     # Measure
-    by_row = make_rows(models)
-    viewer = _make_viewer(args, out, rows, by_row, {one.row for one in models})
+    by_row, model_rows = make_rows(models), list(dict.fromkeys(model.row for model in models))
+    shown = model_rows or ["softmax splat", "gaussian splat EWA"]
+    video_of = _choose_videos(out, rows, videos, {name.removeprefix("model "): by_row[name][0] for name in shown})
     bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
-    clips = (open_clip(clip_set, row, args.every, raft_weights=args.raft_weights, device=str(device)) for row in bar)
-    methods = make_methods(models, device, args.precision)
-    measured = measure(clips, methods, device, lpips=lpips, features=features, viewer=viewer)
+    opened = (open_clip(clip_set, row, every, raft_weights=raft_weights, device=str(device)) for row in bar)
+    networks = {"lpips": [network.to(device) for network in lpips], "features": features and features.to(device)}
+    measured = measure(opened, make_methods(models, device, precision), device, **networks, video_of=video_of)
+    tables = FrameTables(by_row, measured, seed, model_rows, {model.name: model.seed for model in models}, absent)
 
     # Write
-    model_rows = list(dict.fromkeys(one.row for one in models))
-    seeds = {one.name: one.seed for one in models}
-    tables = FrameTables(by_row, measured, args.seed, model_rows, seeds, absent)
-    _write(args, out, tables, clip_set, models, missing)
+    kept = len(clip_set.rows(split))
+    notes = [
+        *([NOTE] if video else []),
+        f"data: {clip_set.folder}, split {split}, {len(measured)} sequences of {tables.counts['sources']} sources "
+        f"({kept} kept clips in the split), {tables.frames['frames']} frames, every {every}; "
+        + "; ".join(f"{n} {ORIGINS[name]}" for name, n in sorted(Counter(clip.origin for clip in measured).items())),
+        *METHOD_NOTES,
+        *model_notes(models),
+        f"precision {precision}; device {device}; seed {seed} (clips, bootstrap)",
+        f"command: {command}",
+        *_absent_notes(absent),
+    ]
+    _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes)
     return 0
 
 
-def _choose(args: argparse.Namespace) -> tuple[ClipSet, list[ClipRow], list[TrainedRenderer]]:
-    """Open the set, its clips and the models of --protocol clips."""
-    from data.clips import ClipSet
-    from evaluation.clips import check_flow_method, choose_clips, warn_of_sources
-
-    clip_set = ClipSet(args.data)
-    rows = choose_clips(clip_set, args.split, args.clips, args.seed)
-    check_flow_method(clip_set, rows, args.raft_weights)
-    warn_of_sources(clip_set)
-    return clip_set, rows, _load_models(args)
-
-
-def _train(
-    args: argparse.Namespace, out: Path, halves: list[tuple[Path, float]]
-) -> tuple[ClipSet, list[ClipRow], list[TrainedRenderer]]:
-    """Make the set of the two halves, and train the models of --protocol seed on the first."""
-    from evaluation.clips import choose_clips
-    from evaluation.frames.one_video import prepare_halves, train_operators
-
-    args.data = out / "set"
-    clip_set = prepare_halves(args.data, halves)
-    models = train_operators(clip_set, args, out / "training")
-    return clip_set, choose_clips(clip_set, args.split, None, args.seed), models
+METHOD_NOTES = (
+    "protocol: frame 0 excluded; output clipped to [0, 1], not rounded; squared error pooled over a sequence before "
+    "the logarithm (psnr_db), then the mean over sequences; psnr_frames_db is the mean of the frames' own values; a "
+    "sequence without error counts as 100 dB; of several training seeds the mean of their metrics",
+    "all rows use the same flow and importance; holes of image-space splats are filled from frame 0; static pixels "
+    "copy it; gaussian: sigma 0.45 px, with EWA or isotropic; Gaussian importance: exp(-importance^2 / 2) over the "
+    "bilinear footprint",
+    "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held (the flow at p stands in for that at the "
+    "source of p)",
+)
 
 
-def _check_protocol(args: argparse.Namespace) -> None:
-    """Refuse flags of the other protocol, and fill in the defaults of this one."""
-    of_seed = args.protocol == "seed"
-    stray = [name for name, value in (_OF_CLIPS if of_seed else _OF_SEED).items() if getattr(args, name) is not None]
-    if stray:
-        flag = f"--{stray[0].replace('_', '-')}"
-        raise UsageError(f"{flag}: belongs to --protocol {'clips' if of_seed else 'seed'}, not {args.protocol}")
-    if (args.video if of_seed else args.data) is None:
-        raise UsageError("missing: --video, for --protocol seed" if of_seed else "missing: --data; see --help")
-    for name, value in (_OF_CLIPS | _OF_SEED).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+def load_lpips(networks: Sequence[str], weights: Sequence[str | Path] | None) -> list[Lpips]:
+    """Return an Lpips for each of alex, vgg, squeeze; nothing where no weights are named.
 
+    Args:
+        networks: names of the networks.
+        weights: a file for each, in this order, or "hub"; a single "hub" serves all.
 
-def _load_models(args: argparse.Namespace) -> list[TrainedRenderer]:
-    from evaluation.frames.models import OPERATOR_FOLDERS, find_models, find_seeds
-    from models.checkpoints import DEFAULT_CHECKPOINT
-
-    found = find_models(args.checkpoint) if args.checkpoint else []
-    found += find_seeds(args.seeds_of) if args.seeds_of else []
-    if args.checkpoint or args.seeds_of:
-        return found
-    if not any((DEFAULT_CHECKPOINT / name).is_dir() for name in OPERATOR_FOLDERS):
-        logger.warning("no rows of models: %s has none; give --checkpoint DIR", DEFAULT_CHECKPOINT)
+    Raises:
+        EvaluationError: another number of weights than networks, or a network named twice.
+        WeightsError: weights that cannot be used or downloaded.
+    """
+    names = " ".join(networks)
+    if len(set(networks)) < len(networks):
+        raise EvaluationError(f"lpips_network {names}: names a network twice")
+    if weights is None:
         return []
-    return find_models([DEFAULT_CHECKPOINT])
+    if list(map(str, weights)) == [HUB]:
+        weights = [HUB] * len(networks)
+    if len(weights) != len(networks):
+        raise EvaluationError(f"lpips_weights: {len(weights)} for {names}; right: one for each network, or {HUB}")
+    return [Lpips(network, file) for network, file in zip(networks, weights, strict=True)]
 
 
-def _load_networks(args: argparse.Namespace, device: torch.device) -> tuple[list, Any, list[str], list[str]]:
-    """Return LPIPS networks, feature network, lines about what is missing, and its columns."""
-    from metrics.images import load_lpips
-    from metrics.perceptual import PerceptualLoss
-
-    networks = args.lpips_network or ["alex"]
-    lpips, missing = load_lpips(networks, args.lpips_weights)
-    absent = [] if lpips else [f"lpips_{network}" for network in networks]
-    features = None
-    if args.feature_weights is not None:
-        features = PerceptualLoss(args.feature_weights, flag="--feature-weights").to(device)
-    else:
-        line = "left out for want of weights: feature_distance (SqueezeNet 1.1); right: --feature-weights FILE"
-        logger.warning(line)
-        missing.append(line)
-        absent.append("feature_distance")
-    return [network.to(device) for network in lpips], features, missing, absent
+def _absent_notes(absent: Sequence[str]) -> list[str]:
+    files = {f"lpips_{network}": name for network, name in LPIPS_BACKBONES.items()}
+    files["feature_distance"] = "squeezenet1_1"
+    listed = ", ".join(f"{metric} ({files[metric]})" for metric in absent)
+    return [f"not measured, as no weights are given: {listed}"] if absent else []
 
 
-def _make_viewer(
-    args: argparse.Namespace, out: Path, rows: list[ClipRow], by_row: dict[str, list[str]], of_models: set[str]
-) -> FrameViewer | None:
-    """Show the models, by their first seed; without models the splats in image space."""
-    from evaluation.frames.videos import FrameViewer
-
-    if args.videos is None:
-        return None
-    count = min(args.videos, len(rows))
-    ids = [rows[place * len(rows) // count].id for place in range(count)]
-    names = [row for row in by_row if row in of_models] or ["softmax splat", "gaussian splat EWA"]
-    return FrameViewer(out, ids, {name.removeprefix("model "): by_row[name][0] for name in names})
+def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None) -> list[TrainedRenderer]:
+    if not checkpoint and not seeds_of:
+        if not any((DEFAULT_CHECKPOINT / name).is_dir() for name in OPERATOR_FOLDERS):
+            logger.warning("no rows of models: %s has none", DEFAULT_CHECKPOINT)
+            return []
+        checkpoint = [DEFAULT_CHECKPOINT]
+    return find_models(checkpoint or []) + find_seeds(seeds_of or [])
 
 
-def _write(
-    args: argparse.Namespace,
-    out: Path,
-    tables: FrameTables,
-    clip_set: ClipSet,
-    models: list[TrainedRenderer],
-    missing: list[str],
-) -> None:
-    from data.result_tables import markdown_table, write_results
-    from evaluation.frames.measure import frames_notes
-    from evaluation.frames.one_video import NOTE
-    from evaluation.frames.statistics import BUCKET_NOTE, INTERVAL_NOTE, PAIRED_NOTE, spread
+def _choose_videos(
+    out: Path, rows: Sequence[ClipRow], count: int | None, shown: dict[str, str]
+) -> Callable[[EvaluationClip], AbstractContextManager[ClipVideo | None]]:
+    """Return what opens the video of a clip if it is one of `count`, spread over all; each row by its first seed."""
+    count = min(count or 0, len(rows))
+    ids = {rows[place * len(rows) // count].id for place in range(count)}
+    return lambda clip: open_video(out, clip, shown) if clip.id in ids else nullcontext()
 
-    notes = [NOTE] if args.protocol == "seed" else []
-    notes += [*frames_notes(args, tables, len(clip_set.rows(args.split)), models), *missing]
-    name = "one video" if args.protocol == "seed" else f"{args.data.name}, split {args.split}"
-    buckets = [BUCKET_NOTE, INTERVAL_NOTE, *notes]
-    motion_note = "motion_px: mean |F| of a frame over the picture, px of a grid of 256 x 160"
+
+def _write(out: Path, tables: FrameTables, name: str, notes: list[str]) -> None:
+    intervals, buckets = [INTERVAL_NOTE, *notes], [BUCKET_NOTE, INTERVAL_NOTE, *notes]
+    motion_note = "motion_px: mean |F| of a frame over the image, px of a grid of 256 x 160"
     further = {
-        "paired": ("Differences on the same clips", tables.paired(), [PAIRED_NOTE, INTERVAL_NOTE, *notes]),
+        "paired": ("Differences on the same clips", tables.paired(), [PAIRED_NOTE, *intervals]),
         "by_motion": ("By motion", tables.by_motion(), [motion_note, *buckets]),
         "by_time": ("By distance in time", tables.by_time(), ["time_s: from frame 0", *buckets]),
-        "intervals": ("Intervals", tables.intervals(), [INTERVAL_NOTE, *notes]),
+        "intervals": ("Intervals", tables.intervals(), intervals),
         "by_clip": ("The same by clip", tables.by_clip(), notes),
     }
-    print(write_results(out, tables.table(), title=f"Frame synthesis, {name}", notes=[INTERVAL_NOTE, *notes]))
+    print(write_results(out, tables.table(), title=f"Frame synthesis, {name}", notes=intervals))
+    columns = {"by_motion": "motion_px", "by_time": "time_s"}
     for folder, (title, rows, lines) in further.items():
         if not rows:
             continue
         write_results(out / folder, rows, title=f"{title}, {name}", notes=lines)
         if folder == "paired":
             print(markdown_table(rows, list(rows[0]), title, []))
-        elif folder in ("by_motion", "by_time"):
-            column = {"by_motion": "motion_px", "by_time": "time_s"}[folder]
-            wide = spread(rows, column, "psnr_db")
-            print(markdown_table(wide, list(wide[0]), f"{title} ({column}), psnr_db; the rest in {folder}/", []))
-    if args.videos is not None:
-        logger.info("videos and X-t slices: %s, %s", out / "videos", out / "slices")
+        elif folder in columns:
+            wide = spread(rows, columns[folder], "psnr_db")
+            heading = f"{title} ({columns[folder]}), psnr_db; the rest in {folder}/"
+            print(markdown_table(wide, list(wide[0]), heading, []))
     logger.info("written to %s", out)

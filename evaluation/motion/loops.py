@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from models.motion_pipeline import MotionPipeline
@@ -16,29 +15,29 @@ from models.self_guidance import LoopGuidance
 from motion.looping import closed, loop_closure_error
 from motion.spectrum import FPS, mean_displacement, without_drift
 
-LOOP_NOTE = (
+LOOP_NOTES = (
     "loop_closure_error: the objective of [GID] eq. 5, mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, px, of a "
-    "motion without drift, before the finished motion is closed exactly; free: the same start noise without guidance; "
-    "times: free over guided; motion: mean |F| of the guided motion over the free one, as sampled and closed; mean "
-    "over images and samples, of times and ratios the geometric one; worst: of all samples"
+    "motion without drift, before the finished motion is closed exactly",
+    "free: the same start noise without guidance; times: free over guided",
+    "motion: mean |F| of the guided motion over the free one, as sampled and closed",
+    "means are over images and samples, geometric for times and ratios; worst, least and most: of all samples",
 )
+_LEAST = 1e-9
 
 
-@dataclass
 class LoopComparison:
-    """Collects guided and free samples of one picture after another.
+    """Collects guided and free samples of one image after another.
 
-    Attributes:
+    Args:
         frames: the lengths L, in frames of the motion (30 a second).
         period_s: of the model.
         method: of `LoopGuidance`.
-        figures: {L: {figure: a number for each sample}}.
     """
 
-    frames: Sequence[int]
-    period_s: float
-    method: str
-    figures: dict[int, dict[str, list[float]]] = field(default_factory=dict)
+    def __init__(self, frames: Sequence[int], period_s: float, method: str) -> None:
+        self.frames, self.period_s, self.method = frames, period_s, method
+        # {(L, metric): a number for each sample}
+        self._found: dict[tuple[int, str], list[float]] = defaultdict(list)
 
     def guidance(self, length: int) -> LoopGuidance:
         """Return the guidance to a loop of `length` frames."""
@@ -46,36 +45,35 @@ class LoopComparison:
         return LoopGuidance(length / (FPS * self.period_s), method=self.method, **highest)
 
     def add(self, pipeline: MotionPipeline, image: Tensor, free: Tensor, **options: Any) -> None:
-        """Sample loops of a picture (3, H, W) on its motion grid beside its free samples (M, K, 4, H, W) px."""
+        """Sample loops of an image (3, H, W) on its motion grid beside its free samples (M, K, 4, H, W) px."""
         free = without_drift(free)
         for length in self.frames:
             loop = self.guidance(length)
             guided = without_drift(pipeline(image[None], num_samples=len(free), loop=loop, **options)[0])
-            found = self.figures.setdefault(length, {})
             for before, after in zip(free, guided, strict=True):
-                moved_px = float(mean_displacement(before).mean())
+                moved_px = max(float(mean_displacement(before).mean()), _LEAST)
                 values = {
-                    "free_loop_closure_error_px": float(loop_closure_error(before, loop.phase)),
-                    "guided_loop_closure_error_px": float(loop_closure_error(after, loop.phase)),
-                    "sampled_motion": float(mean_displacement(after).mean()) / max(moved_px, 1e-9),
-                    "closed_motion": float(mean_displacement(closed(after, loop.phase)).mean()) / max(moved_px, 1e-9),
+                    "free": float(loop_closure_error(before, loop.phase)),
+                    "guided": float(loop_closure_error(after, loop.phase)),
+                    "sampled_motion": float(mean_displacement(after).mean()) / moved_px,
+                    "closed_motion": float(mean_displacement(closed(after, loop.phase)).mean()) / moved_px,
                 }
                 for name, value in values.items():
-                    found.setdefault(name, []).append(value)
+                    self._found[length, name].append(value)
 
     def table(self) -> list[dict[str, Any]]:
         """Return a row for each length."""
-        return [self._row(length) for length in self.frames if length in self.figures]
-
-    def _row(self, length: int) -> dict[str, Any]:
-        found = {name: torch.tensor(values, dtype=torch.float64) for name, values in self.figures[length].items()}
-        times = found["free_loop_closure_error_px"] / found["guided_loop_closure_error_px"].clamp(min=1e-9)
-        row: dict[str, Any] = {"row": f"{length} frames, {self.method}", "samples": len(times)}
-        row |= {
-            name: float(found[name].mean()) for name in ("free_loop_closure_error_px", "guided_loop_closure_error_px")
-        }
-        row |= {"times": statistics.geometric_mean(times.tolist()), "times_worst": float(times.min())}
-        for name in ("sampled_motion", "closed_motion"):
-            row[name] = statistics.geometric_mean(found[name].clamp(min=1e-9).tolist())
-            row[f"{name}_least"], row[f"{name}_most"] = float(found[name].min()), float(found[name].max())
-        return row
+        rows = []
+        for length in self.frames:
+            free, guided = self._found[length, "free"], self._found[length, "guided"]
+            times = [before / max(after, _LEAST) for before, after in zip(free, guided, strict=True)]
+            row: dict[str, Any] = {"row": f"{length} frames, {self.method}", "samples": len(times)}
+            row["free_loop_closure_error_px"] = statistics.fmean(free)
+            row["guided_loop_closure_error_px"] = statistics.fmean(guided)
+            row |= {"times": statistics.geometric_mean(times), "times_worst": min(times)}
+            for name in ("sampled_motion", "closed_motion"):
+                found = self._found[length, name]
+                row[name] = statistics.geometric_mean([max(value, _LEAST) for value in found])
+                row |= {f"{name}_least": min(found), f"{name}_most": max(found)}
+            rows.append(row)
+        return rows

@@ -1,13 +1,13 @@
-"""Predicted motion beside real clips: what is measured of each clip, the tables made of it, and a sheet of pictures."""
+"""Predicted motion beside real clips: what is measured of each clip, the tables made of it, and a sheet of images."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,16 +30,13 @@ from metrics.motion import (
     weighted_mean,
 )
 from metrics.statistics import BOOTSTRAP_DRAWS, bootstrap_interval, by_source, mean_by_source
-from models.motion_pipeline import CALM_PX
+from models.motion_pipeline import CALM_PX, MotionPipeline
 from motion.flow import GRID_MULTIPLE, MOVING_PX, motion_grid_size, resize_maps, resize_spectrum
 from motion.normalisation import Normalisation
 from motion.spectrum import amplitude, bin_frequencies_hz
 
-if TYPE_CHECKING:
-    from models.motion_pipeline import MotionPipeline
-
-MODEL, STILL, REAL = "model", "still", "real clip"
-# The headline: of each sample by itself, then the mean over samples.
+MODEL, STATIC, REAL = "model", "static", "real clip"
+# Of each sample by itself, then the mean over samples.
 HEADLINE = "ap_corrected"
 # Pixels whose flow explains the frames worse than this are left out of ap_confident_corrected.
 CONFIDENT = 0.5
@@ -49,40 +46,39 @@ NEAREST_GRID = (20, 32)
 # The columns of the table, and those of them that are geometric means.
 _COLUMNS = (
     HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high", "ap_of_mean_corrected", "ap_confident_corrected",
-    "gain", "amplitude_ratio_spread", "shape_factor", "shape_worst_factor", "shape_worst_bin",
+    "amplitude_ratio", "amplitude_ratio_spread", "shape_factor", "shape_worst_factor", "shape_worst_bin",
     "motion_px", "epe_best_px", "epe_mean_px", "epe_best_relative", "epe_mean_relative",
     "diversity", "normalised_gradient", "loop_closure_error_px", "nearest_distance", "nearest_ratio",
 )  # fmt: skip
-_GEOMETRIC = ("gain", "shape_factor")
+_GEOMETRIC = ("amplitude_ratio", "shape_factor")
 
 
 COLUMN_NOTES = (
-    f"measured is the motion as it is sampled; animate.py and generate_motion.py calm theirs to {CALM_PX:g} px (95th "
-    "percentile of mean |F| over what moves, of a grid of 256 x 160) where it is more",
-    "figures are means over the clips of a source, then over sources (gain and shape: geometric ones); "
-    "clips without a named group whose files differ only in a last letter (x_a, x_b) are one source",
-    f"ap_corrected (headline): average precision of a sample's mean |F| for the mask mean |F| > max({MOVING_PX:g} px "
-    "of a grid of 256 x 160, half of the clip's 95th percentile), as (AP - p) / (1 - p), p the mask's share, then the "
-    "mean over samples; all pixels count, for low confidence says that the flow is doubtful where something moves, not "
-    "that nothing moves",
-    f"ap_confident_corrected: only pixels of confidence {CONFIDENT:g} or above; ap_of_mean_corrected: of the mean over "
-    "samples of mean |F|; image gradient: of the grey picture, under a Gaussian blur of px of a grid of 256 x 160",
-    "gain: the samples' mean amplitude over the clip's, geometric mean over bins (|S_k| over both directions, bin 0 "
-    "the drift); shape: max(r, 1/r) of what this one gain a clip leaves of a bin; amplitude_ratio_spread: exp of the "
-    "standard deviation of log gain over sources",
-    "epe: |F - F of the clip's own series|, mean over pixels and frames, of the best sample and of all; relative: to "
-    "the clip's mean |F|; amplitudes, motion_px and epe are weighted by the clip's confidence",
-    "diversity: mean |F_a - F_b| of the pairs of samples over their mean |F|; normalised_gradient: mean |grad F| / "
-    "mean |F|, 1/px; loop_closure_error: mean |F_T - F_0|, all of it the drift's, for the harmonics of the "
-    "period close exactly",
-    f"nearest_distance: to the nearest training clip or its mirror image, of spectra normalised, on a grid of "
-    f"{NEAREST_GRID[0]} x {NEAREST_GRID[1]}, scaled to unit length (0 the same, 1.41 unrelated); nearest_ratio: to the "
-    "distance of the clip itself, well below 1 where motion is memorised",
+    f"motion is measured as it is sampled; animate.py and generate_motion.py limit its amplitude to {CALM_PX:g} px",
+    "metrics are means over the clips of a source, then over sources; of amplitude_ratio and shape geometric means",
+    "a source is a group of clips.csv, or a file where no group is named",
+    "ap_corrected (headline): (AP - p) / (1 - p), mean over samples; AP is the average precision of a sample's mean "
+    "|F| for the moving mask, p the mask's fraction of the pixels",
+    f"moving mask: where mean |F| of the clip is above {MOVING_PX:g} px of a grid of 256 x 160 and half of its 95th "
+    "percentile; all pixels count",
+    f"ap_confident_corrected: only pixels of confidence {CONFIDENT:g} or above; ap_of_mean_corrected: of mean |F| over "
+    "samples; image gradient: of the grey image, after a Gaussian blur in px of a grid of 256 x 160",
+    "amplitude_ratio: mean amplitude of the samples over that of the clip, geometric mean over bins; the amplitude is "
+    "|S_k| over both directions, in bin 0 the drift",
+    "amplitude_ratio_spread: exp of the standard deviation of log amplitude_ratio over sources",
+    "shape_factor: mean over bins of max(r, 1/r), r being what amplitude_ratio, one number a clip, leaves of a bin",
+    "epe: |F - F of the clip|, mean over pixels and frames, of the best sample and of all; relative: to the clip's "
+    "mean |F|; epe, motion_px and amplitudes are weighted by the clip's confidence",
+    "diversity: mean |F_a - F_b| over pairs of samples, over their mean |F|; normalised_gradient: mean |grad F| over "
+    "mean |F|, 1/px; loop_closure_error: mean |F_T - F_0|, which the drift alone causes",
+    f"nearest_distance: to the nearest training clip or its mirror image, between normalised spectra on a grid of "
+    f"{NEAREST_GRID[0]} x {NEAREST_GRID[1]} scaled to unit length (0 the same, 1.41 unrelated)",
+    "nearest_ratio: nearest_distance of the samples over that of the clip itself; far below 1 means memorised motion",
 )
 BIN_NOTE = (
     "amplitude |S_k| over both directions (bin 0: the drift), mean over pixels weighted by the clip's confidence, over "
-    "samples, over the clips of a source, over sources; ratio_after_gain: model over clip after one gain a clip, "
-    f"geometric mean; factor: that of max(r, 1/r); a bin under {LEAST_PX} px in a clip is left out there"
+    "samples, over the clips of a source, over sources; ratio_after_gain: geometric mean of model over clip, after one "
+    f"factor a clip; factor: that of max(r, 1/r); a clip counts in a bin where it moves at least {LEAST_PX} px"
 )
 
 
@@ -124,7 +120,7 @@ def prediction_grid(height: int, width: int) -> tuple[int, int]:
 
 
 def predict(pipeline: MotionPipeline, image: Tensor, **options: Any) -> Tensor:
-    """Sample motion for a picture (3, H, W) in [0, 1] of any size: (M, K, 4, H, W) px of its own grid."""
+    """Sample motion for an image (3, H, W) in [0, 1] of any size: (M, K, 4, H, W) px of its own grid."""
     size = tuple(image.shape[-2:])
     spectra = pipeline(resize_maps(image, prediction_grid(*size))[None], **options)[0]
     return resize_spectrum(spectra.float().cpu(), size)
@@ -137,7 +133,7 @@ class MotionComparison:
     Attributes:
         normalisation: the model's: in its units nearest clips are found.
         seed: of the random row and the bootstrap.
-        by_clip: a row of figures for each clip and way.
+        by_clip: a row of metrics for each clip and way.
         sources: {clip: source}.
         without_mask: clips whose mask is empty or full; they have no average precision.
         real_px, predicted_px: {clip: (K,) mean amplitude per bin}, and of its samples.
@@ -155,36 +151,38 @@ class MotionComparison:
     # -------------------------------------------------------------------------------------------- a clip
 
     def add(self, truth: GroundTruth, samples: Tensor) -> None:
-        """Measure the samples (M, K, 4, H, W) px of one clip's picture, and the trivial ways."""
+        """Measure the samples (M, K, 4, H, W) px of one clip's image, and the baselines."""
         self.sources[truth.id] = truth.source
         real = mean_motion(truth.spectrum)  # (1, H, W)
         predicted = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)
         mask = moving_mask(real)
-        share = float(mask.double().mean())
-        if not 0 < share < 1:
+        mask_fraction = float(mask.double().mean())
+        if not 0 < mask_fraction < 1:
             self.without_mask.append(truth.id)
         moved_px = float(weighted_mean(real, truth.confidence))
-        maps = baseline_maps(truth.image, self.seed, truth.id)
-        rows = {MODEL: self._of_model(truth, samples, predicted, moved_px)}
-        rows[MODEL] |= _placement(predicted, mask, truth.confidence)
-        rows |= {name: _placement(score[None], mask, truth.confidence) for name, score in maps.items()}
-        still = {"motion_px": 0.0, "loop_closure_error_px": 0.0} | _errors([moved_px], moved_px)
-        rows |= {STILL: still, REAL: {"motion_px": moved_px} | _shape_of(truth.spectrum)}
-        about = {"clip": truth.id, "source": truth.source, "mask_share": share}
-        self.by_clip += [{"row": name} | about | figures for name, figures in rows.items()]
+        maps = {MODEL: predicted} | {
+            name: score[None] for name, score in baseline_maps(truth.image, self.seed, truth.id).items()
+        }
+        rows = {name: _placement(of, mask, truth.confidence) for name, of in maps.items()}
+        rows[MODEL] |= self._of_model(truth, samples, moved_px)
+        rows[MODEL]["motion_px"] = float(weighted_mean(predicted, truth.confidence).mean())
+        rows[STATIC] = {"motion_px": 0.0, "loop_closure_error_px": 0.0} | _errors([moved_px], moved_px)
+        rows[REAL] = {"motion_px": moved_px} | _smoothness(truth.spectrum)
+        about = {"clip": truth.id, "source": truth.source, "mask_fraction": mask_fraction}
+        self.by_clip += [{"row": name} | about | metrics for name, metrics in rows.items()]
         self._signatures[truth.id] = torch.stack([self._signature(one) for one in (truth.spectrum, *samples)])
 
-    def _of_model(self, truth: GroundTruth, samples: Tensor, predicted: Tensor, moved_px: float) -> dict[str, Any]:
+    def _of_model(self, truth: GroundTruth, samples: Tensor, moved_px: float) -> dict[str, Any]:
         errors = [mean_motion(sample - truth.spectrum) for sample in samples]
         self.real_px[truth.id] = weighted_mean(amplitude(truth.spectrum), truth.confidence)  # (K,)
         self.predicted_px[truth.id] = weighted_mean(amplitude(samples), truth.confidence).mean(0)
-        figures: dict[str, Any] = {"motion_px": float(weighted_mean(predicted, truth.confidence).mean())}
+        metrics = _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
         ratios = bin_ratios(self.predicted_px[truth.id], self.real_px[truth.id])
         if ratios is not None:
-            figures |= {"gain": ratios[0], "shape_factor": factor(ratios[1].tolist())}
-        figures |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
-        shapes = [_shape_of(sample) for sample in samples]
-        return figures | {"diversity": diversity(samples)} | {key: _mean(s[key] for s in shapes) for key in shapes[0]}
+            metrics |= {"amplitude_ratio": ratios[0], "shape_factor": factor(ratios[1].tolist())}
+        found = [_smoothness(sample) for sample in samples]
+        metrics |= {key: _mean(of[key] for of in found) for key in found[0]}
+        return metrics | {"diversity": diversity(samples)}
 
     # -------------------------------------------------------------------------------------------- memorising
 
@@ -196,8 +194,8 @@ class MotionComparison:
     def find_nearest(self, clips: Iterable[tuple[str, Tensor]]) -> int:
         """Find each clip's and each sample's nearest of training clips (name, spectrum (K, 4, H, W)); return how many.
 
-        The distance is that of normalised spectra on a grid of 20 x 32, scaled to unit length: 0 the same motion, 1.41
-        unrelated ones, whatever their strength. A clip is not its own neighbour; its samples may be.
+        The distance is that of normalised spectra on a grid of 20 x 32, scaled to unit length. A clip is not its own
+        neighbour; its samples may be.
         """
         nearest = {name: [(math.inf, "")] * len(found) for name, found in self._signatures.items()}
         count = 0
@@ -230,16 +228,15 @@ class MotionComparison:
     # -------------------------------------------------------------------------------------------- tables
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for the model and each trivial way: means over the clips of a source, then over sources."""
+        """Return a row for the model and each baseline: means over the clips of a source, then over sources."""
         rows = []
-        for name in (MODEL, *BASELINES, STILL, REAL):
-            of_name = self._rows(name)
-            row = {key: mean_by_source(of_name, key, geometric=key in _GEOMETRIC) for key in _COLUMNS}
+        for name in (MODEL, *BASELINES, STATIC, REAL):
+            row = {key: mean_by_source(self._rows(name), key, geometric=key in _GEOMETRIC) for key in _COLUMNS}
             rows.append({"row": name} | row | (self._of_all_clips() if name == MODEL else {}))
         return rows
 
     def best_baseline(self) -> str | None:
-        """Return the trivial row of the highest headline figure; None where no clip has a mask."""
+        """Return the baseline of the highest headline metric; None where no clip has a mask."""
         found = {name: mean_by_source(self._rows(name), HEADLINE) for name in BASELINES}
         known = {name: mean for name, mean in found.items() if mean is not None}
         return max(known, key=known.__getitem__) if known else None
@@ -248,54 +245,44 @@ class MotionComparison:
         return [row for row in self.by_clip if row["row"] == name]
 
     def _of_all_clips(self) -> dict[str, Any]:
-        """Return the model's figures that no clip has by itself: its lead, the spread of its gain, its worst bin."""
-        figures: dict[str, Any] = {}
+        """Return the metrics that need several clips: the model's lead, the spread of its ratio, its worst bin."""
+        metrics: dict[str, Any] = {}
         best = self.best_baseline()
         if best is not None:
-            model, trivial = (by_source(self._rows(name), HEADLINE) for name in (MODEL, best))
-            leads = [model[source] - trivial[source] for source in model]
+            model, baseline = (by_source(self._rows(name), HEADLINE) for name in (MODEL, best))
+            leads = [model[source] - baseline[source] for source in model]
             low, high = bootstrap_interval(leads, self.seed) or (None, None)
-            figures |= {"ap_lead": statistics.fmean(leads), "ap_lead_low": low, "ap_lead_high": high}
-        gains = by_source(self._rows(MODEL), "gain", geometric=True).values()
-        if len(gains) > 1:
-            figures["amplitude_ratio_spread"] = math.exp(statistics.stdev(map(math.log, gains)))
+            metrics |= {"ap_lead": statistics.fmean(leads), "ap_lead_low": low, "ap_lead_high": high}
+        ratios = by_source(self._rows(MODEL), "amplitude_ratio", geometric=True).values()
+        if len(ratios) > 1:
+            metrics["amplitude_ratio_spread"] = math.exp(statistics.stdev(map(math.log, ratios)))
         bins = {row["factor"]: k for k, row in enumerate(self.bin_table()) if row["factor"] is not None}
         if bins:
-            figures |= {"shape_worst_factor": max(bins), "shape_worst_bin": bins[max(bins)]}
-        return figures
+            metrics |= {"shape_worst_factor": max(bins), "shape_worst_bin": bins[max(bins)]}
+        return metrics
 
     def notes(self) -> list[str]:
-        """Say what the columns are, and what the lead is over."""
-        return [
-            *COLUMN_NOTES,
-            f"ap_lead: over the best trivial row, {self.best_baseline()}; 95 % interval by {BOOTSTRAP_DRAWS} bootstrap "
-            "draws of the sources",
-        ]
+        """Return the meaning of the columns."""
+        lead = f"ap_lead: over the best baseline, {self.best_baseline()}; 95 % interval by {BOOTSTRAP_DRAWS} bootstrap "
+        return [*COLUMN_NOTES, f"{lead}draws of the sources"]
 
     def bin_table(self) -> list[dict[str, Any]]:
-        """Return a row a bin: mean amplitudes, and the ratio that one gain a clip leaves."""
+        """Return a row a bin: mean amplitudes, and the ratio that one factor a clip leaves."""
         ratios = {name: bin_ratios(self.predicted_px[name], real) for name, real in self.real_px.items()}
-        ratios = {name: found[1].tolist() for name, found in ratios.items() if found is not None}
-        frequency = bin_frequencies_hz(self.normalisation.num_bins, self.normalisation.period_s).tolist()
+        frequencies_hz = bin_frequencies_hz(self.normalisation.num_bins, self.normalisation.period_s).tolist()
         rows = []
-        for k, hertz in enumerate(frequency):
-            clips = [
-                {
-                    "source": source,
-                    "real_px": float(self.real_px[name][k]),
-                    "model_px": float(self.predicted_px[name][k]),
-                }
-                for name, source in self.sources.items()
-            ]
-            left = [
-                {"source": self.sources[name], "ratio": found[k], "factor": max(found[k], 1 / found[k])}
-                for name, found in ratios.items()
-                if not math.isnan(found[k])
-            ]
-            row: dict[str, Any] = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": hertz}
+        for k, frequency_hz in enumerate(frequencies_hz):
+            clips = []
+            for name, source in self.sources.items():
+                px = {"real_px": float(self.real_px[name][k]), "model_px": float(self.predicted_px[name][k])}
+                left = float(ratios[name][1][k]) if ratios[name] is not None else math.nan
+                px |= {} if math.isnan(left) else {"ratio": left, "factor": max(left, 1 / left)}
+                clips.append({"source": source} | px)
+            row: dict[str, Any] = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": frequency_hz}
             row |= {key: mean_by_source(clips, key) for key in ("real_px", "model_px")}
-            row |= {"ratio_after_gain": mean_by_source(left, "ratio", geometric=True)}
-            rows.append(row | {"factor": mean_by_source(left, "factor", geometric=True), "clips": len(left)})
+            row["ratio_after_gain"] = mean_by_source(clips, "ratio", geometric=True)
+            row["factor"] = mean_by_source(clips, "factor", geometric=True)
+            rows.append(row | {"clips": sum("ratio" in clip for clip in clips)})
         return rows
 
 
@@ -309,19 +296,15 @@ def _placement(maps: Tensor, mask: Tensor, confidence: Tensor) -> dict[str, Any]
     }
 
 
-def _errors(errors_px: Sequence[float], moved_px: float) -> dict[str, Any]:
-    figures = {"epe_best_px": min(errors_px), "epe_mean_px": statistics.fmean(errors_px)}
-    relative = {
-        key.replace("px", "relative"): value / moved_px for key, value in figures.items() if moved_px > LEAST_PX
-    }
-    return figures | relative
+def _errors(errors_px: list[float], moved_px: float) -> dict[str, Any]:
+    px = {"epe_best": min(errors_px), "epe_mean": statistics.fmean(errors_px)}
+    relative = {f"{name}_relative": value / moved_px for name, value in px.items() if moved_px > LEAST_PX}
+    return {f"{name}_px": value for name, value in px.items()} | relative
 
 
-def _shape_of(spectrum: Tensor) -> dict[str, Any]:
-    return {
-        "normalised_gradient": normalised_gradient(spectrum),
-        "loop_closure_error_px": loop_closure_error_px(spectrum),
-    }
+def _smoothness(spectrum: Tensor) -> dict[str, Any]:
+    gradient, closure_px = normalised_gradient(spectrum), loop_closure_error_px(spectrum)
+    return {"normalised_gradient": gradient, "loop_closure_error_px": closure_px}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -330,7 +313,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def write_clip_sheet(path: Path, truth: GroundTruth, samples: Tensor) -> None:
-    """Write a PNG of one picture: what its clip does above, what the samples (M, K, 4, H, W) do below.
+    """Write a PNG of one image: what its clip does above, what the samples (M, K, 4, H, W) do below.
 
     First row: frame 0, the clip's mean |F|, its mask, its x-t slice; second: each sample's mean |F|; third: each
     sample's x-t slice. White is the same number of px in all: the highest 99th percentile of clip and samples.
@@ -338,7 +321,7 @@ def write_clip_sheet(path: Path, truth: GroundTruth, samples: Tensor) -> None:
     real = mean_motion(truth.spectrum)  # (1, H, W)
     maps = mean_motion(samples)  # (M, 1, H, W)
     full_px = max(float(one.flatten().quantile(0.99)) for one in (real, *maps))
-    real_picture, *pictures = [magnitude_image(one, max(full_px, LEAST_PX)) for one in (real, *maps)]
+    real_map, *maps_shown = [magnitude_image(one, max(full_px, LEAST_PX)) for one in (real, *maps)]
     mask = moving_mask(real).float().expand(3, -1, -1)
-    first = [truth.image, real_picture, mask, x_t_slice(truth.image, truth.spectrum)]
-    write_image(path, contact_sheet([first, pictures, [x_t_slice(truth.image, one) for one in samples]]))
+    first = [truth.image, real_map, mask, x_t_slice(truth.image, truth.spectrum)]
+    write_image(path, contact_sheet([first, maps_shown, [x_t_slice(truth.image, one) for one in samples]]))

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
 
 from animation.flags import check_steps
-from animation.sampling import load_pipeline
 from cli.parser import check_precision, choose_device
-from evaluation import out_folder
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from data.media import contact_sheet, read_image, write_image
+from data.result_tables import write_results
+from data.scenes.scene import make_scene
+from data.visualisation import magnitude_image
+from evaluation import EvaluationError, out_folder
+from evaluation.flags import Crop
+from models.checkpoints import DEFAULT_CHECKPOINT
+from models.motion_pipeline import MotionPipeline
+from motion.flow import motion_grid_size, resize_maps
+from motion.spectrum import mean_displacement
 
 logger = logging.getLogger(__name__)
 
@@ -23,82 +31,74 @@ SHEET_COLUMNS = 4
 SHEET_SIZE = (160, 256)
 
 
-def make_table(args: argparse.Namespace) -> int:
-    """Predict motion for the pictures, print the table, and write it and a sheet of pictures and motion to --out."""
-    from tqdm import tqdm
+def make_table(
+    *,
+    scenes: int,
+    pictures: list[Crop],
+    samples: int,
+    checkpoint: Path | None,
+    seed: int,
+    device: str,
+    out: Path | None,
+    command: str,
+    **sampling: Any,
+) -> int:
+    """Predict motion for rendered scenes and photographs, print the table, and write it with a sheet of images.
 
-    from data.media import contact_sheet, write_image
-    from data.result_tables import write_results
-    from models.checkpoints import DEFAULT_CHECKPOINT
-
+    Args:
+        sampling: sampler, steps, guidance and precision.
+    """
     # Early checks
-    out = out_folder(args, "still")
-    options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
-    options["precision"] = check_precision(args.precision, choose_device(args.device))
-    pictures = [(crop.path.stem, "photograph", crop.read()) for crop in args.pictures]
-    pictures += _still_scenes(args.scenes, args.seed)
-    pipeline = load_pipeline(args)
+    out = out_folder(out, "still")
+    place = choose_device(device)
+    check_steps(sampling["steps"])
+    check_precision(sampling["precision"], place)
+    first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
+    images = [(crop.path.stem, "photograph", read_crop(crop)) for crop in pictures]
+    images += [(f"scene {n}", "rendered", make_scene(n, kind="still").picture()) for n in range(first, first + scenes)]
+    pipeline = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(place)
 
     # Predict and measure
     rows, cells = [], []
-    for name, origin, image in tqdm(pictures, unit="picture", disable=None, dynamic_ncols=True):
-        motion = _mean_motion(pipeline, image, num_samples=args.samples, **options)  # (M, 1, h, w)
-        figures = {"mean_motion_px": float(motion.mean()), "largest_motion_px": float(motion.max())}
-        rows.append({"row": name, "origin": origin, **figures})
-        cells.append(_sheet_cells(image, motion[0]))
+    for name, origin, image in tqdm(images, unit="image", disable=None, dynamic_ncols=True):
+        grid = motion_grid_size(*image.shape[-2:])
+        spectra = pipeline(resize_maps(image, grid)[None], num_samples=samples, seed=seed, **sampling)[0]
+        motion = mean_displacement(spectra.float().cpu())  # (M, 1, h, w)
+        metrics = {"mean_motion_px": float(motion.mean()), "largest_motion_px": float(motion.max())}
+        rows.append({"row": name, "origin": origin, **metrics})
+        cells += [resize_maps(maps, SHEET_SIZE) for maps in (image, magnitude_image(motion[0]))]
     rows += [_mean_row(rows, origin) for origin in dict.fromkeys(row["origin"] for row in rows)]
 
     # Write
     notes = [
-        "mean |F| over frames, pixels and samples, px of the motion grid (256 x 160 px in area), before what is "
-        "predicted is calmed; largest: of any pixel, mean over frames",
-        f"rendered: scenes of kind still, seeds {_first_scene(args.seed)} and on",
-        f"{args.samples} samples a picture; checkpoint {args.checkpoint or DEFAULT_CHECKPOINT}; sampler {args.sampler}",
-        f"seed {args.seed}; device {pipeline.device}; command: {args.command}",
+        "mean |F| over frames, pixels and samples, px of the motion grid (256 x 160 px in area), before its amplitude "
+        "is limited; largest: of any pixel, mean over frames",
+        f"rendered: scenes of kind still, seeds {first} and on",
+        f"{samples} samples an image; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; sampler {sampling['sampler']}",
+        f"seed {seed}; device {place}; command: {command}",
     ]
-    columns = range(0, len(cells), SHEET_COLUMNS)
-    write_image(out / "sheet.png", contact_sheet([sum(cells[i : i + SHEET_COLUMNS], []) for i in columns]))
+    width = 2 * SHEET_COLUMNS
+    write_image(out / "sheet.png", contact_sheet([cells[at : at + width] for at in range(0, len(cells), width)]))
     print(write_results(out, rows, title="Motion predicted where nothing can move", notes=notes))
     logger.info("written to %s", out)
     return 0
 
 
-def _still_scenes(count: int, seed: int) -> list[tuple[str, str, Tensor]]:
-    from data.scenes.scene import make_scene
-
-    first = _first_scene(seed)
-    return [(f"scene {n}", "rendered", make_scene(n, kind="still").picture()) for n in range(first, first + count)]
-
-
-def _first_scene(seed: int) -> int:
-    return FIRST_SCENE_SEED + SCENE_SEEDS * seed
-
-
-def _mean_motion(pipeline: Any, image: Tensor, **options: Any) -> Tensor:
-    """Return the mean displacement (M, 1, h, w) px of M samples on the motion grid."""
-    from motion.flow import motion_grid_size, resize_maps
-    from motion.spectrum import mean_displacement
-
-    grid = motion_grid_size(*image.shape[-2:])
-    return mean_displacement(pipeline(resize_maps(image, grid)[None], **options)[0].float().cpu())
-
-
-def _sheet_cells(image: Tensor, motion: Tensor) -> list[Tensor]:
-    """Return the picture and its motion (black 0, white 4 px or more), both (3, 160, 256)."""
-    from evaluation.motion.measure import magnitude_image
-    from motion.flow import resize_maps
-
-    return [resize_maps(maps, SHEET_SIZE) for maps in (image, magnitude_image(motion, 4.0))]
+def read_crop(crop: Crop) -> Tensor:
+    """Read a part of a photograph as (3, H, W) in [0, 1]; EvaluationError for a part of less than 32 px."""
+    image = read_image(crop.path)
+    height, width = image.shape[-2:]
+    left, top, right, bottom = crop.box
+    part = image[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
+    if min(part.shape[-2:]) < 32:
+        size = f"{part.shape[-1]} x {part.shape[-2]} px"
+        raise EvaluationError(f"pictures {crop.path}: the part has {size}; right: sides of at least 32 px")
+    return part
 
 
 def _mean_row(rows: list[dict[str, Any]], origin: str) -> dict[str, Any]:
     of = [row for row in rows if row["origin"] == origin]
-    mean = statistics.fmean(row["mean_motion_px"] for row in of)
+    means = [row["mean_motion_px"] for row in of]
+    row = {"row": f"mean of {len(of)}, {origin}", "origin": origin, "mean_motion_px": statistics.fmean(means)}
     largest = max(row["largest_motion_px"] for row in of)
-    return {
-        "row": f"mean of {len(of)}, {origin}",
-        "origin": origin,
-        "mean_motion_px": mean,
-        "largest_motion_px": largest,
-        "highest_mean_px": max(row["mean_motion_px"] for row in of),
-    }
+    return row | {"largest_motion_px": largest, "highest_mean_px": max(means)}

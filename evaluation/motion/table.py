@@ -2,95 +2,110 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import statistics
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from torch import Tensor
+from tqdm import tqdm
 
 from animation.flags import check_steps
-from animation.sampling import load_pipeline
-from cli.parser import UsageError, check_precision, choose_device
-from evaluation import out_folder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from data.clips import ClipRow, ClipSet
-    from evaluation.motion.loops import LoopComparison
-    from evaluation.motion.measure import MotionComparison
-    from models.motion_pipeline import MotionPipeline
+from cli.parser import check_precision, choose_device
+from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows
+from data.result_tables import write_results
+from evaluation import EvaluationError, out_folder
+from evaluation.motion.loops import LOOP_NOTES, LoopComparison
+from evaluation.motion.measure import (
+    BIN_NOTE,
+    GroundTruth,
+    MotionComparison,
+    predict,
+    prediction_grid,
+    write_clip_sheet,
+)
+from models.checkpoints import DEFAULT_CHECKPOINT
+from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
+from motion.flow import resize_maps, resize_spectrum
 
 logger = logging.getLogger(__name__)
 
 
-def make_table(args: argparse.Namespace) -> int:
-    """Predict motion for the clips' first frames, print the tables, and write them and a sheet a picture to --out."""
-    from tqdm import tqdm
+def make_table(
+    *,
+    data: Path,
+    split: str,
+    clips: int | None,
+    samples: int,
+    nearest: int,
+    loop_frames: list[int],
+    loop_guidance: str,
+    checkpoint: Path | None,
+    seed: int,
+    device: str,
+    out: Path | None,
+    command: str,
+    **sampling: Any,
+) -> int:
+    """Predict motion for the clips' first frames, print the tables, and write them and a sheet an image.
 
-    from data.clips import ClipSet, choose_rows
-    from data.result_tables import write_results
-    from evaluation.motion.loops import LOOP_NOTE, LoopComparison
-    from evaluation.motion.measure import BIN_NOTE, MotionComparison
-    from models.checkpoints import DEFAULT_CHECKPOINT
-    from models.motion_pipeline import DEFAULT_STEPS
-
+    Args:
+        sampling: sampler, steps, guidance and precision.
+    """
     # Early checks
-    out = out_folder(args, f"motion-{args.data.name}-{args.split}")
-    options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
-    options["precision"] = check_precision(args.precision, choose_device(args.device))
-    clip_set = ClipSet(args.data)
-    rows = choose_rows(clip_set, None if args.split == "all" else args.split, args.clips, args.seed)
-    pipeline = load_pipeline(args)
-    num_bins = _check_bins(pipeline, clip_set)
+    out = out_folder(out, f"motion-{data.name}-{split}")
+    place = choose_device(device)
+    check_precision(sampling["precision"], place)
+    check_steps(sampling["steps"])
+    clip_set = ClipSet(data)
+    rows = choose_rows(clip_set, None if split == "all" else split, clips, seed)
+    pipeline = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(place)
+    num_bins = check_bins(pipeline, clip_set)
 
     # Predict and measure
-    comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), args.seed)
-    bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
-    options |= {"num_samples": args.samples}
-    loops = LoopComparison(args.loop_frames, pipeline.unet.config.period_s, args.loop_guidance)
-    skipped, seconds = _measure(comparison, loops, clip_set, bar, pipeline, options, out / "sheets")
-    nearest = choose_rows(clip_set, "train", args.nearest, args.seed) if clip_set.rows("train") else []
-    searched = comparison.find_nearest(_spectra(clip_set, nearest, num_bins))
+    comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), seed)
+    loops = LoopComparison(loop_frames, pipeline.unet.config.period_s, loop_guidance)
+    sampling |= {"num_samples": samples, "seed": seed}
+    skipped, seconds = measure_clips(comparison, loops, clip_set, rows, pipeline, sampling, out / "sheets")
+    training = choose_rows(clip_set, "train", nearest, seed) if clip_set.rows("train") else []
+    searched = comparison.find_nearest(read_spectra(clip_set, training, num_bins))
 
     # Write
+    kept = len(clip_set.rows(None if split == "all" else split))
+    steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
     notes = [
-        *_data_notes(args, clip_set, comparison, skipped, searched),
-        f"{args.samples} samples a picture, {num_bins} bins; checkpoint {args.checkpoint or DEFAULT_CHECKPOINT}; "
-        f"sampler {args.sampler}, {args.steps or DEFAULT_STEPS[args.sampler]} steps, guidance {args.guidance:g}; "
-        f"{seconds / args.samples:.2f} s a sample on {pipeline.device}, precision {args.precision}",
-        f"seed {args.seed} (choice of clips, start noise, random row, bootstrap)",
-        f"command: {args.command}",
+        f"data: {data}, split {split}, {counts_note(comparison, kept, skipped)}",
+        f"nearest of {searched} training clips of the same set",
+        f"{samples} samples an image, {num_bins} bins; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; "
+        f"sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}; "
+        f"{seconds / samples:.2f} s a sample on {place}, precision {sampling['precision']}",
+        f"seed {seed} (choice of clips, start noise, random row, bootstrap)",
+        f"command: {command}",
     ]
-    if args.loop_frames:
-        print(write_results(out / "loops", loops.table(), title="Loops by self-guidance", notes=[LOOP_NOTE, *notes]))
-    title = f"Predicted motion, {args.data.name}, split {args.split}"
+    if loop_frames:
+        print(write_results(out / "loops", loops.table(), title="Loops by self-guidance", notes=[*LOOP_NOTES, *notes]))
     print(write_results(out / "by_bin", comparison.bin_table(), title="Amplitude per bin", notes=[BIN_NOTE, *notes]))
-    print(write_results(out, comparison.table(), title=title, notes=[*comparison.notes(), *notes]))
-    write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=[*comparison.notes(), *notes])
+    notes = [*comparison.notes(), *notes]
+    print(write_results(out, comparison.table(), title=f"Predicted motion, {data.name}, split {split}", notes=notes))
+    write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=notes)
     logger.info("written to %s", out)
     return 0
 
 
-def _measure(
+def measure_clips(
     comparison: MotionComparison,
     loops: LoopComparison,
     clip_set: ClipSet,
-    rows: Iterable[ClipRow],
+    rows: list[ClipRow],
     pipeline: MotionPipeline,
-    options: dict[str, Any],
+    sampling: dict[str, Any],
     sheets: Path,
 ) -> tuple[list[str], float]:
     """Predict and measure clip by clip; return the clips that cannot be read, and the mean seconds of a prediction."""
-    from data.clips import ClipSetError
-    from evaluation.motion.measure import GroundTruth, predict, prediction_grid, write_clip_sheet
-    from motion.flow import resize_maps, resize_spectrum
-
     skipped, seconds = [], []
-    sampling = {name: value for name, value in options.items() if name != "num_samples"}
-    for row in rows:
+    for row in tqdm(rows, unit="clip", disable=None, dynamic_ncols=True):
         try:
             truth = GroundTruth.read(clip_set, row, comparison.normalisation.num_bins)
         except ClipSetError as error:
@@ -98,46 +113,36 @@ def _measure(
             skipped.append(row.id)
             continue
         started = time.perf_counter()
-        samples = predict(pipeline, truth.image, **options)
+        predicted = predict(pipeline, truth.image, **sampling)
         seconds.append(time.perf_counter() - started)
-        if not bool(samples.isfinite().all()):
-            raise UsageError(
-                f"--checkpoint: the motion it predicts for clip {row.id} is not finite; right: --precision no, or a "
-                "checkpoint whose training did not break down"
-            )
-        comparison.add(truth, samples)
-        write_clip_sheet(sheets / f"{row.id}.png", truth, samples)
+        if not bool(predicted.isfinite().all()):
+            problem = f"the motion it predicts for clip {row.id} is not finite; right: precision no, or another one"
+            raise EvaluationError(f"checkpoint: {problem}")
+        comparison.add(truth, predicted)
+        write_clip_sheet(sheets / f"{row.id}.png", truth, predicted)
         if loops.frames:
             grid = prediction_grid(*truth.image.shape[-2:])
-            image, free = resize_maps(truth.image, grid), resize_spectrum(samples, grid)
-            loops.add(pipeline, image, free, **sampling)
+            options = {name: value for name, value in sampling.items() if name != "num_samples"}
+            loops.add(pipeline, resize_maps(truth.image, grid), resize_spectrum(predicted, grid), **options)
     if not seconds:
-        raise UsageError(f"--data {clip_set.folder}: none of its {len(skipped)} clips can be read; prepare them again")
+        raise EvaluationError(f"data {clip_set.folder}: none of its {len(skipped)} clips can be read")
     return skipped, statistics.fmean(seconds)
 
 
-def _check_bins(pipeline: MotionPipeline, clip_set: ClipSet) -> int:
-    """Return the model's K; UsageError where the set has fewer bins or another period."""
-    from data.clips import STORED_BINS
-
+def check_bins(pipeline: MotionPipeline, clip_set: ClipSet) -> int:
+    """Return the model's K; EvaluationError where the set has fewer bins or another period."""
     num_bins, period_s = pipeline.unet.config.num_bins, pipeline.unet.config.period_s
     if num_bins > STORED_BINS:
-        raise UsageError(
-            f"--checkpoint: has {num_bins} bins and a clip set {STORED_BINS}; right: at most {STORED_BINS}"
-        )
+        raise EvaluationError(f"checkpoint: has {num_bins} bins and a clip set {STORED_BINS}; right: at most as many")
     of_set = float(clip_set.statistics.get("period_s", period_s))
     if of_set != period_s:
-        raise UsageError(
-            f"--data {clip_set.folder}: its period is {of_set:g} s, the checkpoint's {period_s:g} s; "
-            "right: a set of the checkpoint's period"
-        )
+        problem = f"its period is {of_set:g} s, the checkpoint's {period_s:g} s; right: a set of the same period"
+        raise EvaluationError(f"data {clip_set.folder}: {problem}")
     return num_bins
 
 
-def _spectra(clip_set: ClipSet, rows: list[ClipRow], num_bins: int) -> Iterator[tuple[str, Tensor]]:
-    """Read the training clips that samples may have been copied from; those that cannot be read are left out."""
-    from data.clips import ClipSetError
-
+def read_spectra(clip_set: ClipSet, rows: list[ClipRow], num_bins: int) -> Iterator[tuple[str, Tensor]]:
+    """Yield the spectra of training clips, without those that cannot be read."""
     for row in rows:
         try:
             yield row.id, clip_set.spectrum(row.id, num_bins)[0]
@@ -145,18 +150,11 @@ def _spectra(clip_set: ClipSet, rows: list[ClipRow], num_bins: int) -> Iterator[
             logger.warning("not searched for the nearest: %s", error)
 
 
-def _data_notes(
-    args: argparse.Namespace, clip_set: ClipSet, comparison: MotionComparison, skipped: list[str], searched: int
-) -> list[str]:
-    """Say which clips went in, and which did not."""
-    kept = len(clip_set.rows(None if args.split == "all" else args.split))
-    data = (
-        f"data: {args.data}, split {args.split}, {len(comparison.sources)} of {kept} kept clips, "
-        f"{len(set(comparison.sources.values()))} sources"
-    )
+def counts_note(comparison: MotionComparison, kept: int, skipped: list[str]) -> str:
+    """Tell how many clips went in, and which did not."""
+    note = f"{len(comparison.sources)} of {kept} kept clips, {len(set(comparison.sources.values()))} sources"
     if skipped:
-        data += f"; skipped as not readable {len(skipped)}: {', '.join(skipped)}"
-    without = comparison.without_mask
-    if without:
-        data += f"; no average precision, for nothing or everything moves, {len(without)}: {', '.join(without)}"
-    return [data, f"nearest of {searched} training clips of the same set"]
+        note += f"; skipped as not readable {len(skipped)}: {', '.join(skipped)}"
+    if comparison.without_mask:
+        note += f"; nothing or everything moves, so no average precision: {', '.join(comparison.without_mask)}"
+    return note

@@ -2,177 +2,158 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
 
 from animation.flags import check_steps
 from animation.rendering import load_renderer
-from animation.sampling import load_pipeline
-from cli.parser import (
-    UsageError,
-    check_precision,
-    choose_device,
-)
+from cli.parser import check_precision, choose_device
 from cli.run import EXIT_SKIPPED
-from evaluation import out_folder
-from evaluation.flags import FIGURES
-
-if TYPE_CHECKING:
-    import torch
-
-    from evaluation.video.measure import Networks, Protocol
-    from evaluation.video.sources import VideoSource
+from data.clips import ClipSet, choose_rows
+from data.result_tables import write_results
+from evaluation import EvaluationError, out_folder
+from evaluation.flags import VIDEO_METRICS
+from evaluation.video.measure import COLUMN_NOTES, SLIDING_DTFVD_FRAMES, Protocol, VideoComparison
+from evaluation.video.networks import FeatureNetwork
+from evaluation.video.sources import CLIP_ERRORS, FolderVideos, PredictedVideos
+from models.checkpoints import DEFAULT_CHECKPOINT
+from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
 
 logger = logging.getLogger(__name__)
 
-DEFAULT_WINDOWS = (16, 32)
-FEWEST_WINDOW_FRAMES = 2
+SLIDING_NOTE = "windows of real and generated videos begin at the same frame; every place has its own Gaussians"
 
 
-def make_table(args: argparse.Namespace) -> int:
-    """Compare real and generated videos, print the tables and write them to --out; 3 when a video was left out."""
-    from tqdm import tqdm
+def make_table(
+    *,
+    data: Path | None,
+    real: Path | None,
+    generated: list[Path],
+    fps: float | None,
+    crop: tuple[int, int],
+    frames: int,
+    windows: list[int],
+    window_step: int | None,
+    slide_step: int,
+    batch_size: int,
+    kid_subsets: int,
+    kid_subset_size: int,
+    seed: int,
+    device: str,
+    precision: str,
+    out: Path | None,
+    command: str,
+    **options: Any,
+) -> int:
+    """Compare real and generated videos, print the tables and write them; return 3 when a video was left out.
 
-    from data.result_tables import write_results
-    from evaluation.video.measure import COLUMN_NOTES, measure_videos
-
+    Args:
+        data: a clip set, or None for the folders `real` and `generated`.
+        options: image_network, fvd_network, dtfvd_network; and of a clip set those of `predicted_videos`.
+    """
     # Early checks
-    device = choose_device(args.device)
-    check_precision(args.precision, device)
-    name = _check_inputs(args)
-    out = out_folder(args, f"video-{name}")
-    protocol = _protocol(args)
-    networks = _load_networks(args, protocol, device)
-    source = _open_source(args, device)
-    protocol.check_lengths(source.lengths, networks)
+    place = choose_device(device)
+    check_precision(precision, place)
+    check_inputs(data, real, generated, fps)
+    name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
+    out = out_folder(out, f"video-{name}")
+    lengths = tuple(dict.fromkeys(windows))
+    protocol = Protocol(lengths, window_step, slide_step, batch_size, kid_subsets, kid_subset_size, seed)
+    networks, missing = load_networks(options, protocol, crop, place)
+    cut = {"crop": crop, "num_frames": frames}
+    if data is None:
+        source, model_notes = FolderVideos(real, generated, fps=fps, **cut), []
+    else:
+        source, model_notes = predicted_videos(data, seed, place, precision, options, **cut)
+    comparison = VideoComparison(source.rows, networks, protocol)
+    comparison.check_lengths(source.lengths)
 
     # Measure
-    bar = tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True)
-    comparison, left_out = measure_videos(source, networks, protocol, lambda _: bar)
-    rows, sliding = comparison.table(), comparison.sliding_table()
+    left_out = measure_clips(comparison, source)
     for note in comparison.bias_notes():
         logger.warning("%s", note)
 
     # Write
     notes = [
         source.note() + (f"; left out as not readable {len(left_out)}: {', '.join(left_out)}" if left_out else ""),
-        f"protocol: the first {args.frames} frames at most, scaled to cover {args.crop[1]} x {args.crop[0]} px, "
-        "centre crop",
+        f"protocol: the first {frames} frames at most, scaled to cover {crop[1]} x {crop[0]} px, centre crop",
         *comparison.notes(),
-        *_left_out_metrics(args),
+        *missing,
+        *model_notes,
+        f"device {place}, precision {precision}; seed {seed}; command: {command}",
     ]
-    if args.data is not None:
-        notes.append(_model_note(args))
-    notes += [f"device {device}, precision {args.precision}; seed {args.seed}", f"command: {args.command}"]
-    print(write_results(out, rows, title=f"Videos, {name}", notes=[*COLUMN_NOTES, *notes]))
-    if sliding:
-        place = "windows of real and generated videos begin at the same frame; every place has its own Gaussians"
-        print(write_results(out / "sliding", sliding, title="The same along the videos", notes=[place, *notes]))
+    title = f"Videos, {name}"
+    print(write_results(out, comparison.table(), title=title, notes=[*COLUMN_NOTES, *notes]))
+    if sliding := comparison.sliding_table():
+        title += ", along the videos"
+        print(write_results(out / "sliding", sliding, title=title, notes=[SLIDING_NOTE, *notes]))
     logger.info("written to %s", out)
     return EXIT_SKIPPED if left_out else 0
 
 
-# ------------------------------------------------------------------------------------------------ early checks
+def check_inputs(data: Path | None, real: Path | None, generated: list[Path], fps: float | None) -> None:
+    """Raise EvaluationError unless there is either a clip set, or folders of real and generated videos."""
+    if (data is None) == (real is None or not generated) or (data is not None and (real is not None or generated)):
+        raise EvaluationError("data: right: either a clip set, or real DIR with generated DIR")
+    if data is not None and fps is not None:
+        raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
 
 
-def _check_inputs(args: argparse.Namespace) -> str:
-    """Check which flags are given together; return the name of the output."""
-    if args.data is not None and (args.real is not None or args.generated):
-        raise UsageError("--data: either a clip set, or --real DIR with --generated DIR")
-    if args.data is None and (args.real is None or not args.generated):
-        raise UsageError("--data SET is missing; or --real DIR with --generated DIR, for videos that exist")
-    if args.data is not None and args.fps is not None:
-        raise UsageError(f"--fps {args.fps:g}: --data is compared at its clips' own time stamps; right: without it")
-    if not any(getattr(args, f"{name}_network") for name in FIGURES):
-        ways = "; ".join(f"--{name}-network: {where}" for name, (_, where) in FIGURES.items())
-        raise UsageError(f"--image-network, --fvd-network or --dtfvd-network is needed, nothing is measured: {ways}")
-    for name in FIGURES:
-        given = getattr(args, f"{name}_input")
-        if given and not getattr(args, f"{name}_network"):
-            raise UsageError(f"--{name}-input {given}: there is no --{name}-network")
-    if args.data is not None:
-        return f"{args.data.name}-{args.split}"
-    return args.real.resolve().name
+def measure_clips(comparison: VideoComparison, source: FolderVideos | PredictedVideos) -> list[str]:
+    """Read, or generate, and measure clip by clip; return "name (why)" of those left out."""
+    left_out = []
+    for name in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
+        try:
+            comparison.add(source.read(name))
+        except CLIP_ERRORS as error:
+            logger.warning("left out: %s (%s)", name, error)
+            left_out.append(f"{name} ({error})")
+    comparison.check_lengths(comparison.lengths)
+    return left_out
 
 
-def _protocol(args: argparse.Namespace) -> Protocol:
-    from evaluation.video.measure import Protocol
-
-    windows = tuple(dict.fromkeys(args.windows or DEFAULT_WINDOWS))
-    if min(windows) < FEWEST_WINDOW_FRAMES:
-        raise UsageError(f"--windows {min(windows)}: right: at least {FEWEST_WINDOW_FRAMES} frames")
-    if args.kid_subset_size < 2:
-        raise UsageError(f"--kid-subset-size {args.kid_subset_size}: right: at least 2")
-    return Protocol(
-        windows=windows,
-        step=args.window_step,
-        slide_step=args.slide_step,
-        batch_size=args.batch_size,
-        kernel_subsets=args.kid_subsets,
-        kernel_subset_size=args.kid_subset_size,
-        seed=args.seed,
-    )
-
-
-def _load_networks(args: argparse.Namespace, protocol: Protocol, device: torch.device) -> Networks:
-    """Load and try out the networks; say which figures are left out for want of one."""
-    from evaluation.video.measure import SLIDING_DTFVD_FRAMES, Networks
-    from evaluation.video.networks import load_feature_network
-
-    found = {}
-    for name in FIGURES:
-        text = getattr(args, f"{name}_network")
-        if text is None:
+def load_networks(
+    options: dict[str, Any], protocol: Protocol, crop: tuple[int, int], device: torch.device
+) -> tuple[dict[str, FeatureNetwork], list[str]]:
+    """Load and try out the networks; return them by metric, and a line for each that is missing."""
+    networks, missing = {}, []
+    for name, (metric, columns, wanted) in VIDEO_METRICS.items():
+        path = options[f"{name}_network"]
+        if path is None:
+            missing.append(f"left out: {columns}; {name}-network wants {wanted}")
             continue
-        form = getattr(args, f"{name}_input")
-        network = load_feature_network(text, f"--{name}-network", on_videos=name != "image", form=form)
-        lengths = protocol.windows
-        if name == "dtfvd" and args.slide_step:
-            lengths = (*lengths, SLIDING_DTFVD_FRAMES)
-        network.to(device).check(args.crop, tuple(dict.fromkeys(lengths)))
-        found[name] = network
-    for line in _left_out_metrics(args):
+        networks[metric] = FeatureNetwork(path, on_videos=name != "image", device=device)
+        slides = [SLIDING_DTFVD_FRAMES] if metric == "dtfvd" and protocol.slide_step else []
+        networks[metric].check(crop, tuple(dict.fromkeys([*protocol.windows, *slides])))
+    if not networks:
+        raise EvaluationError(f"image-network, fvd-network or dtfvd-network is needed; {'; '.join(missing)}")
+    for line in missing:
         logger.warning("%s", line)
-    return Networks(**found)
+    return networks, missing
 
 
-def _left_out_metrics(args: argparse.Namespace) -> list[str]:
-    return [
-        f"left out: {figures}; --{name}-network wants {where}"
-        for name, (figures, where) in FIGURES.items()
-        if getattr(args, f"{name}_network") is None
-    ]
+def predicted_videos(
+    data: Path, seed: int, device: torch.device, precision: str, options: dict[str, Any], **cut: Any
+) -> tuple[PredictedVideos, list[str]]:
+    """Open a clip set and load a checkpoint; return the videos and the note about the models.
 
-
-def _open_source(args: argparse.Namespace, device: torch.device) -> VideoSource:
-    from evaluation.video.sources import FolderVideos, PredictedVideos
-
-    cut = {"crop": args.crop, "num_frames": args.frames}
-    if args.data is None:
-        return FolderVideos(args.real, args.generated, fps=args.fps, **cut)
-
-    from data.clips import ClipSet, choose_rows
-    from models.checkpoints import DEFAULT_CHECKPOINT
-
-    options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
-    clip_set = ClipSet(args.data)
-    rows = choose_rows(clip_set, None if args.split == "all" else args.split, args.clips, args.seed)
-    pipeline = load_pipeline(args)
-    checkpoint = args.checkpoint or DEFAULT_CHECKPOINT
-    renderers = {
-        f"model {splat}": load_renderer(checkpoint, splat) for splat in dict.fromkeys(args.splat or ["softmax"])
-    }
-    cut |= {"full_strength": args.full_strength, "device": device, "precision": args.precision}
-    return PredictedVideos(clip_set, rows, pipeline, renderers, options, **cut)
-
-
-def _model_note(args: argparse.Namespace) -> str:
-    from models.checkpoints import DEFAULT_CHECKPOINT
-    from models.motion_pipeline import DEFAULT_STEPS
-
-    steps = args.steps or DEFAULT_STEPS[args.sampler]
-    return (
-        f"checkpoint {args.checkpoint or DEFAULT_CHECKPOINT}; sampler {args.sampler}, {steps} steps, "
-        f"guidance {args.guidance:g}; one sample a clip"
+    `options` holds split, clips, splat, full_strength, checkpoint, sampler, steps and guidance.
+    """
+    sampling = {"seed": seed, "sampler": options["sampler"], "steps": check_steps(options["steps"])}
+    sampling |= {"guidance": options["guidance"], "precision": precision}
+    clip_set, split = ClipSet(data), options["split"]
+    rows = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
+    checkpoint = options["checkpoint"] or DEFAULT_CHECKPOINT
+    pipeline = MotionPipeline.load(checkpoint).to(device)
+    renderers = {f"model {splat}": load_renderer(checkpoint, splat) for splat in dict.fromkeys(options["splat"])}
+    cut |= {"full_strength": options["full_strength"], "device": device}
+    steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
+    note = (
+        f"checkpoint {checkpoint}; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}; "
+        "one sample a clip"
     )
+    return PredictedVideos(clip_set, rows, pipeline, renderers, sampling, **cut), [note]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-import metrics.statistics as intervals
-from metrics.statistics import SIGN_DRAWS, mean_interval, sign_flip_p
+import metrics.statistics
+from metrics.statistics import SIGN_DRAWS, bootstrap_interval, sign_flip_p
 
 
 def test_sign_flips_counted_by_hand() -> None:
@@ -22,35 +22,35 @@ def test_sign_flips_counted_by_hand() -> None:
 def test_clips_of_a_source_turn_together() -> None:
     # As six clips of their own p would be 2 / 64; they are two sources.
     assert sign_flip_p([1.0] * 6, ["a"] * 3 + ["b"] * 3, 0) == 0.5
-    assert sign_flip_p([1.0] * 6, ["a"] * 6, 0) is None and mean_interval([1.0] * 6, ["a"] * 6, 0) is None
+    assert sign_flip_p([1.0] * 6, ["a"] * 6, 0) is None and bootstrap_interval([1.0] * 6, 0, ["a"] * 6) is None
 
 
 def test_many_sources_are_drawn_by_the_seed() -> None:
     sources = [str(i) for i in range(20)]
-    # Of 20 equal differences no drawn pattern but all + or all - is as far: p is that of the found one alone.
-    assert sign_flip_p([1.0] * 20, sources, 3) == pytest.approx(1 / (SIGN_DRAWS + 1))
+    # Of 20 equal differences no drawn pattern but all + or all - is as far: p is that of the one found alone, twice.
+    assert sign_flip_p([1.0] * 20, sources, 3) == pytest.approx(2 / (SIGN_DRAWS + 1))
     values = np.random.default_rng(0).normal(0.2, 1, 20).tolist()
     assert sign_flip_p(values, sources, 3) == sign_flip_p(values, sources, 3) != sign_flip_p(values, sources, 4)
 
 
 def test_interval_of_two_sources_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     # Draws of two: (a, a) 0, (a, b) twice 1, (b, b) 2, a quarter each: the 2.5 and 97.5 % points are the ends.
-    assert mean_interval([0.0, 2.0], ["a", "b"], 0) == (0.0, 2.0)
+    assert bootstrap_interval([0.0, 2.0], 0, ["a", "b"]) == (0.0, 2.0)
     # The middle half is (a, b), whose mean is over clips: (0 + 3 * 2) / 4, not 1.
-    monkeypatch.setattr(intervals, "BOOTSTRAP_INTERVAL", 0.4)
-    assert mean_interval([0.0, 2.0, 2.0, 2.0], ["a", "b", "b", "b"], 0) == (1.5, 1.5)
+    monkeypatch.setattr(metrics.statistics, "BOOTSTRAP_INTERVAL", 0.4)
+    assert bootstrap_interval([0.0, 2.0, 2.0, 2.0], 0, ["a", "b", "b", "b"]) == (1.5, 1.5)
 
 
 def test_interval_has_the_width_of_the_normal_one() -> None:
     values = np.random.default_rng(1).normal(3.0, 1.0, 400)
-    low, high = mean_interval(values.tolist(), [str(i) for i in range(400)], 0)
+    low, high = bootstrap_interval(values.tolist(), 0)
     error = 1.96 * values.std() / 20
     assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.01)
     # The same clips twice over are not twice as many sources.
-    twice = mean_interval([*values, *values], [str(i) for i in range(400)] * 2, 0)
+    twice = bootstrap_interval([*values, *values], 0, [*range(400)] * 2)
     assert twice == pytest.approx((low, high), abs=1e-9)
 
 
 def test_sources_belong_to_values() -> None:
     with pytest.raises(ValueError, match="sources: expected 2 as values, got 1"):
-        mean_interval([1.0, 2.0], ["a"], 0)
+        bootstrap_interval([1.0, 2.0], 0, ["a"])

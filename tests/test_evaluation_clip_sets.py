@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import evaluate
-from data.clips import DROPPED, PAIRS_ONLY, STORED_BINS, ClipContent, ClipRow, ClipSetWriter
+from data.clip_writer import ClipContent, ClipSetWriter
+from data.clips import DROPPED, PAIRS_ONLY, STORED_BINS, ClipRow
 
 SIZE = (32, 48)
 
@@ -73,11 +74,7 @@ def test_figures_by_hand(sets: list[str], tmp_path: Path, capsys: pytest.Capture
     printed = capsys.readouterr().out
     assert "| bin 01 | 0.2000 | 5.00 | 15.00 | 3.00 |" in printed and "| scenes | 3 | 3 |" in printed
     text = (out / "results.md").read_text()
-    assert (
-        "mean over clips, scenes to real: of the first 16 bins 16 differ by more than a factor of 2: 0 (3.00)" in text
-    )
-    medians = "median over clips, scenes to real: of the first 16 bins 1 differ by more than a factor of 2: 2 (nothing"
-    assert medians in text and "split train" in text and "seed 0" in text and "evaluate.py data --data" in text
+    assert "split train" in text and "seed 0" in text and "evaluate.py data --data" in text
     assert (out / "results.csv").is_file() and (out / "sets" / "results.csv").is_file()
 
 

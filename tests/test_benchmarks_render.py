@@ -15,25 +15,21 @@ import pytest
 import torch
 
 import benchmark
-import benchmarks.render
 from benchmarks import render as render_benchmark
-from benchmarks.flags import RENDERERS
-from benchmarks.render import Job, load_network, make_image, splat_percent
+from benchmarks.flags import PRESETS, RENDERERS, SIZES
+from benchmarks.render import load_network, make_inputs, splat_percent
 from models import frame_synthesis
 from models.rendering import render_frames
 from splatting import softmax_splat
 
 CPU = torch.device("cpu")
-JOB = Job("tiny", "softmax", (32, 48), 3, "no", None, None, 0, "cpu")
 
 
 def run_render(out, *flags: object) -> int:
     return benchmark.main(["render", "--device", "cpu", "--out", str(out), *map(str, flags)])
 
 
-def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, monkeypatch, checkpoint):
-    asked = []
-    monkeypatch.setattr(render_benchmark, "ask_process", lambda code, job: asked.append(job) or 7.0)
+def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, checkpoint):
     sizes = ["--sizes", "48x32", "64x40"]
     flags = [*sizes, "--frames", 3, "--repeats", 1, "--checkpoint", checkpoint, "--tile", 32]
     assert run_render(tmp_path / "new", *flags) == 0
@@ -45,36 +41,31 @@ def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, monkeypa
         for row in rows[first : first + 3]:
             assert row["times_preview"] == pytest.approx(row["ms_a_frame"] / preview["ms_a_frame"])
             assert row["frames_per_s"] == pytest.approx(1000 / row["ms_a_frame"])
-            assert 0 < row["splat_percent"] < 100 and row["peak_memory_mb"] == 7.0 and row["batch"] == 2
+            assert 0 < row["splat_percent"] < 100 and row["batch"] == 2
     assert rows[1]["tile_px"] == 32
-    assert [job["method"] for job in asked] == [*RENDERERS, *RENDERERS] and asked[0]["size"] == (32, 48)
     printed = capsys.readouterr().out
-    assert "3 frames a lap" in printed and "command: benchmark.py render --device cpu" in printed
+    assert "renders 3 frames" in printed and "command: benchmark.py render --device cpu" in printed
     with open(tmp_path / "new" / "results.csv", newline="") as file:
         assert [row["row"] for row in csv.DictReader(file)] == [row["row"] for row in rows]
 
 
-def test_the_preview_comes_along_and_default_sizes_are_those_of_the_issue(tmp_path, monkeypatch):
-    seen = []
-    monkeypatch.setattr(render_benchmark, "measure_render", lambda jobs, repeats: seen.extend(jobs) or [{"row": "x"}])
+def test_the_preview_comes_along(tmp_path, monkeypatch):
+    found = {"seconds": 1.0, "peak_memory_mb": None}
+    monkeypatch.setattr(render_benchmark, "measure", lambda works, *_: dict.fromkeys(works, found))
+    monkeypatch.setattr(render_benchmark, "splat_percent", lambda *_: None)
     assert run_render(tmp_path, "--preset", "tiny", "--methods", "softmax") == 0
-    assert [(job.size, job.method) for job in seen] == [
-        (size, "softmax") for size in ((160, 256), (320, 512), (640, 1024), (1080, 1920))
-    ]
-    monkeypatch.undo()
-    monkeypatch.setattr(render_benchmark, "ask_process", lambda code, job: None)
-    rows = render_benchmark.measure_render([JOB], 1)
-    assert [row["row"] for row in rows] == ["48x32, preview", "48x32, softmax"]
-    assert RENDERERS == benchmarks.render.RENDERERS
-    assert tuple(frame_synthesis.PRESETS) == benchmarks.render.PRESETS
+    rows = json.loads((tmp_path / "results.json").read_text())
+    sizes = [f"{width}x{height}" for height, width in SIZES]
+    assert [row["row"] for row in rows] == [f"{size}, {method}" for size in sizes for method in ("preview", "softmax")]
+    assert tuple(frame_synthesis.PRESETS) == PRESETS
 
 
 def test_what_is_rendered_moves_in_every_frame():
-    picture = make_image(JOB)
-    frames = torch.cat(list(render_frames(*picture, model=load_network(JOB))))
+    inputs = make_inputs((32, 48), 3, 0)
+    frames = torch.cat(list(render_frames(*inputs, model=load_network("softmax", None, "tiny", 0))))
     assert frames.shape == (3, 3, 32, 48)
     for frame in frames:
-        assert ((frame - picture[0]).abs().amax(0) > 0.01).float().mean() > 0.5
+        assert ((frame - inputs[0]).abs().amax(0) > 0.01).float().mean() > 0.5
 
 
 def test_the_splats_share_is_that_of_the_operators(each_backend):
@@ -101,8 +92,6 @@ def test_the_splats_share_is_that_of_the_operators(each_backend):
 
 def test_the_splats_share_on_a_gpu_is_of_its_kernels(monkeypatch):
     """What torch.profiler returns where a GPU is: a kernel counts once, below the operator that launched it."""
-    import torch.profiler
-
     events = [
         SimpleNamespace(key="image_dynamics::splat", self_device_time_total=0, device_time_total=30),
         SimpleNamespace(key="gather_2x2", self_device_time_total=30, device_time_total=30),
@@ -122,28 +111,20 @@ def test_the_splats_share_on_a_gpu_is_of_its_kernels(monkeypatch):
         def key_averages(self):
             return events
 
-    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(render_benchmark, "profile", Profile)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
     assert splat_percent(lambda: None, torch.device("cuda:0")) == 25
-
-
-@pytest.mark.skipif(not render_benchmark.meter_is_right(), reason="this system does not tell a process's peak memory")
-def test_memory_on_the_cpu_is_that_of_the_frames():
-    job = Job("tiny", "preview", (480, 640), 2, "no", 1, None, 0, "cpu")
-    found = render_benchmark._memory_of(job, lambda: None, CPU)
-    picture_mb = 480 * 640 * 12 / 1e6
-    assert 2 * picture_mb < found < 60 * picture_mb
 
 
 @pytest.mark.parametrize(
     ("flags", "named"),
     [
-        (["--sizes", "8x8"], "--sizes 8x8: right: at least 16x16"),
+        (["--sizes", "8x8"], "--sizes: expected at least 32x32, got '8x8'"),
         (["--sizes", "256"], "expected WIDTHxHEIGHT"),
         (["--methods", "magic"], "--methods magic: right: preview, softmax, gaussian"),
         (["--frames", 0], "--frames"),
-        (["--tile", 8], "--tile 8: right: 0 for never, or at least 32 px"),
-        (["--preset", "tiny", "--checkpoint", "x"], "--preset: --checkpoint has its own size"),
+        (["--tile", 8], "--tile: expected 0 for never, or at least 32 px, got '8'"),
+        (["--preset", "tiny", "--checkpoint", "x"], "--checkpoint: not allowed with argument --preset"),
         (["--precision", "fp16"], "--precision fp16: needs a GPU"),
         (["--checkpoint", "/nowhere"], "/nowhere"),
         (["--out", "FILE"], "is a file"),

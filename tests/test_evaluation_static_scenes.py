@@ -11,6 +11,7 @@ import torch
 import evaluate
 from data.media import read_image, write_image
 from evaluation.flags import Crop
+from evaluation.motion.static_scenes import read_crop
 from models.motion_pipeline import MotionPipeline
 
 
@@ -19,8 +20,8 @@ def test_a_crop_is_a_part_in_shares_of_the_sides(tmp_path: Path) -> None:
     path = tmp_path / "wall.png"
     write_image(path, image)
     stored = read_image(path)
-    assert torch.equal(Crop.parse(str(path)).read(), stored)
-    assert torch.equal(Crop.parse(f"{path}:0.5,0.1,1,1").read(), stored[:, 4:, 40:])
+    assert torch.equal(read_crop(Crop.parse(str(path))), stored)
+    assert torch.equal(read_crop(Crop.parse(f"{path}:0.5,0.1,1,1")), stored[:, 4:, 40:])
 
 
 def test_the_figures_are_those_of_the_samples(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
@@ -61,9 +62,9 @@ def test_a_trained_format_checkpoint_is_sampled(checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--pictures", "gone.jpg"], "--pictures gone.jpg"),
-        (["--pictures", "WALL:0,0,2,1"], "right: FILE:LEFT,TOP,RIGHT,BOTTOM in shares"),
-        (["--pictures", "WALL:a,0,1,1"], "right: FILE:LEFT,TOP,RIGHT,BOTTOM in shares"),
+        (["--pictures", "gone.jpg"], "gone.jpg: there is no such file"),
+        (["--pictures", "WALL:0,0,2,1"], "right: FILE:LEFT,TOP,RIGHT,BOTTOM in fractions"),
+        (["--pictures", "WALL:a,0,1,1"], "right: FILE:LEFT,TOP,RIGHT,BOTTOM in fractions"),
         (["--pictures", "WALL:0,0,0.1,1"], "right: sides of at least 32 px"),
         (["--scenes", "0"], "--scenes: expected a whole number above 0"),
         (["--checkpoint", "gone"], "no such checkpoint folder"),

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import evaluate
-from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSetWriter
+from data.clip_writer import ClipSetWriter
+from data.clips import KEPT, PAIRS_ONLY, ClipRow
 
 SETTINGS = {"made_of": "videos"}
 

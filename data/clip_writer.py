@@ -1,0 +1,276 @@
+"""Write clip sets item by item, so that a run that is cut short goes on where it stopped; `data.clips` reads them."""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import numpy as np
+import torch
+
+from data.clips import (
+    COLUMNS,
+    DROPPED,
+    FORMAT_VERSION,
+    KEPT,
+    NUM_CLIPS,
+    PAIRS_ONLY,
+    SPLITS,
+    STORED_BINS,
+    ClipRow,
+    ClipSet,
+    ClipSetError,
+    Pair,
+    format_rows,
+    read_rows,
+    read_statistics,
+)
+from data.files import MediaError, atomic_path, write_text
+from data.media import to_bytes, write_image
+from motion.normalisation import ScaleEstimator
+from motion.spectrum import NUM_BINS, mean_displacement, truncate
+
+_ABSENT = "none"
+# settings that no flag sets
+_VERSIONS = frozenset({"flow_version", "scenes_version"})
+CLIP_FILES = ("first/{}.png", "slices/{}.png", "spectra/{}.npz", "pairs/{}.npz")
+_FOLDERS = ("first", "slices", "spectra", "pairs")
+
+
+@dataclass
+class ClipContent:
+    """The tensors of one clip: image, spectrum with confidence, and rendering pairs with importance."""
+
+    first: torch.Tensor  # (3, H, W)
+    spectrum: torch.Tensor | None = None  # (24, 4, H, W) px
+    confidence: torch.Tensor | None = None  # (1, H, W); absent = 1 everywhere
+    pairs: tuple[Pair, ...] = ()
+    importance: torch.Tensor | None = None  # (1, H, W) px; absent = that of the spectrum
+    slice: torch.Tensor | None = None  # (3, T, W), time downwards
+
+
+class FolderBusyError(MediaError):
+    """Another run is writing into the folder."""
+
+
+def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
+    """Hold a folder until `release()` or the end of the process, however that comes.
+
+    The lock is the system's, on FOLDER/.lock. The file stays behind; by itself it locks nothing. On file systems
+    without such locks nothing is held.
+    """
+    lock = filelock.FileLock(Path(folder) / ".lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        message = "another run is writing there; wait for its end or name another folder"
+        raise FolderBusyError(f"{folder}: {message}") from None
+    except (OSError, NotImplementedError):
+        pass  # the file system has no locks
+    return lock
+
+
+class ClipSetWriter:
+    """Writes a clip set item by item; opened again on the same folder it knows what is done.
+
+    The finished set does not depend on the order of the items nor on interruptions: rows are sorted, and the
+    statistics are taken from the files. From the constructor to the end of its `with` block no other run can write it.
+    """
+
+    def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
+        """Open or make the set.
+
+        Args:
+            folder: the set.
+            settings: what the items depend on (size, method ...), plain JSON values; must be the same on every run.
+            period_s: period of the spectra.
+
+        Raises:
+            ClipSetError: the folder holds a set made with other settings, or something else.
+            MediaError: another run is writing this set.
+        """
+        self.folder = Path(folder)
+        self.settings = json.loads(json.dumps(dict(settings)))
+        self.period_s = period_s
+        self._table = self.folder / "clips.csv"
+        rows_of_set(self.folder, self.settings)
+        for name in _FOLDERS:
+            (self.folder / name).mkdir(parents=True, exist_ok=True)
+        self._lock = lock_folder(self.folder)
+        try:
+            # once more, as it could be written until now
+            self.rows = rows_of_set(self.folder, self.settings)
+            self._remove_strays()
+            self._stale = NUM_CLIPS not in read_statistics(self.folder)
+            if self._stale:
+                self._write_statistics({})
+            self._write_table(self.rows.values())
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def __enter__(self) -> ClipSetWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove_strays()
+        self._lock.release()
+
+    def _remove_strays(self) -> None:
+        """Remove temporary files of processes that were killed while writing."""
+        patterns = [".clips.tmp-*", ".statistics.tmp-*", *(f"{name}/.*.tmp-*" for name in _FOLDERS)]
+        for stray in (path for pattern in patterns for path in self.folder.glob(pattern)):
+            stray.unlink(missing_ok=True)
+
+    def write(self, row: ClipRow, content: ClipContent | None = None) -> None:
+        """Write an item's files, then its row."""
+        if content is not None:
+            write_clip(self.folder, row.id, content)
+        self.add(row)
+
+    def add(self, *rows: ClipRow) -> None:
+        """Add the rows of items whose files are there (written by `write_clip`, perhaps in another process)."""
+        for row in rows:
+            if row.status not in (KEPT, PAIRS_ONLY, DROPPED) or row.split not in SPLITS:
+                raise ValueError(f"row: unknown status or split: {row.status!r}, {row.split!r}")
+        self._make_stale()
+        self.rows |= {row.id: row for row in rows}
+        with self._table.open("a", newline="", encoding="utf-8") as file:
+            file.write(format_rows(rows))
+
+    def remove(self, *clip_ids: str) -> None:
+        """Remove clips that the set has, their rows first, then their files."""
+        if not clip_ids:
+            return
+        self._make_stale()
+        for clip_id in clip_ids:
+            del self.rows[clip_id]
+        self._write_table(self.rows.values())
+        for clip_id in clip_ids:
+            remove_clip(self.folder, clip_id)
+
+    def _make_stale(self) -> None:
+        """Take back the statistics of before: they would be wrong if this run were cut short."""
+        if not self._stale:
+            self._write_statistics({})
+            self._stale = True
+
+    def finish(self) -> ClipSet:
+        """Sort the table, take the statistics of the training split, and return the set."""
+        self._write_table(sorted(self.rows.values(), key=lambda row: row.id))
+        if self._stale:
+            self._write_statistics(self._measured(ClipSet(self.folder)))
+            self._stale = False
+        return ClipSet(self.folder)
+
+    def _measured(self, clip_set: ClipSet) -> dict[str, Any]:
+        train = clip_set.rows("train")
+        if not train:
+            return {NUM_CLIPS: 0}
+        estimator = ScaleEstimator(STORED_BINS, self.period_s)
+        grids: Counter[tuple[int, int]] = Counter()
+        for row in train:
+            spectrum, confidence = clip_set.spectrum(row.id, STORED_BINS)
+            estimator.add(spectrum, confidence)
+            grids[tuple(spectrum.shape[-2:])] += 1
+        grid = min(grids, key=lambda grid: (-grids[grid], grid))
+        return {NUM_CLIPS: len(train), "grid": list(grid)} | estimator.finish().to_dict()
+
+    def _write_statistics(self, measured: Mapping[str, Any]) -> None:
+        head = {"format_version": FORMAT_VERSION, "num_bins": STORED_BINS, "period_s": self.period_s}
+        text = json.dumps({**head, **measured, "settings": self.settings}, indent=1)
+        write_text(self.folder / "statistics.json", text + "\n")
+
+    def _write_table(self, rows: Iterable[ClipRow]) -> None:
+        write_text(self._table, ",".join(COLUMNS) + "\n" + format_rows(rows))
+
+
+def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, ClipRow]:
+    """Return by id the rows of the set that these settings would go on with, none where there is no set yet.
+
+    Nothing is written.
+
+    Raises:
+        ClipSetError: the folder holds a set made with other settings, or something else.
+    """
+    folder, settings = Path(folder), json.loads(json.dumps(dict(settings)))
+    if folder.exists() and not folder.is_dir():
+        raise ClipSetError(f"{folder}: is a file; name a folder for the clip set")
+    if not (folder / "clips.csv").exists():
+        # a run that was killed at its very start leaves its lock, a temporary file and empty folders
+        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+        strange = [name for name in names if not name.startswith(".") and name not in _FOLDERS]
+        if strange and not (folder / "statistics.json").exists():
+            raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
+        return {}
+    made_with = read_statistics(folder).get("settings", {})
+    differing = sorted(
+        key for key in {*made_with, *settings} if made_with.get(key, _ABSENT) != settings.get(key, _ABSENT)
+    )
+    if differing:
+        said = "; ".join(
+            f"{key} was {made_with.get(key, _ABSENT)}, is {settings.get(key, _ABSENT)}" for key in differing
+        )
+        same_kind = made_with.get("made_of") == settings.get("made_of")
+        if same_kind and (not _VERSIONS.isdisjoint(differing) or differing == ["test_scenes"]):
+            raise ClipSetError(f"{folder}: made by another version of this program ({said}); name another folder")
+        raise ClipSetError(f"{folder}: made with other settings ({said}); repeat them or name another folder")
+    return {row.id: row for row in read_rows(folder / "clips.csv")}
+
+
+def remove_clip(folder: str | Path, clip_id: str) -> None:
+    """Remove the files of one clip from a set, those that are there."""
+    for name in CLIP_FILES:
+        (Path(folder) / name.format(clip_id)).unlink(missing_ok=True)
+
+
+def write_clip(folder: str | Path, clip_id: str, content: ClipContent) -> None:
+    """Write the files of one clip into a set, each whole or not at all. Safe to call from several processes."""
+    folder = Path(folder)
+    write_image(folder / "first" / f"{clip_id}.png", content.first)
+    if content.slice is not None:
+        write_image(folder / "slices" / f"{clip_id}.png", content.slice)
+    if content.spectrum is not None:
+        if content.spectrum.shape[0] != STORED_BINS:
+            raise ValueError(f"spectrum: expected {STORED_BINS} bins, got {content.spectrum.shape[0]}")
+        confidence = content.confidence
+        if confidence is None:
+            confidence = torch.ones(1, *content.spectrum.shape[-2:])
+        arrays = {"spectrum": _half(content.spectrum), "confidence": _half(confidence)}
+        _write_npz(folder / "spectra" / f"{clip_id}.npz", arrays)
+    if not content.pairs:
+        return
+    importance = content.importance
+    if importance is None:
+        importance = mean_displacement(truncate(content.spectrum, NUM_BINS))  # (1, H, W)
+    arrays = {
+        "target": to_bytes(torch.stack([pair.target for pair in content.pairs])),  # (N, H, W, 3)
+        "flow": _half(torch.stack([pair.flow for pair in content.pairs])),
+        # two decimals say enough and compress well
+        "reliability": _half(torch.stack([pair.reliability for pair in content.pairs]).round(decimals=2)),
+        "importance": _half(importance),
+        "time_s": np.array([pair.time_s for pair in content.pairs], np.float64),
+    }
+    _write_npz(folder / "pairs" / f"{clip_id}.npz", arrays)
+
+
+def _half(values: torch.Tensor) -> np.ndarray:
+    return values.detach().cpu().clamp(-65504, 65504).to(torch.float16).numpy()
+
+
+def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    # numpy's own writer takes zlib's level 6, four times slower for 3 % less; names get no time stamp, so that the
+    # same arrays always give the same bytes
+    with atomic_path(path) as temporary:
+        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+            for name, array in arrays.items():
+                buffer = io.BytesIO()
+                np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED, 1)

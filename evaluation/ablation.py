@@ -1,0 +1,282 @@
+"""evaluate.py ablation: variants of the method, trained with one budget and measured alike.
+
+The commands that train a variant are part of the result. A variant that is finished is not made again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from cli.parser import check_precision, choose_device
+from cli.run import EXIT_USAGE, user_message
+from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
+from data.files import write_text
+from data.result_tables import write_results
+from evaluation import EvaluationError, out_folder
+from evaluation.motion.measure import COLUMN_NOTES, HEADLINE, MODEL, GroundTruth, MotionComparison, predict
+from evaluation.training_scripts import as_flags, run_script
+from metrics.motion import bin_ratios, factor
+from metrics.statistics import mean_by_source
+from models.checkpoints import load_model
+from models.frame_synthesis import FrameSynthesis
+from models.motion_pipeline import MotionPipeline
+from motion.normalisation import Normalisation
+from motion.spectrum import NUM_BINS
+from training.data_sets import combined_normalisation, open_sets
+from training.export import RECORD
+from training.frame_synthesis import CROPS_PX
+
+logger = logging.getLogger(__name__)
+
+# What is reported of the motion beside amplitude_ratio and shape; see evaluation/motion/measure.py.
+COLUMNS = (HEADLINE, "ap_lead", "motion_px", "epe_best_px", "epe_best_relative", "diversity", "normalised_gradient")
+# A train_vae.py crop; smaller grids are taken whole.
+CROP_PX = 128
+# {key: (title, what differs from the full method in motion prediction, or flags of a renderer's training)}
+MOTION_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "full": (f"full method, K = {NUM_BINS}", {}),
+    "linear": ("no adaptive normalisation", {"normalisation": "linear"}),
+    "independent": ("independent slices", {"mode": "independent"}),
+    "volume": ("one volume", {"mode": "volume"}),
+    "k4": ("K = 4", {"bins": 4}),
+    "k8": ("K = 8", {"bins": 8}),
+    "k24": ("K = 24", {"bins": 24}),
+}
+RENDERER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "multi-scale": ("renderer: multi-scale, fixed importance", {}),
+    "single-scale": ("renderer: single scale, learned importance", {"scales": 1, "importance": "learned"}),
+}
+VARIANTS = MOTION_VARIANTS | RENDERER_VARIANTS
+NOTES = (
+    "variants that need the same VAE share one; hours: of the last call of the script",
+    "clips and samples are compared as series of 24 bins, amplitude_ratio and shape over a variant's own bins",
+    *(note for note in COLUMN_NOTES if not note.startswith("nearest")),
+    "renderer: psnr_db of validation pairs, beside their average splat and frame 0",
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What all variants share: the flags of the table, those of the training scripts among them.
+
+    Two calls on one folder must agree in it.
+    """
+
+    data: Sequence[str]
+    steps: int
+    test_data: Sequence[Path] = ()
+    preset: str = "tiny"
+    grid: tuple[int, int] = (160, 256)
+    batch_size: int | None = None
+    backbone: str = "none"
+    backbone_weights: Path | None = None
+    clips: int | None = None
+    samples: int = 4
+    seed: int = 0
+    device: str = "auto"
+    precision: str = "no"
+    workers: int = 0
+
+
+class Training(NamedTuple):
+    """One call of a training script: its flags, its run folder, and the model that it leaves there."""
+
+    script: str
+    flags: list[str]
+    run: Path
+    model: Path
+
+
+def make_table(
+    *, out: Path | None, command: str, variants: Sequence[str], dry_run: bool = False, **settings: Any
+) -> int:
+    """Train and measure what is not finished, print the table and write it to `out`; 2 where a variant failed.
+
+    `settings` are the fields of `Settings`.
+    """
+    # Early checks
+    out, settings = out_folder(out, "ablation"), Settings(**settings)
+    check_precision(settings.precision, choose_device(settings.device))
+    sets = open_sets(settings.data, settings.seed)
+    test_sets = [ClipSet(folder) for folder in settings.test_data] or [clip_set for clip_set, _ in sets]
+    test_sets = [clip_set for clip_set in test_sets if clip_set.rows("test")]
+    if not test_sets:
+        raise EvaluationError("test_data: no clip of split test to measure; right: another set")
+    pairs = [name for name, (clip_set, _) in zip(settings.data, sets, strict=True) if _has_pairs(clip_set)]
+    keys = [key for key in VARIANTS if key in variants]
+    failed = {key: "no set has rendering pairs" for key in keys if key in RENDERER_VARIANTS and not pairs}
+    plan = {key: trainings(key, settings, pairs, out) for key in keys if key not in failed}
+    commands = dict.fromkeys(shlex.join([run.script, *run.flags]) for runs in plan.values() for run in runs)
+    if dry_run:
+        print("\n".join(commands))
+        return 0
+    _keep_settings(out / "ablation.json", settings)
+
+    # Train and measure
+    normalisation = combined_normalisation(sets, STORED_BINS)
+    for key, runs in tqdm(plan.items(), unit="variant", disable=None, dynamic_ncols=True):
+        if (out / f"{key}.json").is_file():
+            continue
+        try:
+            row = _make_row(key, runs, test_sets, normalisation, settings)
+            write_text(out / f"{key}.json", json.dumps(row, indent=1) + "\n")
+        except Exception as error:
+            # One that fails, for memory above all, must not keep the others from their turn.
+            message = user_message(error)
+            if message is None:
+                raise
+            failed[key] = message
+            logger.warning("%s failed: %s", key, message)
+
+    # Write
+    results = [out / f"{key}.json" for key in VARIANTS]
+    rows = [json.loads(path.read_text()) for path in results if path.is_file()]
+    failures = [f"{key} failed: {why}" for key, why in failed.items()]
+    if not rows:
+        raise EvaluationError(f"variants: none could be trained; {'; '.join(failures)}")
+    measured_on = ", ".join(str(clip_set.folder) for clip_set in test_sets)
+    notes = [
+        f"data: {', '.join(settings.data)}; measured on the test clips of {measured_on}"
+        + (f", {settings.clips} of each" if settings.clips else ""),
+        f"budget: {settings.steps} steps for each training, preset {settings.preset}; {settings.samples} samples an "
+        f"image by the default sampler and guidance, seed {settings.seed}",
+        *NOTES,
+    ]
+    print(write_results(out, rows, title="Ablation", notes=[*notes, *commands, *failures, f"command: {command}"]))
+    logger.info("written to %s", out)
+    return EXIT_USAGE if failed else 0
+
+
+def trainings(key: str, settings: Settings, pairs: Sequence[str], out: Path) -> list[Training]:
+    """Return the calls that train a variant: of a renderer, or of VAE and U-Net.
+
+    Variants that need the same VAE share one. `pairs` are those of settings.data that have rendering pairs.
+    """
+    (_, changes), run = VARIANTS[key], out / key
+    height, width = settings.grid
+    same = ("steps", "preset", "batch_size", "seed", "device", "precision", "workers")
+    shared = {name: getattr(settings, name) for name in same}
+    if key in RENDERER_VARIANTS:
+        crop = min(CROPS_PX[settings.preset], height, width)
+        flags = as_flags(data=pairs, **shared, crop=crop, **changes, out=run)
+        return [Training("train_frame_synthesis_softsplat.py", flags, run, run / "frame_synthesis_softmax")]
+    changes = {"bins": NUM_BINS, "normalisation": "adaptive", "mode": "coordinated"} | changes
+    shared |= {"data": settings.data, "bins": changes["bins"], "grid": f"{width}x{height}"}
+    crop = f"{min(width, CROP_PX)}x{min(height, CROP_PX)}"
+    vae_run = out / f"vae-{changes['normalisation']}-{changes['bins']}"
+    vae_flags = as_flags(**shared, crop=crop, normalisation=changes["normalisation"], out=vae_run)
+    backbone = {"backbone": settings.backbone, "backbone_weights": settings.backbone_weights}
+    folders = {"vae": vae_run / "vae", "cache": out / "latents", "out": run}
+    unet_flags = as_flags(**shared, mode=changes["mode"], **backbone, **folders)
+    return [
+        Training("train_vae.py", vae_flags, vae_run, vae_run / "vae"),
+        Training("train_unet.py", unet_flags, run, run / "pipeline" / "unet"),
+    ]
+
+
+def _has_pairs(clip_set: ClipSet) -> bool:
+    return any(clip_set.has_pairs(row.id) for row in clip_set.rows("train"))
+
+
+def _keep_settings(path: Path, settings: Settings) -> None:
+    """Write the settings; EvaluationError where those there are others."""
+    now = json.loads(json.dumps(asdict(settings), default=str))
+    before = json.loads(path.read_text()) if path.is_file() else now
+    # Where and how it is computed may change under way.
+    keys = [key for key in now if key not in ("device", "workers") and before.get(key) != now[key]]
+    if keys:
+        listed = ", ".join(f"{key} (was {before.get(key)}, now {now[key]})" for key in keys)
+        raise EvaluationError(f"out {path.parent}: made with other settings: {listed}; use those, or name another")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(now, indent=1) + "\n")
+
+
+def _train(training: Training) -> dict[str, Any]:
+    """Train, or go on with what was cut short, unless the model is there; return what training.json reports of it."""
+    if not training.model.is_dir():
+        flags = [*training.flags, "--resume", "auto"]
+        logger.info("%s", shlex.join([training.script, *flags]))
+        run_script(training.script, flags, training.run.with_suffix(".log"))
+    return json.loads((training.model.parent / RECORD).read_text())[training.model.name]
+
+
+def _make_row(
+    key: str,
+    runs: Sequence[Training],
+    test_sets: Sequence[ClipSet],
+    normalisation: Normalisation,
+    settings: Settings,
+) -> dict[str, Any]:
+    """Train and measure a variant."""
+    records = [_train(run) for run in runs]
+    row = {"row": VARIANTS[key][0], "steps": records[-1]["steps"], "hours": records[-1]["hours_of_last_call"]}
+    if key in RENDERER_VARIANTS:
+        model = load_model(FrameSynthesis, runs[-1].model, component="renderer")
+        names = {"psnr_db": "model", "psnr_average_splat_db": "average_splat", "psnr_frame_0_db": "frame_0"}
+        validation = records[-1].get("validation_after", {})
+        metrics = {name: validation.get(f"validation_{of}_psnr_db") for name, of in names.items()}
+        return row | {"parameters_m": model.num_parameters() / 1e6, **metrics}
+    pipeline = MotionPipeline.load(runs[-1].model.parent)
+    pipeline.to(choose_device(settings.device))
+    row |= {"bins": pipeline.unet.config.num_bins, "parameters_m": pipeline.unet.num_parameters() / 1e6}
+    row |= {"vae_parameters_m": pipeline.vae.num_parameters() / 1e6, "vae_hours": records[0]["hours_of_last_call"]}
+    return row | measure_motion(pipeline, test_sets, normalisation, settings)
+
+
+def measure_motion(
+    pipeline: MotionPipeline, test_sets: Sequence[ClipSet], normalisation: Normalisation, settings: Settings
+) -> dict[str, Any]:
+    """Measure a pipeline on test clips by the metrics of `evaluate.py motion`, the same for every K.
+
+    Clips and samples are compared as series of all 24 bins that a set stores, so that a variant of fewer bins pays for
+    the motion that it cannot show; amplitude_ratio and shape are over the bins it has.
+
+    Args:
+        pipeline: the trained variant.
+        test_sets: their test clips are measured, settings.clips of each.
+        normalisation: of 24 bins, the same for all variants.
+        settings: samples, clips and seed.
+
+    Raises:
+        EvaluationError: no clip can be read, or what the pipeline predicts is not finite.
+    """
+    num_bins = pipeline.unet.config.num_bins
+    comparison = MotionComparison(normalisation, settings.seed)
+    for clip_set in test_sets:
+        for row in choose_rows(clip_set, "test", settings.clips, settings.seed):
+            try:
+                truth = GroundTruth.read(clip_set, row, STORED_BINS)
+            except ClipSetError as error:
+                logger.warning("not measured: %s", error)
+                continue
+            options = {"num_samples": settings.samples, "seed": settings.seed, "precision": settings.precision}
+            samples = predict(pipeline, truth.image, **options)
+            if not bool(samples.isfinite().all()):
+                raise EvaluationError(f"the motion predicted for clip {row.id} is not finite")
+            comparison.add(replace(truth, id=f"{clip_set.folder.name}/{row.id}"), with_stored_bins(samples))
+    if not comparison.sources:
+        raise EvaluationError("test_data: no test clip can be measured; right: prepare the sets again")
+    (table,) = [row for row in comparison.table() if row["row"] == MODEL]
+    strength = []
+    for name, real_px in comparison.real_px.items():
+        ratios = bin_ratios(comparison.predicted_px[name][:num_bins], real_px[:num_bins])
+        if ratios is not None:
+            metrics = {"amplitude_ratio": ratios[0], "shape_factor": factor(ratios[1].tolist())}
+            strength.append({"source": comparison.sources[name], **metrics})
+    geometric = {key: mean_by_source(strength, key, geometric=True) for key in ("amplitude_ratio", "shape_factor")}
+    return {key: table.get(key) for key in COLUMNS} | geometric | {"clips": len(comparison.sources)}
+
+
+def with_stored_bins(spectra: Tensor) -> Tensor:
+    """Return spectra (..., K, 4, H, W) as ones of 24 bins, the further ones zero: the same series."""
+    return F.pad(spectra, (0, 0, 0, 0, 0, 0, 0, STORED_BINS - spectra.shape[-4]))

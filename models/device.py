@@ -1,0 +1,35 @@
+"""Where networks compute: the device of a name, and whether it has a precision."""
+
+from __future__ import annotations
+
+import torch
+
+
+class ArgumentError(ValueError):
+    """An argument that cannot be honoured; the message begins with its name, "steps 0: ..." or "data: ..."."""
+
+    is_user_error = True
+
+
+def choose_device(name: str = "auto") -> torch.device:
+    """Return the torch device for auto|cpu|cuda[:N]|mps; auto takes cuda, then mps, then cpu.
+
+    Raises:
+        ArgumentError: this machine lacks the device.
+    """
+    cuda_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    has_mps = torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda_count else "mps" if has_mps else "cpu")
+    present = ["auto", "cpu"] + [f"cuda:{index}" for index in range(cuda_count)] + ["mps"] * has_mps
+    if name not in present and not (name == "cuda" and cuda_count):
+        lacks = "has no CUDA device" if name.startswith("cuda") and not cuda_count else "does not have it"
+        raise ArgumentError(f"device {name}: this machine {lacks}; right: {', '.join(present)}")
+    return torch.device(name)
+
+
+def check_precision(precision: str, device: torch.device) -> str:
+    """Return the precision; ArgumentError where the device cannot compute in it."""
+    if precision == "fp16" and device.type == "cpu":
+        raise ArgumentError("precision fp16: needs a GPU; right: no, bf16")
+    return precision

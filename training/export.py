@@ -1,0 +1,99 @@
+"""Write trained models as checkpoint folders, each part with a record of its training."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from diffusers import ModelMixin
+
+from data.files import atomic_path, write_text
+from models.motion_pipeline import MotionPipeline
+from training.loop import TrainingResult
+from training.run_folder import OPTIONS, RunFolder
+
+logger = logging.getLogger(__name__)
+
+RECORD = "training.json"
+_PIPELINE = ("vae", "unet", "scheduler", "model_index.json")
+
+
+def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
+    """Write a trained model as a diffusers folder and its record into the training.json above; main process only.
+
+    Args:
+        model: with the weights to keep.
+        folder: replaced as a whole when it exists; its parent is the checkpoint.
+        run: its options.json is the record's source.
+        result: what the loop returned.
+        half: store float16, half the size; models are computed with in float32 again.
+    """
+    if PartialState().is_main_process:
+        with atomic_path(folder) as temporary:
+            (copy.deepcopy(model).half() if half else model).save_pretrained(temporary)
+        _add_records(folder.parent, {folder.name: training_record(run, result)})
+        logger.info("trained model: %s", folder)
+
+
+def export_pipeline(
+    pipeline: MotionPipeline,
+    folder: Path,
+    run: RunFolder,
+    result: TrainingResult,
+    *,
+    vae_folder: Path,
+    init_folder: Path | None = None,
+) -> None:
+    """Write {vae, unet, scheduler} and model_index.json into a checkpoint folder, in float16; main process only.
+
+    Whatever else lies in the folder, such as renderers, stays. The record of the VAE's own training is copied from
+    beside `vae_folder`, and that of the U-Net's earlier stages, as "started_from", from beside `init_folder`.
+    """
+    if not PartialState().is_main_process:
+        return
+    records = {"unet": training_record(run, result)}
+    if init_folder is not None and (earlier := _record_of(init_folder)):
+        records["unet"]["started_from"] = earlier
+    if of_vae := _record_of(vae_folder):
+        records["vae"] = of_vae
+    # One folder is made whole aside and then renamed: a run that dies leaves no mixture of old and new parts.
+    with atomic_path(folder) as temporary:
+        if folder.is_dir():
+            shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(*_PIPELINE))
+        half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "unet")}
+        MotionPipeline(**half, scheduler=pipeline.scheduler).save_pretrained(temporary)
+        _add_records(temporary, records)
+    logger.info("trained pipeline: %s", folder)
+
+
+def _record_of(part: Path) -> dict[str, Any] | None:
+    """Return what the training.json beside a model's folder says of it; None where there is none."""
+    path = part.parent / RECORD
+    return json.loads(path.read_text()).get(part.name) if path.is_file() else None
+
+
+def _add_records(checkpoint: Path, records: dict[str, Any]) -> None:
+    path = checkpoint / RECORD
+    written = json.loads(path.read_text()) if path.is_file() else {}
+    write_text(path, json.dumps(written | records, indent=1, default=str) + "\n")
+
+
+def training_record(run: RunFolder, result: TrainingResult) -> dict[str, Any]:
+    """Return what training.json says of a run: flags, versions, commit, device, steps, hours, losses."""
+    options = json.loads((run.path / OPTIONS).read_text())
+    record = {key: options[key] for key in ("script", "command", "flags", "versions", "commit", "device", "started")}
+    hours = round(result.seconds / 3600, 3)
+    record |= {"steps": result.steps, "finished": result.finished, "hours_of_last_call": hours}
+    lines = run.metrics()
+    losses = [line["loss"] for line in lines if line.get("loss") is not None]
+    validation = [line for line in lines if "loss" not in line]
+    if losses:
+        record |= {"loss_first": losses[0], "loss_last": losses[-1]}
+    if validation:
+        record |= {"validation_before": validation[0], "validation_after": validation[-1]}
+    return record
