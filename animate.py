@@ -38,7 +38,7 @@ from animation.sampling import (
     loop_phase,
 )
 from cli.flags import add_shared_flags
-from cli.parser import Arguments, Parser, UsageError, check_output_file, choose_device, refuse_flags
+from cli.parser import Arguments, Parser, UsageError, check_output_file, refuse_flags
 from cli.run import command, run, user_message
 
 logger = logging.getLogger("__main__")
@@ -133,6 +133,7 @@ class Animator:
 
     def __init__(self, args: argparse.Namespace) -> None:
         from models.checkpoints import DEFAULT_CHECKPOINT
+        from models.device import choose_device
 
         self.args = args
         self.device = choose_device(args.device)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from animation.flags import DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
-from cli.parser import Parser, UsageError, check_precision, choose_device, positive_int
+from cli.parser import Parser, UsageError, positive_int
 from cli.run import command, run, user_message
 
 if TYPE_CHECKING:
@@ -239,6 +239,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.port > 65535:
         raise UsageError(f"--port {args.port}: right: 1 to 65535")
+    from models.device import check_precision, choose_device
+
     device = choose_device(args.device)
     check_precision(args.precision, device)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the folder goes

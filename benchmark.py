@@ -15,7 +15,7 @@ import shlex
 import sys
 
 from benchmarks import flags
-from cli.parser import Parser, check_precision, check_writable, choose_device
+from cli.parser import Parser, check_writable
 from cli.run import command, run
 
 BENCHMARKS = ("animate", "motion", "render", "splatting", "data", "page")
@@ -41,6 +41,8 @@ def main(argv: list[str] | None = None) -> int:
     # Early checks
     check_writable(out / "results.json")
     if "device" in options:
+        from models.device import check_precision, choose_device
+
         options["device"] = choose_device(options["device"])
         check_precision(options.get("precision", "no"), options["device"])
 

@@ -157,8 +157,8 @@ def _flow_settings(args: Any) -> dict[str, Any]:
     """Return what the flow depends on beside its method; fail now when the method cannot run."""
     import torch
 
-    from cli.parser import choose_device
     from data.optical_flow import FLOW_VERSION, FlowError, estimate_flow, weights_digest
+    from models.device import choose_device
 
     choose_device(args.device)
     image = torch.zeros(3, 64, 64)

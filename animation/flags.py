@@ -9,8 +9,6 @@ from cli.parser import (
     Arguments,
     Parser,
     UsageError,
-    check_precision,
-    choose_device,
     non_negative_float,
     non_negative_int,
     positive_float,
@@ -116,4 +114,6 @@ def check_steps(steps: int | None) -> int | None:
 def sampling_options(args: argparse.Namespace) -> dict:
     """Return the arguments of `MotionPipeline.predict` that the flags give; UsageError where one is out of range."""
     options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
+    from models.device import check_precision, choose_device
+
     return options | {"precision": check_precision(args.precision, choose_device(args.device))}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from animation.sampling import PREDICTION_FLAGS
-from cli.parser import Arguments, Parser, UsageError, choose_device, non_negative_float, positive_float, refuse_flags
+from cli.parser import Arguments, Parser, UsageError, non_negative_float, positive_float, refuse_flags
 
 if TYPE_CHECKING:
     import torch
@@ -130,6 +130,7 @@ def video_of_interaction(args: argparse.Namespace, image: torch.Tensor, modes: M
     from data.media import read_image_size
     from data.video_writer import VideoWriter
     from models.checkpoints import DEFAULT_CHECKPOINT
+    from models.device import choose_device
     from models.rendering import render_frames
     from motion.looping import Playback
     from motion.modal import Interaction, InteractiveMotion, Simulation, simulate_interactions

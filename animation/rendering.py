@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from animation.flags import DEFAULT_SIZE_PX
 from cli.parser import (
     UsageError,
-    check_precision,
 )
 
 if TYPE_CHECKING:
@@ -172,6 +171,7 @@ def render_video(
     from tqdm import tqdm
 
     from data.video_writer import VideoWriter
+    from models.device import check_precision
     from models.rendering import render_frames
 
     playback = plan(args, motion)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from cli.parser import (
     Arguments,
     UsageError,
-    choose_device,
     refuse_flags,
 )
 
@@ -72,11 +71,11 @@ def loop_phase(seconds: float, *, period_s: float | None = None, fps: float | No
 
 def load_pipeline(args: argparse.Namespace) -> MotionPipeline:
     """Load the pipeline of --checkpoint onto --device; CheckpointError or UsageError in one line."""
-    device = choose_device(args.device)
-
     from models.checkpoints import DEFAULT_CHECKPOINT
+    from models.device import choose_device
     from models.motion_pipeline import MotionPipeline
 
+    device = choose_device(args.device)  # before anything is loaded
     pipeline = MotionPipeline.load(args.checkpoint or DEFAULT_CHECKPOINT)
     pipeline.to(device)
     return pipeline

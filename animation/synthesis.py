@@ -15,7 +15,7 @@ from animation.rendering import (
     render_video,
 )
 from cli.flags import add_shared_flags
-from cli.parser import Parser, check_precision, choose_device, refuse_flags
+from cli.parser import Parser, refuse_flags
 
 
 def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
@@ -34,6 +34,7 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
         refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
 
     from models.checkpoints import DEFAULT_CHECKPOINT
+    from models.device import check_precision, choose_device
     from motion.motion_file import load_motion
 
     # Early checks

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from animation.flags import check_steps
-from cli.parser import check_precision, choose_device
 from data.media import contact_sheet, read_image, write_image
 from data.result_tables import write_results
 from data.scenes.scene import make_scene
@@ -19,6 +18,7 @@ from data.visualisation import magnitude_image
 from evaluation import EvaluationError, out_folder
 from evaluation.flags import Crop
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
 from motion.flow import motion_grid_size, resize_maps
 from motion.spectrum import mean_displacement
@@ -42,7 +42,7 @@ def make_table(
     out: Path | None,
     command: str,
     **sampling: Any,
-) -> int:
+) -> bool:
     """Predict motion for rendered scenes and photographs, print the table, and write it with a sheet of images.
 
     Args:
@@ -81,7 +81,7 @@ def make_table(
     write_image(out / "sheet.png", contact_sheet([cells[at : at + width] for at in range(0, len(cells), width)]))
     print(write_results(out, rows, title="Motion predicted where nothing can move", notes=notes))
     logger.info("written to %s", out)
-    return 0
+    return True
 
 
 def read_crop(crop: Crop) -> Tensor:

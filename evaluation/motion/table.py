@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from animation.flags import check_steps
-from cli.parser import check_precision, choose_device
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
@@ -27,6 +26,7 @@ from evaluation.motion.measure import (
     write_clip_sheet,
 )
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import check_precision, choose_device
 from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
 from motion.flow import resize_maps, resize_spectrum
 
@@ -48,7 +48,7 @@ def make_table(
     out: Path | None,
     command: str,
     **sampling: Any,
-) -> int:
+) -> bool:
     """Predict motion for the clips' first frames, print the tables, and write them and a sheet an image.
 
     Args:
@@ -91,7 +91,7 @@ def make_table(
     print(write_results(out, comparison.table(), title=f"Predicted motion, {data.name}, split {split}", notes=notes))
     write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=notes)
     logger.info("written to %s", out)
-    return 0
+    return True
 
 
 def measure_clips(

@@ -11,8 +11,6 @@ from tqdm import tqdm
 
 from animation.flags import check_steps
 from animation.rendering import load_renderer
-from cli.parser import check_precision, choose_device
-from cli.run import EXIT_SKIPPED
 from data.clips import ClipSet, choose_rows
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
@@ -21,6 +19,7 @@ from evaluation.video.measure import COLUMN_NOTES, SLIDING_DTFVD_FRAMES, Protoco
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, FolderVideos, PredictedVideos
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import check_precision, choose_device
 from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
 
 logger = logging.getLogger(__name__)
@@ -48,7 +47,7 @@ def make_table(
     out: Path | None,
     command: str,
     **options: Any,
-) -> int:
+) -> bool:
     """Compare real and generated videos, print the tables and write them; return 3 when a video was left out.
 
     Args:
@@ -92,7 +91,7 @@ def make_table(
         title += ", along the videos"
         print(write_results(out / "sliding", sliding, title=title, notes=[SLIDING_NOTE, *notes]))
     logger.info("written to %s", out)
-    return EXIT_SKIPPED if left_out else 0
+    return not left_out
 
 
 def check_inputs(data: Path | None, real: Path | None, generated: list[Path], fps: float | None) -> None:
