@@ -16,16 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cli.parser import choose_device
-from cli.run import EXIT_SKIPPED
 from data.find_clips import list_videos
 from data.media import MediaError
 from data.optical_flow import METHODS, estimate_flow, visible_flow
 from data.prepare_clip import read_clip
 from data.result_tables import write_results
 from data.scenes.scene import Scene, make_scene
-from evaluation import EvaluationError, out_folder
+from evaluation import EXIT_SKIPPED, EvaluationError, out_folder
 from metrics.images import frame_metrics, pool_frames
+from models.device import choose_device
 from models.frame_synthesis import splat_image
 from motion.flow import MOTION_AREA_PX, magnitude
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement

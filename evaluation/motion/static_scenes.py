@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from animation.flags import check_steps
-from cli.parser import check_precision, choose_device
 from data.media import contact_sheet, read_image, write_image
 from data.result_tables import write_results
 from data.scenes.scene import make_scene
@@ -19,6 +18,7 @@ from data.visualisation import magnitude_image
 from evaluation import EvaluationError, out_folder
 from evaluation.flags import Crop
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
 from motion.flow import motion_grid_size, resize_maps
 from motion.spectrum import mean_displacement

@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from animation.flags import check_steps
-from cli.parser import check_precision, choose_device
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
@@ -27,6 +26,7 @@ from evaluation.motion.measure import (
     write_clip_sheet,
 )
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import check_precision, choose_device
 from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
 from motion.flow import resize_maps, resize_spectrum
 
