@@ -19,7 +19,6 @@ from cli.parser import Parser, check_writable
 from cli.run import command, run
 
 BENCHMARKS = ("animate", "motion", "render", "splatting", "data", "page")
-# Of those that compute on a device.
 
 
 def make_parser() -> Parser:
@@ -40,13 +39,14 @@ def main(argv: list[str] | None = None) -> int:
 
     # Early checks
     check_writable(out / "results.json")
+    from data.result_tables import write_results
+    from models.device import check_precision, choose_device
+
     if "device" in options:
         from models.device import check_precision, choose_device
 
         options["device"] = choose_device(options["device"])
         check_precision(options.get("precision", "no"), options["device"])
-
-    from data.result_tables import write_results
 
     rows, notes = importlib.import_module(f"benchmarks.{what}").make_table(**options)
     print(write_results(out, rows, title=f"benchmark {what}", notes=[*notes, f"command: {command_line}"]))

@@ -7,6 +7,7 @@ from pathlib import Path
 from data.files import writing_problem
 
 DEFAULT_OUT = Path("outputs/evaluate")
+EXIT_SKIPPED = 3  # as in cli/run.py, which libraries do not import: some of the inputs could not be used
 
 
 class EvaluationError(ValueError):

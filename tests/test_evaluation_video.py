@@ -161,7 +161,7 @@ def test_what_has_no_network_is_said_and_left_out(tmp_path: Path, caplog) -> Non
     assert row["fid"] == pytest.approx(0, abs=1e-9) and row["frames"] == 30
     assert row["fvd_16"] is None and row["dtfvd_32"] is None and row["windows_16"] is None
     assert not (tmp_path / "out" / "sliding").exists()
-    for line in ("left out: fvd; fvd-network wants an I3D", "left out: dtfvd and the sliding dtfvd; dtfvd-network"):
+    for line in ("left out: fvd; the fvd network is an I3D", "left out: dtfvd and the sliding dtfvd; the dtfvd"):
         assert line in caplog.text and line in (tmp_path / "out" / "results.md").read_text()
 
 
@@ -249,7 +249,7 @@ def test_the_order_of_frames_matters_to_a_network_of_videos() -> None:
 def test_windows_are_taken_in_one_pass_or_in_several_alike() -> None:
     network, found = FeatureNetwork(Path("video.pt"), on_videos=True), []
     for batch_size in (3, 100):
-        comparison = VideoComparison([], {"fvd": network}, Protocol((8,), step=2, batch_size=batch_size))
+        comparison = VideoComparison([], {"fvd": network}, Protocol((8,), window_step=2, batch_size=batch_size))
         comparison.add(ClipVideos("pan", pan(0, 2, 30), {}))
         found.append(comparison.statistics["real", "fvd", 8])
     torch.testing.assert_close(found[0].covariance, found[1].covariance)
@@ -282,7 +282,7 @@ def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
         (["--data", "s", "--real", "real"], "--data: right: either a clip set"),
         (["--data", "nowhere", "--fvd-network", "video.pt"], "nowhere: not a clip set"),
         (["--data", "s", "--fps", "9"], "--fps 9: a clip set is compared at its clips' own time stamps"),
-        (["PAIR"], "--image-network, fvd-network or dtfvd-network is needed"),
+        (["PAIR"], "--image-network: nothing is measured without a network"),
         (["PAIR", "--fvd-network", "no.pt"], "no.pt: no such file"),
         (["PAIR", "--fvd-network", "corrupt.pt"], "corrupt.pt: cannot be read as TorchScript ("),
         (["PAIR", "--fvd-network", "image.pt"], "image.pt: fails on an input (2, 3, 16, 16, 32) ("),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,6 @@ def make_table(
     fps: float | None,
     crop: tuple[int, int],
     frames: int,
-    windows: list[int],
-    window_step: int | None,
-    slide_step: int,
-    batch_size: int,
-    kid_subsets: int,
-    kid_subset_size: int,
     seed: int,
     device: str,
     precision: str,
@@ -52,7 +47,8 @@ def make_table(
 
     Args:
         data: a clip set, or None for the folders `real` and `generated`.
-        options: image_network, fvd_network, dtfvd_network; and of a clip set those of `predicted_videos`.
+        options: those of `Protocol`; image_network, fvd_network, dtfvd_network; of a clip set those of
+            `predicted_videos`.
     """
     # Early checks
     place = choose_device(device)
@@ -60,8 +56,7 @@ def make_table(
     check_inputs(data, real, generated, fps)
     name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
     out = out_folder(out, f"video-{name}")
-    lengths = tuple(dict.fromkeys(windows))
-    protocol = Protocol(lengths, window_step, slide_step, batch_size, kid_subsets, kid_subset_size, seed)
+    protocol = Protocol(seed=seed, **{field.name: options[field.name] for field in fields(Protocol)[:-1]})
     networks, missing = load_networks(options, protocol, crop, place)
     cut = {"crop": crop, "num_frames": frames}
     if data is None:
@@ -123,13 +118,13 @@ def load_networks(
     for name, (metric, columns, wanted) in VIDEO_METRICS.items():
         path = options[f"{name}_network"]
         if path is None:
-            missing.append(f"left out: {columns}; {name}-network wants {wanted}")
+            missing.append(f"left out: {columns}; the {name} network is {wanted}")
             continue
         networks[metric] = FeatureNetwork(path, on_videos=name != "image", device=device)
         slides = [SLIDING_DTFVD_FRAMES] if metric == "dtfvd" and protocol.slide_step else []
         networks[metric].check(crop, tuple(dict.fromkeys([*protocol.windows, *slides])))
     if not networks:
-        raise EvaluationError(f"image-network, fvd-network or dtfvd-network is needed; {'; '.join(missing)}")
+        raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:
         logger.warning("%s", line)
     return networks, missing
