@@ -1,4 +1,4 @@
-"""The tables of evaluate.py, a module each: `make_table` measures, prints, writes, and returns whether all inputs were used."""
+"""The tables of evaluate.py. `make_table` measures, prints and writes, and returns whether all inputs were used."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from videos import read_video
 
 import evaluate
 import evaluation.frames.single_video as single_video
@@ -17,7 +18,7 @@ import train_frame_synthesis_softsplat
 from data.clip_writer import ClipContent, ClipSetWriter
 from data.clips import PAIRS_ONLY, ClipRow, ClipSetError, Pair
 from data.media import read_image
-from data.video import probe_video, read_video
+from data.video import probe_video
 from data.video_writer import VideoWriter
 from evaluation.clips import fit_flow
 from evaluation.frames.measure import make_methods
