@@ -38,7 +38,7 @@ evaluate.py splats --image photo.jpg
 train_vae.py --data sets/real:3 sets/scenes:0.5
 train_unet.py --data sets/real:3 sets/scenes:0.6 --vae vae --stage picture
 train_unet.py --data sets/real:3 sets/scenes:0.6 --vae vae --stage denoiser --init unet
-train_unet.py --data sets/real:4 --vae vae --stage displacement --init unet --steps 400 --batch-size 8 --learning-rate 2e-3 --still-pictures walls
+train_unet.py --data sets/real:4 --vae vae --stage displacement --init unet --learning-rate 2e-3 --still-pictures walls
 train_unet.py --data sets/real --backbone-weights squeezenet.pth --accumulate 2 --export checkpoint
 train_frame_synthesis_softsplat.py --data sets/real:3 sets/scenes:0.3
 train_frame_synthesis_gaussian.py --data sets/real:3 sets/scenes:0.3 --no-ewa --sigma 0.5 --weighting exp
