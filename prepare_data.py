@@ -20,6 +20,7 @@ from cli.parser import (
     non_negative_int,
     positive_float,
     positive_int,
+    refuse_flags,
     size_px,
 )
 from cli.run import EXIT_SKIPPED, command, run
@@ -160,6 +161,8 @@ def _flow_settings(args: Any) -> dict[str, Any]:
     from data.optical_flow import FLOW_VERSION, FlowError, estimate_flow, weights_digest
     from models.device import choose_device
 
+    if args.method != "raft":
+        refuse_flags(args, ["--raft-weights"], "belongs to --method raft; right: both, or neither")
     choose_device(args.device)
     image = torch.zeros(3, 64, 64)
     try:

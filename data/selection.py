@@ -40,10 +40,8 @@ def select_clips(
         min_confidence: least mean confidence, 0 to 1.
         only: patterns of ids (`*` and `?`), one of which must match; none: all.
 
-    Raises:
-        ClipSetError: the folder holds something else, or a set selected otherwise; a damaged clip; a source that is
-            not finished.
-        MediaError: another run is writing the folder.
+    Raises ClipSetError where the folder holds something else, or a set selected otherwise; for a damaged clip, or a
+    source that is not finished. Raises MediaError where another run is writing the folder.
     """
     folder = Path(folder)
     if folder.resolve() == source.folder.resolve():
