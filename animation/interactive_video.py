@@ -49,10 +49,8 @@ def render_interactions(
     """
     down, across = modes.size[0] / file_size[0], modes.size[1] / file_size[1]
     on_grid = [
-        Interaction(
-            (one.x + 0.5) * across - 0.5, (one.y + 0.5) * down - 0.5, one.dx * across, one.dy * down, one.start_s
-        )
-        for one in interactions
+        Interaction((i.x + 0.5) * across - 0.5, (i.y + 0.5) * down - 0.5, i.dx * across, i.dy * down, i.start_s)
+        for i in interactions
     ]
     simulation = Simulation(modes, damping=damping)
     simulation.wind = wind
