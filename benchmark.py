@@ -37,6 +37,9 @@ def main(argv: list[str] | None = None) -> int:
     what, out = options.pop("what"), options.pop("out")
     command_line = shlex.join(["benchmark.py", *map(str, sys.argv[1:] if argv is None else argv)])
 
+    from data.result_tables import write_results
+    from models.device import check_precision, choose_device
+
     # Early checks
     check_writable(out / "results.json")
     from data.result_tables import write_results

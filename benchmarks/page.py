@@ -83,7 +83,7 @@ def make_table(
     if not importlib.util.find_spec("playwright"):
         raise ArgumentError("browser: is driven by playwright, which is missing: pip install playwright")
 
-    pipeline, rows = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(device), []
+    pipeline, rows = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(device), []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         pages = write_pages(image or SAMPLE, sizes, pipeline, seed, Path(folder))
         opened = driver.chromium.launch(executable_path=program, args=SOFTWARE_RENDERING)

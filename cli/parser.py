@@ -195,13 +195,13 @@ def size_px(text: str) -> tuple[int, int]:
 
 
 def device_name(text: str) -> str:
-    """Parse the form of a device's name; `models.device.choose_device` checks that the machine has it."""
+    """Parse the form of a device's name; models.device.choose_device checks that the machine has it."""
     if not _DEVICE_FORM.fullmatch(text):
         raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda, cuda:N or mps, got {text!r}")
     return text
 
 
-# ------------------------------------------------------------------------------------------------ shared flags
+# ------------------------------------------------------------------------------------------------ output paths
 
 
 def check_writable(path: Path | str, flag: str = "--out") -> Path:

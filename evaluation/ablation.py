@@ -227,7 +227,7 @@ def _make_row(
         validation = records[-1].get("validation_after", {})
         metrics = {name: validation.get(f"validation_{of}_psnr_db") for name, of in names.items()}
         return row | {"parameters_m": model.num_parameters() / 1e6, **metrics}
-    pipeline = MotionPipeline.load(runs[-1].model.parent)
+    pipeline = MotionPipeline.from_pretrained(runs[-1].model.parent)
     pipeline.to(choose_device(settings.device))
     row |= {"bins": pipeline.unet.config.num_bins, "parameters_m": pipeline.unet.num_parameters() / 1e6}
     row |= {"vae_parameters_m": pipeline.vae.num_parameters() / 1e6, "vae_hours": records[0]["hours_of_last_call"]}

@@ -19,11 +19,15 @@ from conftest import SHARED
 from videos import read_video
 
 import animate
+import animation.rendering
+import animation.sampling
 import generate_motion
 import interact
 import synthesize_gaussian
 import synthesize_softmax
+from animation.flags import SAMPLER_NAMES, loop_options, playback_options
 from animation.rendering import plan
+from animation.sampling import loop_guidance
 from data.media import read_image, write_image
 from data.video import probe_video
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -135,7 +139,7 @@ def test_a_loop_of_any_length_at_the_motions_own_speed(checkpoint, photograph, t
     flags = ["--steps", 2, "--size", 64, "--fps", 10, "--loop-seconds", 2, "--format", "frames"]
     with caplog.at_level("INFO"):
         assert run_animate(checkpoint, photograph, *flags, "--out", tmp_path, "--motion-out", tmp_path / "m.npz") == 0
-    assert "speed adjusted" not in caplog.text and "loop of 2.00 s (projection): loop_closure_error" in caplog.text
+    assert "speed adjusted" not in caplog.text and "loop of 2.00 s (projection): closure error" in caplog.text
     assert len(list((tmp_path / "photo").glob("*.png"))) == 20
     motion = load_motion(tmp_path / "m.npz")
     assert motion.meta["loop"]["phase"] == pytest.approx(0.4) and loop_closure_error(motion.spectrum, 0.4) < 1e-4
@@ -173,16 +177,14 @@ def test_a_loop_of_two_periods_is_not_guided(checkpoint, photograph, tmp_path, c
 
 
 def test_loop_flags_reach_the_guidance():
-    from animation.sampling import loop_guidance
-
     flags = ["--loop-guidance", "gradient", "--loop-weight", "50", "--loop-recurrences", "2"]
     args = animate.make_parser().parse_args(["x.jpg", "--loop-seconds", "3.34", *flags])
-    loop = loop_guidance(args, period_s=4.0, fps=10, slow=1.5)
+    loop = loop_guidance(**loop_options(args), period_s=4.0, fps=10, slow=1.5)
     assert (loop.phase, loop.method, loop.weight, loop.recurrences) == (pytest.approx(3.3 / 6), "gradient", 50, 2)
     assert loop.highest_noise == float("inf")  # all steps, as in the paper
     args = animate.make_parser().parse_args(["x.jpg", "--loop-seconds", "3"])
-    assert loop_guidance(args).highest_noise < 1
-    assert loop_guidance(animate.make_parser().parse_args(["x.jpg"])) is None
+    assert loop_guidance(**loop_options(args)).highest_noise < 1
+    assert loop_guidance(**loop_options(animate.make_parser().parse_args(["x.jpg"]))) is None
 
 
 def test_a_loop_in_a_motion_file_is_checked(checkpoint, photograph, tmp_path, capsys):
@@ -264,11 +266,9 @@ def test_motion_does_not_depend_on_the_size_of_the_video(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_precision_is_honoured_on_the_cpu(checkpoint, photograph, tmp_path, monkeypatch, precision):
-    import models.rendering
-
-    asked, original = [], models.rendering.render_frames
+    asked, original = [], animation.rendering.render_frames
     monkeypatch.setattr(
-        models.rendering,
+        animation.rendering,
         "render_frames",
         lambda *a, **options: asked.append(options["precision"]) or original(*a, **options),
     )
@@ -356,9 +356,9 @@ def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags,
     [
         (["--fps", "1001"], "--fps 1001: right: 0.1 to 1000 for mp4"),
         (["--fps", "60", "--format", "gif"], "--fps 60: right: 0.1 to 50 for gif"),
-        (["--fps", "1", "--seconds", "1"], "--seconds, --fps, --slow: "),
-        (["--seconds", "1e15"], "--seconds, --fps, --slow: "),
-        (["--slow", "1e-300", "--loop"], "--seconds, --fps, --slow: "),
+        (["--fps", "1", "--seconds", "1"], "--seconds x fps: expected at least 2 frames, got 1"),
+        (["--seconds", "1e15"], "--seconds x fps: expected at most 1000000 frames"),
+        (["--slow", "1e-300", "--loop"], "--slow x period_s: expected at most 1000000 periods"),
         (["--mask", "text.png"], "text.png: is not an image"),
         (["--mask", "square.png"], "square.png: the mask is 20 x 20"),
         (["--motion-out", "m.mp4"], "--motion-out m.mp4: right: a name that ends in .npz"),
@@ -379,7 +379,7 @@ def test_bad_flags(checkpoint, photograph, tmp_path, capsys, monkeypatch, flags,
         (["--loop", "--loop-recurrences", "1"], "--loop-recurrences: belongs to --loop-seconds S"),
         (["--loop-seconds", "2", "--loop-weight", "9"], "--loop-weight: is of the gradient"),
         (["--loop-seconds", "2", "--loop-guidance", "closing", "--loop-recurrences", "2"], "--loop-recurrences: "),
-        (["--motion", "short.npz"], "--seconds, --fps, --slow: "),
+        (["--motion", "short.npz"], "--seconds x fps: expected at least 2 frames, got 1"),
         (["--loop-seconds", "0.01"], "--loop-seconds 0.01: right: 0.0667 to 33333.3 s at 30 frames/s"),
         (["--loop-seconds", "1e300"], "--loop-seconds 1e+300: right: "),
         (["--loop-seconds", "2", "--drift"], "--drift: a loop has none"),
@@ -392,7 +392,7 @@ def test_flags_are_checked_before_models_are_loaded(photograph, tmp_path, capsys
     (tmp_path / "text.png").write_text("no picture")
     write_image(tmp_path / "square.png", torch.ones(3, 20, 20))
     np.savez(tmp_path / "short.npz", flow=np.zeros((1, 2, 45, 30), np.float32))
-    monkeypatch.setattr(animate, "Animator", lambda args: pytest.fail("models were loaded"))
+    monkeypatch.setattr(animate, "Animator", lambda *args: pytest.fail("models were loaded"))
     before = sorted(tmp_path.rglob("*"))
     assert animate.main([str(photograph), "--device", "cpu", *flags]) == 2
     error = capsys.readouterr().err
@@ -403,15 +403,13 @@ def test_flags_are_checked_before_models_are_loaded(photograph, tmp_path, capsys
 def test_an_unreadable_mask_stops_a_folder_before_models_are_loaded(photograph, tmp_path, capsys, monkeypatch):
     (tmp_path / "in").mkdir()
     shutil.copy(photograph, tmp_path / "in")
-    monkeypatch.setattr(animate, "Animator", lambda args: pytest.fail("models were loaded"))
+    monkeypatch.setattr(animate, "Animator", lambda *args: pytest.fail("models were loaded"))
     assert animate.main([str(tmp_path / "in"), "--mask", str(tmp_path / "no.png"), "--device", "cpu"]) == 2
     assert "no.png" in last_error(capsys)
 
 
 def test_synthesis_is_checked_before_models_are_loaded(checkpoint, photograph, tmp_path, capsys, monkeypatch):
-    import animation.synthesis
-
-    monkeypatch.setattr(animation.synthesis, "load_renderer", lambda *a: pytest.fail("models were loaded"))
+    monkeypatch.setattr(animation.rendering, "load_renderer", lambda *a: pytest.fail("models were loaded"))
     out, flow = tmp_path / "out", make_motion(tmp_path / "m.npz")
     base = ["--image", str(photograph), "--flow", str(flow), "--outdir", str(out), "--device", "cpu"]
     for flags, named in ((["--fps", "0.01"], "--fps 0.01"), (["--seconds", "1e15"], "--seconds"),
@@ -423,7 +421,7 @@ def test_synthesis_is_checked_before_models_are_loaded(checkpoint, photograph, t
 
 
 def test_output_of_generate_motion_is_checked_first(photograph, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(generate_motion, "load_pipeline", lambda args: pytest.fail("models were loaded"))
+    monkeypatch.setattr(animation.sampling, "load_pipeline", lambda *args: pytest.fail("models were loaded"))
     for name in ("m.mp4", "photo.png/m.npz"):
         assert generate_motion.main(["--input", str(photograph), "--output", str(tmp_path / name)]) == 2
         assert name in last_error(capsys)
@@ -554,7 +552,7 @@ def test_help_is_quick_and_names_every_flag():
 
 def test_default_flags_give_150_frames():
     args = animate.make_parser().parse_args(["photo.jpg"])
-    playback = plan(args)
+    playback = plan(playback_options(args))
     assert (playback.num_frames, playback.fps, float(playback.phase[75])) == (150, 30.0, 0.5)
     assert plan_playback(seconds=5, fps=args.fps).num_frames == 150
 
@@ -565,7 +563,7 @@ def test_default_weights_move_plants_and_leave_walls(tmp_path):
     from data.scenes.scene import make_scene
     from models.motion_pipeline import MotionPipeline
 
-    pipeline = MotionPipeline.load(DEFAULT_CHECKPOINT)
+    pipeline = MotionPipeline.from_pretrained(DEFAULT_CHECKPOINT)
     flowers = make_scene(2000, kind="flowers").picture()
     wall = make_scene(3, kind="still").picture()
     moving = pipeline.predict(flowers, seed=1).importance().mean()
@@ -586,15 +584,15 @@ def test_a_real_portrait_photograph(checkpoint, tmp_path):
 
 def test_sampling_flags_have_the_pipelines_defaults():
     """--help must not import the pipeline, so the flags repeat its defaults; here they are held together."""
-    from animation import sampling
-    from models.motion_pipeline import DEFAULT_GUIDANCE, DEFAULT_SAMPLER, SAMPLERS
+    from models.motion_pipeline import DEFAULT_GUIDANCE
+    from models.sampling import DEFAULT_SAMPLER, SAMPLERS
     from models.self_guidance import METHODS, LoopGuidance
 
     args = animate.make_parser().parse_args(["x.jpg"])
     assert (args.guidance, args.sampler) == (DEFAULT_GUIDANCE, DEFAULT_SAMPLER)
     loop = LoopGuidance(0.4)
     assert (args.loop_guidance, args.loop_weight) == (loop.method, loop.weight)
-    assert args.loop_recurrences == loop.recurrences and sampling.SAMPLER_NAMES == SAMPLERS
+    assert args.loop_recurrences == loop.recurrences and SAMPLER_NAMES == SAMPLERS
     (methods,) = [action.choices for action in animate.make_parser()._actions if action.dest == "loop_guidance"]
     assert tuple(methods) == METHODS
     with pytest.raises(ValueError, match=", ".join(sorted(SAMPLERS, key=["dpm", "ddim", "unipc"].index))):

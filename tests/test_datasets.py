@@ -406,7 +406,7 @@ def test_cached_latents_are_those_of_the_augmented_spectrum(tmp_path: Path) -> N
 def test_a_clip_takes_less_than_a_fifth_of_a_megabyte(tmp_path: Path) -> None:
     """At the size that is trained: 256 x 160 px, 16 bins, f = 8, four variants."""
     vae = tiny_vae(num_bins=NUM_BINS)
-    assert vae.factor == 8 and vae.latent_channels == 4
+    assert vae.downsample_factor == 8 and vae.latent_channels == 4
     clip_set = make_set(tmp_path / "a", 1, size=(160, 256))
     latents = LatentDataset(
         [(clip_set, 0.5)], "train", vae, NUM_BINS, tmp_path / "cache", sizes=variant_sizes(160, 256)

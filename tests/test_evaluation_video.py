@@ -226,7 +226,7 @@ def test_start_noise_is_of_the_clip(tmp_path: Path) -> None:
         @staticmethod
         def predict(image: Tensor, *, seed: int) -> Motion:
             seeds.append(seed)
-            return Motion(torch.zeros(4, 4, 32, 64), None, 150, 30.0, (32, 64), {"calmed": 1.0})
+            return Motion(torch.zeros(4, 4, 32, 64), None, 150, 30.0, (32, 64), {"amplitude_limit_scale": 1.0})
 
     for rows, seed in [(clip_set.rows(), 0), (clip_set.rows()[1:], 0), (clip_set.rows(), 1)]:
         source = PredictedVideos(clip_set, rows, Pipeline(), {}, {"seed": seed}, crop=(16, 32), num_frames=2)

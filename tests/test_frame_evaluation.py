@@ -78,7 +78,7 @@ def test_image_space_rows_are_what_they_say() -> None:
         "softmax splat": {"operator": "softmax"},
         "gaussian splat EWA": {"operator": "gaussian", "ewa": True},
         "gaussian splat iso": {"operator": "gaussian", "ewa": False},
-        "Gaussian importance splat": {"operator": "seed"},
+        "Gaussian importance splat": {"operator": "gaussian_importance"},
     }
     assert list(methods) == [*options, "OpenCV remap", "frame 0 repeated"]
     found = {name: method(first)(flow, importance) for name, method in methods.items()}

@@ -56,7 +56,7 @@ def make_table(
     first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
     images = [(crop.path.stem, "photograph", read_crop(crop)) for crop in pictures]
     images += [(f"scene {n}", "rendered", make_scene(n, kind="still").picture()) for n in range(first, first + scenes)]
-    pipeline = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(place)
+    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
 
     # Predict and measure
     rows, cells = [], []

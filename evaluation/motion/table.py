@@ -27,7 +27,8 @@ from evaluation.motion.measure import (
 )
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
-from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
+from models.motion_pipeline import MotionPipeline
+from models.sampling import DEFAULT_STEPS
 from motion.flow import resize_maps, resize_spectrum
 
 logger = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ def make_table(
     check_steps(sampling["steps"])
     clip_set = ClipSet(data)
     rows = choose_rows(clip_set, None if split == "all" else split, clips, seed)
-    pipeline = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(place)
+    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
     num_bins = check_bins(pipeline, clip_set)
 
     # Predict and measure

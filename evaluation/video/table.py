@@ -21,7 +21,8 @@ from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, FolderVideos, PredictedVideos
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
-from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
+from models.motion_pipeline import MotionPipeline
+from models.sampling import DEFAULT_STEPS
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,7 @@ def predicted_videos(
     clip_set, split = ClipSet(data), options["split"]
     rows = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
     checkpoint = options["checkpoint"] or DEFAULT_CHECKPOINT
-    pipeline = MotionPipeline.load(checkpoint).to(device)
+    pipeline = MotionPipeline.from_pretrained(checkpoint).to(device)
     renderers = {f"model {splat}": load_renderer(checkpoint, splat) for splat in dict.fromkeys(options["splat"])}
     cut |= {"full_strength": options["full_strength"], "device": device}
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
