@@ -243,12 +243,7 @@ def expected_of(inputs: tuple) -> tuple[tuple, tuple]:
     values, flow, importance, sigma, ewa, normalise = inputs
     leaves = [None if tensor is None else tensor.to(flow.dtype).requires_grad_() for tensor in inputs[:4]]
     values, flow, importance, sigma = leaves
-    if importance is None:
-        out, weight = (reference.average_splat if normalise else reference.sum_splat)(values, flow)
-    elif sigma is None:
-        out, weight = reference.softmax_splat(values, flow, importance)
-    else:
-        out, weight = reference.gaussian_splat(values, flow, importance, sigma=sigma, ewa=ewa)
+    out, weight = reference.splat(values, flow, importance, sigma=sigma, ewa=ewa, normalise=normalise)
     grad_out, grad_weight = upstream_of(inputs)
     wanted = [leaf for leaf in leaves if leaf is not None]
     gradients = iter(torch.autograd.grad((out, weight), wanted, (grad_out.to(out.dtype), grad_weight)))
