@@ -172,7 +172,7 @@ def test_several_clips_of_a_video_never_cross_a_cut(long_videos, many_clips, tmp
 def test_calm_clips_are_selected_into_a_set_of_their_own(many_clips, tmp_path, capsys):
     select = ["select", str(many_clips), "--out", str(tmp_path / "some")]
     assert prepare_data.main(select) == 2 and "say what to choose" in capsys.readouterr().err
-    chosen = [*select, "--max-mean-px", "3", "--min-confidence", "0.5", "--only", "shots-*"]
+    chosen = [*select, "--max-mean-px", "5", "--min-confidence", "0.5", "--only", "shots-*"]
     assert prepare_data.main(chosen) == 0
     some = ClipSet(tmp_path / "some")
     assert {row.id for row in some.rows(status=("kept", "pairs_only"))} == {"shots-3s", "shots-7s", "shots-11s"}
