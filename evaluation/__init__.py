@@ -1,4 +1,4 @@
-"""The tables of evaluate.py. `make_table` measures, prints and writes, and returns whether all inputs were used."""
+"""The tables of evaluate.py: `make_table` measures, prints, writes, and returns whether all inputs were used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from pathlib import Path
 from data.files import writing_problem
 
 DEFAULT_OUT = Path("outputs/evaluate")
-EXIT_SKIPPED = 3  # as in cli/run.py, which libraries do not import: some of the inputs could not be used
 
 
 class EvaluationError(ValueError):

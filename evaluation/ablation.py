@@ -100,9 +100,9 @@ class Training(NamedTuple):
 def make_table(
     *, out: Path | None, command: str, variants: Sequence[str], dry_run: bool = False, **settings: Any
 ) -> bool:
-    """Train and measure what is not finished, and write the table to `out`; an error names variants that failed.
+    """Train and measure what is not finished, print the table and write it to `out`.
 
-    `settings` are the fields of `Settings`.
+    `settings` are the fields of `Settings`. EvaluationError names the variants that failed, after all is written.
     """
     # Early checks
     out, settings = out_folder(out, "ablation"), Settings(**settings)
