@@ -42,8 +42,6 @@ def main(argv: list[str] | None = None) -> int:
 
     # Early checks
     check_writable(out / "results.json")
-    from data.result_tables import write_results
-    from models.device import check_precision, choose_device
 
     if "device" in options:
         from models.device import check_precision, choose_device

@@ -18,8 +18,8 @@ from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics
 from evaluation.frames.videos import ClipVideo
 from metrics.images import Lpips, frame_metrics
 from metrics.perceptual import LEAST_SIDE_PX, PerceptualLoss
-from models.frame_synthesis import FrameSynthesis, splat_image
 from models.device import AUTOCAST_DTYPES
+from models.frame_synthesis import FrameSynthesis, splat_image
 from motion.flow import default_grid_scale, magnitude
 
 BATCH_SIZE = 4
