@@ -38,7 +38,7 @@ def make_page(gradio: Any, studio: Any) -> Any:
             raise gradio.Error(message) from error
 
     with gradio.Blocks(title="Generative Image Dynamics", analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gradio.Markdown("# A photograph in, a moving image out")
+        gradio.Markdown("# A photograph in, a video out")
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(label="Image", type="filepath", sources=["upload"])

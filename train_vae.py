@@ -48,7 +48,7 @@ def make_model(args: argparse.Namespace, normalisation: Normalisation) -> Motion
     statistics["motion_adaptive"] = normalisation.adaptive
     try:
         if args.init_vq:
-            model = MotionVAE.from_picture_vq(args.init_vq, **statistics)
+            model = MotionVAE.from_image_vq(args.init_vq, **statistics)
         else:
             model = MotionVAE(**vae_preset(args.preset, args.downsample_factor), **statistics)
     except (OSError, ValueError) as error:

@@ -293,7 +293,7 @@ class FrameSynthesis(SavedModel):
     ) -> Tensor:
         """Render frame t from the features of frame 0.
 
-        Splats run in float32 whatever autocast says; only convolutions follow it.
+        Splats run in float32; only convolutions follow autocast.
 
         Args:
             image: (B or 1, 3, H, W) in [0, 1].

@@ -93,8 +93,7 @@ def render_frames(
         (n, 3, H, W) float32 in [0, 1] on the CPU, n at most `batch_size`.
 
     Raises:
-        ValueError: an image of another shape, an unknown precision, or an operator that is not the model's.
-        RenderingError: torch.compile fails; raised with the first batch.
+        ValueError: a wrong argument. RenderingError: torch.compile fails; raised with the first batch.
     """
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image: expected (3, H, W), got {tuple(image.shape)}")

@@ -139,7 +139,7 @@ class MotionVAE(SavedModel):
         self.autoencoder.decoder.conv_out.bias.zero_()
 
     @classmethod
-    def from_picture_vq(cls, source: str | Path, *, subfolder: str | None = None, **config) -> MotionVAE:
+    def from_image_vq(cls, source: str | Path, *, subfolder: str | None = None, **config) -> MotionVAE:
         """Wrap an image VQ model from a local folder or a hub name, for example CompVis/ldm-celebahq-256.
 
         The default of `subfolder` is "vqvae", as in a whole pipeline, unless the folder itself is a model folder. A hub

@@ -276,45 +276,47 @@ console.log(JSON.stringify({ results, located: [x + dx, y + dy] }));
 """
 
 
+GESTURES = [
+    ("flick", 30.3, 14.6, 25.0, -12.0),
+    ("read",),
+    *[("step", dt) for dt in (1 / 60, 0.25, 1 / 240, 0.4)],
+    ("read",),
+    ("hold", 34, 20, -1.2, 0.7),
+    ("step", 0.11),
+    ("hold", 34, 20, -1.6, 0.2),
+    ("step", 0.3),
+    ("read",),
+    ("hold", 28, 10, 70.0, 40.0),  # beyond the limit
+    ("step", 1.0),
+    ("read",),
+    ("release",),
+    ("set", "wind", 0.4),
+    *[("step", dt) for dt in (1 / 60, 1 / 30, 0.1, 1e-9, 2e-16)],
+    ("read",),
+    ("set", "wind", 0.0),
+    ("hold", 30, 12, 0.9, 0.2, "pointer", 1),
+    ("hold", 38, 22, -0.5, 0.6, "pointer", 2),
+    ("step", 0.4),
+    ("read",),
+    ("setActive", 1, False),
+    ("release", 1),
+    ("step", 0.2),
+    ("read",),
+    ("release", 2),
+    ("set", "strength", 1.5),
+    ("flick", 27, 9, 900.0, 400.0),  # beyond the limit
+    ("step", 0.8),
+    ("read",),
+]
+
+
 @needs_node
 @pytest.mark.parametrize("damping", [0.05, 1.0, 1.7])
 def test_javascript_simulates_what_python_does(damping):
     modes = interactive_page.page_modes(example_motion(), "m.npz")
     codes, scale = quantise(modes)
     page = interactive_page.build_page(torch.zeros(3, 64, 96), modes, "t", example_motion())
-    actions = [
-        ("set", "damping", damping),
-        ("flick", 30.3, 14.6, 25.0, -12.0),
-        ("read",),
-        *[("step", dt) for dt in (1 / 60, 0.25, 1 / 240, 0.4)],
-        ("read",),
-        ("hold", 34, 20, -1.2, 0.7),
-        ("step", 0.11),
-        ("hold", 34, 20, -1.6, 0.2),
-        ("step", 0.3),
-        ("read",),
-        ("hold", 28, 10, 70.0, 40.0),  # beyond the limit
-        ("step", 1.0),
-        ("read",),
-        ("release",),
-        ("set", "wind", 0.4),
-        *[("step", dt) for dt in (1 / 60, 1 / 30, 0.1, 1e-9, 2e-16)],
-        ("read",),
-        ("set", "wind", 0.0),
-        ("hold", 30, 12, 0.9, 0.2, "pointer", 1),
-        ("hold", 38, 22, -0.5, 0.6, "pointer", 2),
-        ("step", 0.4),
-        ("read",),
-        ("setActive", 1, False),
-        ("release", 1),
-        ("step", 0.2),
-        ("read",),
-        ("release", 2),
-        ("set", "strength", 1.5),
-        ("flick", 27, 9, 900.0, 400.0),  # beyond the limit
-        ("step", 0.8),
-        ("read",),
-    ]
+    actions = [("set", "damping", damping), *GESTURES]
     simulation = Simulation(modal_tools.dequantise(codes, scale, modes.frequency_hz))
     expected = []
     for name, *values in actions:

@@ -93,7 +93,7 @@ def test_picture_vq_model_is_wrapped_from_a_local_folder(tmp_path):
         num_vq_embeddings=16,
     )
     vq.save_pretrained(tmp_path / "ldm" / "vqvae")
-    vae = MotionVAE.from_picture_vq(tmp_path / "ldm", motion_scale_px=[1.0]).eval()
+    vae = MotionVAE.from_image_vq(tmp_path / "ldm", motion_scale_px=[1.0]).eval()
     assert vae.downsample_factor == 4 and vae.latent_channels == 12
     slices = torch.rand(2, 4, 32, 16)
     latents = vae.encode(slices)
@@ -118,10 +118,10 @@ def test_a_download_is_announced_and_a_local_folder_is_not(tmp_path, monkeypatch
     monkeypatch.setattr(VQModel, "from_pretrained", no_network)
     caplog.set_level(logging.INFO, logger="models.vae")
     with pytest.raises(Stop):
-        MotionVAE.from_picture_vq(tmp_path)
+        MotionVAE.from_image_vq(tmp_path)
     assert caplog.text == ""
     with pytest.raises(Stop):
-        MotionVAE.from_picture_vq("CompVis/ldm-celebahq-256")
+        MotionVAE.from_image_vq("CompVis/ldm-celebahq-256")
     assert "downloading CompVis/ldm-celebahq-256, subfolder vqvae from https://" in caplog.text
     assert huggingface_hub.constants.HF_HUB_CACHE in caplog.text
 
@@ -482,6 +482,13 @@ def test_weights_that_are_missing_are_told_once(checkpoint, tmp_path, caplog):
         diffusers_logging.remove_handler(caplog.handler)
     assert caplog.text == ""
     assert diffusers_logging.get_verbosity() == before
+
+
+def test_configurations_with_earlier_names_are_read():
+    config = dict(small_unet(downsample_factor=4).config)
+    config["factor"], config["picture_vae"] = config.pop("downsample_factor"), config.pop("image_vae")
+    unet = FrequencyUNet.from_config(config)
+    assert unet.config.downsample_factor == unet.image_encoder.downsample_factor == 4 and unet.config.image_vae is None
 
 
 def test_parts_of_other_shapes_are_refused(tmp_path):
