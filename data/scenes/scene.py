@@ -1,6 +1,6 @@
 """Procedural scenes that sway in the wind, with the exact forward displacement of every pixel of frame 0.
 
-`make_scene` draws a picture (data/scenes/kinds.py) as triangles whose vertices move linearly in damped oscillators.
+`make_scene` draws an image (data/scenes/kinds.py) as triangles whose vertices move linearly in damped oscillators.
 A travelling gust field drives these, so their motion is a sum of known sinusoids: frame 0 and its spectrum come
 without rendering a single further frame, and flow is exact outside occlusions, before blur and grain.
 """
@@ -46,7 +46,7 @@ class Wind:
 
     @classmethod
     def draw(cls, seed: int, scale: float) -> Wind:
-        """Draw the wind of one seed; scale: pixels of this picture per pixel of a 256 x 160 one."""
+        """Draw the wind of one seed; scale: pixels of this image per pixel of a 256 x 160 one."""
         rng = np.random.default_rng([seed, 2])
         hertz = GUST_HZ * np.exp(rng.uniform(-0.03, 0.03, NUM_GUSTS))
         # The free wind's f^-p with p about 5/3, and the small eddies that leaves and stems shed themselves; a line
@@ -101,7 +101,7 @@ def _returns(there: Tensor, back: Tensor) -> Tensor:
 
 @dataclass
 class Scene:
-    """One picture that can move. All displacements are pixels of its own grid, x right, y down, relative to frame 0."""
+    """One image that can move. All displacements are pixels of its own grid, x right, y down, relative to frame 0."""
 
     kind: str
     size: tuple[int, int]
@@ -133,7 +133,7 @@ class Scene:
         angles = response @ clock
         wanted = STRENGTH[self.kind] * self._wind.strength_px
         gain = wanted / max(float(np.linalg.norm(self._apply(angles, some), axis=1).mean()), 1e-9)
-        # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the picture.
+        # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the image.
         scale = math.sqrt(self.size[0] * self.size[1] / REFERENCE_AREA)
         reach = np.zeros(len(response))
         rasteriser.reach_of_degrees(self.mesh["freedoms"], self.mesh["directions"], reach)
@@ -267,7 +267,7 @@ class Scene:
         """Return where frame 0's pixels are still seen at time_s, and where that frame's were seen before: (1, H, W).
 
         Bool, before blur: a pixel is seen in both frames where its exact flow and the exact flow back from where it
-        has gone cancel within a quarter of a pixel. Occlusions, and what leaves or enters the picture, are False.
+        has gone cancel within a quarter of a pixel. Occlusions, and what leaves or enters the image, are False.
         """
         ahead, back = self.flow(time_s, sharp=True), self.backward_flow(time_s)
         return _returns(ahead, back), _returns(back, ahead)
@@ -293,7 +293,7 @@ class Scene:
 
 
 def _step_closer(mesh: dict[str, np.ndarray], background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Enlarge a part of most of the scenes up to 2.3 times, so that what moves fills more of the picture.
+    """Enlarge a part of most of the scenes up to 2.3 times, so that what moves fills more of the image.
 
     Changes the mesh and returns the background (H, W, 3) of the part, chosen among a few for the most motion.
     """
@@ -326,10 +326,10 @@ def make_scene(
     """Draw the scene of a seed: the same for the same arguments on every machine.
 
     Args:
-        seed: whole number >= 0; the picture.
+        seed: whole number >= 0; the image.
         size: (H, W) px, at least 16 each; all lengths scale with it.
         kind: one of `KINDS`, or None for one drawn by the seed.
-        wind_seed: how it moves; the seed itself when None. The picture does not depend on it.
+        wind_seed: how it moves; the seed itself when None. The image does not depend on it.
         backgrounds: photographs, one of which stands behind half of the scenes. They never move.
         textures: photographs whose light and dark becomes the grain of some surfaces of a scene.
 
