@@ -100,3 +100,13 @@ def long_videos(tmp_path_factory) -> Path:
     write_video(folder / "shots.mp4", torch.cat([swaying(30, 10), swaying(115, 10, seed=5)]), 10)
     write_video(folder / "short.mp4", swaying(20, 10, seed=1), 10)
     return folder
+
+
+@pytest.fixture
+def deterministic():
+    """Run a test under torch.use_deterministic_algorithms."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
