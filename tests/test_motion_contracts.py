@@ -349,6 +349,6 @@ def test_the_table_says_that_it_measures_motion_before_it_is_calmed(scene_set, t
     flags += ["--samples", "1", "--clips", "1", "--nearest", "1", "--out", str(tmp_path / "out")]
     assert evaluate.main(["motion", *flags]) == 0
     said = [line for line in Path(tmp_path / "out/results.md").read_text().splitlines() if "as it is sampled" in line]
-    assert len(said) == 1 and f"calm theirs to {AMPLITUDE_LIMIT_PX:g} px" in said[0]
+    assert len(said) == 1 and f"limit its amplitude to {AMPLITUDE_LIMIT_PX:g} px" in said[0]
     model = json.loads((tmp_path / "out/results.json").read_text())
     assert "motion_px" in json.dumps(model)

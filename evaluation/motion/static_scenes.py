@@ -34,7 +34,7 @@ SHEET_SIZE = (160, 256)
 def make_table(
     *,
     scenes: int,
-    pictures: list[Crop],
+    images: list[Crop],
     samples: int,
     checkpoint: Path | None,
     seed: int,
@@ -54,13 +54,13 @@ def make_table(
     check_steps(sampling["steps"])
     check_precision(sampling["precision"], place)
     first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
-    images = [(crop.path.stem, "photograph", read_crop(crop)) for crop in pictures]
-    images += [(f"scene {n}", "rendered", make_scene(n, kind="still").picture()) for n in range(first, first + scenes)]
+    sources = [(crop.path.stem, "photograph", read_crop(crop)) for crop in images]
+    sources += [(f"scene {n}", "rendered", make_scene(n, kind="still").picture()) for n in range(first, first + scenes)]
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
 
     # Predict and measure
     rows, cells = [], []
-    for name, origin, image in tqdm(images, unit="image", disable=None, dynamic_ncols=True):
+    for name, origin, image in tqdm(sources, unit="image", disable=None, dynamic_ncols=True):
         grid = motion_grid_size(*image.shape[-2:])
         spectra = pipeline(resize_maps(image, grid)[None], num_samples=samples, seed=seed, **sampling)[0]
         motion = mean_displacement(spectra.float().cpu())  # (M, 1, h, w)
@@ -92,7 +92,7 @@ def read_crop(crop: Crop) -> Tensor:
     part = image[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
     if min(part.shape[-2:]) < 32:
         size = f"{part.shape[-1]} x {part.shape[-2]} px"
-        raise EvaluationError(f"pictures {crop.path}: the part has {size}; right: sides of at least 32 px")
+        raise EvaluationError(f"images {crop.path}: the part has {size}; right: sides of at least 32 px")
     return part
 
 
