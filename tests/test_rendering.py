@@ -180,7 +180,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch) -> None:
 
     monkeypatch.setattr(model.decoder, "compile", lambda **k: setattr(model.decoder, "_compiled_call_impl", fail))
     with pytest.raises(
-        RenderingError, match="--compile: torch.compile failed .no compiler found.; right: leave it out"
+        RenderingError, match="compiled: torch.compile failed .no compiler found.; right: leave it out"
     ):
         list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, compiled=True))
     assert model.decoder._compiled_call_impl is None
