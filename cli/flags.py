@@ -102,3 +102,5 @@ def check_renderer_flags(args: Arguments) -> None:
     """Refuse flags that would do nothing."""
     if args.perceptual_weights is None:
         refuse_flags(args, ["--perceptual-network"], "belongs to --perceptual-weights FILE; right: both, or neither")
+    if args.encoder == "pyramid":
+        refuse_flags(args, ["--encoder-weights"], "--encoder pyramid takes none; right: --encoder resnet34")
