@@ -15,11 +15,10 @@ import shlex
 import sys
 
 from benchmarks import flags
-from cli.parser import Parser, check_precision, check_writable, choose_device
+from cli.parser import Parser, check_writable
 from cli.run import command, run
 
 BENCHMARKS = ("animate", "motion", "render", "splatting", "data", "page")
-# Of those that compute on a device.
 
 
 def make_parser() -> Parser:
@@ -38,13 +37,17 @@ def main(argv: list[str] | None = None) -> int:
     what, out = options.pop("what"), options.pop("out")
     command_line = shlex.join(["benchmark.py", *map(str, sys.argv[1:] if argv is None else argv)])
 
+    from data.result_tables import write_results
+    from models.device import check_precision, choose_device
+
     # Early checks
     check_writable(out / "results.json")
+
     if "device" in options:
+        from models.device import check_precision, choose_device
+
         options["device"] = choose_device(options["device"])
         check_precision(options.get("precision", "no"), options["device"])
-
-    from data.result_tables import write_results
 
     rows, notes = importlib.import_module(f"benchmarks.{what}").make_table(**options)
     print(write_results(out, rows, title=f"benchmark {what}", notes=[*notes, f"command: {command_line}"]))

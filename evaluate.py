@@ -18,7 +18,7 @@ import shlex
 import sys
 
 from cli.parser import Parser
-from cli.run import command, run
+from cli.run import EXIT_SKIPPED, command, run
 from evaluation import flags
 
 # Name of the table, its flags, and the module whose make_table measures and writes it.
@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
         check(args)
     options["command"] = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
     module = next(module for name, _, module in TABLES if name == table)
-    return importlib.import_module(module).make_table(**options)
+    complete = importlib.import_module(module).make_table(**options)
+    return 0 if complete else EXIT_SKIPPED
 
 
 if __name__ == "__main__":

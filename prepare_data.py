@@ -20,6 +20,7 @@ from cli.parser import (
     non_negative_int,
     positive_float,
     positive_int,
+    refuse_flags,
     size_px,
 )
 from cli.run import EXIT_SKIPPED, command, run
@@ -73,8 +74,7 @@ def _parser() -> Parser:
     select = kinds.add_parser("select", help="make a set of some clips of another, such as the calm ones")
     select.add_argument("set", type=Path, metavar="SET", help="the set to choose from")
     add = select.add_argument_group("choice").add_argument
-    largest = "largest mean displacement of a clip, at 256x160"
-    add("--max-mean-px", type=positive_float, metavar="PX", help=largest)
+    add("--max-mean-px", type=positive_float, metavar="PX", help="largest mean displacement, at 256x160")
     add("--min-confidence", type=fraction, metavar="FRACTION", help="least mean confidence, 0 to 1")
     add("--only", action="append", default=[], metavar="PATTERN", help="ids, with * and ?; may be repeated")
     add_shared_flags(select, "out")
@@ -157,9 +157,11 @@ def _flow_settings(args: Any) -> dict[str, Any]:
     """Return what the flow depends on beside its method; fail now when the method cannot run."""
     import torch
 
-    from cli.parser import choose_device
     from data.optical_flow import FLOW_VERSION, FlowError, estimate_flow, weights_digest
+    from models.device import choose_device
 
+    if args.method != "raft":
+        refuse_flags(args, ["--raft-weights"], "belongs to --method raft; right: both, or neither")
     choose_device(args.device)
     image = torch.zeros(3, 64, 64)
     try:
@@ -191,8 +193,7 @@ def _dry_run(jobs: list[Any], workers: int, skipped: bool) -> int:
 def _report(clip_set: Any) -> None:
     from data.set_report import describe_set, write_contact_sheet
 
-    sheet = write_contact_sheet(clip_set)
-    print("\n".join(describe_set(clip_set)) + f", contact sheet {sheet or 'none'}")
+    print("\n".join(describe_set(clip_set)) + f", contact sheet {write_contact_sheet(clip_set) or 'none'}")
 
 
 if __name__ == "__main__":

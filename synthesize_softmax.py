@@ -1,17 +1,22 @@
-"""Render a picture along a motion file with softmax splatting: picture + motion -> OUTDIR/softmax_result.mp4."""
+"""Render an image along a motion file with softmax splatting: image + motion -> OUTDIR/softmax_result.mp4."""
 
 from __future__ import annotations
 
 import sys
 
-from animation.synthesis import synthesize
+from animation.flags import parse_synthesis, synthesis_options
 from cli.run import command, run
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Render one video; returns the exit code."""
-    return synthesize("softmax", __doc__, argv)
+    args = parse_synthesis(__doc__, argv)
+
+    from animation.rendering import synthesize
+
+    synthesize("softmax", **synthesis_options(args))
+    return 0
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from cli.flags import add_renderer_flags
+from cli.flags import add_renderer_flags, check_renderer_flags
 from cli.parser import Parser, UsageError, positive_float, refuse_flags
 from cli.run import command, run
 
@@ -34,6 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--weighting", choices=("exp", "gaussian"), default="exp", help=weighting)
     add_renderer_flags(parser)
     args = parser.parse_args(argv)
+    check_renderer_flags(args)
     if args.weighting == "gaussian":
         footprint = ("--sigma", "--learn-sigma", "--ewa", "--no-ewa")
         refuse_flags(args, footprint, "--weighting gaussian has no sigma; right: --weighting exp")

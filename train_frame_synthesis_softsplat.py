@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from cli.flags import add_renderer_flags
+from cli.flags import add_renderer_flags, check_renderer_flags
 from cli.parser import Parser
 from cli.run import command, run
 
@@ -21,6 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--scales", type=int, choices=(1, 2, 3), metavar="N", help=scales)
     add_renderer_flags(parser)
     args = parser.parse_args(argv)
+    check_renderer_flags(args)
 
     from training.frame_synthesis import train_renderer
 

@@ -111,7 +111,7 @@ def make_models(args: argparse.Namespace) -> tuple[MotionVAE, FrequencyUNet, Sch
         unet.enable_gradient_checkpointing()
     schedule = DDPMScheduler(prediction_type=args.prediction, clip_sample=False)
     try:
-        unet.set_stage("picture" if args.stage == "image-encoder" else args.stage)
+        unet.set_stage(args.stage)
     except ValueError as error:
         raise UsageError(f"--stage {args.stage}: {error}") from error
     try:

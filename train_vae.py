@@ -48,7 +48,7 @@ def make_model(args: argparse.Namespace, normalisation: Normalisation) -> Motion
     statistics["motion_adaptive"] = normalisation.adaptive
     try:
         if args.init_vq:
-            model = MotionVAE.from_picture_vq(args.init_vq, **statistics)
+            model = MotionVAE.from_image_vq(args.init_vq, **statistics)
         else:
             model = MotionVAE(**vae_preset(args.preset, args.downsample_factor), **statistics)
     except (OSError, ValueError) as error:
@@ -58,8 +58,9 @@ def make_model(args: argparse.Namespace, normalisation: Normalisation) -> Motion
     if args.crop[0] > args.grid[0] or args.crop[1] > args.grid[1]:
         raise UsageError(f"--crop {args.crop[1]}x{args.crop[0]}: right: at most --grid {args.grid[1]}x{args.grid[0]}")
     for flag, size in (("--crop", args.crop), ("--grid", args.grid)):
-        if any(side % model.factor for side in size):
-            raise UsageError(f"{flag} {size[1]}x{size[0]}: right: sides that are multiples of {model.factor} px")
+        if any(side % model.downsample_factor for side in size):
+            right = f"sides that are multiples of {model.downsample_factor} px"
+            raise UsageError(f"{flag} {size[1]}x{size[0]}: right: {right}")
     return model
 
 
@@ -102,7 +103,8 @@ def main(argv: list[str] | None = None) -> int:
     torch.manual_seed(args.seed)
     model = make_model(args, normalisation).to(memory_format=torch.channels_last)
     parameters = model.num_parameters() / 1e6
-    logger.info("%s VAE, %.2f M parameters, f = %d, %d clips", args.preset, parameters, model.factor, len(motions))
+    factor = model.downsample_factor
+    logger.info("%s VAE, %.2f M parameters, f = %d, %d clips", args.preset, parameters, factor, len(motions))
     if args.dry_run:
         logger.info("dry run: would train %d steps of %d x %d slices", options.steps, options.batch_size, args.slices)
         return 0
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None) -> int:
     # An image VQ model's codebook lies behind a detach, so some of its parameters go without gradient.
     options = dataclasses.replace(options, find_unused_parameters=bool(args.init_vq))
     slices = motion_vae.SliceDataset(motions, normalisation, args.slices, args.crop)
-    latent_shape = (model.latent_channels, args.crop[0] // model.factor, args.crop[1] // model.factor)
+    latent_shape = (model.latent_channels, args.crop[0] // factor, args.crop[1] // factor)
     loss, validate = partial(motion_vae.vae_loss, latent_shape=latent_shape), None
     if test_sets:
         validation = items(test_sets, split="test", augment=False)

@@ -1,16 +1,19 @@
-"""Flags of sampling, playback and rendering."""
+"""Flags of sampling, playback, rendering and interaction, their checks, and the plain options that they give."""
 
 from __future__ import annotations
 
 import argparse
+import math
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
+from animation.options import DEFAULT_SIZE_PX, PlaybackOptions
+from cli.flags import add_shared_flags
 from cli.parser import (
     Arguments,
     Parser,
     UsageError,
-    check_precision,
-    choose_device,
     non_negative_float,
     non_negative_int,
     positive_float,
@@ -18,73 +21,85 @@ from cli.parser import (
     refuse_flags,
 )
 
-# Long side of a video by default, and of the picture that motion is predicted from whatever the video's size: the same
-# seed then moves a small and a large video alike, and no picture is ever held at full size.
-DEFAULT_SIZE_PX = 512
-
-
-# Below, the overlap is most of a tile.
+# With smaller tiles the overlap would be most of a tile.
 SMALLEST_TILE_PX = 32
-
-
 FORMATS = ("mp4", "gif", "webm", "frames")
+SPLATS = ("softmax", "gaussian")
+SAMPLER_NAMES = ("dpm", "ddim", "unipc")
+# Bounds of the default schedule's 1000 training steps; the samplers need two to interpolate between.
+FEWEST_STEPS, MOST_STEPS = 2, 1000
+DEFAULT_DAMPING = 0.08  # that of motion.modal
+SECONDS_AFTER = 4.0  # of a video, after its last interaction
+# Flags of no use where no motion is predicted, and of loops and videos of interactions alone.
+PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--seed")
+LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")
+VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--wind", "--splat", "--preview")
+
+
+# ------------------------------------------------------------------------------------------------ playback
 
 
 def add_playback_flags(parser: Parser) -> None:
     """Add the group that animate.py and synthesize_*.py have in common."""
-    group = parser.add_argument_group("playback")
-    add = group.add_argument
+    add = parser.add_argument_group("playback").add_argument
     add("--seconds", type=positive_float, metavar="S", help="length of the video; default: one period, 5 s")
     add("--fps", type=positive_float, default=30.0, metavar="HZ", help="frames a second, at unchanged speed")
     add("--loop", action="store_true", help="whole periods nearest to the length, no drift; the speed is adjusted")
     add("--slow", type=positive_float, default=1.0, metavar="X", help="stretch the period, not the length")
-    add("--magnify", type=float, default=1.0, metavar="X", help="scale the motion (predicted: that of a breeze)")
-    add("--mask", type=Path, metavar="PNG", help="where to move: white moves, black stays; at the picture's aspect")
-    add(
-        "--drift", action=argparse.BooleanOptionalAction, help="motion that does not swing back; default: unless --loop"
-    )
+    add("--magnify", type=float, default=1.0, metavar="X", help="scale the motion (predicted: that of a light wind)")
+    add("--mask", type=Path, metavar="PNG", help="where to move: white moves, black stays; at the image's aspect")
+    drift = "motion that does not swing back; default: unless --loop"
+    add("--drift", action=argparse.BooleanOptionalAction, help=drift)
     add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side; never enlarged")
-    add("--format", choices=FORMATS, help="default: what the output's name says, else mp4")
+    add("--format", choices=FORMATS, help="default: by the output's name, else mp4")
     add("--preview", action="store_true", help="render in image space, without the network")
     add("--batch-size", type=positive_int, metavar="N", help="frames rendered together; default: by size and device")
-    tile = "decode large pictures in tiles of this side, 0 = never; default: by size and memory"
+    tile = "decode large images in tiles of this side, 0 = never; default: by size and memory"
     add("--tile", type=non_negative_int, metavar="PX", help=tile)
-    add("--compile", action="store_true", help="torch.compile the decoder: about a minute first, for long videos")
-
-
-def check_tile(tile: int | None) -> int | None:
-    """Return --tile; UsageError where tiles would be nearly all overlap."""
-    if tile and tile < SMALLEST_TILE_PX:
-        raise UsageError(f"--tile {tile}: right: 0 for never, or at least {SMALLEST_TILE_PX} px")
-    return tile
+    compiled = "torch.compile the decoder: about a minute first, for long videos"
+    add("--compile", dest="compiled", action="store_true", help=compiled)
 
 
 def check_playback_flags(args: Arguments) -> None:
     """Raise UsageError for combinations that contradict each other, before anything is loaded."""
-    import math
-
     if args.loop and args.drift:
         raise UsageError("--drift: a loop has none; right: --loop alone, or --drift without --loop")
     if not math.isfinite(args.magnify):
         raise UsageError(f"--magnify {args.magnify}: right: a finite number")
     if args.size < 16:
         raise UsageError(f"--size {args.size}: right: at least 16 px")
-    check_tile(args.tile)
+    if args.tile and args.tile < SMALLEST_TILE_PX:
+        raise UsageError(f"--tile {args.tile}: right: 0 for never, or at least {SMALLEST_TILE_PX} px")
     if args.preview:
         refuse_flags(args, ("--tile", "--compile"), "belongs to the network; right: this or --preview")
 
 
-SAMPLER_NAMES = ("dpm", "ddim", "unipc")
+def playback_options(args: Arguments) -> PlaybackOptions:
+    """Return the playback that the flags ask for."""
+    return PlaybackOptions(**{field.name: getattr(args, field.name) for field in fields(PlaybackOptions)})
 
 
-# Bounds of the default schedule's 1000 training steps; one step has nothing to interpolate between.
-FEWEST_STEPS, MOST_STEPS = 2, 1000
+def rendering_options(args: Arguments) -> dict[str, Any]:
+    """Return the arguments of `models.rendering.render_frames` that the flags give; the device is checked."""
+    device, precision = checked_device(args)
+    names = [name for name in ("batch_size", "tile", "compiled") if name in args]
+    return {"device": device, "precision": precision, **{name: getattr(args, name) for name in names}}
+
+
+def checked_device(args: Arguments) -> tuple[Any, str]:
+    """Return the torch device and the precision of the flags; ArgumentError where the machine lacks them."""
+    from models.device import check_precision, choose_device
+
+    device = choose_device(args.device)
+    return device, check_precision(args.precision, device)
+
+
+# ------------------------------------------------------------------------------------------------ sampling
 
 
 def add_sampling_flags(parser: Parser) -> None:
-    """Add the group that animate.py and generate_motion.py have in common."""
-    group = parser.add_argument_group("motion")
-    add = group.add_argument
+    """Add the group of all scripts that predict motion."""
+    add = parser.add_argument_group("motion").add_argument
     add("--sampler", choices=SAMPLER_NAMES, default="dpm", help="DPM-Solver++, DDIM (the paper's), UniPC")
     add("--steps", type=positive_int, metavar="N", help="network calls; default: 20, DDIM 250")
     add("--guidance", type=non_negative_float, metavar="W", default=0.0, help="classifier-free guidance; 0 = none")
@@ -96,12 +111,9 @@ def add_loop_flags(parser: Parser) -> None:
     group = parser.add_argument_group("loops of any length", "at unchanged speed; a whole period needs none of this")
     add = group.add_argument
     add("--loop-seconds", type=positive_float, metavar="S", help="predict motion that is back at its start after S")
-    add(
-        "--loop-guidance",
-        choices=("closing", "projection", "gradient"),
-        default="projection",
-        help="closing: only the finished motion is projected; projection: each step's too; gradient: the paper's",
-    )
+    methods = "closing: only the sampled motion is projected; projection: each step's too; gradient: the paper's"
+    choices = ("closing", "projection", "gradient")
+    add("--loop-guidance", choices=choices, default="projection", help=methods)
     add("--loop-weight", type=non_negative_float, metavar="U", default=200.0, help="of the gradient")
     add("--loop-recurrences", type=positive_int, metavar="N", default=1, help="how often a step is taken; paper: 2")
 
@@ -113,7 +125,136 @@ def check_steps(steps: int | None) -> int | None:
     return steps
 
 
-def sampling_options(args: argparse.Namespace) -> dict:
-    """Return the arguments of `MotionPipeline.predict` that the flags give; UsageError where one is out of range."""
+def sampling_options(args: Arguments) -> dict[str, Any]:
+    """Return the arguments of `MotionPipeline.predict` that the flags give; an error where one is out of range."""
     options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
-    return options | {"precision": check_precision(args.precision, choose_device(args.device))}
+    return options | {"precision": checked_device(args)[1]}
+
+
+def loop_options(args: Arguments) -> dict[str, Any]:
+    """Return the arguments of `animation.sampling.loop_guidance` that the flags give.
+
+    Raises:
+        UsageError: flags that the others leave without effect.
+    """
+    if args.loop_seconds is None:
+        refuse_flags(args, LOOP_FLAGS, "belongs to --loop-seconds S; right: both, or neither")
+    if args.loop_guidance != "gradient":
+        refuse_flags(args, ["--loop-weight"], "is of the gradient; right: --loop-guidance gradient beside it")
+    if args.loop_guidance == "closing":
+        refuse_flags(args, ["--loop-recurrences"], "--loop-guidance closing takes no steps; right: one of the two")
+    options = {"loop_seconds": args.loop_seconds, "method": args.loop_guidance}
+    return options | {"weight": args.loop_weight, "recurrences": args.loop_recurrences}
+
+
+# ------------------------------------------------------------------------------------------------ synthesis
+
+
+def parse_synthesis(description: str, argv: list[str] | None) -> Arguments:
+    """Parse and check the command line of synthesize_*.py."""
+    parser = Parser(description=description)
+    add = parser.add_argument_group("input and output").add_argument
+    add("--image", type=Path, required=True, metavar="IMAGE", help="the photograph")
+    add("--motion", "--flow", type=Path, required=True, metavar="FILE.npz", help="its motion file, or a plain flow")
+    add("--outdir", "--out", type=Path, default=Path("outputs"), metavar="DIR", help="where to write")
+    add("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
+    add_playback_flags(parser)
+    add_shared_flags(parser, "device", "precision")
+    args = parser.parse_args(argv)
+    check_playback_flags(args)
+    if args.preview:
+        refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
+    return args
+
+
+def synthesis_options(args: Arguments) -> dict[str, Any]:
+    """Return the arguments of `animation.rendering.synthesize` that the flags give."""
+    names = ("image", "motion", "outdir", "checkpoint", "mask", "size", "preview")
+    options = {name: getattr(args, name) for name in names} | {"video_format": args.format or "mp4"}
+    return options | {"playback": playback_options(args), "rendering": rendering_options(args)}
+
+
+# ------------------------------------------------------------------------------------------------ interaction
+
+
+@dataclass(frozen=True)
+class InteractionFlag:
+    """A --poke in px of the image file: the point (x, y) is drawn by (dx, dy), from `start_s` on."""
+
+    text: str
+    x: float
+    y: float
+    dx: float
+    dy: float
+    start_s: float
+
+    @classmethod
+    def parse(cls, text: str) -> InteractionFlag:
+        """Parse X,Y,DX,DY@SECONDS."""
+        numbers, _, start = text.partition("@")
+        try:
+            values = [float(number) for number in (*numbers.split(","), start or 0)]
+            interaction = cls(text, *values)
+        except (ValueError, TypeError):
+            interaction = None
+        if interaction is None or not all(map(math.isfinite, values)) or interaction.start_s < 0:
+            raise argparse.ArgumentTypeError(f"{text}: right: X,Y,DX,DY@SECONDS, such as 300,200,40,-10@0.5")
+        return interaction
+
+
+def add_interaction_flags(parser: Parser) -> None:
+    """Add the group of flags that make a video in place of a page."""
+    group = parser.add_argument_group("video of interactions", "the page's simulation, by the neural renderer")
+    add = group.add_argument
+    add("--video", type=Path, metavar="OUT.mp4", help="write this video, and no page")
+    poke = "drag the point X,Y by DX,DY at a time and let go 0.4 s later; px of the image file; may be repeated"
+    add("--poke", type=InteractionFlag.parse, nargs="+", action="extend", default=[], metavar="X,Y,DX,DY@S", help=poke)
+    add("--seconds", type=positive_float, metavar="S", help="length; default: to 4 s after the last --poke")
+    add("--fps", type=positive_float, default=30.0, metavar="N", help="frames a second")
+    add("--damping", type=positive_float, default=DEFAULT_DAMPING, metavar="XI", help="of all modes, 1 is critical")
+    add("--wind", type=non_negative_float, default=0.0, metavar="X", help="1: as far as the predicted motion")
+    add("--splat", choices=SPLATS, default="softmax", help="how pixels are carried")
+    add("--preview", action="store_true", help="in image space, without the network")
+
+
+def check_interactions(interactions: list[InteractionFlag], height: int, width: int) -> None:
+    """Raise UsageError for an interaction outside an image of this size."""
+    for one in interactions:
+        if not (0 <= one.x < width and 0 <= one.y < height):
+            raise UsageError(f"--poke {one.text}: outside the image, which has {width} x {height} px")
+
+
+def check_interaction_flags(args: Arguments) -> None:
+    """Check the flags before anything is loaded.
+
+    Raises:
+        UsageError, MediaError: one line that names the flag.
+    """
+    if args.motion:
+        refuse_flags(args, PREDICTION_FLAGS, "--motion is there already, none is predicted; right: one of them")
+    if args.motion and (args.video is None or args.preview):
+        refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --motion for a page or a preview")
+    if args.video is None:
+        refuse_flags(args, VIDEO_FLAGS, "belongs to a video; right: --video OUT.mp4 beside it")
+        if args.motion:
+            refuse_flags(args, ["--device"], "a page is made of --motion without it")
+        return
+    if not args.poke and not args.wind:
+        raise UsageError("--video: nothing would move; right: --poke X,Y,DX,DY@S, or --wind 1")
+    if args.out:
+        raise UsageError("--out: is the page's; right: --video OUT.mp4 alone, or --out PAGE.html alone")
+
+    from data.video_writer import check_video, fps_limits
+    from motion.looping import MAX_FRAMES
+
+    lowest, highest = fps_limits(check_video(args.video, fps=min(args.fps, 30.0)))
+    if not lowest <= args.fps <= highest:
+        raise UsageError(f"--fps {args.fps:g}: right: {lowest:g} to {highest:g} for {args.video.suffix or 'frames'}")
+    if not 1 <= num_frames(args) <= MAX_FRAMES:
+        raise UsageError(f"--seconds, --fps: {num_frames(args)} frames; right: 1 to {MAX_FRAMES}")
+
+
+def num_frames(args: Arguments) -> int:
+    """Return the number of frames of the video of interactions."""
+    last = max((one.start_s for one in args.poke), default=0.0)
+    return round((args.seconds or last + SECONDS_AFTER) * args.fps)

@@ -1,19 +1,25 @@
-"""The page one can poke, as one HTML file: the modes of a motion, the picture, and the scripts of web/."""
+"""The interactive page as one HTML file: the modes of a motion, the image, and the scripts of web/."""
 
 from __future__ import annotations
 
+import base64
 import html
 import json
 import logging
 import re
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
-    from motion.modal import Modes
-    from motion.motion_file import Motion
+from data.files import write_text
+from data.media import encode_jpeg, encode_webp_loop
+from models.rendering import render_frames
+from motion import modal
+from motion.flow import motion_grid_size, resize_maps, resize_spectrum
+from motion.looping import plan_playback
+from motion.modal import Modes
+from motion.motion_file import Motion, MotionFileError
 
 logger = logging.getLogger(__name__)
 
@@ -24,27 +30,22 @@ SHADERS = ("displace_vertex", "displace_fragment", "draw_vertex", "draw_fragment
 LOOP_SIZE_PX, LOOP_FPS = 320, 10.0
 # A motion file's period may be of any length; one that is longer is shown faster.
 LOOP_LONGEST_S = 10.0
-# The shader holds a coordinate for every mode; WebGL2 promises room for a good 200.
+# The shader holds a coordinate for every mode; WebGL2 guarantees room for about 200.
 MOST_MODES = 128
 # A motion grid finer than this makes a page of tens of megabytes that moves no better.
 LARGEST_GRID_PX = 4 * 256 * 160
 
 
 def page_modes(motion: Motion, name: str) -> Modes:
-    """Return the modes of a motion as the page swings them: not finer than it can show, still where hardly moving.
+    """Return the modes of a motion for the page: no finer than it can show, static where hardly moving.
 
     Raises:
         MotionFileError: a plain flow, or a spectrum of the drift alone.
     """
-    from motion.flow import motion_grid_size, resize_spectrum
-    from motion.modal import Modes
-    from motion.motion_file import MotionFileError
-
     if motion.spectrum is None or len(motion.spectrum) < 2:
         held = "a plain flow" if motion.spectrum is None else "a spectrum of one bin"
-        raise MotionFileError(
-            f"{name}: holds {held}, which has no modes to swing; right: a motion file of generate_motion.py"
-        )
+        right = "a motion file of generate_motion.py"
+        raise MotionFileError(f"{name}: holds {held}, which has no modes to swing; right: {right}")
     spectrum = motion.spectrum
     if len(spectrum) > MOST_MODES + 1:
         logger.info("%s: the first %d of %d modes are used", name, MOST_MODES, len(spectrum) - 1)
@@ -62,16 +63,10 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
 
     Args:
         image: (3, H, W) in [0, 1].
-        modes: on the motion grid of the same picture.
-        motion: what the modes are of; browsers without WebGL 2 show a loop of it.
-        title: shown by the browser, and read out to those who do not see the picture.
+        modes: on the motion grid of the same image.
+        title: shown by the browser and read out by screen readers.
+        motion: of these modes; browsers without WebGL 2 show a loop of it.
     """
-    import base64
-    import zlib
-
-    from data.media import encode_jpeg
-    from motion import modal
-
     codes, scale = modal.quantise(modes)
     height, width = modes.size
     description = {
@@ -104,8 +99,15 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
     return fill_template(read_source("page.html"), values)
 
 
+def write_page(path: Path, image: torch.Tensor, modes: Modes, title: str, motion: Motion) -> None:
+    """Write the page of `build_page` to a file."""
+    page = build_page(image, modes, title, motion)
+    write_text(path, page)
+    logger.info("%s: %.1f MB, %d modes; open it in a browser", path, len(page) / 1e6, len(modes.shapes))
+
+
 def differences(codes: torch.Tensor) -> torch.Tensor:
-    """Return uint8 maps (..., H, W) less their neighbours, modulo 256: left, then above. Half as large when deflated.
+    """Return uint8 maps (..., H, W) minus their neighbours, modulo 256: left, then above. Half as large when deflated.
 
     The page sums them up again (`Modal.sums` in web/simulation.js).
     """
@@ -117,16 +119,9 @@ def differences(codes: torch.Tensor) -> torch.Tensor:
 
 
 def encode_loop(image: torch.Tensor, motion: Motion) -> bytes:
-    """Render one period of a motion (as it was predicted, not poked) in image space, as a small looping WebP."""
-    import torch
-
-    from data.media import encode_webp_loop
-    from models.rendering import render_frames
-    from motion.flow import resize_maps
-    from motion.looping import plan_playback
-
-    share = min(1.0, LOOP_SIZE_PX / max(image.shape[-2:]))
-    small = resize_maps(image, tuple(max(16, round(side * share)) for side in image.shape[-2:]))
+    """Render one period of a motion, without interaction, in image space, as a small looping WebP."""
+    scale = min(1.0, LOOP_SIZE_PX / max(image.shape[-2:]))
+    small = resize_maps(image, tuple(max(16, round(side * scale)) for side in image.shape[-2:]))
     seconds = min(max(motion.period_s, 2 / LOOP_FPS), LOOP_LONGEST_S)
     playback = plan_playback(seconds=seconds, fps=LOOP_FPS, period_s=seconds, loop=True)
     frames = torch.cat(list(render_frames(small, motion.without_drift(), playback)))
@@ -134,12 +129,12 @@ def encode_loop(image: torch.Tensor, motion: Motion) -> bytes:
 
 
 def inline_json(value: dict) -> str:
-    """Write JSON for the inside of a <script>, which only a "<" could end."""
+    """Write JSON for the inside of a <script>; only a "<" could end it."""
     return json.dumps(value).replace("<", "\\u003c")
 
 
 def fill_template(template: str, values: dict[str, str]) -> str:
-    """Replace every {{NAME}} in one pass, so that what is put in is never itself looked at; all names must be used."""
+    """Replace every {{NAME}} in one pass, so that values are never searched for names; all names must be used."""
     used = set(re.findall(r"\{\{([A-Z_]+)\}\}", template))
     if used != set(values):
         raise ValueError(f"template: expected the names {sorted(values)}, got {sorted(used)}")

@@ -1,82 +1,52 @@
-"""What the scripts that predict motion share: the sampler's flags and loading the trained pipeline."""
+"""Load the trained pipeline, and guide it to a loop of a given length."""
 
 from __future__ import annotations
 
-import argparse
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from cli.parser import (
-    Arguments,
-    UsageError,
-    choose_device,
-    refuse_flags,
-)
+import torch
 
-if TYPE_CHECKING:
-    from models.motion_pipeline import MotionPipeline
-    from models.self_guidance import LoopGuidance
+from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import ArgumentError
+from models.motion_pipeline import MotionPipeline
+from models.self_guidance import LoopGuidance
+from motion.looping import MAX_FRAMES
+from motion.spectrum import FPS, PERIOD_S
 
 FEWEST_LOOP_FRAMES = 2
-# Flags of no use where no motion is predicted.
-PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--seed")
-LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")
 
 
-def check_loop_guidance(args: Arguments) -> None:
-    """Raise UsageError for flags of `add_loop_flags` that the others leave without effect."""
-    if args.loop_seconds is None:
-        refuse_flags(args, LOOP_FLAGS, "belongs to --loop-seconds S; right: both, or neither")
-    if args.loop_guidance != "gradient":
-        refuse_flags(args, ["--loop-weight"], "is of the gradient; right: --loop-guidance gradient beside it")
-    if args.loop_guidance == "closing":
-        refuse_flags(args, ["--loop-recurrences"], "--loop-guidance closing takes no steps; right: one of the two")
+def load_pipeline(checkpoint: Path | None, device: torch.device | str) -> MotionPipeline:
+    """Load a checkpoint folder (None: the default one) onto a device; CheckpointError when it cannot be used."""
+    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT)
+    pipeline.to(device)
+    return pipeline
 
 
-def loop_guidance(
-    args: argparse.Namespace, *, period_s: float | None = None, fps: float | None = None, slow: float = 1.0
-) -> LoopGuidance | None:
-    """Return what --loop-seconds asks for, None without it.
+def loop_phase(loop_seconds: float, *, period_s: float = PERIOD_S, fps: float = FPS, slow: float = 1.0) -> float:
+    """Return which part of the period a loop of `loop_seconds` is, in whole frames.
 
     Args:
-        args: the flags of `add_loop_flags`.
-        period_s: T of the model, seconds; None: the usual one.
-        fps: of the video that is to loop after a whole number of its frames; None: of the motion.
+        loop_seconds: length of the loop.
+        period_s: T of the model, seconds.
+        fps: of the video, which loops after a whole number of its frames.
         slow: how much slower it plays.
 
     Raises:
-        UsageError: --loop-seconds of less than two frames, or of a day.
+        ArgumentError: less than two frames, or more than a video may have.
     """
-    if args.loop_seconds is None:
-        return None
-
-    from models.self_guidance import LoopGuidance
-
-    phase = loop_phase(args.loop_seconds, period_s=period_s, fps=fps, slow=slow)
-    options = {"weight": args.loop_weight, "recurrences": args.loop_recurrences}
-    if args.loop_guidance == "gradient":
-        options["highest_noise"] = float("inf")  # all steps, as in the paper
-    return LoopGuidance(phase, method=args.loop_guidance, **options)
-
-
-def loop_phase(seconds: float, *, period_s: float | None = None, fps: float | None = None, slow: float = 1.0) -> float:
-    """Return which part of the period a loop of `seconds` is, in whole frames; UsageError for none or too many."""
-    from motion.looping import MAX_FRAMES
-    from motion.spectrum import FPS, PERIOD_S
-
-    fps, period_s = fps or FPS, (period_s or PERIOD_S) * slow
-    if not FEWEST_LOOP_FRAMES <= round(min(seconds * fps, 2 * MAX_FRAMES)) <= MAX_FRAMES:
+    if not FEWEST_LOOP_FRAMES <= round(min(loop_seconds * fps, 2 * MAX_FRAMES)) <= MAX_FRAMES:
         right = f"{FEWEST_LOOP_FRAMES / fps:.3g} to {MAX_FRAMES / fps:.6g} s at {fps:g} frames/s"
-        raise UsageError(f"--loop-seconds {seconds:g}: right: {right}")
-    return round(seconds * fps) / fps / period_s
+        raise ArgumentError(f"loop_seconds {loop_seconds:g}: right: {right}")
+    return round(loop_seconds * fps) / fps / (period_s * slow)
 
 
-def load_pipeline(args: argparse.Namespace) -> MotionPipeline:
-    """Load the pipeline of --checkpoint onto --device; CheckpointError or UsageError in one line."""
-    device = choose_device(args.device)
-
-    from models.checkpoints import DEFAULT_CHECKPOINT
-    from models.motion_pipeline import MotionPipeline
-
-    pipeline = MotionPipeline.load(args.checkpoint or DEFAULT_CHECKPOINT)
-    pipeline.to(device)
-    return pipeline
+def loop_guidance(
+    loop_seconds: float | None, *, method: str, weight: float, recurrences: int, **timing: float
+) -> LoopGuidance | None:
+    """Return the guidance to a loop of `loop_seconds`, None without; `timing`: period_s, fps, slow of `loop_phase`."""
+    if loop_seconds is None:
+        return None
+    options = {"highest_noise": float("inf")} if method == "gradient" else {}  # all steps, as in the paper
+    phase = loop_phase(loop_seconds, **timing)
+    return LoopGuidance(phase, method=method, weight=weight, recurrences=recurrences, **options)

@@ -39,7 +39,7 @@ def make_table(
     playback = plan_playback(seconds=frames / 30, fps=30)
     renderers = {operator: load_renderer(checkpoint, operator) for operator in ("softmax", "gaussian")}
     began = time.perf_counter()
-    pipeline = MotionPipeline.load(checkpoint).to(device)
+    pipeline = MotionPipeline.from_pretrained(checkpoint).to(device)
     rows: list[dict[str, Any]] = [{"row": "load the checkpoint", "seconds": time.perf_counter() - began}]
 
     predict = partial(pipeline.predict, source, seed=seed, steps=steps, precision=precision)

@@ -35,6 +35,7 @@ def measure(
         {name: {"seconds" (the median), "min_s", "max_s", "peak_memory_mb"}}.
     """
     memory: dict[str, float | None] = {}
+    gc.collect()
     for name, work in works.items():
         try:
             work()
@@ -97,7 +98,6 @@ def _reset_peak_memory() -> bool:
     """Give freed memory back to the system, and let the peak count from here on; False where it cannot (not Linux)."""
     if sys.platform != "linux":
         return False
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
     if trim is not None:
         trim(0)

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from benchmarks.measuring import MEMORY_NOTE, machine, measure
 from models.checkpoints import DEFAULT_CHECKPOINT
-from models.motion_pipeline import MotionPipeline, denoise, start_noise
+from models.motion_pipeline import MotionPipeline
+from models.sampling import denoise, start_noise
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from motion.spectrum import NUM_BINS
@@ -28,10 +29,10 @@ COLUMN_NOTES = (
 def load_networks(checkpoint: Path | None, preset: str | None, seed: int) -> MotionPipeline:
     """Load a checkpoint folder, or make untrained networks of a preset's size."""
     if preset is None:
-        return MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT)
+        return MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT)
     torch.manual_seed(seed)
     vae = MotionVAE(**VAE_PRESETS[preset], motion_scale_px=[1.0] * NUM_BINS).eval()
-    unet = FrequencyUNet(**UNET_PRESETS[preset], factor=vae.factor).eval()
+    unet = FrequencyUNet(**UNET_PRESETS[preset], downsample_factor=vae.downsample_factor).eval()
     return MotionPipeline(vae, unet, DDPMScheduler(prediction_type="v_prediction", clip_sample=False))
 
 

@@ -14,9 +14,9 @@ import torch
 
 from animation.interactive_page import build_page, page_modes
 from animation.rendering import read_images
-from benchmarks import BenchmarkError
 from benchmarks.flags import SAMPLE
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import ArgumentError
 from models.motion_pipeline import MotionPipeline
 from motion.flow import resize_maps
 
@@ -79,11 +79,11 @@ def make_table(
     """Open the page of each size in a browser and count frames; return rows and notes."""
     program = browser or find_browser()
     if program is None or shutil.which(program) is None:
-        raise BenchmarkError(f"browser {program or ''}: no such program; right: apt-get install chromium, or its path")
+        raise ArgumentError(f"browser {program or ''}: no such program; right: apt-get install chromium, or its path")
     if not importlib.util.find_spec("playwright"):
-        raise BenchmarkError("needs playwright, which drives the browser: pip install playwright")
+        raise ArgumentError("browser: is driven by playwright, which is missing: pip install playwright")
 
-    pipeline, rows = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(device), []
+    pipeline, rows = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(device), []
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as driver:
         pages = write_pages(image or SAMPLE, sizes, pipeline, seed, Path(folder))
         opened = driver.chromium.launch(executable_path=program, args=SOFTWARE_RENDERING)

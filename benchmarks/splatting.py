@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks import BenchmarkError
 from benchmarks.measuring import MEMORY_NOTE, machine, measure
+from models.device import ArgumentError
 from splatting import available_backends, average_splat, gaussian_splat, softmax_splat, sum_splat
 
 logger = logging.getLogger(__name__)
@@ -100,14 +100,14 @@ def choose_backends(names: Sequence[str] | None, device: torch.device) -> list[s
     """Return the backends asked for, by default all that can run on the device.
 
     Raises:
-        BenchmarkError: one that cannot, with the remedy.
+        ArgumentError: one that cannot, with the remedy.
     """
     for name in names or ():
         tiny = torch.zeros(1, 1, 1, 1, device=device), torch.zeros(1, 2, 1, 1, device=device)
         try:
             average_splat(*tiny, backend=name)
         except (RuntimeError, ValueError) as error:
-            raise BenchmarkError(f"backends: {name} cannot run on {device}: {error}") from error
+            raise ArgumentError(f"backends: {name} cannot run on {device}: {error}") from error
     there = [name for name in available_backends() if name in ("reference", device.type)]
     return list(dict.fromkeys(names or there))
 

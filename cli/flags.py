@@ -6,7 +6,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cli.parser import device_name, fraction, non_negative_float, non_negative_int, positive_float, positive_int
+from cli.parser import (
+    Arguments,
+    device_name,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    refuse_flags,
+)
 
 _SHARED: dict[str, dict[str, Any]] = {
     "seed": dict(type=non_negative_int, default=0, metavar="N", help="seed of everything random"),
@@ -87,3 +96,11 @@ def add_renderer_flags(parser: argparse.ArgumentParser) -> None:
     add("--export", type=Path, metavar="DIR", help="model folder; by default frame_synthesis_* in the run")
     add("--export-precision", choices=("fp32", "fp16"), default="fp16", help="precision it is stored in")
     add_training_flags(parser)
+
+
+def check_renderer_flags(args: Arguments) -> None:
+    """Refuse flags that would do nothing."""
+    if args.perceptual_weights is None:
+        refuse_flags(args, ["--perceptual-network"], "belongs to --perceptual-weights FILE; right: both, or neither")
+    if args.encoder == "pyramid":
+        refuse_flags(args, ["--encoder-weights"], "--encoder pyramid takes none; right: --encoder resnet34")

@@ -28,10 +28,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 # How long torch's idle OpenMP threads (GNU's) spin for more work; read when torch is imported. By default it is some
 # milliseconds, which our splats' threads, ffmpeg and any other program on the machine pay for. Measured on two cores:
@@ -198,43 +195,13 @@ def size_px(text: str) -> tuple[int, int]:
 
 
 def device_name(text: str) -> str:
-    """Parse the form of a device's name; whether the machine has it is asked by choose_device."""
+    """Parse the form of a device's name; models.device.choose_device checks that the machine has it."""
     if not _DEVICE_FORM.fullmatch(text):
         raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda, cuda:N or mps, got {text!r}")
     return text
 
 
-# ------------------------------------------------------------------------------------------------ shared flags
-
-
-def choose_device(name: str = "auto") -> torch.device:
-    """Return the torch device for auto|cpu|cuda[:N]|mps; auto takes cuda, then mps, then cpu.
-
-    Raises:
-        UsageError: the name is not of this form, or this machine lacks the device.
-    """
-    import torch
-
-    cuda_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    has_mps = torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda_count else "mps" if has_mps else "cpu")
-    there = ["auto", "cpu"] + [f"cuda:{index}" for index in range(cuda_count)] + ["mps"] * has_mps
-    right = f"right: {', '.join(there)}"
-    if not _DEVICE_FORM.fullmatch(name):
-        raise UsageError(f"--device {name}: not a device; {right}")
-    if name.startswith("cuda") and not cuda_count:
-        raise UsageError(f"--device {name}: this machine has no CUDA device; {right}")
-    if name not in there and name != "cuda":
-        raise UsageError(f"--device {name}: this machine does not have it; {right}")
-    return torch.device(name)
-
-
-def check_precision(precision: str, device: torch.device) -> str:
-    """Return the precision; UsageError where the device cannot compute in it."""
-    if precision == "fp16" and device.type == "cpu":
-        raise UsageError("--precision fp16: needs a GPU; right: no, bf16")
-    return precision
+# ------------------------------------------------------------------------------------------------ output paths
 
 
 def check_writable(path: Path | str, flag: str = "--out") -> Path:

@@ -30,22 +30,15 @@ def geometry_settings() -> dict[str, Any]:
 
 
 class Geometry(NamedTuple):
-    """Where a sample is cut from a clip's grid, the size it is brought to, and how it is turned.
+    """Where a sample is cut from a clip's grid, the size it is brought to, and how it is turned."""
 
-    Attributes:
-        top, left, height, width: the box, px of the clip's grid.
-        size: (H', W') px of the sample.
-        mirrored: left and right change places.
-        backwards: the motion is played from its end; the photograph stays the same.
-    """
-
-    top: int
+    top: int  # the box, px of the clip's grid
     left: int
     height: int
     width: int
-    size: tuple[int, int]
-    mirrored: bool = False
-    backwards: bool = False
+    size: tuple[int, int]  # (H', W') px of the sample
+    mirrored: bool = False  # left and right change places
+    backwards: bool = False  # the motion is played from its end; the photograph stays the same
 
     def _cut(self, maps: torch.Tensor) -> torch.Tensor:
         return maps[..., self.top : self.top + self.height, self.left : self.left + self.width]

@@ -85,12 +85,7 @@ class ClipSetWriter:
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
-        """Open or make the set.
-
-        Args:
-            folder: the set.
-            settings: what the items depend on (size, method ...), plain JSON values; must be the same on every run.
-            period_s: period of the spectra.
+        """Open or make a set; `settings` are what the items depend on (JSON values), the same on every run.
 
         Raises:
             ClipSetError: the folder holds a set made with other settings, or something else.
@@ -195,10 +190,7 @@ class ClipSetWriter:
 def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, ClipRow]:
     """Return by id the rows of the set that these settings would go on with, none where there is no set yet.
 
-    Nothing is written.
-
-    Raises:
-        ClipSetError: the folder holds a set made with other settings, or something else.
+    Nothing is written. Raises ClipSetError for a folder that holds a set made with other settings, or something else.
     """
     folder, settings = Path(folder), json.loads(json.dumps(dict(settings)))
     if folder.exists() and not folder.is_dir():
@@ -211,13 +203,10 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
             raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
         return {}
     made_with = read_statistics(folder).get("settings", {})
-    differing = sorted(
-        key for key in {*made_with, *settings} if made_with.get(key, _ABSENT) != settings.get(key, _ABSENT)
-    )
+    pairs = {key: (made_with.get(key, _ABSENT), settings.get(key, _ABSENT)) for key in {*made_with, *settings}}
+    differing = sorted(key for key, (was, now) in pairs.items() if was != now)
     if differing:
-        said = "; ".join(
-            f"{key} was {made_with.get(key, _ABSENT)}, is {settings.get(key, _ABSENT)}" for key in differing
-        )
+        said = "; ".join(f"{key} was {pairs[key][0]}, is {pairs[key][1]}" for key in differing)
         same_kind = made_with.get("made_of") == settings.get("made_of")
         if same_kind and (not _VERSIONS.isdisjoint(differing) or differing == ["test_scenes"]):
             raise ClipSetError(f"{folder}: made by another version of this program ({said}); name another folder")

@@ -64,44 +64,24 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipRow:
-    """One row of clips.csv.
+    """One row of clips.csv; None was not measured: in rendered scenes, in dropped clips, in sets of older versions."""
 
-    Attributes:
-        id: name of the clip's files.
-        source: the video file, or "scene:SEED:KIND" for a rendered one.
-        start_s: where in the source frame 0 lies.
-        fps: frame rate of the frames used (repeats not counted).
-        frames: how many frames the motion was fitted to.
-        split: train or test, the same for all clips of a source.
-        median_flow_px: median over pixels of the mean displacement.
-        moving_fraction: fraction of pixels whose mean displacement is above 0.25 px on a grid of 256 x 160.
-        status: kept, pairs_only (too short for a spectrum) or dropped.
-        reason: why it is not kept, empty otherwise.
-        high_flow_px: 99th percentile over pixels of the mean displacement. This and what follows is None where it was
-            not measured: in rendered scenes, in dropped clips, in sets of older versions.
-        camera_px: how far the camera moved the image, see `data.shots.camera_motion`.
-        confidence: mean reliability of the flow over pixels and frames.
-        inconsistent_fraction: fraction of the pixels of the pairs whose flow there and back does not return.
-        group: the name that clips of different files share when they show the same source; they share a split.
-        limit_s: how much of the source after the start could be used, as asked for; inf: all of it.
-    """
-
-    id: str
-    source: str
-    start_s: float = 0.0
-    fps: float = 0.0
-    frames: int = 0
-    split: str = "train"
-    median_flow_px: float = 0.0
-    moving_fraction: float = 0.0
-    status: str = KEPT
-    reason: str = ""
-    high_flow_px: float | None = None
-    camera_px: float | None = None
-    confidence: float | None = None
-    inconsistent_fraction: float | None = None
-    group: str = ""
-    limit_s: float | None = None
+    id: str  # name of the clip's files
+    source: str  # the video file, or "scene:SEED:KIND" for a rendered one
+    start_s: float = 0.0  # where in the source frame 0 lies
+    fps: float = 0.0  # frame rate of the frames used (repeats not counted)
+    frames: int = 0  # how many frames the motion was fitted to
+    split: str = "train"  # train or test, the same for all clips of a source
+    median_flow_px: float = 0.0  # median over pixels of the mean displacement
+    moving_fraction: float = 0.0  # of pixels whose mean displacement is above 0.25 px on a grid of 256 x 160
+    status: str = KEPT  # kept, pairs_only (too short for a spectrum) or dropped
+    reason: str = ""  # why it is not kept
+    high_flow_px: float | None = None  # 99th percentile over pixels of the mean displacement
+    camera_px: float | None = None  # how far the camera moved the image, see `data.shots.camera_motion`
+    confidence: float | None = None  # mean reliability of the flow over pixels and frames
+    inconsistent_fraction: float | None = None  # of the pixels of the pairs, whose flow there and back does not return
+    group: str = ""  # shared by clips of different files that show the same source; they share a split
+    limit_s: float | None = None  # how much of the source after the start could be used, as asked for; inf: all
 
 
 COLUMNS = tuple(field.name for field in fields(ClipRow))
@@ -160,8 +140,7 @@ class ClipSet:
     def spectrum(self, clip_id: str, num_bins: int = NUM_BINS) -> tuple[torch.Tensor, torch.Tensor]:
         """Read the spectrum (K, 4, H, W) px and its confidence (1, H, W) in [0, 1].
 
-        Raises:
-            ClipSetError: missing, damaged or not finite, or fewer than `num_bins` bins are stored.
+        Raises ClipSetError where it is missing, damaged or not finite, or has fewer than `num_bins` bins.
         """
         arrays = self._read("spectra", clip_id, ("spectrum", "confidence"))
         spectrum, confidence = arrays["spectrum"], arrays["confidence"]
@@ -176,12 +155,8 @@ class ClipSet:
     def pairs(self, clip_id: str) -> tuple[list[Pair], torch.Tensor]:
         """Read the rendering pairs of a clip and its importance map (1, H, W), px of the motion grid."""
         arrays = self._read("pairs", clip_id, ("target", "flow", "reliability", "importance", "time_s"))
-        pairs = [
-            Pair(from_bytes(target), flow, reliability, float(time_s))
-            for target, flow, reliability, time_s in zip(
-                arrays["target"], arrays["flow"], arrays["reliability"], arrays["time_s"], strict=True
-            )
-        ]
+        parts = (arrays[name] for name in ("target", "flow", "reliability", "time_s"))
+        pairs = [Pair(from_bytes(part[0]), *part[1:3], float(part[3])) for part in zip(*parts, strict=True)]
         return pairs, arrays["importance"]
 
     def displacement(self, clip_id: str) -> torch.Tensor:
@@ -287,8 +262,7 @@ def source_name(row: ClipRow) -> str:
 def column_names(folders: Sequence[Path]) -> list[str]:
     """Name the columns of sets by as many of the last parts of their folders as tell them apart.
 
-    Raises:
-        ValueError: a folder is named twice.
+    Raises ValueError for a folder that is named twice.
     """
     folders = [folder.resolve() for folder in folders]
     if len(set(folders)) < len(folders):
@@ -302,11 +276,7 @@ def column_names(folders: Sequence[Path]) -> list[str]:
 
 
 def choose_rows(clip_set: ClipSet, split: str | None, limit: int | None, seed: int) -> list[ClipRow]:
-    """Return a set's kept clips of a split (None: all), or `limit` of them drawn by the seed.
-
-    Raises:
-        ClipSetError: there is none.
-    """
+    """Return a set's kept clips of a split (None: all), or `limit` of them drawn by the seed; ClipSetError for none."""
     rows = clip_set.rows(split)
     if not rows:
         raise ClipSetError(

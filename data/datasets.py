@@ -62,17 +62,18 @@ def _split_weight(name: str) -> tuple[str, float]:
 
 
 def _check_sources(sets: Sequence[ClipSet]) -> None:
-    """Refuse sets of which one trains on a source that another tests with: validation would mean nothing."""
+    """Refuse sets of which one trains on a file, or a group, that another tests with: validation would mean nothing."""
     used = (KEPT, PAIRS_ONLY)
     for tested in sets:
-        validation = {row.source for row in tested.rows("test", status=used)}
+        validation = {name for row in tested.rows("test", status=used) for name in (row.source, row.group) if name}
         for clip_set in sets:
             rows = clip_set.rows("train", status=used) if clip_set is not tested else []
-            source = next((row.source for row in rows if row.source in validation), None)
-            if source is not None:
+            shared = next((row for row in rows if not validation.isdisjoint((row.source, row.group))), None)
+            if shared is not None:
+                name = shared.group if shared.group in validation else shared.source
                 raise ClipSetError(
-                    f"{source} is a training clip in {clip_set.folder} and a test clip in {tested.folder}; "
-                    "give it the same split in both"
+                    f"source {name} is in the training split of {clip_set.folder} "
+                    f"({shared.id}) and in the test split of {tested.folder}; give it the same split in both"
                 )
 
 

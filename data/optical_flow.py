@@ -137,15 +137,10 @@ def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int | str, ...
         raise ValueError(f"{name}: expected ({', '.join(map(str, expected))}), got {tuple(tensor.shape)}")
 
 
-# ------------------------------------------------------------------------------------------- what can be seen
-
-
 def static_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """Find the static pixels of a clip, (1, H, W) bool: mean over t and colours of |I_t - I_0| below 2/255. Ours.
 
-    Args:
-        first: (3, H, W) in [0, 1].
-        frames: (T, 3, H, W) in [0, 1]; fewer than 4 frames are too few, and no pixel is named.
+    Of fewer than 4 frames (T, 3, H, W) none is named.
     """
     if len(frames) < MANY_FRAMES:
         return torch.zeros_like(first[:1], dtype=torch.bool)
@@ -183,17 +178,8 @@ def visible_flow(
     Reliability = 1 / (1 + (r / (16/255))^2) with r of the flow that is returned; 0 where p + F leaves the image by more
     than half a pixel, for that cannot be checked. Ours.
 
-    Args:
-        first: (3, H, W) float32 in [0, 1].
-        frames: (T, 3, H, W) float32 in [0, 1].
-        flow: (T, 2, H, W) float32 px, frame 0 -> t.
-        still: as for `estimate_flow`.
-
-    Returns:
-        flow (T, 2, H, W) px, and reliability (T, 1, H, W) in [0, 1]. No gradients.
-
-    Raises:
-        ValueError: a tensor of the wrong shape or type.
+    Takes and returns flow (T, 2, H, W), px, frame 0 -> t; reliability is (T, 1, H, W) in [0, 1]. No gradients. `still`
+    is as for `estimate_flow`. Raises ValueError for a tensor of the wrong shape or type.
     """
     _check_tensors(first, frames, flow)
     visible, reliability = torch.empty_like(flow), torch.empty_like(flow[:, :1])  # (T, 2, H, W), (T, 1, H, W)
@@ -220,14 +206,8 @@ def forward_backward_error(flow: torch.Tensor, backward: torch.Tensor) -> torch.
     """Return |F_t(p) + B_t(p + F_t(p))|, px: how far from p the way there and back ends; (T, 1, H, W), no gradients.
 
     Large where p is covered in frame t, where nothing holds the flow, or where either estimate is wrong. Where p + F
-    leaves the image the border's answer is taken.
-
-    Args:
-        flow: (T, 2, H, W) px, frame 0 -> t, on the grid of frame 0.
-        backward: (T, 2, H, W) px, frame t -> 0, on the grid of frame t.
-
-    Raises:
-        ValueError: tensors of the wrong shape.
+    leaves the image the border's answer is taken. `flow` (T, 2, H, W) px lies on the grid of frame 0, `backward`
+    (T, 2, H, W) px on that of frame t; ValueError for other shapes.
     """
     _check_shape("flow", flow, ("T", 2, "H", "W"))
     _check_shape("backward", backward, tuple(flow.shape))
@@ -259,9 +239,6 @@ def _blur(values: torch.Tensor) -> torch.Tensor:
     mode = "reflect" if min(values.shape[-2:]) > radius else "replicate"
     values = F.pad(values, (radius, radius, radius, radius), mode=mode)
     return F.conv2d(F.conv2d(values, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
-
-
-# -------------------------------------------------------------------------------------------------- methods
 
 
 def _find_method(method: str, weights: str | Path | None, device: str) -> MakeFlowTo:

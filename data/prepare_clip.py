@@ -47,39 +47,23 @@ REPEAT_WINDOW = 5
 
 @dataclass(frozen=True)
 class ClipJob:
-    """One video, or part of one, to take clips from, and all that the result depends on.
+    """One video, or part of one, to take clips from, and all that the result depends on."""
 
-    Attributes:
-        id: name of the files of the clip that begins at `start_s`; later ones are named ID-STARTs.
-        path: the video.
-        split: train or test.
-        start_s: where the first frame lies.
-        seconds: how much may be used; None: to the end.
-        fps: highest frame rate to use.
-        area: area of the motion grid, px.
-        num_pairs: how many target frames to keep of a clip.
-        method: of optical flow; `raft_weights` and `device` belong to it.
-        clips: how many clips at most.
-        stride_s: from the start of one clip to the start of the next, s.
-        max_camera_px: how far the camera may move the image, px on a grid of 256 x 160.
-        group: the name that it shares with videos of the same source.
-    """
-
-    id: str
+    id: str  # name of the files of the clip that begins at `start_s`; later ones are named ID-STARTs
     path: Path
-    split: str
-    start_s: float = 0.0
-    seconds: float | None = None
-    fps: float = FPS
-    area: int = MOTION_AREA_PX
-    num_pairs: int = 6
-    method: str = "dis"
-    raft_weights: Path | None = None
-    device: str = "cpu"
-    clips: int = 1
-    stride_s: float = PERIOD_S
-    max_camera_px: float = CAMERA_PX
-    group: str = ""
+    split: str  # train or test
+    start_s: float = 0.0  # where the first frame lies
+    seconds: float | None = None  # how much may be used; None: to the end
+    fps: float = FPS  # highest frame rate to use
+    area: int = MOTION_AREA_PX  # of the motion grid, px
+    num_pairs: int = 6  # how many target frames to keep of a clip
+    method: str = "dis"  # of optical flow
+    raft_weights: Path | None = None  # for the method raft
+    device: str = "cpu"  # for the method raft
+    clips: int = 1  # how many clips at most
+    stride_s: float = PERIOD_S  # from the start of one clip to the start of the next
+    max_camera_px: float = CAMERA_PX  # how far the camera may move the image, px on a grid of 256 x 160
+    group: str = ""  # the name that it shares with videos of the same source
 
 
 def is_unreadable(row: ClipRow) -> bool:
@@ -249,7 +233,7 @@ def _why_dropped(row: ClipRow, displacement: torch.Tensor) -> str:
         return f"flow failed: mean reliability {row.confidence:.2f} is below {MIN_RELIABILITY}"
     far = float((displacement * default_grid_scale(*displacement.shape[-2:]) > FAR_PX).float().mean())
     if row.moving_fraction < STATIC_FRACTION and far < FAR_FRACTION:
-        return f"still: {row.moving_fraction:.2%} of the pixels move, {STATIC_FRACTION:.0%} is wanted"
+        return f"static: {row.moving_fraction:.2%} of the pixels move, {STATIC_FRACTION:.0%} is wanted"
     return ""
 
 
@@ -275,19 +259,8 @@ def read_clip(
 ) -> Video:
     """Read a clip on its motion grid, at its own time stamps, without repeated frames.
 
-    Args:
-        path: the video.
-        start_s: where frame 0 lies, s.
-        seconds: how much to read, s.
-        fps: the highest frame rate wanted; a faster source is thinned to it.
-        area: area of the motion grid, px, when `size` is absent.
-        size: the grid (H, W).
-
-    Returns:
-        A Video with frames (T, 3, H, W) and times_s (T,) from 0.
-
-    Raises:
-        MediaError: the video cannot be read.
+    Frame 0 lies at `start_s`. The grid is `size` (H, W), else of `area` px at the video's aspect. A source faster than
+    `fps` is thinned to it. Returns frames (T, 3, H, W) and times_s (T,) from 0. Raises MediaError as `iterate_video`.
     """
     info = probe_video(path)
     grid = size or motion_grid_size(info.height, info.width, area=area)
@@ -305,14 +278,8 @@ def read_clip(
 def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor | None = None) -> torch.Tensor:
     """Find frames that repeat the one before, as a conversion from 24 or 25 to 30 frames/s leaves them.
 
-    A clip in which most frames look like repeats is one where hardly anything moves: nothing is marked there.
-
-    Args:
-        frames: (T, 3, H, W) in [0, 1].
-        times_s: (T,) their times, so that at a variable rate a short step is not taken for a repeat; None: even.
-
-    Returns:
-        (T,) bool, never true for frame 0.
+    A clip in which most frames look like repeats is one where hardly anything moves: nothing is marked there. With the
+    times (T,) of the frames (T, 3, H, W) a short step at a variable rate is not taken for a repeat. Returns (T,) bool.
     """
     repeated = torch.zeros(len(frames), dtype=torch.bool)
     if len(frames) < 3:

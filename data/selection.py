@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import filecmp
 import math
 import os
 import shutil
@@ -31,7 +30,7 @@ def select_clips(
     """Make a set of those clips of `source` that pass; the files are hard links to its files where that can be.
 
     The statistics are those of the clips chosen. The other clips stay in the table as dropped, with the reason.
-    Safe to interrupt and to call again: what has changed in `source` since then is judged and linked anew.
+    Safe to interrupt and to call again, also after `source` has changed: all its clips are judged and linked anew.
 
     Args:
         source: a finished set.
@@ -40,10 +39,8 @@ def select_clips(
         min_confidence: least mean confidence, 0 to 1.
         only: patterns of ids (`*` and `?`), one of which must match; none: all.
 
-    Raises:
-        ClipSetError: the folder holds something else, or a set selected otherwise; a damaged clip; a source that is
-            not finished.
-        MediaError: another run is writing the folder.
+    Raises ClipSetError where the folder holds something else, or a set selected otherwise; for a damaged clip, or a
+    source that is not finished. Raises MediaError where another run is writing the folder.
     """
     folder = Path(folder)
     if folder.resolve() == source.folder.resolve():
@@ -57,23 +54,12 @@ def select_clips(
         wanted["px_at"] = "256x160"  # selections of before took the px of the set's own grid
     settings = {**made_with, "selected": {**wanted, "only": sorted(only)}}
     with ClipSetWriter(folder, settings, period_s=source.statistics.get("period_s", 5.0)) as writer:
-        rows = {row.id: row for row in source.rows(status=(KEPT, PAIRS_ONLY, DROPPED))}
-        changed = [
-            row.id
-            for row in writer.rows.values()
-            if row.id not in rows
-            or row.status != DROPPED
-            and not (row == rows[row.id] and _has_same_files(source.folder, folder, row.id))
-        ]
-        writer.remove(*changed)
-        for row in rows.values():
-            before = writer.rows.get(row.id)
-            if before is not None and before.status != DROPPED:
-                continue
+        # all are judged anew, as the source may have changed
+        writer.remove(*writer.rows)
+        for row in source.rows(status=(KEPT, PAIRS_ONLY, DROPPED)):
             reason = "" if row.status == DROPPED else _why_not(source, row, max_mean_px, min_confidence, only)
-            row = replace(row, status=DROPPED, reason=f"not selected: {reason}") if reason else row
-            if row == before:
-                continue
+            if reason:
+                row = replace(row, status=DROPPED, reason=f"not selected: {reason}")
             if row.status != DROPPED:
                 _link_files(source.folder, folder, row.id)
             writer.add(row)
@@ -100,17 +86,6 @@ def _why_not(
     if min_confidence is not None and confidence.mean() < min_confidence:
         return f"confidence {confidence.mean():.2f} is below {min_confidence:g}"
     return ""
-
-
-def _has_same_files(source: Path, folder: Path, clip_id: str) -> bool:
-    names = [name.format(clip_id) for name in CLIP_FILES]
-    return all(_is_same_file(source / name, folder / name) for name in names)
-
-
-def _is_same_file(one: Path, other: Path) -> bool:
-    if not (one.is_file() and other.is_file()):
-        return one.is_file() == other.is_file()
-    return os.path.samefile(one, other) or filecmp.cmp(one, other, shallow=False)
 
 
 def _link_files(source: Path, folder: Path, clip_id: str) -> None:

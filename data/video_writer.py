@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -154,6 +154,15 @@ class VideoWriter:
             raise MediaError(
                 f"{self.path}: ffmpeg could not write it ({reason}); try another format or folder"
             ) from error
+
+
+def write_video(
+    path: str | Path, frames: torch.Tensor | Iterable[torch.Tensor], fps: float, *, format: str | None = None
+) -> None:
+    """Write frames (N, 3, H, W), or batches of them one after another, as a video; see `VideoWriter`."""
+    with VideoWriter(path, fps=fps, format=format) as writer:
+        for batch in frames:
+            writer.write(batch)
 
 
 def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:

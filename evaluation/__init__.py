@@ -1,10 +1,10 @@
-"""The tables of evaluate.py, a module each: `make_table` measures, prints, writes, and returns the exit code."""
+"""The tables of evaluate.py: `make_table` measures, prints, writes, and returns whether all inputs were used."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from cli.parser import UsageError, check_writable
+from data.files import writing_problem
 
 DEFAULT_OUT = Path("outputs/evaluate")
 
@@ -16,8 +16,9 @@ class EvaluationError(ValueError):
 
 
 def out_folder(out: Path | None, name: str) -> Path:
-    """Return the folder of the tables, `out` or one of this name; UsageError where it cannot be one."""
-    out = check_writable(out or DEFAULT_OUT / name)
-    if out.is_file():
-        raise UsageError(f"--out {out}: is a file; name a folder")
+    """Return the folder of the tables, `out` or one of this name; EvaluationError where it cannot be one."""
+    out = Path(out or DEFAULT_OUT / name)
+    problem = "is a file; name a folder" if out.is_file() else writing_problem(out)
+    if problem:
+        raise EvaluationError(f"out {out}: {problem}")
     return out

@@ -13,12 +13,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from cli.parser import check_precision, choose_device
-from cli.run import EXIT_USAGE, user_message
 from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import write_text
 from data.result_tables import write_results
@@ -28,6 +27,7 @@ from evaluation.training_scripts import as_flags, run_script
 from metrics.motion import bin_ratios, factor
 from metrics.statistics import mean_by_source
 from models.checkpoints import load_model
+from models.device import check_precision, choose_device
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from motion.normalisation import Normalisation
@@ -99,10 +99,10 @@ class Training(NamedTuple):
 
 def make_table(
     *, out: Path | None, command: str, variants: Sequence[str], dry_run: bool = False, **settings: Any
-) -> int:
-    """Train and measure what is not finished, print the table and write it to `out`; 2 where a variant failed.
+) -> bool:
+    """Train and measure what is not finished, print the table and write it to `out`.
 
-    `settings` are the fields of `Settings`.
+    `settings` are the fields of `Settings`. EvaluationError names the variants that failed, after all is written.
     """
     # Early checks
     out, settings = out_folder(out, "ablation"), Settings(**settings)
@@ -119,7 +119,7 @@ def make_table(
     commands = dict.fromkeys(shlex.join([run.script, *run.flags]) for runs in plan.values() for run in runs)
     if dry_run:
         print("\n".join(commands))
-        return 0
+        return True
     _keep_settings(out / "ablation.json", settings)
 
     # Train and measure
@@ -132,11 +132,10 @@ def make_table(
             write_text(out / f"{key}.json", json.dumps(row, indent=1) + "\n")
         except Exception as error:
             # One that fails, for memory above all, must not keep the others from their turn.
-            message = user_message(error)
-            if message is None:
+            if not (getattr(error, "is_user_error", False) or isinstance(error, torch.OutOfMemoryError)):
                 raise
-            failed[key] = message
-            logger.warning("%s failed: %s", key, message)
+            failed[key] = " ".join(str(error).split())
+            logger.warning("%s failed: %s", key, failed[key])
 
     # Write
     results = [out / f"{key}.json" for key in VARIANTS]
@@ -154,7 +153,9 @@ def make_table(
     ]
     print(write_results(out, rows, title="Ablation", notes=[*notes, *commands, *failures, f"command: {command}"]))
     logger.info("written to %s", out)
-    return EXIT_USAGE if failed else 0
+    if failed:
+        raise EvaluationError(f"variants: {'; '.join(failures)}")
+    return True
 
 
 def trainings(key: str, settings: Settings, pairs: Sequence[str], out: Path) -> list[Training]:
@@ -226,7 +227,7 @@ def _make_row(
         validation = records[-1].get("validation_after", {})
         metrics = {name: validation.get(f"validation_{of}_psnr_db") for name, of in names.items()}
         return row | {"parameters_m": model.num_parameters() / 1e6, **metrics}
-    pipeline = MotionPipeline.load(runs[-1].model.parent)
+    pipeline = MotionPipeline.from_pretrained(runs[-1].model.parent)
     pipeline.to(choose_device(settings.device))
     row |= {"bins": pipeline.unet.config.num_bins, "parameters_m": pipeline.unet.num_parameters() / 1e6}
     row |= {"vae_parameters_m": pipeline.vae.num_parameters() / 1e6, "vae_hours": records[0]["hours_of_last_call"]}

@@ -26,7 +26,7 @@ AMPLITUDE_NOTE = (
 )
 
 
-def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, out: Path | None, command: str) -> int:
+def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, out: Path | None, command: str) -> bool:
     """Measure the sets, print the tables of bins and of sets, and write them."""
     # Early checks
     out = out_folder(out, "data")
@@ -57,7 +57,7 @@ def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, ou
     print(write_results(out / "sets", summary, title="Clip sets", notes=notes))
     print(write_results(out, table, title="Mean amplitude per bin", notes=[AMPLITUDE_NOTE, *notes]))
     logger.info("written to %s", out)
-    return 0
+    return True
 
 
 def measure_set(clip_set: ClipSet, rows: Sequence[ClipRow], name: str) -> tuple[Tensor, dict[str, Any]]:

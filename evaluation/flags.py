@@ -157,7 +157,7 @@ def add_still_flags(tables: argparse._SubParsersAction) -> None:
     add("--scenes", type=positive_int, default=16, metavar="N", help=scenes_help)
     images_help = "photographs without plant, cloth, water or flame, or parts of them, in fractions of their sides"
     form = {"metavar": "FILE[:LEFT,TOP,RIGHT,BOTTOM]", "help": images_help}
-    add("--pictures", "--images", type=Crop.parse, nargs="+", default=[], **form)
+    add("--images", "--pictures", type=Crop.parse, nargs="+", default=[], **form)
     add("--samples", type=positive_int, default=2, metavar="M", help="motions for each image")
     add_sampling_flags(parser)
     out = {"metavar": "DIR", "help": f"folder of tables and sheet; default: {DEFAULT_OUT}/still"}

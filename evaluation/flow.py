@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cli.parser import choose_device
-from cli.run import EXIT_SKIPPED
 from data.find_clips import list_videos
 from data.media import MediaError
 from data.optical_flow import METHODS, estimate_flow, visible_flow
@@ -26,6 +24,7 @@ from data.result_tables import write_results
 from data.scenes.scene import Scene, make_scene
 from evaluation import EvaluationError, out_folder
 from metrics.images import frame_metrics, pool_frames
+from models.device import choose_device
 from models.frame_synthesis import splat_image
 from motion.flow import MOTION_AREA_PX, magnitude
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
@@ -297,8 +296,8 @@ def make_table(
     device: str,
     out: Path | None,
     command: str,
-) -> int:
-    """Measure the methods, print and write the tables; return 3 when a video is bad or a folder is empty."""
+) -> bool:
+    """Measure the methods, print and write the tables; return False where a video is bad or a folder is empty."""
     # Early checks
     out = out_folder(out, "flow")
     unknown = [name for name in methods if name not in METHODS]
@@ -334,4 +333,4 @@ def make_table(
         notes = [*UNCHANGED_NOTES, *notes]
         print(write_results(out / "unchanged", tables.unchanged, title="Flow where nothing changes", notes=notes))
     logger.info("written to %s", out)
-    return EXIT_SKIPPED if tables.left_out or empty else 0
+    return not (tables.left_out or empty)

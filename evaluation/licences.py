@@ -19,7 +19,7 @@ UNKNOWN = "not stated"
 SHOWN = {"subject": ("subject",), "origin": ("origin", "url"), "licence": ("licence", "license")}
 
 
-def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path | None, command: str) -> int:
+def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path | None, command: str) -> bool:
     """List the sources of the sets' clips, print the table and write it."""
     out = out_folder(out, "sources")
     known = read_licences(licences) if licences else {}
@@ -41,7 +41,7 @@ def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path
         f"data: {', '.join(map(str, data))}, split {split}; command: {command}",
     ]
     print(write_results(out, table, title="Training sources", notes=notes))
-    return 0
+    return True
 
 
 def source_of(clip: ClipRow) -> str:

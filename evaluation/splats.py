@@ -31,7 +31,7 @@ CLOSE_UP = 0.16
 HOLE_COLOUR = (1.0, 0.0, 1.0)
 
 
-def make_table(*, out: Path | None, command: str, image: Path, size: int, sigma: float | None) -> int:
+def make_table(*, out: Path | None, command: str, image: Path, size: int, sigma: float | None) -> bool:
     """Splat the image of a file at a long side of `size` px; write splats.png and the table to `out`."""
     out, sigma = out_folder(out, "splats"), sigma or DEFAULT_SIGMA_PX
     source = read_image(image, max_side=size)
@@ -48,7 +48,7 @@ def make_table(*, out: Path | None, command: str, image: Path, size: int, sigma:
     print(write_results(out, rows, title="Splats of one image", notes=notes))
     write_sheet(out / "splats.png", rows, images)
     logger.info("written to %s", out)
-    return 0
+    return True
 
 
 def lens_flow(size: tuple[int, int]) -> Tensor:

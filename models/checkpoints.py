@@ -1,4 +1,4 @@
-"""Where trained models lie, and one-line errors for folders that are not what they should be."""
+"""Where trained models lie, how they are loaded, and one-line errors for folders that are not what they should be."""
 
 from __future__ import annotations
 
@@ -6,12 +6,11 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import ClassVar, Self, TypeVar
 
-if TYPE_CHECKING:
-    from diffusers import ModelMixin
-
-Model = TypeVar("Model", bound="ModelMixin")
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.utils import logging as diffusers_logging
 
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "default"
 
@@ -22,28 +21,28 @@ class CheckpointError(ValueError):
     is_user_error = True
 
 
-def check_model_folder(folder: str | Path, *, component: str = "model") -> dict:
-    """Check a diffusers model folder before anything heavy is loaded and return its config.
+class SavedModel(ModelMixin, ConfigMixin):
+    """A network that is saved as a diffusers folder of config.json and safetensors.
 
-    Args:
-        folder: holds config.json and diffusion_pytorch_model.safetensors.
-        component: what it is, for the message.
-
-    Raises:
-        CheckpointError: the folder or a file is missing or empty, or the config is not JSON.
+    `from_pretrained` loads it in float32 and in eval mode, whatever it is stored in.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"{folder}: no such {component} folder; right: one written by this project's training scripts"
-        )
-    for name in ("config.json", "diffusion_pytorch_model.safetensors"):
-        path = folder / name
-        if not path.is_file() or path.stat().st_size == 0:
-            raise CheckpointError(
-                f"{path}: missing or empty; right: a whole {component} folder (config.json, safetensors)"
-            )
-    return read_json(folder / "config.json")
+
+    component: ClassVar[str] = "model"  # its name in messages
+    earlier_names: ClassVar[dict[str, str]] = {}  # of arguments in saved configurations: {earlier: present}
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Load a model folder; CheckpointError when it cannot be used."""
+        return load_model(cls, folder, component=cls.component)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict, **options) -> tuple[dict, dict, dict]:
+        """Read a configuration as diffusers does, `earlier_names` included."""
+        config = {cls.earlier_names.get(name, name): value for name, value in config_dict.items()}
+        return super().extract_init_dict(config, **options)
+
+
+Model = TypeVar("Model", bound=SavedModel)
 
 
 def read_json(path: Path) -> dict:
@@ -61,9 +60,7 @@ def read_json(path: Path) -> dict:
 
 @contextmanager
 def quiet_diffusers() -> Iterator[None]:
-    """Let diffusers log errors only: what it warns of in many lines while loading is told in one by our own errors."""
-    from diffusers.utils import logging as diffusers_logging
-
+    """Let diffusers log errors only: its long warnings while loading repeat what our own errors report in one line."""
     verbosity = diffusers_logging.get_verbosity()
     diffusers_logging.set_verbosity_error()
     try:
@@ -73,29 +70,40 @@ def quiet_diffusers() -> Iterator[None]:
 
 
 def load_model(model_class: type[Model], folder: str | Path, *, component: str) -> Model:
-    """Load one model folder in float32, in eval mode, with one-line errors.
+    """Load one model folder in float32, in eval mode.
 
-    Checkpoints are stored in half precision to stay small; they are computed with in float32 unless the caller casts.
+    Args:
+        model_class: its class.
+        folder: holds config.json and diffusion_pytorch_model.safetensors, often in half precision to stay small.
+        component: its name in messages.
 
     Raises:
         CheckpointError: missing or damaged files, a config that makes no model, or weights that do not fit it.
     """
-    import torch
-
-    config = check_model_folder(folder, component=component)
-    if config.get("_class_name") != model_class.__name__:
-        raise CheckpointError(f"{folder}: holds {config.get('_class_name')!r}; right: a {model_class.__name__} folder")
+    folder = Path(folder)
+    if not folder.is_dir():
+        right = "one written by this project's training scripts"
+        raise CheckpointError(f"{folder}: no such {component} folder; right: {right}")
+    for path in (folder / "config.json", folder / "diffusion_pytorch_model.safetensors"):
+        if not path.is_file() or path.stat().st_size == 0:
+            right = f"a whole {component} folder (config.json, safetensors)"
+            raise CheckpointError(f"{path}: missing or empty; right: {right}")
+    name = read_json(folder / "config.json").get("_class_name")
+    if name != model_class.__name__:
+        raise CheckpointError(f"{folder}: holds {name!r}; right: a {model_class.__name__} folder")
+    options = {"torch_dtype": torch.float32, "output_loading_info": True, "low_cpu_mem_usage": False}
     try:
         with quiet_diffusers():
-            model, info = model_class.from_pretrained(
-                folder, torch_dtype=torch.float32, output_loading_info=True, low_cpu_mem_usage=False
-            )
+            model, info = super(SavedModel, model_class).from_pretrained(folder, **options)
     except Exception as error:  # a damaged file or a wrong number in a config fails wherever it is first used
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise CheckpointError(
-            f"{folder}: cannot be loaded ({reason}); right: config.json and weights as training wrote them"
-        ) from error
+        right = "config.json and weights as training wrote them"
+        raise CheckpointError(f"{folder}: cannot be loaded ({one_line(error)}); right: {right}") from error
     if info["missing_keys"] or info["unexpected_keys"]:
         named = sorted([*info["missing_keys"], *info["unexpected_keys"]])[:3]
         raise CheckpointError(f"{folder}: weights and config.json do not belong together (first: {', '.join(named)})")
     return model.eval()
+
+
+def one_line(error: Exception, length: int = 200) -> str:
+    """Return an error's text on one line, or the name of its class where it has none."""
+    return " ".join(str(error).split())[:length] or type(error).__name__

@@ -1,8 +1,10 @@
-"""Where networks compute: the device of a name, and whether it has a precision."""
+"""Where networks compute, and in which precision."""
 
 from __future__ import annotations
 
 import torch
+
+AUTOCAST_DTYPES = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ArgumentError(ValueError):
@@ -29,7 +31,15 @@ def choose_device(name: str = "auto") -> torch.device:
 
 
 def check_precision(precision: str, device: torch.device) -> str:
-    """Return the precision; ArgumentError where the device cannot compute in it."""
+    """Return the precision, one of AUTOCAST_DTYPES; ArgumentError where the device cannot compute in it."""
+    if precision not in AUTOCAST_DTYPES:
+        raise ArgumentError(f"precision {precision}: right: {', '.join(AUTOCAST_DTYPES)}")
     if precision == "fp16" and device.type == "cpu":
         raise ArgumentError("precision fp16: needs a GPU; right: no, bf16")
     return precision
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """Return the context in which networks compute in `precision`: "no" (float32), "bf16" or "fp16"."""
+    dtype = AUTOCAST_DTYPES[precision]
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)

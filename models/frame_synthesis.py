@@ -8,12 +8,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from models.feature_pyramid import FeaturePyramid
-from models.gridnet import GridNet
+from models.checkpoints import SavedModel
+from models.gridnet import GridNet, PReLU
 from models.resnet_encoder import ResNetPyramid
 from models.tiles import in_tiles
 from motion.flow import magnitude, resize_flow, resize_maps
@@ -21,19 +20,19 @@ from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
 from splatting.functional import DEFAULT_SIGMA_PX, WEIGHTINGS
 
 OPERATORS = ("softmax", "gaussian")
-IMAGE_OPERATORS = (*OPERATORS, "average", "seed")
+IMAGE_OPERATORS = (*OPERATORS, "average", "gaussian_importance")
 IMPORTANCES = ("fixed", "learned")
 ENCODERS = ("pyramid", "resnet34")
-# A learned sigma stays between these: a wider Gaussian is cut off by the operator's 4 x 4 taps, a narrower one leaves
-# what lands between pixels to the smallest weights, whose gradients explode.
+# Limits of a learned sigma. A wider Gaussian is cut off by the operator's 4 x 4 taps. A narrower one gives what lands
+# between pixels only tiny weights, whose gradients explode.
 LEARNED_SIGMA_PX = (0.2, 0.65)
-# Below this displacement a pixel is still; what optical flow reports there is noise.
-STILL_PX = 0.05
-# A pixel that less than this arrives at, in source pixels, is a hole. Filling in proportion to 1 - mass would lay the
-# unmoved source over everything that stretches: measured on eight real clips, 27.4 dB against 28.5.
+# Below this displacement a pixel is static: what optical flow reports there is noise.
+STATIC_PX = 0.05
+# A pixel is a hole where less than this mass arrives, in source pixels. Filling in proportion to 1 - mass would blend
+# the unmoved source into everything that stretches: measured on eight real clips, 27.4 dB against 28.5.
 HOLE_MASS = 0.05
 
-# Sizes of the network; what they are trained with is in training/frame_synthesis.py.
+# Sizes of the network; training/frame_synthesis.py holds how they are trained.
 PRESETS: dict[str, dict] = {
     "tiny": {"channels": (8, 16, 32), "columns": 4},
     "small": {"channels": (16, 32, 64), "columns": 4},
@@ -44,7 +43,7 @@ PRESETS: dict[str, dict] = {
 class Padding:
     """Pad maps of one size at the right and at the bottom so that both sides are multiples of `multiple`, and back.
 
-    The border is repeated: a black one would be carried into the picture by the flow.
+    The border is repeated: the flow would carry a black one into the image.
     """
 
     def __init__(self, size: Sequence[int], multiple: int) -> None:
@@ -62,26 +61,26 @@ class Padding:
         return maps[..., : self.height, : self.width]
 
 
-def hold_still(image: Tensor, frame: Tensor, flow: Tensor, moving_weight: Tensor) -> Tensor:
-    """Copy the source where it stands still and nothing that moves arrives.
+def keep_static(image: Tensor, frame: Tensor, flow: Tensor, moving_weight: Tensor) -> Tensor:
+    """Copy the source where it is static and nothing that moves arrives.
 
     Args:
         image, frame: (B, 3, H, W).
         flow: (B, 2, H, W), px.
-        moving_weight: (B, 1, H, W), bilinear mass that arrives from pixels with |F| >= STILL_PX.
+        moving_weight: (B, 1, H, W), bilinear mass that arrives from pixels with |F| >= STATIC_PX.
     """
-    still = (magnitude(flow) < STILL_PX) & (moving_weight == 0)
-    return torch.where(still, image, frame)
+    static = (magnitude(flow) < STATIC_PX) & (moving_weight == 0)
+    return torch.where(static, image, frame)
 
 
 @torch.no_grad()
 def _arrivals(flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how much arrives at every pixel, in source pixels: (all, only what moves), each (B, 1, H, W).
+    """Return the mass that arrives at every pixel, in source pixels: (all, only what moves), each (B, 1, H, W).
 
-    The mass is that of the bilinear footprint alone: a splat's own weight also shrinks where importances differ, which
-    would pass for a hole (measured: .4 dB).
+    It is the mass of the bilinear footprint alone. A splat's own weight also shrinks where importances differ, which
+    would look like a hole (measured: 0.4 dB).
     """
-    moving = (magnitude(flow) >= STILL_PX).to(flow.dtype)
+    moving = (magnitude(flow) >= STATIC_PX).to(flow.dtype)
     mass = sum_splat(torch.cat([torch.ones_like(moving), moving], dim=1), flow)  # (B, 2, H, W)
     return mass[:, :1], mass[:, 1:]
 
@@ -101,19 +100,19 @@ def splat_image(
     sigma: float = DEFAULT_SIGMA_PX,
     ewa: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Render frame t in image space, without a network: splat the picture, fill the holes from the source.
+    """Render frame t in image space, without a network: splat the image, fill the holes from the source.
 
     Args:
         image: (B, 3, H, W) in [0, 1].
-        flow: (B, 2, H, W), frame 0 -> t, px of the picture.
+        flow: (B, 2, H, W), frame 0 -> t, px of the image.
         importance: (B, 1, H, W), px of the motion grid; more is nearer.
-        operator: "softmax", "gaussian", "average" (no importance) or "seed", the seed repository's Gaussian: weights
+        operator: "softmax", "gaussian", "average" (no importance) or "gaussian_importance": weights
             exp(-importance^2 / 2) over the bilinear footprint, so that what moves *less* is nearer.
         sigma, ewa: of the Gaussian footprint.
 
     Returns:
-        frame (B, 3, H, W) and the mass (B, 1, H, W) that arrives at each pixel (0 in a hole; of the bilinear footprint
-        for every operator). Still pixels equal the source exactly.
+        frame (B, 3, H, W), and the mass (B, 1, H, W) of the bilinear footprint that arrives at each pixel, 0 in a hole.
+        Static pixels equal the source exactly.
 
     Raises:
         ValueError: another operator.
@@ -125,33 +124,66 @@ def splat_image(
         splat = gaussian_splat(image, flow, importance, sigma=sigma, ewa=ewa)
     elif operator == "average":
         splat = average_splat(image, flow)
-    elif operator == "seed":
+    elif operator == "gaussian_importance":
         splat = softmax_splat(image, flow, importance, weighting="gaussian")
     else:
         raise ValueError(f"operator: expected one of {', '.join(IMAGE_OPERATORS)}, got {operator!r}")
-    return hold_still(image, _fill_holes(image, splat, mass), flow, moving_mass), mass
+    return keep_static(image, _fill_holes(image, splat, mass), flow, moving_mass), mass
 
 
 def _sigma_logit(sigma: float) -> Tensor:
-    """Return the parameter () at which a learned sigma is `sigma`, or nearly where that is one of its limits."""
+    """Return the parameter () of a learned sigma that starts at `sigma`."""
     low, high = LEARNED_SIGMA_PX
-    share = min(max((sigma - low) / (high - low), 0.01), 0.99)  # at 0 and 1 it would never move
-    return torch.tensor(math.log(share / (1 - share)))
+    fraction = min(max((sigma - low) / (high - low), 0.01), 0.99)  # at 0 and 1 it would never change
+    return torch.tensor(math.log(fraction / (1 - fraction)))
 
 
 def _for_convolutions(maps: Tensor) -> Tensor:
-    """Lay maps out channels last, which convolutions on CPUs and GPUs run up to 1.4 times as fast in (measured)."""
+    """Lay maps out channels last: convolutions on CPUs and GPUs are up to 1.4 times as fast (measured)."""
     return maps if maps.device.type == "mps" else maps.contiguous(memory_format=torch.channels_last)
 
 
-class FrameSynthesis(ModelMixin, ConfigMixin):
+class FeaturePyramid(nn.Module):
+    """Features of an image at several scales, each half the size of the one before: two convolutions with PReLU each.
+
+    Args:
+        channels: features per scale, finest first.
+        in_channels: channels of the image.
+    """
+
+    def __init__(self, channels: Sequence[int] = (16, 32, 64), in_channels: int = 3) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(before, width, 3, stride=1 if level == 0 else 2, padding=1),
+                PReLU(width),
+                nn.Conv2d(width, width, 3, padding=1),
+                PReLU(width),
+            )
+            for level, (before, width) in enumerate(zip([in_channels, *channels], channels, strict=False))
+        )
+
+    @property
+    def margin_px(self) -> int:
+        """Half the receptive field of the coarsest features, px of the image."""
+        # Two pixels of the finest grid; each further scale adds one of the grid before it and one of its own.
+        return 2 + sum(2 ** (level - 1) + 2**level for level in range(1, len(self.scales)))
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Return the features of image (B, 3, H, W), sides multiples of 2^(scales - 1), as (B, C_l, H/2^l, W/2^l)."""
+        features = [image]
+        for scale in self.scales:
+            features.append(scale(features[-1]))  # (B, C_l, H/2^l, W/2^l)
+        return features[1:]
+
+
+class FrameSynthesis(SavedModel):
     """Splat multi-scale features of frame 0 along the flow and decode them with GridNet.
 
-    The decoder adds to a full-resolution residual path: the bilinear softmax splat of the picture itself, with its
-    holes filled from the source. An untrained model returns exactly that path.
+    The decoder adds to a full-resolution residual path: the bilinear softmax splat of the image itself, with its holes
+    filled from the source. An untrained model returns exactly that path.
 
-    Where we differ from [GID]: the residual path (their decoder makes every pixel anew), and that still pixels are
-    copied.
+    Where we differ from [GID]: this residual path (their decoder makes every pixel anew); static pixels are copied.
 
     Args:
         operator: "softmax" or "gaussian": how features are splatted.
@@ -161,14 +193,16 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         ewa: deform the Gaussian with the flow.
         scales: how many scales are splatted, the finest first; None: all. Each coarser row of the decoder gets the
             coarsest splat, reduced. With 1 and "learned" the single-scale baseline of [GID] table 2.
-        importance: "fixed", the map that is given; "learned", one that a convolution makes of the finest features, so
-            that the given one is not looked at; it starts at 0, as an average splat.
+        importance: "fixed", the map that is given; "learned", a convolution of the finest features in its place, which
+            starts at 0, as an average splat.
         weighting: of the operator "gaussian": "exp", weights exp(importance) over the Gaussian footprint; "gaussian",
-            the seed repository's: exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
+            exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
         encoder: "pyramid", a few convolutions per scale; "resnet34", the first stages of ResNet-34, whose ImageNet
-            weights `load_encoder` reads. A saved model has them in its own weights.
-        learn_sigma: of the Gaussian: start at `sigma` and let it be trained, between LEARNED_SIGMA_PX.
+            weights `load_encoder` reads. They are saved with the model's own weights.
+        learn_sigma: train the Gaussian's sigma, which starts at `sigma` and stays within LEARNED_SIGMA_PX.
     """
+
+    component = "renderer"
 
     @register_to_config
     def __init__(
@@ -185,18 +219,19 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         learn_sigma: bool = False,
     ) -> None:
         super().__init__()
-        if operator not in OPERATORS:
-            raise ValueError(f"operator: expected one of {', '.join(OPERATORS)}, got {operator!r}")
+        for name, value, choices in (
+            ("operator", operator, OPERATORS),
+            ("importance", importance, IMPORTANCES),
+            ("encoder", encoder, ENCODERS),
+        ):
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
         if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive number of px, got {sigma!r}")
         if scales is not None and not 1 <= scales <= len(channels):
             raise ValueError(f"scales: expected 1 to {len(channels)} (one a number of channels), got {scales!r}")
-        if importance not in IMPORTANCES:
-            raise ValueError(f"importance: expected one of {', '.join(IMPORTANCES)}, got {importance!r}")
         if weighting not in WEIGHTINGS or (weighting, operator) == ("gaussian", "softmax"):
             raise ValueError(f"weighting: expected exp, or gaussian for the operator gaussian, got {weighting!r}")
-        if encoder not in ENCODERS:
-            raise ValueError(f"encoder: expected one of {', '.join(ENCODERS)}, got {encoder!r}")
         if learn_sigma and (operator, weighting) != ("gaussian", "exp"):
             raise ValueError(f"learn_sigma: expected the operator gaussian of weighting exp, got {operator!r}")
         splatted = list(channels[:scales])
@@ -232,7 +267,7 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
         self.pyramid.load_weights(source)
 
     def encode(self, image: Tensor, *, tile: int = 0) -> list[Tensor]:
-        """Return the features of image (B, 3, H, W), in [0, 1], at every scale; compute them once per picture.
+        """Return the features of image (B, 3, H, W), in [0, 1], at every scale; compute them once per image.
 
         `tile`: see `synthesize`.
         """
@@ -258,16 +293,16 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
     ) -> Tensor:
         """Render frame t from the features of frame 0.
 
-        Splats run in float32 whatever autocast says; only convolutions follow it.
+        Splats run in float32; only convolutions follow autocast.
 
         Args:
             image: (B or 1, 3, H, W) in [0, 1].
-            features: of `encode(image)`; a picture is encoded once for all its frames.
-            flow: (B, 2, H, W), frame 0 -> t, px of the picture.
-            importance: (B or 1, 1, H, W), mean displacement in px of the motion grid, whatever the picture's size.
-            tile: decode in tiles of about this side, px, for pictures whose decoding does not fit into memory; 0: the
-                whole at once. Splats are of the whole picture either way, and tiles overlap by all that the decoder
-                sees, so the result is the same but for the rounding of convolutions.
+            features: of `encode(image)`; an image is encoded once for all its frames.
+            flow: (B, 2, H, W), frame 0 -> t, px of the image.
+            importance: (B or 1, 1, H, W), mean displacement in px of the motion grid, whatever the image's size.
+            tile: decode in tiles of about this side, px, where decoding the whole does not fit into memory; 0: never.
+                Splats are of the whole image either way, and tiles overlap by the decoder's receptive field, so the
+                result is the same but for the rounding of convolutions.
 
         Returns:
             (B, 3, H, W) float32, not clamped. Gradients reach `image`, `features` and all parameters.
@@ -281,14 +316,14 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
             importance = padding.pad(importance)
             if self.importance_head is not None:
                 importance = self.importance_head(features[0].float()).expand(batch, -1, -1, -1)
-            inputs, picture = self._splat_scales(image, features, padding.pad(flow), importance, padding)
-            base = _fill_holes(image, picture, mass)  # (B, 3, H, W)
+            inputs, splat = self._splat_scales(image, features, padding.pad(flow), importance, padding)
+            base = _fill_holes(image, splat, mass)  # (B, 3, H, W)
             inputs[0] = torch.cat([inputs[0], padding.pad(base)], dim=1)
         residual = padding.unpad(self._decode(inputs, tile)).float()
-        return hold_still(image, base + residual, flow, moving_mass)
+        return keep_static(image, base + residual, flow, moving_mass)
 
     def forward(self, image: Tensor, flow: Tensor, importance: Tensor) -> Tensor:
-        """Encode the picture and synthesize; shapes, units and gradients as in `synthesize`."""
+        """Encode the image and synthesize; shapes, units and gradients as in `synthesize`."""
         return self.synthesize(image, self.encode(image), flow, importance)
 
     def _decode(self, inputs: list[Tensor], tile: int) -> Tensor:
@@ -302,22 +337,22 @@ class FrameSynthesis(ModelMixin, ConfigMixin):
     def _splat_scales(
         self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, padding: Padding
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the decoder's input of each scale, and the softmax splat of the picture (B, 3, H, W)."""
+        """Return the decoder's input of each scale, and the softmax splat of the image (B, 3, H, W)."""
         shares_splat = self.config.operator == "softmax"
         if not shares_splat:
-            # A Gaussian blurs even what stands still: the residual path is bilinear for both operators.
-            picture = softmax_splat(padding.pad(image), flow, importance)
+            # A Gaussian blurs even what is static: the residual path is bilinear for both operators.
+            image_splat = softmax_splat(padding.pad(image), flow, importance)
         inputs = []
         for level, maps in enumerate(features):
             maps = maps.float().expand(len(flow), -1, -1, -1)
             size = maps.shape[-2:]
             if level == 0 and shares_splat:
                 maps = torch.cat([maps, padding.pad(image)], dim=1)
-            # The importance keeps its values, px of the motion grid: who is in front must not depend on the scale.
+            # The importance keeps its values, px of the motion grid: depth order must not depend on the scale.
             splat, weight = self.splat(maps, resize_flow(flow, size), resize_maps(importance, size))
             if level == 0 and shares_splat:
-                splat, picture = splat[:, :-3], splat[:, -3:]
+                splat, image_splat = splat[:, :-3], splat[:, -3:]
             inputs.append(torch.cat([splat, weight.clamp(0, 1), (weight == 0).to(splat)], dim=1))
         while len(inputs) < len(self.config.channels):
             inputs.append(F.avg_pool2d(inputs[-1], 2))
-        return inputs, padding.unpad(picture)
+        return inputs, padding.unpad(image_splat)

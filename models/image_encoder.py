@@ -111,11 +111,11 @@ def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
 def _vae_encoder(config: dict | None) -> MotionVAE:
     """Build the encoder of a VAE; ValueError names the entry of the U-Net's configuration that is wrong."""
     if not isinstance(config, dict):
-        raise ValueError(f'picture_vae: expected a VAE\'s configuration for backbone "vae", got {config!r}')
+        raise ValueError(f'image_vae: expected a VAE\'s configuration for backbone "vae", got {config!r}')
     try:
         vae = MotionVAE(**config)
     except Exception as error:  # a wrong number fails wherever it is first used
-        raise ValueError(f"picture_vae: {error or type(error).__name__}") from error
+        raise ValueError(f"image_vae: {error or type(error).__name__}") from error
     vae.drop_decoder()
     return vae
 
@@ -125,21 +125,21 @@ class ImageEncoder(nn.Module):
 
     Args:
         channels: of the output.
-        factor: f, the latent grid's reduction.
+        downsample_factor: f, the latent grid's reduction of each side.
         backbone: "squeezenet" (frozen ImageNet features where weights are loaded), "vae" (latents of the picture from a
             motion VAE's encoder, always frozen; its weights come by `copy_encoder`) or "none" (raw pixels only).
-        picture_vae: `MotionVAE.encoder_config` of the VAE, for "vae".
+        image_vae: `MotionVAE.encoder_config` of the VAE, for "vae".
     """
 
     def __init__(
-        self, channels: int, factor: int, backbone: str = "squeezenet", picture_vae: dict | None = None
+        self, channels: int, downsample_factor: int, backbone: str = "squeezenet", image_vae: dict | None = None
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
             raise ValueError(f"backbone: expected one of {', '.join(BACKBONES)}, got {backbone!r}")
-        if backbone != "vae" and picture_vae is not None:
-            raise ValueError(f'picture_vae: expected null for backbone "{backbone}", got {picture_vae!r}')
-        self.factor = factor
+        if backbone != "vae" and image_vae is not None:
+            raise ValueError(f'image_vae: expected null for backbone "{backbone}", got {image_vae!r}')
+        self.downsample_factor = downsample_factor
         self.backbone: nn.Sequential | MotionVAE | None = None
         self.tap_indices: Sequence[int] = ()
         tap_channels: Sequence[int] = ()
@@ -147,12 +147,12 @@ class ImageEncoder(nn.Module):
             self.backbone = squeezenet_features()
             self.tap_indices, tap_channels = zip(*SQUEEZENET_TAPS, strict=True)
         elif backbone == "vae":
-            self.backbone = _vae_encoder(picture_vae)
+            self.backbone = _vae_encoder(image_vae)
             tap_channels = [self.backbone.autoencoder.config.latent_channels]
             self.freeze_backbone()
         self.tap_channels = tuple(tap_channels)  # of what `backbone_features` returns
         width = max(channels // 2, 16)
-        self.pixels = nn.Conv2d(3 * factor**2, width, 1)
+        self.pixels = nn.Conv2d(3 * downsample_factor**2, width, 1)
         self.taps = nn.ModuleList(nn.Sequential(nn.GroupNorm(1, c), nn.Conv2d(c, width, 1)) for c in tap_channels)
         self.num_features = total = width * (1 + len(tap_channels))
         options = {"temb_channels": None, "groups": 8, "eps": 1e-5}
@@ -166,7 +166,7 @@ class ImageEncoder(nn.Module):
             self.backbone.requires_grad_(False)
 
     def copy_encoder(self, vae: MotionVAE) -> None:
-        """Copy the weights of the encoder of the VAE that `picture_vae` describes."""
+        """Copy the weights of the encoder of the VAE that `image_vae` describes."""
         weights = vae.state_dict()
         self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
 
@@ -190,8 +190,8 @@ class ImageEncoder(nn.Module):
 
         `feature_dropout_mask` (B, num_features) is 0 for features that training hides, and above 1 for the rest.
         """
-        height, width = image.shape[-2] // self.factor, image.shape[-1] // self.factor
-        maps = [self.pixels(F.pixel_unshuffle(image - 0.5, self.factor))]  # (B, w, h, w)
+        height, width = image.shape[-2] // self.downsample_factor, image.shape[-1] // self.downsample_factor
+        maps = [self.pixels(F.pixel_unshuffle(image - 0.5, self.downsample_factor))]  # (B, w, h, w)
         for tap, features in zip(self.taps, self.backbone_features(image), strict=True):
             maps.append(F.interpolate(tap(features), size=(height, width), mode="bilinear"))
         features = torch.cat(maps, dim=1)  # (B, num_features, h, w)

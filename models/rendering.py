@@ -1,4 +1,4 @@
-"""Render a picture and its motion as a stream of frames, with the network or in image space."""
+"""Render an image and its motion as a stream of frames, with the network or in image space."""
 
 from __future__ import annotations
 
@@ -8,20 +8,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from models.checkpoints import one_line
+from models.device import AUTOCAST_DTYPES, autocast
 from models.frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
-from models.precision import AUTOCAST_DTYPES, autocast
 from motion.flow import resize_flow, resize_maps
-from motion.looping import Playback
+from motion.looping import Playback, plan_playback
 from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
 
 
-# What the decoder may take on a CPU. Not for want of memory: blocks much larger are mapped anew by the system each time
-# (measured at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
+# Memory of the decoder on a CPU. The limit is one of speed: the system maps much larger blocks anew each time (measured
+# at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
 CPU_DECODER_BYTES = 256e6
-# On a GPU: of what is free.
-GPU_DECODER_SHARE = 0.5
+# On a GPU: of its free memory.
+GPU_DECODER_FRACTION = 0.5
 # Numbers that the decoder holds at once for a pixel and a channel of its finest row, inputs and temporaries included.
 DECODER_NUMBERS = 8
 SMALLEST_TILE_PX = 128
@@ -31,7 +32,7 @@ CPU_BATCH_PX, CPU_LARGEST_BATCH = 1_000_000, 2
 
 
 class RenderingError(RuntimeError):
-    """Rendering cannot go on; the message is one line that says why and what would be right."""
+    """Rendering failed; the message is one line with the reason and what would be right."""
 
     is_user_error = True
 
@@ -44,10 +45,10 @@ def choose_batch_size(size: tuple[int, int], device: torch.device) -> int:
 
 
 def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, device: torch.device) -> int:
-    """Choose the tile, px, in which the decoder's memory stays within a budget; 0 where the whole picture does."""
+    """Choose the tile, px, in which the decoder's memory stays within a budget; 0 where the whole image does."""
     budget = CPU_DECODER_BYTES
     if device.type == "cuda":
-        budget = GPU_DECODER_SHARE * torch.cuda.mem_get_info(device)[0]
+        budget = GPU_DECODER_FRACTION * torch.cuda.mem_get_info(device)[0]
     pixels = budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
     if size[0] * size[1] <= pixels:
         return 0
@@ -58,7 +59,7 @@ def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, d
 def render_frames(
     image: Tensor,
     motion: Motion,
-    playback: Playback,
+    playback: Playback | None = None,
     *,
     model: FrameSynthesis | None = None,
     operator: str | None = None,
@@ -72,29 +73,27 @@ def render_frames(
 ) -> Iterator[Tensor]:
     """Yield the frames of `playback` in batches; memory does not depend on how many there are.
 
-    The picture is encoded once. Each batch asks `motion` for its displacements on the motion grid and resizes them.
-    A frame does not depend on `batch_size` and `tile` beyond rounding. Frames in which everything has left the picture
-    show the source, and a warning says so once.
+    A frame does not depend on `batch_size` and `tile` beyond rounding. Frames in which everything has left the image
+    show the source, with one warning.
 
     Args:
         image: (3, H, W) in [0, 1].
-        motion: what moves, on its own grid.
-        playback: the phase of every frame.
-        model: in eval mode, moved to `device` here; None renders in image space (a preview).
+        motion: its motion, on its own grid.
+        playback: the phase of every frame; None: one period at the motion's own speed and frame rate.
+        model: moved to `device` and set to eval mode; None renders in image space (a preview).
         operator: of the preview: "softmax" (default), "gaussian" or "average"; with a model its own.
         sigma, ewa: of the preview's Gaussian.
         device: where to compute.
         batch_size: frames computed together; None: by size and device.
         precision: "no" (float32), "bf16" or "fp16"; of the convolutions only.
         tile: decode in tiles of about this side, px; 0: never; None: where the whole takes too much memory.
-        compiled: torch.compile the model's decoder, which stays so; the first batch waits for it.
+        compiled: torch.compile the model's decoder, which stays compiled; it delays the first batch.
 
     Yields:
         (n, 3, H, W) float32 in [0, 1] on the CPU, n at most `batch_size`.
 
     Raises:
-        ValueError: an image of another shape, an unknown precision, or an operator that is not the model's.
-        RenderingError: torch.compile fails; raised with the first batch.
+        ValueError: a wrong argument. RenderingError: torch.compile fails; raised with the first batch.
     """
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"image: expected (3, H, W), got {tuple(image.shape)}")
@@ -106,6 +105,8 @@ def render_frames(
         raise ValueError(f"tile: expected 0 or more px, got {tile}")
     if model is not None and operator not in (None, model.config.operator):
         raise ValueError(f"operator: the model's is {model.config.operator!r}, got {operator!r}")
+    if playback is None:
+        playback = plan_playback(seconds=motion.period_s, fps=motion.fps, period_s=motion.period_s)
     device, size = torch.device(device), tuple(image.shape[-2:])
     batch_size = batch_size or choose_batch_size(size, device)
     if model is not None and tile is None:
@@ -113,36 +114,32 @@ def render_frames(
     renderer = _Renderer(image, motion, model, device, precision, tile or 0)
     renderer.preview = {"operator": operator or "softmax", "sigma": sigma, "ewa": ewa}
     if model is None or not compiled:
-        return _stream(renderer, playback, batch_size)
+        return map(renderer.render, playback.phase.split(batch_size))
     return _compiled_stream(renderer, playback, batch_size)
-
-
-def _stream(renderer: _Renderer, playback: Playback, batch_size: int) -> Iterator[Tensor]:
-    for phase in playback.phase.split(batch_size):
-        yield renderer.render(phase)
 
 
 def _compiled_stream(renderer: _Renderer, playback: Playback, batch_size: int) -> Iterator[Tensor]:
     """Render with the decoder compiled for one shape: the last batch is filled up with its last frame."""
     decoder = renderer.model.decoder
-    if decoder._compiled_call_impl is None:  # else a picture before this one has compiled it
+    if decoder._compiled_call_impl is None:  # else an earlier image has compiled it
         decoder.compile(dynamic=False)
     for phase in playback.phase.split(batch_size):
         filled = torch.cat([phase, phase[-1:].expand(batch_size - len(phase))])
         try:
             frames = renderer.render(filled)[: len(phase)]
         except Exception as error:
-            # The compiler's errors have many classes, and none of them is for the user.
+            # The compiler's errors have many classes, which mean nothing to a user.
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             decoder._compiled_call_impl = None
-            reason = " ".join(str(error).split())[:160]
-            raise RenderingError(f"--compile: torch.compile failed ({reason}); right: leave it out") from error
+            raise RenderingError(
+                f"compiled: torch.compile failed ({one_line(error, 160)}); right: leave it out"
+            ) from error
         yield frames
 
 
 class _Renderer:
-    """What the frames of one picture share: the picture, its importance and its features.
+    """The state that the frames of one image share: the image, its importance and its features.
 
     `tile`: of the decoder, px; 0: the whole.
     """
@@ -185,7 +182,7 @@ class _Renderer:
         return frames.clamp(0, 1).cpu()
 
     def _warn_of_empty_frames(self, flow: Tensor, phase: Tensor) -> None:
-        """Say once that nothing of the picture lands inside it: such frames show the source, unmoved."""
+        """Warn once of frames in which nothing of the image lands inside it: they show the source, unmoved."""
         if self.warned:
             return
         height, width = flow.shape[-2:]
@@ -196,4 +193,4 @@ class _Renderer:
         if empty.any():
             self.warned = True
             first = float(phase[empty][0])
-            logger.warning("motion: at t = %.3g T everything leaves the picture; the photograph is shown there", first)
+            logger.warning("motion: at t = %.3g T everything leaves the image; the photograph is shown there", first)

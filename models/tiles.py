@@ -1,7 +1,7 @@
-"""Convolutions over a picture piece by piece: exactly what they give on the whole, in the memory of a piece.
+"""Convolutions over an image tile by tile: the same result as on the whole, in the memory of a tile.
 
-Pieces overlap by twice the distance that a network looks, and of each only the part is kept that does not depend on
-where the piece was cut. All pieces of a picture have one size, so that nothing is tuned or compiled again for another.
+Tiles overlap by the network's receptive field, and only the part of each that does not depend on the cut is kept. All
+tiles of an image have one size, so that nothing is tuned or compiled again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Window(NamedTuple):
-    """A piece of one axis, start <= x < stop, and the part of it that is kept."""
+    """A tile along one axis, start <= x < stop, and the part of it that is kept."""
 
     start: int
     stop: int
@@ -27,8 +27,8 @@ def windows(length: int, tile: int, margin: int, multiple: int) -> list[Window]:
 
     Args:
         length: of the axis, a multiple of `multiple`.
-        tile: what a window keeps, rounded up to a multiple.
-        margin: what it has on both sides of that beyond the axis' own ends, rounded up likewise.
+        tile: length that a window keeps, rounded up to a multiple.
+        margin: its overlap on both sides, except at the ends of the axis; rounded up likewise.
     """
     tile, margin = (-(-value // multiple) * multiple for value in (tile, margin))
     size = tile + 2 * margin
@@ -53,9 +53,9 @@ def in_tiles(
     """Return network(inputs), computed in tiles.
 
     Args:
-        network: maps of several scales to maps of several scales; looks at most `margin` px around each pixel.
+        network: maps of several scales to maps of several scales; half its receptive field is at most `margin` px.
         inputs: (B, C, H / 2^r, W / 2^r); the first at full size, H and W multiples of `multiple`.
-        tile: side of what is kept of a piece, px of the first map; 0: the whole at once.
+        tile: side of the kept part of a tile, px of the first map; 0: the whole at once.
         margin: px of the first map.
         multiple: the reduction of the coarsest map, of inputs and outputs.
     """

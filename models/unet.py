@@ -1,27 +1,28 @@
-"""Frequency-coordinated denoiser ([GID] section 4.3): 2-D layers on single slices, attention across slices between."""
+"""Frequency-coordinated denoiser ([GID] section 4.3): 2-D layers on single slices, and attention across slices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, DDPMScheduler, ModelMixin
+from diffusers import DDPMScheduler
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_processor import Attention
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.resnet import Downsample2D, ResnetBlock2D, Upsample2D
+from diffusers.models.resnet import Downsample2D, Upsample2D
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
+from models.checkpoints import SavedModel
 from models.displacement import STRIDE, DisplacementHead, expected_displacement, guided_filter
 from models.image_encoder import ImageEncoder, load_squeezenet_features
+from models.unet_layers import FrequencyAttention, Level
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
 
 MODES = ("coordinated", "independent", "volume")
-STAGES = ("joint", "picture", "denoiser", "slices", "coordination", "displacement")
+STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")
 
 UNET_PRESETS: dict[str, dict] = {
     "tiny": {"block_channels": (32, 64, 128), "layers_per_block": 1, "condition_channels": 64, "num_heads": 4},
@@ -32,139 +33,49 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 # Least expected magnitude of a latent, whose standard deviation over the training set is 1: it decodes to some
 # hundredths of a pixel.
 LEAST_MAGNITUDE = 0.1
-# Median of the absolute value of a Gaussian of standard deviation 1: what ties s to |z|, see `magnitude_error`.
+# Median of the absolute value of a Gaussian of standard deviation 1: the ratio of median |z| and s.
 GAUSSIAN_MEDIAN = 0.6745
 # Sinusoids are spread for arguments of 0 to 1000; 3 Hz, the highest bin of the default series, is mapped to 1000.
 FREQUENCY_EMBEDDING_SCALE = 1000.0 / 3.0
 
 
-class SmallSequenceAttnProcessor:
-    """Attention over K tokens at thousands of positions, for diffusers' `Attention`.
+class FrequencyUNet(SavedModel):
+    """Predict the noise (or velocity) in the latents of all K slices of a spectrum, given the image.
 
-    On a CPU the fused kernel of `scaled_dot_product_attention` is made for long sequences: with 16 tokens in bfloat16
-    plain products take .37 of its time, forward and backward together.
-    """
-
-    def __call__(
-        self, attention: Attention, hidden_states: Tensor, encoder_hidden_states: None, attention_mask: None
-    ) -> Tensor:
-        """Attend among hidden_states (N, K, C); there is nothing else to attend to and nothing to mask."""
-        query, key, value = (
-            project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # (N, heads, K, C/heads)
-            for project in (attention.to_q, attention.to_k, attention.to_v)
-        )
-        mix = self.plain if hidden_states.device.type == "cpu" else self.fused
-        mixed = mix(query, key, value, attention.scale)  # (N, heads, K, C/heads)
-        return attention.to_out[0](mixed.transpose(1, 2).flatten(2))  # (N, K, C)
-
-    @staticmethod
-    def plain(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Return softmax(scale q k^T) v of (N, heads, K, C/heads) by two products."""
-        weights = (query * scale) @ key.transpose(-1, -2)  # (N, heads, K, K)
-        return weights.softmax(-1).to(value.dtype) @ value
-
-    @staticmethod
-    def fused(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Return the same by the device's own kernel."""
-        return F.scaled_dot_product_attention(query, key, value, scale=scale)
-
-
-class FrequencyAttention(nn.Module):
-    """Self-attention among the K slices at each position; initially the identity, so that stage 2 starts at stage 1."""
-
-    def __init__(self, channels: int, embedding_channels: int, num_heads: int) -> None:
-        super().__init__()
-        self.norm = nn.GroupNorm(8, channels)
-        self.frequency = nn.Linear(embedding_channels, channels)
-        heads = {"heads": num_heads, "dim_head": channels // num_heads}
-        self.attention = Attention(query_dim=channels, **heads, processor=SmallSequenceAttnProcessor())
-        nn.init.zeros_(self.attention.to_out[0].weight)
-        nn.init.zeros_(self.attention.to_out[0].bias)
-
-    def forward(self, hidden: Tensor, frequency_embedding: Tensor) -> Tensor:
-        """Mix slices: hidden (B K, C, h, w) and frequency_embedding (K, E) to (B K, C, h, w)."""
-        num_bins, (_, channels, height, width) = len(frequency_embedding), hidden.shape
-        tokens = self.norm(hidden).unflatten(0, (-1, num_bins))  # (B, K, C, h, w)
-        tokens = tokens.permute(0, 3, 4, 1, 2).reshape(-1, num_bins, channels)  # (B h w, K, C)
-        tokens = self.attention(tokens + self.frequency(frequency_embedding))  # (B h w, K, C)
-        mixed = tokens.view(-1, height, width, num_bins, channels).permute(0, 3, 4, 1, 2)  # (B, K, C, h, w)
-        return hidden + mixed.flatten(0, 1)
-
-
-class _Level(nn.Module):
-    """One resolution on the way down or up: residual blocks, the photograph added in, attention across frequencies."""
-
-    def __init__(self, sources: list[int], channels: int, config: dict, embedding: int, coordinated: bool) -> None:
-        super().__init__()
-        self.blocks = nn.ModuleList(
-            ResnetBlock2D(in_channels=source, out_channels=channels, temb_channels=embedding, groups=8, eps=1e-5)
-            for source in sources
-        )
-        self.condition = nn.Conv2d(config["condition_channels"], channels, 1)
-        self.coordination = FrequencyAttention(channels, embedding, config["num_heads"]) if coordinated else None
-        self.gradient_checkpointing = False  # set by FrequencyUNet.enable_gradient_checkpointing
-
-    def forward(
-        self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, frequency: Tensor, condition: Tensor
-    ) -> list[Tensor]:
-        """Run the level on hidden (B K, C, h, w), with a skip for each block on the way up; returns its outputs."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._run, hidden, skips, embedding, frequency, condition, use_reentrant=False)
-        return self._run(hidden, skips, embedding, frequency, condition)
-
-    def _run(
-        self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, frequency: Tensor, condition: Tensor
-    ) -> list[Tensor]:
-        repeats = len(hidden) // len(condition)
-        photograph = self.condition(F.adaptive_avg_pool2d(condition, hidden.shape[-2:]))  # (B, C, h, w)
-        outputs = []
-        for index, block in enumerate(self.blocks):
-            if skips:
-                hidden = torch.cat([hidden, skips[index]], dim=1)
-            hidden = block(hidden, embedding)
-            if index == 0:
-                hidden = hidden + photograph.repeat_interleave(repeats, dim=0)
-            if index == len(self.blocks) - 1 and self.coordination is not None:
-                hidden = self.coordination(hidden, frequency)
-            outputs.append(hidden)
-        return outputs
-
-
-class FrequencyUNet(ModelMixin, ConfigMixin):
-    """Predict the noise (or velocity) in the latents of all K slices of a spectrum, given the photograph.
-
-    The photograph comes in twice: as features, added at every level, and, ours, as the magnitude s that it lets expect
-    of each number of the latents. A head of the image encoder learns s by regression, which teaches it what moves from
-    far fewer samples than the denoising loss does: no noise hides the answer. s preconditions the layers, as Karras et
-    al. 2022 (EDM, table 1) do with one standard deviation for all data: with z_t = a z + b n, a^2 + b^2 = 1 and
-    d^2 = a^2 s^2 + b^2, the velocity a n - b z is
+    The image is used twice: as features, added at every level, and, ours, as the expected magnitude s of each number of
+    the latents. A head of the image encoder learns s by regression, which needs far fewer samples than the denoising
+    loss, since no noise hides the answer. s preconditions the layers, as Karras et al. 2022 (EDM, table 1) do with one
+    standard deviation for all data: with z_t = a z + b n, a^2 + b^2 = 1 and d^2 = a^2 s^2 + b^2, the velocity
+    a n - b z is
 
         v = a b (1 - s^2) / d^2  z_t  +  s / d  F(z_t / d, log s, t)
 
-    of which the first term alone is the best linear estimate, so that what the photograph shows to be still stays so
-    whatever F has learned. Without a photograph s is 1 and v = F(z_t).
+    The first term alone is the best linear estimate: what is static in the image stays so whatever F has learned.
+    Without an image s is 1 and v = F(z_t).
 
     Modes: "coordinated" is the method; "independent" has no attention across frequencies; "volume" takes all K slices
-    as one picture of K C channels (the ablations of [GID] table 2).
+    as one image of K C channels (the ablations of [GID] table 2).
 
     Args:
         latent_channels: C of one slice's latent.
         num_bins: K.
-        factor: f of the VAE.
+        downsample_factor: f of the VAE.
         block_channels: per resolution.
         layers_per_block: residual blocks per resolution on the way down; one more on the way up.
-        condition_channels: of the encoded photograph.
+        condition_channels: of the encoded image.
         num_heads: of the attention across frequencies.
         mode: see above.
-        backbone: picture network of the image encoder, "squeezenet", "vae" or "none".
-        period_s: period T, seconds; bins are told to the network in Hz.
-        prediction_type: what it returns, "v_prediction" or "epsilon"; as in the noise schedule.
-        backbone_frozen: whether weights were loaded into the backbone, which then stay as they are when training goes
-            on from this model. Configurations that do not say so are of models that had some. "vae" is always frozen.
-        picture_vae: for "vae", see `ImageEncoder`; the weights lie with the U-Net's own.
-        displacement: whether it has a `DisplacementHead`, to which samples are scaled; stage "displacement" adds one.
+        backbone: image network of the image encoder, "squeezenet", "vae" or "none".
+        period_s: period T, seconds; the network is given the bins' frequencies in Hz.
+        prediction_type: "v_prediction" or "epsilon"; as in the noise schedule.
+        backbone_frozen: weights were loaded into the backbone, and further training does not change them. "vae" is
+            always frozen.
+        image_vae: for "vae", see `ImageEncoder`; the weights lie with the U-Net's own.
+        displacement: it has a `DisplacementHead`, to which samples are scaled; stage "displacement" adds one.
     """
 
+    component = "U-Net"
+    earlier_names: ClassVar = {"factor": "downsample_factor", "picture_vae": "image_vae"}
     _supports_gradient_checkpointing = True
 
     @register_to_config
@@ -172,7 +83,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         self,
         latent_channels: int = 4,
         num_bins: int = NUM_BINS,
-        factor: int = 8,
+        downsample_factor: int = 8,
         block_channels: tuple[int, ...] = (48, 96, 160),
         layers_per_block: int = 1,
         condition_channels: int = 96,
@@ -182,7 +93,7 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         period_s: float = PERIOD_S,
         prediction_type: str = "v_prediction",
         backbone_frozen: bool = True,
-        picture_vae: dict | None = None,
+        image_vae: dict | None = None,
         displacement: bool = False,
     ) -> None:
         super().__init__()
@@ -192,39 +103,17 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
             raise ValueError(f"num_bins is {num_bins!r}; right: a whole number above 0")
         if prediction_type not in PREDICTION_TYPES:
             raise ValueError(f"prediction_type: expected one of {', '.join(PREDICTION_TYPES)}, got {prediction_type!r}")
-        coordinated, slices = mode == "coordinated", 1 if mode != "volume" else num_bins
-        first, embedding = block_channels[0], 4 * block_channels[0]
-        self.image_encoder = ImageEncoder(condition_channels, factor, backbone, picture_vae)
+        slices, first, embedding = num_bins if mode == "volume" else 1, block_channels[0], 4 * block_channels[0]
+        self.image_encoder = ImageEncoder(condition_channels, downsample_factor, backbone, image_vae)
         self.magnitude = nn.Conv2d(condition_channels, num_bins * latent_channels, 1)
-        # a^2 of each time step, no buffer, which would be rounded with the weights (`_apply` moves it along);
-        # `check_components` holds that the schedule sampled with is this one.
-        self.remaining = DDPMScheduler().alphas_cumprod
+        # a^2 of each time step. No buffer, which would be rounded with the weights; `_apply` moves it to the device.
+        self.alphas_cumprod = DDPMScheduler().alphas_cumprod
         self.time_projection = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(first, embedding)
         self.frequency_embedding = TimestepEmbedding(first, embedding)
         self.conv_in = nn.Conv2d(slices * 2 * latent_channels, first, 3, padding=1)
-
-        options = {"condition_channels": condition_channels, "num_heads": num_heads}
-        self.down, self.downsample, skips = nn.ModuleList(), nn.ModuleList(), [first]
-        channels = first
-        for index, width in enumerate(block_channels):
-            sources = [channels] + [width] * (layers_per_block - 1)
-            self.down.append(_Level(sources, width, options, embedding, coordinated))
-            skips += [width] * layers_per_block
-            channels = width
-            if index < len(block_channels) - 1:
-                self.downsample.append(Downsample2D(width, use_conv=True, name="op"))
-                skips.append(width)
-        self.middle = _Level([channels, channels], channels, options, embedding, coordinated)
-        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
-        for index, width in reversed(list(enumerate(block_channels))):
-            sources = []
-            for _ in range(layers_per_block + 1):
-                sources.append(channels + skips.pop())
-                channels = width
-            self.up.append(_Level(sources, width, options, embedding, coordinated))
-            if index > 0:
-                self.upsample.append(Upsample2D(width, use_conv=True))
+        heads = num_heads if mode == "coordinated" else None
+        self._add_levels(block_channels, layers_per_block, (embedding, condition_channels, heads))
         self.norm_out = nn.GroupNorm(8, first)
         self.conv_out = nn.Conv2d(first, slices * latent_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
@@ -233,23 +122,42 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         if displacement:
             self.add_displacement()
 
+    def _add_levels(self, block_channels: Sequence[int], layers: int, shape: tuple[int, int, int | None]) -> None:
+        """Add the levels down, in the middle and up; `shape`: see `Level`."""
+        channels = block_channels[0]
+        self.down, self.downsample, skips = nn.ModuleList(), nn.ModuleList(), [channels]
+        for index, width in enumerate(block_channels):
+            self.down.append(Level([channels] + [width] * (layers - 1), width, *shape))
+            skips += [width] * layers
+            channels = width
+            if index < len(block_channels) - 1:
+                self.downsample.append(Downsample2D(width, use_conv=True, name="op"))
+                skips.append(width)
+        self.middle = Level([channels, channels], channels, *shape)
+        self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
+        for index, width in reversed(list(enumerate(block_channels))):
+            sources = []
+            for _ in range(layers + 1):
+                sources.append(channels + skips.pop())
+                channels = width
+            self.up.append(Level(sources, width, *shape))
+            if index > 0:
+                self.upsample.append(Upsample2D(width, use_conv=True))
+
     def _apply(self, function: Callable, *args: bool, **kwargs: bool) -> FrequencyUNet:
         super()._apply(function, *args, **kwargs)
-        self.remaining = self.remaining.to(self.conv_in.weight.device)
+        self.alphas_cumprod = self.alphas_cumprod.to(self.conv_in.weight.device)
         return self
 
-    # Own ones: how diffusers' reach the levels, and with which function, differs between its versions.
-    def enable_gradient_checkpointing(self) -> None:
-        """Keep only what goes into each level, and compute the level again in the backward pass."""
-        self._checkpoint_levels(True)
+    # Our own: diffusers' versions differ in how they reach the levels.
+    def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
+        """Keep only the inputs of each level, and compute the level again in the backward pass."""
+        for level in (*self.down, self.middle, *self.up):
+            level.gradient_checkpointing = enabled
 
     def disable_gradient_checkpointing(self) -> None:
         """Keep the activations of all levels for the backward pass."""
-        self._checkpoint_levels(False)
-
-    def _checkpoint_levels(self, enabled: bool) -> None:
-        for level in (*self.down, self.middle, *self.up):
-            level.gradient_checkpointing = enabled
+        self.enable_gradient_checkpointing(False)
 
     def load_backbone(self, path: str | Path) -> None:
         """Load ImageNet features into the image encoder (see `load_squeezenet_features`) and freeze them."""
@@ -260,9 +168,9 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         self.register_to_config(backbone_frozen=True)
 
     def add_displacement(self) -> None:
-        """Add an untrained `DisplacementHead`; ValueError without a picture network for it to read."""
+        """Add an untrained `DisplacementHead`; ValueError without an image network for it to read."""
         if self.image_encoder.backbone is None:
-            raise ValueError(f'"displacement" reads a picture network, and the backbone is {self.config.backbone!r}')
+            raise ValueError(f'"displacement" reads an image network, and the backbone is {self.config.backbone!r}')
         self.displacement_head = DisplacementHead(self.image_encoder.tap_channels).to(self.conv_in.weight)
         self.register_to_config(displacement=True)
 
@@ -273,9 +181,9 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
     def set_stage(self, stage: str) -> None:
         """Choose what trains.
 
-        "joint": all; "picture": the image encoder and its magnitudes; "denoiser": everything else; "slices": all but
-        the attention across frequencies; "coordination": that attention; "displacement": the head of that name, added
-        where there is none, which no other stage trains. A frozen picture backbone stays frozen.
+        "joint": all; "image-encoder": the image encoder and its magnitudes; "denoiser": everything else; "slices": all
+        but the attention across frequencies; "coordination": that attention; "displacement": the `DisplacementHead`,
+        added where there is none, which no other stage trains. A frozen backbone stays frozen.
         """
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
@@ -284,14 +192,14 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         attention = {id(p) for p in self.coordination_parameters()}
         if stage == "coordination" and not attention:
             raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
-        picture = {id(p) for part in (self.image_encoder, self.magnitude) for p in part.parameters()}
+        encoder = {id(p) for part in (self.image_encoder, self.magnitude) for p in part.parameters()}
         head = self.displacement_head
         displacement = {id(p) for p in head.parameters()} if head is not None else set()
         everything = {id(p) for p in self.parameters()} - displacement
         trained = {
             "joint": everything,
-            "picture": picture,
-            "denoiser": everything - picture,
+            "image-encoder": encoder,
+            "denoiser": everything - encoder,
             "slices": everything - attention,
             "coordination": attention,
             "displacement": displacement,
@@ -302,30 +210,30 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
             parameter.requires_grad_(id(parameter) in trained - frozen)
 
     def encode_image(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
-        """Encode photographs (B, 3, H, W) in [0, 1] on the motion grid; once per picture.
+        """Encode images (B, 3, H, W) in [0, 1] on the motion grid; once per image.
 
         Args:
-            image: the photographs.
-            feature_dropout_mask: see `ImageEncoder.forward`; only training gives it.
+            image: (B, 3, H, W).
+            feature_dropout_mask: see `ImageEncoder.forward`; for training.
 
         Returns:
-            (B, Cc + K C, H/f, W/f) the condition: features, then log s; float32 whatever the layers compute in, for
-            log s rounded to 8 bits would set the sampler's scale in steps of a percent.
+            (B, Cc + K C, H/f, W/f) the condition: features, then log s. Always float32: log s rounded to 8 bits would
+            quantise the sampler's scale in steps of a percent.
         """
         features = self.image_encoder(image, feature_dropout_mask)  # (B, Cc, h, w)
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
     def displacement_of_networks(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return what each network of the `DisplacementHead` says of photographs (B, 3, H, W) in [0, 1]."""
+        """Return the outputs of the `DisplacementHead`'s networks for images (B, 3, H, W) in [0, 1]."""
         size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
         return self.displacement_head(self.image_encoder.backbone_features(image), size, feature_dropout_mask)
 
     def expected_displacement(self, image: Tensor) -> Tensor | None:
-        """Say how far each pixel of photographs (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
+        """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
 
-        The mean over a picture and its mirror image, so that both move alike, with the edges of the picture. None
-        without a `DisplacementHead`.
+        Averaged over an image and its mirror image, so that both move alike, and sharpened along the image's edges.
+        None without a `DisplacementHead`.
         """
         if self.displacement_head is None:
             return None
@@ -337,14 +245,13 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         return guided_filter(image.float(), expected).clamp(min=0)
 
     def with_expected_power(self, latents: Tensor, condition: Tensor) -> Tensor:
-        """Scale latents (B, K, C, h, w) at each position so that |z| / s is .6745, as the middle half of it says.
+        """Scale latents (B, K, C, h, w) at each position so that the mean of the middle half of |z| / s is 0.6745.
 
-        Ours. What swings together moves alike, over a whole flower; samples of a briefly trained network have blobs of
-        strong and weak motion in it. The sample keeps its phases and its spectrum at each position, the photograph
-        says how much it moves there. .6745 is the median that s was trained to (`GAUSSIAN_MEDIAN`): latents that are
-        known exactly, of over-fitted clips, have it everywhere and stay as they are, where a mean square of 1 made
-        their motion 2.2 times too large. The mean of the middle half of the numbers is that median within 3 % for
-        Gaussian ones, and does not hang on a single one.
+        Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower that swings as
+        a whole. The sample keeps its phases and its spectrum at each position; the image sets how much it moves there.
+        0.6745 is the median that s was trained to (`GAUSSIAN_MEDIAN`). Latents that are known exactly, of over-fitted
+        clips, have it everywhere and stay as they are; a mean square of 1 made their motion 2.2 times too large. For
+        Gaussian numbers the mean of the middle half is the median within 3 %, and it does not depend on a single one.
         """
         log_s = condition[:, self.config.condition_channels :].unflatten(1, latents.shape[1:3])  # (B, K, C, h, w)
         ordered = (latents.abs() * torch.exp(-log_s)).flatten(1, 2).sort(dim=1).values  # (B, K C, h, w)
@@ -355,9 +262,9 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
     def _preconditioning(self, log_s: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
         """Return a b (1 - s^2) / d^2, 1 / d, s / d (B, K, C, h, w) and a, b (B, 1, 1, 1, 1), all in float32."""
         square = torch.exp(2 * log_s.float())  # s^2
-        remaining = self.remaining.to(timestep.device)[timestep].view(-1, 1, 1, 1, 1)  # a^2
-        a, b = remaining.sqrt(), (1 - remaining).sqrt()
-        spread = remaining * square + (1 - remaining)  # d^2
+        a_squared = self.alphas_cumprod.to(timestep.device)[timestep].view(-1, 1, 1, 1, 1)
+        a, b = a_squared.sqrt(), (1 - a_squared).sqrt()
+        spread = a_squared * square + (1 - a_squared)  # d^2
         return a * b * (1 - square) / spread, spread.rsqrt(), (square / spread).sqrt(), a, b
 
     def forward(
@@ -371,12 +278,12 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         keep: Tensor | None = None,
         return_magnitude: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Predict from noisy latents, given an encoded photograph (sampling) or the photograph itself (training).
+        """Predict from noisy latents, given an encoded image (sampling) or the image itself (training).
 
         Args:
             latents: (B, K, C, h, w) noisy, unit variance; float32 also where the weights are cast.
             timestep: (B,) of the scheduler, 0 to 999.
-            condition: (B, Cc + K C, h, w) from `encode_image`; zeros stand for "no picture" (classifier-free guidance).
+            condition: (B, Cc + K C, h, w) from `encode_image`; zeros stand for "no image" (classifier-free guidance).
             image: (B, 3, H, W) in [0, 1], encoded here when no condition is given.
             feature_dropout_mask: see `encode_image`.
             keep: (B,) 1 or 0: 0 drops a sample's condition.
@@ -397,13 +304,20 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         expected = condition[:, -num_magnitudes:].unflatten(1, (num_bins, -1))  # (B, K, C, h, w)
         if keep is not None:
             condition = condition * keep.view(-1, 1, 1, 1).to(condition)
-        # The magnitude learns from its own loss alone, so that it stays what it is named after.
-        dtype = self.conv_in.weight.dtype
-        photograph = condition[:, :-num_magnitudes].to(dtype)  # (B, Cc, h, w)
+        features = condition[:, :-num_magnitudes].to(self.conv_in.weight.dtype)  # (B, Cc, h, w)
+        # Detached: the magnitude learns from its own loss alone, so that it stays a magnitude.
         log_s = condition[:, -num_magnitudes:].detach().unflatten(1, (num_bins, -1))  # (B, K, C, h, w)
-        keep_share, scale_in, scale_out, a, b = self._preconditioning(log_s, timestep)
-        noisy = latents
-        latents = torch.cat([noisy * scale_in, log_s], dim=2).to(dtype)  # (B, K, 2 C, h, w)
+        linear, scale_in, scale_out, a, b = self._preconditioning(log_s, timestep)
+        layers = self._run_layers(torch.cat([latents * scale_in, log_s], dim=2), timestep, features)  # (B, K, C, h, w)
+        prediction = linear * latents + scale_out * layers  # velocity
+        if self.config.prediction_type == "epsilon":
+            prediction = b * latents + a * prediction
+        return (prediction, expected) if return_magnitude else prediction
+
+    def _run_layers(self, latents: Tensor, timestep: Tensor, features: Tensor) -> Tensor:
+        """Return F (B, K, C, h, w) of scaled latents and log s, (B, K, 2 C, h, w) together."""
+        batch, num_bins = latents.shape[:2]
+        latents = latents.to(features.dtype)
         time = self.time_embedding(self.time_projection(timestep).to(latents.dtype))  # (B, E)
         hertz = bin_frequencies_hz(num_bins, self.config.period_s) * FREQUENCY_EMBEDDING_SCALE
         hertz = hertz.to(latents.device, torch.float32)  # float64 is not on every device
@@ -417,21 +331,17 @@ class FrequencyUNet(ModelMixin, ConfigMixin):
         hidden = self.conv_in(hidden)
         skips = [hidden]
         for index, level in enumerate(self.down):
-            skips += level(hidden, [], embedding, frequency, photograph)
+            skips += level(hidden, [], embedding, frequency, features)
             hidden = skips[-1]
             if index < len(self.downsample):
                 hidden = self.downsample[index](hidden)
                 skips.append(hidden)
-        hidden = self.middle(hidden, [], embedding, frequency, photograph)[-1]
+        hidden = self.middle(hidden, [], embedding, frequency, features)[-1]
         for index, level in enumerate(self.up):
-            meets = [skips.pop() for _ in level.blocks]
-            hidden = level(hidden, meets, embedding, frequency, photograph)[-1]
+            level_skips = [skips.pop() for _ in level.blocks]
+            hidden = level(hidden, level_skips, embedding, frequency, features)[-1]
             if index < len(self.upsample):
-                # The size of the skip it will meet: grids need not be divisible at every level.
+                # To the size of the next skip: grids need not be divisible at every level.
                 hidden = self.upsample[index](hidden, output_size=skips[-1].shape[-2:])
         hidden = self.conv_out(F.silu(self.norm_out(hidden)))
-        layers = hidden.reshape(batch, num_bins, -1, *hidden.shape[-2:])  # (B, K, C, h, w)
-        prediction = keep_share * noisy + scale_out * layers  # velocity
-        if self.config.prediction_type == "epsilon":
-            prediction = b * noisy + a * prediction
-        return (prediction, expected) if return_magnitude else prediction
+        return hidden.reshape(batch, num_bins, -1, *hidden.shape[-2:])

@@ -9,12 +9,13 @@ from pathlib import Path
 import huggingface_hub
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL, ConfigMixin, ModelMixin, VQModel
+from diffusers import AutoencoderKL, VQModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from torch import Tensor
 
-from models.precision import autocast
+from models.checkpoints import SavedModel
+from models.device import autocast
 from motion.normalisation import Normalisation
 from motion.spectrum import PERIOD_S
 
@@ -22,8 +23,8 @@ logger = logging.getLogger(__name__)
 
 SLICE_CHANNELS = 4
 
-# f, the reduction of each side, is patch * 2 ** (number of levels - 1). Patches keep the costly full-resolution layers
-# away where a CPU has to do the work: motion is smooth at the scale of 2 px.
+# f, the reduction of each side, is patch * 2 ** (number of levels - 1). Patches avoid full-resolution layers, which are
+# slow on a CPU: motion is smooth at the scale of 2 px.
 VAE_PRESETS: dict[str, dict] = {
     "tiny": {"patch": 2, "block_channels": (16, 24, 32), "layers_per_block": 1, "norm_groups": 8},
     "small": {"patch": 2, "block_channels": (32, 64, 96), "layers_per_block": 1, "norm_groups": 8},
@@ -34,19 +35,20 @@ VAE_PRESETS: dict[str, dict] = {
 KL_SHAPE = ("patch", "block_channels", "layers_per_block", "latent_channels", "norm_groups")
 
 
-def vae_preset(name: str, factor: int | None = None) -> dict:
-    """Return the arguments of a preset, with as many of its levels as reduce each side by `factor`.
+def vae_preset(name: str, downsample_factor: int | None = None) -> dict:
+    """Return the arguments of a preset, with as many of its levels as reduce each side by `downsample_factor`.
 
     Raises:
         ValueError: the preset has no such levels; factors are patch, 2 patch, 4 patch.
     """
     preset = dict(VAE_PRESETS[name])
     factors = [preset["patch"] * 2**level for level in range(len(preset["block_channels"]))]
-    if factor is None:
+    if downsample_factor is None:
         return preset
-    if factor not in factors:
-        raise ValueError(f"factor: expected one of {', '.join(map(str, factors))} for {name}, got {factor}")
-    return preset | {"block_channels": preset["block_channels"][: factors.index(factor) + 1]}
+    if downsample_factor not in factors:
+        right = f"expected one of {', '.join(map(str, factors))} for {name}"
+        raise ValueError(f"downsample_factor: {right}, got {downsample_factor}")
+    return preset | {"block_channels": preset["block_channels"][: factors.index(downsample_factor) + 1]}
 
 
 def _check_positive(name: str, number: object) -> None:
@@ -54,28 +56,30 @@ def _check_positive(name: str, number: object) -> None:
         raise ValueError(f"{name}: expected a positive number, got {number!r}")
 
 
-class MotionVAE(ModelMixin, ConfigMixin):
-    """An autoencoder of spectrum slices, its latent scale, and the normalisation its inputs were made with.
+class MotionVAE(SavedModel):
+    """An autoencoder of spectrum slices, its latent scale, and the normalisation of its inputs.
 
-    Two kinds share one interface: "kl", our own diffusers AutoencoderKL over 4-channel slices, and "vq", a picture VQ
+    Two kinds share one interface: "kl", our own diffusers AutoencoderKL over 4-channel slices, and "vq", an image VQ
     model such as CompVis/ldm-celebahq-256 ([GID] section 4.2), where each of the 4 scalar maps is repeated to 3
     channels and the decoded channels are averaged.
 
     Ours in "kl": a linear path beside the networks. The first 4 latent channels start as the means of f x f blocks of
-    the 4 maps, decoding as their bicubic enlargement, and the networks learn what to add. Most of a slice is still and
-    amplitude is what matters; a plain AutoencoderKL, whose group norms divide amplitude out, sat in "nothing moves" for
-    700 steps (relative error .997), where block means alone begin at a fraction of that.
+    the 4 maps and decode as their bicubic enlargement; the networks learn what to add. A plain AutoencoderKL, whose
+    group norms divide amplitude out, predicted no motion for 700 steps (relative error 0.997); block means alone
+    begin at a fraction of that.
 
     Args:
         kind: "kl" or "vq".
         patch: "kl" sees patch x patch pixels of a slice as one position of 4 patch^2 channels.
         block_channels, layers_per_block, latent_channels, norm_groups: shape of the "kl" network.
-        vq_config: the picture model's own configuration, for "vq".
+        vq_config: the image model's own configuration, for "vq".
         scaling_factor: latents are multiplied by it, so that they have unit standard deviation.
-        motion_scale_px: (K,) per-bin scales of `Normalisation`, px; the one home of the statistics.
+        motion_scale_px: (K,) per-bin scales of `Normalisation`, px.
         period_s: period T of the series, seconds.
         motion_adaptive: False: slices were scaled linearly, an ablation; see `Normalisation.linear`.
     """
+
+    component = "vae"
 
     @register_to_config
     def __init__(
@@ -93,7 +97,7 @@ class MotionVAE(ModelMixin, ConfigMixin):
         motion_adaptive: bool = True,
     ) -> None:
         super().__init__()
-        # A config.json may have passed through other hands; what is wrong shows here and not in the middle of sampling.
+        # A config.json may have been edited by hand: check it here and not in the middle of sampling.
         _check_positive("scaling_factor", scaling_factor)
         _check_positive("period_s", period_s)
         if not isinstance(motion_adaptive, bool):
@@ -120,7 +124,7 @@ class MotionVAE(ModelMixin, ConfigMixin):
             self._start_as_block_means()
         elif kind == "vq":
             if vq_config is None:
-                raise ValueError('vq_config: expected the picture model\'s configuration for kind="vq"')
+                raise ValueError('vq_config: expected the image model\'s configuration for kind="vq"')
             self.autoencoder = VQModel(**vq_config)
         else:
             raise ValueError(f'kind: expected "kl" or "vq", got {kind!r}')
@@ -135,12 +139,11 @@ class MotionVAE(ModelMixin, ConfigMixin):
         self.autoencoder.decoder.conv_out.bias.zero_()
 
     @classmethod
-    def from_picture_vq(cls, source: str | Path, *, subfolder: str | None = None, **config) -> MotionVAE:
-        """Wrap a picture VQ model from a local folder or a hub name, for example CompVis/ldm-celebahq-256.
+    def from_image_vq(cls, source: str | Path, *, subfolder: str | None = None, **config) -> MotionVAE:
+        """Wrap an image VQ model from a local folder or a hub name, for example CompVis/ldm-celebahq-256.
 
-        A folder or hub repository that is a whole pipeline keeps its model in the subfolder "vqvae", which is the
-        default for anything that is not a bare model folder. A hub name is downloaded by diffusers; the log says from
-        where to where.
+        The default of `subfolder` is "vqvae", as in a whole pipeline, unless the folder itself is a model folder. A hub
+        name is downloaded by diffusers; the log shows from where to where.
         """
         if subfolder is None and not (Path(source) / "config.json").is_file():
             subfolder = "vqvae"
@@ -152,14 +155,14 @@ class MotionVAE(ModelMixin, ConfigMixin):
                 huggingface_hub.constants.ENDPOINT,
                 huggingface_hub.constants.HF_HUB_CACHE,
             )
-        picture_model = VQModel.from_pretrained(source, subfolder=subfolder)
-        vq_config = {k: v for k, v in picture_model.config.items() if not k.startswith("_")}
+        image_model = VQModel.from_pretrained(source, subfolder=subfolder)
+        vq_config = {k: v for k, v in image_model.config.items() if not k.startswith("_")}
         model = cls(kind="vq", vq_config=vq_config, **config)
-        model.autoencoder.load_state_dict(picture_model.state_dict())
+        model.autoencoder.load_state_dict(image_model.state_dict())
         return model
 
     @property
-    def factor(self) -> int:
+    def downsample_factor(self) -> int:
         """f: latents have 1 / f of the sides of their slice."""
         patch = self.config.patch if self.config.kind == "kl" else 1
         return patch * 2 ** (len(self.autoencoder.config.block_out_channels) - 1)
@@ -172,12 +175,12 @@ class MotionVAE(ModelMixin, ConfigMixin):
 
     @property
     def encoder_config(self) -> dict:
-        """The arguments that build its networks again, without what concerns motion: statistics and latent scale."""
+        """The arguments that build its networks, without statistics of motion and latent scale."""
         names = ("vq_config",) if self.config.kind == "vq" else KL_SHAPE
         return {"kind": self.config.kind, **{name: self.config[name] for name in names}}
 
     def drop_decoder(self) -> None:
-        """Leave only what encodes; `decode` and `forward` are gone then."""
+        """Keep only the encoder; `decode` and `forward` no longer work."""
         for name in ("quantize", "post_quant_conv", "decoder"):
             setattr(self.autoencoder, name, None)
 
@@ -194,12 +197,12 @@ class MotionVAE(ModelMixin, ConfigMixin):
         if slices.ndim != 4 or slices.shape[1] != SLICE_CHANNELS:
             raise ValueError(f"slices: expected (N, {SLICE_CHANNELS}, H, W), got {tuple(slices.shape)}")
         added = self.autoencoder.encode(F.pixel_unshuffle(slices, self.config.patch)).latent_dist
-        means = F.avg_pool2d(slices, self.factor)[:, : self.config.latent_channels]  # (N, 4, H/f, W/f)
+        means = F.avg_pool2d(slices, self.downsample_factor)[:, : self.config.latent_channels]  # (N, 4, H/f, W/f)
         return F.pad(means, (0, 0, 0, 0, 0, self.config.latent_channels - means.shape[1])), added
 
     def _decoded(self, latents: Tensor) -> Tensor:
         means = F.pad(latents[:, :SLICE_CHANNELS], (0, 0, 0, 0, 0, max(0, SLICE_CHANNELS - latents.shape[1])))
-        smooth = F.interpolate(means, scale_factor=self.factor, mode="bicubic")  # (N, 4, H, W)
+        smooth = F.interpolate(means, scale_factor=self.downsample_factor, mode="bicubic")  # (N, 4, H, W)
         return smooth + F.pixel_shuffle(self.autoencoder.decode(latents).sample, self.config.patch)
 
     def encode(self, slices: Tensor) -> Tensor:
@@ -208,15 +211,15 @@ class MotionVAE(ModelMixin, ConfigMixin):
             means, added = self._posterior(slices)
             latents = means + added.mode()
         else:
-            pictures = slices.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)  # (4N, 3, H, W)
-            latents = self.autoencoder.encode(pictures).latents.unflatten(0, (-1, SLICE_CHANNELS)).flatten(1, 2)
+            images = slices.flatten(0, 1)[:, None].expand(-1, 3, -1, -1)  # (4N, 3, H, W)
+            latents = self.autoencoder.encode(images).latents.unflatten(0, (-1, SLICE_CHANNELS)).flatten(1, 2)
         return latents * self.config.scaling_factor
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Encode photographs (B, 3, H, W) in [0, 1], sides multiples of f, to latents (B, C, H/f, W/f), not scaled.
+        """Encode images (B, 3, H, W) in [0, 1], sides multiples of f, to latents (B, C, H/f, W/f), not scaled.
 
-        "vq" sees RGB in [-1, 1], as it did when it was trained on pictures; C is that of one map. "kl" sees red, green,
-        blue and their mean in [-1, 1] in the place of the 4 maps of a slice.
+        "vq" takes RGB in [-1, 1], as when it was trained on images; C is that of one map. "kl" takes red, green, blue
+        and their mean in [-1, 1] in place of the 4 maps of a slice.
         """
         image = 2 * image - 1
         if self.config.kind == "vq":
@@ -230,8 +233,8 @@ class MotionVAE(ModelMixin, ConfigMixin):
         if self.config.kind == "kl":
             return self._decoded(latents)
         latents = latents.unflatten(1, (SLICE_CHANNELS, -1)).flatten(0, 1)  # (4N, C/4, h, w)
-        pictures = self.autoencoder.decode(latents).sample  # (4N, 3, H, W)
-        return pictures.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
+        images = self.autoencoder.decode(latents).sample  # (4N, 3, H, W)
+        return images.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
 
     def forward(self, slices: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruct slices for training.
@@ -253,26 +256,17 @@ class MotionVAE(ModelMixin, ConfigMixin):
             latents = latents + added.std * noise
         return self._decoded(latents), 0.5 * squares.mean()
 
-    def encode_spectrum(self, spectrum: Tensor) -> Tensor:
-        """Encode a spectrum in px (B, K, 4, H, W), K at most that of the statistics, to (B, K, C, H/f, W/f)."""
+    def encode_spectrum(self, spectrum: Tensor, precision: str = "no") -> Tensor:
+        """Encode float32 px (B, K, 4, H, W), K at most that of the statistics, to float32 (B, K, C, H/f, W/f).
+
+        `precision`: of the network, see `autocast`; its weights may be cast too.
+        """
         x = self.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
-        return self.encode(x.flatten(0, 1)).unflatten(0, spectrum.shape[:2])
+        with autocast(spectrum.device, precision):
+            return self.encode(x.flatten(0, 1).to(self.dtype)).float().unflatten(0, spectrum.shape[:2])
 
-    def decode_spectrum(self, latents: Tensor) -> Tensor:
-        """Decode latents (B, K, C, h, w) to a spectrum in px, (B, K, 4, f h, f w)."""
-        x = self.decode(latents.flatten(0, 1)).unflatten(0, latents.shape[:2])
-        return self.normalisation.truncated(latents.shape[1]).denormalise(x)
-
-
-def decode_spectrum(vae: MotionVAE, latents: Tensor, precision: str = "no") -> Tensor:
-    """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, H, W), also where the VAE's weights are cast."""
-    with autocast(latents.device, precision):
-        slices = vae.decode(latents.flatten(0, 1).to(vae.dtype)).float()  # (B K, 4, H, W)
-    return vae.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))
-
-
-def encode_spectrum(vae: MotionVAE, spectrum: Tensor, precision: str = "no") -> Tensor:
-    """Encode float32 px (B, K, 4, H, W) as float32 latents (B, K, C, h, w), also where the weights are cast."""
-    x = vae.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
-    with autocast(spectrum.device, precision):
-        return vae.encode(x.flatten(0, 1).to(vae.dtype)).float().unflatten(0, spectrum.shape[:2])
+    def decode_spectrum(self, latents: Tensor, precision: str = "no") -> Tensor:
+        """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, f h, f w); `precision` as in encoding."""
+        with autocast(latents.device, precision):
+            slices = self.decode(latents.flatten(0, 1).to(self.dtype)).float()  # (B K, 4, H, W)
+        return self.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))

@@ -75,7 +75,7 @@ def plan_playback(
         raise ValueError(f"seconds x fps: expected at least 2 frames, got {num_frames}")
     period_s = period_s * slow
     if not seconds / MAX_FRAMES <= period_s < math.inf:
-        raise ValueError(f"period_s x slow: expected at most {MAX_FRAMES} periods in a video, got {period_s:g} s")
+        raise ValueError(f"slow x period_s: expected at most {MAX_FRAMES} periods in a video, got {period_s:g} s")
     index = torch.arange(num_frames, dtype=torch.float64)
     notes = []
     if loop:

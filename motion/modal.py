@@ -217,7 +217,7 @@ class Simulation:
             return
         compliance = _reciprocal(self.modes.mass) / self.modes.omega.square()  # 1 / (m_k w_k^2)
         target = self._solve(list(self._held.values()), compliance, self.modes.largest_response[0])
-        furthest, limit = float(self._field(target).square().sum(0).max()) ** 0.5, self.limit_px * self.strength
+        furthest, limit = float(self.displacement(target).square().sum(0).max()) ** 0.5, self.limit_px * self.strength
         self._target = target * (limit / furthest) if furthest > limit else target
 
     def step(self, dt: float) -> None:
@@ -254,21 +254,16 @@ class Simulation:
         self.velocity = self.velocity + shared * first + of_v * second
 
     def reach(self) -> float:
-        """Return max_x sqrt(sum_k |S_k(x)|^2 (|q|^2 + |q'|^2 / w^2)), px: how far a pixel swings, phases apart.
-
-        Modes that happen to be in phase add up to more, at most sqrt(M) times.
-        """
+        """Return max_x sqrt(sum_k |S_k(x)|^2 (|q|^2 + |q'|^2 / w^2)), px: how far a pixel swings, phases apart."""
         return float(self._squared_swing().max()) ** 0.5
 
     def _squared_swing(self) -> Tensor:
         swing = self.q.abs().square() + (self.velocity.abs() / self.modes.omega).square()
         return torch.einsum("mhw,m->hw", self.modes.amplitude.double().square(), swing)
 
-    def displacement(self) -> Tensor:
-        """Return F(x) of now as (2, H, W) float32, px of the grid."""
-        return self._field(self.q)
-
-    def _field(self, q: Tensor) -> Tensor:
+    def displacement(self, q: Tensor | None = None) -> Tensor:
+        """Return F(x) of now, or of coordinates q (M,), as (2, H, W) float32, px of the grid."""
+        q = self.q if q is None else q
         return torch.einsum("mchw,m->chw", self.modes.shapes, q.to(self.modes.shapes)).real
 
     def _solve(self, holds: list[Hold], weights: Tensor, largest: float) -> Tensor:
@@ -362,16 +357,9 @@ def default_limit_px(size: tuple[int, int]) -> float:
 
 
 def oscillate(q: Tensor, velocity: Tensor, omega: Tensor, damping: float, dt: float) -> tuple[Tensor, Tensor]:
-    """Advance z'' + 2 xi w z' + w^2 z = 0 by dt exactly, with the 2 x 2 matrix exponential of each oscillator.
+    """Advance z'' + 2 xi w z' + w^2 z = 0 by dt >= 0 seconds exactly, with each oscillator's 2 x 2 matrix exponential.
 
-    Args:
-        q, velocity: (M,) complex z and z'; real and imaginary part swing separately.
-        omega: (M,) w > 0, rad/s.
-        damping: xi >= 0; below, at or above the critical 1.
-        dt: seconds, at least 0.
-
-    Returns:
-        (z, z') after dt.
+    q, velocity: (M,) complex z and z'; omega: (M,) w > 0, rad/s; damping: xi >= 0. Returns (z, z') after dt.
     """
     if not (math.isfinite(dt) and dt >= 0):
         raise ValueError(f"dt: expected seconds of at least 0, got {dt}")

@@ -81,11 +81,13 @@ class Motion:
             maps = maps * resize_maps(mask.to(maps), tuple(maps.shape[-2:]))
         return replace(self, **{"flow" if self.spectrum is None else "spectrum": maps})
 
-    def flow_at(self, phase: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def flow_at(self, phase: Tensor | float, size: tuple[int, int] | None = None) -> Tensor:
         """Return the displacement at phases (N,) as (N, 2, H, W), px, on its own grid or resized to `size`.
 
-        A plain flow is sampled linearly between its frames and repeats after its last one.
+        A phase is t / T, 0.5 in the middle of the period. A plain flow is sampled linearly between its frames and
+        repeats after its last one.
         """
+        phase = phase if isinstance(phase, Tensor) else torch.tensor([phase], dtype=torch.float64)
         if self.spectrum is not None:
             flow = spectrum_to_flow(self.spectrum, phase)
         else:

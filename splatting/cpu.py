@@ -18,9 +18,11 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from splatting.reference import EWA_VARIANCE_FLOOR
@@ -61,7 +63,6 @@ def forward(
     values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splat; arguments and results as in `fused.py`."""
-    kernels = _kernels()
     dtype = flow.dtype
     batch, channels, height, width = values.shape
     out, weight = _empty_like(values, dtype), _empty((batch, 1, height, width), dtype)
@@ -73,14 +74,13 @@ def forward(
     rounds = max(1, -(-channels // MAX_CHANNELS))
     count = -(-channels // rounds)
     rows = max(4, BAND_BYTES // ((width + 2) * (count + 1) * source.itemsize))
-    work = batch * height * width * (count + 1) * landing.taps
-    threads = _num_threads(work)
+    threads = _num_threads(batch * height * width * (count + 1) * (4 if sigma is None else 16))
     rows = min(rows, max(4, -(-batch * height // (CHUNKS * threads))))
     tasks = _share(batch, height, rows)
     for first in range(0, max(1, channels), max(1, count)):
         chosen = np.array([first, min(channels, first + count)])
         arguments = (landing.points, landing.conic, landing.limits, chosen, normalise, rows)
-        _run(kernels.splat_bands, tasks, threads, source, z, *arguments, _array(out), _array(weight), peaks)
+        _run(_kernels().splat_bands, tasks, threads, source, z, *arguments, _array(out), _array(weight), peaks)
     return out.to(values.dtype), weight, largest
 
 
@@ -99,63 +99,63 @@ def backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """Differentiate; arguments and results as in `fused.py`."""
-    kernels = _kernels()
-    dtype = flow.dtype
+    from splatting.cpu_preparation import weigh_gradients
+
+    dtype, (side, pad) = flow.dtype, (2, 1) if sigma is None else (4, 3)
     batch, channels, height, width = values.shape
     grad_values, grad_flow = _empty_like(values, dtype), _empty((batch, 2, height, width), dtype)
     grad_z = flow.new_empty(0 if importance is None else (batch, 1, height, width))
-    grad_sigma = flow.new_empty((0 if sigma is None else batch, height, width))
+    grad_sigma = flow.new_empty(0 if sigma is None else (batch, 1, height, width))
+    scale = (1.0, 0.0) if sigma is None else (float(sigma), EWA_VARIANCE_FLOOR if ewa else 0.0)
     item_bytes = height * width * (channels + 1) * flow.element_size()
     size = max(1, SCRATCH_BYTES // item_bytes)  # items a round
     for start in range(0, batch, size):
 
-        def part(tensor: Tensor | None, start: int = start) -> np.ndarray:
-            piece = tensor if tensor is None or tensor.numel() == 0 else tensor[start : start + size]
-            return _optional(piece, dtype)
+        def part(tensor: Tensor | None, start: int = start) -> Tensor | None:
+            return None if tensor is None or tensor.ndim == 1 else tensor[start : start + size].to(dtype)
 
-        source, z, flows = part(values), part(importance), part(flow)
+        source, z, flows = _array(part(values)), _optional(part(importance), dtype), _array(part(flow))
         landing = _land(flows, z, sigma, ewa)
         items = len(flows)
-        grad_total = _array(_empty((items, height, width, channels), dtype))
-        grad_mass = np.empty((items, height, width), grad_total.dtype)
-        threads = _num_threads(items * height * width * (channels + 1) * landing.taps)
+        threads = _num_threads(items * height * width * (channels + 1) * side * side)
         tasks = _share(items, height, max(1, -(-items * height // (CHUNKS * threads))))
-        outer = (part(grad_out), part(grad_weight), part(out if normalise and any(needs[1:]) else None), part(weight))
-        _run(kernels.weigh_gradients, tasks, threads, *outer, normalise, grad_total, grad_mass)
-
-        scale = (1.0, 0.0) if sigma is None else (float(sigma), EWA_VARIANCE_FLOOR if ewa else 0.0)
-        sigmas = _array(grad_sigma[start : start + size])
-        arguments = (landing.points, landing.conic, part(largest), grad_total, grad_mass, *scale, any(needs[1:]))
-        results = (part(grad_values), part(grad_flow), part(grad_z), sigmas)
-        _run(kernels.gather_gradients, tasks, threads, source, z, *arguments, *results)
+        # At the targets, with a margin of zeros
+        total = np.zeros((items, height + 2 * pad, width + 2 * pad, channels), source.dtype)
+        mass = np.zeros(total.shape[:3], source.dtype)
+        peak = _array(F.pad(part(weight if importance is None else largest)[:, 0], (pad,) * 4))
+        mean = part(out) if normalise and any(needs[1:]) else None
+        outer = (_array(part(grad_out)), _optional(part(grad_weight), dtype), _optional(mean, dtype))
+        _run(weigh_gradients, tasks, threads, *outer, _array(part(weight)), normalise, pad, total, mass)
+        arguments = (landing.points, landing.conic, (total, mass, peak), *scale, any(needs[1:]))
+        results = tuple(_optional(part(gradient), dtype) for gradient in (grad_values, grad_flow, grad_z, grad_sigma))
+        _run(_kernels().gather_gradients, tasks, threads, source, z, *arguments, results)
     gradients = (grad_values.to(values.dtype), grad_flow, grad_z, grad_sigma.sum())
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
 
 
-class _Landing:
-    """Where the sources of some items land, with which footprint; see `cpu_kernels.land`."""
+class _Landing(NamedTuple):
+    """Where the sources of some items land, with which footprint: the results of `cpu_preparation.land`."""
 
-    def __init__(self, shape: tuple[int, int, int], dtype: np.dtype, tile: int, taps: int) -> None:
-        batch, height, width = shape
-        column, row = np.empty(shape, np.int32), np.empty(shape, np.int32)
-        self.points = (column, row, np.empty(shape, dtype), np.empty(shape, dtype))
-        tiles = (batch, height, -(-width // tile))
-        self.limits = (np.empty(tiles, np.int32), np.empty(tiles, np.int32))
-        self.conic = np.empty((4, batch, height, width) if taps == 16 else (0, 1, 1, 1), dtype)
-        self.taps = taps
+    points: tuple[np.ndarray, ...]  # column, row, fx, fy: (B, H, W)
+    limits: tuple[np.ndarray, ...]  # top, bottom: (B, H, tiles)
+    conic: np.ndarray  # (4, B, H, W), or (0, 1, 1, 1) for the bilinear footprint
 
 
 def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> _Landing:
-    kernels = _kernels()
+    from splatting.cpu_preparation import TILE, land, make_conics
+
     batch, _, height, width = flow.shape
-    landing = _Landing((batch, height, width), flow.dtype, kernels.TILE, 4 if sigma is None else 16)
+    shape, tiles = (batch, height, width), (batch, height, -(-width // TILE))
+    points = (*(np.empty(shape, np.int32) for _ in range(2)), *(np.empty(shape, flow.dtype) for _ in range(2)))
+    limits = (np.empty(tiles, np.int32), np.empty(tiles, np.int32))
+    conic = np.empty((0, 1, 1, 1) if sigma is None else (4, *shape), flow.dtype)
     low, high = (0, 1) if sigma is None else (-1, 2)
     threads = _num_threads(10 * batch * height * width)
     tasks = _share(batch, height, max(1, -(-batch * height // (CHUNKS * threads))))
-    _run(kernels.land, tasks, threads, flow, z, low, high, *landing.points, *landing.limits)
+    _run(land, tasks, threads, flow, z, low, high, *points, *limits)
     if sigma is not None:
-        _run(kernels.make_conics, tasks, threads, flow, z, float(sigma), ewa, landing.conic)
-    return landing
+        _run(make_conics, tasks, threads, flow, z, float(sigma), ewa, conic)
+    return _Landing(points, limits, conic)
 
 
 # Memory --------------------------------------------------------------------------------------------------------

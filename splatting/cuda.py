@@ -1,17 +1,15 @@
 """The splatting kernels on NVIDIA GPUs: CUDA C++ in kernels/*.cu, compiled and launched by CuPy.
 
 Forward puts each source into the list of the cell it lands in; then each target gathers the sources of the cells
-around it. So every output is written once, already normalised, without atomics on floats, and every input is read from
-memory once as far as the caches hold what neighbouring targets share (values 4 or 16 times from cache; not measured).
-Backward has a pass over the targets and one over the sources, which gather too.
+around it. So every output is written once, already normalised, without atomics on floats. Backward has a pass over the
+targets and one over the sources, which gather too.
 
 The order of a list is that of an atomic exchange, so a forward sum may differ in its last bits from run to run. Under
-torch.use_deterministic_algorithms(True) the lists are sorted first, and everything is equal to the last bit. Backward
-always is, given the same inputs and the same result of forward.
+torch.use_deterministic_algorithms(True) the lists are sorted first. Backward always gives the same bits.
 
-NVRTC compiles one program for each dtype of the values and each device, the first time it is used (about a second).
-CuPy keeps the result in ~/.cupy/kernel_cache, or in $CUPY_CACHE_DIR. It compiles with -ftz=true: float32 numbers below
-1.2e-38 count as 0. Work is queued on torch's current stream; nothing waits for the GPU.
+NVRTC compiles one program for each dtype of the values and each device at its first use (about a second). CuPy keeps
+the result in ~/.cupy/kernel_cache or $CUPY_CACHE_DIR. It compiles with -ftz=true: float32 numbers below 1.2e-38 count
+as 0. Work is queued on torch's current stream; nothing waits for the GPU.
 """
 
 from __future__ import annotations
@@ -28,15 +26,8 @@ from torch import Tensor
 
 from splatting import reference
 
-KERNELS = (
-    "link_sources",
-    "sort_lists",
-    "gather_2x2",
-    "gather_4x4",
-    "target_gradients",
-    "source_gradients_2x2",
-    "source_gradients_4x4",
-)
+KERNELS = ("link_sources", "sort_lists", "gather_2x2", "gather_4x4")
+KERNELS += ("target_gradients", "source_gradients_2x2", "source_gradients_4x4")
 # NVRTC is asked for no more than this; CuPy adds the architecture, -ftz=true and its include folders.
 COMPILE_OPTIONS = ("--std=c++17",)
 # A block is a tile of this many pixels, as wide as a warp.
@@ -47,15 +38,9 @@ CHUNK = 16
 programs_built = 0  # how often NVRTC, or CuPy's cache, was asked for a program; tests read it
 
 _SOURCE_FILES = ("taps.cu", "forward.cu", "backward.cu")
-# Their owner is the definition, reference.py.
-_SHARED_CONSTANTS = (
-    "MIN_TAP_WEIGHT",
-    "MARGIN_PX",
-    "MAX_DERIVATIVE",
-    "EWA_MIN_STRETCH",
-    "EWA_MAX_STRETCH",
-    "EWA_VARIANCE_FLOOR",
-)
+# Defined in reference.py
+_SHARED_CONSTANTS = ("MIN_TAP_WEIGHT", "MARGIN_PX", "MAX_DERIVATIVE")
+_SHARED_CONSTANTS += ("EWA_MIN_STRETCH", "EWA_MAX_STRETCH", "EWA_VARIANCE_FLOOR")
 _VALUE_NAMES = {
     torch.float16: "VALUES_FLOAT16",
     torch.bfloat16: "VALUES_BFLOAT16",
@@ -69,24 +54,10 @@ _build_lock = threading.Lock()  # autograd calls backward from a thread of its o
 def forward(
     values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Splat values along flow: with sigma None bilinear on 2 x 2 taps, else as Gaussians on 4 x 4.
-
-    S is float64 where values is, else float32.
-
-    Args:
-        values: (B, C, H, W), float16, bfloat16, float32 or float64, any strides, as all inputs.
-        flow: (B, 2, H, W) S, px.
-        importance: (B, 1, H, W) S, the exponent z, or None: all are equal.
-        sigma: () S, px, on the same device, or None.
-        ewa: stretch the Gaussians with the flow.
-        normalise: divide by the sum of the weights.
-
-    Returns:
-        out (B, C, H, W) in the dtype of values, 0 where nothing arrives; the sum of the weights (B, 1, H, W) S, 0
-        exactly there; the largest z that touches each target (B, 1, H, W) S, -inf there, or (0,) without importance.
+    """Splat; arguments and results as in `fused.py`.
 
     Raises:
-        ValueError: a picture with 2^31 pixels or more.
+        ValueError: an image with 2^31 pixels or more.
     """
     batch, channels, height, width = values.shape
     side = 2 if sigma is None else 4
@@ -128,25 +99,16 @@ def backward(
     normalise: bool,
     needs: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """Return the gradients to values, flow, importance and sigma; None for those that `needs` does not ask for.
+    """Differentiate; arguments and results as in `fused.py`.
 
-    Args:
-        grad_out: (B, C, H, W) in the dtype of values, any strides.
-        grad_weight: (B, 1, H, W) S, gradient to the sum of the weights, or None: 0.
-        values, flow, importance, sigma, ewa, normalise: as given to `forward`.
-        out, weight, largest: as `forward` returned them. Normalised half-precision outputs are rounded, and so are,
-            in proportion, the gradients to flow, importance and sigma.
-        needs: which gradients are wanted, in the order above.
+    Normalised half-precision outputs are rounded, and so are the gradients to flow, importance and sigma.
     """
     batch, channels, height, width = values.shape
     side = 2 if sigma is None else 4
-    wants_values, wants_flow = needs[:2]
-    wants_importance, wants_sigma = needs[2] and importance is not None, needs[3] and sigma is not None
-    grad_values = _empty((batch, channels, height, width), values) if wants_values else None
-    grad_flow = _empty((batch, 2, height, width), flow) if wants_flow else None
-    grad_importance = _empty((batch, 1, height, width), flow) if wants_importance else None
-    grad_sigma = _empty((batch, 1, height, width), flow) if wants_sigma else None  # each source's part
-    gradients = (grad_values, grad_flow, grad_importance, grad_sigma)
+    gradients = []  # to values, flow, importance and sigma, of which each source has its part
+    for needed, of, count in zip(needs, (values, flow, importance, sigma), (channels, 2, 1, 1), strict=True):
+        like = values if of is values else flow
+        gradients.append(_empty((batch, count, height, width), like) if needed and of is not None else None)
     if weight.numel() > 0 and any(gradient is not None for gradient in gradients):
         values, flow, importance, grad_out, grad_weight, out, weight, largest = _contiguous(
             values, flow, importance, grad_out, grad_weight, out, weight, largest
@@ -154,23 +116,22 @@ def backward(
         sizes = (channels, height, width)
         tiles = batch * _tiles(height, width)
         targets = _empty((batch, height, width, 4), flow)
-        # To the values alone D hands on nothing; then its own gradient, which takes a pass over out, is not needed.
+        # The gradient to the values alone does not need that to D, which takes a pass over out.
         mean = out if normalise and any(gradient is not None for gradient in gradients[1:]) else None
         at_targets = (weight, None if importance is None else largest, targets)
         _run("target_gradients", tiles, values, grad_out, grad_weight, mean, *at_targets, *sizes, normalise)
         inputs = (grad_out, targets, values, flow, importance, sigma)
         _run(f"source_gradients_{side}x{side}", tiles, values, *inputs, *gradients, *sizes, ewa)
-    return grad_values, grad_flow, grad_importance, None if grad_sigma is None else grad_sigma.sum()
+    return *gradients[:3], None if gradients[3] is None else gradients[3].sum()
 
 
 def unavailable_reason() -> str | None:
-    """Say in one sentence why the kernels cannot run here and what to do; None where they can."""
+    """Return in one sentence why the kernels cannot run here and what to do; None where they can."""
     try:
         return _find_unavailable_reason()
-    except Exception as error:  # of whatever kind: a broken installation must not take the other backends along
-        return (
-            f"CUDA cannot be used here ({type(error).__name__}: {_first_line(error)}): check the driver with nvidia-smi"
-        )
+    except Exception as error:  # a broken installation must not break the other backends
+        reason = f"{type(error).__name__}: {_first_line(error)}"
+        return f"CUDA cannot be used here ({reason}): check the driver with nvidia-smi"
 
 
 def source(dtype: torch.dtype) -> str:
@@ -204,11 +165,9 @@ def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
 
 
 def _check_size(height: int, width: int) -> None:
-    # The kernels count pixels and cells in int, landing points beyond the picture's margin included.
+    # The kernels count pixels and cells in int, landing points beyond the image's margin included.
     if (height + 4 * reference.MARGIN_PX) * (width + 4 * reference.MARGIN_PX) > _MOST_INT:
-        raise ValueError(
-            f"values: expected a picture of fewer than 2^31 pixels, margin included, got {height} x {width}"
-        )
+        raise ValueError(f"values: expected fewer than 2^31 pixels, margin included, got {height} x {width}")
 
 
 def _tiles(height: int, width: int) -> int:

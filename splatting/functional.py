@@ -4,13 +4,11 @@ Conventions: values (B, C, H, W); flow (B, 2, H, W) forward, in pixels of its ow
 1 = dy (down); importance (B, 1, H, W). Pixel centres lie at integers, so the source at pixel p lands at p + flow(p).
 
 Three backends: "reference" (`reference.py`, plain torch, the definition), and "cpu" (`cpu.py`) and "cuda" (`cuda.py`)
-behind `fused.py`. `reference.py` and `fused.py` have the four operators with the same names and arguments, each
-returning (output, weight); a backend's module has `unavailable_reason()`, which returns None where the backend can run
-and otherwise one sentence that says why not and what to do about it.
+behind `fused.py`. `reference.py` and `fused.py` have one function `splat` with the same arguments; a backend's module
+has `unavailable_reason()`: None where the backend can run, else a sentence with the reason and the remedy.
 
 Values are taken to be finite where the flow is: NaN and infinity spread to what their source touches, and whether taps
-of weight exactly 0 count as touching differs between backends. Under torch.compile a wrong argument is still told, but
-inside an error of the compiler.
+of weight exactly 0 count as touching differs between backends.
 """
 
 from __future__ import annotations
@@ -83,8 +81,7 @@ def softmax_splat(
     _check_positive("weight_sigma", weight_sigma)
     if weighting == "gaussian":
         importance = _gaussian_log_weight(importance, weight_sigma)
-    operators = _choose_backend(backend, values)
-    return _result(operators.softmax_splat(values, flow, importance), return_weight)
+    return _result(_choose_backend(backend, values).splat(values, flow, importance), return_weight)
 
 
 def gaussian_splat(
@@ -104,23 +101,10 @@ def gaussian_splat(
     J (sigma^2 I) J^T + 1e-4 I [Zwicker et al., EWA Splatting, 2002] with J = I + d flow / d p by central
     differences. Ours: the singular values of J are clamped to [0.5, 2.5] and J is detached.
 
-    Args:
-        values: (B, C, H, W), float16, bfloat16, float32 or float64; half precision is summed in float32.
-        flow: (B, 2, H, W) px. A source whose flow is not finite, or that lands outside, contributes nothing.
-        importance: (B, 1, H, W). A source whose importance is not finite contributes nothing.
-        sigma: standard deviation in px: a number from .001 to 1000, or a tensor with one element where it is learned
+    Args, returns and exceptions as in `softmax_splat`, and:
+        sigma: standard deviation in px: a number from 0.001 to 1000, or a tensor with one element where it is learned
             (not checked). The 4 x 4 taps hold Gaussians up to about 0.65.
         ewa: stretch the footprint with the flow.
-        backend: "auto", "reference" (plain torch, any device), "cpu" or "cuda".
-        return_weight: also return the denominator.
-
-    Returns:
-        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W), 0 exactly where nothing
-        arrives; there the output is 0 too.
-
-    Raises:
-        ValueError: an argument of a wrong shape, dtype, device or value.
-        RuntimeError: the backend asked for cannot run here.
 
     Gradients: to values, flow (through the position, not through J), importance and sigma.
     """
@@ -136,9 +120,8 @@ def gaussian_splat(
         if not SIGMA_RANGE_PX[0] <= sigma <= SIGMA_RANGE_PX[1]:
             raise ValueError(f"sigma: expected {SIGMA_RANGE_PX[0]:g} to {SIGMA_RANGE_PX[1]:g} px, got {sigma}")
         sigma = float(sigma)
-    operators = _choose_backend(backend, values)
-    result = operators.gaussian_splat(values, flow, importance, sigma=sigma, ewa=ewa)
-    return _result(result, return_weight)
+    pair = _choose_backend(backend, values).splat(values, flow, importance, sigma=sigma, ewa=ewa)
+    return _result(pair, return_weight)
 
 
 def average_splat(
@@ -146,26 +129,11 @@ def average_splat(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Splat values along flow with a bilinear footprint and average what arrives at a pixel.
 
-    out(q) = sum_i b_i(q) v_i / sum_i b_i(q).
-
-    Args:
-        values: (B, C, H, W), float16, bfloat16, float32 or float64; half precision is summed in float32.
-        flow: (B, 2, H, W) px. A source whose flow is not finite, or that lands outside, contributes nothing.
-        backend: "auto", "reference" (plain torch, any device), "cpu" or "cuda".
-        return_weight: also return the sum of the bilinear weights.
-
-    Returns:
-        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W), 0 exactly where nothing
-        arrives; there the output is 0 too.
-
-    Raises:
-        ValueError: an argument of a wrong shape, dtype or device.
-        RuntimeError: the backend asked for cannot run here.
-
+    out(q) = sum_i b_i(q) v_i / sum_i b_i(q). Arguments, returns and exceptions as in `softmax_splat`.
     Gradients: to values and flow.
     """
     _check_tensors(values, flow)
-    return _result(_choose_backend(backend, values).average_splat(values, flow), return_weight)
+    return _result(_choose_backend(backend, values).splat(values, flow), return_weight)
 
 
 def sum_splat(
@@ -173,10 +141,10 @@ def sum_splat(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Splat values along flow with a bilinear footprint and add up what arrives at a pixel.
 
-    out(q) = sum_i b_i(q) v_i, not normalised. Arguments, returns, exceptions and gradients as in `average_splat`.
+    out(q) = sum_i b_i(q) v_i, not normalised. Otherwise as `average_splat`.
     """
     _check_tensors(values, flow)
-    return _result(_choose_backend(backend, values).sum_splat(values, flow), return_weight)
+    return _result(_choose_backend(backend, values).splat(values, flow, normalise=False), return_weight)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -203,12 +171,12 @@ def _result(pair: tuple[Tensor, Tensor], return_weight: bool) -> Tensor | tuple[
 
 @functools.cache
 def _unavailable_reason(name: str) -> str | None:
-    """Say in one sentence why a backend cannot run here; None where it can."""
+    """Return in one sentence why a backend cannot run here; None where it can."""
     return importlib.import_module(f"{__package__}.{name}").unavailable_reason()
 
 
 def _choose_backend(backend: str, values: Tensor) -> ModuleType:
-    """Return the module that has the four operators: "cpu" and "cuda" share one, which goes by the device."""
+    """Return the module whose `splat` is called: "cpu" and "cuda" share one, which goes by the device."""
     chosen = _backend_name(backend, values.device.type)
     return reference if chosen == "reference" else fused
 
@@ -218,14 +186,11 @@ def _backend_name(backend: str, device: str) -> str:
         return _automatic_backend(device)
     if backend not in BACKENDS:
         raise ValueError(f"backend: expected one of {('auto', *BACKENDS)}, got {backend!r}")
-    unavailable_reason = _unavailable_reason(backend)
-    if unavailable_reason is not None:
-        raise RuntimeError(f"splatting: {unavailable_reason}")
+    if (reason := _unavailable_reason(backend)) is not None:
+        raise RuntimeError(f"splatting: {reason}")
     if backend != "reference" and backend != device:
-        raise RuntimeError(
-            f"splatting: backend={backend!r} needs {backend} tensors, got values on {device}: "
-            f"move them there, or use backend='auto'"
-        )
+        remedy = "move them there, or use backend='auto'"
+        raise RuntimeError(f"splatting: backend={backend!r} needs {backend} tensors, got values on {device}: {remedy}")
     return backend
 
 
@@ -236,14 +201,12 @@ _backend_name._dynamo_marked_constant = True
 
 def _automatic_backend(device: str) -> str:
     """Return the fastest backend for a device type, and log the choice the first time."""
-    unavailable_reason = (
-        _unavailable_reason(device) if device in BACKENDS else f"there is no kernel for {device} tensors"
-    )
-    chosen = device if unavailable_reason is None else "reference"
+    reason = _unavailable_reason(device) if device in BACKENDS else f"there is no kernel for {device} tensors"
+    chosen = device if reason is None else "reference"
     if device not in _announced:
         _announced.add(device)
-        reason = "" if unavailable_reason is None else f" (plain torch, slower): {unavailable_reason}"
-        logger.info("splatting %s tensors with the %r backend%s", device, chosen, reason)
+        note = "" if reason is None else f" (plain torch, slower): {reason}"
+        logger.info("splatting %s tensors with the %r backend%s", device, chosen, note)
     return chosen
 
 

@@ -1,4 +1,4 @@
-"""The four splatting operators as one custom operator of torch, with a fused forward and a fused backward pass.
+"""The splatting operators as one custom operator of torch, with a fused forward and a fused backward pass.
 
 `image_dynamics::splat` and its backward run on the module of the tensors' device: `cpu.py` (Numba) or `cuda.py` (CuPy).
 torch.compile takes them as they are, and autocast leaves them alone: values keep their dtype, and what decides where
@@ -14,8 +14,8 @@ Such a module has `unavailable_reason()`, as `functional.py` describes it, and
     flow        (B, 2, H, W) in the summing type: float64 where values are, else float32
     importance  (B, 1, H, W) summing type, the exponent z; None for average and sum
     sigma       () summing type, on the same device; None: bilinear footprint, else Gaussian
-    out         (B, C, H, W) like values, with the strides that `_out_format` says; in backward None where it is of no
-                account: not normalised, or only the weight has a gradient
+    out         (B, C, H, W) like values, in the layout of `_out_format`; in backward None where it is not needed: not
+                normalised, or only the weight has a gradient
     weight      (B, 1, H, W) summing type, the sum of the weights
     largest     (B, 1, H, W) summing type, largest z of what arrives, -inf where nothing does; (0,) without importance
 
@@ -31,7 +31,7 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from splatting.reference import DEFAULT_SIGMA_PX, summing_dtype, weight_in
+from splatting.reference import summing_dtype, weight_in
 
 _FORWARD = (
     "(Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, bool ewa, bool normalise)"
@@ -43,29 +43,7 @@ _BACKWARD = (
 )
 
 
-def softmax_splat(values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Average what arrives with the weights b exp(importance - per-target maximum), b bilinear."""
-    return _apply(values, flow, importance)
-
-
-def gaussian_splat(
-    values: Tensor, flow: Tensor, importance: Tensor, *, sigma: float | Tensor = DEFAULT_SIGMA_PX, ewa: bool = True
-) -> tuple[Tensor, Tensor]:
-    """Average what arrives with the weights g exp(importance - per-target maximum), g a 2-D Gaussian."""
-    return _apply(values, flow, importance, sigma=sigma, ewa=ewa)
-
-
-def average_splat(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Average what arrives with bilinear weights."""
-    return _apply(values, flow)
-
-
-def sum_splat(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Add up what arrives with bilinear weights."""
-    return _apply(values, flow, normalise=False)
-
-
-def _apply(
+def splat(
     values: Tensor,
     flow: Tensor,
     importance: Tensor | None = None,
@@ -74,7 +52,8 @@ def _apply(
     ewa: bool = False,
     normalise: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    dtype = summing_dtype(*(tensor for tensor in (values, flow, importance) if tensor is not None))
+    """Do the same as `reference.splat`."""
+    dtype = summing_dtype(values, flow, importance)
     if importance is not None:
         importance = importance.to(dtype)
     if isinstance(sigma, Tensor):
@@ -84,7 +63,7 @@ def _apply(
         sigma = torch.full((), sigma, dtype=dtype, device=values.device)
     # Half precision stays as it is: the kernels read it, and sum in float32.
     source = values.to(dtype) if dtype == torch.float64 else values
-    out, weight, _ = splat(source, flow.to(dtype), importance, sigma, ewa, normalise)
+    out, weight, _ = _forward(source, flow.to(dtype), importance, sigma, ewa, normalise)
     return out.to(values.dtype), weight_in(weight, values.dtype)
 
 
@@ -96,7 +75,7 @@ def _kernels(device: torch.device) -> ModuleType:
 
 
 @torch.library.custom_op("image_dynamics::splat", mutates_args=(), schema=_FORWARD)
-def splat(
+def _forward(
     values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splat with the kernels of the tensors' device; see the top of this file."""
@@ -104,7 +83,7 @@ def splat(
 
 
 @torch.library.custom_op("image_dynamics::splat_backward", mutates_args=(), schema=_BACKWARD)
-def splat_backward(
+def _backward(
     grad_out: Tensor,
     grad_weight: Tensor | None,
     values: Tensor,
@@ -118,7 +97,7 @@ def splat_backward(
     normalise: bool,
     needs: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Differentiate `splat`; a gradient that is not needed comes back as an empty (0,) tensor."""
+    """Differentiate `_forward`; a gradient that is not needed comes back as an empty (0,) tensor."""
     saved = (values, flow, importance, sigma, out, weight, largest)
     gradients = _kernels(values.device).backward(grad_out, grad_weight, *saved, ewa, normalise, needs)
     # A custom operator can return neither None nor one of its arguments.
@@ -133,7 +112,7 @@ def _out_format(values: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-@splat.register_fake
+@_forward.register_fake
 def _(values, flow, importance, sigma, ewa, normalise):
     batch, _, height, width = values.shape
     plane = (batch, 1, height, width)
@@ -141,7 +120,7 @@ def _(values, flow, importance, sigma, ewa, normalise):
     return out, flow.new_empty(plane), flow.new_empty(0 if importance is None else plane)
 
 
-@splat_backward.register_fake
+@_backward.register_fake
 def _(grad_out, grad_weight, values, flow, importance, sigma, out, weight, largest, ewa, normalise, needs):
     gradients = []
     for needed, tensor in zip(needs, (values, flow, importance, sigma), strict=True):
@@ -163,16 +142,16 @@ def _setup_context(ctx, inputs, output) -> None:
     ctx.save_for_backward(values, flow, importance, sigma, out if ctx.normalise else None, weight, largest)
 
 
-def _backward(ctx, grad_out, grad_weight, _):
+def _autograd(ctx, grad_out, grad_weight, _):
     values, flow, importance, sigma, out, weight, largest = ctx.saved_tensors
     if grad_out is None:
-        # Then the output is of no account either.
+        # Then the output is not needed either.
         grad_out, out = torch.zeros_like(values), None
     needs = list(ctx.needs_input_grad[:4])
     saved = (values, flow, importance, sigma, out, weight, largest)
-    gradients = splat_backward(grad_out, grad_weight, *saved, ctx.ewa, ctx.normalise, needs)
+    gradients = _backward(grad_out, grad_weight, *saved, ctx.ewa, ctx.normalise, needs)
     gradients = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
     return *gradients, None, None
 
 
-splat.register_autograd(_backward, setup_context=_setup_context)
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -1,11 +1,11 @@
 """The splatting operators in plain torch: the definition that the other backends are held against.
 
-Any device, float16 to float64, gradients by autograd. Arguments are those of `functional.py`, which checks them and
-applies the weighting; here the importance already is the exponent z. Each operator returns (output, weight).
+Any device, float16 to float64, gradients by autograd. `functional.py` checks the arguments and applies the weighting;
+here the importance already is the exponent z.
 
 A source has taps: pixels around its landing point p + flow(p), each with a spatial weight. What must not arrive
-(taps outside the picture, sources without a finite flow or importance) is sent to a spare row below the picture, so
-that nothing of it, NaN included, reaches a pixel or a gradient.
+(taps outside the image, sources without a finite flow or importance) is sent to a spare row below the image, so that
+nothing of it, NaN included, reaches a pixel or a gradient.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ EWA_MIN_STRETCH, EWA_MAX_STRETCH = 0.5, 2.5  # limits of J's singular values
 EWA_VARIANCE_FLOOR = 1e-4  # px^2
 # A sum of weights below this cannot be divided by, twice in the backward pass, within float32.
 MIN_TAP_WEIGHT = 1e-30
-# Landing points are clamped this far outside the picture: no tap gets back in, and no integer overflows.
+# Landing points are clamped this far outside the image: no tap gets back in, and no integer overflows.
 MARGIN_PX = 4
 # Keeps the singular values of J finite where neighbours fly apart; they are clamped far below it anyway.
 MAX_DERIVATIVE = 1e6
@@ -47,46 +47,42 @@ def unavailable_reason() -> str | None:
     return None
 
 
-def softmax_splat(values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
-    """Average what arrives with the weights b exp(importance - per-target maximum), b bilinear."""
-    dtype = summing_dtype(values, flow, importance)
-    landing = _land(flow.to(dtype), importance)
-    taps = _weigh_by_importance(_bilinear_taps(landing), importance.to(dtype), landing.valid)
-    return _normalised(values, *_accumulate(values.to(dtype), taps))
-
-
-def gaussian_splat(
-    values: Tensor, flow: Tensor, importance: Tensor, *, sigma: float | Tensor = DEFAULT_SIGMA_PX, ewa: bool = True
+def splat(
+    values: Tensor,
+    flow: Tensor,
+    importance: Tensor | None = None,
+    *,
+    sigma: float | Tensor | None = None,
+    ewa: bool = False,
+    normalise: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Average what arrives with the weights g exp(importance - per-target maximum), g a 2-D Gaussian."""
+    """Sum what arrives, and with `normalise` divide it by its weights; return (output, sum of the weights).
+
+    The weights are bilinear, or those of a 2-D Gaussian where there is a sigma, times
+    exp(importance - per-target maximum) where there is an importance.
+    """
     dtype = summing_dtype(values, flow, importance)
     landing = _land(flow.to(dtype), importance)
-    taps = _gaussian_taps(landing, flow.to(dtype), sigma, ewa)
-    taps = _weigh_by_importance(taps, importance.to(dtype), landing.valid)
-    return _normalised(values, *_accumulate(values.to(dtype), taps))
-
-
-def average_splat(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Average what arrives with bilinear weights."""
-    dtype = summing_dtype(values, flow)
-    return _normalised(values, *_accumulate(values.to(dtype), _bilinear_taps(_land(flow.to(dtype)))))
-
-
-def sum_splat(values: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Add up what arrives with bilinear weights."""
-    dtype = summing_dtype(values, flow)
-    total, weight = _accumulate(values.to(dtype), _bilinear_taps(_land(flow.to(dtype))))
+    taps = _bilinear_taps(landing) if sigma is None else _gaussian_taps(landing, flow.to(dtype), sigma, ewa)
+    if importance is not None:
+        taps = _weigh_by_importance(taps, importance.to(dtype), landing.valid)
+    total, weight = _accumulate(values.to(dtype), taps)
+    if normalise:
+        arrived = weight > 0
+        total = torch.where(arrived, total / torch.where(arrived, weight, 1.0), 0.0)
     return total.to(values.dtype).contiguous(), weight_in(weight, values.dtype)
 
 
 # Taps ----------------------------------------------------------------------------------------------------------
 
 
-def summing_dtype(*tensors: Tensor) -> torch.dtype:
-    dtype = torch.float32
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return dtype
+def summing_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """Return the dtype that sums are computed in: float64 where a tensor is, else float32."""
+    return (
+        torch.float64
+        if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+        else torch.float32
+    )
 
 
 def _land(flow: Tensor, importance: Tensor | None = None) -> Landing:
@@ -137,7 +133,7 @@ def _gaussian_taps(landing: Landing, flow: Tensor, sigma: float | Tensor, ewa: b
 def _make_taps(landing: Landing, offsets: tuple[int, ...], weight_at: Callable[[int, int], Tensor]) -> Taps:
     """Pair each tap's target index with its weight; what must not arrive goes to the spare row with weight 0.
 
-    Taps inside the picture whose weight is exactly 0 stay: at integer landing points they carry the gradient.
+    Taps inside the image whose weight is exactly 0 stay: at integer landing points they carry the gradient.
     """
     height, width = landing.fx.shape[-2:]
     spare = height * width + torch.arange(width, device=landing.fx.device)  # (W,)
@@ -228,12 +224,6 @@ def _accumulate(values: Tensor, taps: Taps) -> tuple[Tensor, Tensor]:
         total_weight.scatter_add_(1, index, weight)
     total = total.view(batch, channels, height + 1, width)[:, :, :height]
     return total, total_weight.view(batch, 1, height + 1, width)[:, :, :height]
-
-
-def _normalised(values: Tensor, total: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    arrived = weight > 0
-    mean = torch.where(arrived, total / torch.where(arrived, weight, 1.0), 0.0)
-    return mean.to(values.dtype), weight_in(weight, values.dtype)
 
 
 def weight_in(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -74,3 +74,39 @@ def each_backend(request, monkeypatch) -> str:
 
     monkeypatch.setattr(functional, "_automatic_backend", lambda device: request.param)
     return request.param
+
+
+@pytest.fixture(scope="session")
+def videos(tmp_path_factory) -> Path:
+    """A video that sways, a short and a static one, and one that cannot be read, all of 64 x 64 px."""
+    from videos import swaying, write_video
+
+    folder = tmp_path_factory.mktemp("videos")
+    write_video(folder / "sway.mp4", swaying(50, 10), 10)
+    write_video(folder / "short.mp4", swaying(20, 10, seed=1), 10)
+    write_video(folder / "still.mp4", swaying(50, 10, amplitude_px=0, seed=2), 10)
+    (folder / "broken.mp4").write_bytes((folder / "sway.mp4").read_bytes()[:700])
+    (folder / "notes.txt").write_text("no video")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def long_videos(tmp_path_factory) -> Path:
+    """A video of two shots (3 s and 11.5 s at 10 fps), and a short one."""
+    import torch
+    from videos import swaying, write_video
+
+    folder = tmp_path_factory.mktemp("long")
+    write_video(folder / "shots.mp4", torch.cat([swaying(30, 10), swaying(115, 10, seed=5)]), 10)
+    write_video(folder / "short.mp4", swaying(20, 10, seed=1), 10)
+    return folder
+
+
+@pytest.fixture
+def deterministic():
+    """Run a test under torch.use_deterministic_algorithms."""
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -14,10 +14,12 @@ import pytest
 import torch
 from PIL import Image
 
+import animation.studio
 import app
-from cli.parser import UsageError
+from animation.studio import Studio, read_upload
 from data.media import MediaError, from_bytes, write_image
 from data.video import probe_video
+from models.device import ArgumentError
 from motion.motion_file import Motion
 
 
@@ -35,8 +37,8 @@ class Pipeline:
         return Motion(spectrum, None, 150, 30.0, tuple(image.shape[-2:]), {})
 
 
-def make_studio(tmp_path, **options) -> app.Studio:
-    return app.Studio(Pipeline(), {"softmax": None, "gaussian": None}, tmp_path, **options)
+def make_studio(tmp_path, **options) -> Studio:
+    return Studio(Pipeline(), {"softmax": None, "gaussian": None}, tmp_path, **options)
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_a_picture_comes_back_as_a_video(tmp_path, upload):
 
 
 def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch, upload):
-    monkeypatch.setattr(app, "KEPT_VIDEOS", 2)
+    monkeypatch.setattr(animation.studio, "KEPT_VIDEOS", 2)
     studio = make_studio(tmp_path)
     studio._numbers = itertools.count(9998)  # as text 10000 is before 9999
     made = [studio.animate(upload(), loop=False, seconds=0.5) for _ in range(3)]
@@ -85,7 +87,7 @@ def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch
     ],
 )
 def test_bad_choices_are_one_line(tmp_path, upload, choices, named):
-    with pytest.raises(UsageError, match=named) as caught:
+    with pytest.raises(ArgumentError, match=named) as caught:
         make_studio(tmp_path).animate(upload(), **choices)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
@@ -109,7 +111,7 @@ def test_bad_uploads_are_one_line_that_names_them(tmp_path, kind):
     path.parent.mkdir()
     spoil(path, kind)
     studio = make_studio(tmp_path / "videos")
-    with pytest.raises(MediaError, match="no picture" if kind == "none" else r"^notes\.png") as caught:
+    with pytest.raises(MediaError, match="no image" if kind == "none" else r"^notes\.png") as caught:
         studio.animate(None if kind == "none" else path)
     assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
     assert not (tmp_path / "videos").exists()
@@ -120,7 +122,7 @@ def test_uploads_are_read_as_animate_reads_them(tmp_path):
     Image.new("RGBA", (64, 48), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((48, 64), 32768, np.uint16)).save(tmp_path / "deep.png")
     Image.new("P", (64, 48), 0).save(tmp_path / "first.gif")
-    means = [float(app.read_upload(tmp_path / name, 64)[0].mean()) for name in ("clear.png", "deep.png", "first.gif")]
+    means = [float(read_upload(tmp_path / name, 64)[0].mean()) for name in ("clear.png", "deep.png", "first.gif")]
     assert means == pytest.approx([1.0, 0.5, 0.0], abs=1e-3)
 
 
@@ -154,7 +156,7 @@ def test_page_is_served_on_this_machine_only(tmp_path, upload):
     (tmp_path / "videos").mkdir()
     (tmp_path / "secret.txt").write_text("secret")
     page = app.make_page(gradio, make_studio(tmp_path / "videos"))
-    assert page._queue.max_size == app.MOST_WAITING
+    assert page._queue.max_size == app.LONGEST_QUEUE
     _, url, _ = app.launch(gradio, page, port=None, wait=False)
     try:
         assert url.startswith("http://127.0.0.1:")

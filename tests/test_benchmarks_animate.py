@@ -24,7 +24,7 @@ def run_benchmark(checkpoint, photograph, out, *flags: object) -> int:
 
 def test_the_table_has_every_part_beside_the_baseline(checkpoint, photograph, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
-    flags = ["--size", 64, "--frames", 2, "--steps", 2, "--repeats", 1, "--precision", "bf16"]
+    flags = ["--size", 32, "--frames", 2, "--steps", 2, "--repeats", 1, "--precision", "bf16"]
     assert run_benchmark(checkpoint, photograph, out, *flags) == 0
     rows = {row["row"]: row for row in json.loads((out / "results.json").read_text())}
     assert list(rows) == [
@@ -40,7 +40,7 @@ def test_the_table_has_every_part_beside_the_baseline(checkpoint, photograph, tm
     assert softmax["times_the_baseline"] == pytest.approx(softmax["seconds"] / baseline["seconds"])
     assert softmax["frames_per_s"] == pytest.approx(2 / softmax["seconds"])
     printed = capsys.readouterr().out
-    assert "image at 64 px, 2 frames, precision bf16, seed 0" in printed and "command: benchmark.py animate" in printed
+    assert "image at 32 px, 2 frames, precision bf16, seed 0" in printed and "command: benchmark.py animate" in printed
 
 
 def test_memory_on_a_gpu_is_the_peak_beyond_what_was_there(monkeypatch):

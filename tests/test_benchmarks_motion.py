@@ -56,7 +56,7 @@ def test_sequential_and_batched_sampling_are_the_same_work(checkpoint, monkeypat
     """In mode "independent", and told the frequency of bin 0 alone, K = 1 must give what the batch gives for bin 0."""
     # The power of a position is that of all its bins, of which the others were told another frequency.
     monkeypatch.setattr(FrequencyUNet, "with_expected_power", lambda unet, latents, condition: latents)
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     pipeline.unet.register_to_config(mode="independent")
     for level in [*pipeline.unet.down, pipeline.unet.middle, *pipeline.unet.up]:
         level.coordination = None
@@ -72,7 +72,7 @@ def test_sequential_and_batched_sampling_are_the_same_work(checkpoint, monkeypat
 
 
 def test_sequential_sampling_calls_the_network_for_each_frequency(checkpoint, monkeypatch):
-    pipeline, calls = MotionPipeline.load(checkpoint), []
+    pipeline, calls = MotionPipeline.from_pretrained(checkpoint), []
     single = one_frequency(pipeline.unet)
     for name, unet in (("batched", pipeline.unet), ("sequential", single)):
         unet.conv_in.register_forward_hook(lambda module, inputs, output, n=name: calls.append((n, len(inputs[0]))))

@@ -12,9 +12,10 @@ import pytest
 import torch
 
 import benchmark
-from benchmarks import BenchmarkError, splatting
+from benchmarks import splatting
 from benchmarks.flags import BACKENDS, SPLATS
 from benchmarks.splatting import average_by_index_add, average_by_scatter_add, choose_backends, make_inputs
+from models.device import ArgumentError
 from splatting import average_splat, functional
 
 CPU = torch.device("cpu")
@@ -145,5 +146,5 @@ def test_a_backend_that_cannot_run_names_the_remedy(monkeypatch):
         raise RuntimeError(f"splatting: the {backend!r} backend needs a thing: get it")
 
     monkeypatch.setattr(splatting, "average_splat", refuse)
-    with pytest.raises(BenchmarkError, match="backends: cpu cannot run on cpu: .* needs a thing: get it"):
+    with pytest.raises(ArgumentError, match="backends: cpu cannot run on cpu: .* needs a thing: get it"):
         choose_backends(["cpu"], CPU)

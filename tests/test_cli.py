@@ -7,16 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from cli.flags import add_shared_flags, add_training_flags
 from cli.parser import (
     Parser,
     UsageError,
     check_output_file,
-    check_precision,
     check_writable,
-    choose_device,
     fraction,
     non_negative_float,
     non_negative_int,
@@ -161,22 +158,6 @@ def test_flag_types():
             parse(text)
 
 
-def test_devices(monkeypatch):
-    assert choose_device("cpu") == torch.device("cpu")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
-    assert choose_device("auto") == torch.device("cpu")
-    with pytest.raises(UsageError, match="^--device cuda:3: this machine has no CUDA device; right: auto, cpu$"):
-        choose_device("cuda:3")
-    with pytest.raises(UsageError, match="--device mps: this machine does not have it"):
-        choose_device("mps")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert choose_device("auto") == torch.device("cuda") and choose_device("cuda:1") == torch.device("cuda:1")
-    with pytest.raises(UsageError, match="right: auto, cpu, cuda:0, cuda:1$"):
-        choose_device("cuda:2")
-
-
 def test_writable(tmp_path):
     assert check_writable(tmp_path / "a/b/c.mp4") == tmp_path / "a/b/c.mp4"
     (tmp_path / "file").write_text("x")
@@ -188,13 +169,6 @@ def test_writable(tmp_path):
         with pytest.raises(UsageError, match=f"--flow .*{message}"):
             check_output_file(tmp_path / name, "--flow", (".npz",))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.npz"]
-
-
-def test_half_precision_needs_a_gpu():
-    assert check_precision("bf16", torch.device("cpu")) == "bf16"
-    assert check_precision("fp16", torch.device("cuda")) == "fp16"
-    with pytest.raises(UsageError, match="^--precision fp16: needs a GPU; right: no, bf16$"):
-        check_precision("fp16", torch.device("cpu"))
 
 
 def test_presets_give_what_flags_leave_open():

@@ -181,7 +181,7 @@ def test_no_gradient_goes_back_into_the_picture_network():
     sum(said.sum() for said in unet.displacement_of_networks(picture())).backward()
     trained = {name.split(".")[0] for name, p in unet.named_parameters() if p.grad is not None}
     assert trained == {"displacement_head"}
-    for stage in ("joint", "picture", "denoiser", "slices", "coordination"):
+    for stage in ("joint", "image-encoder", "denoiser", "slices", "coordination"):
         unet.set_stage(stage)
         assert not any(p.requires_grad for p in unet.displacement_head.parameters()), stage
 
@@ -322,12 +322,12 @@ def run_unet(*flags: str) -> None:
 
 def test_stage_displacement_adds_the_head_and_changes_nothing_else(scene_set: ClipSet, tmp_path: Path):
     """The rest of the network comes through bit by bit, whatever has its own run folder; samples follow the head."""
-    start = FrequencyUNet(**SHAPE, factor=8)
+    start = FrequencyUNet(**SHAPE, downsample_factor=8)
     start.half().save_pretrained(tmp_path / "start")
     flags = ("--data", str(scene_set.folder), "--grid", "96x64", "--bins", "4", "--batch-size", "2", "--steps", "3")
     out = tmp_path / "run"
     run_unet(*flags, "--stage", "displacement", "--init", str(tmp_path / "start"), "--out", str(out))
-    pipeline = MotionPipeline.load(out / "pipeline")
+    pipeline = MotionPipeline.from_pretrained(out / "pipeline")
     assert pipeline.unet.config.displacement
     before = start.state_dict()
     after = pipeline.unet.state_dict()
@@ -346,7 +346,7 @@ def test_stage_displacement_adds_the_head_and_changes_nothing_else(scene_set: Cl
 
 
 def test_the_head_stays_when_other_stages_go_on(scene_set: ClipSet, tmp_path: Path):
-    unet_with_head(factor=8).half().save_pretrained(tmp_path / "start")
+    unet_with_head(downsample_factor=8).half().save_pretrained(tmp_path / "start")
     flags = ("--data", str(scene_set.folder), "--grid", "96x64", "--bins", "4", "--batch-size", "2", "--steps", "1")
     cache = ("--cache", str(tmp_path / "latents"))
     init = ("--init", str(tmp_path / "start"), "--stage", "denoiser")

@@ -126,7 +126,7 @@ def copy(image: Tensor, num_samples: int) -> Tensor:
 
 
 def measure(monkeypatch: pytest.MonkeyPatch, pipeline: CopyingPipeline, clip_set: Path, out: Path, *flags: str) -> int:
-    monkeypatch.setattr(MotionPipeline, "load", lambda folder: pipeline)
+    monkeypatch.setattr(MotionPipeline, "from_pretrained", lambda folder: pipeline)
     return evaluate.main(["motion", "--data", str(clip_set), "--out", str(out), *flags])
 
 

@@ -206,9 +206,9 @@ def test_weighting_of_the_seed_repository() -> None:
     flow, importance = torch.zeros(1, 2, 1, 8), torch.ones(1, 1, 1, 8)
     flow[0, 0, 0, 2], importance[..., 2] = 2.0, 3.0
     flow[0, 0, 0, 4] = 0.1  # not still, so that no pixel is copied
-    by_seed, _ = splat_image(image, flow, importance, operator="seed")
+    by_gaussian, _ = splat_image(image, flow, importance, operator="gaussian_importance")
     share, stays = math.exp(-4.5) / (math.exp(-4.5) + 0.9 * math.exp(-0.5)), 0.9 * math.exp(1.0)
-    assert float(by_seed[0, 0, 0, 4]) == pytest.approx(share + (1 - share) * 0.25, abs=1e-5)
+    assert float(by_gaussian[0, 0, 0, 4]) == pytest.approx(share + (1 - share) * 0.25, abs=1e-5)
     by_softmax, _ = splat_image(image, flow, importance, operator="softmax")
     share = math.exp(3.0) / (math.exp(3.0) + stays)
     assert float(by_softmax[0, 0, 0, 4]) == pytest.approx(share + (1 - share) * 0.25, abs=1e-5)

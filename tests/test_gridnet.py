@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.activations import PReLU
-from models.feature_pyramid import FeaturePyramid
-from models.gridnet import ConvBlock, GridNet
+from models.frame_synthesis import FeaturePyramid
+from models.gridnet import ConvBlock, GridNet, PReLU
 
 
 def make_inputs(channels: tuple[int, ...], height: int = 16, width: int = 24) -> list[torch.Tensor]:

@@ -40,8 +40,8 @@ def a_vae(kind: str, factor: int, scale_px: float = 0.5) -> MotionVAE:
 
 def a_unet(vae: MotionVAE, **options) -> FrequencyUNet:
     shape = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
-    fits = {"latent_channels": vae.latent_channels, "factor": vae.factor}
-    unet = FrequencyUNet(**shape, **fits, backbone="vae", picture_vae=vae.encoder_config, **options)
+    fits = {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
+    unet = FrequencyUNet(**shape, **fits, backbone="vae", image_vae=vae.encoder_config, **options)
     unet.image_encoder.copy_encoder(vae)
     torch.nn.init.normal_(unet.conv_out.weight, std=0.05)
     return unet.eval()
@@ -65,7 +65,7 @@ def encoder_weights(folder: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(("kind", "factor"), KINDS)
 def test_a_photograph_is_encoded_at_latent_resolution(kind, factor):
     vae, image = a_vae(kind, factor), picture()
-    assert vae.factor == factor
+    assert vae.downsample_factor == factor
     latents = vae.encode_image(image)
     assert latents.shape == (1, 4 if kind == "kl" else 3, 64 // factor, 96 // factor)
     signed = 2 * image - 1
@@ -110,15 +110,15 @@ def test_saved_pipelines_sample_the_same(kind, factor, tmp_path):
     options = {"steps": 2, "seed": 5, "num_samples": 2, "guidance": 1.0}
     expected = pipeline(picture(), **options)
     assert expected.shape == (1, 2, 4, 4, 64, 96)
-    for again in (MotionPipeline.load(tmp_path), MotionPipeline.from_pretrained(tmp_path)):
+    for again in (MotionPipeline.from_pretrained(tmp_path), MotionPipeline.from_pretrained(tmp_path)):
         assert torch.equal(again.unet.encode_image(picture()), pipeline.unet.encode_image(picture()))
         assert torch.equal(again(picture(), **options), expected)
         assert not any(p.requires_grad for p in again.unet.image_encoder.backbone.parameters())
     # A copy: the VAE that decodes motion is another one.
     torch.nn.init.zeros_(pipeline.unet.image_encoder.backbone.autoencoder.encoder.conv_in.weight)
     assert (pipeline(picture(), **options) - expected).abs().max() > 1e-3
-    torch.testing.assert_close(pipeline.vae.state_dict(), MotionPipeline.load(tmp_path).vae.state_dict())
-    config = json.loads((tmp_path / "unet/config.json").read_text())["picture_vae"]
+    torch.testing.assert_close(pipeline.vae.state_dict(), MotionPipeline.from_pretrained(tmp_path).vae.state_dict())
+    config = json.loads((tmp_path / "unet/config.json").read_text())["image_vae"]
     assert config["kind"] == kind and "motion_scale_px" not in config and "scaling_factor" not in config
 
 
@@ -147,7 +147,7 @@ def test_the_copy_is_frozen_in_every_stage(stage):
     assert not any(p.requires_grad for p in unet.image_encoder.backbone.parameters())
     assert any(p.requires_grad for p in unet.parameters())
     assert all(
-        p.requires_grad == (stage in ("joint", "picture", "slices")) for p in unet.image_encoder.taps.parameters()
+        p.requires_grad == (stage in ("joint", "image-encoder", "slices")) for p in unet.image_encoder.taps.parameters()
     )
 
 
@@ -178,7 +178,7 @@ def test_training_keeps_the_copy_as_it_was(kind, factor, scene_set, tmp_path):
     )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert {"image_encoder.taps.0.1.weight", "image_encoder.pixels.weight", "magnitude.weight"} <= changed
-    spectrum = MotionPipeline.load(tmp_path / "second/pipeline")(picture(), steps=2)
+    spectrum = MotionPipeline.from_pretrained(tmp_path / "second/pipeline")(picture(), steps=2)
     assert torch.isfinite(spectrum).all() and spectrum.abs().max() > 0
 
 
@@ -205,16 +205,16 @@ def test_flags_that_contradict_each_other_are_refused(scene_set, tmp_path, capsy
     ("change", "said"),
     [
         ({"backbone": "vgg"}, "backbone: expected one of squeezenet, vae, none, got 'vgg'"),
-        ({"picture_vae": None}, "picture_vae: expected a VAE's configuration"),
-        ({"picture_vae": "kl"}, "picture_vae: expected a VAE's configuration"),
-        ({"picture_vae": {"kind": "gan"}}, "picture_vae: kind: expected"),
-        ({"picture_vae": {"kind": "vq"}}, "picture_vae: vq_config: expected"),
-        ({"picture_vae": {"kind": "kl", "depth": 3}}, "picture_vae: .*depth"),
-        ({"picture_vae": {"kind": "kl", "block_channels": []}}, "picture_vae: "),
-        ({"picture_vae": {"kind": "kl", "norm_groups": 0}}, "picture_vae: "),
-        ({"picture_vae": {"kind": "kl", "patch": 1}}, "cannot be loaded"),
-        ({"backbone": "none"}, 'picture_vae: expected null for backbone "none"'),
-        ({"backbone": "none", "picture_vae": None}, "cannot be loaded"),
+        ({"image_vae": None}, "image_vae: expected a VAE's configuration"),
+        ({"image_vae": "kl"}, "image_vae: expected a VAE's configuration"),
+        ({"image_vae": {"kind": "gan"}}, "image_vae: kind: expected"),
+        ({"image_vae": {"kind": "vq"}}, "image_vae: vq_config: expected"),
+        ({"image_vae": {"kind": "kl", "depth": 3}}, "image_vae: .*depth"),
+        ({"image_vae": {"kind": "kl", "block_channels": []}}, "image_vae: "),
+        ({"image_vae": {"kind": "kl", "norm_groups": 0}}, "image_vae: "),
+        ({"image_vae": {"kind": "kl", "patch": 1}}, "cannot be loaded"),
+        ({"backbone": "none"}, 'image_vae: expected null for backbone "none"'),
+        ({"backbone": "none", "image_vae": None}, "cannot be loaded"),
     ],
 )
 def test_changed_configurations_are_one_line(tmp_path, change, said):
@@ -230,6 +230,6 @@ def test_configurations_from_before_the_option_load(tmp_path, checkpoint):
     shutil.copytree(checkpoint / "unet", tmp_path / "unet")
     path = tmp_path / "unet/config.json"
     config = json.loads(path.read_text())
-    del config["picture_vae"]
+    del config["image_vae"]
     path.write_text(json.dumps(config))
-    assert load_model(FrequencyUNet, tmp_path / "unet", component="U-Net").config.picture_vae is None
+    assert load_model(FrequencyUNet, tmp_path / "unet", component="U-Net").config.image_vae is None

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+import animation.sampling
 import interact
 from animation import interactive_page as interactive_page
 from data.media import read_image, write_image
@@ -85,11 +86,11 @@ def test_template_takes_each_name_once_and_looks_at_nothing_it_put_in():
 def test_motion_is_predicted_when_none_is_given(files, monkeypatch):
     asked = {}
 
-    def load(args):
-        asked["checkpoint"] = args.checkpoint
+    def load(checkpoint, device):
+        asked["checkpoint"] = checkpoint
         return SimpleNamespace(predict=lambda image, **options: asked.update(options) or example_motion())
 
-    monkeypatch.setattr(interact, "load_pipeline", load)
+    monkeypatch.setattr(animation.sampling, "load_pipeline", load)
     monkeypatch.chdir(files.folder)
     assert interact.main([str(files.picture), "--seed", "3", "--checkpoint", "weights"]) == 0
     assert asked["seed"] == 3 and str(asked["checkpoint"]) == "weights"
@@ -104,7 +105,7 @@ def test_motion_does_not_depend_on_the_pages_size(files, monkeypatch):
         seen.append(image)
         return example_motion((342, 512))
 
-    monkeypatch.setattr(interact, "load_pipeline", lambda args: SimpleNamespace(predict=predict))
+    monkeypatch.setattr(animation.sampling, "load_pipeline", lambda *args: SimpleNamespace(predict=predict))
     for size in ("64", "600"):
         assert interact.main([str(files.picture), "--size", size, "--out", str(files.out)]) == 0
     assert seen[0].shape == (3, 341, 512) and torch.equal(*seen)
@@ -191,15 +192,15 @@ def test_the_neural_renderer_shows_what_is_poked(files, checkpoint):
         (["--video", "v.mp4", "--poke", "1,2,3@0"], "right: X,Y,DX,DY@SECONDS"),
         (["--video", "v.mp4", "--poke", "1,2,3,nan@0"], "right: X,Y,DX,DY@SECONDS"),
         (["--video", "v.mp4", "--poke", "1,2,3,4@-1"], "right: X,Y,DX,DY@SECONDS"),
-        (["--video", "v.mp4", "--poke", "96,2,3,4@0"], "outside the picture, which has 96 x 64 px"),
+        (["--video", "v.mp4", "--poke", "96,2,3,4@0"], "outside the image, which has 96 x 64 px"),
         (["--video", "v.mp4", "--poke", "9,2,3,4@0", "--out", "p.html"], "--out: is the page's"),
         (["--video", "v.mp4", "--poke", "9,2,3,4@0", "--seconds", "0.001"], "0 frames; right: 1 to"),
         (["--video", "v.xyz", "--poke", "9,2,3,4@0"], "v.xyz"),
-        (["--steps", "9"], "--steps: --flow is there already"),
-        (["--seed", "0"], "--seed: --flow is there already"),
+        (["--steps", "9"], "--steps: --motion is there already"),
+        (["--seed", "0"], "--seed: --motion is there already"),
         (["--splat", "softmax"], "--splat: belongs to a video"),
-        (["--device", "cpu"], "--device: a page is made of --flow without it"),
-        (["--precision", "no"], "--precision: no network runs with --flow"),
+        (["--device", "cpu"], "--device: a page is made of --motion without it"),
+        (["--precision", "no"], "--precision: no network runs with --motion"),
         (["--video", "v.mp4", "--wind", "1", "--preview", "--checkpoint", "x"], "--checkpoint: no network runs"),
         (["--video", "v.mp4", "--wind", "1", "--precision", "fp16", "--device", "cpu"], "--precision fp16"),
     ],
@@ -213,9 +214,9 @@ def test_mistakes_about_pokes_are_one_line(files, flags, message, monkeypatch, c
 
 
 def test_a_poke_outside_is_said_before_anything_is_predicted(files, capsys, monkeypatch):
-    monkeypatch.setattr(interact, "load_pipeline", lambda args: pytest.fail("predicted for nothing"))
+    monkeypatch.setattr(animation.sampling, "load_pipeline", lambda *args: pytest.fail("predicted for nothing"))
     assert interact.main([str(files.picture), "--video", str(files.folder / "v.mp4"), "--poke", "96,2,3,4@0"]) == 2
-    assert "outside the picture" in capsys.readouterr().err
+    assert "outside the image" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("num_frames", "fps"), [(2, 10000.0), (10000, 0.01), (150, 1.0)])
@@ -242,7 +243,7 @@ def test_the_motion_of_another_picture_of_the_same_shape_is_said(files, caplog):
         save_motion(files.flow, dataclasses.replace(example_motion(), meta={"picture": thumbnail(picture)}))
         caplog.clear()
         assert interact.main([str(files.picture), "--flow", str(files.flow), "--out", str(files.out)]) == 0
-        assert ("was made for another picture" in caplog.text) == said
+        assert ("was made for another image" in caplog.text) == said
 
 
 def test_a_gigantic_picture_is_scaled_with_a_note(files, caplog):
@@ -275,45 +276,47 @@ console.log(JSON.stringify({ results, located: [x + dx, y + dy] }));
 """
 
 
+GESTURES = [
+    ("flick", 30.3, 14.6, 25.0, -12.0),
+    ("read",),
+    *[("step", dt) for dt in (1 / 60, 0.25, 1 / 240, 0.4)],
+    ("read",),
+    ("hold", 34, 20, -1.2, 0.7),
+    ("step", 0.11),
+    ("hold", 34, 20, -1.6, 0.2),
+    ("step", 0.3),
+    ("read",),
+    ("hold", 28, 10, 70.0, 40.0),  # beyond the limit
+    ("step", 1.0),
+    ("read",),
+    ("release",),
+    ("set", "wind", 0.4),
+    *[("step", dt) for dt in (1 / 60, 1 / 30, 0.1, 1e-9, 2e-16)],
+    ("read",),
+    ("set", "wind", 0.0),
+    ("hold", 30, 12, 0.9, 0.2, "pointer", 1),
+    ("hold", 38, 22, -0.5, 0.6, "pointer", 2),
+    ("step", 0.4),
+    ("read",),
+    ("setActive", 1, False),
+    ("release", 1),
+    ("step", 0.2),
+    ("read",),
+    ("release", 2),
+    ("set", "strength", 1.5),
+    ("flick", 27, 9, 900.0, 400.0),  # beyond the limit
+    ("step", 0.8),
+    ("read",),
+]
+
+
 @needs_node
 @pytest.mark.parametrize("damping", [0.05, 1.0, 1.7])
 def test_javascript_simulates_what_python_does(damping):
     modes = interactive_page.page_modes(example_motion(), "m.npz")
     codes, scale = quantise(modes)
     page = interactive_page.build_page(torch.zeros(3, 64, 96), modes, "t", example_motion())
-    actions = [
-        ("set", "damping", damping),
-        ("flick", 30.3, 14.6, 25.0, -12.0),
-        ("read",),
-        *[("step", dt) for dt in (1 / 60, 0.25, 1 / 240, 0.4)],
-        ("read",),
-        ("hold", 34, 20, -1.2, 0.7),
-        ("step", 0.11),
-        ("hold", 34, 20, -1.6, 0.2),
-        ("step", 0.3),
-        ("read",),
-        ("hold", 28, 10, 70.0, 40.0),  # beyond the limit
-        ("step", 1.0),
-        ("read",),
-        ("release",),
-        ("set", "wind", 0.4),
-        *[("step", dt) for dt in (1 / 60, 1 / 30, 0.1, 1e-9, 2e-16)],
-        ("read",),
-        ("set", "wind", 0.0),
-        ("hold", 30, 12, 0.9, 0.2, "pointer", 1),
-        ("hold", 38, 22, -0.5, 0.6, "pointer", 2),
-        ("step", 0.4),
-        ("read",),
-        ("setActive", 1, False),
-        ("release", 1),
-        ("step", 0.2),
-        ("read",),
-        ("release", 2),
-        ("set", "strength", 1.5),
-        ("flick", 27, 9, 900.0, 400.0),  # beyond the limit
-        ("step", 0.8),
-        ("read",),
-    ]
+    actions = [("set", "damping", damping), *GESTURES]
     simulation = Simulation(modal_tools.dequantise(codes, scale, modes.frequency_hz))
     expected = []
     for name, *values in actions:

@@ -16,16 +16,8 @@ from models import motion_pipeline
 from models.checkpoints import CheckpointError, load_model
 from models.frame_synthesis import FrameSynthesis
 from models.image_encoder import load_squeezenet_features, squeezenet_features
-from models.motion_pipeline import (
-    CALM_PX,
-    SAMPLERS,
-    MotionPipeline,
-    check_components,
-    choose_max_batch,
-    denoise,
-    make_sampler,
-    start_noise,
-)
+from models.motion_pipeline import AMPLITUDE_LIMIT_PX, MotionPipeline, check_components, choose_max_batch
+from models.sampling import SAMPLERS, denoise, make_sampler, start_noise
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from motion.normalisation import Normalisation
@@ -52,11 +44,11 @@ def picture(seed: int = 0, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
 @pytest.mark.parametrize("patch", [1, 2])
 def test_vae_shapes_and_factor(patch):
     vae = MotionVAE(patch=patch, block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[1.0] * 4)
-    assert vae.factor == 4 * patch
+    assert vae.downsample_factor == 4 * patch
     latents = vae.encode(torch.randn(3, 4, 32, 64))
-    assert latents.shape == (3, 4, 32 // vae.factor, 64 // vae.factor)
+    assert latents.shape == (3, 4, 32 // vae.downsample_factor, 64 // vae.downsample_factor)
     assert vae.decode(latents).shape == (3, 4, 32, 64)
-    output, divergence = vae(torch.randn(3, 4, 32, 64), torch.randn(3, 4, 32 // vae.factor, 64 // vae.factor))
+    output, divergence = vae(torch.randn(3, 4, 32, 64), torch.randn_like(latents))
     assert output.shape == (3, 4, 32, 64) and divergence.ndim == 0
     with pytest.raises(ValueError, match=r"\(N, 4, H, W\)"):
         vae.encode(torch.randn(3, 3, 32, 64))
@@ -101,8 +93,8 @@ def test_picture_vq_model_is_wrapped_from_a_local_folder(tmp_path):
         num_vq_embeddings=16,
     )
     vq.save_pretrained(tmp_path / "ldm" / "vqvae")
-    vae = MotionVAE.from_picture_vq(tmp_path / "ldm", motion_scale_px=[1.0]).eval()
-    assert vae.factor == 4 and vae.latent_channels == 12
+    vae = MotionVAE.from_image_vq(tmp_path / "ldm", motion_scale_px=[1.0]).eval()
+    assert vae.downsample_factor == 4 and vae.latent_channels == 12
     slices = torch.rand(2, 4, 32, 16)
     latents = vae.encode(slices)
     assert latents.shape == (2, 12, 8, 4)
@@ -126,10 +118,10 @@ def test_a_download_is_announced_and_a_local_folder_is_not(tmp_path, monkeypatch
     monkeypatch.setattr(VQModel, "from_pretrained", no_network)
     caplog.set_level(logging.INFO, logger="models.vae")
     with pytest.raises(Stop):
-        MotionVAE.from_picture_vq(tmp_path)
+        MotionVAE.from_image_vq(tmp_path)
     assert caplog.text == ""
     with pytest.raises(Stop):
-        MotionVAE.from_picture_vq("CompVis/ldm-celebahq-256")
+        MotionVAE.from_image_vq("CompVis/ldm-celebahq-256")
     assert "downloading CompVis/ldm-celebahq-256, subfolder vqvae from https://" in caplog.text
     assert huggingface_hub.constants.HF_HUB_CACHE in caplog.text
 
@@ -255,7 +247,7 @@ def test_guidance_is_the_stated_combination():
 
 
 def test_same_seed_same_motion_on_any_batch(checkpoint):
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     images = torch.cat([picture(1), picture(2)])
     together = pipeline(images, num_samples=2, seed=7, steps=4, guidance=1.0)
     assert together.shape == (2, 2, 4, 4, 64, 96)
@@ -269,7 +261,7 @@ def test_same_seed_same_motion_on_any_batch(checkpoint):
 
 
 def test_batches_are_as_large_as_their_budget_allows(checkpoint, monkeypatch):
-    pipeline, sizes = MotionPipeline.load(checkpoint), []
+    pipeline, sizes = MotionPipeline.from_pretrained(checkpoint), []
     unet, numbers = pipeline.unet, 4 * 8 * 12 * 16  # K h w and the first level's width
     budget_mb = 2.5 * numbers * motion_pipeline.BYTES_A_NUMBER / 1e6
     assert choose_max_batch(unet, (8, 12), guided=False, budget_mb=budget_mb) == 2
@@ -295,7 +287,7 @@ def test_batches_are_as_large_as_their_budget_allows(checkpoint, monkeypatch):
 @pytest.mark.parametrize("cast", [False, True])
 def test_half_precision_is_close_and_the_sampler_stays_in_float32(checkpoint, monkeypatch, cast):
     """bf16 has 8 bits: a network call is off by .4 %, 8 guided steps and the squared amplitude by a few."""
-    expected = MotionPipeline.load(checkpoint)(picture(), seed=3, steps=8)
+    expected = MotionPipeline.from_pretrained(checkpoint)(picture(), seed=3, steps=8)
     dtypes, original = [], DPMSolverMultistepScheduler.step
 
     def step(self, model_output, timestep, sample, **options):
@@ -303,7 +295,7 @@ def test_half_precision_is_close_and_the_sampler_stays_in_float32(checkpoint, mo
         return original(self, model_output, timestep, sample, **options)
 
     monkeypatch.setattr(DPMSolverMultistepScheduler, "step", step)
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     seen = []
     for layer in (pipeline.unet.conv_in, pipeline.vae.autoencoder.decoder.conv_in):
         layer.register_forward_hook(lambda module, inputs, output: seen.append((module, output.dtype)))
@@ -338,31 +330,32 @@ def test_default_sampler_reaches_where_many_steps_do():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_same_seed_same_motion_across_devices(checkpoint):
     """Tolerance: float32 convolutions may run in another order, and 8 sampler steps carry the rounding on."""
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     on_cpu = pipeline(picture(), seed=3, steps=8)
     on_gpu = pipeline.to("cuda")(picture(), seed=3, steps=8)
     assert (on_cpu - on_gpu).abs().max() < 1e-2 * on_cpu.abs().max()
 
 
-def test_storms_are_calmed(checkpoint, monkeypatch):
+def test_strong_motion_is_limited(checkpoint, monkeypatch):
     """A motion above the limit is scaled as a whole to have it as its 95th percentile; below, nothing is touched.
 
     Of what moves: a flame before a dark room counts as if it were all of the picture.
     """
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     sampled = torch.randn(1, 1, 4, 4, 160, 256)
     sampled[..., 20:, :] = 0
     monkeypatch.setattr(MotionPipeline, "__call__", lambda self, images, **options: sampled * strength)
     for strength in (10.0, 0.01):
         motion = pipeline.predict(torch.rand(3, 160, 256))
-        factor = motion.meta["calmed"]
-        torch.testing.assert_close(motion.spectrum, sampled[0, 0] * strength * factor)
+        scale = motion.meta["amplitude_limit_scale"]
+        torch.testing.assert_close(motion.spectrum, sampled[0, 0] * strength * scale)
         found = float(mean_displacement(motion.spectrum)[..., :20, :].quantile(0.95))
-        assert (found == pytest.approx(CALM_PX, rel=0.02)) if strength > 1 else (factor == 1 and found < CALM_PX)
+        expected = min(found, AMPLITUDE_LIMIT_PX) if scale == 1 else pytest.approx(AMPLITUDE_LIMIT_PX, rel=0.02)
+        assert found == expected and (scale == 1) == (strength < 1)
 
 
 def test_global_randomness_is_left_alone(checkpoint):
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -373,18 +366,12 @@ def test_global_randomness_is_left_alone(checkpoint):
 
 
 def test_predict_keeps_aspect(checkpoint):
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     motion = pipeline.predict(picture(size=(90, 60))[0], steps=2, seed=1)
     assert motion.spectrum.shape == (4, 4, 256, 160) and motion.image_size == (90, 60)
     assert motion.meta["seed"] == 1 and motion.period_s == 5.0
     with pytest.raises(ValueError, match="multiples of 32"):
         pipeline(picture(size=(90, 60)))
-
-
-def test_saved_pipeline_comes_back_through_diffusers(checkpoint):
-    ours, theirs = MotionPipeline.load(checkpoint), MotionPipeline.from_pretrained(checkpoint)
-    a, b = ours(picture(), steps=2), theirs(picture(), steps=2)
-    torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +389,7 @@ def test_incomplete_checkpoint_is_one_line(checkpoint, tmp_path, missing):
     target = folder / missing
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     with pytest.raises(CheckpointError, match=missing.split("/")[0]) as caught:
-        MotionPipeline.load(folder)
+        MotionPipeline.from_pretrained(folder)
     assert "\n" not in str(caught.value)
 
 
@@ -411,20 +398,20 @@ def test_damaged_checkpoints_are_one_line(checkpoint, tmp_path):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
-        MotionPipeline.load(folder)
+        MotionPipeline.from_pretrained(folder)
 
     folder = shutil.copytree(checkpoint, tmp_path / "other_k")
     config = json.loads((folder / "vae" / "config.json").read_text())
     (folder / "vae" / "config.json").write_text(json.dumps({**config, "motion_scale_px": [0.5] * 3}))
     with pytest.raises(CheckpointError, match="K = 3, the U-Net K = 4"):
-        MotionPipeline.load(folder)
+        MotionPipeline.from_pretrained(folder)
 
     folder = shutil.copytree(checkpoint, tmp_path / "text")
     (folder / "vae" / "config.json").write_text("not json")
     with pytest.raises(CheckpointError, match="JSON"):
-        MotionPipeline.load(folder)
+        MotionPipeline.from_pretrained(folder)
     with pytest.raises(CheckpointError, match="no such checkpoint folder"):
-        MotionPipeline.load(tmp_path / "nowhere")
+        MotionPipeline.from_pretrained(tmp_path / "nowhere")
 
 
 def changed_config(checkpoint, folder, part: str, change: dict):
@@ -464,7 +451,7 @@ def changed_config(checkpoint, folder, part: str, change: dict):
 def test_wrong_configurations_are_one_line(checkpoint, tmp_path, part, change, said):
     folder = changed_config(checkpoint, tmp_path / "copy", part, change)
     with pytest.raises(CheckpointError, match=said) as caught:
-        MotionPipeline.load(folder)
+        MotionPipeline.from_pretrained(folder)
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)
 
 
@@ -490,17 +477,24 @@ def test_weights_that_are_missing_are_told_once(checkpoint, tmp_path, caplog):
     diffusers_logging.add_handler(caplog.handler)
     try:
         with pytest.raises(CheckpointError, match="do not belong together .first: conv_in.weight"):
-            MotionPipeline.load(folder)
+            MotionPipeline.from_pretrained(folder)
     finally:
         diffusers_logging.remove_handler(caplog.handler)
     assert caplog.text == ""
     assert diffusers_logging.get_verbosity() == before
 
 
+def test_configurations_with_earlier_names_are_read():
+    config = dict(small_unet(downsample_factor=4).config)
+    config["factor"], config["picture_vae"] = config.pop("downsample_factor"), config.pop("image_vae")
+    unet = FrequencyUNet.from_config(config)
+    assert unet.config.downsample_factor == unet.image_encoder.downsample_factor == 4 and unet.config.image_vae is None
+
+
 def test_parts_of_other_shapes_are_refused(tmp_path):
-    pipeline = MotionPipeline.load(make_checkpoint(tmp_path / "a"))
+    pipeline = MotionPipeline.from_pretrained(make_checkpoint(tmp_path / "a"))
     with pytest.raises(ValueError, match="factor"):
-        check_components(pipeline.vae, small_unet(factor=4), pipeline.scheduler)
+        check_components(pipeline.vae, small_unet(downsample_factor=4), pipeline.scheduler)
 
 
 def test_default_sizes_stay_small():

@@ -22,7 +22,8 @@ from data.clips import SampleKey
 from data.datasets import MotionDataset
 from evaluation.motion import measure as motion_comparison
 from models import unet as unet_module
-from models.motion_pipeline import CALM_PX, SAMPLERS, MotionPipeline
+from models.motion_pipeline import AMPLITUDE_LIMIT_PX, MotionPipeline
+from models.sampling import SAMPLERS
 from models.unet import FrequencyAttention, FrequencyUNet
 from models.vae import MotionVAE
 from motion.normalisation import Normalisation
@@ -64,7 +65,7 @@ def test_a_picture_vq_model_is_trained_measured_and_sampled_with(scene_set, tmp_
 
     # What was trained and recorded
     vae = MotionVAE.from_pretrained(tmp_path / "vae/vae").float().eval()
-    assert (vae.config.kind, vae.factor, vae.latent_channels) == ("vq", 4, 12)
+    assert (vae.config.kind, vae.downsample_factor, vae.latent_channels) == ("vq", 4, 12)
     after = vae.autoencoder.state_dict()
     moved = {name: float((after[name] - before).abs().max()) for name, before in picture_model.state_dict().items()}
     assert max(moved.values()) < 0.03  # two steps of .01 from the picture model's weights
@@ -87,8 +88,8 @@ def test_a_picture_vq_model_is_trained_measured_and_sampled_with(scene_set, tmp_
     # A denoiser over its latents
     flags = [*data, "--vae", str(tmp_path / "vae/vae"), "--cache", str(tmp_path / "latents"), "--backbone", "none"]
     assert train_unet.main([*flags, "--batch-size", "2", "--steps", "2", "--out", str(tmp_path / "unet")]) == 0
-    pipeline = MotionPipeline.load(tmp_path / "unet/pipeline")
-    assert pipeline.unet.config.latent_channels == 12 and pipeline.unet.config.factor == 4
+    pipeline = MotionPipeline.from_pretrained(tmp_path / "unet/pipeline")
+    assert pipeline.unet.config.latent_channels == 12 and pipeline.unet.config.downsample_factor == 4
     spectrum = pipeline(torch.rand(1, 3, 64, 96), num_samples=2, steps=2)
     assert spectrum.shape == (1, 2, 4, 4, 64, 96) and bool(spectrum.isfinite().all())
     assert (spectrum[:, 0] - spectrum[:, 1]).abs().max() > 0
@@ -301,7 +302,7 @@ def test_compiled_training_has_the_same_losses(scene_set, tmp_path, monkeypatch)
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "displacement"])
 def pipeline(request, tmp_path_factory) -> MotionPipeline:
     """With a picture network; with and without a head that says how far each place moves."""
-    vae = MotionPipeline.load(make_checkpoint(tmp_path_factory.mktemp("samples") / "tiny")).vae
+    vae = MotionPipeline.from_pretrained(make_checkpoint(tmp_path_factory.mktemp("samples") / "tiny")).vae
     unet = small_unet(backbone="squeezenet", displacement=request.param)
     return MotionPipeline(vae, unet, DDPMScheduler(prediction_type="v_prediction", clip_sample=False))
 
@@ -337,10 +338,10 @@ def test_the_table_says_that_it_measures_motion_before_it_is_calmed(scene_set, t
     folder = make_checkpoint(tmp_path / "storm")
     config = json.loads((folder / "vae/config.json").read_text())
     (folder / "vae/config.json").write_text(json.dumps(config | {"motion_scale_px": [50.0] * 4}))
-    storm = MotionPipeline.load(folder)
+    storm = MotionPipeline.from_pretrained(folder)
     image = torch.rand(3, 64, 96)
     calmed = storm.predict(image, steps=2)
-    assert calmed.meta["calmed"] < 0.5
+    assert calmed.meta["amplitude_limit_scale"] < 0.5
     measured = motion_comparison.predict(storm, image, steps=2)
     assert torch.equal(measured, storm(image[None], steps=2)[0])
 
@@ -348,6 +349,6 @@ def test_the_table_says_that_it_measures_motion_before_it_is_calmed(scene_set, t
     flags += ["--samples", "1", "--clips", "1", "--nearest", "1", "--out", str(tmp_path / "out")]
     assert evaluate.main(["motion", *flags]) == 0
     said = [line for line in Path(tmp_path / "out/results.md").read_text().splitlines() if "as it is sampled" in line]
-    assert len(said) == 1 and f"calm theirs to {CALM_PX:g} px" in said[0]
+    assert len(said) == 1 and f"limit its amplitude to {AMPLITUDE_LIMIT_PX:g} px" in said[0]
     model = json.loads((tmp_path / "out/results.json").read_text())
     assert "motion_px" in json.dumps(model)

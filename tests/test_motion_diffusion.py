@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch.utils.checkpoint import checkpoint
 
 from models import unet as unet_module
-from models.motion_pipeline import denoise
+from models.sampling import denoise
 from models.unet import GAUSSIAN_MEDIAN, LEAST_MAGNITUDE, FrequencyUNet
 from training.motion_diffusion import (
     FEATURE_DROPOUT,
@@ -72,7 +72,7 @@ def test_image_encoder_loss_weighs_by_confidence():
 
 def test_picture_stage_trains_the_encoder_alone():
     unet = small_unet()
-    unet.set_stage("picture")
+    unet.set_stage("image-encoder")
     image_encoder_loss(ImageEncoderStage(unet), make_batch(), num_features=unet.image_encoder.num_features)[
         "loss"
     ].backward()
@@ -270,7 +270,7 @@ def test_the_expected_magnitude_is_not_rounded(cast):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=not cast):
         condition = unet.encode_image(image)
         prediction = untrained(unet)(noisy, torch.tensor([300]), condition)
-    assert condition.dtype == prediction.dtype == unet.remaining.dtype == torch.float32
+    assert condition.dtype == prediction.dtype == unet.alphas_cumprod.dtype == torch.float32
     log_s = condition[:, FEATURES:]
     assert (log_s != log_s.bfloat16().float()).float().mean() > 0.9
     linear = unet._preconditioning(log_s.unflatten(1, (3, 4)), torch.tensor([300]))[0]
@@ -279,7 +279,7 @@ def test_the_expected_magnitude_is_not_rounded(cast):
 
 def test_noise_levels_move_with_the_weights():
     unet = small_unet().to("meta", torch.bfloat16)
-    assert unet.remaining.device.type == "meta" and unet.remaining.dtype == torch.float32
+    assert unet.alphas_cumprod.device.type == "meta" and unet.alphas_cumprod.dtype == torch.float32
 
 
 class OneClip:

@@ -280,7 +280,7 @@ def test_flow_table_measures_real_clips_and_scenes(tmp_path, caplog):
     assert [row["row"] for row in tables.unchanged] == kinds
     # one video is bad: it is named, in one line, and the rest is measured
     assert [path.name for path, _ in tables.left_out] == ["bad.mp4"]
-    assert [record.message.count("bad.mp4") > 0 for record in caplog.records] == [True]
+    assert ["bad.mp4" in record.message for record in caplog.records if record.levelname == "WARNING"] == [True]
     # a jump of the flow, and what it covers, are left out; the rest of a texture is in
     picture = torch.rand(3, 40, 60, generator=torch.Generator().manual_seed(1))
     exact = torch.zeros(2, 40, 60)
@@ -306,7 +306,7 @@ def test_the_table_of_methods_is_written(tmp_path, capsys):
     assert evaluate.main(["flow", "--videos", str(tmp_path / "none.mp4"), "--scenes", "0"]) == 2
     assert "none.mp4" in capsys.readouterr().err
     assert evaluate.main(["flow", "--methods", "dis", "--raft-weights", "raft.pth"]) == 2
-    assert "give --methods raft" in capsys.readouterr().err
+    assert "--raft-weights: only for RAFT" in capsys.readouterr().err
     assert (
         evaluate.main(["flow", "--methods", "raft", "--scenes", "1", "--raft-weights", str(tmp_path / "raft.pth")]) == 2
     )

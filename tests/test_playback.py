@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import animate
+import animation.rendering
+import models.checkpoints
 import synthesize_gaussian
 import synthesize_softmax
 from data.media import read_image
@@ -37,17 +39,14 @@ def frames_of(out: Path) -> torch.Tensor:
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_preview_needs_no_models(script, photograph, tmp_path, monkeypatch):
-    import animation.synthesis
-
-    monkeypatch.setattr(animation.synthesis, "load_renderer", lambda *a: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(animation.rendering, "load_renderer", lambda *a: pytest.fail("a network was loaded"))
     flow = plain_flow(tmp_path / "f.npz", (90, 60))
     assert run(script, photograph, flow, tmp_path / "out", "--preview") == 0
     assert len(frames_of(tmp_path / "out")) == 3
 
 
 def test_a_preview_of_a_given_motion_needs_no_models(photograph, tmp_path, monkeypatch):
-    for name in ("load_renderer", "load_pipeline"):
-        monkeypatch.setattr(animate, name, lambda *a: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(models.checkpoints, "load_model", lambda *a, **o: pytest.fail("a network was loaded"))
     flow = plain_flow(tmp_path / "f.npz", (90, 60))
     flags = [photograph, "--motion", flow, "--preview", "--out", tmp_path / "a.mp4"]
     assert animate.main([str(word) for word in [*flags, "--device", "cpu"]]) == 0
@@ -86,7 +85,7 @@ def test_motion_of_another_picture_is_refused_or_noted(photograph, tmp_path, cap
         flags = [photograph, "--motion", tmp_path / "m.npz", "--preview", "--out", tmp_path / f"{noted}.mp4"]
         with caplog.at_level("INFO"):
             assert animate.main([str(word) for word in [*flags, "--device", "cpu", "--seconds", "0.1"]]) == 0
-        found = [line for line in caplog.messages if "made for a picture of 200 x 300 px, this one has 60 x 90" in line]
+        found = [line for line in caplog.messages if "made for an image of 200 x 300 px, this one has 60 x 90" in line]
         assert len(found) == noted
 
 
@@ -96,7 +95,7 @@ def test_flow_out_of_the_picture_shows_the_photograph(script, preview, checkpoin
     flow = plain_flow(tmp_path / "f.npz", (90, 60), 1e6)
     flags = ["--preview"] if preview else ["--checkpoint", checkpoint]
     assert run(script, photograph, flow, tmp_path / "out", *flags) == 0
-    assert caplog.text.count("everything leaves the picture; the photograph is shown there") == 1
+    assert caplog.text.count("everything leaves the image; the photograph is shown there") == 1
     frames = frames_of(tmp_path / "out")  # the network of the fixture is untrained: it adds nothing
     assert (frames - read_image(photograph)).abs().max() < 1e-6
 
@@ -110,15 +109,13 @@ def test_flow_that_is_no_number_is_refused(value, photograph, tmp_path, capsys):
 
 
 def test_tiles_and_compiler_are_asked_for_as_flagged(checkpoint, photograph, tmp_path, monkeypatch, capsys):
-    import models.rendering
-
-    asked, original = [], models.rendering.render_frames
+    asked, original = [], animation.rendering.render_frames
 
     def spy(*arguments, **options):
         asked.append((options["tile"], options["compiled"], options["batch_size"]))
         return original(*arguments, **{**options, "compiled": False})
 
-    monkeypatch.setattr(models.rendering, "render_frames", spy)
+    monkeypatch.setattr(animation.rendering, "render_frames", spy)
     flow = plain_flow(tmp_path / "f.npz", (90, 60))
     results = []
     for flags in ([], ["--tile", 0], ["--tile", 32, "--compile", "--batch-size", 3]):

@@ -179,9 +179,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch) -> None:
         raise torch._dynamo.exc.TorchDynamoException("no compiler\nfound")
 
     monkeypatch.setattr(model.decoder, "compile", lambda **k: setattr(model.decoder, "_compiled_call_impl", fail))
-    with pytest.raises(
-        RenderingError, match="--compile: torch.compile failed .no compiler found.; right: leave it out"
-    ):
+    with pytest.raises(RenderingError, match="compiled: torch.compile failed .no compiler found.; right: leave it out"):
         list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, compiled=True))
     assert model.decoder._compiled_call_impl is None
     assert list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model))

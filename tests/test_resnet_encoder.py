@@ -125,7 +125,7 @@ def test_weights_that_are_none_are_one_line(weights: Path, tmp_path: Path, capsy
         ("missing.pth", "no such file; right: a .pth"),
         ("text.pth", "cannot be read as ResNet-34 weights"),
         ("cut.safetensors", "lacks layer1.0.bn2.weight; right: a state dict of torchvision's resnet34"),
-        ("grey.safetensors", r"conv1 is \(64, 1, 7, 7\); right: \(64, 3, 7, 7\)"),
+        ("grey.safetensors", r"conv1.weight is \(64, 1, 7, 7\); right: \(64, 3, 7, 7\)"),
     ):
         with pytest.raises(ValueError, match=said):
             encoder.load_weights(tmp_path / name)

@@ -22,7 +22,7 @@ SMALL = (80, 128)
 
 
 def splat_error_db(scene: Scene, time_s: float, *, reduce: int = 1, swapped: bool = False) -> tuple[float, float]:
-    """PSNR of frame 0 splatted by the exact flow against frame t where nothing is hidden, and the share of those."""
+    """PSNR of frame 0 splatted by the exact flow against frame t where nothing is hidden, and the fraction of those."""
     first, frame = scene.clean_frame(0.0), scene.clean_frame(time_s)
     flow = scene.flow(time_s, sharp=True)
     static_seen, seen_before = scene.visibility(time_s)
@@ -101,11 +101,11 @@ def test_spectrum_of_24_bins_gives_back_the_flow(seed: int, kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_splatting_by_the_exact_flow_gives_the_later_frame_outside_occlusions(kind: str) -> None:
     for seed, time_s in ((300, 0.7), (301, 2.9)):
-        error_db, share = splat_error_db(make_scene(seed, kind=kind), time_s)
-        assert error_db >= 27 and share > 0.02
+        error_db, fraction = splat_error_db(make_scene(seed, kind=kind, size=(96, 152)), time_s)
+        assert error_db >= 27 and fraction > 0.02
     # With finer pixels less is lost to interpolation: the flow itself is exact.
-    fine = make_scene(302, kind=kind, size=(4 * SMALL[0], 4 * SMALL[1]))
-    assert splat_error_db(fine, 1.7, reduce=4)[0] >= 35
+    fine = make_scene(302, kind=kind, size=(240, 384))
+    assert splat_error_db(fine, 1.7, reduce=3)[0] >= 45
 
 
 def test_flow_with_its_axes_exchanged_would_not_agree() -> None:
@@ -196,15 +196,16 @@ REAL_PX = [5.02, 2.2, 1.39, 1.05, 0.92, 0.81, 0.74, 0.68, 0.63, 0.58, 0.54, 0.51
 
 
 def test_amplitudes_are_those_of_real_clips_and_range_from_barely_visible_to_a_dozen_pixels() -> None:
-    spectra = torch.stack([make_scene(seed, size=SMALL).spectrum(16) for seed in range(500, 570)])
-    scale = 160 / SMALL[0]
+    size = (48, 76)
+    spectra = torch.stack([make_scene(seed, size=size).spectrum(16) for seed in range(500, 570)])
+    scale = 160 / size[0]
     mean = mean_amplitude(spectra) * scale  # (70, 16)
     ratio = mean.mean(0) / torch.tensor(REAL_PX)
-    # seventy scenes scatter by a tenth or two about what hundreds show, over .5 in every bin
+    # seventy scenes scatter by a tenth or two about what hundreds show, over 0.5 in every bin
     assert 0.4 < ratio.min() and ratio.max() < 2
     strongest = mean[:, 1].sort()[0]
     assert strongest[7] < 0.2 and strongest[-7] > 2
-    peaks = [float(make_scene(s, size=SMALL).flow(2.2).norm(dim=0).max()) * scale for s in range(20)]
+    peaks = [float(make_scene(s, size=size).flow(2.2).norm(dim=0).max()) * scale for s in range(20)]
     assert max(peaks) < 60
 
 
@@ -253,13 +254,13 @@ def photographs(tmp_path: Path) -> list[Path]:
 
 def test_photographs_stand_behind_half_of_the_scenes_and_change_no_motion(photographs: list[Path]) -> None:
     behind = 0
-    for seed in range(12):
+    for seed in range(10):
         plain = make_scene(seed, size=SMALL, kind="reeds")
         mixed = make_scene(seed, size=SMALL, kind="reeds", backgrounds=photographs)
         again = make_scene(seed, size=SMALL, kind="reeds", backgrounds=photographs)
         assert torch.equal(mixed.picture(), again.picture()) and torch.equal(mixed.flow(1.0), plain.flow(1.0))
         behind += not np.array_equal(mixed.background, plain.background)
-    assert 3 <= behind <= 9
+    assert 2 <= behind <= 8
     lilies = [make_scene(s, size=SMALL, kind="lilies", backgrounds=photographs[:1]) for s in range(4)]
     assert all((scene.background[..., 1:].max() > 0.1) for scene in lilies)
 

@@ -42,9 +42,9 @@ FP16 = {
     ("benchmark", "render"): [],
 }
 
-# Flags of other programs that the code calls: NVRTC, Chromium, accelerate, torchrun, git.
-FOREIGN_FLAGS = set("--std --no-sandbox --use-angle --enable-unsafe-swiftshader --ignore-gpu-blocklist --cpu".split())
-FOREIGN_FLAGS |= set("--standalone --nproc --porcelain --untracked-files".split())
+# Flags of other programs that the code calls: NVRTC, Chromium, torchrun, git.
+FOREIGN_FLAGS = set("--std --no-sandbox --use-angle --enable-unsafe-swiftshader --ignore-gpu-blocklist".split())
+FOREIGN_FLAGS |= set("--nproc --always --abbrev --exclude --dirty".split())
 
 
 def raise_in_place_of_parsing(monkeypatch, error: type[BaseException], seen: list[Parser]) -> None:

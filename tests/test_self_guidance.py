@@ -1,4 +1,4 @@
-"""Loops of any length: the closure error by hand, the nearest motion that closes, sampling pulled toward it."""
+"""Loops of any length: the closure error by hand, the nearest motion that closes, sampling guided to it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from models.checkpoints import DEFAULT_CHECKPOINT
-from models.motion_pipeline import SAMPLERS, MotionPipeline, _NoiseLevel, denoise, noised_again, sample_generator
+from models.motion_pipeline import MotionPipeline
+from models.sampling import SAMPLERS, NoiseLevel, add_noise_again, denoise, sample_generator
 from models.self_guidance import LoopGuidance
 from motion.looping import closed, is_whole_periods, loop_closure_error, loop_phase_of, plan_playback
 from motion.spectrum import mean_displacement, spectrum_to_flow, without_drift
@@ -150,12 +151,12 @@ def test_what_a_motion_file_says_about_its_loop_is_checked(loop):
 class Wish:
     """Guidance that wants given latents, whatever the network says."""
 
-    pulls, highest_noise = True, math.inf
+    guides_sampling, highest_noise = True, math.inf
 
     def __init__(self, goal: torch.Tensor, recurrences: int) -> None:
         self.goal, self.recurrences, self.seen = goal, recurrences, []
 
-    def pull(self, vae, clean, noise_ratio, *, last, precision):
+    def guide(self, vae, clean, noise_ratio, *, last, precision):
         self.seen.append((noise_ratio, last))
         return self.goal
 
@@ -163,7 +164,7 @@ class Wish:
 @pytest.mark.parametrize("recurrences", [1, 2])
 @pytest.mark.parametrize("predicts", ["epsilon", "v_prediction"])
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_samplers_follow_the_pull(sampler, predicts, recurrences):
+def test_samplers_follow_the_guidance(sampler, predicts, recurrences):
     goal = torch.randn(1, 4, 4, 2, 2)
     schedule = DDPMScheduler(prediction_type=predicts, clip_sample=False)
     wish = Wish(goal, recurrences)
@@ -188,7 +189,7 @@ def test_samplers_follow_the_pull(sampler, predicts, recurrences):
 def test_predictions_and_clean_latents_belong_together(predicts):
     schedule = DDPMScheduler(prediction_type=predicts)
     clean, noise = torch.randn(2, 1, 4, 4, 3, 3)
-    level = _NoiseLevel(schedule, torch.tensor(300))
+    level = NoiseLevel(schedule, torch.tensor(300))
     latents = schedule.add_noise(clean, noise, torch.tensor([300]))
     said = {"epsilon": noise, "sample": clean, "v_prediction": schedule.get_velocity(clean, noise, torch.tensor([300]))}
     torch.testing.assert_close(level.clean(latents, said[predicts]), clean, atol=1e-4, rtol=1e-4)
@@ -199,10 +200,10 @@ def test_predictions_and_clean_latents_belong_together(predicts):
 def test_a_recurrence_is_noised_to_where_it_was():
     """Down to the next level by the predicted noise, back by fresh noise: alpha z0 + sigma eps, eps partly new."""
     schedule = DDPMScheduler(prediction_type="epsilon")
-    here, there = _NoiseLevel(schedule, torch.tensor(500)), _NoiseLevel(schedule, torch.tensor(450))
+    here, there = NoiseLevel(schedule, torch.tensor(500)), NoiseLevel(schedule, torch.tensor(450))
     clean, noise = torch.randn(2, 1, 4, 4, 64, 64, generator=torch.Generator().manual_seed(1))
     latents = here.alpha * clean + here.sigma * noise
-    again = noised_again(latents, clean, here, there, [sample_generator(0, 0, 1)])
+    again = add_noise_again(latents, clean, here, there, [sample_generator(0, 0, 1)])
     left = (again - here.alpha * clean) / here.sigma
     assert float(left.std()) == pytest.approx(1, abs=0.02) and float((left * clean).mean()) == pytest.approx(
         0, abs=0.02
@@ -214,18 +215,18 @@ def test_a_recurrence_is_noised_to_where_it_was():
 @pytest.mark.parametrize(
     ("options", "fold"),
     [
-        ({"last_pulls": 2}, 5),
+        ({"last_guidance_steps": 2}, 5),
         ({}, 2),
-        ({"method": "gradient", "highest_noise": math.inf, "last_pulls": 8}, 2),
+        ({"method": "gradient", "highest_noise": math.inf, "last_guidance_steps": 8}, 2),
         ({"method": "closing"}, None),
     ],
 )
 def test_guidance_lowers_the_seam(checkpoint, options, fold):
-    pipeline, loop = MotionPipeline.load(checkpoint), LoopGuidance(2 / 3, **options)
+    pipeline, loop = MotionPipeline.from_pretrained(checkpoint), LoopGuidance(2 / 3, **options)
     free = pipeline(picture(), steps=4, seed=1)
     guided = pipeline(picture(), steps=4, seed=1, loop=loop)
     if fold is None:  # closing samples freely
-        assert torch.equal(free, guided) and not loop.pulls
+        assert torch.equal(free, guided) and not loop.guides_sampling
         return
     before, after = (float(loop_closure_error(without_drift(motion), 2 / 3)) for motion in (free, guided))
     assert after * fold < before
@@ -234,8 +235,8 @@ def test_guidance_lowers_the_seam(checkpoint, options, fold):
 @pytest.mark.parametrize("method", ["gradient", "projection"])
 def test_guidance_takes_cast_weights(checkpoint, method):
     """The VAE computes in bfloat16, latents and closure error in float32: the same loop but for rounding."""
-    pipeline, options = MotionPipeline.load(checkpoint), {"steps": 4, "seed": 1}
-    loop = LoopGuidance(2 / 3, method=method, last_pulls=2)
+    pipeline, options = MotionPipeline.from_pretrained(checkpoint), {"steps": 4, "seed": 1}
+    loop = LoopGuidance(2 / 3, method=method, last_guidance_steps=2)
     free = float(loop_closure_error(without_drift(pipeline(picture(), **options)), 2 / 3))
     pipeline.to(torch.bfloat16)
     guided = pipeline(picture(), loop=loop, **options)
@@ -244,11 +245,11 @@ def test_guidance_takes_cast_weights(checkpoint, method):
 
 def test_gradient_takes_no_longer_step_than_to_zero(checkpoint):
     """[GID]'s step for a large u is far too long where noise is high; a small u is honoured where it is not."""
-    vae = MotionPipeline.load(checkpoint).vae
+    vae = MotionPipeline.from_pretrained(checkpoint).vae
     latents = 0.5 * torch.randn(1, 4, 4, 8, 12, generator=torch.Generator().manual_seed(2))
 
     def moved(weight: float, ratio: float) -> torch.Tensor:
-        return LoopGuidance(0.4, method="gradient", weight=weight).pull(vae, latents, ratio, last=False) - latents
+        return LoopGuidance(0.4, method="gradient", weight=weight).guide(vae, latents, ratio, last=False) - latents
 
     bounded = moved(1e9, 100.0)
     torch.testing.assert_close(moved(1e12, 100.0), bounded)
@@ -261,7 +262,7 @@ def test_gradient_takes_no_longer_step_than_to_zero(checkpoint):
 
 
 def test_loops_do_not_depend_on_the_batch(checkpoint):
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     images = torch.cat([picture(1), picture(2)])
     options = {"num_samples": 2, "seed": 7, "steps": 4, "loop": LoopGuidance(0.4, recurrences=2, highest_noise=9.0)}
     together = pipeline(images, **options)
@@ -272,14 +273,14 @@ def test_loops_do_not_depend_on_the_batch(checkpoint):
 
 
 def test_predicted_loops_close_and_say_so(checkpoint, caplog):
-    pipeline = MotionPipeline.load(checkpoint)
+    pipeline = MotionPipeline.from_pretrained(checkpoint)
     with caplog.at_level(logging.INFO, "models.motion_pipeline"):
         motion = pipeline.predict(picture()[0], steps=2, loop=LoopGuidance(0.4))
     assert loop_closure_error(motion.spectrum, 0.4) < 1e-4 and not motion.meta["drift"]
     record = motion.meta["loop"]
     assert record["phase"] == 0.4 and record["method"] == "projection" and "weight" not in record
     assert record["closed_loop_closure_error_px"] < 1e-4 < record["loop_closure_error_px"]
-    assert "loop of 2.00 s (projection): loop_closure_error " in caplog.text
+    assert "loop of 2.00 s (projection): closure error " in caplog.text
     caplog.clear()
     with caplog.at_level(logging.INFO, "models.motion_pipeline"):
         whole = pipeline.predict(picture()[0], steps=2, loop=LoopGuidance(2.0))
@@ -288,7 +289,7 @@ def test_predicted_loops_close_and_say_so(checkpoint, caplog):
 
 
 @pytest.mark.parametrize("options", [{"method": "magic"}, {"phase": 0.0}, {"phase": math.inf}, {"weight": -1.0},
-                                     {"recurrences": 0}, {"last_pulls": 0}])  # fmt: skip
+                                     {"recurrences": 0}, {"last_guidance_steps": 0}])  # fmt: skip
 def test_bad_guidance(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         LoopGuidance(**{"phase": 0.4, **options})
@@ -298,7 +299,7 @@ def test_bad_guidance(options):
 def test_default_weights_loop_fivefold_and_keep_their_motion():
     from data.scenes.scene import make_scene
 
-    pipeline = MotionPipeline.load(DEFAULT_CHECKPOINT)
+    pipeline = MotionPipeline.from_pretrained(DEFAULT_CHECKPOINT)
     image = make_scene(2000, kind="flowers", size=(64, 96)).picture()[None]
     options = {"steps": 10, "seed": 1}
     free = without_drift(pipeline(image, **options)[0, 0])

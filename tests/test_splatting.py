@@ -391,8 +391,8 @@ def test_reference_and_cpu_are_there_and_take_their_names(monkeypatch):
     assert splatting.available_backends()[:2] == ("reference", "cpu")
     values, flow = torch.rand(1, 1, 2, 2), torch.zeros(1, 2, 2, 2)
     asked = []
-    monkeypatch.setattr(reference, "average_splat", lambda *_: asked.append("reference") or (values, values))
-    monkeypatch.setattr(fused, "average_splat", lambda *_: asked.append("fused") or (values, values))
+    monkeypatch.setattr(reference, "splat", lambda *_: asked.append("reference") or (values, values))
+    monkeypatch.setattr(fused, "splat", lambda *_: asked.append("fused") or (values, values))
     for backend in ("reference", "cpu"):
         average_splat(values, flow, backend=backend)
     assert asked == ["reference", "fused"]

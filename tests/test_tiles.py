@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import models.rendering
-from models.feature_pyramid import FeaturePyramid
-from models.frame_synthesis import OPERATORS, PRESETS, FrameSynthesis
+from models.frame_synthesis import OPERATORS, PRESETS, FeaturePyramid, FrameSynthesis
 from models.gridnet import GridNet
 from models.rendering import choose_batch_size, choose_tile, render_frames
 from models.resnet_encoder import ResNetPyramid

@@ -72,7 +72,7 @@ def test_vae_of_another_factor(scene_set, tmp_path, capsys):
     flags = ["--data", str(scene_set.folder), "--steps", "1", *VAE_FLAGS]
     assert train_vae.main([*flags, "--factor", "4", "--out", str(tmp_path / "run")]) == 0
     vae = MotionVAE.from_pretrained(tmp_path / "run" / "vae")
-    assert vae.factor == 4 and vae.encode(torch.zeros(1, 4, 64, 96)).shape == (1, 4, 16, 24)
+    assert vae.downsample_factor == 4 and vae.encode(torch.zeros(1, 4, 64, 96)).shape == (1, 4, 16, 24)
     assert train_vae.main([*flags, "--factor", "3"]) == 2
     assert "--downsample-factor: expected one of 2, 4, 8 for tiny, got 3" in capsys.readouterr().err
     assert train_vae.main([*flags, "--factor", "4", "--init-vq", "x"]) == 2
@@ -237,7 +237,7 @@ def test_paper_vae_makes_one_step():
     model = MotionVAE(**VAE_PRESETS["paper"])
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     batch = {"slices": torch.randn(1, 1, 4, 32, 32), "confidence": torch.ones(1, 1, 32, 32), "seed": torch.tensor([1])}
-    shape = (model.latent_channels, 32 // model.factor, 32 // model.factor)
+    shape = (model.latent_channels, 32 // model.downsample_factor, 32 // model.downsample_factor)
     first = vae_loss(model, batch, latent_shape=shape)["loss"]
     first.backward()
     optimizer.step()
@@ -248,7 +248,7 @@ def test_paper_unet_makes_one_step():
     from diffusers import DDPMScheduler
 
     torch.manual_seed(0)
-    model = FrequencyUNet(**UNET_PRESETS["paper"], factor=4, num_bins=16)
+    model = FrequencyUNet(**UNET_PRESETS["paper"], downsample_factor=4, num_bins=16)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-2)
     batch = {
         "image": torch.rand(1, 3, 32, 32),
@@ -436,7 +436,7 @@ def test_a_vae_without_statistics_or_of_another_shape_is_refused(unet_flags, tra
     flags = [*unet_flags, "--out", str(tmp_path / "run")]
     assert "carries no motion statistics" in mistake(train_unet, [*flags, "--vae", str(tmp_path / "vae")], capsys)
     shape = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2, "backbone": "none"}
-    FrequencyUNet(**shape, factor=4).save_pretrained(tmp_path / "f4")
+    FrequencyUNet(**shape, downsample_factor=4).save_pretrained(tmp_path / "f4")
     assert "factor is 8, the U-Net's 4" in mistake(train_unet, [*flags, "--init", str(tmp_path / "f4")], capsys)
 
 

@@ -8,10 +8,28 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from data.media import to_bytes
 from data.video import Video, iterate_video, probe_video
 from data.video_writer import VideoWriter
+
+# The whole texture sways in these tests, as before a moving camera.
+FAST = ["--method", "dis_fast", "--size", "64x64", "--max-camera-px", "100"]
+ALL = ("kept", "pairs_only", "dropped")
+
+
+def swaying(count: int, fps: float, amplitude_px: float = 1.5, size=(64, 64), seed: int = 0) -> torch.Tensor:
+    """Frames of a texture swaying sideways once in 5 s, dx = a sin(2 pi t / 5); grey, as 4:2:0 would blur colours."""
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 1, size[0] // 8, size[1] // 8, generator=generator).expand(-1, 3, -1, -1)
+    texture = F.interpolate(coarse, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+    times = torch.arange(count) / fps
+    dx = amplitude_px * torch.sin(2 * torch.pi * times / 5)
+    y, x = torch.meshgrid(torch.arange(size[0]), torch.arange(size[1]), indexing="ij")
+    x = x - dx.view(-1, 1, 1)
+    grid = torch.stack([2 * x / (size[1] - 1) - 1, (2 * y / (size[0] - 1) - 1).expand_as(x)], -1)
+    return F.grid_sample(texture.expand(count, -1, -1, -1), grid, padding_mode="reflection", align_corners=True)
 
 
 def write_video(path: Path, frames: torch.Tensor, fps: float = 25, **options: object) -> Path:

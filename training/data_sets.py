@@ -17,7 +17,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from data.clip_writer import FolderBusyError
-from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError
+from data.clips import KEPT, ClipRow, ClipSet, ClipSetError
 from data.datasets import WeightedSets, open_weighted_sets
 from data.files import MediaError, atomic_path
 from data.scenes.render_set import render_scene_set
@@ -39,14 +39,10 @@ READ_BEFORE = Path("cache") / "readable.json"
 def open_sets(data: Sequence[str] | None, seed: int, *, num: int = SCENES_WITHOUT_DATA) -> WeightedSets:
     """Open sets given as SET or SET:WEIGHT, or render a small scene set once, saying so, where none is given.
 
-    Raises:
-        ClipSetError: as `open_weighted_sets`.
-        ArgumentError: a group of clips that one set trains on and another tests with.
+    Raises ClipSetError as `open_weighted_sets`.
     """
     if data:
-        sets = open_weighted_sets(data)
-        _check_groups([clip_set for clip_set, _ in sets])
-        return sets
+        return open_weighted_sets(data)
     folder = Path("outputs") / "scenes" / f"{num}-seed{seed}-v{SCENES_VERSION}"
     state = PartialState()
     with state.main_process_first():
@@ -66,22 +62,6 @@ def _render_in_turn(folder: Path, num: int, seed: int, *, progress: bool) -> Cli
                 logger.info("%s; waiting", str(error).split(";")[0])
             waiting = True
             time.sleep(1)
-
-
-def _check_groups(sets: Sequence[ClipSet]) -> None:
-    """Refuse sets of which one trains on a group that another tests with.
-
-    Pieces cut from one video are files of their own: only the group, the CSV's column `source`, tells.
-    """
-    used = (KEPT, PAIRS_ONLY)
-    tested = {row.group: clip_set for clip_set in sets for row in clip_set.rows("test", status=used) if row.group}
-    for clip_set in sets:
-        for row in clip_set.rows("train", status=used):
-            if row.group in tested:
-                raise ArgumentError(
-                    f"data: source {row.group} is in the training split of {clip_set.folder} ({row.id}) and in the "
-                    f"test split of {tested[row.group].folder}; give it the same split in both",
-                )
 
 
 def sets_with(sets: WeightedSets, split: str) -> WeightedSets:

@@ -183,8 +183,7 @@ def train_renderer(
         crop: side of a training crop, px; None: the preset's.
         encoder, encoder_weights, importance: entries of the model's config; ImageNet weights to start "resnet34" from.
         perceptual_weights, perceptual_network: of the feature distance; None trains without.
-        export, export_precision: the model's folder, by default in the run's, and "fp32" or "fp16".
-        out, resume: see `open_run`.
+        export, export_precision, out, resume: where the model goes, "fp32" or "fp16", and see `open_run`.
         dry_run: check everything, say what would be done, and stop.
         loop: fields of LoopOptions; those that are None take the preset's value.
 
@@ -198,9 +197,7 @@ def train_renderer(
     if crop % CROP_MULTIPLE or crop < SMALLEST_CROP_PX:
         raise ArgumentError(f"crop {crop}: right: a multiple of {CROP_MULTIPLE} px, at least {SMALLEST_CROP_PX}")
     check_precision(options.precision, start_processes(options.device))
-    perceptual = None
-    if perceptual_weights is not None:
-        perceptual = PerceptualLoss(perceptual_weights, perceptual_network)
+    perceptual = PerceptualLoss(perceptual_weights, perceptual_network) if perceptual_weights else None
     loss = FrameSynthesisLoss(perceptual)
     sets = open_sets(data, options.seed) if data or not dry_run else []
     config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}

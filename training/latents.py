@@ -140,9 +140,9 @@ class LatentDataset(Dataset):
             tensors: dict[str, Tensor] = {}
             for variant in range(self.items.repeats(number) * len(self.sizes)):
                 geometry = self.geometry(row, variant, spectrum.shape[-2:])
-                with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type != "mps"):
-                    latents = vae.encode_spectrum(geometry.spectrum(spectrum)[None].to(device))[0]  # (K, C, h, w)
-                latents, step = _as_bytes(latents.float().cpu())
+                moved = geometry.spectrum(spectrum)[None].to(device)  # (1, K, 4, H, W)
+                latents = vae.encode_spectrum(moved, "no" if device.type == "mps" else "bf16")[0]  # (K, C, h, w)
+                latents, step = _as_bytes(latents.cpu())
                 weights = resize_maps(geometry.maps(confidence), tuple(latents.shape[-2:])) * 255
                 weights = weights.round().clamp(0, 255).to(torch.uint8)  # (1, h, w)
                 stored = {"latents": latents, "step": step, "confidence": weights}

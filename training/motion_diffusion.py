@@ -12,7 +12,8 @@ from torch import Tensor
 from data.clips import SampleKey
 from data.media import contact_sheet, write_image
 from data.visualisation import magnitude_over, spectrum_bars, x_t_slice
-from models.motion_pipeline import denoise, finished, start_noise
+from models.motion_pipeline import decode_and_rescale
+from models.sampling import denoise, start_noise
 from models.unet import GAUSSIAN_MEDIAN, FrequencyUNet
 from models.vae import MotionVAE
 from motion.spectrum import mean_displacement
@@ -236,7 +237,8 @@ def write_sample_sheet(
         condition, expected_px = model.encode_image(batch), model.expected_displacement(batch)
         noise = [start_noise(tuple(truth.shape[1:]), seed, n)[None].to(device) for n in range(2)]
         drawn = [denoise(model, schedule, condition, n) for n in noise]
-        spectra = [finished(vae, model, z, condition, expected_px) for z in drawn] + [vae.decode_spectrum(truth)]
+        spectra = [decode_and_rescale(vae, model, z, condition, expected_px) for z in drawn]
+        spectra.append(vae.decode_spectrum(truth))
         cells = [image]
         for spectrum in (spectrum[0].float().cpu() for spectrum in spectra):
             heat = magnitude_over(image, mean_displacement(spectrum))

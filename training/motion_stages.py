@@ -44,11 +44,17 @@ def make_unet(
     Raises:
         ArgumentError: weights that cannot be used.
     """
-    config = {"latent_channels": vae.latent_channels, "factor": vae.factor, "period_s": vae.config.period_s}
-    config |= {"num_bins": num_bins, "mode": mode, "prediction_type": prediction_type, "backbone": backbone}
+    config = {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
+    config |= {
+        "period_s": vae.config.period_s,
+        "num_bins": num_bins,
+        "mode": mode,
+        "prediction_type": prediction_type,
+        "backbone": backbone,
+    }
     config["backbone_frozen"] = backbone == "vae"  # of the others: only once weights are loaded
     if backbone == "vae":
-        config["picture_vae"] = vae.encoder_config
+        config["image_vae"] = vae.encoder_config
     unet = FrequencyUNet(**UNET_PRESETS[preset], **config)
     if weights is not None:
         try:

@@ -1,11 +1,11 @@
 // The page itself: unpacks the data, follows the pointer, runs the clock, and offers window.dynamics to scripts.
 "use strict";
 
-// A gesture shorter than this had no time to pull the picture along: its speed is given to the picture when it ends.
+// A gesture shorter than this had no time to pull the image along: its speed is given to the image when it ends.
 const FLICK_MS = 200;
-// Below this bound of any pixel's swing, px of the motion grid, the picture has come to rest.
+// Below this bound of any pixel's swing, px of the motion grid, the image has come to rest.
 const REST_PX = 0.01;
-// The keyboard's hand: a step as a share of the picture's sides, a push as long sides a second.
+// The keyboard's hand: a step as a share of the image's sides, a push as long sides a second.
 const HAND_STEP = 1 / 40;
 const KEY_PUSH = 0.4;
 // How long the light over what moves is shown to those who switch it on.
@@ -27,7 +27,7 @@ function say(sentence) {
   message.hidden = false;
 }
 
-// Without WebGL: a sentence, and the picture as a small moving one that takes no hand.
+// Without WebGL: a sentence, and the image as a small moving one that takes no hand.
 function showLoop(sentence) {
   say(sentence);
   const loop = document.getElementById("loop").textContent;
@@ -150,7 +150,7 @@ class Page {
     });
   }
 
-  // Where the picture can be moved, as a light over it: as bright as the square root of how far.
+  // Where the image can be moved, as a light over it: as bright as the square root of how far.
   drawReach() {
     const { width, height, amplitude } = this.simulation;
     const reach = document.getElementById("reach");

@@ -1,4 +1,4 @@
-// The mesh that carries the picture. Its nodes are pixels of the motion grid and one more ring around its border. Where
+// The mesh that carries the image. Its nodes are pixels of the motion grid and one more ring around its border. Where
 // four cells move as one would, one is drawn: a browser without a graphics card needs half a microsecond for a triangle.
 // Cells are drawn in order of how much they move, so that what moves more, and is nearer as a rule, covers what moves
 // less; cells that never move are left out. No DOM in here: tests run this file in node.
@@ -48,8 +48,8 @@ const Mesh = (() => {
   }
 
   // shapes (M, 4, H, W) px, amplitude (H, W) px, description { width, height, scales }. Returns the nodes, numbered row
-  // by row on the grid with its ring, then the picture's four corners; and triangles as indices into them, first the two
-  // of the whole picture at rest.
+  // by row on the grid with its ring, then the image's four corners; and triangles as indices into them, first the two
+  // of the whole image at rest.
   function make(shapes, amplitude, { width, height, scales }) {
     const columns = width + 2;
     const moved = withRing(amplitude, width, height);

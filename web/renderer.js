@@ -1,4 +1,4 @@
-// Draws the displaced picture: first all of it as it is, then the mesh of mesh.js over it, in its order.
+// Draws the displaced image: first all of it as it is, then the mesh of mesh.js over it, in its order.
 "use strict";
 
 class Renderer {
@@ -132,7 +132,7 @@ class Renderer {
     gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, null);
     gl.bindTransformFeedback(gl.TRANSFORM_FEEDBACK, null);
 
-    // The picture is texture unit 0, which a sampler reads unless told otherwise.
+    // The image is texture unit 0, which a sampler reads unless told otherwise.
     gl.useProgram(this.mesh);
     gl.bindVertexArray(this.layout);
     gl.viewport(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight);

@@ -3,7 +3,7 @@
 "use strict";
 
 const Modal = (() => {
-  // Undo training.poke_page.differences: bytes (M, 4, H, W) of neighbours' differences -> the bytes, in place.
+  // Undo animation.interactive_page.differences: bytes (M, 4, H, W) of neighbours' differences -> the bytes, in place.
   function sums(codes, { width, height }) {
     for (let i = 0; i < codes.length; i++) if (i % (width * height) >= width) codes[i] += codes[i - width];
     for (let i = 0; i < codes.length; i++) if (i % width > 0) codes[i] += codes[i - 1];
@@ -152,7 +152,7 @@ const Modal = (() => {
       return total;
     }
 
-    // Back to the picture at rest. q and velocity hold (real, imaginary) pairs.
+    // Back to the image at rest. q and velocity hold (real, imaginary) pairs.
     reset() {
       this.q = new Float64Array(2 * this.numModes);
       this.velocity = new Float64Array(2 * this.numModes);
@@ -264,7 +264,7 @@ const Modal = (() => {
       this.pull();
     }
 
-    // The pose that the pointers draw the picture to.
+    // The pose that the pointers draw the image to.
     pull() {
       if (this.held.size === 0) {
         this.target = null;
@@ -374,7 +374,7 @@ const Modal = (() => {
       return [dx, dy];
     }
 
-    // The pixel of the picture at rest that is seen at (x, y) now: p + F(p) = (x, y).
+    // The pixel of the image at rest that is seen at (x, y) now: p + F(p) = (x, y).
     locate(x, y) {
       let at = [x, y];
       for (let i = 0; i < 8; i++) {

@@ -12,9 +12,9 @@ import numpy as np
 from data.media import read_image
 from data.scenes.mesh import BARK, BRICK, FIBRE, FOLIAGE, MOTTLED, PLANKS, STONE, TEXELS, TILES, WEAVE
 
-# Of the scenes, and of the materials of a scene, this share is made with photographs where there are any.
-SHARE = 0.5
-# Enough for pictures of 256 x 160 px; larger ones are read anew only by a process that has forgotten them.
+# This fraction of the scenes, and of the materials of a scene, is made with photographs where there are any.
+FRACTION = 0.5
+# Enough for images of 256 x 160 px.
 READ_SIDE_PX = 640
 # A fire in daylight would not shine, and lily pads float on nothing but water.
 DARK_KINDS = ("candle", "campfire")
@@ -23,7 +23,7 @@ NEVER_KINDS = ("lilies",)
 
 @lru_cache(maxsize=32)
 def _read(path: str) -> np.ndarray:
-    """Picture (H, W, 3) float32 in [0, 1], its longer side at most READ_SIDE_PX."""
+    """Image (H, W, 3) float32 in [0, 1], its longer side at most READ_SIDE_PX."""
     return np.ascontiguousarray(read_image(path, max_side=READ_SIDE_PX).numpy().transpose(1, 2, 0))
 
 
@@ -31,15 +31,15 @@ def _pick(rng: np.random.Generator, paths: Sequence[str | PathLike[str]]) -> np.
     return _read(str(paths[int(rng.integers(len(paths)))]))
 
 
-def _crop(rng: np.random.Generator, picture: np.ndarray, size: tuple[int, int], largest: float) -> np.ndarray:
-    """A part of picture (H, W, 3) in the shape of size, enlarged up to `largest` times and perhaps mirrored."""
-    height, width = picture.shape[:2]
-    share = min(height / size[0], width / size[1]) / rng.uniform(1, largest)
-    rows, columns = max(2, round(size[0] * share)), max(2, round(size[1] * share))
+def _crop(rng: np.random.Generator, image: np.ndarray, size: tuple[int, int], largest: float) -> np.ndarray:
+    """A part of image (H, W, 3) in the shape of size, enlarged up to `largest` times and perhaps mirrored."""
+    height, width = image.shape[:2]
+    scale = min(height / size[0], width / size[1]) / rng.uniform(1, largest)
+    rows, columns = max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
     top, left = int(rng.integers(0, height - rows + 1)), int(rng.integers(0, width - columns + 1))
-    part = picture[top : top + rows, left : left + columns]
+    part = image[top : top + rows, left : left + columns]
     part = part[:, ::-1] if rng.random() < 0.5 else part
-    way = cv2.INTER_AREA if share > 1 else cv2.INTER_CUBIC
+    way = cv2.INTER_AREA if scale > 1 else cv2.INTER_CUBIC
     return np.clip(cv2.resize(np.ascontiguousarray(part), size[::-1], interpolation=way), 0, 1)
 
 
@@ -49,9 +49,9 @@ def background(
     """Draw the background (H, W, 3) of a scene from photographs, sharp or out of focus; None: keep the painted one.
 
     Raises:
-        MediaError: the picture drawn cannot be read.
+        MediaError: the image drawn cannot be read.
     """
-    if not paths or rng.random() >= SHARE or kind in NEVER_KINDS:
+    if not paths or rng.random() >= FRACTION or kind in NEVER_KINDS:
         return None
     part = _crop(rng, _pick(rng, paths), size, 1.8)
     sigma = float(rng.choice([0.0, rng.uniform(0.5, 3.5)])) * (size[0] * size[1] / (160 * 256)) ** 0.5
@@ -64,13 +64,13 @@ def textures(paths: Sequence[str | PathLike[str]], rng: np.random.Generator, atl
     """Replace some materials of the atlas (M, S, S) by the light and dark of photographs, mirrored so that they tile.
 
     Raises:
-        MediaError: a picture drawn cannot be read.
+        MediaError: an image drawn cannot be read.
     """
     if not paths:
         return atlas
     atlas, half = atlas.copy(), TEXELS // 2
     for material in (MOTTLED, FIBRE, BRICK, PLANKS, BARK, STONE, FOLIAGE, TILES, WEAVE):
-        if rng.random() >= SHARE:
+        if rng.random() >= FRACTION:
             continue
         tile = _crop(rng, _pick(rng, paths), (half, half), 3.0) @ np.array([0.3, 0.59, 0.11], np.float32)
         tile = tile - cv2.GaussianBlur(tile, (0, 0), half / 5)

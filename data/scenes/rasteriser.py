@@ -31,13 +31,7 @@ def _paint(vertices, triangles, ids, samples):
         bottom = min(height - 1, int(math.floor(max(ay, by, cy))))
         for y in range(top, bottom + 1):
             low, high = 0.0, width - 1.0
-            for edge in range(3):
-                if edge == 0:
-                    px, py, qx, qy = ax, ay, bx, by
-                elif edge == 1:
-                    px, py, qx, qy = bx, by, cx, cy
-                else:
-                    px, py, qx, qy = cx, cy, ax, ay
+            for px, py, qx, qy in ((ax, ay, bx, by), (bx, by, cx, cy), (cx, cy, ax, ay)):
                 # Inside is where (q - p) x (r - p) >= 0, linear in x on this row.
                 slope = -(qy - py)
                 rest = (qx - px) * (y - py) + (qy - py) * px
@@ -67,7 +61,7 @@ def _barycentric(vertices, i, j, k, x, y):
 def _shade(vertices, triangles, materials, looks, atlas, ids, samples, out):
     height, width = out.shape[0], out.shape[1]
     side = atlas.shape[1]
-    share = np.float32(1.0 / (samples * samples))
+    part = np.float32(1.0 / (samples * samples))
     look = np.zeros(6, np.float32)
     for y in range(height):
         for x in range(width):
@@ -90,12 +84,16 @@ def _shade(vertices, triangles, materials, looks, atlas, ids, samples, out):
                 texel += (atlas[m, y1, x0] * (1 - fu) + atlas[m, y1, x1] * fu) * fv
                 gain = max(np.float32(0.05), np.float32(1.0 + look[5] * texel))
                 for c in range(3):
-                    out[y, x, c] += share * min(max(look[c] * gain, 0.0), 1.0)
-                out[y, x, 3] += share
+                    out[y, x, c] += part * min(max(look[c] * gain, 0.0), 1.0)
+                out[y, x, 3] += part
 
 
 @njit(cache=True, nogil=True)
-def _interpolate(vertices, triangles, ids, nearest_y, nearest_x, values, out):
+def interpolate_at_centres(vertices, triangles, ids, nearest_y, nearest_x, values, out):
+    """Write barycentric values (V, C) into out (H, W, C), taken for each pixel at the pixel of row nearest_y.
+
+    ids (H, W): triangle at each pixel centre. nearest_y, nearest_x (H, W) int32: -1 leaves out as it is.
+    """
     height, width = ids.shape
     for y in range(height):
         for x in range(width):
@@ -160,18 +158,3 @@ def shade_ids(
     out = np.zeros((ids.shape[0] // samples, ids.shape[1] // samples, 4), np.float32)
     _shade(vertices, triangles, materials, looks, atlas, ids, samples, out)
     return out
-
-
-def interpolate_at_centres(
-    ids: np.ndarray,
-    vertices: np.ndarray,
-    triangles: np.ndarray,
-    values: np.ndarray,
-    out: np.ndarray,
-    sources: tuple[np.ndarray, np.ndarray],
-) -> None:
-    """Write barycentric values (V, C) into out (H, W, C), taken for each pixel at the pixel `sources` names.
-
-    ids (H, W): triangle at each pixel centre. sources: rows and columns (H, W) int32, -1 leaves out as it is.
-    """
-    _interpolate(vertices, triangles, ids, sources[0], sources[1], values, out)

@@ -15,12 +15,11 @@ import torch
 from data.clip_writer import ClipContent, ClipSetWriter, rows_of_set, write_clip
 from data.clips import STORED_BINS, ClipRow, ClipSet, Pair, motion_metrics
 from data.jobs import run_jobs, show_progress
+from data.scenes.scene import SCENES_VERSION, make_scene
 from motion.spectrum import PERIOD_S, mean_displacement
 
 # one in this many rendered scenes is a test scene
 TEST_EVERY = 20
-
-
 _SEEDS_A_SET = 1_000_000
 
 
@@ -66,13 +65,13 @@ def render_scene_set(
         if clip_set.is_finished:
             return clip_set  # several programs may read it at once
     with ClipSetWriter(folder, settings) as writer:
-        jobs = []
+        jobs, look = [], {"size": tuple(size), "backgrounds": backgrounds, "textures": textures}
         for index in range(num):
             split = "test" if _is_test_scene(index, len(kinds or [None])) else "train"
             kind = kinds[index % len(kinds)] if kinds else None
-            job = (writer.folder, seed * _SEEDS_A_SET + index, split, tuple(size), kind, pairs, backgrounds, textures)
-            if scene_id(job[1]) not in writer.rows:
-                jobs.append(job)
+            scene_seed = seed * _SEEDS_A_SET + index
+            if scene_id(scene_seed) not in writer.rows:
+                jobs.append((writer.folder, scene_seed, split, pairs, {"kind": kind, **look}))
         with closing(run_jobs(_render_scene, jobs, workers)) as rows:
             for row in show_progress(rows, len(jobs), "scene", progress):
                 writer.add(row)
@@ -89,8 +88,6 @@ def scene_settings(
     textures: Sequence[Path],
 ) -> dict[str, Any]:
     """Return what a set of `render_scene_set` depends on, for its statistics.json."""
-    from data.scenes.scene import SCENES_VERSION
-
     settings = {"made_of": "scenes", "seed": seed, "size": list(size), "kinds": list(kinds or []), "pairs": pairs}
     settings |= {"scenes_version": SCENES_VERSION, "photographs": _digest_of(backgrounds, textures)}
     if math.gcd(len(kinds or [None]), TEST_EVERY) > 1:
@@ -122,28 +119,14 @@ def _digest_of(backgrounds: Sequence[Path], textures: Sequence[Path]) -> str:
     return hashlib.sha1(repr(found).encode()).hexdigest()[:12]
 
 
-def _render_scene(
-    folder: Path,
-    seed: int,
-    split: str,
-    size: tuple[int, int],
-    kind: str | None,
-    pairs: int,
-    backgrounds: Sequence[Path],
-    textures: Sequence[Path],
-) -> ClipRow:
-    from data.scenes.scene import make_scene
-
-    scene = make_scene(seed, size=size, kind=kind, backgrounds=backgrounds, textures=textures)
+def _render_scene(folder: Path, seed: int, split: str, pairs: int, look: dict[str, Any]) -> ClipRow:
+    """Write one scene; look: arguments of `make_scene`."""
+    scene = make_scene(seed, **look)
     spectrum = scene.spectrum(STORED_BINS, PERIOD_S)  # (24, 4, H, W)
-    # spread over the period, away from frame 0
+    # Spread over the period, away from frame 0
     times_s = (np.arange(pairs) + np.random.default_rng([seed, 7]).random(pairs)) / max(pairs, 1) * PERIOD_S
-    reliable = torch.ones(1, *size)
-    content = ClipContent(
-        scene.picture(),
-        spectrum,
-        pairs=tuple(Pair(scene.frame(t), scene.flow(t), reliable, t) for t in times_s.tolist()),
-    )
-    write_clip(folder, scene_id(seed), content)
-    figures = motion_metrics(mean_displacement(spectrum))
-    return ClipRow(scene_id(seed), f"scene:{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **figures)
+    reliable = torch.ones(1, *scene.size)
+    later = tuple(Pair(scene.frame(t), scene.flow(t), reliable, t) for t in times_s.tolist())
+    write_clip(folder, scene_id(seed), ClipContent(scene.picture(), spectrum, pairs=later))
+    metrics = motion_metrics(mean_displacement(spectrum))
+    return ClipRow(scene_id(seed), f"scene:{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **metrics)

@@ -1,6 +1,6 @@
 """Procedural scenes that sway in the wind, with the exact forward displacement of every pixel of frame 0.
 
-`make_scene` draws a picture (data/scenes/kinds.py) as triangles whose vertices move linearly in damped oscillators.
+`make_scene` draws an image (data/scenes/kinds.py) as triangles whose vertices move linearly in damped oscillators.
 A travelling gust field drives these, so their motion is a sum of known sinusoids: frame 0 and its spectrum come
 without rendering a single further frame, and flow is exact outside occlusions, before blur and grain.
 """
@@ -18,13 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.scenes import backgrounds as scene_backgrounds
-from data.scenes import kinds as scene_kinds
-from data.scenes import photographs as scene_photographs
-from data.scenes import rasteriser
+from data.scenes import photographs, rasteriser
+from data.scenes.backgrounds import Finish, texture_atlas
+from data.scenes.kinds import FREQUENCIES, KINDS, STRENGTH, draw
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, fit_spectrum
 
-KINDS = scene_kinds.KINDS
 REFERENCE_AREA = 160 * 256
 # Raised whenever the same seed shows or moves something else, so that a set rendered before is known as such.
 SCENES_VERSION = 2
@@ -48,7 +46,7 @@ class Wind:
 
     @classmethod
     def draw(cls, seed: int, scale: float) -> Wind:
-        """Draw the wind of one seed; scale: pixels of this picture per pixel of a 256 x 160 one."""
+        """Draw the wind of one seed; scale: pixels of this image per pixel of a 256 x 160 one."""
         rng = np.random.default_rng([seed, 2])
         hertz = GUST_HZ * np.exp(rng.uniform(-0.03, 0.03, NUM_GUSTS))
         # The free wind's f^-p with p about 5/3, and the small eddies that leaves and stems shed themselves; a line
@@ -103,7 +101,7 @@ def _returns(there: Tensor, back: Tensor) -> Tensor:
 
 @dataclass
 class Scene:
-    """One picture that can move. All displacements are pixels of its own grid, x right, y down, relative to frame 0."""
+    """One image that can move. All displacements are pixels of its own grid, x right, y down, relative to frame 0."""
 
     kind: str
     size: tuple[int, int]
@@ -111,7 +109,7 @@ class Scene:
     wind_seed: int
     mesh: dict[str, np.ndarray] = field(repr=False)
     background: np.ndarray = field(repr=False)
-    finish: scene_backgrounds.Finish = field(repr=False)
+    finish: Finish = field(repr=False)
     _wind: Wind = field(repr=False)
     _atlas: np.ndarray = field(repr=False)
     _samples: int = 3  # odd, so that a pixel's middle sample is its centre
@@ -133,9 +131,9 @@ class Scene:
         some = some[inside] if inside.sum() > 20 else some
         clock = _clock(self._wind.hertz, np.linspace(0, PERIOD_S, 40)).astype(np.float32)
         angles = response @ clock
-        wanted = scene_kinds.STRENGTH[self.kind] * self._wind.strength_px
+        wanted = STRENGTH[self.kind] * self._wind.strength_px
         gain = wanted / max(float(np.linalg.norm(self._apply(angles, some), axis=1).mean()), 1e-9)
-        # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the picture.
+        # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the image.
         scale = math.sqrt(self.size[0] * self.size[1] / REFERENCE_AREA)
         reach = np.zeros(len(response))
         rasteriser.reach_of_degrees(self.mesh["freedoms"], self.mesh["directions"], reach)
@@ -164,9 +162,6 @@ class Scene:
         layers = self.mesh["layers"]
         return [(int(n), int((layers < n).sum()), int((layers <= n).sum())) for n in np.unique(layers)]
 
-    def _blur_of(self, layer: int) -> float:
-        return float(self.finish.blurs[layer])
-
     def _paint(self, vertices: np.ndarray) -> list[np.ndarray]:
         return [
             rasteriser.paint_ids(vertices, self.mesh["triangles"][first:last], self.size, self._samples)
@@ -183,16 +178,10 @@ class Scene:
         """Shade the layers over the background: (H, W, 3) in [0, 1], and each layer's coverage (H, W)."""
         out, coverage = self.background.copy(), []
         for number, (layer, first, last) in zip(ids, self._layer_triangles, strict=True):
-            painted = rasteriser.shade_ids(
-                number,
-                vertices,
-                self.mesh["triangles"][first:last],
-                self.mesh["materials"][first:last],
-                self.mesh["looks"],
-                self._atlas,
-                self._samples,
-            )
-            sigma = self._blur_of(layer)
+            triangles, materials = self.mesh["triangles"][first:last], self.mesh["materials"][first:last]
+            looks = self.mesh["looks"]
+            painted = rasteriser.shade_ids(number, vertices, triangles, materials, looks, self._atlas, self._samples)
+            sigma = self.finish.blurs[layer]
             if blur and sigma > 0.3:
                 painted = cv2.GaussianBlur(painted, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
             coverage.append(painted[..., 3])
@@ -239,26 +228,21 @@ class Scene:
         place[labels[present]] = np.flatnonzero(present.reshape(-1))
         nearest = place[labels]
         seen = coverage > 0.5
-        return (
-            np.where(seen, nearest // ids.shape[1], -1).astype(np.int32),
-            (nearest % ids.shape[1]).astype(np.int32),
-        )
+        rows = np.where(seen, nearest // ids.shape[1], -1).astype(np.int32)
+        return rows, (nearest % ids.shape[1]).astype(np.int32)
 
-    def _at_pixels(self, values: np.ndarray, *, sharp: bool = False) -> np.ndarray:
-        """Vertex values (V, C) at the frontmost thing of every pixel centre of frame 0; 0 on the background."""
+    def _at_pixels(
+        self, values: np.ndarray, vertices: np.ndarray, all_ids: list[np.ndarray], *, sharp: bool
+    ) -> np.ndarray:
+        """Vertex values (V, C) at the frontmost thing of every pixel centre, (H, W, C); 0 on the background."""
         out = np.zeros((*self.size, values.shape[1]), np.float32)
         middle = self._samples // 2
-        coverage = self._first_frame[1] if not sharp else [None] * len(self._first_ids)
-        for ids, alpha, (layer, first, last) in zip(self._first_ids, coverage, self._layer_triangles, strict=True):
+        coverage = [None] * len(all_ids) if sharp else self._first_frame[1]
+        for ids, alpha, (layer, first, last) in zip(all_ids, coverage, self._layer_triangles, strict=True):
             centre = np.ascontiguousarray(ids[middle :: self._samples, middle :: self._samples])
-            rasteriser.interpolate_at_centres(
-                centre,
-                self.mesh["vertices"],
-                self.mesh["triangles"][first:last],
-                values,
-                out,
-                self._sources(centre, alpha, 0.0 if sharp else self._blur_of(layer)),
-            )
+            sources = self._sources(centre, alpha, self.finish.blurs[layer])
+            triangles = self.mesh["triangles"][first:last]
+            rasteriser.interpolate_at_centres(vertices, triangles, centre, *sources, values, out)
         return out
 
     def flow(self, time_s: float, *, sharp: bool = False) -> Tensor:
@@ -269,26 +253,21 @@ class Scene:
         """
         if not self.moving or time_s == 0:
             return torch.zeros(2, *self.size)
-        return torch.from_numpy(self._at_pixels(self._vertices_at(time_s), sharp=sharp).transpose(2, 0, 1).copy())
+        out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first_ids, sharp=sharp)
+        return torch.from_numpy(out.transpose(2, 0, 1).copy())
 
     def backward_flow(self, time_s: float) -> Tensor:
         """Return the exact displacement of every pixel of `clean_frame(time_s)` back to frame 0: (2, H, W) px."""
-        out = np.zeros((*self.size, 2), np.float32)
         moved = self._vertices_at(time_s)
-        vertices, middle = self.mesh["vertices"] + moved, self._samples // 2
-        for ids, (_, first, last) in zip(self._paint(vertices), self._layer_triangles, strict=True):
-            centre = np.ascontiguousarray(ids[middle :: self._samples, middle :: self._samples])
-            triangles = self.mesh["triangles"][first:last]
-            rasteriser.interpolate_at_centres(
-                centre, vertices, triangles, -moved, out, self._sources(centre, None, 0.0)
-            )
+        vertices = self.mesh["vertices"] + moved
+        out = self._at_pixels(-moved, vertices, self._paint(vertices), sharp=True)
         return torch.from_numpy(out.transpose(2, 0, 1).copy())
 
     def visibility(self, time_s: float) -> tuple[Tensor, Tensor]:
         """Return where frame 0's pixels are still seen at time_s, and where that frame's were seen before: (1, H, W).
 
         Bool, before blur: a pixel is seen in both frames where its exact flow and the exact flow back from where it
-        has gone cancel within a quarter of a pixel. Occlusions, and what leaves or enters the picture, are False.
+        has gone cancel within a quarter of a pixel. Occlusions, and what leaves or enters the image, are False.
         """
         ahead, back = self.flow(time_s, sharp=True), self.backward_flow(time_s)
         return _returns(ahead, back), _returns(back, ahead)
@@ -307,13 +286,14 @@ class Scene:
         parts = torch.stack([fitted[:, 0::2, :, 0], fitted[:, 1::2, :, 0]], 1)  # (K, re/im, 2, M)
         basis = parts.reshape(2 * num_bins, -1).T.float().numpy()  # (2M, 2K)
         vertices = self._apply(self._response @ basis)  # (V, 2, 2K)
-        packed = self._at_pixels(np.ascontiguousarray(vertices.reshape(len(vertices), -1)))  # (H, W, 2 * 2K)
+        values = np.ascontiguousarray(vertices.reshape(len(vertices), -1))
+        packed = self._at_pixels(values, self.mesh["vertices"], self._first_ids, sharp=False)  # (H, W, 2 * 2K)
         packed = packed.reshape(*self.size, 2, num_bins, 2).transpose(3, 2, 4, 0, 1)  # (K, x/y, re/im, H, W)
         return torch.from_numpy(np.ascontiguousarray(packed)).reshape(num_bins, 4, *self.size)
 
 
 def _step_closer(mesh: dict[str, np.ndarray], background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Enlarge a part of most of the scenes up to 2.3 times, so that what moves fills more of the picture.
+    """Enlarge a part of most of the scenes up to 2.3 times, so that what moves fills more of the image.
 
     Changes the mesh and returns the background (H, W, 3) of the part, chosen among a few for the most motion.
     """
@@ -346,10 +326,10 @@ def make_scene(
     """Draw the scene of a seed: the same for the same arguments on every machine.
 
     Args:
-        seed: whole number >= 0; the picture.
+        seed: whole number >= 0; the image.
         size: (H, W) px, at least 16 each; all lengths scale with it.
         kind: one of `KINDS`, or None for one drawn by the seed.
-        wind_seed: how it moves; the seed itself when None. The picture does not depend on it.
+        wind_seed: how it moves; the seed itself when None. The image does not depend on it.
         backgrounds: photographs, one of which stands behind half of the scenes. They never move.
         textures: photographs whose light and dark becomes the grain of some surfaces of a scene.
 
@@ -362,12 +342,12 @@ def make_scene(
     if min(size) < 16:
         raise ValueError(f"size: expected at least 16 x 16 px, got {size[0]} x {size[1]}")
     rng = np.random.default_rng([seed, 1, SCENES_VERSION])
-    drawn = KINDS[int(rng.choice(len(KINDS), p=scene_kinds.FREQUENCIES))]
+    drawn = KINDS[int(rng.choice(len(KINDS), p=FREQUENCIES))]
     kind = kind or drawn
-    photographs = np.random.default_rng([seed, 8])
-    atlas = scene_photographs.textures(textures, photographs, scene_backgrounds.texture_atlas())
-    mesh, background, finish = scene_kinds.draw(kind, rng, size, atlas)
-    photograph = scene_photographs.background(backgrounds, photographs, size, kind)
+    photograph_rng = np.random.default_rng([seed, 8])
+    atlas = photographs.textures(textures, photograph_rng, texture_atlas())
+    mesh, background, finish = draw(kind, rng, size, atlas)
+    photograph = photographs.background(backgrounds, photograph_rng, size, kind)
     background = background if photograph is None else photograph
     wind_seed = seed if wind_seed is None else wind_seed
     scale = math.sqrt(size[0] * size[1] / REFERENCE_AREA)

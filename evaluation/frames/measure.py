@@ -18,8 +18,8 @@ from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics
 from evaluation.frames.videos import ClipVideo
 from metrics.images import Lpips, frame_metrics
 from metrics.perceptual import LEAST_SIDE_PX, PerceptualLoss
+from models.device import AUTOCAST_DTYPES
 from models.frame_synthesis import FrameSynthesis, splat_image
-from models.precision import AUTOCAST_DTYPES
 from motion.flow import default_grid_scale, magnitude
 
 BATCH_SIZE = 4
@@ -30,7 +30,7 @@ SPLAT_ROWS: dict[str, dict[str, Any]] = {
     "softmax splat": {"operator": "softmax"},
     "gaussian splat EWA": {"operator": "gaussian"},
     "gaussian splat iso": {"operator": "gaussian", "ewa": False},
-    "Gaussian importance splat": {"operator": "seed"},
+    "Gaussian importance splat": {"operator": "gaussian_importance"},
 }
 
 # (flow (n, 2, H, W), importance (1, 1, H, W)) -> frames (n, 3, H, W)

@@ -11,7 +11,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from cli.parser import check_precision, choose_device
 from data.clips import ClipRow, ClipSet
 from data.result_tables import markdown_table, write_results
 from evaluation import EvaluationError, out_folder
@@ -24,6 +23,7 @@ from evaluation.frames.videos import ClipVideo, open_video
 from metrics.images import HUB, LPIPS_BACKBONES, Lpips
 from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import check_precision, choose_device
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def make_table(
     device: str,
     precision: str,
     **training: Any,
-) -> int:
+) -> bool:
     """Render the clips in every way with the same flow, print the tables, and write them to `out`.
 
     The arguments are the flags of `evaluation.flags.add_frames_flags`; `training` are those of the single-video
@@ -107,7 +107,7 @@ def make_table(
         *_absent_notes(absent),
     ]
     _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes)
-    return 0
+    return True
 
 
 METHOD_NOTES = (

@@ -30,7 +30,7 @@ from metrics.motion import (
     weighted_mean,
 )
 from metrics.statistics import BOOTSTRAP_DRAWS, bootstrap_interval, by_source, mean_by_source
-from models.motion_pipeline import CALM_PX, MotionPipeline
+from models.motion_pipeline import AMPLITUDE_LIMIT_PX, MotionPipeline
 from motion.flow import GRID_MULTIPLE, MOVING_PX, motion_grid_size, resize_maps, resize_spectrum
 from motion.normalisation import Normalisation
 from motion.spectrum import amplitude, bin_frequencies_hz
@@ -54,7 +54,8 @@ _GEOMETRIC = ("amplitude_ratio", "shape_factor")
 
 
 COLUMN_NOTES = (
-    f"motion is measured as it is sampled; animate.py and generate_motion.py limit its amplitude to {CALM_PX:g} px",
+    "motion is measured as it is sampled; animate.py and generate_motion.py limit its amplitude to "
+    f"{AMPLITUDE_LIMIT_PX:g} px",
     "metrics are means over the clips of a source, then over sources; of amplitude_ratio and shape geometric means",
     "a source is a group of clips.csv, or a file where no group is named",
     "ap_corrected (headline): (AP - p) / (1 - p), mean over samples; AP is the average precision of a sample's mean "

@@ -11,7 +11,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from animation.flags import check_steps
-from cli.parser import check_precision, choose_device
 from data.media import contact_sheet, read_image, write_image
 from data.result_tables import write_results
 from data.scenes.scene import make_scene
@@ -19,6 +18,7 @@ from data.visualisation import magnitude_image
 from evaluation import EvaluationError, out_folder
 from evaluation.flags import Crop
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
 from motion.flow import motion_grid_size, resize_maps
 from motion.spectrum import mean_displacement
@@ -34,7 +34,7 @@ SHEET_SIZE = (160, 256)
 def make_table(
     *,
     scenes: int,
-    pictures: list[Crop],
+    images: list[Crop],
     samples: int,
     checkpoint: Path | None,
     seed: int,
@@ -42,7 +42,7 @@ def make_table(
     out: Path | None,
     command: str,
     **sampling: Any,
-) -> int:
+) -> bool:
     """Predict motion for rendered scenes and photographs, print the table, and write it with a sheet of images.
 
     Args:
@@ -54,13 +54,13 @@ def make_table(
     check_steps(sampling["steps"])
     check_precision(sampling["precision"], place)
     first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
-    images = [(crop.path.stem, "photograph", read_crop(crop)) for crop in pictures]
-    images += [(f"scene {n}", "rendered", make_scene(n, kind="still").picture()) for n in range(first, first + scenes)]
-    pipeline = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(place)
+    sources = [(crop.path.stem, "photograph", read_crop(crop)) for crop in images]
+    sources += [(f"scene {n}", "rendered", make_scene(n, kind="still").picture()) for n in range(first, first + scenes)]
+    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
 
     # Predict and measure
     rows, cells = [], []
-    for name, origin, image in tqdm(images, unit="image", disable=None, dynamic_ncols=True):
+    for name, origin, image in tqdm(sources, unit="image", disable=None, dynamic_ncols=True):
         grid = motion_grid_size(*image.shape[-2:])
         spectra = pipeline(resize_maps(image, grid)[None], num_samples=samples, seed=seed, **sampling)[0]
         motion = mean_displacement(spectra.float().cpu())  # (M, 1, h, w)
@@ -81,7 +81,7 @@ def make_table(
     write_image(out / "sheet.png", contact_sheet([cells[at : at + width] for at in range(0, len(cells), width)]))
     print(write_results(out, rows, title="Motion predicted where nothing can move", notes=notes))
     logger.info("written to %s", out)
-    return 0
+    return True
 
 
 def read_crop(crop: Crop) -> Tensor:
@@ -92,7 +92,7 @@ def read_crop(crop: Crop) -> Tensor:
     part = image[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
     if min(part.shape[-2:]) < 32:
         size = f"{part.shape[-1]} x {part.shape[-2]} px"
-        raise EvaluationError(f"pictures {crop.path}: the part has {size}; right: sides of at least 32 px")
+        raise EvaluationError(f"images {crop.path}: the part has {size}; right: sides of at least 32 px")
     return part
 
 

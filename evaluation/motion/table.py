@@ -13,7 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from animation.flags import check_steps
-from cli.parser import check_precision, choose_device
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
@@ -27,7 +26,9 @@ from evaluation.motion.measure import (
     write_clip_sheet,
 )
 from models.checkpoints import DEFAULT_CHECKPOINT
-from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
+from models.device import check_precision, choose_device
+from models.motion_pipeline import MotionPipeline
+from models.sampling import DEFAULT_STEPS
 from motion.flow import resize_maps, resize_spectrum
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def make_table(
     out: Path | None,
     command: str,
     **sampling: Any,
-) -> int:
+) -> bool:
     """Predict motion for the clips' first frames, print the tables, and write them and a sheet an image.
 
     Args:
@@ -61,7 +62,7 @@ def make_table(
     check_steps(sampling["steps"])
     clip_set = ClipSet(data)
     rows = choose_rows(clip_set, None if split == "all" else split, clips, seed)
-    pipeline = MotionPipeline.load(checkpoint or DEFAULT_CHECKPOINT).to(place)
+    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
     num_bins = check_bins(pipeline, clip_set)
 
     # Predict and measure
@@ -91,7 +92,7 @@ def make_table(
     print(write_results(out, comparison.table(), title=f"Predicted motion, {data.name}, split {split}", notes=notes))
     write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=notes)
     logger.info("written to %s", out)
-    return 0
+    return True
 
 
 def measure_clips(

@@ -36,15 +36,15 @@ class Protocol:
 
     Attributes:
         windows: lengths of the windows, frames.
-        step: from one window to the next, frames; None: windows touch.
+        window_step: from one window to the next, frames; None: windows touch.
         slide_step: the same for the sliding metrics; 0 leaves them out.
         batch_size: images or windows in one pass of a network.
         kid_subsets, kid_subset_size: of KID.
         seed: of the subsets.
     """
 
-    windows: tuple[int, ...] = (16, 32)
-    step: int | None = None
+    windows: Sequence[int] = (16, 32)
+    window_step: int | None = None
     slide_step: int = 10
     batch_size: int = 8
     kid_subsets: int = 100
@@ -53,7 +53,7 @@ class Protocol:
 
     def starts(self, num_frames: int, window: int) -> range:
         """Return where the windows of a video begin."""
-        return range(0, num_frames - window + 1, self.step or window)
+        return range(0, num_frames - window + 1, self.window_step or window)
 
     def slides(self, num_frames: int, window: int) -> range:
         """Return where the sliding windows of a video begin."""
@@ -179,7 +179,7 @@ class VideoComparison:
         """Give the counts and the networks."""
         labels = {"fid": "fid, kid", "fvd": "fvd", "dtfvd": "dtfvd"}
         networks = [f"{labels[m]}: {n.name}, {n.dimension} features" for m, n in self.networks.items()]
-        apart = "touch" if self.protocol.step is None else f"are {self.protocol.step} frames apart"
+        apart = "touch" if self.protocol.window_step is None else f"are {self.protocol.window_step} frames apart"
         return [
             f"counts: {len(self.lengths)} videos of {min(self.lengths)} to {max(self.lengths)} frames, "
             f"{sum(self.lengths)} frames; windows {apart}",

@@ -205,9 +205,9 @@ class PredictedVideos:
         first = frames[0]
         seed = (self.sampling["seed"] << 32) + zlib.crc32(name.encode())  # of the clip, whatever others are measured
         motion = self.pipeline.predict(first, **self.sampling | {"seed": seed})
-        self.limits.append(motion.meta["calmed"])
+        self.limits.append(motion.meta["amplitude_limit_scale"])
         if self.full_strength:
-            motion = motion.controlled(magnify=1 / motion.meta["calmed"])
+            motion = motion.controlled(magnify=1 / motion.meta["amplitude_limit_scale"])
         playback = Playback(times_s / motion.period_s, FPS, loop=False)
         options = {"device": self.device, "precision": self.sampling.get("precision", "no")}
         generated = {}

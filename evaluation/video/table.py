@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,6 @@ from tqdm import tqdm
 
 from animation.flags import check_steps
 from animation.rendering import load_renderer
-from cli.parser import check_precision, choose_device
-from cli.run import EXIT_SKIPPED
 from data.clips import ClipSet, choose_rows
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
@@ -21,7 +20,9 @@ from evaluation.video.measure import COLUMN_NOTES, SLIDING_DTFVD_FRAMES, Protoco
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, FolderVideos, PredictedVideos
 from models.checkpoints import DEFAULT_CHECKPOINT
-from models.motion_pipeline import DEFAULT_STEPS, MotionPipeline
+from models.device import check_precision, choose_device
+from models.motion_pipeline import MotionPipeline
+from models.sampling import DEFAULT_STEPS
 
 logger = logging.getLogger(__name__)
 
@@ -36,24 +37,19 @@ def make_table(
     fps: float | None,
     crop: tuple[int, int],
     frames: int,
-    windows: list[int],
-    window_step: int | None,
-    slide_step: int,
-    batch_size: int,
-    kid_subsets: int,
-    kid_subset_size: int,
     seed: int,
     device: str,
     precision: str,
     out: Path | None,
     command: str,
     **options: Any,
-) -> int:
+) -> bool:
     """Compare real and generated videos, print the tables and write them; return 3 when a video was left out.
 
     Args:
         data: a clip set, or None for the folders `real` and `generated`.
-        options: image_network, fvd_network, dtfvd_network; and of a clip set those of `predicted_videos`.
+        options: those of `Protocol`; image_network, fvd_network, dtfvd_network; of a clip set those of
+            `predicted_videos`.
     """
     # Early checks
     place = choose_device(device)
@@ -61,8 +57,7 @@ def make_table(
     check_inputs(data, real, generated, fps)
     name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
     out = out_folder(out, f"video-{name}")
-    lengths = tuple(dict.fromkeys(windows))
-    protocol = Protocol(lengths, window_step, slide_step, batch_size, kid_subsets, kid_subset_size, seed)
+    protocol = Protocol(seed=seed, **{field.name: options[field.name] for field in fields(Protocol)[:-1]})
     networks, missing = load_networks(options, protocol, crop, place)
     cut = {"crop": crop, "num_frames": frames}
     if data is None:
@@ -92,7 +87,7 @@ def make_table(
         title += ", along the videos"
         print(write_results(out / "sliding", sliding, title=title, notes=[SLIDING_NOTE, *notes]))
     logger.info("written to %s", out)
-    return EXIT_SKIPPED if left_out else 0
+    return not left_out
 
 
 def check_inputs(data: Path | None, real: Path | None, generated: list[Path], fps: float | None) -> None:
@@ -124,13 +119,13 @@ def load_networks(
     for name, (metric, columns, wanted) in VIDEO_METRICS.items():
         path = options[f"{name}_network"]
         if path is None:
-            missing.append(f"left out: {columns}; {name}-network wants {wanted}")
+            missing.append(f"left out: {columns}; the {name} network is {wanted}")
             continue
         networks[metric] = FeatureNetwork(path, on_videos=name != "image", device=device)
         slides = [SLIDING_DTFVD_FRAMES] if metric == "dtfvd" and protocol.slide_step else []
         networks[metric].check(crop, tuple(dict.fromkeys([*protocol.windows, *slides])))
     if not networks:
-        raise EvaluationError(f"image-network, fvd-network or dtfvd-network is needed; {'; '.join(missing)}")
+        raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:
         logger.warning("%s", line)
     return networks, missing
@@ -148,7 +143,7 @@ def predicted_videos(
     clip_set, split = ClipSet(data), options["split"]
     rows = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
     checkpoint = options["checkpoint"] or DEFAULT_CHECKPOINT
-    pipeline = MotionPipeline.load(checkpoint).to(device)
+    pipeline = MotionPipeline.from_pretrained(checkpoint).to(device)
     renderers = {f"model {splat}": load_renderer(checkpoint, splat) for splat in dict.fromkeys(options["splat"])}
     cut |= {"full_strength": options["full_strength"], "device": device}
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]

@@ -22,11 +22,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) target_gradients(
     if (!place.inside)
         return;
     const int pixels = height * width, n = place.row * width + place.column;
-    const Offset target = Offset(place.picture) * pixels + n;
+    const Offset target = Offset(place.image) * pixels + n;
     const Sum total = weight[target], share = !normalise ? 1 : total > 0 ? 1 / total : 0;
     Sum dot = 0;
     if (out && total > 0) {
-        Offset at = Offset(place.picture) * channels * pixels + n;
+        Offset at = Offset(place.image) * channels * pixels + n;
 #pragma unroll 8
         for (int channel = 0; channel < channels; ++channel, at += pixels)
             dot += to_sum(grad_out[at]) * to_sum(out[at]);
@@ -42,10 +42,10 @@ struct Taps {
     Gaussian gaussian, by_sigma;  // SIDE 4: the footprint, and its derivatives by sigma
     Sum z;                        // importance
     const Target* targets;        // (H, W)
-    int n, height, width;         // the source's pixel, the picture's size
+    int n, height, width;         // the source's pixel, the image's size
 
     struct Tap {
-        bool exists;  // it lies inside the picture, and its weight is 0 or at least MIN_TAP_WEIGHT
+        bool exists;  // it lies inside the image, and its weight is 0 or at least MIN_TAP_WEIGHT
         Sum s, e;
         Sum share, to_total;  // its target's
     };
@@ -162,7 +162,7 @@ __device__ inline void source_gradients(SOURCE_PARAMETERS)
     if (!place.inside)
         return;
     const int pixels = height * width, n = place.row * width + place.column;
-    const Offset first_pixel = Offset(place.picture) * pixels, first_value = first_pixel * channels;
+    const Offset first_pixel = Offset(place.image) * pixels, first_value = first_pixel * channels;
     flow += 2 * first_pixel;
     importance = importance ? importance + first_pixel : importance;
 

@@ -2,7 +2,7 @@
 // it. So every output is written once and normalised on the way, and sums need neither atomics nor cleared memory.
 //
 // A source's cell is its landing pixel, the one up and left of p + flow(p). With footprints of side x side taps, cells
-// start side/2 rows above and side/2 columns left of the picture: these are all from which a tap gets into it. Counted
+// start side/2 rows above and side/2 columns left of the image: these are all from which a tap gets into it. Counted
 // from there, the sources that may touch target (r, c) are those in the side x side cells from (r, c) on.
 
 struct alignas(4 * sizeof(Sum)) Source {
@@ -25,7 +25,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) link_sources(
         return;
     const int side = taps_across(sigma), cells_across = width + side - 1, cells_down = height + side - 1;
     const int n = place.row * width + place.column;
-    const Offset first = Offset(place.picture) * height * width;
+    const Offset first = Offset(place.image) * height * width;
     flow += 2 * first;
     importance = importance ? importance + first : importance;
 
@@ -33,7 +33,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) link_sources(
     const int row = landing.row + side / 2, column = landing.column + side / 2;
     if (!landing.valid || row < 0 || row >= cells_down || column < 0 || column >= cells_across)
         return;
-    const Offset cell = (Offset(place.picture) * cells_down + row) * cells_across + column;
+    const Offset cell = (Offset(place.image) * cells_down + row) * cells_across + column;
     const int next = atomicExch(&heads[cell], n);
     sources[first + n] = {landing.fx, landing.fy, importance ? importance[n] : 0, next};
     if (gaussians)
@@ -66,8 +66,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) sort_lists(
     const Place place = place_in(blockIdx.x, cells_down, cells_across);
     if (!place.inside)
         return;
-    int* head = heads + (Offset(place.picture) * cells_down + place.row) * cells_across + place.column;
-    sources += Offset(place.picture) * pixels;
+    int* head = heads + (Offset(place.image) * cells_down + place.row) * cells_across + place.column;
+    sources += Offset(place.image) * pixels;
     if (*head < 0 || sources[*head].next < 0)
         return;
     int sorted[31];  // sorted[k] is a sorted list of 2^k sources, or empty: the digits of the count so far
@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) sort_lists(
 // together in it than in a loop per list.
 template <int SIDE>
 struct Walk {
-    const int* heads;       // of the picture, from the target's first cell on
+    const int* heads;       // of the image, from the target's first cell on
     const Source* sources;  // (H, W)
     int cells_across;
     Source source = {0, 0, 0, -1};  // the current source
@@ -176,8 +176,8 @@ __device__ inline void gather(GATHER_PARAMETERS)
     if (!place.inside)
         return;
     const int pixels = height * width, cells_across = width + SIDE - 1, cells_down = height + SIDE - 1;
-    const Offset first_pixel = Offset(place.picture) * pixels;
-    const Offset first_cell = (Offset(place.picture) * cells_down + place.row) * cells_across + place.column;
+    const Offset first_pixel = Offset(place.image) * pixels;
+    const Offset first_cell = (Offset(place.image) * cells_down + place.row) * cells_across + place.column;
     gaussians = gaussians ? gaussians + first_pixel : gaussians;
     const Gaussian round = SIDE == 4 ? round_gaussian(*sigma, nullptr) : Gaussian();
     const Walk<SIDE> start = {heads + first_cell, sources + first_pixel, cells_across};
@@ -188,7 +188,7 @@ __device__ inline void gather(GATHER_PARAMETERS)
             if (walk.source.z > top && walk.weight(gaussians, round) > 0)
                 top = walk.source.z;
 
-    const Offset first_value = (Offset(place.picture) * channels + first_channel) * pixels;
+    const Offset first_value = (Offset(place.image) * channels + first_channel) * pixels;
     Sum total = 0, sums[CHUNK] = {};
     for (Walk<SIDE> walk = start; walk.next();) {
         Sum w = walk.weight(gaussians, round);

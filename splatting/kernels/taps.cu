@@ -1,8 +1,8 @@
 // What forward.cu and backward.cu share: the types, where a source lands, how it weighs on the pixels around it.
 //
 // cuda.py joins its constants, this file, forward.cu and backward.cu into one program for each dtype of the values.
-// NVRTC compiles it without any header. Pixels and cells of a picture are counted in int, elements of a batch of
-// pictures in Offset. The definition of everything here is splatting/reference.py.
+// NVRTC compiles it without any header. Pixels and cells of a image are counted in int, elements of a batch of
+// images in Offset. The definition of everything here is splatting/reference.py.
 
 using Offset = long long;
 
@@ -92,12 +92,12 @@ __device__ inline Sum clamp(Sum x, Sum low, Sum high)
 // Threads -------------------------------------------------------------------------------------------------------
 
 struct Place {
-    int picture, row, column;
-    bool inside;  // of the picture; blocks stand out over its right and lower edge
+    int image, row, column;
+    bool inside;  // of the image; blocks stand out over its right and lower edge
 };
 
 // Finds this thread's pixel. A block is a tile of TILE_WIDTH x TILE_HEIGHT pixels, because sources that share a tile
-// share cache lines; tiles are counted along rows, pictures one after another.
+// share cache lines; tiles are counted along rows, images one after another.
 __device__ inline Place place_in(unsigned tile, int height, int width)
 {
     const unsigned tiles_across = (width - 1) / TILE_WIDTH + 1, tiles_down = (height - 1) / TILE_HEIGHT + 1;
@@ -132,7 +132,7 @@ __device__ inline Landing land(
     const int n = row * width + column, pixels = height * width;
     if (!is_valid(flow, importance, n, pixels))
         return {false, 0, 0, 0, 0};
-    // From beyond the margin no tap gets back into the picture, and within it no int overflows.
+    // From beyond the margin no tap gets back into the image, and within it no int overflows.
     const Sum x = clamp(column + flow[n], -MARGIN_PX, Sum(width) + MARGIN_PX);
     const Sum y = clamp(row + flow[Offset(pixels) + n], -MARGIN_PX, Sum(height) + MARGIN_PX);
     const Sum left = floor(x), top = floor(y);

@@ -1,0 +1,128 @@
+"""What the browser's page of app.py does: an uploaded image and choices to a video and an interactive page."""
+
+from __future__ import annotations
+
+import collections
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from animation.interactive_page import page_modes, write_page
+from animation.options import CHOICES, DEFAULT_SIZE_PX, PlaybackOptions
+from animation.rendering import plan, read_images
+from data.media import MediaError
+from data.video_writer import write_video
+from models.device import ArgumentError
+from models.frame_synthesis import FrameSynthesis
+from models.motion_pipeline import MotionPipeline
+from models.rendering import render_frames
+
+# Videos and interactive pages that stay on disk; the browser's page has a copy of what it shows.
+KEPT_VIDEOS = 8
+
+
+class Studio:
+    """The loaded models, and the page's one function: an image and choices to a video file.
+
+    Args:
+        pipeline: predicts motion.
+        renderers: one network per splat; a splat that has None is rendered in image space.
+        folder: where videos are written.
+        size_px: long side of the videos; larger images are reduced.
+        rendering: device and precision, see `models.rendering.render_frames`.
+    """
+
+    def __init__(
+        self,
+        pipeline: MotionPipeline,
+        renderers: dict[str, FrameSynthesis | None],
+        folder: Path,
+        *,
+        size_px: int = DEFAULT_SIZE_PX,
+        **rendering: Any,
+    ) -> None:
+        self.pipeline, self.renderers, self.folder, self.size_px = pipeline, renderers, Path(folder), size_px
+        self.rendering = {"device": "cpu", "precision": "no", **rendering}
+        self._numbers, self._made = itertools.count(), collections.deque()
+
+    def animate(
+        self,
+        upload: str | Path | None,
+        *,
+        splat: str = "softmax",
+        strength: float = 1.0,
+        loop: bool = True,
+        seconds: float = 5.0,
+        seed: int = 0,
+        progress: Callable[[float], Any] = lambda fraction: None,
+    ) -> tuple[Path, Path]:
+        """Animate an image.
+
+        Args:
+            upload: the file that a browser uploaded; None when there is none yet.
+            splat: one of `renderers`.
+            strength: scales the motion.
+            loop: whole periods without drift.
+            seconds: length.
+            seed: of the motion.
+            progress: called with the fraction that is done.
+
+        Returns:
+            An mp4 in `folder`, and an interactive page beside it.
+
+        Raises:
+            ArgumentError, MediaError: an image or a choice that cannot be used.
+        """
+        _check_choices(self.renderers, splat, strength=strength, seconds=seconds, seed=seed)
+        image, source = read_upload(upload, self.size_px)
+        progress(0.0)
+        precision = self.rendering["precision"]
+        motion = self.pipeline.predict(source, seed=int(seed), precision=precision).controlled(magnify=strength)
+        motion = motion.without_drift() if loop else motion
+        rendering = {"model": self.renderers[splat], "operator": splat, **self.rendering}
+        playback = plan(PlaybackOptions(seconds=seconds, fps=motion.fps, loop=loop), motion)
+
+        def frames() -> Iterator[torch.Tensor]:
+            done = 0
+            for batch in render_frames(image, motion, playback, **rendering):
+                yield batch
+                done += len(batch)
+                progress(done / playback.num_frames)
+
+        path = self.folder / f"animated-{next(self._numbers):04d}.mp4"
+        write_video(path, frames(), playback.fps)
+        page = path.with_suffix(".html")
+        write_page(page, image, page_modes(motion, "the motion"), "An image to drag", motion)
+        self._made.append((path, page))
+        while len(self._made) > KEPT_VIDEOS:
+            for old in self._made.popleft():
+                old.unlink(missing_ok=True)
+        return path, page
+
+
+def read_upload(upload: str | Path | None, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return an upload as (3, H, W) in [0, 1] at the video's long side, and as motion is predicted from it.
+
+    Raises:
+        MediaError: none, or one that `data.media.read_image` refuses; one line with the uploaded file's name.
+    """
+    if upload is None:
+        raise MediaError("no image yet; upload one first")
+    try:
+        return read_images(Path(upload), size_px)
+    except MediaError as error:
+        raise MediaError(str(error).replace(str(upload), Path(upload).name)) from error
+
+
+def _check_choices(splats: dict, splat: str, **numbers: float | None) -> None:
+    """Check again what the page's sliders allow: a request need not come from the page."""
+    if splat not in splats:
+        raise ArgumentError(f"splat {splat}: right: {', '.join(splats)}")
+    for name, value in numbers.items():
+        lowest, highest = CHOICES[name]
+        if value is None or not (math.isfinite(value) and lowest <= value <= highest):
+            raise ArgumentError(f"{name} {value}: right: {lowest:g} to {highest:g}")

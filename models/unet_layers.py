@@ -1,0 +1,104 @@
+"""Layers of the U-Net: attention across frequency slices, and one resolution with its residual blocks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.attention_processor import Attention
+from diffusers.models.resnet import ResnetBlock2D
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class SmallSequenceAttnProcessor:
+    """Attention over K tokens at thousands of positions, for diffusers' `Attention`.
+
+    On a CPU the fused kernel of `scaled_dot_product_attention` is made for long sequences: with 16 tokens in bfloat16
+    two matrix products take 0.37 of its time, forward and backward together.
+    """
+
+    def __call__(
+        self, attention: Attention, hidden_states: Tensor, encoder_hidden_states: None, attention_mask: None
+    ) -> Tensor:
+        """Attend among hidden_states (N, K, C); the other arguments are diffusers' and always None."""
+        query, key, value = (
+            project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # (N, heads, K, C/heads)
+            for project in (attention.to_q, attention.to_k, attention.to_v)
+        )
+        if hidden_states.device.type == "cpu":
+            weights = (query * attention.scale) @ key.transpose(-1, -2)  # (N, heads, K, K)
+            mixed = weights.softmax(-1).to(value.dtype) @ value  # (N, heads, K, C/heads)
+        else:
+            mixed = F.scaled_dot_product_attention(query, key, value, scale=attention.scale)
+        return attention.to_out[0](mixed.transpose(1, 2).flatten(2))  # (N, K, C)
+
+
+class FrequencyAttention(nn.Module):
+    """Self-attention among the K slices at each position; initially the identity, so that stage 2 continues stage 1."""
+
+    def __init__(self, channels: int, embedding_channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.frequency = nn.Linear(embedding_channels, channels)
+        heads = {"heads": num_heads, "dim_head": channels // num_heads}
+        self.attention = Attention(query_dim=channels, **heads, processor=SmallSequenceAttnProcessor())
+        nn.init.zeros_(self.attention.to_out[0].weight)
+        nn.init.zeros_(self.attention.to_out[0].bias)
+
+    def forward(self, hidden: Tensor, frequency_embedding: Tensor) -> Tensor:
+        """Mix slices: hidden (B K, C, h, w) and frequency_embedding (K, E) to (B K, C, h, w)."""
+        num_bins, (_, channels, height, width) = len(frequency_embedding), hidden.shape
+        tokens = self.norm(hidden).unflatten(0, (-1, num_bins))  # (B, K, C, h, w)
+        tokens = tokens.permute(0, 3, 4, 1, 2).reshape(-1, num_bins, channels)  # (B h w, K, C)
+        tokens = self.attention(tokens + self.frequency(frequency_embedding))  # (B h w, K, C)
+        mixed = tokens.view(-1, height, width, num_bins, channels).permute(0, 3, 4, 1, 2)  # (B, K, C, h, w)
+        return hidden + mixed.flatten(0, 1)
+
+
+class Level(nn.Module):
+    """One resolution on the way down or up: residual blocks, the image condition, attention across frequencies.
+
+    Args:
+        sources: channels of each residual block's input.
+        channels: of their outputs.
+        embedding: channels of the embedding of time and frequency.
+        condition_channels: of the image features.
+        num_heads: of the attention; None: without it.
+    """
+
+    def __init__(
+        self, sources: list[int], channels: int, embedding: int, condition_channels: int, num_heads: int | None
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(
+            ResnetBlock2D(in_channels=source, out_channels=channels, temb_channels=embedding, groups=8, eps=1e-5)
+            for source in sources
+        )
+        self.condition = nn.Conv2d(condition_channels, channels, 1)
+        self.coordination = None if num_heads is None else FrequencyAttention(channels, embedding, num_heads)
+        self.gradient_checkpointing = False  # set by FrequencyUNet.enable_gradient_checkpointing
+
+    def forward(
+        self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, frequency: Tensor, condition: Tensor
+    ) -> list[Tensor]:
+        """Run the level on hidden (B K, C, h, w), with a skip for each block on the way up; returns its outputs."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            return checkpoint(self._run, hidden, skips, embedding, frequency, condition, use_reentrant=False)
+        return self._run(hidden, skips, embedding, frequency, condition)
+
+    def _run(
+        self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, frequency: Tensor, condition: Tensor
+    ) -> list[Tensor]:
+        repeats = len(hidden) // len(condition)
+        image_features = self.condition(F.adaptive_avg_pool2d(condition, hidden.shape[-2:]))  # (B, C, h, w)
+        outputs = []
+        for index, block in enumerate(self.blocks):
+            if skips:
+                hidden = torch.cat([hidden, skips[index]], dim=1)
+            hidden = block(hidden, embedding)
+            if index == 0:
+                hidden = hidden + image_features.repeat_interleave(repeats, dim=0)
+            if index == len(self.blocks) - 1 and self.coordination is not None:
+                hidden = self.coordination(hidden, frequency)
+            outputs.append(hidden)
+        return outputs

@@ -1,0 +1,86 @@
+"""Command lines that were documented once keep running with their flags."""
+
+from __future__ import annotations
+
+import importlib
+import shlex
+
+import pytest
+
+from cli.parser import Parser
+
+# In an empty folder these end with one line that names the file which is not there.
+MISSING_FILE = """
+animate.py photo.jpg --loop
+animate.py photo.jpg --loop --loop-seconds 3
+animate.py photo.jpg --seed 3 --magnify 1.5 --slow 2 --mask where.png
+animate.py photo.jpg --seconds 3 --fps 25 --sampler ddim --steps 20 --guidance 1 --motion-out motion.npz
+animate.py photo.jpg --motion motion.npz --preview --no-drift --format gif
+animate.py photo.jpg --precision bf16 --compile --tile 256 --batch-size 2 --device cpu --checkpoint checkpoint
+animate.py photos/ --out videos --size 768 --splat gaussian --format webm
+generate_motion.py --input image.png --output outputs/flow.npz
+synthesize_softmax.py --image image.png --flow outputs/flow.npz --outdir outputs/
+synthesize_gaussian.py --image image.png --flow outputs/flow.npz --outdir outputs/
+interact.py photo.jpg
+interact.py photo.jpg --flow outputs/flow.npz
+interact.py photo.jpg --video poke.mp4 --poke 300,200,20,-5@0.5 120,80,-15,0@2
+prepare_data.py videos clips/ --out sets/real
+prepare_data.py select sets/real --max-mean-px 1.35 --out sets/calm
+evaluate.py data --data sets/real sets/scenes
+evaluate.py frames --data sets/real --split test
+evaluate.py frames --data sets/real --seeds-of runs/softmax runs/gaussian
+evaluate.py frames --protocol seed --video ten_seconds.mp4
+evaluate.py motion --data sets/real --split test
+evaluate.py sources --data sets/real --licences clips.csv
+evaluate.py video --data sets/real --split test --fvd-network i3d_torchscript.pt
+evaluate.py ablation --data sets/real sets/scenes --steps 300
+evaluate.py splats --image photo.jpg
+train_vae.py --data sets/real:3 sets/scenes:0.5
+train_unet.py --data sets/real:3 sets/scenes:0.6 --vae vae --stage picture
+train_unet.py --data sets/real:3 sets/scenes:0.6 --vae vae --stage denoiser --init unet
+train_unet.py --data sets/real:4 --vae vae --stage displacement --init unet --learning-rate 2e-3 --still-pictures walls
+train_unet.py --data sets/real --backbone-weights squeezenet.pth --accumulate 2 --export checkpoint
+train_frame_synthesis_softsplat.py --data sets/real:3 sets/scenes:0.3
+train_frame_synthesis_gaussian.py --data sets/real:3 sets/scenes:0.3 --no-ewa --sigma 0.5 --weighting exp
+"""
+# These would start to work, so that they are stopped once their flags are read.
+WORKING = """
+animate.py data/samples/red_flowers.jpg
+prepare_data.py scenes --num 1000 --out sets/scenes
+evaluate.py flow --videos clips/
+evaluate.py still --pictures wall.jpg photo.jpg:0,0.5,1,1
+benchmark.py animate
+benchmark.py motion
+benchmark.py render
+benchmark.py splatting
+benchmark.py data
+benchmark.py page
+app.py
+"""
+
+
+def call(line: str) -> int:
+    script, *flags = shlex.split(line)
+    return importlib.import_module(script.removesuffix(".py")).main(flags)
+
+
+@pytest.mark.parametrize("line", MISSING_FILE.strip().splitlines())
+def test_flags_are_known_and_the_missing_file_is_named(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(line) == 2
+    (message,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    named = [word.split(":")[0].rstrip("/") for word in shlex.split(line)[1:]]
+    assert ": error: " in message and "see --help" not in message, message
+    assert any(name in message for name in named if not name.startswith("-") and len(name) > 2), message
+
+
+@pytest.mark.parametrize("line", WORKING.strip().splitlines())
+def test_flags_are_read(line, monkeypatch):
+    parse = Parser.parse_args
+
+    def stop(self, *args, **kwargs):
+        parse(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Parser, "parse_args", stop)
+    assert call(line) == 130
