@@ -5,7 +5,7 @@ coordinate q_k per mode gives the displacement F(x) = sum_k Re(S_k(x) q_k), and 
 
     q_k'' + 2 xi w_k q_k' + w_k^2 q_k = conj(S_k(p) . f) / m_k,    m_k = mean_x |S_k(x)|^2.
 
-The modal mass m_k cancels the strength of the wind that made the spectrum: only the share of a mode at p counts. Ours:
+The modal mass m_k cancels the strength of the wind that made the spectrum; how much of a mode is at p counts. Ours:
 f is solved for, so that the point under the pointer goes where the pointer is, up to a limit (`Simulation.hold`);
 several pointers share one solution. Bin 0, the drift, takes no part.
 

@@ -95,7 +95,7 @@ def make_conics(tasks, flow, z, sigma, ewa, conic):
                 g, h = (yx + xy) * half, (yx - xy) * half
                 rotation, reflection = math.sqrt(e * e + h * h), math.sqrt(f * f + g * g)
                 product = rotation * reflection
-                # Where one of them vanishes both singular values agree, and the angle is of no account.
+                # Where one of them vanishes both singular values agree, and the angle does not matter.
                 inverse = one / product if product > nothing else number(0)
                 cos, sin = (e * f - g * h) * inverse, (e * g + f * h) * inverse
                 variance_1 = sigma * min(max(rotation + reflection, least), most)

@@ -32,7 +32,7 @@ BACKENDS = ("reference", "cpu", "cuda")
 WEIGHTINGS = ("exp", "gaussian")
 # The squares of these are just far enough from overflow; larger scaled importances would tie.
 _LARGEST_SCALED_IMPORTANCE = {torch.float32: 1e18, torch.float64: 1e150}
-# Narrower Gaussians than EWA's floor, and wider ones than any picture, end in overflows.
+# Narrower Gaussians than EWA's floor, and wider ones than any image, end in overflows.
 SIGMA_RANGE_PX = (1e-3, 1e3)
 FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 

@@ -32,7 +32,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
 # ------------------------------------------------------------------------------------------ the objective
 
 
-def test_seam_by_hand():
+def test_loop_closure_error_by_hand():
     """Half a period: cos - 1 = -2 at rest, sin = 0 at full speed back; x and y must not be swapped or forgotten."""
     per_frame = 2 * math.pi / 150
     x = torch.zeros(3, 4, 2, 2)
@@ -48,7 +48,7 @@ def test_seam_by_hand():
     assert loop_closure_error(both, 0.5).tolist() == pytest.approx([2 + 3 * per_frame])
 
 
-def test_drift_is_part_of_the_seam():
+def test_drift_is_part_of_the_loop_closure_error():
     drift = torch.zeros(3, 4, 2, 2)
     drift[0, 1] = 1.0
     assert loop_closure_error(drift, 0.5) == pytest.approx(0.5)
@@ -58,7 +58,7 @@ def test_drift_is_part_of_the_seam():
 
 
 @pytest.mark.parametrize("phase", [0.3, 2 / 3, 1.2])
-def test_seam_is_that_of_the_series(phase):
+def test_loop_closure_error_is_that_of_the_series(phase):
     spectrum = without_drift(random_spectrum().double())
     ends = torch.tensor([0.0, phase]).double()
     step = 1e-5
@@ -68,7 +68,7 @@ def test_seam_is_that_of_the_series(phase):
     torch.testing.assert_close(loop_closure_error(spectrum, phase), expected, rtol=1e-3, atol=0)
 
 
-def test_seam_reaches_the_spectrum_by_gradient():
+def test_loop_closure_error_reaches_the_spectrum_by_gradient():
     spectrum = random_spectrum(num_bins=3).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda s: loop_closure_error(s, 0.4), spectrum)
 

@@ -90,7 +90,7 @@ def _clock(hertz: np.ndarray, times_s: np.ndarray) -> np.ndarray:
 
 
 def _returns(there: Tensor, back: Tensor) -> Tensor:
-    """Where flow `there` (2, H, W), then `back`, lead to the start again within .25 px: (1, H, W) bool."""
+    """Where flow `there` (2, H, W), then `back`, lead to the start again within 0.25 px: (1, H, W) bool."""
     height, width = there.shape[1:]
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
     row, column = (y + there[1]).round().long(), (x + there[0]).round().long()

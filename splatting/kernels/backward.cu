@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) target_gradients(
         return;
     const int pixels = height * width, n = place.row * width + place.column;
     const Offset target = Offset(place.image) * pixels + n;
-    const Sum total = weight[target], share = !normalise ? 1 : total > 0 ? 1 / total : 0;
+    const Sum total = weight[target], scale = !normalise ? 1 : total > 0 ? 1 / total : 0;
     Sum dot = 0;
     if (out && total > 0) {
         Offset at = Offset(place.image) * channels * pixels + n;
@@ -32,7 +32,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) target_gradients(
             dot += to_sum(grad_out[at]) * to_sum(out[at]);
     }
     const Sum direct = grad_weight ? grad_weight[target] : 0;
-    targets[target] = {share, direct - dot * share, largest ? largest[target] : 0, 0};
+    targets[target] = {scale, direct - dot * scale, largest ? largest[target] : 0, 0};
 }
 
 // The SIDE x SIDE taps of one source, numbered row by row.
