@@ -56,7 +56,7 @@ def _parser() -> Parser:
     lookup = "look up splits by file name; repeat the flag for more"
     add("--split-from", type=Path, action="append", default=[], metavar="CSV", help=lookup)
     add = videos.add_argument_group("optical flow").add_argument
-    methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
+    methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
     add("--method", choices=methods, default="dis", help="how flow is estimated")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT")
     add_shared_flags(videos, "device", "out", "workers", "dry-run", device={"default": "cpu"})
