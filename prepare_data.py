@@ -56,7 +56,7 @@ def _parser() -> Parser:
     lookup = "look up splits by file name; repeat the flag for more"
     add("--split-from", type=Path, action="append", default=[], metavar="CSV", help=lookup)
     add = videos.add_argument_group("optical flow").add_argument
-    methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
+    methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
     add("--method", choices=methods, default="dis", help="how flow is estimated")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT")
     add_shared_flags(videos, "device", "out", "workers", "dry-run", device={"default": "cpu"})
@@ -122,14 +122,14 @@ def _select(args: Any) -> int:
 
 def _videos(args: Any) -> int:
     from data.clip_writer import ClipSetWriter, rows_of_set
-    from data.find_clips import find_clips, fit_to_set, list_videos, unfinished_jobs
+    from data.find_clips import check_splits, find_clips, list_videos, unfinished_jobs
     from data.jobs import run_jobs, show_progress
     from data.prepare_clip import is_unreadable, prepare_video
 
     options = {"fps": args.fps, "area": args.size[0] * args.size[1], "method": args.method}
     options |= {"clips": args.clips_per_video, "stride_s": args.stride, "max_camera_px": args.max_camera_px}
     more = {"num_pairs": args.pairs, "raft_weights": args.raft_weights, "device": args.device}
-    jobs = list(find_clips(args.paths, args.split_from, options | more))[: args.max_clips]
+    jobs = find_clips(args.paths, args.split_from, options | more)[: args.max_clips]
     if not jobs:
         raise UsageError(f"{', '.join(map(str, args.paths))}: no videos there; name videos, their folder, or a CSV")
     empty = [path for path in args.paths if path.is_dir() and not list_videos(path)]
@@ -137,10 +137,9 @@ def _videos(args: Any) -> int:
         print(f"{path}: no videos in this folder", file=sys.stderr)
     settings = {"made_of": "videos", "pairs": args.pairs, **options, **_flow_settings(args)}
     if args.dry_run:
-        return _dry_run(fit_to_set(jobs, rows_of_set(args.out, settings)), args.workers, bool(empty))
-
+        check_splits(jobs, rows_of_set(args.out, settings))
+        return _dry_run(jobs, args.workers, bool(empty))
     with ClipSetWriter(args.out, settings) as writer:
-        jobs = fit_to_set(jobs, writer.rows)
         todo = unfinished_jobs(jobs, writer)
         if len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already")
@@ -160,17 +159,16 @@ def _flow_settings(args: Any) -> dict[str, Any]:
     from data.optical_flow import FLOW_VERSION, FlowError, estimate_flow, weights_digest
     from models.device import choose_device
 
+    choose_device(args.device)
     if args.method != "raft":
         refuse_flags(args, ["--raft-weights"], "belongs to --method raft; right: both, or neither")
-    choose_device(args.device)
+        return {"flow_version": FLOW_VERSION}
     image = torch.zeros(3, 64, 64)
     try:
-        estimate_flow(image, image[None], method=args.method, weights=args.raft_weights, device=args.device)
+        estimate_flow(image, image[None], method="raft", weights=args.raft_weights, device=args.device)
     except FlowError as error:
-        flag = "--raft-weights FILE" if args.method == "raft" else "--method"
-        raise UsageError(f"{flag}: {error}") from None
-    weights = {"raft_weights": weights_digest(args.raft_weights)} if args.method == "raft" else {}
-    return {"flow_version": FLOW_VERSION} | weights
+        raise UsageError(f"--raft-weights FILE: {error}") from None
+    return {"flow_version": FLOW_VERSION, "raft_weights": weights_digest(args.raft_weights)}
 
 
 def _dry_run(jobs: list[Any], workers: int, skipped: bool) -> int:
@@ -178,14 +176,14 @@ def _dry_run(jobs: list[Any], workers: int, skipped: bool) -> int:
     from data.jobs import run_jobs, show_progress
     from data.prepare_clip import describe_clip, is_unreadable, prepare_video
 
-    found: dict[str, list[Any]] = {}
+    found: list[Any] = []
     with closing(run_jobs(prepare_video, [(None, job) for job in jobs], workers)) as results:
         for rows in show_progress(results, len(jobs), "video"):
-            found[rows[-1].id] = rows
-    for row in (row for job in jobs for row in sorted(found[job.id], key=lambda row: row.start_s)):
+            found += rows
+    for row in sorted(found, key=lambda row: (row.source, row.start_s)):
         skipped |= is_unreadable(row)
         print(f"{row.status:10} {row.split:5} {row.id}: {describe_clip(row)}")
-    counts = Counter(row.status for rows in found.values() for row in rows)
+    counts = Counter(row.status for row in found)
     print(", ".join(f"{count} {status}" for status, count in sorted(counts.items())) + " by a first look")
     return EXIT_SKIPPED if skipped else 0
 

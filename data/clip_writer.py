@@ -1,9 +1,10 @@
-"""Write clip sets item by item, so that a run that is cut short goes on where it stopped; `data.clips` reads them."""
+"""Write clip sets item by item, so that a run that is cut short goes on where it stopped."""
 
 from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -17,12 +18,8 @@ import torch
 
 from data.clips import (
     COLUMNS,
-    DROPPED,
     FORMAT_VERSION,
-    KEPT,
     NUM_CLIPS,
-    PAIRS_ONLY,
-    SPLITS,
     STORED_BINS,
     ClipRow,
     ClipSet,
@@ -38,8 +35,6 @@ from motion.normalisation import ScaleEstimator
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
 _ABSENT = "none"
-# settings that no flag sets
-_VERSIONS = frozenset({"flow_version", "scenes_version"})
 CLIP_FILES = ("first/{}.png", "slices/{}.png", "spectra/{}.npz", "pairs/{}.npz")
 _FOLDERS = ("first", "slices", "spectra", "pairs")
 
@@ -61,10 +56,9 @@ class FolderBusyError(MediaError):
 
 
 def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
-    """Hold a folder until `release()` or the end of the process, however that comes.
+    """Lock FOLDER/.lock until `release()` or the end of the process; FolderBusyError where another run holds it.
 
-    The lock is the system's, on FOLDER/.lock. The file stays behind; by itself it locks nothing. On file systems
-    without such locks nothing is held.
+    On file systems without locks nothing is held.
     """
     lock = filelock.FileLock(Path(folder) / ".lock")
     try:
@@ -73,23 +67,21 @@ def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
         message = "another run is writing there; wait for its end or name another folder"
         raise FolderBusyError(f"{folder}: {message}") from None
     except (OSError, NotImplementedError):
-        pass  # the file system has no locks
+        pass
     return lock
 
 
 class ClipSetWriter:
-    """Writes a clip set item by item; opened again on the same folder it knows what is done.
+    """Writes a clip set item by item; opened again on the same folder it has in `rows` what is done.
 
-    The finished set does not depend on the order of the items nor on interruptions: rows are sorted, and the
-    statistics are taken from the files. From the constructor to the end of its `with` block no other run can write it.
+    The finished set does not depend on the order of the items nor on interruptions. Until the `with` block ends no
+    other run can write the set.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
         """Open or make a set; `settings` are what the items depend on (JSON values), the same on every run.
 
-        Raises:
-            ClipSetError: the folder holds a set made with other settings, or something else.
-            MediaError: another run is writing this set.
+        Raises ClipSetError for a folder that holds something else, MediaError where another run is writing.
         """
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(dict(settings)))
@@ -102,7 +94,10 @@ class ClipSetWriter:
         try:
             # once more, as it could be written until now
             self.rows = rows_of_set(self.folder, self.settings)
-            self._remove_strays()
+            # temporary files of processes that were killed while writing
+            for pattern in (".clips.tmp-*", ".statistics.tmp-*", *(f"{name}/.*.tmp-*" for name in _FOLDERS)):
+                for stray in self.folder.glob(pattern):
+                    stray.unlink(missing_ok=True)
             self._stale = NUM_CLIPS not in read_statistics(self.folder)
             if self._stale:
                 self._write_statistics({})
@@ -115,33 +110,22 @@ class ClipSetWriter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._remove_strays()
         self._lock.release()
 
-    def _remove_strays(self) -> None:
-        """Remove temporary files of processes that were killed while writing."""
-        patterns = [".clips.tmp-*", ".statistics.tmp-*", *(f"{name}/.*.tmp-*" for name in _FOLDERS)]
-        for stray in (path for pattern in patterns for path in self.folder.glob(pattern)):
-            stray.unlink(missing_ok=True)
-
-    def write(self, row: ClipRow, content: ClipContent | None = None) -> None:
+    def write(self, row: ClipRow, content: ClipContent) -> None:
         """Write an item's files, then its row."""
-        if content is not None:
-            write_clip(self.folder, row.id, content)
+        write_clip(self.folder, row.id, content)
         self.add(row)
 
     def add(self, *rows: ClipRow) -> None:
-        """Add the rows of items whose files are there (written by `write_clip`, perhaps in another process)."""
-        for row in rows:
-            if row.status not in (KEPT, PAIRS_ONLY, DROPPED) or row.split not in SPLITS:
-                raise ValueError(f"row: unknown status or split: {row.status!r}, {row.split!r}")
+        """Add the rows of items whose files `write_clip` has written."""
         self._make_stale()
         self.rows |= {row.id: row for row in rows}
         with self._table.open("a", newline="", encoding="utf-8") as file:
             file.write(format_rows(rows))
 
     def remove(self, *clip_ids: str) -> None:
-        """Remove clips that the set has, their rows first, then their files."""
+        """Remove clips of the set, their rows first, then their files."""
         if not clip_ids:
             return
         self._make_stale()
@@ -152,7 +136,7 @@ class ClipSetWriter:
             remove_clip(self.folder, clip_id)
 
     def _make_stale(self) -> None:
-        """Take back the statistics of before: they would be wrong if this run were cut short."""
+        # the statistics of before would be wrong if this run were cut short
         if not self._stale:
             self._write_statistics({})
             self._stale = True
@@ -160,23 +144,23 @@ class ClipSetWriter:
     def finish(self) -> ClipSet:
         """Sort the table, take the statistics of the training split, and return the set."""
         self._write_table(sorted(self.rows.values(), key=lambda row: row.id))
+        clip_set = ClipSet(self.folder)
         if self._stale:
-            self._write_statistics(self._measured(ClipSet(self.folder)))
+            train = clip_set.rows("train")
+            measured: dict[str, Any] = {NUM_CLIPS: len(train)}
+            if train:
+                estimator = ScaleEstimator(STORED_BINS, self.period_s)
+                grids: Counter[tuple[int, int]] = Counter()
+                for row in train:
+                    spectrum, confidence = clip_set.spectrum(row.id, STORED_BINS)
+                    estimator.add(spectrum, confidence)
+                    grids[tuple(spectrum.shape[-2:])] += 1
+                # the most frequent grid, of equally frequent ones the smallest
+                measured["grid"] = min(grids, key=lambda grid: (-grids[grid], grid))
+                measured |= estimator.finish().to_dict()
+            self._write_statistics(measured)
             self._stale = False
         return ClipSet(self.folder)
-
-    def _measured(self, clip_set: ClipSet) -> dict[str, Any]:
-        train = clip_set.rows("train")
-        if not train:
-            return {NUM_CLIPS: 0}
-        estimator = ScaleEstimator(STORED_BINS, self.period_s)
-        grids: Counter[tuple[int, int]] = Counter()
-        for row in train:
-            spectrum, confidence = clip_set.spectrum(row.id, STORED_BINS)
-            estimator.add(spectrum, confidence)
-            grids[tuple(spectrum.shape[-2:])] += 1
-        grid = min(grids, key=lambda grid: (-grids[grid], grid))
-        return {NUM_CLIPS: len(train), "grid": list(grid)} | estimator.finish().to_dict()
 
     def _write_statistics(self, measured: Mapping[str, Any]) -> None:
         head = {"format_version": FORMAT_VERSION, "num_bins": STORED_BINS, "period_s": self.period_s}
@@ -188,40 +172,36 @@ class ClipSetWriter:
 
 
 def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, ClipRow]:
-    """Return by id the rows of the set that these settings would go on with, none where there is no set yet.
+    """Return by id the rows of the set that these settings would go on with, {} where there is none; writes nothing.
 
-    Nothing is written. Raises ClipSetError for a folder that holds a set made with other settings, or something else.
+    Raises ClipSetError for a folder that holds a set made with other settings, or something else.
     """
     folder, settings = Path(folder), json.loads(json.dumps(dict(settings)))
     if folder.exists() and not folder.is_dir():
         raise ClipSetError(f"{folder}: is a file; name a folder for the clip set")
     if not (folder / "clips.csv").exists():
         # a run that was killed at its very start leaves its lock, a temporary file and empty folders
-        names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-        strange = [name for name in names if not name.startswith(".") and name not in _FOLDERS]
-        if strange and not (folder / "statistics.json").exists():
+        allowed = {*_FOLDERS, "statistics.json"}
+        if folder.is_dir() and any(not name.startswith(".") and name not in allowed for name in os.listdir(folder)):
             raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
         return {}
     made_with = read_statistics(folder).get("settings", {})
     pairs = {key: (made_with.get(key, _ABSENT), settings.get(key, _ABSENT)) for key in {*made_with, *settings}}
     differing = sorted(key for key, (was, now) in pairs.items() if was != now)
     if differing:
-        said = "; ".join(f"{key} was {pairs[key][0]}, is {pairs[key][1]}" for key in differing)
-        same_kind = made_with.get("made_of") == settings.get("made_of")
-        if same_kind and (not _VERSIONS.isdisjoint(differing) or differing == ["test_scenes"]):
-            raise ClipSetError(f"{folder}: made by another version of this program ({said}); name another folder")
-        raise ClipSetError(f"{folder}: made with other settings ({said}); repeat them or name another folder")
+        changes = "; ".join(f"{key} was {pairs[key][0]}, is {pairs[key][1]}" for key in differing)
+        raise ClipSetError(f"{folder}: made with other settings ({changes}); repeat them or name another folder")
     return {row.id: row for row in read_rows(folder / "clips.csv")}
 
 
 def remove_clip(folder: str | Path, clip_id: str) -> None:
-    """Remove the files of one clip from a set, those that are there."""
+    """Remove the files of one clip from a set."""
     for name in CLIP_FILES:
         (Path(folder) / name.format(clip_id)).unlink(missing_ok=True)
 
 
 def write_clip(folder: str | Path, clip_id: str, content: ClipContent) -> None:
-    """Write the files of one clip into a set, each whole or not at all. Safe to call from several processes."""
+    """Write the files of one clip into a set, aside and renamed; several processes may do so at once."""
     folder = Path(folder)
     write_image(folder / "first" / f"{clip_id}.png", content.first)
     if content.slice is not None:
@@ -230,8 +210,7 @@ def write_clip(folder: str | Path, clip_id: str, content: ClipContent) -> None:
         if content.spectrum.shape[0] != STORED_BINS:
             raise ValueError(f"spectrum: expected {STORED_BINS} bins, got {content.spectrum.shape[0]}")
         confidence = content.confidence
-        if confidence is None:
-            confidence = torch.ones(1, *content.spectrum.shape[-2:])
+        confidence = torch.ones(1, *content.spectrum.shape[-2:]) if confidence is None else confidence
         arrays = {"spectrum": _half(content.spectrum), "confidence": _half(confidence)}
         _write_npz(folder / "spectra" / f"{clip_id}.npz", arrays)
     if not content.pairs:

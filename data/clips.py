@@ -1,14 +1,13 @@
 """Clip sets: what `prepare_data.py` writes and training reads.
 
 A set is a folder with
-    clips.csv         one row a clip: where it comes from, its split, how much it moves, kept or not and why
+    clips.csv         one row a clip, a `ClipRow`
     first/ID.png      frame 0 on the motion grid
     spectra/ID.npz    `spectrum` (24, 4, H, W) float16 px and `confidence` (1, H, W) float16 (kept clips)
     slices/ID.png     X-t slice of a real clip, time downwards: the row that moves most, for people to look at
     pairs/ID.npz      `target` (N, H, W, 3) bytes, `flow` (N, 2, H, W) px frame 0 -> target, `reliability`
                       (N, 1, H, W), `importance` (1, H, W) px, `time_s` (N,); float16 where not said otherwise
     statistics.json   how the set was made; after the last item also the per-bin scales of its training split
-It is written item by item. A clip's row is added after its files, so a run that is cut short goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -40,17 +39,17 @@ NUM_CLIPS = "num_clips"
 
 
 class ClipSetError(ValueError):
-    """A clip set that cannot be used; the message is one line that names it and what would be right."""
+    """A clip set that cannot be used."""
 
     is_user_error = True
 
 
 class SampleKey(NamedTuple):
-    """What a training dataset is indexed by: an item, its epoch, and a seed unique to this sample of the run."""
+    """What a training dataset is indexed by."""
 
     item: int
     epoch: int
-    seed: int
+    seed: int  # unique to this sample of the run
 
 
 class Pair(NamedTuple):
@@ -101,10 +100,9 @@ def motion_metrics(displacement: torch.Tensor) -> dict[str, float]:
 
 
 class ClipSet:
-    """Reads a clip set. Holds only its table, so it is cheap to make and to send to loader processes."""
+    """Reads a clip set; ClipSetError for whatever is missing or damaged. In memory is only its table."""
 
     def __init__(self, folder: str | Path) -> None:
-        """Open a set; ClipSetError when the folder is none or its table is damaged."""
         self.folder = Path(folder)
         if not (self.folder / "clips.csv").is_file():
             raise ClipSetError(f"{folder}: not a clip set (no clips.csv); make one with prepare_data.py")
@@ -127,7 +125,7 @@ class ClipSet:
         return NUM_CLIPS in self.statistics
 
     def has_pairs(self, clip_id: str) -> bool:
-        """Tell whether rendering pairs are stored for a clip."""
+        """Return whether rendering pairs are stored for a clip."""
         return (self.folder / "pairs" / f"{clip_id}.npz").is_file()
 
     def first(self, clip_id: str) -> torch.Tensor:
@@ -138,17 +136,11 @@ class ClipSet:
             raise ClipSetError(f"{self.folder}: clip {clip_id}: {error}") from error
 
     def spectrum(self, clip_id: str, num_bins: int = NUM_BINS) -> tuple[torch.Tensor, torch.Tensor]:
-        """Read the spectrum (K, 4, H, W) px and its confidence (1, H, W) in [0, 1].
-
-        Raises ClipSetError where it is missing, damaged or not finite, or has fewer than `num_bins` bins.
-        """
+        """Read the first `num_bins` bins of the spectrum (K, 4, H, W) px and its confidence (1, H, W) in [0, 1]."""
         arrays = self._read("spectra", clip_id, ("spectrum", "confidence"))
         spectrum, confidence = arrays["spectrum"], arrays["confidence"]
         if num_bins > spectrum.shape[0]:
-            raise ClipSetError(
-                f"{self.folder}: clip {clip_id} has {spectrum.shape[0]} bins, {num_bins} are wanted; lower the "
-                "number of bins or prepare the set again"
-            )
+            raise ClipSetError(f"{self.folder}: clip {clip_id} has {spectrum.shape[0]} bins, {num_bins} are wanted")
         # cutting off bins changes bin 0's dependent part, which truncate restores
         return truncate(spectrum, num_bins), confidence
 
@@ -168,10 +160,7 @@ class ClipSet:
     def normalisation(self, num_bins: int = NUM_BINS) -> Normalisation:
         """Return the scales of the training split's first `num_bins` bins."""
         if "scale_px" not in self.statistics:
-            raise ClipSetError(
-                f"{self.folder}: no statistics; run the prepare_data.py command that makes it to its end, with at "
-                "least one kept training clip"
-            )
+            raise ClipSetError(f"{self.folder}: no statistics; finish preparing it, with a kept training clip")
         return Normalisation.from_dict(self.statistics).truncated(num_bins)
 
     def _read(self, kind: str, clip_id: str, names: tuple[str, ...]) -> dict[str, Any]:
@@ -179,30 +168,26 @@ class ClipSet:
         path = self.folder / kind / f"{clip_id}.npz"
         try:
             with np.load(path, allow_pickle=False) as file:
-                arrays = {name: file[name] for name in names}
+                arrays: dict[str, Any] = {name: file[name] for name in names}
         except FileNotFoundError:
             raise ClipSetError(f"{self.folder}: clip {clip_id}: {kind}/{path.name} is missing") from None
         except ARCHIVE_ERRORS as error:
             reason = " ".join(str(error).split())[:80] or type(error).__name__
-            raise ClipSetError(
-                f"{self.folder}: clip {clip_id}: {kind}/{path.name} is damaged ({reason}); delete its row in "
-                "clips.csv and prepare it again"
-            ) from error
-        read: dict[str, Any] = {}
+            right = "delete its row in clips.csv and prepare it again"
+            message = f"{self.folder}: clip {clip_id}: {kind}/{path.name} is damaged ({reason}); {right}"
+            raise ClipSetError(message) from error
         for name, array in arrays.items():
-            if array.dtype.kind != "f":
-                read[name] = array
-                continue
-            with np.errstate(over="ignore"):
-                array = array.astype(np.float32)
-            if not np.isfinite(array).all():
-                raise ClipSetError(f"{self.folder}: clip {clip_id}: {name} in {kind}/{path.name} holds NaN or Inf")
-            read[name] = torch.from_numpy(array)
-        return read
+            if array.dtype.kind == "f":
+                with np.errstate(over="ignore"):
+                    array = array.astype(np.float32)
+                if not np.isfinite(array).all():
+                    raise ClipSetError(f"{self.folder}: clip {clip_id}: {name} in {kind}/{path.name} holds NaN or Inf")
+                arrays[name] = torch.from_numpy(array)
+        return arrays
 
 
 def read_statistics(folder: Path) -> dict[str, Any]:
-    """Read statistics.json, {} where there is none; ClipSetError for a damaged one or another format."""
+    """Read statistics.json, {} where there is none; ClipSetError for a damaged one."""
     path = folder / "statistics.json"
     if not path.is_file():
         return {}
@@ -211,9 +196,7 @@ def read_statistics(folder: Path) -> dict[str, Any]:
     except ValueError:
         raise ClipSetError(f"{path}: not JSON; delete it and run prepare_data.py again") from None
     if statistics.get("format_version") != FORMAT_VERSION:
-        raise ClipSetError(
-            f"{path}: format {statistics.get('format_version')}, this program reads {FORMAT_VERSION}; prepare it again"
-        )
+        raise ClipSetError(f"{path}: format_version is not {FORMAT_VERSION}; prepare the set again")
     return statistics
 
 
@@ -222,9 +205,9 @@ def format_rows(rows: Iterable[ClipRow]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     for row in rows:
+        cells = {key: "" if cell is None else str(cell) for key, cell in asdict(row).items()}
         # a line break inside a cell would look like a row cut short
-        cells = {key: re.sub(r"[\r\n]+", " ", value) if key in _TEXTS else value for key, value in asdict(row).items()}
-        writer.writerow(cells)
+        writer.writerow({key: re.sub(r"[\r\n]+", " ", cell) for key, cell in cells.items()})
     return buffer.getvalue()
 
 
@@ -243,27 +226,21 @@ def read_rows(path: Path) -> list[ClipRow]:
             # a row cut short lacks its last cells, which is not the same as empty ones
             if None in (cells[name] for name in known):
                 raise ValueError("cells are missing")
-            filled = [name for name in COLUMNS if name not in _OPTIONAL or cells.get(name)]
-            rows.append(ClipRow(**{name: _parse(name, cells[name]) for name in filled}))
+            filled = {name: cells[name] for name in COLUMNS if name not in _OPTIONAL or cells.get(name)}
+            numbers = {name: float(cell) for name, cell in filled.items() if name not in (*_TEXTS, "frames")}
+            rows.append(ClipRow(**{**filled, **numbers, "frames": int(filled["frames"])}))
         except ValueError:
             raise ClipSetError(f"{path}: line {reader.line_num} is damaged; delete it and prepare again") from None
     return rows
 
 
-def _parse(name: str, text: str) -> str | int | float:
-    return text if name in _TEXTS else int(text) if name == "frames" else float(text)
-
-
 def source_name(row: ClipRow) -> str:
-    """Name what a clip is not independent of: its group where the set names one, else its file, by the whole path."""
+    """Return what a clip shares its split with: its group where it has one, else its file."""
     return row.group or row.source
 
 
 def column_names(folders: Sequence[Path]) -> list[str]:
-    """Name the columns of sets by as many of the last parts of their folders as tell them apart.
-
-    Raises ValueError for a folder that is named twice.
-    """
+    """Name sets by as many of the last parts of their folders as tell them apart; ValueError for one named twice."""
     folders = [folder.resolve() for folder in folders]
     if len(set(folders)) < len(folders):
         raise ValueError("a set is named twice")
@@ -279,9 +256,7 @@ def choose_rows(clip_set: ClipSet, split: str | None, limit: int | None, seed: i
     """Return a set's kept clips of a split (None: all), or `limit` of them drawn by the seed; ClipSetError for none."""
     rows = clip_set.rows(split)
     if not rows:
-        raise ClipSetError(
-            f"{clip_set.folder}: no kept clip of split {split or 'any'}; choose another split, or prepare more clips"
-        )
+        raise ClipSetError(f"{clip_set.folder}: no kept clip of split {split or 'any'}; prepare more clips")
     if limit is None or limit >= len(rows):
         return rows
     drawn = np.random.default_rng(seed).choice(len(rows), limit, replace=False)

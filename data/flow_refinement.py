@@ -1,7 +1,7 @@
-"""Refine a flow field on the colours of the pictures: rest where rest explains a frame, then Gauss-Newton steps.
+"""Refine a flow field on the colours of the images: zero where zero flow explains a frame, then Gauss-Newton steps.
 
 DIS sees luminance in patches of 8 px, so it smooths small motion away. Here every pixel is fitted over a window of
-about 3 px, in colour. Measured in docs/training.md.
+about 3 px, in colour.
 """
 
 from __future__ import annotations
@@ -29,32 +29,24 @@ _SLOPE = np.array([[-0.5, 0.0, 0.5]], np.float32)
 
 
 class FlowRefinement:
-    """Refines flows from one picture to many; what depends on that picture alone is computed once."""
+    """Refines flows from frame 0, (H, W, 3) float32 in [0, 1], to many frames."""
 
     def __init__(self, first: np.ndarray) -> None:
-        """Take frame 0: (H, W, 3) float32 in [0, 1]."""
         self.first = first
         rows, columns = np.indices(first.shape[:2], dtype=np.float32)
         self._x, self._y = np.ascontiguousarray(columns), np.ascontiguousarray(rows)
         self._slopes = _slopes(first)
 
     def refine(self, frame: np.ndarray, flow: np.ndarray, *, iterations: int = ITERATIONS) -> np.ndarray:
-        """Return a flow that explains a frame better.
+        """Refine `flow` (H, W, 2) float32 px, frame 0 -> `frame` (H, W, 3) float32 in [0, 1]; returns (H, W, 2).
 
         Minimises sum_c rho(I_t(p + F) - I_0(p)) over a Gaussian window by Gauss-Newton steps, each pulled toward the
         blurred flow: (A + s) dF = s (blur(F) - F) - b, with A and b the windowed products of the slopes and of slope
         and difference (Lucas and Kanade, 1981; weights 1 / sqrt(d^2 + .04^2) as in iterated least squares). The slope
-        is the mean of both pictures', which doubles the range of the linearisation.
-
-        Args:
-            frame: (H, W, 3) float32 in [0, 1].
-            flow: (H, W, 2) float32 px, frame 0 -> frame.
-            iterations: steps; 0 only chooses between `flow` and rest.
-
-        Returns:
-            (H, W, 2) float32 px.
+        is the mean of both images', which doubles the range of the linearisation.
         """
-        flow = self._rest_or(frame, flow)
+        rests = self._residual(frame) - REST_MARGIN <= self._residual(self._warp(frame, flow))  # (H, W)
+        flow = np.where(rests[..., None], np.float32(0), flow)
         for _ in range(iterations):
             flow += self._step(frame, flow)
         return flow
@@ -66,10 +58,6 @@ class FlowRefinement:
     def _residual(self, warped: np.ndarray) -> np.ndarray:
         difference = cv2.transform(cv2.absdiff(warped, self.first), _MEAN)  # (H, W)
         return cv2.GaussianBlur(difference, (0, 0), JUDGE_SIGMA_PX)
-
-    def _rest_or(self, frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
-        rests = self._residual(frame) - REST_MARGIN <= self._residual(self._warp(frame, flow))  # (H, W)
-        return np.where(rests[..., None], np.float32(0), flow)
 
     def _step(self, frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
         warped = self._warp(frame, flow)
@@ -87,9 +75,5 @@ class FlowRefinement:
         return np.clip(step, -LARGEST_STEP_PX, LARGEST_STEP_PX)
 
 
-def _slopes(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Central differences along x and y, the border held."""
-    return (
-        cv2.filter2D(image, -1, _SLOPE, borderType=cv2.BORDER_REPLICATE),
-        cv2.filter2D(image, -1, _SLOPE.T, borderType=cv2.BORDER_REPLICATE),
-    )
+def _slopes(image: np.ndarray) -> list[np.ndarray]:
+    return [cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE) for kernel in (_SLOPE, _SLOPE.T)]

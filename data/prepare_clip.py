@@ -1,4 +1,4 @@
-"""Measure the motion of the clips of a video: read frames, estimate flow, fit the series, judge the result."""
+"""Prepare the clips of a video: read frames, estimate flow, fit the spectrum, judge the result."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from data.visualisation import most_moving_row
 from motion.flow import MOTION_AREA_PX, default_grid_scale, magnitude, motion_grid_size
 from motion.spectrum import FPS, MINIMUM_COVERAGE, PERIOD_S, fit_spectrum
 
-# how the reason of a clip that could not be read begins
+# how reasons begin
 UNREADABLE = "unreadable: "
+CAMERA_REASON = "camera motion"
 # Limits in px are for a grid of 256 x 160 and grow with the sides of others.
 # A clip is static when both fewer of its pixels move than this, and hardly any move far (a candle's flame is small).
 STATIC_FRACTION = 0.01
@@ -67,16 +68,15 @@ class ClipJob:
 
 
 def is_unreadable(row: ClipRow) -> bool:
-    """Whether the video of a dropped row could not be read."""
+    """Return whether the video of a dropped row could not be read."""
     return row.reason.startswith(UNREADABLE)
 
 
 def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
-    """Prepare the clips of a video, write their files into the set, and return their rows, the one named ID last.
+    """Prepare the clips of a video, write their files into the set, and return their rows, that of `job.id` last.
 
-    That one is always there, so a set that holds it is done with the video: a video that cannot be read, or whose
-    beginning cannot be used, is a dropped row of this name. Without a folder nothing is written, and the verdicts are
-    those of a few frames and of quick flow (a dry run); that on the camera is the same.
+    That row is always there: a video that cannot be read, or whose beginning cannot be used, is a dropped row of this
+    name. Without a folder nothing is written, and a few frames with quick flow decide.
     """
     # the result of DIS depends on how many threads share an image
     cv2.setNumThreads(1)
@@ -104,7 +104,7 @@ def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
 
 
 def describe_clip(row: ClipRow) -> str:
-    """Say in a line what the video of a clip is, how much of it moves, and why it is not kept."""
+    """Describe a clip in a line: its video, how much of it moves, and why it is not kept."""
     if not row.frames:
         return row.reason
     info = probe_video(row.source)
@@ -116,7 +116,7 @@ def describe_clip(row: ClipRow) -> str:
 
 
 def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | None]]:
-    """Yield the row and the frames of each clip of a video; a row without frames says that a cut left nothing."""
+    """Yield the row and the frames of each clip of a video; no frames where a cut left nothing at the start."""
     shots = find_shots(job.path, start_s=job.start_s, seconds=job.seconds)
     plan = plan_sequences(shots, count=job.clips, stride_s=job.stride_s)
     cuts = ", ".join(f"{cut_s:.2f}" for cut_s in plan.cuts_s[:5]) + (" ..." if len(plan.cuts_s) > 5 else "")
@@ -145,44 +145,52 @@ def seconds_name(start_s: float) -> str:
 
 
 def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
-    """Judge a clip by a few of its frames; whether the camera moves is judged nowhere else."""
+    """Judge a clip by a few of its frames; the verdict on the camera is final."""
     first, frames = video.frames[0], video.frames[_spread(PREVIEW_FRAMES, len(video.frames))]  # (N, 3, H, W)
     flow = estimate_flow(first, frames, method=PREVIEW_METHOD)  # (N, 2, H, W)
     flow, reliability = visible_flow(first, frames, flow, still=static_pixels(first, video.frames))
     camera_px = typical_camera_px(camera_motion(first, flow, reliability))
-    row = _with_metrics(replace(row, camera_px=round(camera_px, 3)), flow, reliability)
+    row = _judged(replace(row, camera_px=round(camera_px, 3)), flow, reliability, video.times_s)
     limit_px = job.max_camera_px * grid_scale(*first.shape[-2:])
     if camera_px > limit_px:
-        reason = f"camera motion: {camera_px:.2f} px, at most {limit_px:.2f} is allowed"
+        reason = f"{CAMERA_REASON}: {camera_px:.2f} px, at most {limit_px:.2f} is allowed"
         return replace(row, status=DROPPED, reason=reason)
-    return _judged(row, magnitude(flow).mean(0), video.times_s)
+    return row
 
 
 def _spread(number: int, count: int) -> list[int]:
-    """Choose up to `number` of `count` frames, evenly, the last one among them and never frame 0."""
+    # up to `number` of `count` frames, evenly, the last one among them and never frame 0
     return sorted({round((i + 1) * (count - 1) / number) for i in range(number)} - {0})
 
 
-def _with_metrics(row: ClipRow, flow: torch.Tensor, reliability: torch.Tensor) -> ClipRow:
-    confidence = round(float(reliability.mean()), 4)
-    return replace(row, confidence=confidence, **motion_metrics(magnitude(flow).mean(0)))
-
-
-def _judged(row: ClipRow, displacement: torch.Tensor, times_s: torch.Tensor) -> ClipRow:
-    """Give a row with its metrics the verdict: dropped, pairs_only or kept."""
-    reason = _why_dropped(row, displacement)
-    if reason:
+def _judged(row: ClipRow, flow: torch.Tensor, reliability: torch.Tensor, times_s: torch.Tensor) -> ClipRow:
+    """Give a row its metrics and the verdict: dropped, pairs_only or kept."""
+    displacement = magnitude(flow).mean(0)  # (1, H, W)
+    row = replace(row, confidence=round(float(reliability.mean()), 4), **motion_metrics(displacement))
+    far_px = displacement * default_grid_scale(*displacement.shape[-2:])
+    if row.confidence < MIN_RELIABILITY:
+        reason = f"flow failed: mean reliability {row.confidence:.2f} is below {MIN_RELIABILITY}"
         return replace(row, status=DROPPED, reason=reason)
-    reason = _why_no_spectrum(times_s)
-    if reason:
-        return replace(row, status=PAIRS_ONLY, reason=reason + (f" ({row.reason})" if row.reason else ""))
-    return replace(row, status=KEPT, reason="")
+    if row.moving_fraction < STATIC_FRACTION and float((far_px > FAR_PX).float().mean()) < FAR_FRACTION:
+        reason = f"static: {row.moving_fraction:.2%} of the pixels move, {STATIC_FRACTION:.0%} is wanted"
+        return replace(row, status=DROPPED, reason=reason)
+    count = len(times_s)
+    # the interval after the last frame counts, as in fit_spectrum
+    covered_s = float(times_s[-1]) * count / (count - 1)
+    reason = ""
+    if covered_s < MINIMUM_COVERAGE * PERIOD_S:
+        reason = f"covers {covered_s:.2f} s, a spectrum needs {MINIMUM_COVERAGE * PERIOD_S:g} s"
+    elif count < 2 * STORED_BINS:
+        reason = f"{count} different frames, {STORED_BINS} bins need {2 * STORED_BINS}"
+    if not reason:
+        return replace(row, status=KEPT, reason="")
+    return replace(row, status=PAIRS_ONLY, reason=reason + (f" ({row.reason})" if row.reason else ""))
 
 
 def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, ClipContent | None]:
     """Estimate a clip's motion; return its row with metrics and verdict, and its content (None when dropped)."""
     preview = _preview(row, video, job)
-    if preview.status == DROPPED and preview.reason.startswith("camera"):
+    if preview.reason.startswith(CAMERA_REASON):
         return preview, None
     row = replace(row, camera_px=preview.camera_px)
     first, frames = video.frames[0], video.frames
@@ -191,7 +199,7 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
         return replace(row, status=DROPPED, reason="flow failed: NaN or Inf"), None
     flow, reliability = visible_flow(first, frames, raw)
     displacement, confidence = magnitude(flow).mean(0), reliability.mean(0)  # (1, H, W)
-    row = _judged(_with_metrics(row, flow, reliability), displacement, video.times_s)
+    row = _judged(row, flow, reliability, video.times_s)
     if row.status == DROPPED:
         return row, None
 
@@ -212,13 +220,10 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
 
 
 def _inconsistent(error: torch.Tensor, flow: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
-    """Tell which pixels end too far from where they began, there and back: (N, 1, H, W) bool.
-
-    Where the flow was set to 0 and the frame looks like frame 0 there is nothing to check.
-    """
     length = magnitude(flow)  # (N, 1, H, W)
-    limit_px = RETURN_PX * grid_scale(*error.shape[-2:])
-    return (error > limit_px + RETURN_FRACTION * length) & ((length > 0) | (reliability < SAME_RELIABILITY))
+    limit_px = RETURN_PX * grid_scale(*error.shape[-2:]) + RETURN_FRACTION * length
+    # where the flow was set to 0 and the frame looks like frame 0 there is nothing to check
+    return (error > limit_px) & ((length > 0) | (reliability < SAME_RELIABILITY))
 
 
 def frame_slice(frames: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
@@ -226,26 +231,6 @@ def frame_slice(frames: torch.Tensor, displacement: torch.Tensor) -> torch.Tenso
     section = frames[:, :, most_moving_row(displacement)].transpose(0, 1)  # (3, T, W)
     # a short clip's is drawn out, so that it can be seen and read
     return section.repeat_interleave(-(-SLICE_HEIGHT_PX // section.shape[1]), dim=1)
-
-
-def _why_dropped(row: ClipRow, displacement: torch.Tensor) -> str:
-    if row.confidence is not None and row.confidence < MIN_RELIABILITY:
-        return f"flow failed: mean reliability {row.confidence:.2f} is below {MIN_RELIABILITY}"
-    far = float((displacement * default_grid_scale(*displacement.shape[-2:]) > FAR_PX).float().mean())
-    if row.moving_fraction < STATIC_FRACTION and far < FAR_FRACTION:
-        return f"static: {row.moving_fraction:.2%} of the pixels move, {STATIC_FRACTION:.0%} is wanted"
-    return ""
-
-
-def _why_no_spectrum(times_s: torch.Tensor) -> str:
-    count = len(times_s)
-    # the interval after the last frame counts, as in fit_spectrum
-    covered_s = float(times_s[-1]) * count / (count - 1)
-    if covered_s < MINIMUM_COVERAGE * PERIOD_S:
-        return f"covers {covered_s:.2f} s, a spectrum needs {MINIMUM_COVERAGE * PERIOD_S:g} s"
-    if count < 2 * STORED_BINS:
-        return f"{count} different frames, {STORED_BINS} bins need {2 * STORED_BINS}"
-    return ""
 
 
 def read_clip(
@@ -257,10 +242,10 @@ def read_clip(
     area: int = MOTION_AREA_PX,
     size: tuple[int, int] | None = None,
 ) -> Video:
-    """Read a clip on its motion grid, at its own time stamps, without repeated frames.
+    """Read a clip on its motion grid, at its own time stamps (from 0), without repeated frames.
 
-    Frame 0 lies at `start_s`. The grid is `size` (H, W), else of `area` px at the video's aspect. A source faster than
-    `fps` is thinned to it. Returns frames (T, 3, H, W) and times_s (T,) from 0. Raises MediaError as `iterate_video`.
+    The grid is `size` (H, W), else of `area` px at the video's aspect. A source faster than `fps` is thinned to it.
+    Raises MediaError as `iterate_video`.
     """
     info = probe_video(path)
     grid = size or motion_grid_size(info.height, info.width, area=area)
@@ -276,10 +261,10 @@ def read_clip(
 
 
 def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor | None = None) -> torch.Tensor:
-    """Find frames that repeat the one before, as a conversion from 24 or 25 to 30 frames/s leaves them.
+    """Find frames (T, 3, H, W) that repeat the one before, as conversions from 24 or 25 to 30 frames/s do: (T,) bool.
 
-    A clip in which most frames look like repeats is one where hardly anything moves: nothing is marked there. With the
-    times (T,) of the frames (T, 3, H, W) a short step at a variable rate is not taken for a repeat. Returns (T,) bool.
+    Where most frames look like repeats hardly anything moves, and none is marked. Times (T,) tell a short step at a
+    variable rate from a repeat.
     """
     repeated = torch.zeros(len(frames), dtype=torch.bool)
     if len(frames) < 3:

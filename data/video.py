@@ -1,7 +1,4 @@
-"""Read videos by time stamp with PyAV, which wraps ffmpeg; `data/video_writer.py` writes them.
-
-Frames are float32 RGB tensors (3, H, W) in [0, 1], as in `data/media.py`.
-"""
+"""Read videos by time stamp with PyAV, which wraps ffmpeg; `data/video_writer.py` writes them."""
 
 from __future__ import annotations
 
@@ -41,10 +38,10 @@ class VideoInfo:
 
 @dataclass(frozen=True)
 class Video:
-    """Frames (T, 3, H, W) float32 in [0, 1], their times (T,) float64 s (the first is 0), fps, the source's fps."""
+    """A clip in memory."""
 
-    frames: torch.Tensor
-    times_s: torch.Tensor
+    frames: torch.Tensor  # (T, 3, H, W) float32 in [0, 1]
+    times_s: torch.Tensor  # (T,) float64, the first is 0
     fps: float
     source_fps: float
 
@@ -52,7 +49,7 @@ class Video:
 def probe_video(path: str | Path) -> VideoInfo:
     """Read a video's size, rate and length; frames are counted where the header does not say.
 
-    Raises MediaError for a missing or empty file, a folder, or a file without a frame that can be decoded.
+    Raises MediaError where `iterate_video` does.
     """
     with _Source(path) as source:
         frames = source.frames()
@@ -72,10 +69,10 @@ def iterate_video(
     seconds: float | None = None,
     size: tuple[int, int] | None = None,
 ) -> Iterator[tuple[float, torch.Tensor]]:
-    """Yield (time in s from `start_s`, frame (3, H, W) float32 in [0, 1]) in constant memory.
+    """Yield (time in s from `start_s`, frame (3, H, W) float32 in [0, 1]) in constant memory, upright, square pixels.
 
-    Times come from the file's time stamps, counted from its first frame, so a variable rate is followed. Where stamps
-    are missing, stuck or jump, frames follow each other at the nominal rate. Rotation and pixel aspect are applied.
+    Times are the file's time stamps, counted from its first frame. Where stamps are missing, stuck or jump, frames
+    follow each other at the nominal rate.
 
     Args:
         path: any video that ffmpeg reads.
@@ -85,22 +82,14 @@ def iterate_video(
         seconds: how much to read: round(seconds * fps) frames, or the source frames within it; None for all.
         size: (height, width) px to resample to (by area when reducing); the aspect ratio is not kept.
 
-    Raises:
-        MediaError: missing, empty, a folder, not a video, sound only, nothing at `start_s`; or, after the last
-            frame that could be decoded, a file that ends well before its header says.
-        ValueError: fps or seconds not above 0, start_s below 0.
+    Raises MediaError for a file that is missing or no video, that has nothing at `start_s`, or (after its last frame)
+    that ends well before its header says. Raises ValueError for a number out of range.
     """
     for name, value in (("fps", fps), ("seconds", seconds)):
         if value is not None and not (value > 0 and math.isfinite(value)):
             raise ValueError(f"{name}: expected more than 0, got {value}")
     if not (start_s >= 0 and math.isfinite(start_s)):
         raise ValueError(f"start_s: expected 0 or more, got {start_s}")
-    return _iterate(Path(path), fps, start_s, seconds, size)
-
-
-def _iterate(
-    path: Path, fps: float | None, start_s: float, seconds: float | None, size: tuple[int, int] | None
-) -> Iterator[tuple[float, torch.Tensor]]:
     with _Source(path) as source:
         picked = _source_frames(source, start_s, seconds) if fps is None else _resampled(source, fps, start_s, seconds)
         last, image = None, None
@@ -115,7 +104,6 @@ def _iterate(
 
 
 def _source_frames(source: _Source, start_s: float, seconds: float | None) -> TimedFrames:
-    """Yield every source frame from `start_s` on."""
     first_s = None
     for time_s, frame in source.frames(start_s):
         if time_s < start_s - 1e-6:
@@ -147,7 +135,6 @@ def _resampled(source: _Source, fps: float, start_s: float, seconds: float | Non
 
 
 def _to_image(pixels: np.ndarray, size: tuple[int, int] | None) -> torch.Tensor:
-    """Turn RGB bytes (h, w, 3) into an image (3, H, W)."""
     image = from_bytes(pixels)  # (3, h, w)
     if size is None or pixels.shape[:2] == tuple(size):
         return image
@@ -174,10 +161,7 @@ class _Source:
             self._container = None
         self._stream = self._container and self._container.streams.best("video")
         if not self._stream:
-            raise MediaError(
-                f"{self.path}: is not a video that can be read (damaged, truncated, or sound only); "
-                "give an mp4, mov, webm, mkv, avi or gif file with a video stream"
-            )
+            raise MediaError(f"{self.path}: is not a video that can be read (damaged, truncated, or sound only)")
         self._stream.thread_type = "AUTO"
         fps = self._stream.guessed_rate or self._stream.average_rate or 0
         self.fps = float(fps) if 0.01 < fps <= 1000 else _FALLBACK_FPS
@@ -191,7 +175,7 @@ class _Source:
         self._container.close()
 
     def frames(self, near_s: float = 0.0) -> TimedFrames:
-        """Yield the frames with their times, s from the first; those far ahead of `near_s` may be left out."""
+        """Yield the frames with their times, s from the first; those long before `near_s` may be left out."""
         decoded = self._decode()
         first = next(decoded, None)
         if first is None:
@@ -243,11 +227,8 @@ class _Source:
 
     def check_whole(self) -> None:
         """Raise MediaError when the stream ended clearly before the header's number of frames and length."""
-        if not self._read_to_the_end or self.declared_frames - self.seen <= 2:
-            return
-        declared_s = self.declared_frames / self.fps
-        if self.seen < _TRUNCATED_FRACTION * self.declared_frames and self._last_s < _TRUNCATED_FRACTION * declared_s:
-            raise MediaError(
-                f"{self.path}: ends after {self.seen} of {self.declared_frames} frames, so it is truncated; "
-                "give a whole file"
-            )
+        fewest = _TRUNCATED_FRACTION * self.declared_frames
+        is_short = self.seen < min(fewest, self.declared_frames - 2) and self._last_s < fewest / self.fps
+        if self._read_to_the_end and is_short:
+            frames = f"{self.seen} of {self.declared_frames} frames"
+            raise MediaError(f"{self.path}: ends after {frames}, so it is truncated; give a whole file")

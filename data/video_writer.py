@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 import av
 import av.filter
@@ -41,25 +41,18 @@ class VideoWriter:
             writer.write(frame)
 
     mp4 is h264 (yuv420p, CRF 17, index in front), webm is VP9, gif loops for ever with the best 256 colours of its
-    first 16 frames, frames is a folder of 00000.png, 00001.png, ... Video codecs need even sizes, so mp4 and webm
-    repeat the last column or row of an odd size once; gif and frames keep it. The final name appears when the block
-    ends well and replaces what was there; on an exception, Ctrl-C included, nothing stays.
-
-    Args:
-        path: the file, or the folder for "frames".
-        fps: frames per second, kept to 1/100 (gif: at most 50, and it counts in 1/100 s).
-        format: "mp4", "webm", "gif" or "frames"; None decides by the suffix (none at all: frames).
-
-    Raises MediaError at construction for an unknown format or suffix, a rate that cannot be written, a folder that is
-    not writable or holds other things; and in `write` or at the end when ffmpeg fails or no frame was written.
+    first 16 frames, frames is a folder of 00000.png, 00001.png, ... mp4 and webm repeat the last column or row of an
+    odd size once. The final name appears when the block ends well and replaces what was there; after an exception
+    nothing stays.
     """
 
     def __init__(self, path: str | Path, *, fps: float, format: str | None = None) -> None:
+        """Check path, rate (kept to 1/100 frames/s) and format as `check_video` does; MediaError where it does."""
         self.path = Path(path)
         self.format = check_video(self.path, fps=fps, format=format)
         self.num_frames = 0
         self._rate = Fraction(round(100 * fps), 100)
-        self._size: tuple[int, int] | None = None
+        self._size: torch.Size | None = None
         self._stack = ExitStack()
         self._temporary: Path | None = None
         self._container: av.container.OutputContainer | None = None
@@ -72,23 +65,15 @@ class VideoWriter:
             self._temporary.mkdir()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+    def __exit__(self, *error: Any) -> bool | None:
         self._temporary = None
-        return self._stack.__exit__(kind, error, trace)
+        return self._stack.__exit__(*error)
 
     def write(self, frames: torch.Tensor) -> None:
-        """Add frames (N, 3, H, W) or one frame (3, H, W), values in [0, 1], all of one size.
-
-        Raises ValueError for a wrong tensor or a size other than the first frame's, MediaError when ffmpeg fails.
-        """
-        if self._temporary is None:
-            raise RuntimeError("VideoWriter is used in a with block")
-        if frames.dim() not in (3, 4) or frames.shape[-3] != 3:
-            raise ValueError(f"frames: expected shape (N, 3, H, W) or (3, H, W), got {tuple(frames.shape)}")
-        if self._size is None:
-            self._size = tuple(frames.shape[-2:])
-        if tuple(frames.shape[-2:]) != self._size:
-            raise ValueError(f"frames: expected size {self._size} as before, got {tuple(frames.shape[-2:])}")
+        """Add frames (N, 3, H, W) or one frame (3, H, W) in [0, 1], all of one size; ValueError for wrong ones."""
+        self._size = self._size or frames.shape[-2:]
+        if frames.shape[-2:] != self._size:
+            raise ValueError(f"frames: expected size {tuple(self._size)} as before, got {tuple(frames.shape[-2:])}")
         for frame in frames.reshape(-1, *frames.shape[-3:]):
             if self.format == "frames":
                 write_image(self._temporary / f"{self.num_frames:05d}.png", frame)
@@ -120,7 +105,6 @@ class VideoWriter:
             context.colorspace, context.color_range = _SMPTE170M, _LIMITED_RANGE
 
     def _converted(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
-        """Yield what is ready for the encoder after a frame, or after the last one (None)."""
         if self.format == "gif":
             self._palette.push(frame)
             with suppress(av.BlockingIOError, av.EOFError):
@@ -151,9 +135,7 @@ class VideoWriter:
             yield
         except (av.FFmpegError, av.codec.codec.UnknownCodecError) as error:
             reason = getattr(error, "strerror", None) or f"no encoder {error}"
-            raise MediaError(
-                f"{self.path}: ffmpeg could not write it ({reason}); try another format or folder"
-            ) from error
+            raise MediaError(f"{self.path}: ffmpeg could not write it ({reason}); try another format") from error
 
 
 def write_video(
@@ -166,7 +148,7 @@ def write_video(
 
 
 def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:
-    """Return the filter that gives frames 256 colours; ordered dither keeps unmoving areas unmoving."""
+    # ordered dither keeps unmoving areas unmoving
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=time_base)
     split, paletted = graph.add("split"), graph.add("paletteuse", "dither=bayer:bayer_scale=4")
@@ -185,25 +167,27 @@ def fps_limits(format: str) -> tuple[float, float]:
 
 
 def check_video(path: str | Path, *, fps: float, format: str | None = None) -> str:
-    """Check, and make nothing, whether a `VideoWriter` could write here; return the format.
+    """Return the format that a `VideoWriter` would write here: "mp4", "webm", "gif" or "frames". Nothing is made.
 
-    Raises:
-        MediaError: as `VideoWriter` does at construction.
+    Without `format` the suffix decides (none at all: frames). Raises MediaError for a format, suffix, rate or place
+    that cannot be written.
     """
     path = Path(path)
     format = _format_of(path, format)
     lowest, highest = fps_limits(format)
     if not lowest <= fps <= highest:
-        raise MediaError(
-            f"{path}: cannot be written at {fps:g} frames/s; {format} takes {lowest:g} to {highest:g} frames/s"
-        )
+        raise MediaError(f"{path}: {format} takes {lowest:g} to {highest:g} frames/s, not {fps:g}")
     problem = writing_problem(path)
+    if format == "frames" and path.is_file():
+        problem = "is a file; name a folder for the frames"
+    elif format == "frames" and path.is_dir():
+        # only frames written earlier are replaced
+        if not all(re.fullmatch(r"\d{5,}\.png", inside.name) for inside in path.iterdir()):
+            problem = "holds other things than numbered frames; name a new folder"
+    elif path.is_dir():
+        problem = f"is a folder; give the name of a {format} file"
     if problem:
         raise MediaError(f"{path}: {problem}")
-    if format == "frames":
-        _check_frame_folder(path)
-    elif path.is_dir():
-        raise MediaError(f"{path}: is a folder; give the name of a {format} file")
     return format
 
 
@@ -212,9 +196,7 @@ def _format_of(path: Path, format: str | None) -> str:
     if format is None:
         format = suffix[1:] or "frames"
         if suffix and format not in _CODECS:
-            raise MediaError(
-                f"{path}: cannot write a video named '{suffix}'; use .mp4, .webm, .gif or a folder for frames"
-            )
+            raise MediaError(f"{path}: cannot write a '{suffix}' video; use .mp4, .webm, .gif or a folder for frames")
     if format not in FORMATS:
         raise MediaError(f"{path}: unknown video format '{format}'; use one of {', '.join(FORMATS)}")
     if format == "frames" and suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
@@ -222,11 +204,3 @@ def _format_of(path: Path, format: str | None) -> str:
     if format != "frames" and suffix != f".{format}":
         raise MediaError(f"{path}: the format {format} needs a name ending in .{format}")
     return format
-
-
-def _check_frame_folder(path: Path) -> None:
-    """Refuse to replace anything but a folder of frames written earlier."""
-    if path.exists() and not path.is_dir():
-        raise MediaError(f"{path}: is a file; name a folder for the frames")
-    if path.is_dir() and not all(re.fullmatch(r"\d{5,}\.png", inside.name) for inside in path.iterdir()):
-        raise MediaError(f"{path}: holds other things than numbered frames; name a new folder")

@@ -262,7 +262,7 @@ def add_flow_flags(tables: argparse._SubParsersAction) -> None:
     add("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="videos, or folders of them")
     add("--scenes", type=non_negative_int, default=16, metavar="N", help="rendered scenes of ~2 px")
     methods = ["dis_fast", "dis_x2", "dis", "farneback"]
-    add("--methods", nargs="+", default=methods, metavar="NAME", help="also raft and pyflow")
+    add("--methods", nargs="+", default=methods, metavar="NAME", help="also raft")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT, for raft")
     add("--every", type=positive_int, default=12, metavar="N", help="only frames N, 2 N, ... of a video")
     out = {"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/flow"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import struct
 import warnings
 import zlib
@@ -247,11 +246,11 @@ def test_bad_files(tmp_path, pixels):
         Image.new("RGB", (width, height)).save(tmp_path / "small.png")
         assert f"{width} x {height} px" in message_of(tmp_path / "small.png")
     Image.new("RGB", (400, 20)).save(tmp_path / "strip.png")
-    assert "short side" in message_of(tmp_path / "strip.png", max_side=100)
+    assert "400 x 20 px reduced to 100 x 5 px; the short side" in message_of(tmp_path / "strip.png", max_side=100)
     assert read_image(tmp_path / "strip.png").shape == (3, 20, 400)
 
 
-def test_over_200_megapixels_is_refused_from_the_header(tmp_path):
+def test_a_huge_picture_is_refused_from_the_header(tmp_path):
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
@@ -260,21 +259,8 @@ def test_over_200_megapixels_is_refused_from_the_header(tmp_path):
     limit = Image.MAX_IMAGE_PIXELS
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert "20001 x 10000 px is 200 megapixels" in message_of(tmp_path / "huge.png", max_side=64)
+        assert "200010000 pixels" in message_of(tmp_path / "huge.png", max_side=64)
     assert Image.MAX_IMAGE_PIXELS == limit
-
-
-def test_giants_are_reduced_with_one_note(tmp_path, monkeypatch, caplog):
-    ramp = np.repeat((np.arange(600) // 3).astype(np.uint8)[None], 400, 0)
-    Image.fromarray(ramp).convert("RGB").save(tmp_path / "a.jpg", quality=95)
-    small = read_image(tmp_path / "a.jpg", max_side=60)
-    monkeypatch.setattr(media, "GIANT_PIXELS", 600 * 400 - 1)
-    with caplog.at_level(logging.INFO):
-        draft = read_image(tmp_path / "a.jpg", max_side=60)
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{tmp_path / 'a.jpg'}: 600 x 400 px is reduced to 60 x 40"
-    ]
-    assert draft.shape == (3, 40, 60) and (draft - small).abs().max() < 0.02
 
 
 def test_masks(tmp_path):
@@ -397,5 +383,3 @@ def test_contact_sheet():
     assert sheet[:, 0, 0].tolist() == [1, 0, 0] and sheet[:, 5, 0].tolist() == [1, 1, 1]
     assert sheet[:, 8, 8].tolist() == [0, 0, 0] and sheet[:, 11, 4].tolist() == [0, 0, 0]
     assert sheet[:, 11, 8].tolist() == [1, 1, 1]
-    with pytest.raises(ValueError):
-        contact_sheet([[]])

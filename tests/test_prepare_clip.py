@@ -129,27 +129,27 @@ def test_pixels_that_get_covered_are_marked_in_the_pairs():
     assert 0.6 < row.inconsistent_fraction / (24 * 15 / (64 * 96)) < 3
 
 
+def judged(displacement: torch.Tensor) -> ClipRow:
+    flow = torch.stack([displacement, torch.zeros_like(displacement)], 1)  # (1, 2, H, W)
+    return sources._judged(ClipRow("a", "a.mp4"), flow, torch.ones_like(displacement)[None], torch.arange(150) / 30)
+
+
 def test_a_small_flame_is_not_still():
     displacement = torch.zeros(1, 160, 256)
     displacement[:, 60:72, 100:106] = 2.0  # .18 % of the pixels
-    row = ClipRow("flame", "flame.mp4", confidence=0.9, **motion_metrics(displacement))
-    times_s = torch.arange(150) / 30
-    assert row.moving_fraction < 0.01 and sources._judged(row, displacement, times_s).status == "kept"
-    assert sources._judged(row, displacement / 8, times_s).reason.startswith("static")
+    assert motion_metrics(displacement)["moving_fraction"] < 0.01 and judged(displacement).status == "kept"
+    assert judged(displacement / 8).reason.startswith("static")
 
 
 def test_a_clip_is_still_by_px_of_the_default_grid_whatever_the_grid():
-    times_s = torch.arange(150) / 30
     for size, scale in (((160, 256), 1.0), ((320, 512), 2.0), ((80, 128), 0.5)):
         for px, verdict in ((0.24, "dropped"), (0.26, "kept")):
             displacement = torch.full((1, *size), px * scale)
-            row = ClipRow("a", "a.mp4", confidence=0.9, **motion_metrics(displacement))
-            assert sources._judged(row, displacement, times_s).status == verdict
+            assert judged(displacement).status == verdict
         for px, verdict in ((0.49, "dropped"), (0.51, "kept")):  # a small flame
             displacement = torch.zeros(1, *size)
             displacement[:, : size[0] // 20, : size[1] // 10] = px * scale
-            row = ClipRow("a", "a.mp4", confidence=0.9, moving_fraction=0.005)
-            assert sources._judged(row, displacement, times_s).status == verdict
+            assert judged(displacement).status == verdict
         error, flow, sure = torch.zeros(1, 1, *size), torch.zeros(1, 2, *size), torch.ones(1, 1, *size)
         flow[:, 0] = 1e-6
         for px, wrong in ((0.49, False), (0.51, True)):
