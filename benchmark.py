@@ -4,8 +4,7 @@ animate    image -> video: each part, beside image-space rendering
 motion     predicting motion by sampler and steps, beside one frequency after the other
 render     frames a second and memory by size, with each network, beside the direct warp (preview)
 splatting  operators and backends, beside hand-written torch and a copy
-data       rendering scenes for training, and optical flow by method
-page       the page of interact.py in a browser: first frame, frames a second, growth of memory
+page       the page of interact.py in a browser: first frame, frames a second
 """
 
 from __future__ import annotations
@@ -14,43 +13,29 @@ import importlib
 import shlex
 import sys
 
-from benchmarks import flags
+from benchmarks.flags import add_tables
 from cli.parser import Parser, check_writable
 from cli.run import command, run
-
-BENCHMARKS = ("animate", "motion", "render", "splatting", "data", "page")
-
-
-def make_parser() -> Parser:
-    """Build the command line."""
-    parser = Parser(description=__doc__, raw_description=True)
-    commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    for name in BENCHMARKS:
-        getattr(flags, f"add_{name}_flags")(commands)
-    return parser
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the table; returns the exit code."""
-    options = vars(make_parser().parse_args(argv))
-    what, out = options.pop("what"), options.pop("out")
+    parser = Parser(description=__doc__, raw_description=True)
+    add_tables(parser.add_subparsers(dest="table", required=True, metavar="WHAT"))
+    options = vars(parser.parse_args(argv))
+    table, out = options.pop("table"), options.pop("out")
     command_line = shlex.join(["benchmark.py", *map(str, sys.argv[1:] if argv is None else argv)])
 
     from data.result_tables import write_results
     from models.device import check_precision, choose_device
 
-    # Early checks
     check_writable(out / "results.json")
-
     if "device" in options:
-        from models.device import check_precision, choose_device
-
         options["device"] = choose_device(options["device"])
         check_precision(options.get("precision", "no"), options["device"])
-
-    rows, notes = importlib.import_module(f"benchmarks.{what}").make_table(**options)
-    print(write_results(out, rows, title=f"benchmark {what}", notes=[*notes, f"command: {command_line}"]))
+    rows, notes = importlib.import_module(f"benchmarks.{table}").make_table(**options)
+    print(write_results(out, rows, title=f"benchmark {table}", notes=[*notes, f"command: {command_line}"]))
     return 0
 
 

@@ -22,17 +22,9 @@ BASELINE = "render, image space (baseline)"
 
 
 def make_table(
-    *,
-    image: Path | None,
-    size: int,
-    frames: int,
-    steps: int,
-    checkpoint: Path | None,
-    repeats: int,
-    seed: int,
-    device: torch.device,
-    precision: str,
-) -> tuple[list[dict[str, Any]], list[str]]:
+    *, image: Path | None, size: int, frames: int, steps: int, checkpoint: Path | None,
+    repeats: int, seed: int, device: torch.device, precision: str,
+) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Time prediction and rendering of one image; return rows and notes."""
     checkpoint = checkpoint or DEFAULT_CHECKPOINT
     shown, source = read_images(image or SAMPLE, size)
@@ -62,8 +54,5 @@ def make_table(
         if name.startswith("render"):
             row |= {"frames_per_s": frames / seconds, "times_the_baseline": seconds / found[BASELINE]["seconds"]}
         rows.append(row)
-    return rows, [
-        f"{machine(device)}; median of {repeats} repeats in which all rows take turns",
-        f"image at {size} px, {frames} frames, precision {precision}, seed {seed}",
-        MEMORY_NOTE,
-    ]
+    note = f"{machine(device)}; median of {repeats} repeats in which all rows take turns"
+    return rows, [note, f"image at {size} px, {frames} frames, precision {precision}, seed {seed}", MEMORY_NOTE]

@@ -18,6 +18,10 @@ logger = logging.getLogger(__name__)
 
 # On a GPU the flush is queued so often that the launches of what is timed are done before it begins.
 FLUSHES_ON_CUDA = 32
+MEMORY_NOTE = (
+    "peak_memory_mb: how far memory rises during a call: on a GPU that of torch's allocator, on a CPU the resident "
+    "memory of the process (Linux only)"
+)
 
 
 def measure(
@@ -41,20 +45,18 @@ def measure(
             work()
             memory[name] = peak_memory_mb(work, device)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            # torch has no class of its own for the memory of a CPU
+            full = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
+            if not full:
                 raise
             logger.warning("%s is left out: out of memory", name)
     seconds: dict[str, list[float]] = {name: [] for name in memory}
     for _ in range(repeats):
         for name, found in seconds.items():
             found.append(timed(works[name], device, flush))
+    names = ("seconds", "min_s", "max_s", "peak_memory_mb")
     return {
-        name: {
-            "seconds": statistics.median(found),
-            "min_s": min(found),
-            "max_s": max(found),
-            "peak_memory_mb": memory[name],
-        }
+        name: dict(zip(names, (statistics.median(found), min(found), max(found), memory[name]), strict=True))
         for name, found in seconds.items()
     }
 
@@ -71,12 +73,11 @@ def timed(work: Callable[[], object], device: torch.device, flush: Tensor | None
         end.record()
         end.synchronize()
         return start.elapsed_time(end) / 1000
-    if device.type == "mps":
-        torch.mps.synchronize()
+    synchronize = torch.mps.synchronize if device.type == "mps" else lambda: None
+    synchronize()
     began = time.perf_counter()
     work()
-    if device.type == "mps":
-        torch.mps.synchronize()
+    synchronize()
     return time.perf_counter() - began
 
 
@@ -87,25 +88,19 @@ def peak_memory_mb(work: Callable[[], object], device: torch.device) -> float | 
         torch.cuda.reset_peak_memory_stats(device)
         work()
         return (torch.cuda.max_memory_allocated(device) - before) / 1e6
-    if device.type != "cpu" or not _reset_peak_memory():
+    if device.type != "cpu" or sys.platform != "linux":
         return None
-    before = _resident_mb("VmRSS")
-    work()
-    return max(0.0, _resident_mb("VmHWM") - before)
-
-
-def _reset_peak_memory() -> bool:
-    """Give freed memory back to the system, and let the peak count from here on; False where it cannot (not Linux)."""
-    if sys.platform != "linux":
-        return False
+    # Give freed memory back to the system, and let the peak count from here on
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of the GNU C library
     if trim is not None:
         trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return False
-    return True
+        return None
+    before = _resident_mb("VmRSS")
+    work()
+    return max(0.0, _resident_mb("VmHWM") - before)
 
 
 def _resident_mb(name: str) -> float:
@@ -114,18 +109,7 @@ def _resident_mb(name: str) -> float:
     return int(kib) * 1024 / 1e6
 
 
-def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether a GPU's memory is exhausted, or the CPU's (for which torch has no class of its own)."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
 def machine(device: torch.device) -> str:
     """Name the device, the number of threads and the version of torch."""
     place = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type.upper()
     return f"{place}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-
-
-MEMORY_NOTE = (
-    "peak_memory_mb: how far memory rises during a call: on a GPU that of torch's allocator, on a CPU the resident "
-    "memory of the process (Linux only)"
-)

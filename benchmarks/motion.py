@@ -19,12 +19,6 @@ from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from motion.spectrum import NUM_BINS
 
-COLUMN_NOTES = (
-    "sequential: K chains of batch 1, one after the other, through the same network with K = 1",
-    "times_sequential: how many times as fast as the sequential scheme of as many steps",
-    MEMORY_NOTE,
-)
-
 
 def load_networks(checkpoint: Path | None, preset: str | None, seed: int) -> MotionPipeline:
     """Load a checkpoint folder, or make untrained networks of a preset's size."""
@@ -48,15 +42,9 @@ def one_frequency(unet: FrequencyUNet) -> FrequencyUNet:
 
 @torch.no_grad()
 def predict_sequentially(
-    pipeline: MotionPipeline,
-    single: FrequencyUNet,
-    image: Tensor,
-    *,
-    num_samples: int,
-    seed: int,
-    precision: str = "no",
-    **options: Any,
-) -> Tensor:
+    pipeline: MotionPipeline, single: FrequencyUNet, image: Tensor, *, num_samples: int, seed: int,
+    precision: str = "no", **options: Any,
+) -> Tensor:  # fmt: skip
     """Predict the motions of an image (1, 3, H, W), one frequency after the other: (1, M, K, 4, H, W) px."""
     condition, expected_px = pipeline.read_images(image, precision)  # (1, Cc + K C, h, w)
     features, magnitudes = condition.tensor_split([pipeline.unet.config.condition_channels], dim=1)
@@ -75,19 +63,10 @@ def predict_sequentially(
 
 
 def make_table(
-    *,
-    checkpoint: Path | None,
-    preset: str | None,
-    grid: tuple[int, int],
-    samplers: Sequence[str],
-    steps: Sequence[int],
-    guidance: float,
-    samples: Sequence[int],
-    repeats: int,
-    seed: int,
-    device: torch.device,
-    precision: str,
-) -> tuple[list[dict[str, Any]], list[str]]:
+    *, checkpoint: Path | None, preset: str | None, grid: tuple[int, int], samplers: Sequence[str],
+    steps: Sequence[int], guidance: float, samples: Sequence[int],
+    repeats: int, seed: int, device: torch.device, precision: str,
+) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Time every sampler, number of steps and number of samples; return rows and notes.
 
     The sequential scheme runs once for each number of samples, with the first sampler and steps. A step of each sampler
@@ -112,25 +91,18 @@ def make_table(
                     about[baseline] = (number, count, baseline)
                 about[f"{name}, batched"] = (number, count, baseline)
 
-    found = measure(works, repeats, device)
-    rows = []
+    found, rows = measure(works, repeats, device), []
     for name, metrics in found.items():
         (number, count, baseline), taken = about[name], metrics["seconds"]
         slow = found[baseline]["seconds"] if baseline in found and about[baseline][0] == number else None
-        rows.append(
-            {
-                "row": name,
-                "seconds": taken,
-                "seconds_a_sample": taken / count,
-                "ms_a_step": 1000 * taken / number,
-                "times_sequential": slow and slow / taken,
-                "peak_memory_mb": metrics["peak_memory_mb"],
-            }
-        )
+        row = {"row": name, "seconds": taken, "seconds_a_sample": taken / count, "ms_a_step": 1000 * taken / number}
+        row |= {"times_sequential": slow and slow / taken, "peak_memory_mb": metrics["peak_memory_mb"]}
+        rows.append(row)
     return rows, [
-        machine(device),
-        f"networks: {preset or checkpoint or DEFAULT_CHECKPOINT}; grid {grid[1]} x {grid[0]}, guidance {guidance:g}, "
-        f"precision {precision}, seed {seed}; the image is noise",
+        f"{machine(device)}; networks: {preset or checkpoint or DEFAULT_CHECKPOINT}; grid {grid[1]} x {grid[0]}, "
+        f"guidance {guidance:g}, precision {precision}, seed {seed}; the image is noise",
         f"seconds: from image to spectra, decoding included; median of {repeats} repeats in which all rows take turns",
-        *COLUMN_NOTES,
+        "sequential: K chains of batch 1, one after the other, through the same network with K = 1",
+        "times_sequential: how many times as fast as the sequential scheme of as many steps",
+        MEMORY_NOTE,
     ]

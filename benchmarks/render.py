@@ -30,14 +30,6 @@ SPLAT_EVENT = "image_dynamics::splat"
 AMPLITUDE_PX = 2.0
 MOVING_BINS = 4
 
-COLUMN_NOTES = (
-    f"the image is noise, and moves by about {AMPLITUDE_PX:g} px of its motion grid",
-    "times_preview: how many times as long as the preview of that size, a softmax splat of the image",
-    "splat_percent: of the time of the GPU's kernels or the CPU's operators; '-' where plain torch splats",
-    "batch: frames computed together; tile_px: side of the decoder's tiles, 0 for the whole image",
-    MEMORY_NOTE,
-)
-
 
 def load_network(method: str, checkpoint: Path | None, preset: str | None, seed: int) -> FrameSynthesis | None:
     """Load a renderer, or make an untrained one of a preset's size; None for the preview."""
@@ -62,26 +54,12 @@ def make_inputs(size: tuple[int, int], frames: int, seed: int) -> tuple[torch.Te
 
 
 def make_table(
-    *,
-    sizes: Sequence[tuple[int, int]] | None,
-    methods: Sequence[str],
-    frames: int,
-    checkpoint: Path | None,
-    preset: str | None,
-    threads: int | None,
-    repeats: int,
-    seed: int,
-    device: torch.device,
-    **options: Any,
-) -> tuple[list[dict[str, Any]], list[str]]:
+    *, sizes: Sequence[tuple[int, int]] | None, methods: Sequence[str], frames: int, checkpoint: Path | None,
+    preset: str | None, threads: int | None, repeats: int, seed: int, device: torch.device, **options: Any,
+) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Time the methods, those of a size in turn; return rows and notes.
 
-    Args:
-        sizes: (H, W) px.
-        methods: of RENDERERS; the preview of a size is the baseline and is always measured.
-        frames: rendered in each repeat.
-        checkpoint, preset: where the networks come from.
-        options: batch_size, tile and precision of `render_frames`.
+    `sizes` are (H, W) px, `options` batch_size, tile and precision of `render_frames`.
     """
     if threads:
         torch.set_num_threads(threads)
@@ -102,32 +80,24 @@ def make_table(
             model, seconds, tile = networks[method], metrics["seconds"], options["tile"]
             if model is not None and tile is None:
                 tile = choose_tile(model, size, batch_size, device)
-            rows.append(
-                {
-                    "row": f"{size[1]}x{size[0]}, {method}",
-                    "frames_per_s": frames / seconds,
-                    "ms_a_frame": 1000 * seconds / frames,
-                    "times_preview": seconds / found[PREVIEW]["seconds"] if PREVIEW in found else None,
-                    "splat_percent": splat_percent(works[method], device),
-                    "peak_memory_mb": metrics["peak_memory_mb"],
-                    "batch": batch_size,
-                    "tile_px": tile if model is not None else None,
-                }
-            )
+            row = {"row": f"{size[1]}x{size[0]}, {method}", "frames_per_s": frames / seconds}
+            row["ms_a_frame"] = 1000 * seconds / frames
+            row["times_preview"] = seconds / found[PREVIEW]["seconds"] if PREVIEW in found else None
+            row |= {"splat_percent": splat_percent(works[method], device), "peak_memory_mb": metrics["peak_memory_mb"]}
+            rows.append(row | {"batch": batch_size, "tile_px": tile if model is not None else None})
     return rows, [
-        machine(device),
-        f"networks: {preset or checkpoint or DEFAULT_CHECKPOINT}; precision {options['precision']}, seed {seed}",
-        f"each repeat encodes the image and renders {frames} frames, which are not written to a file",
-        f"median of {repeats} repeats in which the rows of a size take turns",
-        *COLUMN_NOTES,
+        f"{machine(device)}; networks: {preset or checkpoint or DEFAULT_CHECKPOINT}; precision "
+        f"{options['precision']}, seed {seed}; the image is noise, and moves by about {AMPLITUDE_PX:g} px",
+        f"each repeat encodes the image and renders {frames} frames, which are not written to a file; median of "
+        f"{repeats} repeats in which the rows of a size take turns",
+        "times_preview: how many times as long as the preview of that size, a softmax splat of the image",
+        "splat_percent: of the time of the GPU's kernels or the CPU's operators; '-' where plain torch splats",
+        MEMORY_NOTE,
     ]
 
 
 def splat_percent(work: Callable[[], object], device: torch.device) -> float | None:
-    """Return how much of the device's time our splatting operators take, %; None where they are not used.
-
-    Of a GPU the time of its kernels, of a CPU the time of the operators.
-    """
+    """Return how much of the time of a GPU's kernels, or a CPU's operators, our splats take, %; None: not used."""
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as recorded:
         work()

@@ -1,9 +1,4 @@
-"""benchmark.py splatting: operators and backends, beside hand-written torch and a plain copy.
-
-gb_per_s counts the least that must move, in float32 numbers a pixel. Forward reads values (C), flow (2) and, where the
-operator has one, importance (1), each once, and writes the output (C). Backward reads the upstream gradient (C) and the
-same inputs, and writes the inputs' gradients. What a backend saves between the two is not counted.
-"""
+"""benchmark.py splatting: operators and backends, beside hand-written torch and a plain copy."""
 
 from __future__ import annotations
 
@@ -26,7 +21,7 @@ Size = tuple[int, int, int, int]  # B, C, H, W
 
 DEFAULT_SIZES: tuple[Size, ...] = ((1, 36, 160, 256), (8, 36, 160, 256), (1, 36, 512, 512), (4, 64, 1080, 1920))
 SIZES_ON_CPU = 3  # by default; the last one takes minutes a repeat there
-FORWARD, BOTH = PASSES = ("forward", "forward+backward")
+FORWARD, BOTH = ("forward", "forward+backward")
 # Standard deviation of the noise that is enlarged to the flow, and by how much it is enlarged.
 FLOW_PX, FLOW_SCALE = 3.0, 16
 # Written before each timed call: larger than the caches of today's chips.
@@ -61,15 +56,9 @@ WITH_IMPORTANCE = ("softmax", "gaussian", "ewa")
 
 
 def make_table(
-    *,
-    sizes: Sequence[Size] | None,
-    ops: Sequence[str],
-    backends: Sequence[str] | None,
-    threads: int | None,
-    repeats: int,
-    seed: int,
-    device: torch.device,
-) -> tuple[list[dict[str, Any]], list[str]]:
+    *, sizes: Sequence[Size] | None, ops: Sequence[str], backends: Sequence[str] | None, threads: int | None,
+    repeats: int, seed: int, device: torch.device,
+) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Time every operator with every backend at every size; return rows and notes."""
     if threads:
         torch.set_num_threads(threads)
@@ -82,26 +71,18 @@ def make_table(
         works = {case[:3]: partial(run_once, case, inputs) for case in cases}
         rows += make_rows(size, measure(works, repeats, device, flush=flush))
     return rows, [
-        machine(device),
-        f"float32; values and upstream gradients are normal; flow: noise of {FLOW_PX:g} px, enlarged {FLOW_SCALE} "
-        f"times (bicubic); importance: its magnitude; seed {seed}",
-        "forward+backward: gradients to values, flow and, where there is one, importance",
+        f"{machine(device)}; float32; values and upstream gradients are normal; flow: noise of {FLOW_PX:g} px, "
+        f"enlarged {FLOW_SCALE} times (bicubic); importance: its magnitude; seed {seed}",
         f"ms, min_ms, max_ms: median, least and most of {repeats} repeats in which all cases of a size take turns; "
         f"{FLUSH_BYTES // 10**6} MB are written before each call, so that caches are cold",
-        "gb_per_s: of the least bytes that must move: each input read once, each output written once",
-        "fraction_of_copy: time of a plain copy of as many bytes, over the time of this row",
-        "times_torch: how many times as fast as the faster hand-written average of the same pass",
-        "times_average: time over that of the same backend's average, same pass",
+        "times_torch: how many times as fast as the faster hand-written average of the same pass; times_average: time "
+        "over that of the same backend's average, same pass",
         MEMORY_NOTE,
     ]
 
 
 def choose_backends(names: Sequence[str] | None, device: torch.device) -> list[str]:
-    """Return the backends asked for, by default all that can run on the device.
-
-    Raises:
-        ArgumentError: one that cannot, with the remedy.
-    """
+    """Return the backends asked for, by default all that can run on the device; ArgumentError for one that cannot."""
     for name in names or ():
         tiny = torch.zeros(1, 1, 1, 1, device=device), torch.zeros(1, 2, 1, 1, device=device)
         try:
@@ -115,7 +96,7 @@ def choose_backends(names: Sequence[str] | None, device: torch.device) -> list[s
 def make_cases(ops: Sequence[str], backends: Sequence[str]) -> list[Case]:
     """List what is timed: the copy, both hand-written averages, and every operator of every backend."""
     found = [Case("copy", "torch", FORWARD, lambda x: x.copied.copy_(x.values))]
-    for direction in PASSES:
+    for direction in (FORWARD, BOTH):
         for name, average in {"scatter_add": average_by_scatter_add, "index_add": average_by_index_add}.items():
             found.append(Case("average", name, direction, lambda x, average=average: average(x.values, x.flow)))
         for op in dict.fromkeys(ops):
@@ -152,46 +133,22 @@ def run_once(case: Case, inputs: Inputs) -> None:
 def make_rows(size: Size, found: dict[tuple[str, str, str], dict[str, float | None]]) -> list[dict[str, Any]]:
     """Return one flat row a case."""
     rows = []
-    copy = found.get(("copy", "torch", FORWARD))
     for (op, backend, direction), metrics in found.items():
-        seconds, least = metrics["seconds"], least_bytes(op, direction, size)
-        # A copy of as many bytes would take the copy's time in proportion.
-        copied = copy and copy["seconds"] * least / least_bytes("copy", FORWARD, size)
+        seconds = metrics["seconds"]
         by_hand = [found.get(("average", name, direction)) for name in ("scatter_add", "index_add")]
         by_hand = [baseline["seconds"] for baseline in by_hand if baseline is not None and op != "copy"]
         average = found.get(("average", backend, direction))
-        rows.append(
-            {
-                "row": f"{name_of(size)}, {op}, {backend}, {direction}",
-                "ms": 1000 * seconds,
-                "min_ms": 1000 * metrics["min_s"],
-                "max_ms": 1000 * metrics["max_s"],
-                "gb_per_s": least / seconds / 1e9,
-                "fraction_of_copy": copied and copied / seconds,
-                "times_torch": min(by_hand) / seconds if by_hand else None,
-                "times_average": average and seconds / average["seconds"],
-                "peak_memory_mb": metrics["peak_memory_mb"],
-            }
-        )
+        row = {"row": f"{name_of(size)}, {op}, {backend}, {direction}", "ms": 1000 * seconds}
+        row |= {"min_ms": 1000 * metrics["min_s"], "max_ms": 1000 * metrics["max_s"]}
+        row["times_torch"] = min(by_hand) / seconds if by_hand else None
+        row["times_average"] = average and seconds / average["seconds"]
+        rows.append(row | {"peak_memory_mb": metrics["peak_memory_mb"]})
     return rows
-
-
-def least_bytes(op: str, direction: str, size: Size) -> int:
-    """Return the bytes that must move at least; see the head of this file."""
-    batch, channels, height, width = size
-    inputs = channels if op == "copy" else channels + (3 if op in WITH_IMPORTANCE else 2)
-    numbers = inputs + channels
-    if direction == BOTH:
-        numbers += channels + 2 * inputs
-    return 4 * batch * height * width * numbers
 
 
 def name_of(size: Size) -> str:
     """Write a size as the flag takes it."""
     return "x".join(map(str, size))
-
-
-# Hand-written in torch ------------------------------------------------------------------------------------------
 
 
 def average_by_scatter_add(values: Tensor, flow: Tensor) -> Tensor:

@@ -1,7 +1,4 @@
-"""Distances between two sets of images or videos, given their features: Frechet (FID, FVD, DTFVD) and kernel (KID).
-
-All sums are float64 on the CPU.
-"""
+"""Distances between sets of features of images or videos, in float64: Frechet (FID, FVD, DTFVD) and kernel (KID)."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import warnings
 
 import torch
 from torch import Tensor, nn
+from torchmetrics.image.kid import KernelInceptionDistance
 
 
 class GaussianStatistics:
@@ -23,11 +21,7 @@ class GaussianStatistics:
         self._scatter = torch.empty(0, 0)  # (D, D), sum of (x - mean) (x - mean)^T
 
     def add(self, features: Tensor) -> None:
-        """Add features (N, D).
-
-        Raises:
-            ValueError: another shape or D than before, or a number that is not finite.
-        """
+        """Add features (N, D); ValueError for another shape or D than before, or a number that is not finite."""
         if features.ndim != 2 or (self.count and features.shape[1] != len(self.mean)):
             wanted = f"(N, {len(self.mean)})" if self.count else "(N, D)"
             raise ValueError(f"features: expected {wanted}, got {tuple(features.shape)}")
@@ -54,11 +48,7 @@ class GaussianStatistics:
 
 
 def covariance_root(covariance: Tensor) -> Tensor:
-    """Return A (D, rank) with A A^T = covariance (D, D), symmetric and without negative eigenvalues.
-
-    Eigenvalues below the rounding error of the largest one, D eps, are set to 0. A covariance of few samples has
-    thousands of these; their square roots would be 1e-8 of the largest.
-    """
+    """Return A (D, rank) with A A^T = covariance (D, D), leaving out eigenvalues that are rounding errors."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     tolerance = len(values) * torch.finfo(values.dtype).eps * float(values.abs().max())
     kept = values > tolerance
@@ -68,12 +58,8 @@ def covariance_root(covariance: Tensor) -> Tensor:
 def frechet_distance(one: GaussianStatistics, other: GaussianStatistics) -> float:
     """Return |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of two Gaussians (Dowson and Landau 1982; FID, FVD, DTFVD).
 
-    With C = A A^T the last trace is the sum of the singular values of A1^T A2: C1 C2 has the eigenvalues of
-    (A1^T A2) (A1^T A2)^T, which is symmetric. So no matrix need be invertible, and rounding makes no eigenvalue
+    With C = A A^T the last trace is the sum of the singular values of A1^T A2. So rounding makes no eigenvalue
     negative, as it does for the product C1 C2 (torchmetrics) where there are fewer samples than features.
-
-    Raises:
-        ValueError: fewer than two features in one of them, or of different D.
     """
     if len(one.mean) != len(other.mean):
         raise ValueError(f"features: expected the same dimension of both, got {len(one.mean)} and {len(other.mean)}")
@@ -85,32 +71,21 @@ def frechet_distance(one: GaussianStatistics, other: GaussianStatistics) -> floa
     return max(0.0, float(step @ step + traces - 2 * shared))
 
 
-class _AsTheyAre(nn.Module):
-    """A feature network for torchmetrics, of which the input is features already."""
-
-    def __init__(self, num_features: int) -> None:
-        super().__init__()
-        self.num_features = num_features
-
-    def forward(self, features: Tensor) -> Tensor:
-        return features
-
-
 def kernel_distance(
     one: Tensor, other: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
     """Return the KID of features (N, D) and (M, D): mean and standard deviation over subsets drawn by `seed`.
 
-    The unbiased squared MMD under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), by torchmetrics in float64. A
-    subset is never larger than the smaller set.
+    The unbiased squared MMD under the kernel (x.y / D + 1)^3 (Binkowski et al. 2018), by torchmetrics. A subset is
+    never larger than the smaller set.
     """
-    from torchmetrics.image.kid import KernelInceptionDistance
-
     size = min(subset_size, len(one), len(other))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features
         torch.manual_seed(seed)
-        metric = KernelInceptionDistance(feature=_AsTheyAre(one.shape[1]), subsets=subsets, subset_size=size)
+        network = nn.Identity()  # what it is shown are features already
+        network.num_features = one.shape[1]
+        metric = KernelInceptionDistance(feature=network, subsets=subsets, subset_size=size)
         metric.update(one.double(), real=True)
         metric.update(other.double(), real=False)
         mean, deviation = metric.compute()

@@ -1,7 +1,4 @@
-"""Metrics that compare images: PSNR, SSIM, LPIPS, feature distance; by frame and by sequence.
-
-Images are RGB (N, 3, H, W) in [0, 1]; they are clipped to that range and not rounded.
-"""
+"""PSNR, SSIM, LPIPS and feature distance of RGB images (N, 3, H, W), clipped to [0, 1] and not rounded."""
 
 from __future__ import annotations
 
@@ -31,23 +28,17 @@ LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"
 
 
 class Lpips(nn.Module):
-    """LPIPS with torchmetrics' linear heads over a backbone of torchvision.
+    """LPIPS with torchmetrics' linear heads over a backbone of torchvision; WeightsError where it cannot be loaded.
 
-    Args:
-        network: alex, vgg or squeeze.
-        weights: torchvision's ImageNet weights of alexnet, vgg16 or squeezenet1_1 (.pth, .safetensors), or "hub": from
-            torch.hub's cache, downloaded into it where they are missing.
-
-    Raises:
-        WeightsError: the file is missing, unreadable or of another network, or cannot be downloaded.
+    `weights` are torchvision's ImageNet weights of the backbone (.pth, .safetensors), or "hub": from torch.hub's cache,
+    downloaded into it where they are missing.
     """
 
     def __init__(self, network: LpipsNetwork, weights: Path | str) -> None:
         super().__init__()
         if Path(weights).suffix == ".npz":
-            raise WeightsError(
-                f"{weights}: LPIPS needs torchvision's {LPIPS_BACKBONES[network]} as .pth or .safetensors"
-            )
+            backbone = LPIPS_BACKBONES[network]
+            raise WeightsError(f"{weights}: LPIPS needs torchvision's {backbone} as .pth or .safetensors")
         self.name = f"lpips_{network}"
         # The public class downloads its backbone; with pnet_rand this one does not.
         self.net = _LPIPS(pretrained=True, net=network, pnet_rand=True)
@@ -65,8 +56,7 @@ class Lpips(nn.Module):
 
 def _torchvision_key(key: str) -> str:
     """Turn torchmetrics' "slice2.3.weight" or "slices.1.3.weight" into torchvision's "3.weight"."""
-    parts = key.split(".")
-    return ".".join(parts[2:] if parts[0] == "slices" else parts[1:])
+    return ".".join(key.split(".")[-2:])
 
 
 def _hub_file(network: LpipsNetwork) -> Path:
@@ -106,16 +96,10 @@ def decibel(error: Tensor) -> Tensor:
 def frame_metrics(
     pred: Tensor, target: Tensor, *, lpips: Sequence[Lpips] = (), features: PerceptualLoss | None = None
 ) -> dict[str, Tensor]:
-    """Return the metrics of each frame.
+    """Return {metric: (N,) on the CPU} of frames (N, 3, H, W).
 
-    Args:
-        pred, target: (N, 3, H, W).
-        lpips: each adds "lpips_<network>".
-        features: adds "feature_distance".
-
-    Returns:
-        "squared_error", "psnr_db" (float64), "ssim" (Gaussian window of 11, deviation 1.5) and what was asked for:
-        (N,) each, on the CPU.
+    These are "squared_error", "psnr_db" (float64), "ssim" (Gaussian window of 11, deviation 1.5), "lpips_NETWORK" of
+    each of `lpips`, and "feature_distance" where there are `features`.
     """
     error = squared_error(pred, target)
     pred, target = pred.clamp(0, 1), target.clamp(0, 1)
@@ -129,9 +113,7 @@ def frame_metrics(
 def pool_frames(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Pool the metrics (N,) of frames, those of `frame_metrics`, into those of their sequence.
 
-    Returns:
-        "psnr_db" of the squared error averaged before the logarithm; the other metrics averaged over the frames;
-        "psnr_frames_db", the mean of the frames' own PSNR; "frames", N.
+    "psnr_db" averages the squared error before the logarithm, "psnr_frames_db" the frames' own PSNR; "frames" is N.
     """
     frames = {key: value.double() for key, value in metrics.items()}
     pooled = float(decibel(frames.pop("squared_error").mean()))

@@ -1,7 +1,4 @@
-"""Metrics of predicted motion against real clips: where it falls, how strong each bin is, how samples differ.
-
-All maps lie on a clip's own grid, px of that grid.
-"""
+"""Metrics of predicted motion against real clips, on a clip's own grid and in px of it."""
 
 from __future__ import annotations
 
@@ -17,10 +14,7 @@ from torch import Tensor
 from motion.flow import MOVING_PX, default_grid_scale, magnitude
 from motion.spectrum import NUM_FRAMES, mean_displacement, spectrum_to_flow
 
-# A pixel of a clip moves where its mean displacement is above MOVING_PX and this fraction of the 95th percentile.
-MASK_FRACTION, MASK_QUANTILE = 0.5, 0.95
-# Blurs of the image gradient, px of a grid of 256 x 160. On the real test clips they give 0.29, 0.38, 0.41, 0.44, 0.46,
-# and less again at 48 and 64 px.
+# Blurs of the image gradient, px of a grid of 256 x 160.
 GRADIENT_SIGMAS_PX = (0.0, 4.0, 8.0, 16.0, 32.0)
 # Below this a bin, or a clip, has no motion that a ratio could be taken to.
 LEAST_PX = 1e-3
@@ -32,29 +26,20 @@ BASELINES = (
 )
 
 
-# ------------------------------------------------------------------------------------------------ where it moves
-
-
 def moving_mask(mean_px: Tensor) -> Tensor:
     """Return where a clip moves: mean |F| (1, H, W) px above max(0.25 px, half of its 95th percentile), as booleans.
 
     The 0.25 px are of a grid of 256 x 160 and fewer on a smaller one; `mean_px` is in px of its own grid.
     """
     least_px = MOVING_PX / default_grid_scale(*mean_px.shape[-2:])
-    strong_px = float(mean_px.flatten().float().quantile(MASK_QUANTILE))
-    return mean_px > max(least_px, MASK_FRACTION * strong_px)
+    return mean_px > max(least_px, 0.5 * float(mean_px.flatten().float().quantile(0.95)))
 
 
 def average_precision(scores: Tensor, mask: Tensor) -> float:
-    """Return the average precision of `scores` for finding the pixels of `mask`, exactly.
+    """Return the average precision of `scores` for finding the pixels of `mask`, of the same shape, exactly.
 
     AP = sum_n (R_n - R_{n-1}) P_n over the distinct scores from the highest down, P_n and R_n being precision and
-    recall of the pixels that score at least the n-th. Equal scores are one step, so that a constant map gets the
-    mask's fraction whatever the order of the pixels.
-
-    Args:
-        scores: real numbers of any shape, higher where motion is expected; ValueError for NaN.
-        mask: booleans of the same shape, at least one of them true.
+    recall of the pixels that score at least the n-th. Equal scores are one step. ValueError for NaN.
     """
     if bool(scores.isnan().any()):
         raise ValueError("scores: expected numbers, got NaN")
@@ -67,10 +52,7 @@ def average_precision(scores: Tensor, mask: Tensor) -> float:
 
 
 def corrected_precision(scores: Tensor, mask: Tensor) -> float | None:
-    """Return (AP - p) / (1 - p), p the mask's fraction: 0 for a constant map, 1 for a perfect one.
-
-    None where the mask is empty or full: such a mask cannot tell maps apart.
-    """
+    """Return (AP - p) / (1 - p), p the mask's fraction: 0 for a constant map, 1 for a perfect one; None for p of 0 or 1."""
     fraction = float(mask.double().mean()) if mask.numel() else 0.0
     if not 0 < fraction < 1:
         return None
@@ -96,20 +78,15 @@ def baseline_maps(image: Tensor, seed: int, name: str) -> dict[str, Tensor]:
     return dict(zip(BASELINES, [torch.ones(size), noise, *gradients], strict=True))
 
 
-# ------------------------------------------------------------------------------------------------ how strong
-
-
 def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
     """Return the mean over the pixels of maps (..., H, W), weighted by (1, H, W); 0 where nothing has weight."""
     return (maps * weight).sum((-2, -1)) / weight.sum().clamp(min=1e-6)
 
 
 def bin_ratios(predicted_px: Tensor, real_px: Tensor) -> tuple[float, Tensor] | None:
-    """Split predicted over real amplitudes (K,) into their geometric mean and what it leaves per bin.
+    """Split predicted over real amplitudes (K,) into their geometric mean and (K,) ratios over it.
 
-    Returns:
-        the mean ratio, and (K,) ratios over it, NaN in bins where the clip has under 0.001 px; None where all have.
-        Predictions count as at least 0.001 px, so that a static one has a ratio too.
+    Bins where the clip has under 0.001 px are NaN; None where all have. Predictions count as at least 0.001 px.
     """
     moves = real_px >= LEAST_PX
     if not bool(moves.any()):
@@ -125,9 +102,6 @@ def factor(ratios: Iterable[float]) -> float | None:
     return math.exp(sum(logs) / len(logs)) if logs else None
 
 
-# ------------------------------------------------------------------------------------------------ other metrics
-
-
 def mean_motion(spectrum: Tensor) -> Tensor:
     """Return mean |F_t| over the frames of one period, (..., 1, H, W) px; of a difference it is the end-point error."""
     return mean_displacement(spectrum, num_samples=NUM_FRAMES)
@@ -136,8 +110,7 @@ def mean_motion(spectrum: Tensor) -> Tensor:
 def normalised_gradient(spectrum: Tensor, num_phases: int = 30) -> float | None:
     """Return mean |grad F| / mean |F| over pixels and frames, 1 / px: how fast motion changes from pixel to pixel.
 
-    |grad F| is the root of the squared differences to the right and lower neighbours, of both directions. None where
-    nothing moves.
+    |grad F| is the root of the squared differences to the right and lower neighbours. None where nothing moves.
     """
     flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
     right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)

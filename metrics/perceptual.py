@@ -25,14 +25,9 @@ LEAST_SIDE_PX = 32
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Average over each sample with the mask as weights, then over the samples.
+    """Average values (B, ..., H, W) over each sample with the mask as weights, then over the samples.
 
-    Args:
-        values: (B, ..., H, W).
-        mask: broadcastable to values, weights of at least 0; a sample whose mask is 0 everywhere counts as 0.
-
-    Returns:
-        scalar; differentiable in `values`.
+    The mask broadcasts to `values`; a sample whose mask is 0 everywhere counts as 0.
     """
     if mask is None:
         return values.flatten(1).mean(1).mean()
@@ -41,18 +36,10 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Mean L1 distance of unit-normalised features of an ImageNet network.
+    """Mean L1 distance of unit-normalised features of an ImageNet network; unlike LPIPS without learned weights.
 
-    Features of each layer are divided by their length over the channels, so that layers weigh alike. It is not LPIPS:
-    no learned weights, and L1.
-
-    Args:
-        weights: a torchvision state dict, .pth or .safetensors (RGB, ImageNet mean and deviation), or an .npz
-            converted from Caffe (BGR, 0..255, minus its means).
-        network: "squeezenet" (1.1), "vgg16" or "vgg19".
-
-    Raises:
-        WeightsError: the file is missing, unreadable, or of another network.
+    `weights` is a torchvision state dict, .pth or .safetensors, or an .npz converted from Caffe (BGR, 0..255, minus its
+    means). WeightsError where it is missing, unreadable, or of another network.
     """
 
     def __init__(self, weights: Path | str, network: Network = "squeezenet") -> None:
@@ -101,34 +88,21 @@ class PerceptualLoss(nn.Module):
         return torch.stack(found)
 
     def forward(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Return the mean distance over the layers.
-
-        Args:
-            pred, target: (B, 3, H, W) RGB in [0, 1].
-            mask: (B, 1, H, W) weights, or None.
-
-        Returns:
-            scalar; differentiable in pred and target.
-        """
+        """Return the mean distance over the layers of images (B, 3, H, W) in [0, 1]; mask: (B, 1, H, W) weights."""
         return self.distances(pred, target, mask).mean()
 
     @torch.no_grad()
     def feature_distance(self, pred: Tensor, target: Tensor) -> Tensor:
-        """Return (B,) distances of images, clipped to [0, 1], for tables (`feature_distance`, less is better)."""
+        """Return (B,) distances of images, clipped to [0, 1]."""
         pairs = zip(pred.clamp(0, 1).split(1), target.clamp(0, 1).split(1), strict=True)
         return torch.stack([self(one, other) for one, other in pairs])
 
 
 def load_feature_weights(weights: Path | str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Read the weights of a torchvision network's `features` and check them against `wanted`.
+    """Read weights of a torchvision network's `features` (.npz, .safetensors, .pth) and check them against `wanted`.
 
-    Args:
-        weights: .npz, .safetensors or a .pth/.pt state dict (read without running any pickle code); keys with or
-            without "features." in front, further layers are ignored.
-        wanted: the state dict to fill, without "features." in its keys; only its shapes count.
-
-    Raises:
-        WeightsError: missing or unreadable file, a layer that is missing or of another shape.
+    `wanted` is the state dict to fill, without "features." in its keys. WeightsError where the file is missing or
+    unreadable, or a layer is missing or of another shape.
     """
     path = Path(weights)
     if not path.is_file():

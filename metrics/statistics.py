@@ -21,15 +21,9 @@ SIGN_DRAWS = 2**14
 def bootstrap_interval(
     values: Sequence[float], seed: int, sources: Sequence[str] | None = None
 ) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the mean of `values`, whole sources resampled with replacement.
+    """Return the 95 % percentile interval of the mean of `values`, one a clip, with whole sources resampled.
 
-    Args:
-        values: one a clip.
-        seed: of the draws.
-        sources: the video that each clip was cut from; None: each value is its own source.
-
-    Returns:
-        (low, high), or None for fewer than two sources.
+    `sources` names the video of each clip; None: each value is its own source. None for fewer than two sources.
     """
     sums, counts = _sums_by_source(values, range(len(values)) if sources is None else sources)
     if len(sums) < 2:
@@ -52,15 +46,7 @@ def sign_flip_p(differences: Sequence[float], sources: Sequence[str], seed: int)
     """Return the two-sided p-value of a paired sign-flip (permutation) test of a mean difference of 0.
 
     Under the null hypothesis the two sides of a pair are exchangeable, so all clips of a source may have the other
-    sign. With n sources p cannot be below 2 / 2^n.
-
-    Args:
-        differences: one a clip, first minus second.
-        sources: the video that each clip was cut from.
-        seed: of the draws, where there are more than 14 sources.
-
-    Returns:
-        p in (0, 1], or None for fewer than two sources.
+    sign. With n sources p cannot be below 2 / 2^n. None for fewer than two sources.
     """
     sums, _ = _sums_by_source(differences, sources)
     if len(sums) < 2:

@@ -47,16 +47,12 @@ def test_the_table_is_complete_and_agrees_with_itself(tmp_path, capsys):
         wanted += [f"{op}, {backend}, {direction}" for op in SPLATS for backend in backends]
     assert list(rows) == [f"{size}, {name}" for size in ("1x3x10x14", "2x2x9x8") for name in wanted]
 
-    for size, channels, pixels in (("1x3x10x14", 3, 140), ("2x2x9x8", 2, 144)):
+    for size in ("1x3x10x14", "2x2x9x8"):
         copy = rows[f"{size}, copy, torch, forward"]
         assert copy["times_torch"] is None and copy["times_average"] is None
         for name in wanted:
             (op, backend, direction), row = name.split(", "), rows[f"{size}, {name}"]
             assert 0 < row["min_ms"] <= row["ms"] <= row["max_ms"]
-            inputs = channels + {"copy": 0, "sum": 2, "average": 2}.get(op, 3)
-            numbers = inputs + channels + (inputs + channels + inputs if "backward" in direction else 0)
-            assert row["gb_per_s"] == pytest.approx(4 * pixels * numbers / (row["ms"] / 1000) / 1e9)
-            assert row["fraction_of_copy"] == pytest.approx(row["gb_per_s"] / copy["gb_per_s"])
             if op != "copy":
                 by_hand = [rows[f"{size}, average, {baseline}, {direction}"]["ms"] for baseline in BASELINES]
                 assert row["times_torch"] == pytest.approx(min(by_hand) / row["ms"])
