@@ -8,11 +8,12 @@ from functools import lru_cache
 
 import cv2
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes.mesh import TEXELS
 
 
-def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[float, float], octaves: int = 3) -> np.ndarray:
+def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[float, float], octaves: int = 3) -> Array:
     """Value noise (H, W) of mean 0 and about unit spread; cells: lattice cells of the first octave, down and across."""
     out = np.zeros(size, np.float32)
     for octave in range(octaves):
@@ -22,7 +23,7 @@ def noise(rng: np.random.Generator, size: tuple[int, int], cells: tuple[float, f
     return out / 0.9
 
 
-def _tiled_noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int = 3) -> np.ndarray:
+def _tiled_noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int = 3) -> Array:
     out = np.zeros((TEXELS, TEXELS), np.float32)
     for octave in range(octaves):
         lattice = rng.standard_normal([min(TEXELS, c * 2**octave) for c in cells], np.float32)
@@ -33,7 +34,7 @@ def _tiled_noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int 
 
 
 @lru_cache(maxsize=1)
-def texture_atlas() -> np.ndarray:
+def texture_atlas() -> Array:
     """Tileable brightness textures (M, S, S) in [-1, 1], in the order of the material numbers of mesh.py."""
     rng = np.random.default_rng(20231)
     v, u = np.mgrid[0:TEXELS, 0:TEXELS].astype(np.float32)
@@ -90,7 +91,7 @@ class Finish:
         }
         return cls(**{**values, **changes})  # type: ignore[arg-type]
 
-    def apply(self, frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    def apply(self, frame: Array, rng: np.random.Generator) -> Array:
         """Develop a frame (H, W, 3): values in [0, 1] float32."""
         height, width = frame.shape[:2]
         if self.blur > 0:
@@ -115,7 +116,7 @@ class Finish:
         return np.clip(frame, 0, 1).astype(np.float32)
 
 
-def mix(low: np.ndarray, high: np.ndarray, fraction: np.ndarray) -> np.ndarray:
+def mix(low: Array, high: Array, fraction: Array) -> Array:
     """Blend two colours (3,) by a fraction (H, W): (H, W, 3)."""
     return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * fraction[..., None]
 
@@ -130,7 +131,7 @@ SKIES = {
 }
 
 
-def sky(rng: np.random.Generator, size: tuple[int, int], mood: str) -> np.ndarray:
+def sky(rng: np.random.Generator, size: tuple[int, int], mood: str) -> Array:
     """Sky (H, W, 3): mood day, overcast, sunset, dusk or white."""
     height, width = size
     down = np.linspace(0, 1, height)[:, None] * np.ones((1, width))
@@ -151,7 +152,7 @@ def sky(rng: np.random.Generator, size: tuple[int, int], mood: str) -> np.ndarra
     return np.clip(out, 0, 1).astype(np.float32)
 
 
-def hills(rng: np.random.Generator, image: np.ndarray, horizon: float, colour: np.ndarray, rows: int = 2) -> None:
+def hills(rng: np.random.Generator, image: Array, horizon: float, colour: Array, rows: int = 2) -> None:
     """Paint ridges, hazy to near, over image (H, W, 3) above the row `horizon`."""
     height, width = image.shape[:2]
     y = np.arange(height)[:, None]
@@ -167,7 +168,7 @@ def hills(rng: np.random.Generator, image: np.ndarray, horizon: float, colour: n
         image[:] = image * (1 - inside[..., None]) + (tint * detail[..., None]) * inside[..., None]
 
 
-def ground(rng: np.random.Generator, image: np.ndarray, horizon: float, colour: np.ndarray, kind: str) -> None:
+def ground(rng: np.random.Generator, image: Array, horizon: float, colour: Array, kind: str) -> None:
     """Paint ground below the row `horizon` with a texture in perspective: kind grass, earth, road, sand or water."""
     height, width = image.shape[:2]
     first = int(np.clip(horizon, 0, height - 1))
@@ -202,7 +203,7 @@ def ground(rng: np.random.Generator, image: np.ndarray, horizon: float, colour: 
         image[first:] = image[first:] * (1 - verge) + grass * verge
 
 
-def bokeh(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, scale: float) -> np.ndarray:
+def bokeh(rng: np.random.Generator, size: tuple[int, int], colour: Array, scale: float) -> Array:
     """Out-of-focus foliage (H, W, 3): soft patches of light and shade, and often discs of light."""
     base = np.asarray(colour)
     tone = noise(rng, size, (rng.uniform(2, 5), rng.uniform(3, 7)), 3)
@@ -218,9 +219,7 @@ def bokeh(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, s
     return np.clip(blurred + cv2.GaussianBlur(discs, (0, 0), 1.2 * scale), 0, 1)
 
 
-def surface(
-    rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, tile: np.ndarray, scale: float
-) -> np.ndarray:
+def surface(rng: np.random.Generator, size: tuple[int, int], colour: Array, tile: Array, scale: float) -> Array:
     """A wall or board seen face on (H, W, 3) with uneven light; tile: a material (S, S) of the atlas."""
     zoom = rng.uniform(0.5, 1.6) * scale
     # What has no joints or boards would look like clouds if it were as strong.
@@ -233,7 +232,7 @@ def surface(
     return np.clip(np.asarray(colour) * shade[..., None], 0, 1).astype(np.float32)
 
 
-def dark(rng: np.random.Generator, size: tuple[int, int], centre: tuple[float, float], tint: np.ndarray) -> np.ndarray:
+def dark(rng: np.random.Generator, size: tuple[int, int], centre: tuple[float, float], tint: Array) -> Array:
     """A night room (H, W, 3) lit from `centre` (x, y) px by a flame."""
     y, x = np.mgrid[0 : size[0], 0 : size[1]]
     r = np.hypot(x - centre[0], y - centre[1]) / (max(size) * rng.uniform(0.15, 0.6))
@@ -242,7 +241,7 @@ def dark(rng: np.random.Generator, size: tuple[int, int], centre: tuple[float, f
     return np.clip(np.asarray(tint) * (light * pattern)[..., None], 0, 1).astype(np.float32)
 
 
-def forest(rng: np.random.Generator, size: tuple[int, int], colour: np.ndarray, scale: float) -> np.ndarray:
+def forest(rng: np.random.Generator, size: tuple[int, int], colour: Array, scale: float) -> Array:
     """Edge of a wood (H, W, 3): dark foliage, gaps of sky, trunks."""
     canopy = noise(rng, size, (8, 11), 5)
     out = np.asarray(colour) * np.clip(0.6 + 0.42 * canopy, 0.08, 2)[..., None]

@@ -1,10 +1,14 @@
-"""Elements of the procedural scenes in batches: ribbons, leaves, rounded patches, quadrilaterals, waving sheets."""
+"""Elements of the procedural scenes in batches: ribbons, leaves, rounded patches, quadrilaterals, waving sheets.
+
+`depth`, `layer`, `material` and `strength` are those of `Look`.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes.mesh import (
     FIBRE,
@@ -15,6 +19,7 @@ from data.scenes.mesh import (
     WEAVE,
     Carrier,
     Chain,
+    Look,
     Mesh,
     normals,
     perp,
@@ -26,14 +31,13 @@ from data.scenes.mesh import (
 def add_strips(
     mesh: Mesh,
     chain: Chain,
-    half_width: np.ndarray | float,
-    colour: np.ndarray,
+    half_width: Array | float,
+    colour: Array,
     *,
-    depth: np.ndarray | float,
     shade: tuple[float, float, float] = (0.75, 1.05, 0.9),
     material: int = FIBRE,
     strength: float = 0.2,
-    layer: int = 1,
+    **look: Any,
 ) -> None:
     """Add ribbons around the lines of a chain: stems, blades, trunks, branches.
 
@@ -56,10 +60,8 @@ def add_strips(
     n = np.arange(points - 1)[:, None] * 3
     quads = np.concatenate([n + [[0, 1, 3]], n + [[1, 4, 3]], n + [[1, 2, 4]], n + [[2, 5, 4]]])
     moves = (freedoms.reshape(items, -1, width), directions.reshape(items, -1, width, 2))
-    look = {"depth": depth, "strength": strength, "material": material, "layer": layer}
-    mesh.add(
-        vertices.reshape(items, -1, 2), quads, tint.reshape(items, -1, 3), moves, uv=uv.reshape(items, -1, 2), **look
-    )
+    vertices, tint, uv = (array.reshape(items, 3 * points, -1) for array in (vertices, tint, uv))
+    mesh.add(vertices, quads, tint, moves, uv, Look(strength=strength, material=material, **look))
 
 
 PROFILES: dict[str, tuple[float, ...]] = {
@@ -72,7 +74,7 @@ PROFILES: dict[str, tuple[float, ...]] = {
 }
 
 
-def leaf_outline(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def leaf_outline(shape: str) -> tuple[Array, Array, Array]:
     """Unit leaf from (0, 0) to (1, 0): points (P, 2), triangles (M, 3), and the side of each point (-1, 0, 1)."""
     if shape == "maple":
         radii = np.array([0.25, 0.6, 0.42, 0.75, 0.45, 0.95, 0.42, 1.0, 0.42, 0.95, 0.45, 0.75, 0.42, 0.6])
@@ -95,38 +97,30 @@ def leaf_outline(shape: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return points, np.array(triangles), np.sign(points[:, 1])
 
 
-def _seen_aslant(points: np.ndarray, centre: np.ndarray, direction: float, factor: float) -> np.ndarray:
-    """Squeeze points (N, P, 2) toward centre (N, 2) by a factor along one direction."""
-    axis = unit(np.asarray(direction))
-    away = points - centre[:, None]
-    return points - (1 - factor) * (away @ axis)[..., None] * axis
-
-
 def add_leaves(
     mesh: Mesh,
     carrier: Carrier,
-    base: np.ndarray,
-    angle: np.ndarray,
-    length: np.ndarray,
-    width: np.ndarray,
-    colour: np.ndarray,
+    base: Array,
+    angle: Array,
+    length: Array,
+    width: Array,
+    colour: Array,
     *,
-    depth: np.ndarray | float,
     shape: str = "oval",
-    bow: np.ndarray | float = 0.0,
+    bow: Array | float = 0.0,
     hertz: float = 2.5,
     flutter: float = 0.3,
     fold: float = 0.12,
     tip: float = 1.0,
-    layer: int = 1,
     strength: float = 0.25,
     twist: bool = True,
-    squash: tuple[np.ndarray, float, float] | None = None,
+    squash: tuple[Array, float, float] | None = None,
+    **look: Any,
 ) -> None:
     """Add leaves or petals that ride on carrier (N items) at base (N, 2), swing about it and turn on their midrib.
 
     fold: brightness step across the midrib; tip: brightness of the tip relative to the base.
-    squash (centre (N, 2), angle, factor): a flower head seen aslant.
+    squash (centre (N, 2), direction, factor): a flower head seen aslant, squeezed toward its centre.
     """
     outline, triangles, side = leaf_outline(shape)
     x, y = outline.T
@@ -136,7 +130,9 @@ def add_leaves(
     points = base[:, None] + x[:, None] * length[:, None, None] * forward[:, None] + breadth
     points = points + lift[..., None] * sideways[:, None]
     if squash is not None:
-        points = _seen_aslant(points, *squash)
+        centre, direction, factor = squash
+        axis = unit(np.asarray(direction))
+        points = points - (1 - factor) * ((points - centre[:, None]) @ axis)[..., None] * axis
     # No two leaves swing alike: their natural frequencies spread by golden-ratio steps, without a generator.
     pace = hertz * np.exp(0.8 * ((np.arange(len(base)) * 0.61803) % 1 - 0.5))
     gain = flutter * (sideways[:, 0] + 0.6 * sideways[:, 1])
@@ -151,25 +147,21 @@ def add_leaves(
         directions = np.concatenate([directions, way[:, :, None]], 2)
     tint = colour[:, None] * ((1 + fold * side) * (1 + (tip - 1) * x))[None, :, None]
     uv = np.stack([128 + 110 * y, 250 * x], -1)[None] + np.zeros((len(base), 1, 1))
-    look = {"depth": depth, "strength": strength, "material": VEINS, "layer": layer}
-    mesh.add(points, triangles, tint, (freedoms, directions), uv=uv, **look)
+    mesh.add(points, triangles, tint, (freedoms, directions), uv, Look(strength=strength, material=VEINS, **look))
 
 
 def add_blobs(
     mesh: Mesh,
     rng: np.random.Generator,
     carrier: Carrier,
-    centre: np.ndarray,
-    radius: np.ndarray,
-    colour: np.ndarray,
+    centre: Array,
+    radius: Array,
+    colour: Array,
     *,
-    depth: np.ndarray | float,
     rough: float = 0.15,
     rim: float = 0.75,
     corners: int = 12,
-    material: int = MOTTLED,
-    strength: float = 0.3,
-    layer: int = 1,
+    **look: Any,
 ) -> None:
     """Add rounded patches on carrier (N items): stones, clumps, flower centres. radius (N,) or (N, 2); rim shades."""
     items, light = len(centre), -2.2  # the direction that the light comes from
@@ -187,20 +179,12 @@ def add_blobs(
     corners_of = ((np.zeros_like(n), inner, after), (inner, outer, after), (after, outer, last))
     triangles = np.concatenate([np.stack(three, -1) for three in corners_of])
     uv = points * 3.0 + rng.uniform(0, TEXELS, (items, 1, 2))
-    look = {"depth": depth, "strength": strength, "material": material, "layer": layer}
-    mesh.add(points, triangles, colour[:, None] * bright[..., None], carrier.moves(points), uv=uv, **look)
+    look = Look(**{"strength": 0.3, "material": MOTTLED, **look})
+    mesh.add(points, triangles, colour[:, None] * bright[..., None], carrier.moves(points), uv, look)
 
 
 def add_quad(
-    mesh: Mesh,
-    corners: np.ndarray,
-    colour: np.ndarray,
-    *,
-    depth: float,
-    material: int = FLAT,
-    strength: float = 0.3,
-    texel: float = 3.0,
-    gradient: tuple[float, float] = (1.0, 1.0),
+    mesh: Mesh, corners: Array, colour: Array, depth: float, *, gradient=(1.0, 1.0), texel: float = 3.0, **look: Any
 ) -> None:
     """Add a rigid, still quadrilateral (4, 2) px, corners in turn; gradient: brightness of its first and last edge."""
     corners = np.asarray(corners, float)
@@ -212,15 +196,13 @@ def add_quad(
     n = (np.arange(4)[:, None] * 5 + np.arange(4)).reshape(-1, 1)
     triangles = np.concatenate([n + [[0, 1, 5]], n + [[1, 6, 5]]])
     tint = (np.asarray(colour) * np.repeat(np.linspace(*gradient, 5), 5)[:, None])[None]
-    look = {"depth": depth, "strength": strength, "material": material}
-    mesh.add(grid, triangles, tint, still(1).moves(grid), uv=grid * texel, **look)
+    look = Look(depth, **{"strength": 0.3, "material": FLAT, **look})
+    mesh.add(grid, triangles, tint, still(1).moves(grid), grid * texel, look)
 
 
-def add_rectangle(
-    mesh: Mesh, x: float, y: float, w: float, h: float, colour: np.ndarray, depth: float, **looks: object
-) -> None:
-    """Add an upright still rectangle with its top left corner at (x, y); looks: of `add_quad`."""
-    add_quad(mesh, np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]]), colour, depth=depth, **looks)  # type: ignore[arg-type]
+def add_rectangle(mesh: Mesh, x: float, y: float, w: float, h: float, colour: Array, depth: float, **look: Any) -> None:
+    """Add an upright `add_quad` with its top left corner at (x, y)."""
+    add_quad(mesh, np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]]), colour, depth, **look)
 
 
 class Wave(NamedTuple):
@@ -229,23 +211,13 @@ class Wave(NamedTuple):
     hertz: float
     gain: float
     number: float
-    direction: np.ndarray
+    direction: Array
     damping: float
     limit: float
 
 
 def add_sheet(
-    mesh: Mesh,
-    grid: np.ndarray,
-    colour: np.ndarray,
-    *,
-    hold: np.ndarray,
-    reach: np.ndarray,
-    waves: list[Wave],
-    depth: float,
-    strength: float = 0.12,
-    layer: int = 1,
-    material: int = WEAVE,
+    mesh: Mesh, grid: Array, colour: Array, hold: Array, reach: Array, waves: list[Wave], **look: Any
 ) -> None:
     """Add a waving sheet (cloth, flame) on grid (R, C, 2): cells coloured by colour (R-1, C-1, 3) or points (R, C, 3).
 
@@ -264,10 +236,8 @@ def add_sheet(
     cells = n + np.array([[0, 1, columns + 1, columns]])
     points = grid.reshape(-1, 2)[cells]
     directions = np.stack(vectors, 2).reshape(-1, len(numbers), 2)[cells]
-    if colour.shape[:2] == (rows - 1, columns - 1):
-        tint = np.repeat(colour.reshape(-1, 1, 3), 4, 1)
-    else:
-        tint = colour.reshape(-1, 3)[cells]
+    of_cells = colour.shape[:2] == (rows - 1, columns - 1)
+    tint = np.repeat(colour.reshape(-1, 1, 3), 4, 1) if of_cells else colour.reshape(-1, 3)[cells]
     moves = (np.broadcast_to(np.asarray(numbers), (*points.shape[:2], len(numbers))), directions)
-    look = {"depth": depth, "strength": strength, "material": material, "layer": layer}
-    mesh.add(points, np.array([[0, 1, 2], [0, 2, 3]]), tint, moves, uv=points * 5.0, **look)
+    look = Look(**{"strength": 0.12, "material": WEAVE, **look})
+    mesh.add(points, np.array([[0, 1, 2], [0, 2, 3]]), tint, moves, points * 5.0, look)

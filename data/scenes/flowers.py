@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes.elements import add_blobs, add_leaves, add_strips
 from data.scenes.mesh import Chain, Spots, along, bend, unit
@@ -16,12 +17,8 @@ FLOWERS = ("daisy", "poppy", "rose", "tulip", "bell", "cluster", "spike", "lily"
 RINGS = {
     "poppy": [(5, 0.0, 1.0, 0.95, 0.85), (4, 0.0, 0.85, 0.8, 1.05)],
     "lily": [(3, 0.0, 1.0, 0.42, 0.85), (3, 0.0, 0.95, 0.5, 1.05)],
-    "rose": [
-        (8, 0.25, 0.8, 0.6, 0.7),
-        (7, 0.2, 0.62, 0.55, 0.85),
-        (6, 0.12, 0.46, 0.45, 0.95),
-        (5, 0.04, 0.33, 0.36, 1.1),
-    ],
+    "rose": [(8, 0.25, 0.8, 0.6, 0.7), (7, 0.2, 0.62, 0.55, 0.85)]
+    + [(6, 0.12, 0.46, 0.45, 0.95), (5, 0.04, 0.33, 0.36, 1.1)],
     "tulip": [(3, 0.0, 1.0, 0.62, 0.75), (2, 0.0, 1.0, 0.7, 1.0), (1, 0.0, 0.95, 0.75, 1.15)],
     "bell": [(4, 0.0, 1.0, 0.5, 0.9), (3, 0.0, 0.9, 0.45, 1.1)],
 }
@@ -29,15 +26,7 @@ HEARTS = {"daisy": 0.27, "poppy": 0.22, "lily": 0.16}
 
 
 def flower_heads(
-    stage: Stage,
-    ends: Spots,
-    radius: np.ndarray,
-    *,
-    style: str,
-    colour: np.ndarray,
-    heart: np.ndarray,
-    depth: np.ndarray,
-    layer: int = 1,
+    stage: Stage, ends: Spots, radius: Array, style: str, colour: Array, heart: Array, depth: Array, layer: int = 1
 ) -> None:
     """Add flowers of one style with radius (N,) at the ends of N stems."""
     if style in ("cluster", "spike"):
@@ -47,28 +36,25 @@ def flower_heads(
     rings = RINGS[style] if style != "daisy" else [(stage.number(11, 22), 0.16, 1.0, 0.2, 1.0)]
     cup = style in ("tulip", "bell")
     tilt, factor = rng.uniform(0, math.pi), 1.0 if cup else float(rng.uniform(0.5, 1.0))
-    look = {"shape": "petal" if style != "lily" else "oval", "hertz": 2.6, "flutter": 0.12, "fold": 0.08}
+    look = {"hertz": 2.6, "flutter": 0.12, "fold": 0.08, "strength": 0.18, "layer": layer}
+    look["shape"] = "petal" if style != "lily" else "oval"
     for order, (petals, out, length, wide, bright) in enumerate(rings):
         which, many = np.repeat(np.arange(count), petals), count * petals
         angle = _petal_angles(rng, ends.heading, petals, cup)
         size = radius[which] * length * np.exp(rng.normal(0, 0.08, many))
         tint = stage.vary(colour * bright, many, 0.09, 0.03)
         base = centre[which] + out * radius[which, None] * unit(angle) * 0.7
-        look["layer"], look["squash"], width = (
-            layer,
-            (centre[which], tilt, factor),
-            size * wide * rng.uniform(0.75, 1.1, many),
-        )
+        look["squash"], width = (centre[which], tilt, factor), size * wide * rng.uniform(0.75, 1.1, many)
         look["depth"] = depth[which] + 0.01 * (order + rng.uniform(0, 1, many))
         look["bow"], look["tip"] = rng.normal(0, 0.12, many), rng.uniform(0.9, 1.15)
-        add_leaves(stage.mesh, ends.carrier.take(which), base, angle, size, width, tint, strength=0.18, **look)
+        add_leaves(stage.mesh, ends.carrier.take(which), base, angle, size, width, tint, **look)
     if style in HEARTS:
         middle = {"depth": depth + 0.05, "rough": 0.07, "strength": 0.45, "layer": layer}
         tint = stage.vary(heart, count, 0.08)
         add_blobs(stage.mesh, rng, ends.carrier, centre, radius * HEARTS[style], tint, **middle)
 
 
-def _petal_angles(rng: np.random.Generator, heading: np.ndarray, petals: int, cup: bool) -> np.ndarray:
+def _petal_angles(rng: np.random.Generator, heading: Array, petals: int, cup: bool) -> Array:
     """Directions (N * petals,): a fan about the stem's heading in a cup, else all around."""
     count = len(heading)
     which, number = np.repeat(np.arange(count), petals), np.tile(np.arange(petals), count)
@@ -77,9 +63,7 @@ def _petal_angles(rng: np.random.Generator, heading: np.ndarray, petals: int, cu
     return 2 * math.pi * number / petals + rng.uniform(0, 6, count)[which] + rng.normal(0, 0.07, len(which))
 
 
-def _florets(
-    stage: Stage, ends: Spots, radius: np.ndarray, style: str, colour: np.ndarray, depth: np.ndarray, layer: int
-) -> None:
+def _florets(stage: Stage, ends: Spots, radius: Array, style: str, colour: Array, depth: Array, layer: int) -> None:
     """Heads of many small flowers: a ball (hydrangea, yarrow) or a spike (lavender, goldenrod)."""
     rng, per = stage.rng, 46 if style == "cluster" else 22
     which, many = np.repeat(np.arange(len(radius)), per), len(radius) * per
@@ -100,9 +84,7 @@ def _florets(
     add_blobs(stage.mesh, rng, carrier, centre, size, tint, strength=0.2, layer=layer, **look)
 
 
-def plumes(
-    stage: Stage, stems: Chain, length: float, colour: np.ndarray, *, depth: np.ndarray, thick: float, awns: int
-) -> None:
+def plumes(stage: Stage, stems: Chain, length: float, colour: Array, depth: Array, thick: float, awns: int) -> None:
     """Add ears of grain or plumes of reed at the tips of stems."""
     rng, mesh, ends = stage.rng, stage.mesh, stems.tips()
     count = len(ends.place)

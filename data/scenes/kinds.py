@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes import backgrounds, rigid, vegetation
 from data.scenes.backgrounds import Finish
@@ -15,11 +16,11 @@ from data.scenes.flowers import FLOWERS, flower_heads
 from data.scenes.mesh import FOLIAGE, MOTTLED, PLANKS, VEINS, Chain, Mesh, Spots, along, bend, still
 from data.scenes.plants import UP
 from data.scenes.sheets import cloth, flag_colours, flame
-from data.scenes.stage import GREENS, PETALS, Palette, Stage
+from data.scenes.stage import GREENS, PETALS, Stage, palette
 from data.scenes.surroundings import distract, landscape, lawn, meadow, room, stems_with_heads, wall
 
-TABLES: Palette = ((0.25, 0.15, 0.08), (0.1, 0.08, 0.07), (0.4, 0.35, 0.3))
-CANDLES: Palette = ((0.95, 0.6, 0.2), (0.9, 0.85, 0.75), (0.7, 0.15, 0.1), (0.75, 0.65, 0.8))
+TABLES = palette("25 15 8, 10 8 7, 40 35 30")
+CANDLES = palette("95 60 20, 90 85 75, 70 15 10, 75 65 80")
 
 
 def _potted(stage: Stage) -> None:
@@ -45,8 +46,9 @@ def _potted(stage: Stage) -> None:
         add_leaves(mesh, ends.carrier, ends.place, turn, size * 0.6, width, tint, **look)
     else:
         head = np.stack([x + rng.normal(0, 0.5, count) * wide, top - stage.height * rng.uniform(0.1, 0.35, count)], -1)
-        radius, style, heart = wide * rng.uniform(0.14, 0.26), stage.choice(FLOWERS[:7]), np.array([0.8, 0.6, 0.15])
-        stems_with_heads(stage, base, head, radius, style, stage.pick(PETALS), heart, colour, 1)
+        radius, style, petals = wide * rng.uniform(0.14, 0.26), stage.choice(FLOWERS[:7]), stage.pick(PETALS)
+        flower = {"style": style, "colour": petals, "heart": np.array([0.8, 0.6, 0.15])}
+        stems_with_heads(stage, base, head, radius, colour, 1, **flower)
 
 
 def _flag(stage: Stage) -> None:
@@ -230,9 +232,7 @@ FREQUENCIES = np.array([often for _, often, _ in _KINDS.values()]) / sum(often f
 STRENGTH = {kind: strength for kind, (_, _, strength) in _KINDS.items()}
 
 
-def draw(
-    kind: str, rng: np.random.Generator, size: tuple[int, int], atlas: np.ndarray
-) -> tuple[Mesh, np.ndarray, Finish]:
+def draw(kind: str, rng: np.random.Generator, size: tuple[int, int], atlas: Array) -> tuple[Mesh, Array, Finish]:
     """Draw an image of a kind with the textures of atlas (M, S, S): mesh, background (H, W, 3) float32, finish."""
     stage = Stage(rng, size, atlas)
     _KINDS[kind][0](stage)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from numpy import ndarray as Array
 
 FLAT, MOTTLED, FIBRE, BRICK, PLANKS, BARK, STONE, VEINS, FOLIAGE, TILES, WEAVE = range(11)
 TEXELS = 256
@@ -18,25 +19,21 @@ TEXELS = 256
 class Carrier(NamedTuple):
     """What moves each of N points: freedoms (N, D) int, shift (N, D, 2) and turn (N, D); column 0 never moves."""
 
-    freedoms: np.ndarray
-    shift: np.ndarray
-    turn: np.ndarray
+    freedoms: Array
+    shift: Array
+    turn: Array
 
-    def take(self, index: np.ndarray) -> Carrier:
+    def take(self, index: Array) -> Carrier:
         """Carriers of the items `index` (any shape of whole numbers, flattened)."""
         index = np.asarray(index).reshape(-1)
-        return Carrier(self.freedoms[index], self.shift[index], self.turn[index])
+        return Carrier(*(array[index] for array in self))
 
-    def with_freedoms(self, freedoms: np.ndarray, shift: np.ndarray, turn: np.ndarray | float = 0.0) -> Carrier:
+    def with_freedoms(self, freedoms: Array, shift: Array, turn: Array | float = 0.0) -> Carrier:
         """Carriers with one more degree of freedom: freedoms (N,), shift (N, 2), turn (N,)."""
-        turn = np.broadcast_to(turn, freedoms.shape)
-        return Carrier(
-            np.concatenate([self.freedoms, freedoms[:, None]], 1),
-            np.concatenate([self.shift, shift[:, None]], 1),
-            np.concatenate([self.turn, turn[:, None]], 1),
-        )
+        added = (freedoms, shift, np.broadcast_to(turn, freedoms.shape))
+        return Carrier(*(np.concatenate([old, new[:, None]], 1) for old, new in zip(self, added, strict=True)))
 
-    def moves(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def moves(self, points: Array) -> tuple[Array, Array]:
         """Freedoms (N, P, D) and directions (N, P, D, 2) of points (N, P, 2) that are rigidly carried."""
         directions = self.shift[:, None] + self.turn[:, None, :, None] * perp(points)[:, :, None]
         return np.repeat(self.freedoms[:, None], points.shape[1], 1), directions
@@ -45,29 +42,27 @@ class Carrier(NamedTuple):
 class Spots(NamedTuple):
     """Points of chains: place (N, 2), heading of the chain there (N,), and carriers of the N points."""
 
-    place: np.ndarray
-    heading: np.ndarray
+    place: Array
+    heading: Array
     carrier: Carrier
 
 
 class Chain(NamedTuple):
     """Centre lines (N, P, 2), and carriers of their N * P points."""
 
-    line: np.ndarray
+    line: Array
     carrier: Carrier
 
-    def at(self, item: np.ndarray, point: np.ndarray | int) -> Spots:
+    def at(self, item: Array, point: Array | int) -> Spots:
         """Points number `point` (M,) of the chains `item` (M,)."""
         step = self.line[item, point] - self.line[item, point - 1]
         heading = np.arctan2(step[:, 1], step[:, 0])
         return Spots(self.line[item, point], heading, self.carrier.take(item * self.line.shape[1] + point))
 
     def tips(self) -> Spots:
-        """Last points of all chains."""
         return self.at(np.arange(len(self.line)), self.line.shape[1] - 1)
 
-    def take(self, items: np.ndarray) -> Chain:
-        """Chains number `items` (M,)."""
+    def take(self, items: Array) -> Chain:
         points = self.line.shape[1]
         return Chain(self.line[items], self.carrier.take(items[:, None] * points + np.arange(points)))
 
@@ -77,72 +72,61 @@ def still(count: int) -> Carrier:
     return Carrier(np.zeros((count, 1), np.int64), np.zeros((count, 1, 2)), np.zeros((count, 1)))
 
 
-def perp(vector: np.ndarray) -> np.ndarray:
+def perp(vector: Array) -> Array:
     """Quarter turn (x, y) -> (-y, x) of vectors (..., 2)."""
     return np.stack([-vector[..., 1], vector[..., 0]], -1)
 
 
-def unit(angle: np.ndarray) -> np.ndarray:
+def unit(angle: Array) -> Array:
     """Direction (..., 2) of an angle: 0 right, pi/2 down, -pi/2 up."""
     return np.stack([np.cos(angle), np.sin(angle)], -1)
 
 
-def normals(line: np.ndarray) -> np.ndarray:
+def normals(line: Array) -> Array:
     """Unit normals (N, P, 2) of centre lines (N, P, 2)."""
     tangent = np.gradient(line, axis=1)
     return perp(tangent / (np.linalg.norm(tangent, axis=-1, keepdims=True) + 1e-9))
+
+
+class Look(NamedTuple):
+    """Where in its layer (0 far, 1, 2 near) a batch is painted, (N,) or one number, and with which texture."""
+
+    depth: Array | float
+    strength: float
+    material: int
+    layer: int = 1
 
 
 class Mesh:
     """All triangles of a scene, gathered in batches and sorted by (layer, depth), far to near."""
 
     def __init__(self) -> None:
-        self._batches: list[tuple[np.ndarray, ...]] = []
-        self._oscillators: list[np.ndarray] = [np.zeros((1, 9))]
+        self._batches: list[tuple[Array, ...]] = []
+        self._oscillators: list[Array] = [np.zeros((1, 9))]
         self._vertex_count, self._freedom_count, self._group_count = 0, 1, 0
 
-    def add_freedoms(
-        self,
-        position: np.ndarray,
-        *,
-        hertz: np.ndarray | float,
-        gain: np.ndarray | float,
-        damping: float = 0.12,
-        scatter: float = 0.3,
-        quadrature: float = 0.0,
-        limit: float = 0.5,
-        same_group: bool = False,
-    ) -> np.ndarray:
+    def add_freedoms(self, position: Array, *, same_group: bool = False, **oscillator: Array | float) -> Array:
         """Add damped oscillators at position (N, 2) driven by the wind; returns their numbers (N,).
 
-        hertz: natural frequency; gain: signed drive; scatter: fraction of its own randomness in the phases of fast
-        gusts (1: as if alone); quadrature: phase offset (radians), so that two of one group make a travelling wave;
-        limit: the largest sensible peak of q, which bounds the strength of the wind.
+        hertz: natural frequency; gain: signed drive; damping: 0.12; scatter: fraction of its own randomness in the
+        phases of fast gusts, 0.3 (1: as if alone); quadrature: phase offset (radians), so that two of one group make a
+        travelling wave; limit: the largest sensible peak of q, 0.5, which bounds the strength of the wind.
         """
         count = len(position)
         if not same_group:
             self._group_count += count
+        oscillator = {"damping": 0.12, "scatter": 0.3, "quadrature": 0.0, "limit": 0.5, **oscillator}
         table = np.zeros((count, 9))
         table[:, 0:2] = position
-        for column, value in enumerate((hertz, gain, damping, scatter, quadrature, limit), start=2):
-            table[:, column] = value
+        for column, name in enumerate(("hertz", "gain", "damping", "scatter", "quadrature", "limit"), start=2):
+            table[:, column] = oscillator[name]
         table[:, 8] = np.arange(self._group_count - count, self._group_count)
         self._oscillators.append(table)
         self._freedom_count += count
         return np.arange(self._freedom_count - count, self._freedom_count)
 
     def add(
-        self,
-        points: np.ndarray,
-        triangles: np.ndarray,
-        colour: np.ndarray,
-        moves: tuple[np.ndarray, np.ndarray],
-        *,
-        depth: np.ndarray | float,
-        uv: np.ndarray,
-        strength: float,
-        material: int,
-        layer: int = 1,
+        self, points: Array, triangles: Array, colour: Array, moves: tuple[Array, Array], uv: Array, look: Look
     ) -> None:
         """Add N copies of a patch: points (N, P, 2) px, triangles (M, 3) of one item, colour (N, 1 or P, 3).
 
@@ -152,23 +136,22 @@ class Mesh:
         if items == 0:
             return
         looks = np.zeros((items, patch, 6), np.float32)
-        looks[..., :3], looks[..., 3:5], looks[..., 5] = colour, uv, strength
+        looks[..., :3], looks[..., 3:5], looks[..., 5] = colour, uv, look.strength
         numbers = np.arange(items)[:, None, None] * patch + triangles[None] + self._vertex_count
         each = items * len(triangles)
-        order = np.repeat(np.broadcast_to(np.asarray(depth, float), (items,)), len(triangles))
+        order = np.repeat(np.broadcast_to(np.asarray(look.depth, float), (items,)), len(triangles))
         freedoms, directions = (array.reshape(items * patch, *array.shape[2:]) for array in moves)
         looks, numbers = looks.reshape(-1, 6), numbers.reshape(-1, 3)
-        materials, layers = np.full(each, material, np.int32), np.full(each, layer, np.int32)
+        materials, layers = np.full(each, look.material, np.int32), np.full(each, look.layer, np.int32)
         self._batches.append((points.reshape(-1, 2), looks, numbers, materials, order, layers, freedoms, directions))
         self._vertex_count += items * patch
 
-    def finish(self) -> dict[str, np.ndarray]:
+    def finish(self) -> dict[str, Array]:
         """Arrays of the whole mesh, triangles in painting order."""
         if not self._batches:
             outside = np.full((1, 3, 2), -9.0)
             moves = still(1).moves(outside)
-            look = {"uv": 3 * outside, "strength": 0.0, "material": FLAT}
-            self.add(outside, np.array([[0, 1, 2]]), np.zeros((1, 1, 3)), moves, depth=0.0, **look)
+            self.add(outside, np.array([[0, 1, 2]]), np.zeros((1, 1, 3)), moves, 3 * outside, Look(0.0, 0.0, FLAT))
         vertices, looks, triangles, materials, orders, layers, freedoms, directions = zip(*self._batches, strict=True)
         order = np.lexsort((np.concatenate(orders), np.concatenate(layers)))
         width = max(batch.shape[1] for batch in freedoms)
@@ -187,14 +170,7 @@ class Mesh:
 
 
 def bend(
-    mesh: Mesh,
-    carrier: Carrier,
-    line: np.ndarray,
-    *,
-    hertz: float | np.ndarray,
-    gain: float,
-    scatter: float = 0.3,
-    modes: int = 2,
+    mesh: Mesh, carrier: Carrier, line: Array, hertz: float | Array, gain: float, scatter: float = 0.3, modes: int = 2
 ) -> Chain:
     """Let chains (N, P, 2), held at their first point by carrier (N items), bend.
 
@@ -221,7 +197,7 @@ def bend(
     return Chain(line, carried)
 
 
-def along(base: np.ndarray, angle: np.ndarray, length: np.ndarray, bow: np.ndarray | float, points: int) -> np.ndarray:
+def along(base: Array, angle: Array, length: Array, bow: Array | float, points: int) -> Array:
     """Curved centre lines (N, P, 2) from base (N, 2): direction `angle` turns by `bow` radians over the length."""
     s = np.linspace(0.0, 1.0, points)
     middle = (s[1:] + s[:-1]) / 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes.elements import add_blobs, add_leaves, add_strips
 from data.scenes.mesh import BARK, FOLIAGE, STONE, Carrier, Chain, Spots, along, bend, still, unit
@@ -13,47 +14,22 @@ from data.scenes.stage import BARKS, Stage
 UP = -math.pi / 2
 
 
-def grass(
-    stage: Stage,
-    base: np.ndarray,
-    height: np.ndarray,
-    colour: np.ndarray,
-    *,
-    half_width: np.ndarray,
-    lean: float,
-    depth: np.ndarray,
-    layer: int,
-    hertz: float,
-    gain: float,
-) -> Chain:
-    """Add tapering blades that stand on base (N, 2)."""
-    rng, count, points = stage.rng, len(base), 5
-    angle = UP + lean + rng.normal(0, 0.25, count)
-    line = along(base, angle, height, rng.normal(0.5 * lean, 0.6, count), points)
-    natural = hertz * (np.median(height) / np.maximum(height, 1.0)) ** 0.5 * np.exp(rng.normal(0, 0.15, count))
-    blades = bend(stage.mesh, still(count), line, hertz=natural, gain=gain, scatter=0.35)
-    widths = half_width[:, None] * np.linspace(1, 0.12, points) ** 0.8
-    shade = np.linspace(0.55, 1.15, points)[None, :, None] * colour[:, None]
-    add_strips(stage.mesh, blades, widths, shade, depth=depth, layer=layer)
-    return blades
-
-
 def leafy_twigs(
     stage: Stage,
     carrier: Carrier,
-    base: np.ndarray,
-    angle: np.ndarray,
-    length: np.ndarray,
-    colour: np.ndarray,
+    base: Array,
+    angle: Array,
+    length: Array,
+    colour: Array,
     *,
     leaf: float,
     per: int,
     shape: str,
-    depth: np.ndarray,
     slim: float,
+    depth: Array,
     layer: int = 1,
     droop: float = 0.0,
-    wood: np.ndarray | None = None,
+    wood: Array | None = None,
     light: float = 0.2,
 ) -> Chain:
     """Add twigs with leaves on both sides, riding on carrier (N items); returns the twigs."""
@@ -83,19 +59,14 @@ def leafy_twigs(
 # Of the styles of trees: height of the trunk, thickness, and half width, half height and middle of an oval crown.
 STEM = {"round": 0.55, "tall": 0.6, "cone": 0.92, "bare": 0.6, "bush": 0.12}
 THICK = {"bush": 0.4, "cone": 0.6}
-CROWNS = {
-    "round": (0.36, 0.3, 0.66),
-    "tall": (0.2, 0.36, 0.62),
-    "bare": (0.38, 0.34, 0.66),
-    "bush": (0.62, 0.44, 0.38),
-}
+CROWNS = {"round": (0.36, 0.3, 0.66), "tall": (0.2, 0.36, 0.62), "bare": (0.38, 0.34, 0.66), "bush": (0.62, 0.44, 0.38)}
 
 
 def tree(
     stage: Stage,
     foot: tuple[float, float],
     height: float,
-    colour: np.ndarray,
+    colour: Array,
     *,
     depth: float,
     style: str = "round",
@@ -132,9 +103,9 @@ def tree(
 
 
 def _clumps_of_leaves(
-    stage: Stage, ends: Spots, spread: np.ndarray, height: float, colour: np.ndarray, leaf: float, near: np.ndarray
+    stage: Stage, ends: Spots, spread: Array, height: float, colour: Array, leaf: float, near: Array
 ) -> None:
-    """Leaves of a crown lit from one side: clumps of radius spread (N,) about the ends of its boughs."""
+    """Add clumps of leaves of radius spread (N,) about the ends of a crown's boughs, lit from one side."""
     rng, mesh, end, clumps = stage.rng, stage.mesh, ends.place, len(ends.place)
     above = np.clip((end[:, 1].max() - end[:, 1]) / height, 0, 1)
     sun = unit(np.array(rng.uniform(-2.7, -0.45)))
@@ -159,7 +130,7 @@ def _clumps_of_leaves(
 
 def _crown(
     rng: np.random.Generator, style: str, foot: tuple[float, float], height: float, clumps: int
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[Array, Array]:
     """Centres (N, 2) and radii (N,) of the clumps of leaves of a crown."""
     if style == "cone":
         up = rng.uniform(0.07, 1.0, clumps) ** 0.9
@@ -176,8 +147,7 @@ def _crown(
     return centre, height * rng.uniform(0.07, 0.14, clumps) * (1.15 - 0.4 * r)
 
 
-def _bare_twigs(stage: Stage, boughs: Chain, height: float, wood: np.ndarray, depth: float) -> None:
-    """Two generations of leafless twigs on boughs."""
+def _bare_twigs(stage: Stage, boughs: Chain, height: float, wood: Array, depth: float) -> None:
     rng, chains, length = stage.rng, boughs, height * 0.17
     for generation, per in enumerate((4, 3)):
         count, points = chains.line.shape[:2]
@@ -192,7 +162,7 @@ def _bare_twigs(stage: Stage, boughs: Chain, height: float, wood: np.ndarray, de
         length *= 0.55
 
 
-def palm(stage: Stage, foot: tuple[float, float], tall: float, colour: np.ndarray) -> None:
+def palm(stage: Stage, foot: tuple[float, float], tall: float, colour: Array) -> None:
     """Add a palm: a trunk and fronds, ribs with leaflets on both sides."""
     rng, mesh, scale = stage.rng, stage.mesh, stage.scale
     line = along(np.array([foot]), np.array([UP + rng.normal(0, 0.12)]), np.array([tall]), rng.normal(0, 0.3, 1), 7)

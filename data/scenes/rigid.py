@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes.elements import add_blobs, add_quad, add_rectangle, add_strips
 from data.scenes.mesh import BARK, BRICK, FLAT, MOTTLED, PLANKS, STONE, TILES, WEAVE, Chain, still
-from data.scenes.stage import BARKS, Palette, Stage
+from data.scenes.stage import BARKS, Stage, palette
 
-WALLS: Palette = (
-    (0.72, 0.68, 0.60),
-    (0.60, 0.30, 0.22),
-    (0.85, 0.82, 0.75),
-    (0.78, 0.62, 0.42),
-    (0.55, 0.58, 0.62),
-    (0.42, 0.28, 0.18),
-    (0.80, 0.72, 0.70),
-)
-ROOFS: Palette = ((0.45, 0.18, 0.12), (0.28, 0.26, 0.28), (0.38, 0.27, 0.2), (0.2, 0.22, 0.26))
-STONES: Palette = ((0.45, 0.44, 0.42), (0.55, 0.5, 0.44), (0.33, 0.33, 0.35), (0.62, 0.6, 0.57))
-FENCES: Palette = ((0.85, 0.84, 0.8), (0.45, 0.33, 0.22), (0.3, 0.28, 0.27), (0.5, 0.45, 0.38))
-POTS: Palette = ((0.72, 0.38, 0.24), (0.9, 0.89, 0.86), (0.3, 0.32, 0.36), (0.35, 0.5, 0.55), (0.2, 0.17, 0.15))
-POLES: Palette = ((0.75, 0.75, 0.76), (0.35, 0.33, 0.32), (0.5, 0.36, 0.22))
-BENCHES: Palette = ((0.5, 0.34, 0.2), (0.3, 0.35, 0.3), (0.6, 0.58, 0.52))
-FRAMES: Palette = ((0.2, 0.14, 0.1), (0.9, 0.9, 0.88), (0.6, 0.5, 0.3))
-TRUNKS: Palette = (*BARKS[:2], (0.2, 0.16, 0.12))
+WALLS = palette("72 68 60, 60 30 22, 85 82 75, 78 62 42, 55 58 62, 42 28 18, 80 72 70")
+ROOFS = palette("45 18 12, 28 26 28, 38 27 20, 20 22 26")
+STONES = palette("45 44 42, 55 50 44, 33 33 35, 62 60 57")
+FENCES = palette("85 84 80, 45 33 22, 30 28 27, 50 45 38")
+POTS = palette("72 38 24, 90 89 86, 30 32 36, 35 50 55, 20 17 15")
+POLES = palette("75 75 76, 35 33 32, 50 36 22")
+BENCHES = palette("50 34 20, 30 35 30, 60 58 52")
+FRAMES = palette("20 14 10, 90 90 88, 60 50 30")
+TRUNKS = BARKS[:2] + palette("20 16 12")
 
 
 def house(stage: Stage, x: float, foot: float, width: float, height: float, depth: float) -> None:
@@ -40,7 +33,7 @@ def house(stage: Stage, x: float, foot: float, width: float, height: float, dept
 
 
 def _roof(
-    stage: Stage, x: float, top: float, width: float, wall: np.ndarray, roof: np.ndarray, texel: float, depth: float
+    stage: Stage, x: float, top: float, width: float, wall: Array, roof: Array, texel: float, depth: float
 ) -> None:
     """A gable or hipped roof, perhaps with a chimney."""
     rng = stage.rng
@@ -103,7 +96,7 @@ def boulders(stage: Stage, foot: float, depth: float, count: int, scale: float) 
 
 
 def column(
-    stage: Stage, x: float, foot: float, top: float, half_width: np.ndarray | float, colour: np.ndarray, **looks: object
+    stage: Stage, x: float, foot: float, top: float, half_width: Array | float, colour: Array, **looks: object
 ) -> None:
     """Add something round and upright with its axis at x, in sections of half_width (P,); looks: of `add_strips`."""
     points = np.size(half_width)

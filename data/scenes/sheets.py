@@ -5,10 +5,19 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes.elements import Wave, add_sheet
 from data.scenes.mesh import FLAT
-from data.scenes.stage import Stage
+from data.scenes.stage import Stage, palette
+
+# Waves of a flame: Hz, drive, radians over its height, direction
+FLAME_WAVES = (
+    ((0.3, 0.9), 0.16, (0.5, 1.5), (1, 0.1)),
+    ((1.2, 3.0), 0.1, (2, 4), (1, 0)),
+    ((3.0, 7.0), 0.07, (4, 7), (1, 0)),
+    ((0.8, 5.0), 0.1, (0.5, 1.5), (0, 1)),
+)
 
 
 def flame(
@@ -16,7 +25,6 @@ def flame(
     foot: tuple[float, float],
     height: float,
     half_width: float,
-    *,
     depth: float,
     fire: bool = False,
     lean: float = 0.0,
@@ -36,23 +44,16 @@ def flame(
     green = np.clip(1.25 * core**1.1 + 0.05, 0, 1) - 0.3 * cold
     blue = np.clip(1.5 * core - 0.62, 0, 1) * (0.7 if fire else 1) + 0.3 * cold
     colour = np.clip(np.stack([red, green, blue], -1), 0, 1)
-    bands = (
-        ((0.3, 0.9), 0.16, (0.5, 1.5), (1, 0.1)),
-        ((1.2, 3.0), 0.1, (2, 4), (1, 0)),
-        ((3.0, 7.0), 0.07, (4, 7), (1, 0)),
-        ((0.8, 5.0), 0.1, (0.5, 1.5), (0, 1)),
-    )
     waves = [
         Wave(rng.uniform(*band), gain, rng.uniform(*number), np.array(direction), 0.3, 0.4)
-        for band, gain, number, direction in bands
+        for band, gain, number, direction in FLAME_WAVES
     ]
-    look = {"depth": depth, "strength": 0.0, "layer": 2, "material": FLAT}
     hold, reach = (s**1.4 + 0 * across) * height, s + 0 * across
-    add_sheet(stage.mesh, grid, colour, hold=hold, reach=reach, waves=waves, **look)
+    add_sheet(stage.mesh, grid, colour, hold, reach, waves, depth=depth, strength=0.0, layer=2, material=FLAT)
 
 
 def cloth(
-    stage: Stage, corner: tuple[float, float], width: float, height: float, colour: np.ndarray, *, pinned: str
+    stage: Stage, corner: tuple[float, float], width: float, height: float, colour: Array, *, pinned: str
 ) -> None:
     """Add cloth held at its left ("pole"), right ("pole_right") or upper edge ("line"); colour (R, C, 3): its cells."""
     rng, hangs = stage.rng, pinned == "line"
@@ -82,24 +83,13 @@ def cloth(
         )
     ]
     hold, reach = away**1.1 * (0.8 * width if hangs else height), away + 0.3 * side
-    add_sheet(stage.mesh, grid, np.clip(cells, 0, 1), hold=hold, reach=reach, waves=waves, depth=0.0)
+    add_sheet(stage.mesh, grid, np.clip(cells, 0, 1), hold, reach, waves, depth=0.0)
 
 
-FLAG_COLOURS = np.array(
-    [
-        [0.8, 0.1, 0.12],
-        [0.95, 0.95, 0.93],
-        [0.1, 0.2, 0.5],
-        [0.05, 0.45, 0.2],
-        [0.95, 0.8, 0.1],
-        [0.06, 0.06, 0.07],
-        [0.95, 0.5, 0.1],
-        [0.35, 0.6, 0.85],
-    ]
-)
+FLAG_COLOURS = np.array(palette("80 10 12, 95 95 93, 10 20 50, 5 45 20, 95 80 10, 6 6 7, 95 50 10, 35 60 85"))
 
 
-def flag_colours(rng: np.random.Generator) -> np.ndarray:
+def flag_colours(rng: np.random.Generator) -> Array:
     """Colours (24, 30, 3) of the cells of a flag: bands, stripes with a corner, a cross, or plain."""
     some = FLAG_COLOURS[rng.permutation(len(FLAG_COLOURS))]
     cells = np.zeros((24, 30, 3))

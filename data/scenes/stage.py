@@ -5,68 +5,46 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes.mesh import Mesh
 
 MOODS = ("day", "day", "day", "overcast", "overcast", "sunset", "dusk", "white")
 
 Palette = tuple[tuple[float, float, float], ...]
-GREENS: Palette = (
-    (0.22, 0.40, 0.10),
-    (0.36, 0.52, 0.16),
-    (0.15, 0.30, 0.11),
-    (0.45, 0.60, 0.18),
-    (0.28, 0.42, 0.22),
-    (0.50, 0.62, 0.10),
-    (0.12, 0.24, 0.12),
-)
-AUTUMN: Palette = ((0.85, 0.55, 0.10), (0.80, 0.30, 0.08), (0.90, 0.70, 0.18), (0.60, 0.16, 0.08), (0.68, 0.45, 0.18))
-STRAW: Palette = ((0.78, 0.64, 0.36), (0.62, 0.46, 0.24), (0.82, 0.74, 0.52), (0.58, 0.36, 0.28), (0.45, 0.42, 0.2))
-BARKS: Palette = ((0.30, 0.22, 0.15), (0.42, 0.36, 0.30), (0.20, 0.15, 0.11), (0.55, 0.52, 0.47))
-PETALS: Palette = (
-    (0.95, 0.93, 0.90),
-    (0.95, 0.80, 0.10),
-    (0.85, 0.10, 0.12),
-    (0.90, 0.45, 0.65),
-    (0.45, 0.25, 0.75),
-    (0.25, 0.40, 0.90),
-    (0.95, 0.50, 0.08),
-    (0.75, 0.15, 0.45),
-    (0.70, 0.55, 0.90),
-    (0.98, 0.92, 0.60),
-)
+
+
+def palette(percent: str) -> Palette:
+    """Colours from their percentages of red, green and blue: "22 40 10, 36 52 16"."""
+    return tuple(tuple(int(part) / 100 for part in colour.split()) for colour in percent.split(","))
+
+
+GREENS = palette("22 40 10, 36 52 16, 15 30 11, 45 60 18, 28 42 22, 50 62 10, 12 24 12")
+AUTUMN = palette("85 55 10, 80 30 8, 90 70 18, 60 16 8, 68 45 18")
+STRAW = palette("78 64 36, 62 46 24, 82 74 52, 58 36 28, 45 42 20")
+BARKS = palette("30 22 15, 42 36 30, 20 15 11, 55 52 47")
+PETALS = palette("95 93 90, 95 80 10, 85 10 12, 90 45 65, 45 25 75, 25 40 90, 95 50 8, 75 15 45, 70 55 90, 98 92 60")
 
 
 class Stage:
-    """A scene while it is drawn.
+    """A scene while it is drawn; lengths are px."""
 
-    Attributes:
-        rng: the only source of randomness.
-        size, height, width: px; scale: px of this image per px of one of 256 x 160.
-        atlas: the textures (M, S, S).
-        mesh: what is in the scene; background (H, W, 3): what is painted behind it.
-        horizon: its row.
-        blurs: of the layers far, middle and near, px; changes: of the camera's finish.
-        mood: of the light, one of MOODS.
-    """
-
-    def __init__(self, rng: np.random.Generator, size: tuple[int, int], atlas: np.ndarray) -> None:
-        self.rng, self.size, self.atlas = rng, size, atlas
+    def __init__(self, rng: np.random.Generator, size: tuple[int, int], atlas: Array) -> None:
+        self.rng, self.size = rng, size  # rng: the only source of randomness
+        self.atlas = atlas  # the textures (M, S, S)
         self.height, self.width = size
-        self.scale = math.sqrt(size[0] * size[1] / (160 * 256))
+        self.scale = math.sqrt(size[0] * size[1] / (160 * 256))  # px of this image per px of one of 256 x 160
         self.mesh = Mesh()
         self.background = np.zeros((*size, 3), np.float32)
-        self.horizon = self.height * 0.6
-        self.blurs = [0.0, 0.0, 0.0]
-        self.changes: dict[str, object] = {}
-        self.mood = str(rng.choice(MOODS))
+        self.horizon = self.height * 0.6  # a row
+        self.blurs = [0.0, 0.0, 0.0]  # of the layers far, middle and near, px
+        self.changes: dict[str, object] = {}  # of the camera's finish
+        self.mood = str(rng.choice(MOODS))  # of the light
 
     def chance(self, fraction: float) -> bool:
-        """True in `fraction` of the scenes."""
         return bool(self.rng.random() < fraction)
 
     def choice(self, options: list[str] | tuple[str, ...], p: list[float] | None = None) -> str:
-        """One of some names."""
         return str(self.rng.choice(options, p=p))
 
     def number(self, low: int, high: int) -> int:
@@ -77,16 +55,16 @@ class Stage:
         """`factor` at sunset and dusk."""
         return factor if self.mood in ("dusk", "sunset") else otherwise
 
-    def pick(self, palette: Palette, spread: float = 0.04) -> np.ndarray:
+    def pick(self, colours: Palette, spread: float = 0.04) -> Array:
         """One colour (3,) of a palette, varied."""
-        colour = np.asarray(palette[int(self.rng.integers(len(palette)))])
+        colour = np.asarray(colours[int(self.rng.integers(len(colours)))])
         return np.clip(colour + self.rng.normal(0, spread, 3), 0.02, 1)
 
-    def vary(self, colour: np.ndarray, count: int, light: float = 0.18, hue: float = 0.05) -> np.ndarray:
+    def vary(self, colour: Array, count: int, light: float = 0.18, hue: float = 0.05) -> Array:
         """Colours (N, 3) about one: each with a brightness and a hue of its own."""
         bright = np.exp(self.rng.normal(0, light, (count, 1)))
         return np.clip(colour * bright * (1 + self.rng.normal(0, hue, (count, 3))), 0.01, 1.0)
 
-    def foliage_colour(self, autumn: float) -> np.ndarray:
+    def foliage_colour(self, autumn: float) -> Array:
         """A colour of leaves, in the fraction `autumn` of the cases that of autumn."""
         return self.pick(AUTUMN if self.chance(autumn) else GREENS)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes import backgrounds, plants, rigid
 from data.scenes.elements import add_leaves, add_rectangle, add_strips
 from data.scenes.flowers import FLOWERS, flower_heads
 from data.scenes.mesh import BRICK, MOTTLED, PLANKS, STONE, Chain, along, bend, still
-from data.scenes.stage import AUTUMN, GREENS, PETALS, STRAW, Palette, Stage
+from data.scenes.stage import AUTUMN, GREENS, PETALS, STRAW, Stage, palette
 
 FLOORS = {"earth": (0.42, 0.32, 0.22), "road": (0.45, 0.44, 0.44), "sand": (0.78, 0.68, 0.5), "water": (0.2, 0.34, 0.4)}
-TABLES: Palette = ((0.5, 0.33, 0.2), (0.85, 0.84, 0.82), (0.3, 0.2, 0.14), (0.6, 0.52, 0.42))
-HEARTS: Palette = ((0.9, 0.7, 0.1), (0.35, 0.2, 0.08), (0.95, 0.85, 0.3))
+TABLES = palette("50 33 20, 85 84 82, 30 20 14, 60 52 42")
+HEARTS = palette("90 70 10, 35 20 8, 95 85 30")
 
 
 def landscape(stage: Stage, horizon: float | None = None, floor: str | None = None) -> None:
@@ -124,15 +126,15 @@ def meadow(
     stage: Stage,
     count: int,
     tall: float,
-    colour: np.ndarray | None = None,
+    colour: Array | None = None,
     *,
     top: float | None = None,
     lean: float = 0.0,
     gain: float = 0.25,
     layer: int = 1,
-) -> tuple[Chain, np.ndarray]:
+) -> tuple[Chain, Array]:
     """Add blades in perspective below the horizon; returns them and how near they are (N,), 0 to 1 (larger ones)."""
-    rng = stage.rng
+    rng, points = stage.rng, 5
     top = stage.horizon if top is None else top
     near = np.sort(rng.uniform(0, 1, count) ** 0.75)
     base = np.stack([rng.uniform(-0.05, 1.05, count) * stage.width, top + near * (stage.height * 1.12 - top)], -1)
@@ -140,11 +142,18 @@ def meadow(
     tint = stage.pick(GREENS if stage.chance(0.75) else STRAW) if colour is None else colour
     colours = stage.vary(tint * stage.in_the_dark(0.72), count, 0.22, 0.08) * (0.75 + 0.35 * near[:, None])
     half_width = np.maximum(rng.uniform(0.009, 0.02) * height, 0.4 * stage.scale)
-    look = {"lean": lean, "depth": near * 4, "gain": gain, "hertz": rng.uniform(0.8, 1.8), "layer": layer}
-    return plants.grass(stage, base, height, np.clip(colours, 0, 1), half_width=half_width, **look), near
+    hertz = rng.uniform(0.8, 1.8)
+    angle = plants.UP + lean + rng.normal(0, 0.25, count)
+    line = along(base, angle, height, rng.normal(0.5 * lean, 0.6, count), points)
+    pace = hertz * (np.median(height) / np.maximum(height, 1.0)) ** 0.5 * np.exp(rng.normal(0, 0.15, count))
+    blades = bend(stage.mesh, still(count), line, hertz=pace, gain=gain, scatter=0.35)
+    widths = half_width[:, None] * np.linspace(1, 0.12, points) ** 0.8
+    shade = np.linspace(0.55, 1.15, points)[None, :, None] * np.clip(colours, 0, 1)[:, None]
+    add_strips(stage.mesh, blades, widths, shade, depth=near * 4, layer=layer)
+    return blades, near
 
 
-def heads_on(stage: Stage, stems: Chain, near: np.ndarray, radius: float) -> None:
+def heads_on(stage: Stage, stems: Chain, near: Array, radius: float) -> None:
     """Add flowers of one or two sorts at the tips of stems."""
     rng, count = stage.rng, len(near)
     if count == 0:
@@ -159,17 +168,9 @@ def heads_on(stage: Stage, stems: Chain, near: np.ndarray, radius: float) -> Non
 
 
 def stems_with_heads(
-    stage: Stage,
-    foot: np.ndarray,
-    head: np.ndarray,
-    radius: float,
-    style: str,
-    colour: np.ndarray,
-    heart: np.ndarray,
-    green: np.ndarray,
-    layer: int,
+    stage: Stage, foot: Array, head: Array, radius: float, green: Array, layer: int, **flower: Any
 ) -> None:
-    """Add a flower on a stem from each foot (N, 2) to its head (N, 2), with leaves on some."""
+    """Add a flower on a stem from each foot (N, 2) to its head (N, 2), with leaves on some; style, colour, heart."""
     rng, count = stage.rng, len(foot)
     if count == 0:
         return
@@ -180,7 +181,7 @@ def stems_with_heads(
     thick, tint = max(radius * rng.uniform(0.04, 0.09), 0.5), stage.vary(green, count, 0.1)
     add_strips(stage.mesh, stems, thick, tint, depth=depth - 0.2, layer=layer)
     ends, size = stems.tips(), radius * np.exp(rng.normal(0, 0.12, count))
-    flower_heads(stage, ends, size, style=style, colour=colour, heart=heart, depth=depth + 0.1, layer=layer)
+    flower_heads(stage, ends, size, depth=depth + 0.1, layer=layer, **flower)
     which = np.repeat(np.arange(count), stage.number(0, 6))
     many = len(which)
     if many:

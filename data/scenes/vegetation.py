@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
+from numpy import ndarray as Array
 
 from data.scenes import backgrounds, plants
 from data.scenes.elements import add_strips
 from data.scenes.flowers import FLOWERS, flower_heads, plumes
-from data.scenes.mesh import Chain, along, bend, still
-from data.scenes.stage import BARKS, GREENS, PETALS, STRAW, Palette, Stage
+from data.scenes.mesh import along, bend, still
+from data.scenes.stage import BARKS, GREENS, PETALS, STRAW, Stage, palette
 from data.scenes.surroundings import distract, heads_on, landscape, lawn, meadow, soft, stems_with_heads, wall
 
-CLOSE_HEARTS: Palette = ((0.9, 0.7, 0.1), (0.3, 0.2, 0.08), (0.95, 0.9, 0.4))
-BLOSSOMS: Palette = ((0.96, 0.78, 0.85), (0.97, 0.95, 0.93), (0.9, 0.5, 0.7), (0.85, 0.15, 0.12))
-# Width of a leaf relative to its length
-SLIM = {"lance": 0.28, "oval": 0.48, "heart": 0.8, "maple": 1.0}
+CLOSE_HEARTS = palette("90 70 10, 30 20 8, 95 90 40")
+BLOSSOMS = palette("96 78 85, 97 95 93, 90 50 70, 85 15 12")
+SLIM = {"lance": 0.28, "oval": 0.48, "heart": 0.8, "maple": 1.0}  # width of a leaf relative to its length
 FOLIAGE_SLIM = {"oval": 0.45, "lance": 0.3, "heart": 0.8, "round": 0.7}
 
 
@@ -157,7 +158,7 @@ def flower_close(stage: Stage) -> None:
         head = np.stack([rng.uniform(0.15, 0.85, count) * stage.width, rng.uniform(0.2, 0.6, count) * stage.height], -1)
         x = head[:, 0] + rng.normal(0, 0.12, count) * stage.width
         foot = np.stack([x, np.full(count, stage.height * rng.uniform(1.02, 1.4))], -1)
-        stems_with_heads(stage, foot, head, radius, style, colour, heart, green, layer)
+        stems_with_heads(stage, foot, head, radius, green, layer, style=style, colour=colour, heart=heart)
     if stage.chance(0.5):
         count, tall, layer = stage.number(10, 120), rng.uniform(0.2, 0.6), int(rng.choice([0, 1]))
         meadow(stage, count, tall, green, top=stage.height * 0.95, layer=layer)
@@ -193,21 +194,12 @@ def hanging(stage: Stage, blossom: bool) -> None:
             x, way, droop = (-4.0, 0.0, 0.15) if side == "left" else (width + 4.0, math.pi, -0.15)
             base = np.stack([np.full(boughs, x), spread * 0.7 * height], -1)
             angle = way + rng.normal(droop, 0.4, boughs)
-        _boughs(stage, base, angle, long, colour, leaf, shape, layer, blossom)
+        _boughs(stage, base, angle, long, colour, blossom, leaf=leaf, shape=shape, layer=layer)
 
 
-def _boughs(
-    stage: Stage,
-    base: np.ndarray,
-    angle: np.ndarray,
-    long: np.ndarray,
-    colour: np.ndarray,
-    leaf: float,
-    shape: str,
-    layer: int,
-    blossom: bool,
-) -> None:
-    rng, count, points = stage.rng, len(base), 7
+def _boughs(stage: Stage, base: Array, angle: Array, long: Array, colour: Array, blossom: bool, **look: Any) -> None:
+    """Add boughs with twigs; look: leaf, shape and layer of `plants.leafy_twigs`."""
+    rng, count, points, leaf, layer = stage.rng, len(base), 7, look["leaf"], look["layer"]
     line = along(base, angle, long, rng.normal(0, 0.5, count), points)
     boughs = bend(stage.mesh, still(count), line, hertz=rng.uniform(0.4, 0.9), gain=0.12, scatter=0.3)
     wood, depth = stage.pick(BARKS) * 0.7, rng.uniform(0, 3, count)
@@ -217,19 +209,13 @@ def _boughs(
     which, many = np.repeat(np.arange(count), per), count * per
     spots = boughs.at(which, rng.integers(1, points, many))
     turn = spots.heading + rng.choice([-1, 1], many) * rng.uniform(0.2, 0.9, many)
-    look = {"leaf": leaf, "per": 3 if blossom else 5, "shape": shape, "slim": SLIM[shape], "depth": depth[which]}
-    look |= {"layer": layer, "droop": float(rng.uniform(0, 0.8)), "wood": wood}
+    look |= {"per": 3 if blossom else 5, "slim": SLIM[look["shape"]], "depth": depth[which], "wood": wood}
+    look["droop"] = float(rng.uniform(0, 0.8))
     twig = leaf * rng.uniform(1.2, 2.6, many)
     twigs = plants.leafy_twigs(stage, spots.carrier, spots.place, turn, twig, colour, **look)
     if blossom:
-        _open_blossoms(stage, twigs, leaf, depth[which] + 0.6, layer)
-
-
-def _open_blossoms(stage: Stage, twigs: Chain, leaf: float, depth: np.ndarray, layer: int) -> None:
-    """Add a blossom at the tip of every twig."""
-    size, colour = leaf * stage.rng.uniform(0.5, 0.9, len(depth)), stage.pick(BLOSSOMS)
-    look = {"style": "poppy", "colour": colour, "heart": np.array([0.75, 0.35, 0.3])}
-    flower_heads(stage, twigs.tips(), size, depth=depth, layer=layer, **look)
+        size, petals, heart = leaf * rng.uniform(0.5, 0.9, many), stage.pick(BLOSSOMS), np.array([0.75, 0.35, 0.3])
+        flower_heads(stage, twigs.tips(), size, "poppy", petals, heart, depth[which] + 0.6, layer)
 
 
 def palms(stage: Stage) -> None:
