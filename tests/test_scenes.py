@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,7 @@ import torch
 
 from data.media import MediaError, write_image
 from data.scenes import rasteriser
-from data.scenes import scene as scenes
-from data.scenes.backgrounds import texture_atlas
+from data.scenes.backgrounds import Finish, texture_atlas
 from data.scenes.elements import add_strips
 from data.scenes.mesh import Carrier, Chain, Mesh, bend, still
 from data.scenes.scene import KINDS, Scene, Wind, make_scene
@@ -21,11 +21,45 @@ from splatting import average_splat
 SMALL = (80, 128)
 
 
+def sharp(scene: Scene) -> Scene:
+    """The scene in focus: its flow is exact, and `clean_frame` shows it before the camera's finish."""
+    return replace(scene, finish=Finish())
+
+
+def clean_frame(scene: Scene, time_s: float) -> torch.Tensor:
+    vertices = scene.mesh["vertices"] + scene._vertices_at(time_s)
+    frame, _ = sharp(scene)._compose(scene._paint(vertices), vertices)
+    return torch.from_numpy(frame.transpose(2, 0, 1).copy()).float()
+
+
+def backward_flow(scene: Scene, time_s: float) -> torch.Tensor:
+    """Exact displacement of every pixel of `clean_frame(time_s)` back to frame 0: (2, H, W) px."""
+    moved = scene._vertices_at(time_s)
+    vertices = scene.mesh["vertices"] + moved
+    return torch.from_numpy(sharp(scene)._at_pixels(-moved, vertices, scene._paint(vertices)).transpose(2, 0, 1))
+
+
+def returns(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
+    """Where flow `there` (2, H, W), then `back`, lead to the start again within 0.25 px: (1, H, W) bool."""
+    height, width = there.shape[1:]
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    row, column = (y + there[1]).round().long(), (x + there[0]).round().long()
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    landed = back[:, row.clamp(0, height - 1), column.clamp(0, width - 1)]  # (2, H, W)
+    return (inside & ((there + landed).norm(dim=0) < 0.25))[None]
+
+
+def visibility(scene: Scene, time_s: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where frame 0's pixels are still seen at time_s, and where that frame's were seen before: (1, H, W) bool."""
+    ahead, back = sharp(scene).flow(time_s), backward_flow(scene, time_s)
+    return returns(ahead, back), returns(back, ahead)
+
+
 def splat_error_db(scene: Scene, time_s: float, *, reduce: int = 1, swapped: bool = False) -> tuple[float, float]:
     """PSNR of frame 0 splatted by the exact flow against frame t where nothing is hidden, and the fraction of those."""
-    first, frame = scene.clean_frame(0.0), scene.clean_frame(time_s)
-    flow = scene.flow(time_s, sharp=True)
-    static_seen, seen_before = scene.visibility(time_s)
+    first, frame = clean_frame(scene, 0.0), clean_frame(scene, time_s)
+    flow = sharp(scene).flow(time_s)
+    static_seen, seen_before = visibility(scene, time_s)
     splatted, weight = average_splat(first[None], (flow.flip(0) if swapped else flow)[None], return_weight=True)
     hidden = average_splat((~static_seen).float()[None], flow[None])[0] > 0
     fits = (seen_before & ~hidden & (weight[0] > 0.2)).float()[None]
@@ -80,7 +114,7 @@ def test_still_scenes_do_not_move_at_all() -> None:
         scene = make_scene(seed, size=SMALL, kind="still")
         assert not scene.moving
         assert scene.spectrum(5).abs().max() == 0 and scene.flow(2.5).abs().max() == 0
-        assert torch.equal(scene.clean_frame(0.0), scene.clean_frame(2.5))
+        assert torch.equal(clean_frame(scene, 0.0), clean_frame(scene, 2.5))
 
 
 @pytest.mark.parametrize(
@@ -114,21 +148,21 @@ def test_flow_with_its_axes_exchanged_would_not_agree() -> None:
 
 
 def test_visibility_names_what_is_hidden_and_what_leaves_the_picture() -> None:
-    assert all(bool(seen.all()) for seen in make_scene(1, size=SMALL, kind="still").visibility(2.0))
+    assert all(bool(seen.all()) for seen in visibility(make_scene(1, size=SMALL, kind="still"), 2.0))
     there = torch.zeros(2, 3, 5)
     there[0, 1] = torch.tensor([2.0, 0.0, 0.0, 0.0, 1.0])  # one goes before another, one leaves
     back = torch.zeros(2, 3, 5)
     back[0, 1, 2] = -2.0
-    assert scenes._returns(there, back)[0, 1].tolist() == [True, True, False, True, False]
-    assert scenes._returns(back, there)[0, 1].tolist() == [False, True, True, True, False]
-    assert scenes._returns(there, back)[0, [0, 2]].all()
+    assert returns(there, back)[0, 1].tolist() == [True, True, False, True, False]
+    assert returns(back, there)[0, 1].tolist() == [False, True, True, True, False]
+    assert returns(there, back)[0, [0, 2]].all()
 
 
 def test_back_from_a_later_frame_is_the_way_there() -> None:
     scene = make_scene(4, kind="laundry")
-    static_seen, seen_before = scene.visibility(1.5)
-    moved = scene.flow(1.5, sharp=True)[:, static_seen[0]].norm(dim=0).sort()[0]
-    returned = scene.backward_flow(1.5)[:, seen_before[0]].norm(dim=0).sort()[0]
+    static_seen, seen_before = visibility(scene, 1.5)
+    moved = sharp(scene).flow(1.5)[:, static_seen[0]].norm(dim=0).sort()[0]
+    returned = backward_flow(scene, 1.5)[:, seen_before[0]].norm(dim=0).sort()[0]
     assert moved.mean() > 0.3 and moved.mean() == pytest.approx(float(returned.mean()), rel=0.1)
 
 

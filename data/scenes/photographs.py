@@ -12,10 +12,8 @@ import numpy as np
 from data.media import read_image
 from data.scenes.mesh import BARK, BRICK, FIBRE, FOLIAGE, MOTTLED, PLANKS, STONE, TEXELS, TILES, WEAVE
 
-# This fraction of the scenes, and of the materials of a scene, is made with photographs where there are any.
-FRACTION = 0.5
-# Enough for images of 256 x 160 px.
-READ_SIDE_PX = 640
+FRACTION = 0.5  # of the scenes, and of the materials of a scene, that are made with photographs
+READ_SIDE_PX = 640  # enough for images of 256 x 160 px
 # A fire in daylight would not shine, and lily pads float on nothing but water.
 DARK_KINDS = ("candle", "campfire")
 NEVER_KINDS = ("lilies",)
@@ -23,7 +21,6 @@ NEVER_KINDS = ("lilies",)
 
 @lru_cache(maxsize=32)
 def _read(path: str) -> np.ndarray:
-    """Image (H, W, 3) float32 in [0, 1], its longer side at most READ_SIDE_PX."""
     return np.ascontiguousarray(read_image(path, max_side=READ_SIDE_PX).numpy().transpose(1, 2, 0))
 
 
@@ -32,7 +29,7 @@ def _pick(rng: np.random.Generator, paths: Sequence[str | PathLike[str]]) -> np.
 
 
 def _crop(rng: np.random.Generator, image: np.ndarray, size: tuple[int, int], largest: float) -> np.ndarray:
-    """A part of image (H, W, 3) in the shape of size, enlarged up to `largest` times and perhaps mirrored."""
+    """Cut a part of image (H, W, 3) in the shape of size, enlarged up to `largest` times, perhaps mirrored."""
     height, width = image.shape[:2]
     scale = min(height / size[0], width / size[1]) / rng.uniform(1, largest)
     rows, columns = max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
@@ -46,11 +43,7 @@ def _crop(rng: np.random.Generator, image: np.ndarray, size: tuple[int, int], la
 def background(
     paths: Sequence[str | PathLike[str]], rng: np.random.Generator, size: tuple[int, int], kind: str
 ) -> np.ndarray | None:
-    """Draw the background (H, W, 3) of a scene from photographs, sharp or out of focus; None: keep the painted one.
-
-    Raises:
-        MediaError: the image drawn cannot be read.
-    """
+    """Draw the background (H, W, 3) of a scene from photographs, sharp or out of focus; None: keep the painted one."""
     if not paths or rng.random() >= FRACTION or kind in NEVER_KINDS:
         return None
     part = _crop(rng, _pick(rng, paths), size, 1.8)
@@ -61,11 +54,7 @@ def background(
 
 
 def textures(paths: Sequence[str | PathLike[str]], rng: np.random.Generator, atlas: np.ndarray) -> np.ndarray:
-    """Replace some materials of the atlas (M, S, S) by the light and dark of photographs, mirrored so that they tile.
-
-    Raises:
-        MediaError: an image drawn cannot be read.
-    """
+    """Replace some materials of the atlas (M, S, S) by the light and dark of photographs, mirrored to tile."""
     if not paths:
         return atlas
     atlas, half = atlas.copy(), TEXELS // 2

@@ -10,8 +10,7 @@ import math
 
 import numpy as np
 from numba import njit
-
-NOTHING = -1
+from numpy import ndarray as Array
 
 
 @njit(cache=True, nogil=True)
@@ -131,29 +130,23 @@ def reach_of_degrees(freedoms, directions, out):
                 out[j] = max(out[j], math.hypot(directions[v, d, 0], directions[v, d, 1]))
 
 
-def paint_ids(vertices: np.ndarray, triangles: np.ndarray, size: tuple[int, int], samples: int) -> np.ndarray:
-    """Number of the frontmost triangle at each sample; `NOTHING` where none is.
+def paint_ids(vertices: Array, triangles: Array, size: tuple[int, int], samples: int) -> Array:
+    """Number of the frontmost triangle at each sample, -1 where there is none: (H * samples, W * samples) int32.
 
-    vertices (V, 2) float64 px, triangles (N, 3) int32 in painting order; returns (H * samples, W * samples) int32.
+    vertices (V, 2) float64 px, triangles (N, 3) int32 in painting order.
     """
-    ids = np.full((size[0] * samples, size[1] * samples), NOTHING, np.int32)
+    ids = np.full((size[0] * samples, size[1] * samples), -1, np.int32)
     _paint(vertices, triangles, ids, samples)
     return ids
 
 
 def shade_ids(
-    ids: np.ndarray,
-    vertices: np.ndarray,
-    triangles: np.ndarray,
-    materials: np.ndarray,
-    looks: np.ndarray,
-    atlas: np.ndarray,
-    samples: int,
-) -> np.ndarray:
-    """Colour the samples and reduce them to pixels.
+    ids: Array, vertices: Array, triangles: Array, materials: Array, looks: Array, atlas: Array, samples: int
+) -> Array:
+    """Colour the samples and reduce them to pixels: (H, W, 4) float32, premultiplied RGB and coverage.
 
     looks (V, 6) float32: red, green, blue, texture u, v (texels), texture strength; materials (N,) int32 into
-    atlas (M, S, S) float32 in [-1, 1]. Returns (H, W, 4) float32, premultiplied RGB and coverage.
+    atlas (M, S, S) float32 in [-1, 1].
     """
     out = np.zeros((ids.shape[0] // samples, ids.shape[1] // samples, 4), np.float32)
     _shade(vertices, triangles, materials, looks, atlas, ids, samples, out)

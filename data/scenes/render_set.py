@@ -18,8 +18,7 @@ from data.jobs import run_jobs, show_progress
 from data.scenes.scene import SCENES_VERSION, make_scene
 from motion.spectrum import PERIOD_S, mean_displacement
 
-# one in this many rendered scenes is a test scene
-TEST_EVERY = 20
+TEST_EVERY = 20  # one in this many rendered scenes is a test scene
 _SEEDS_A_SET = 1_000_000
 
 
@@ -36,36 +35,29 @@ def render_scene_set(
     workers: int = 0,
     progress: bool = False,
 ) -> ClipSet:
-    """Render a clip set of procedural scenes; one that is there already goes on, up to `num` scenes.
+    """Render a clip set of `num` procedural scenes, or go on with one; the same for any number of workers.
 
     Args:
-        folder: the set.
-        num: how many scenes.
         seed: scene i has seed `seed * 1000000 + i`; one in 20 of them, and of each of `kinds`, is a test scene.
         size: (H, W) px.
         kinds: of data.scenes.scene.KINDS, taken in turn; None draws a kind for each.
         pairs: later frames with exact flow a scene, for rendering; 0 makes the set quicker.
         backgrounds, textures: photographs to mix in, see `data.scenes.scene.make_scene`.
         workers: processes; 0 or 1 renders in this one.
-        progress: show a progress bar.
-
-    Returns:
-        The finished set, the same for any number of workers and interruptions.
 
     Raises:
         ClipSetError: the folder holds something else, or a set made with other settings, photographs or scenes.
         MediaError: a photograph that cannot be read; another run is writing the set.
     """
-    settings = scene_settings(
-        seed=seed, size=size, kinds=kinds, pairs=pairs, backgrounds=backgrounds, textures=textures
-    )
+    look = {"size": tuple(size), "backgrounds": backgrounds, "textures": textures}
+    settings = scene_settings(seed=seed, kinds=kinds, pairs=pairs, **look)
     there = rows_of_set(folder, settings)
     if there and all(scene_id(seed * _SEEDS_A_SET + index) in there for index in range(num)):
         clip_set = ClipSet(folder)
         if clip_set.is_finished:
             return clip_set  # several programs may read it at once
     with ClipSetWriter(folder, settings) as writer:
-        jobs, look = [], {"size": tuple(size), "backgrounds": backgrounds, "textures": textures}
+        jobs = []
         for index in range(num):
             split = "test" if _is_test_scene(index, len(kinds or [None])) else "train"
             kind = kinds[index % len(kinds)] if kinds else None
@@ -87,11 +79,10 @@ def scene_settings(
     backgrounds: Sequence[Path],
     textures: Sequence[Path],
 ) -> dict[str, Any]:
-    """Return what a set of `render_scene_set` depends on, for its statistics.json."""
+    """Return what a set depends on, for its statistics.json."""
     settings = {"made_of": "scenes", "seed": seed, "size": list(size), "kinds": list(kinds or []), "pairs": pairs}
     settings |= {"scenes_version": SCENES_VERSION, "photographs": _digest_of(backgrounds, textures)}
     if math.gcd(len(kinds or [None]), TEST_EVERY) > 1:
-        # those of before had kinds of which all scenes, or none, were test scenes
         settings["test_scenes"] = "of each kind"
     return settings
 
@@ -107,7 +98,6 @@ def _is_test_scene(index: int, num_kinds: int) -> bool:
 
 
 def scene_id(seed: int) -> str:
-    """Name the clip of a scene's seed."""
     return f"scene_{seed:09d}"
 
 
@@ -120,7 +110,6 @@ def _digest_of(backgrounds: Sequence[Path], textures: Sequence[Path]) -> str:
 
 
 def _render_scene(folder: Path, seed: int, split: str, pairs: int, look: dict[str, Any]) -> ClipRow:
-    """Write one scene; look: arguments of `make_scene`."""
     scene = make_scene(seed, **look)
     spectrum = scene.spectrum(STORED_BINS, PERIOD_S)  # (24, 4, H, W)
     # Spread over the period, away from frame 0

@@ -16,6 +16,7 @@ from os import PathLike
 import cv2
 import numpy as np
 import torch
+from numpy import ndarray as Array
 from torch import Tensor
 
 from data.scenes import photographs, rasteriser
@@ -24,8 +25,7 @@ from data.scenes.kinds import FREQUENCIES, KINDS, STRENGTH, draw
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, fit_spectrum
 
 REFERENCE_AREA = 160 * 256
-# Raised whenever the same seed shows or moves something else, so that a set rendered before is known as such.
-SCENES_VERSION = 2
+SCENES_VERSION = 2  # raised whenever the same seed shows or moves something else
 # Lines of the gusts (Hz): dense on a logarithmic scale, from 1 Hz on at least one in each bin of 1 / PERIOD_S.
 GUST_HZ = np.concatenate([np.geomspace(0.025, 1.0, 30), np.arange(1.13, 6.2, 0.14)])
 NUM_GUSTS = len(GUST_HZ)
@@ -38,10 +38,10 @@ class Wind:
     """Gusts as travelling waves: frequency in Hz, amplitude, wave vector (rad/px), phase, and a seed for turbulence."""
 
     seed: int
-    hertz: np.ndarray
-    amplitude: np.ndarray
-    wave: np.ndarray
-    phase: np.ndarray
+    hertz: Array
+    amplitude: Array
+    wave: Array
+    phase: Array
     strength_px: float
 
     @classmethod
@@ -62,7 +62,7 @@ class Wind:
         strength = float(np.clip(median_px * math.exp(rng.normal(0, spread)), 0.2, 16.0)) * scale
         return cls(seed, hertz, amplitude, wave, rng.uniform(0, 2 * math.pi, NUM_GUSTS), strength)
 
-    def respond(self, oscillators: np.ndarray) -> np.ndarray:
+    def respond(self, oscillators: Array) -> Array:
         """Amplitude of each oscillator in each gust, q_j(t) = Re sum_m C_jm exp(2 pi i f_m t): (J, 2 M) Re C, Im C."""
         position, (hertz, gain, damping, scatter, quadrature, _, group) = oscillators[:, :2], oscillators[:, 2:].T
         ratio = (self.hertz[None] / np.maximum(hertz, 1e-3)[:, None]).astype(np.float32)
@@ -83,20 +83,10 @@ class Wind:
         return response
 
 
-def _clock(hertz: np.ndarray, times_s: np.ndarray) -> np.ndarray:
+def _clock(hertz: Array, times_s: Array) -> Array:
     """Real and imaginary parts of exp(2 pi i f t) - 1, as (2 M, T): rows that Re(C) and Im(C) are multiplied with."""
     angle = 2 * math.pi * hertz[:, None] * times_s[None]
     return np.concatenate([np.cos(angle) - 1, -np.sin(angle)])
-
-
-def _returns(there: Tensor, back: Tensor) -> Tensor:
-    """Where flow `there` (2, H, W), then `back`, lead to the start again within 0.25 px: (1, H, W) bool."""
-    height, width = there.shape[1:]
-    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    row, column = (y + there[1]).round().long(), (x + there[0]).round().long()
-    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
-    landed = back[:, row.clamp(0, height - 1), column.clamp(0, width - 1)]  # (2, H, W)
-    return (inside & ((there + landed).norm(dim=0) < 0.25))[None]
 
 
 @dataclass
@@ -107,20 +97,19 @@ class Scene:
     size: tuple[int, int]
     seed: int
     wind_seed: int
-    mesh: dict[str, np.ndarray] = field(repr=False)
-    background: np.ndarray = field(repr=False)
+    mesh: dict[str, Array] = field(repr=False)
+    background: Array = field(repr=False)
     finish: Finish = field(repr=False)
     _wind: Wind = field(repr=False)
-    _atlas: np.ndarray = field(repr=False)
+    _atlas: Array = field(repr=False)
     _samples: int = 3  # odd, so that a pixel's middle sample is its centre
 
     @property
     def moving(self) -> bool:
-        """Whether anything in the scene moves."""
         return len(self.mesh["oscillators"]) > 1
 
     @cached_property
-    def _response(self) -> np.ndarray:
+    def _response(self) -> Array:
         """Real (J, 2 M) amplitudes of the oscillators, as strong as the wind, within what bends sensibly."""
         if not self.moving:
             return np.zeros((1, 2 * NUM_GUSTS), np.float32)
@@ -143,7 +132,7 @@ class Scene:
         size = np.linalg.norm(self._apply(angles * gain, some), axis=1)
         return response * gain * np.float32(min(1.0, LARGEST_PX * scale / max(float(np.percentile(size, 98)), 1e-9)))
 
-    def _apply(self, amounts: np.ndarray, some: np.ndarray | None = None) -> np.ndarray:
+    def _apply(self, amounts: Array, some: Array | None = None) -> Array:
         """Values (J, C) of the oscillators to vertices: (V, 2, C)."""
         freedoms, directions = self.mesh["freedoms"], self.mesh["directions"]
         if some is not None:
@@ -152,8 +141,8 @@ class Scene:
         rasteriser.apply_degrees(freedoms, directions, np.ascontiguousarray(amounts, np.float32), out)
         return out
 
-    def _vertices_at(self, time_s: float) -> np.ndarray:
-        """Displacement of every vertex at time_s: (V, 2)."""
+    def _vertices_at(self, time_s: float) -> Array:
+        """Displacement of every vertex: (V, 2)."""
         return self._apply(self._response @ _clock(self._wind.hertz, np.array([time_s])).astype(np.float32))[..., 0]
 
     @cached_property
@@ -162,19 +151,17 @@ class Scene:
         layers = self.mesh["layers"]
         return [(int(n), int((layers < n).sum()), int((layers <= n).sum())) for n in np.unique(layers)]
 
-    def _paint(self, vertices: np.ndarray) -> list[np.ndarray]:
+    def _paint(self, vertices: Array) -> list[Array]:
         return [
             rasteriser.paint_ids(vertices, self.mesh["triangles"][first:last], self.size, self._samples)
             for _, first, last in self._layer_triangles
         ]
 
     @cached_property
-    def _first_ids(self) -> list[np.ndarray]:
+    def _first_ids(self) -> list[Array]:
         return self._paint(self.mesh["vertices"])
 
-    def _compose(
-        self, ids: list[np.ndarray], vertices: np.ndarray, *, blur: bool
-    ) -> tuple[np.ndarray, list[np.ndarray]]:
+    def _compose(self, ids: list[Array], vertices: Array) -> tuple[Array, list[Array]]:
         """Shade the layers over the background: (H, W, 3) in [0, 1], and each layer's coverage (H, W)."""
         out, coverage = self.background.copy(), []
         for number, (layer, first, last) in zip(ids, self._layer_triangles, strict=True):
@@ -182,19 +169,18 @@ class Scene:
             looks = self.mesh["looks"]
             painted = rasteriser.shade_ids(number, vertices, triangles, materials, looks, self._atlas, self._samples)
             sigma = self.finish.blurs[layer]
-            if blur and sigma > 0.3:
+            if sigma > 0.3:
                 painted = cv2.GaussianBlur(painted, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
             coverage.append(painted[..., 3])
             out = out * (1 - painted[..., 3:]) + painted[..., :3]
         return out, coverage
 
     @cached_property
-    def _first_frame(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        return self._compose(self._first_ids, self.mesh["vertices"], blur=True)
+    def _first_frame(self) -> tuple[Array, list[Array]]:
+        return self._compose(self._first_ids, self.mesh["vertices"])
 
-    def _finished(self, frame: np.ndarray, time_s: float) -> Tensor:
-        seed = [self.seed, 3, round(time_s * 1000)]
-        frame = self.finish.apply(frame, np.random.default_rng(seed))
+    def _finished(self, frame: Array, time_s: float) -> Tensor:
+        frame = self.finish.apply(frame, np.random.default_rng([self.seed, 3, round(time_s * 1000)]))
         return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
 
     def picture(self) -> Tensor:
@@ -206,24 +192,17 @@ class Scene:
         if time_s == 0:
             return self.picture()
         vertices = self.mesh["vertices"] + self._vertices_at(time_s)
-        return self._finished(self._compose(self._paint(vertices), vertices, blur=True)[0], time_s)
+        return self._finished(self._compose(self._paint(vertices), vertices)[0], time_s)
 
-    def clean_frame(self, time_s: float) -> Tensor:
-        """Return the frame at time_s before blur, glow, vignette and grain, where flow is exact: (3, H, W)."""
-        vertices = self.mesh["vertices"] + self._vertices_at(time_s)
-        frame, _ = self._compose(self._paint(vertices), vertices, blur=False)
-        return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
-
-    def _sources(self, ids: np.ndarray, coverage: np.ndarray | None, sigma: float) -> tuple[np.ndarray, np.ndarray]:
+    def _sources(self, ids: Array, coverage: Array, sigma: float) -> tuple[Array, Array]:
         """Pixel whose triangle moves each pixel, rows and columns (H, W) int32; -1 where the layer is not in front."""
         rows, columns = np.indices(ids.shape, dtype=np.int32)
         present = ids >= 0
-        if coverage is None or sigma <= 0.6 or not present.any():
+        if sigma <= 0.6 or not present.any():
             return np.where(present, rows, -1).astype(np.int32), columns
         # Out of focus a thing is seen beyond its outline: there the nearest point of it lends its motion.
-        _, labels = cv2.distanceTransformWithLabels(
-            np.where(present, 0, 255).astype(np.uint8), cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL
-        )
+        absent = np.where(present, 0, 255).astype(np.uint8)
+        _, labels = cv2.distanceTransformWithLabels(absent, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
         place = np.zeros(labels.max() + 1, np.int64)
         place[labels[present]] = np.flatnonzero(present.reshape(-1))
         nearest = place[labels]
@@ -231,46 +210,26 @@ class Scene:
         rows = np.where(seen, nearest // ids.shape[1], -1).astype(np.int32)
         return rows, (nearest % ids.shape[1]).astype(np.int32)
 
-    def _at_pixels(
-        self, values: np.ndarray, vertices: np.ndarray, all_ids: list[np.ndarray], *, sharp: bool
-    ) -> np.ndarray:
+    def _at_pixels(self, values: Array, vertices: Array, all_ids: list[Array]) -> Array:
         """Vertex values (V, C) at the frontmost thing of every pixel centre, (H, W, C); 0 on the background."""
         out = np.zeros((*self.size, values.shape[1]), np.float32)
         middle = self._samples // 2
-        coverage = [None] * len(all_ids) if sharp else self._first_frame[1]
-        for ids, alpha, (layer, first, last) in zip(all_ids, coverage, self._layer_triangles, strict=True):
+        for ids, alpha, (layer, first, last) in zip(all_ids, self._first_frame[1], self._layer_triangles, strict=True):
             centre = np.ascontiguousarray(ids[middle :: self._samples, middle :: self._samples])
             sources = self._sources(centre, alpha, self.finish.blurs[layer])
             triangles = self.mesh["triangles"][first:last]
             rasteriser.interpolate_at_centres(vertices, triangles, centre, *sources, values, out)
         return out
 
-    def flow(self, time_s: float, *, sharp: bool = False) -> Tensor:
+    def flow(self, time_s: float) -> Tensor:
         """Return the exact displacement of every pixel of frame 0 at time_s: (2, H, W) px; 0 where nothing moves.
 
-        What is out of focus is counted in front where it covers more than half of a pixel, as it is seen; with `sharp`
-        where its outline was before the blur, which is what `clean_frame` shows.
+        What is out of focus is counted in front where it covers more than half of a pixel.
         """
         if not self.moving or time_s == 0:
             return torch.zeros(2, *self.size)
-        out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first_ids, sharp=sharp)
+        out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first_ids)
         return torch.from_numpy(out.transpose(2, 0, 1).copy())
-
-    def backward_flow(self, time_s: float) -> Tensor:
-        """Return the exact displacement of every pixel of `clean_frame(time_s)` back to frame 0: (2, H, W) px."""
-        moved = self._vertices_at(time_s)
-        vertices = self.mesh["vertices"] + moved
-        out = self._at_pixels(-moved, vertices, self._paint(vertices), sharp=True)
-        return torch.from_numpy(out.transpose(2, 0, 1).copy())
-
-    def visibility(self, time_s: float) -> tuple[Tensor, Tensor]:
-        """Return where frame 0's pixels are still seen at time_s, and where that frame's were seen before: (1, H, W).
-
-        Bool, before blur: a pixel is seen in both frames where its exact flow and the exact flow back from where it
-        has gone cancel within a quarter of a pixel. Occlusions, and what leaves or enters the image, are False.
-        """
-        ahead, back = self.flow(time_s, sharp=True), self.backward_flow(time_s)
-        return _returns(ahead, back), _returns(back, ahead)
 
     def spectrum(self, num_bins: int = 24, period_s: float = PERIOD_S) -> Tensor:
         """Return the packed spectrum of the motion, fitted over one period at 30 frames/s: (K, 4, H, W) px."""
@@ -279,20 +238,19 @@ class Scene:
         times = np.arange(round(NUM_FRAMES * period_s / PERIOD_S)) / FPS
         # The fit is linear: fit the gusts' own sinusoids, then combine them for every oscillator and vertex.
         clock = torch.from_numpy(_clock(self._wind.hertz, times).T.copy())  # (T, 2M)
-        fitted = fit_spectrum(
-            clock.reshape(len(times), 2, -1, 1), torch.from_numpy(times), num_bins=num_bins, period_s=period_s
-        )
+        clock = clock.reshape(len(times), 2, -1, 1)
+        fitted = fit_spectrum(clock, torch.from_numpy(times), num_bins=num_bins, period_s=period_s)
         # (K, 4, M, 1): two values at a "pixel" are the first and the second half of the rows of the clock.
         parts = torch.stack([fitted[:, 0::2, :, 0], fitted[:, 1::2, :, 0]], 1)  # (K, re/im, 2, M)
         basis = parts.reshape(2 * num_bins, -1).T.float().numpy()  # (2M, 2K)
         vertices = self._apply(self._response @ basis)  # (V, 2, 2K)
         values = np.ascontiguousarray(vertices.reshape(len(vertices), -1))
-        packed = self._at_pixels(values, self.mesh["vertices"], self._first_ids, sharp=False)  # (H, W, 2 * 2K)
+        packed = self._at_pixels(values, self.mesh["vertices"], self._first_ids)  # (H, W, 2 * 2K)
         packed = packed.reshape(*self.size, 2, num_bins, 2).transpose(3, 2, 4, 0, 1)  # (K, x/y, re/im, H, W)
         return torch.from_numpy(np.ascontiguousarray(packed)).reshape(num_bins, 4, *self.size)
 
 
-def _step_closer(mesh: dict[str, np.ndarray], background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Generator) -> Array:
     """Enlarge a part of most of the scenes up to 2.3 times, so that what moves fills more of the image.
 
     Changes the mesh and returns the background (H, W, 3) of the part, chosen among a few for the most motion.
@@ -326,16 +284,14 @@ def make_scene(
     """Draw the scene of a seed: the same for the same arguments on every machine.
 
     Args:
-        seed: whole number >= 0; the image.
         size: (H, W) px, at least 16 each; all lengths scale with it.
         kind: one of `KINDS`, or None for one drawn by the seed.
-        wind_seed: how it moves; the seed itself when None. The image does not depend on it.
+        wind_seed: how it moves, with the same image; the seed itself when None.
         backgrounds: photographs, one of which stands behind half of the scenes. They never move.
         textures: photographs whose light and dark becomes the grain of some surfaces of a scene.
 
     Raises:
-        ValueError: unknown kind, or a size that is too small.
-        MediaError: a photograph that cannot be read.
+        ValueError: unknown kind, or a size that is too small. MediaError: a photograph that cannot be read.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
