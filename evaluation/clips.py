@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import zipfile
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,9 +34,6 @@ SCENE_PREFIX = "scene:"
 # A source read anew must be the one that the set was made from: frame 0 may differ by the rounding of a PNG.
 SAME_FRAME_LIMIT = 1 / 255
 
-# indices -> targets (n, 3, H, W) and flow (n, 2, H, W) px
-ReadFrames = Callable[[slice], tuple[Tensor, Tensor]]
-
 
 class SourceError(ValueError):
     """A clip's source is not at hand, or is not the one that the clip was made from."""
@@ -54,7 +50,8 @@ class EvaluationClip:
         first: (3, H, W) in [0, 1], frame 0.
         importance: (1, H, W), px.
         times_s: (N) seconds from frame 0, in the order of the frames.
-        read: returns targets and flow of a slice of them.
+        targets: (N, 3, H, W) in [0, 1].
+        flow: (N, 2, H, W), frame 0 -> t, px.
     """
 
     id: str
@@ -63,12 +60,8 @@ class EvaluationClip:
     first: Tensor
     importance: Tensor
     times_s: tuple[float, ...]
-    read: ReadFrames
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (targets (n, 3, H, W), flow (n, 2, H, W) px) in the order of time, n at most `size`."""
-        for start in range(0, len(self.times_s), size):
-            yield self.read(slice(start, start + size))
+    targets: Tensor
+    flow: Tensor
 
 
 def choose_clips(clip_set: ClipSet, split: str, count: int | None, seed: int) -> list[ClipRow]:
@@ -140,31 +133,21 @@ def open_clip(
         pairs = clip_set.pairs(row.id)[0]
         times_s = [pair.time_s for pair in pairs]
         flow = fit_flow(torch.stack([pair.flow for pair in pairs]), size, name)
-        origin, read = "pairs", _stored(torch.stack([pair.target for pair in pairs]), flow)
+        origin, targets = "pairs", torch.stack([pair.target for pair in pairs])  # (N, 3, H, W)
     else:
         if isinstance(source, Scene):
             times_s = [index / FPS for index in _every(every, NUM_FRAMES)]
-            origin, read = "scene", _rendered(source, times_s)
+            flow = torch.stack([source.flow(time_s) for time_s in times_s])  # (N, 2, H, W)
+            origin, targets = "scene", torch.stack([source.frame(time_s) for time_s in times_s])
         else:
             indices = _every(every, len(source.frames))
             times_s = [float(source.times_s[index] - source.times_s[0]) for index in indices]
             flow = cached_flow(clip_set, row, source, indices, raft_weights=raft_weights, device=device)
-            origin, read = "video", _stored(source.frames[indices], fit_flow(flow, size, name))
+            origin, targets, flow = "video", source.frames[indices], fit_flow(flow, size, name)
     kept = row.status == KEPT
     importance = mean_displacement(clip_set.spectrum(row.id)[0]) if kept else clip_set.pairs(row.id)[1]  # (1, H, W)
-    return EvaluationClip(row.id, source_name(row), origin, first, resize_maps(importance, size), tuple(times_s), read)
-
-
-def _stored(targets: Tensor, flow: Tensor) -> ReadFrames:
-    return lambda part: (targets[part], flow[part])
-
-
-def _rendered(scene: Scene, times_s: list[float]) -> ReadFrames:
-    def read(part: slice) -> tuple[Tensor, Tensor]:
-        targets = [scene.frame(time_s) for time_s in times_s[part]]
-        return torch.stack(targets), torch.stack([scene.flow(time_s) for time_s in times_s[part]])
-
-    return read
+    importance = resize_maps(importance, size)
+    return EvaluationClip(row.id, source_name(row), origin, first, importance, tuple(times_s), targets, flow)
 
 
 def fit_flow(flow: Tensor, size: tuple[int, int], name: str) -> Tensor:

@@ -110,7 +110,7 @@ def measure(
         parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
         motion_px: list[Tensor] = []
         with video_of(clip) as video:
-            for targets, flow in clip.batches(BATCH_SIZE):
+            for targets, flow in zip(clip.targets.split(BATCH_SIZE), clip.flow.split(BATCH_SIZE), strict=True):
                 targets, flow = targets.to(device), flow.to(device)
                 motion_px.append(
                     (magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)).double().cpu()

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from data.clips import ClipRow, ClipSet
@@ -18,7 +19,7 @@ from evaluation.clips import EvaluationClip, check_flow_method, choose_clips, op
 from evaluation.frames.measure import make_methods, make_rows, measure
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, check_video, prepare_halves, train_operators
-from evaluation.frames.statistics import BUCKET_NOTE, INTERVAL_NOTE, PAIRED_NOTE, FrameTables, spread
+from evaluation.frames.statistics import BUCKET_NOTE, INTERVAL_NOTE, PAIRED_NOTE, ClipMetrics, FrameTables, spread
 from evaluation.frames.videos import ClipVideo, open_video
 from metrics.images import HUB, LPIPS_BACKBONES, Lpips
 from metrics.perceptual import PerceptualLoss
@@ -58,8 +59,7 @@ def make_table(
 ) -> bool:
     """Render the clips in every way with the same flow, print the tables, and write them to `out`.
 
-    The arguments are the flags of `evaluation.flags.add_frames_flags`; `training` are those of the single-video
-    protocol, for `train_operators`.
+    The arguments are the flags of `add_frames_flags`; `training` goes to `train_operators`.
     """
     # Early checks
     out = out_folder(out, f"frames-{data.name}-{split}" if data else "frames-single-video")
@@ -67,16 +67,13 @@ def make_table(
     check_precision(precision, device)
     if video:
         check_video(video)
-    lpips = load_lpips(lpips_network, lpips_weights)
-    features = None if feature_weights is None else PerceptualLoss(feature_weights)
-    absent = [] if lpips else [f"lpips_{network}" for network in lpips_network]
-    absent += [] if features else ["feature_distance"]
+    networks, absent = _load_networks(lpips_network, lpips_weights, feature_weights, device)
 
     # Data and models
     if video:
         clip_set = prepare_halves(out / "set", video)
-        training |= {"device": device, "precision": precision}
-        models = train_operators(clip_set, out / "training", seed=seed, **training)
+        training |= {"seed": seed, "device": device, "precision": precision}
+        models = train_operators(clip_set, out / "training", **training)
     else:
         clip_set, models = ClipSet(data), _find_models(checkpoint, seeds_of)
     rows = choose_clips(clip_set, split, clips, seed)
@@ -84,28 +81,18 @@ def make_table(
     warn_of_sources(clip_set)
 
     # Measure
-    by_row, model_rows = make_rows(models), list(dict.fromkeys(model.row for model in models))
-    shown = model_rows or ["softmax splat", "gaussian splat EWA"]
-    video_of = _choose_videos(out, rows, videos, {name.removeprefix("model "): by_row[name][0] for name in shown})
     bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
     opened = (open_clip(clip_set, row, every, raft_weights=raft_weights, device=str(device)) for row in bar)
-    networks = {"lpips": [network.to(device) for network in lpips], "features": features and features.to(device)}
+    video_of = _choose_videos(out, rows, videos, models)
     measured = measure(opened, make_methods(models, device, precision), device, **networks, video_of=video_of)
-    tables = FrameTables(by_row, measured, seed, model_rows, {model.name: model.seed for model in models}, absent)
 
     # Write
-    kept = len(clip_set.rows(split))
-    notes = [
-        *([NOTE] if video else []),
-        f"data: {clip_set.folder}, split {split}, {len(measured)} sequences of {tables.counts['sources']} sources "
-        f"({kept} kept clips in the split), {tables.frames['frames']} frames, every {every}; "
-        + "; ".join(f"{n} {ORIGINS[name]}" for name, n in sorted(Counter(clip.origin for clip in measured).items())),
-        *METHOD_NOTES,
-        *model_notes(models),
-        f"precision {precision}; device {device}; seed {seed} (clips, bootstrap)",
-        f"command: {command}",
-        *_absent_notes(absent),
-    ]
+    model_rows, seeds = list(dict.fromkeys(one.row for one in models)), {one.name: one.seed for one in models}
+    tables = FrameTables(make_rows(models), measured, seed, model_rows, seeds, absent)
+    notes = [NOTE] if video else []
+    notes += [f"data: {clip_set.folder}, split {split}, every {every}; {_origins(measured)}", *METHOD_NOTES]
+    notes += [*model_notes(models), f"precision {precision}; device {device}; seed {seed} (clips, bootstrap)"]
+    notes += [f"command: {command}", *_absent_notes(absent)]
     _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes)
     return True
 
@@ -120,6 +107,20 @@ METHOD_NOTES = (
     "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held (the flow at p stands in for that at the "
     "source of p)",
 )
+
+
+def _load_networks(
+    lpips_network: Sequence[str],
+    lpips_weights: Sequence[str] | None,
+    feature_weights: Path | None,
+    device: torch.device,
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the networks, as `measure` takes them, and the metrics for which there are no weights."""
+    lpips = load_lpips(lpips_network, lpips_weights)
+    features = None if feature_weights is None else PerceptualLoss(feature_weights).to(device)
+    absent = [] if lpips else [f"lpips_{network}" for network in lpips_network]
+    absent += [] if features else ["feature_distance"]
+    return {"lpips": [network.to(device) for network in lpips], "features": features}, absent
 
 
 def load_lpips(networks: Sequence[str], weights: Sequence[str | Path] | None) -> list[Lpips]:
@@ -162,12 +163,18 @@ def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | N
 
 
 def _choose_videos(
-    out: Path, rows: Sequence[ClipRow], count: int | None, shown: dict[str, str]
+    out: Path, rows: Sequence[ClipRow], count: int | None, models: Sequence[TrainedRenderer]
 ) -> Callable[[EvaluationClip], AbstractContextManager[ClipVideo | None]]:
     """Return what opens the video of a clip if it is one of `count`, spread over all; each row by its first seed."""
+    shown = {model.row.removeprefix("model "): model.name for model in reversed(models)}
+    shown = dict(reversed(shown.items())) or {name: name for name in ("softmax splat", "gaussian splat EWA")}
     count = min(count or 0, len(rows))
     ids = {rows[place * len(rows) // count].id for place in range(count)}
     return lambda clip: open_video(out, clip, shown) if clip.id in ids else nullcontext()
+
+
+def _origins(clips: Sequence[ClipMetrics]) -> str:
+    return "; ".join(f"{n} {ORIGINS[name]}" for name, n in sorted(Counter(clip.origin for clip in clips).items()))
 
 
 def _write(out: Path, tables: FrameTables, name: str, notes: list[str]) -> None:
