@@ -22,34 +22,24 @@ SLIDING_FID_FRAMES, SLIDING_DTFVD_FRAMES = 30, 16
 FEWEST_SAMPLES = 2
 
 COLUMN_NOTES = (
-    "fid, fvd_N, dtfvd_N: squared Frechet distance in float64 between the Gaussians of real and generated features",
-    "fid is over single frames, frame 0 included; fvd_N and dtfvd_N are over windows of N frames from frame 0 on",
+    "fid (single frames, frame 0 included), fvd_N, dtfvd_N (windows of N frames): squared Frechet distance in float64 "
+    "between the Gaussians of real and generated features",
     "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over subsets",
-    "all rows have the same clips, lengths and windows",
     "compare a metric only with others of the same network file, crop and counts",
 )
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How videos are cut.
+    """How videos are cut."""
 
-    Attributes:
-        windows: lengths of the windows, frames.
-        window_step: from one window to the next, frames; None: windows touch.
-        slide_step: the same for the sliding metrics; 0 leaves them out.
-        batch_size: images or windows in one pass of a network.
-        kid_subsets, kid_subset_size: of KID.
-        seed: of the subsets.
-    """
-
-    windows: Sequence[int] = (16, 32)
-    window_step: int | None = None
-    slide_step: int = 10
-    batch_size: int = 8
+    windows: Sequence[int] = (16, 32)  # lengths, frames
+    window_step: int | None = None  # from one window to the next, frames; None: windows touch
+    slide_step: int = 10  # the same for the sliding metrics; 0 leaves them out
+    batch_size: int = 8  # images or windows in one pass of a network
     kid_subsets: int = 100
     kid_subset_size: int = 1000
-    seed: int = 0
+    seed: int = 0  # of the subsets
 
     def starts(self, num_frames: int, window: int) -> range:
         """Return where the windows of a video begin."""
@@ -61,13 +51,7 @@ class Protocol:
 
 
 class VideoComparison:
-    """Real videos against each way of generating them, clip by clip, and the tables made of it.
-
-    Args:
-        rows: names of the ways.
-        networks: {"fid" | "fvd" | "dtfvd": network}, as far as there are any.
-        protocol: how the videos are cut.
-    """
+    """Real videos against each way (row) of generating them, over networks {"fid" | "fvd" | "dtfvd": network}."""
 
     def __init__(self, rows: Sequence[str], networks: dict[str, FeatureNetwork], protocol: Protocol) -> None:
         self.rows, self.networks, self.protocol = [*rows, STATIC_ROW], networks, protocol
@@ -77,17 +61,15 @@ class VideoComparison:
         self.sliding: dict[tuple[str, str, int, int], GaussianStatistics] = defaultdict(GaussianStatistics)
         self.features: dict[str, list[Tensor]] = defaultdict(list)
 
-    def check_lengths(self, lengths: Sequence[int]) -> None:
-        """Raise EvaluationError where videos of these lengths have too few windows for a covariance."""
-        if sum(lengths) < FEWEST_SAMPLES:
-            raise EvaluationError(f"frames: {sum(lengths)} frames in all; right: at least {FEWEST_SAMPLES}")
+    def check_counts(self) -> None:
+        """Raise EvaluationError where the videos have too few frames or windows for a covariance."""
+        if sum(self.lengths) < FEWEST_SAMPLES:
+            raise EvaluationError(f"frames: {sum(self.lengths)} frames in all; right: at least {FEWEST_SAMPLES}")
         for window in self.protocol.windows if self.networks.keys() - {"fid"} else ():
-            count = sum(len(self.protocol.starts(length, window)) for length in lengths)
+            count = sum(len(self.protocol.starts(length, window)) for length in self.lengths)
             if count < FEWEST_SAMPLES:
-                raise EvaluationError(
-                    f"windows {window}: {count} windows of {window} frames in {len(lengths)} videos (longest: "
-                    f"{max(lengths)} frames); right: at least {FEWEST_SAMPLES}, by smaller windows or more videos"
-                )
+                problem = f"{count} windows of {window} frames in {len(self.lengths)} videos"
+                raise EvaluationError(f"windows {window}: {problem}; right: smaller windows, or more videos")
 
     def add(self, clip: ClipVideos) -> None:
         """Measure one clip in every way."""
@@ -169,21 +151,18 @@ class VideoComparison:
             network = self.networks.get(metric)
             if row == REAL_ROW and network is not None and found.count <= (network.dimension or 0) and not any(place):
                 name = ("sliding " if place else "") + (metric if window == 1 else f"{metric}_{window}")
-                notes.append(
-                    f"{name}: {found.count} samples for {network.dimension} features, so the covariance is singular "
-                    "and the distance too large; compare it only with those of the same counts"
-                )
+                counts = f"{found.count} samples for {network.dimension} features"
+                notes.append(f"{name}: {counts}, so the covariance is singular and the distance too large")
         return notes
 
     def notes(self) -> list[str]:
         """Give the counts and the networks."""
-        labels = {"fid": "fid, kid", "fvd": "fvd", "dtfvd": "dtfvd"}
-        networks = [f"{labels[m]}: {n.name}, {n.dimension} features" for m, n in self.networks.items()]
+        networks = [f"{metric}: {one.name}, {one.dimension} features" for metric, one in self.networks.items()]
         apart = "touch" if self.protocol.window_step is None else f"are {self.protocol.window_step} frames apart"
         return [
             f"counts: {len(self.lengths)} videos of {min(self.lengths)} to {max(self.lengths)} frames, "
             f"{sum(self.lengths)} frames; windows {apart}",
-            f"networks: {'; '.join(networks)}",
-            f"kid: {self.protocol.kid_subsets} subsets of at most {self.protocol.kid_subset_size} frames",
+            f"networks: {'; '.join(networks)}; kid: {self.protocol.kid_subsets} subsets of at most "
+            f"{self.protocol.kid_subset_size} frames",
             *self.bias_notes(),
         ]
