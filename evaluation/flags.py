@@ -33,11 +33,11 @@ SAMPLED_FLAGS = (
     "--split", "--clips", "--splat", "--full-strength", "--checkpoint", "--precision", "--sampler", "--steps",
     "--guidance",
 )  # fmt: skip
-# {flag: metric, columns that need it, what the network is}
+# {flag: metric, what the network is}
 VIDEO_METRICS = {
-    "image": ("fid", "fid, kid and the sliding fid", "FID's Inception as TorchScript"),
-    "fvd": ("fvd", "fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V)"),
-    "dtfvd": ("dtfvd", "dtfvd and the sliding dtfvd", "a network trained on dynamic textures, as TorchScript"),
+    "image": ("fid", "FID's Inception as TorchScript, also for KID"),
+    "fvd": ("fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V)"),
+    "dtfvd": ("dtfvd", "a network trained on dynamic textures, as TorchScript"),
 }
 
 
@@ -161,17 +161,11 @@ def add_video_flags(parser: Parser) -> None:
     add("--crop", type=size_px, default=(128, 256), metavar="WIDTHxHEIGHT", help="centre crop, after scaling to cover")
     add("--frames", type=positive_int, default=150, metavar="N", help="at most the first N frames of a video")
     add("--windows", type=whole_number(2), nargs="+", default=[16, 32], metavar="FRAMES", help="of fvd and dtfvd")
-    add("--window-step", type=positive_int, metavar="FRAMES", help="from window to window; default: they touch")
-    slide_help = "of the sliding fid (30 frames) and dtfvd (16); 0 = without them"
-    add("--slide-step", type=non_negative_int, default=10, metavar="FRAMES", help=slide_help)
     title = "networks that measure; nothing is downloaded"
     maps = "a TorchScript FILE that maps (N, 3, H, W), or for videos (N, 3, T, H, W), in [0, 1] to features (N, D)"
     add = parser.add_argument_group(title, maps).add_argument
-    for name, (_, columns, _) in VIDEO_METRICS.items():
-        add(f"--{name}-network", type=Path, metavar="FILE", help=f"for {columns}")
-    add("--batch-size", type=positive_int, default=8, metavar="N", help="frames or windows in a pass")
-    add("--kid-subsets", type=positive_int, default=100, metavar="N", help="that KID averages over")
-    add("--kid-subset-size", type=whole_number(2), default=1000, metavar="N", help="frames in each")
+    for name, (metric, network) in VIDEO_METRICS.items():
+        add(f"--{name}-network", type=Path, metavar="FILE", help=f"for {metric}: {network}")
     add_sampling_flags(parser)
     _add_shared(parser, "video-NAME", "device", "precision")
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from evaluation.frames.statistics import ClipMetrics, FrameTables, spread
+from evaluation.frames.statistics import ClipMetrics, FrameTables
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -104,8 +104,6 @@ def test_buckets_pool_their_own_frames() -> None:
     assert motion["0 to 0.5"]["psnr_db"] == pytest.approx(20) and motion["0 to 0.5"]["sources"] == 2
     time = {row["time_s"]: row["psnr_db"] for row in tables.buckets("time_s")}
     assert time == pytest.approx({"0 to 0.5": 20, "0.5 to 1": 20, "2 to 3": -10 * math.log10(3e-2), "4 and more": 40})
-    (wide,) = spread(tables.buckets("motion_px"), "motion_px", "psnr_db")
-    assert list(wide) == ["row", "0 to 0.5", "1 to 2", "2 to 4"] and wide["2 to 4"] == pytest.approx(40)
 
 
 def test_buckets_tell_the_gain_over_the_average_splat() -> None:

@@ -173,11 +173,3 @@ class FrameTables:
             seed = self.seeds.get(method)
             found[method if seed is None else seed] = fmean(metrics[metric] for metrics in self.pooled[method])
         return found
-
-
-def spread(rows: Sequence[Row], column: str, metric: str) -> list[Row]:
-    """Turn rows of one bucket each into rows of all buckets: {"row": name, bucket: metric, ...}, to print."""
-    found: dict[str, Row] = {}
-    for row in rows:
-        found.setdefault(row["row"], {"row": row["row"]})[row[column]] = row[metric]
-    return list(found.values())

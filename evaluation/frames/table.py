@@ -11,13 +11,13 @@ from typing import Any
 from tqdm import tqdm
 
 from data.clips import ClipSet
-from data.result_tables import markdown_table, write_results
+from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
 from evaluation.clips import choose_clips, open_clip
 from evaluation.frames.measure import SPLAT_ROWS, make_methods, measure
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, check_video, prepare_halves, train_operators
-from evaluation.frames.statistics import BUCKET_NOTE, BUCKETS, INTERVAL_NOTE, PAIRED_NOTE, FrameTables, spread
+from evaluation.frames.statistics import BUCKET_NOTE, BUCKETS, INTERVAL_NOTE, PAIRED_NOTE, FrameTables
 from metrics.images import HUB, LPIPS_BACKBONES, Lpips
 from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -156,13 +156,9 @@ def _write(out: Path, tables: FrameTables, name: str, notes: list[str]) -> None:
     print(write_results(out, tables.table(), title=f"Frame synthesis, {name}", notes=notes))
     write_results(out / "intervals", tables.intervals(), title=f"Intervals, {name}", notes=notes)
     write_results(out / "by_clip", tables.by_clip(), title=f"The same by clip, {name}", notes=notes)
-    paired, title = tables.paired(), "Differences on the same clips"
-    if paired:
-        write_results(out / "paired", paired, title=f"{title}, {name}", notes=[PAIRED_NOTE, *notes])
-        print(markdown_table(paired, list(paired[0]), title, []))
+    if paired := tables.paired():
+        title = f"Differences on the same clips, {name}"
+        print(write_results(out / "paired", paired, title=title, notes=[PAIRED_NOTE, *notes]))
     for folder, column in zip(("by_motion", "by_time"), BUCKETS, strict=True):
-        rows = tables.buckets(column)
-        write_results(out / folder, rows, title=f"By {column}, {name}", notes=[BUCKET_NOTE, *notes])
-        wide = spread(rows, column, "psnr_db")
-        print(markdown_table(wide, list(wide[0]), f"psnr_db by {column}; the rest in {folder}/", []))
-    logger.info("written to %s", out)
+        write_results(out / folder, tables.buckets(column), title=f"By {column}, {name}", notes=[BUCKET_NOTE, *notes])
+    logger.info("written to %s; more tables in its folders", out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ class FeatureNetwork:
             raise NetworkError(f"{path}: cannot be read as TorchScript ({_reason(error)}); {right}") from error
         self._options = {name: True for name in ("rescale", "resize", "return_features") if name in names}
         self.name = f"{path.name} ({weights_digest(path)})"
-        self.dimension: int | None = None  # D, once `check` has run
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, *, batch_size: int = 8) -> Tensor:
@@ -74,15 +74,14 @@ class FeatureNetwork:
             raise NetworkError(f"{self.path}: its features are not finite; right: sound weights, or the CPU")
         return found.float().cpu()
 
-    def check(self, size: tuple[int, int], lengths: tuple[int, ...] = ()) -> None:
-        """Run it on noise of a crop (H, W), and of windows of so many frames, and learn D; else NetworkError."""
+    def check(self, size: tuple[int, int], lengths: Sequence[int] = ()) -> None:
+        """Run it on noise of a crop (H, W), and of windows of so many frames; NetworkError where it is none."""
         generator = torch.Generator().manual_seed(0)
         for length in lengths if self.on_videos else (1,):
             shape = (2, length, 3, *size) if self.on_videos else (2, 3, *size)
             features = self(torch.rand(shape, generator=generator))
             if torch.equal(features[0], features[1]):
                 raise NetworkError(f"{self.path}: gives the same features for any input; right: a trained network")
-            self.dimension = features.shape[1]
 
 
 def _reason(error: BaseException) -> str:

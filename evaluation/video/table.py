@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from data.clips import ClipSet, choose_rows
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
 from evaluation.flags import VIDEO_METRICS
-from evaluation.video.measure import COLUMN_NOTES, SLIDING_DTFVD_FRAMES, Protocol, VideoComparison
+from evaluation.video.measure import COLUMN_NOTES, VideoComparison
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, FolderVideos, PredictedVideos
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -44,7 +43,7 @@ def make_table(
 ) -> bool:
     """Compare real and generated videos, print the tables and write them; return False when a video was left out.
 
-    `options` are those of `Protocol`, of `load_networks` and, for a clip set, of `predicted_videos`.
+    `options` has windows, the networks of `load_networks` and, for a clip set, what `predicted_videos` needs.
     """
     # Early checks
     place = choose_device(device)
@@ -55,8 +54,7 @@ def make_table(
         raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
     out = out_folder(out, f"video-{name}")
-    protocol = Protocol(seed=seed, **{field.name: options[field.name] for field in fields(Protocol)[:-1]})
-    networks, missing = load_networks(options, protocol, crop, place)
+    networks, missing = load_networks(options, crop, place)
     cut, model_notes = {"crop": crop, "num_frames": frames}, []
     if data is None:
         source = FolderVideos(real, generated, fps=fps, **cut)
@@ -64,7 +62,8 @@ def make_table(
         source, model_notes = predicted_videos(data, seed, place, precision, options, **cut)
 
     # Measure
-    comparison, left_out = VideoComparison(source.rows, networks, protocol), []
+    comparison = VideoComparison(source.rows, networks, windows=options["windows"], seed=seed)
+    left_out = []
     for clip in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
         try:
             comparison.add(source.read(clip))
@@ -82,28 +81,23 @@ def make_table(
         *[*comparison.notes(), *missing, *model_notes],
         f"device {place}, precision {precision}; seed {seed}; command: {command}",
     ]
-    title = f"Videos, {name}"
-    print(write_results(out, comparison.table(), title=title, notes=[*COLUMN_NOTES, *notes]))
-    if sliding := comparison.sliding_table():
-        title += ", along the videos: windows of real and generated ones that begin at the same frame"
-        print(write_results(out / "sliding", sliding, title=title, notes=notes))
+    print(write_results(out, comparison.table(), title=f"Videos, {name}", notes=[*COLUMN_NOTES, *notes]))
     logger.info("written to %s", out)
     return not left_out
 
 
 def load_networks(
-    options: dict[str, Any], protocol: Protocol, crop: tuple[int, int], device: torch.device
+    options: dict[str, Any], crop: tuple[int, int], device: torch.device
 ) -> tuple[dict[str, FeatureNetwork], list[str]]:
     """Load and try out the networks; return them by metric, and a line for each that is missing."""
     networks, missing = {}, []
-    for name, (metric, columns, wanted) in VIDEO_METRICS.items():
+    for name, (metric, wanted) in VIDEO_METRICS.items():
         path = options[f"{name}_network"]
         if path is None:
-            missing.append(f"left out: {columns}; the {name} network is {wanted}")
+            missing.append(f"left out: {metric}; the {name} network is {wanted}")
             continue
         networks[metric] = FeatureNetwork(path, on_videos=name != "image", device=device)
-        slides = [SLIDING_DTFVD_FRAMES] if metric == "dtfvd" and protocol.slide_step else []
-        networks[metric].check(crop, tuple(dict.fromkeys([*protocol.windows, *slides])))
+        networks[metric].check(crop, options["windows"])
     if not networks:
         raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:
