@@ -22,7 +22,7 @@ from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import write_text
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
-from evaluation.motion.measure import COLUMN_NOTES, HEADLINE, MODEL, GroundTruth, MotionComparison, predict
+from evaluation.motion.measure import HEADLINE, MODEL, GroundTruth, MotionComparison, predict
 from evaluation.training_scripts import as_flags, run_script
 from metrics.motion import bin_ratios, factor
 from metrics.statistics import mean_by_source
@@ -59,18 +59,15 @@ RENDERER_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 VARIANTS = MOTION_VARIANTS | RENDERER_VARIANTS
 NOTES = (
     "variants that need the same VAE share one; hours: of the last call of the script",
-    "clips and samples are compared as series of 24 bins, amplitude_ratio and shape over a variant's own bins",
-    *(note for note in COLUMN_NOTES if not note.startswith("nearest")),
+    "motion is compared as series of 24 bins, amplitude_ratio and shape over a variant's own; columns as in "
+    "`evaluate.py motion`",
     "renderer: psnr_db of validation pairs, beside their average splat and frame 0",
 )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What all variants share: the flags of the table, those of the training scripts among them.
-
-    Two calls on one folder must agree in it.
-    """
+    """What all variants share: the flags of the table, those of the training scripts among them."""
 
     data: Sequence[str]
     steps: int
@@ -100,9 +97,9 @@ class Training(NamedTuple):
 def make_table(
     *, out: Path | None, command: str, variants: Sequence[str], dry_run: bool = False, **settings: Any
 ) -> bool:
-    """Train and measure what is not finished, print the table and write it to `out`.
+    """Train and measure what is not finished, print the table and write it to `out`; `settings` are of `Settings`.
 
-    `settings` are the fields of `Settings`. EvaluationError names the variants that failed, after all is written.
+    EvaluationError names the variants that failed, after all is written.
     """
     # Early checks
     out, settings = out_folder(out, "ablation"), Settings(**settings)
@@ -112,7 +109,11 @@ def make_table(
     test_sets = [clip_set for clip_set in test_sets if clip_set.rows("test")]
     if not test_sets:
         raise EvaluationError("test_data: no clip of split test to measure; right: another set")
-    pairs = [name for name, (clip_set, _) in zip(settings.data, sets, strict=True) if _has_pairs(clip_set)]
+    pairs = [
+        name
+        for name, (clip_set, _) in zip(settings.data, sets, strict=True)
+        if any(clip_set.has_pairs(row.id) for row in clip_set.rows("train"))
+    ]
     keys = [key for key in VARIANTS if key in variants]
     failed = {key: "no set has rendering pairs" for key in keys if key in RENDERER_VARIANTS and not pairs}
     plan = {key: trainings(key, settings, pairs, out) for key in keys if key not in failed}
@@ -145,8 +146,7 @@ def make_table(
         raise EvaluationError(f"variants: none could be trained; {'; '.join(failures)}")
     measured_on = ", ".join(str(clip_set.folder) for clip_set in test_sets)
     notes = [
-        f"data: {', '.join(settings.data)}; measured on the test clips of {measured_on}"
-        + (f", {settings.clips} of each" if settings.clips else ""),
+        f"data: {', '.join(settings.data)}; measured on {settings.clips or 'all'} test clips of each of {measured_on}",
         f"budget: {settings.steps} steps for each training, preset {settings.preset}; {settings.samples} samples an "
         f"image by the default sampler and guidance, seed {settings.seed}",
         *NOTES,
@@ -159,10 +159,7 @@ def make_table(
 
 
 def trainings(key: str, settings: Settings, pairs: Sequence[str], out: Path) -> list[Training]:
-    """Return the calls that train a variant: of a renderer, or of VAE and U-Net.
-
-    Variants that need the same VAE share one. `pairs` are those of settings.data that have rendering pairs.
-    """
+    """Return the calls that train a renderer on `pairs`, the data that has rendering pairs, or a VAE and U-Net."""
     (_, changes), run = VARIANTS[key], out / key
     height, width = settings.grid
     same = ("steps", "preset", "batch_size", "seed", "device", "precision", "workers")
@@ -185,10 +182,6 @@ def trainings(key: str, settings: Settings, pairs: Sequence[str], out: Path) -> 
     ]
 
 
-def _has_pairs(clip_set: ClipSet) -> bool:
-    return any(clip_set.has_pairs(row.id) for row in clip_set.rows("train"))
-
-
 def _keep_settings(path: Path, settings: Settings) -> None:
     """Write the settings; EvaluationError where those there are others."""
     now = json.loads(json.dumps(asdict(settings), default=str))
@@ -202,15 +195,6 @@ def _keep_settings(path: Path, settings: Settings) -> None:
     write_text(path, json.dumps(now, indent=1) + "\n")
 
 
-def _train(training: Training) -> dict[str, Any]:
-    """Train, or go on with what was cut short, unless the model is there; return what training.json reports of it."""
-    if not training.model.is_dir():
-        flags = [*training.flags, "--resume", "auto"]
-        logger.info("%s", shlex.join([training.script, *flags]))
-        run_script(training.script, flags, training.run.with_suffix(".log"))
-    return json.loads((training.model.parent / RECORD).read_text())[training.model.name]
-
-
 def _make_row(
     key: str,
     runs: Sequence[Training],
@@ -218,8 +202,14 @@ def _make_row(
     normalisation: Normalisation,
     settings: Settings,
 ) -> dict[str, Any]:
-    """Train and measure a variant."""
-    records = [_train(run) for run in runs]
+    """Train a variant, or go on with what was cut short, unless its model is there, and measure it."""
+    records = []
+    for run in runs:
+        if not run.model.is_dir():
+            flags = [*run.flags, "--resume", "auto"]
+            logger.info("%s", shlex.join([run.script, *flags]))
+            run_script(run.script, flags, run.run.with_suffix(".log"))
+        records.append(json.loads((run.model.parent / RECORD).read_text())[run.model.name])
     row = {"row": VARIANTS[key][0], "steps": records[-1]["steps"], "hours": records[-1]["hours_of_last_call"]}
     if key in RENDERER_VARIANTS:
         model = load_model(FrameSynthesis, runs[-1].model, component="renderer")
@@ -240,16 +230,7 @@ def measure_motion(
     """Measure a pipeline on test clips by the metrics of `evaluate.py motion`, the same for every K.
 
     Clips and samples are compared as series of all 24 bins that a set stores, so that a variant of fewer bins pays for
-    the motion that it cannot show; amplitude_ratio and shape are over the bins it has.
-
-    Args:
-        pipeline: the trained variant.
-        test_sets: their test clips are measured, settings.clips of each.
-        normalisation: of 24 bins, the same for all variants.
-        settings: samples, clips and seed.
-
-    Raises:
-        EvaluationError: no clip can be read, or what the pipeline predicts is not finite.
+    the motion that it cannot show; amplitude_ratio and shape are over the bins it has. `normalisation` is of 24 bins.
     """
     num_bins = pipeline.unet.config.num_bins
     comparison = MotionComparison(normalisation, settings.seed)
@@ -262,8 +243,6 @@ def measure_motion(
                 continue
             options = {"num_samples": settings.samples, "seed": settings.seed, "precision": settings.precision}
             samples = predict(pipeline, truth.image, **options)
-            if not bool(samples.isfinite().all()):
-                raise EvaluationError(f"the motion predicted for clip {row.id} is not finite")
             comparison.add(replace(truth, id=f"{clip_set.folder.name}/{row.id}"), with_stored_bins(samples))
     if not comparison.sources:
         raise EvaluationError("test_data: no test clip can be measured; right: prepare the sets again")

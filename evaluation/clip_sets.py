@@ -29,8 +29,7 @@ AMPLITUDE_NOTE = (
 def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, out: Path | None, command: str) -> bool:
     """Measure the sets, print the tables of bins and of sets, and write them."""
     # Early checks
-    out = out_folder(out, "data")
-    clip_sets = [ClipSet(folder) for folder in data]
+    out, clip_sets = out_folder(out, "data"), [ClipSet(folder) for folder in data]
     try:
         names = column_names(data)
     except ValueError as error:
@@ -45,46 +44,34 @@ def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, ou
     for name, clip_set, rows in zip(names, clip_sets, chosen, strict=True):
         amplitudes_px[name], row = measure_set(clip_set, rows, name)
         summary.append(row)
-    table = bin_rows(amplitudes_px, periods[0])
 
     # Write
-    notes = [
-        f"data: {', '.join(map(str, data))}, split {split}, kept clips: "
-        + ", ".join(f"{row['row']} {row['clips']} of {row['source_files']} source files" for row in summary),
-        f"seed {seed} (choice of clips); computed on the CPU",
-        f"command: {command}",
-    ]
+    counts = [f"{row['row']} {row['clips']} of {row['source_files']} source files" for row in summary]
+    notes = [f"data: {', '.join(map(str, data))}, split {split}, kept clips: {', '.join(counts)}"]
+    notes += [f"seed {seed} (choice of clips); command: {command}"]
     print(write_results(out / "sets", summary, title="Clip sets", notes=notes))
+    table = bin_rows(amplitudes_px, periods[0])
     print(write_results(out, table, title="Mean amplitude per bin", notes=[AMPLITUDE_NOTE, *notes]))
     logger.info("written to %s", out)
     return True
 
 
 def measure_set(clip_set: ClipSet, rows: Sequence[ClipRow], name: str) -> tuple[Tensor, dict[str, Any]]:
-    """Return the amplitudes (clips, 24), px, of a set's clips, and its row of the table of sets.
-
-    Amplitudes are means over the pixels weighted by confidence: flow that could not be seen was set to zero.
-    """
+    """Return the amplitudes (clips, 24), px, of a set's clips, and its row of the table of sets."""
     amplitudes_px, confidences = [], []
     for row in tqdm(rows, desc=name, unit="clip", disable=None, dynamic_ncols=True):
         spectrum, confidence = clip_set.spectrum(row.id, STORED_BINS)  # (24, 4, H, W), (1, H, W)
+        # Flow that could not be seen was set to zero.
         amplitudes_px.append(weighted_mean(amplitude(spectrum), confidence))  # (24,)
         confidences.append(float(confidence.mean()))
-    return torch.stack(amplitudes_px), {
-        "row": name,
-        "clips": len(rows),
-        "source_files": len({row.source for row in rows}),
-        "moving_fraction": statistics.fmean(row.moving_fraction for row in rows),
-        "median_flow_px": statistics.fmean(row.median_flow_px for row in rows),
-        "confidence": statistics.fmean(confidences),
-    }
+    summary = {"row": name, "clips": len(rows), "source_files": len({row.source for row in rows})}
+    for column in ("moving_fraction", "median_flow_px"):
+        summary[column] = statistics.fmean(getattr(row, column) for row in rows)
+    return torch.stack(amplitudes_px), summary | {"confidence": statistics.fmean(confidences)}
 
 
 def bin_rows(amplitudes_px: Mapping[str, Tensor], period_s: float) -> list[dict[str, Any]]:
-    """Return a row a bin: mean amplitude of each set and its ratio to the first set's, then the same of medians.
-
-    A few clips of wild motion decide a mean, and not a median.
-    """
+    """Return a row a bin: mean amplitude of each set and its ratio to the first set's, then the same of medians."""
     first, *others = amplitudes_px
     means = {name: found.mean(0).tolist() for name, found in amplitudes_px.items()}
     medians = {name: found.quantile(0.5, dim=0).tolist() for name, found in amplitudes_px.items()}

@@ -1,11 +1,11 @@
-"""What `evaluate.py flow` computes: every optical flow method on real clips and on rendered scenes, in one table."""
+"""evaluate.py flow: optical flow methods on videos, and on rendered scenes whose flow is known."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -26,34 +26,33 @@ from evaluation import EvaluationError, out_folder
 from metrics.images import frame_metrics, pool_frames
 from models.device import choose_device
 from models.frame_synthesis import splat_image
-from motion.flow import MOTION_AREA_PX, magnitude
+from motion.flow import magnitude
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
 from splatting import sum_splat
 
 logger = logging.getLogger(__name__)
 
-# a pixel that changes by less than this shows nothing
+Row = dict[str, Any]
+
+# A pixel that changes by less than this shows nothing.
 UNCHANGED = 2 / 255
-# slope of the luminance, blurred over 1.5 px, from which a pixel counts as textured, per px
+# Slope of the luminance, blurred over 1.5 px, from which a pixel counts as textured, per px.
 TEXTURED_SLOPE = 0.02
-# neighbours whose exact flow differs by more than this have an edge between them
+# Neighbours whose exact flow differs by more than this have an edge between them.
 EDGE_JUMP_PX = 0.5
 EDGE_DISTANCE_PX = 2
-# where more than this many pixels of frame 0 arrive, one hides another
+# Where more than this many pixels of frame 0 arrive, one hides another.
 HIDDEN_MASS = 1.5
+# Mean displacement of the rendered scenes.
+SCENE_MOTION_PX = (1.5, 2.5)
+SCENE_EVERY = 24
 
 COLUMN_NOTES = (
     "psnr_db, ssim: frame 0 splatted (average) along the estimate; visible_: after unseen flow was set to zero",
     "epe_px: median over scenes of the mean end-point error on textured pixels more than 2 px from an occlusion edge "
-    "and not hidden (clear_fraction of all)",
-    "visible_epe_px: that of the flow after unseen flow was set to zero; cpu_s_per_pair: process time of the estimate",
-)
-UNCHANGED_NOTES = (
-    "mean |F|, px, over the pixels that change by less than 2/255, largest of all clips; the change is |I_t - I_0| of "
-    "the colour where it is largest, or (mean_colour_) its mean over colours",
-    "clip_max, clip_p95, clip_mean: over the measured frames; area: the largest of a pixel and its eight neighbours in "
-    "a frame; pixel: in a frame, where moving texture meets its own colour by chance",
-    "fraction_: of all pixels that these are, mean over clips",
+    "and not hidden (clear_fraction of all); cpu_s_per_pair: process time of the estimate",
+    "unchanged_px: largest mean |F| of the clips over the pixels whose colours change by less than 2/255 in all "
+    "frames; unchanged_area_px: in a frame, the eight neighbours included",
 )
 
 
@@ -67,49 +66,64 @@ class FlowClip:
     exact: Tensor | None = None
 
 
-@dataclass
-class FlowTables:
-    """What `measure_flow` found.
+def make_table(
+    *,
+    videos: list[Path],
+    scenes: int,
+    methods: list[str],
+    raft_weights: Path | None,
+    every: int,
+    seed: int,
+    device: str,
+    out: Path | None,
+    command: str,
+) -> bool:
+    """Measure the methods, print and write the tables; return False where a video is bad or a folder is empty."""
+    # Early checks
+    out, place = out_folder(out, "flow"), choose_device(device)
+    unknown = [name for name in methods if name not in METHODS]
+    if unknown:
+        raise EvaluationError(f"methods {unknown[0]}: no such method; right: {', '.join(METHODS)}")
+    if raft_weights is not None and "raft" not in methods:
+        raise EvaluationError("raft_weights: only for RAFT; right: raft among the methods")
+    found = {path: list_videos(path) for path in videos}
+    empty = [path for path in found if not found[path]]
+    for path in empty:
+        logger.warning("%s: no videos in this folder", path)
+    files = [file for path in videos for file in found[path]]
+    if not files and not scenes:
+        raise EvaluationError("videos: right: some videos, or scenes")
 
-    Attributes:
-        methods: rows of the table, one a method.
-        by_clip: one a method and clip or scene.
-        unchanged: one a method and "estimate" or "visible": flow where nothing changes, by reading.
-        left_out: (video, why) of those that could not be measured.
-    """
+    # Measure
+    options = {"weights": raft_weights, "device": str(place), "scenes": find_scenes(scenes, first_seed=seed)}
+    by_clip, bad = measure_flow(files, methods, every=every, **options)
+    if not by_clip:
+        raise EvaluationError(f"videos: none of the {len(files)} can be measured")
+    rows = [{"row": method} | _summarise([row for row in by_clip if row["row"] == method]) for method in methods]
 
-    methods: list[dict[str, Any]] = field(default_factory=list)
-    by_clip: list[dict[str, Any]] = field(default_factory=list)
-    unchanged: list[dict[str, Any]] = field(default_factory=list)
-    left_out: list[tuple[Path, str]] = field(default_factory=list)
+    # Write
+    left_out = "".join(f"; left out: {path} ({reason})" for path, reason in bad)
+    notes = [
+        f"data: {len(files) - len(bad)} videos, every {every}th frame{left_out}; {scenes} scenes from seed "
+        f"{seed} on with a mean motion of 1.5 to 2.5 px, every {SCENE_EVERY}th frame; device {place}",
+        f"command: {command}",
+    ]
+    print(write_results(out, rows, title="Optical flow", notes=[*COLUMN_NOTES, *notes]))
+    write_results(out / "by_clip", by_clip, title="The same by clip and scene", notes=notes)
+    logger.info("written to %s", out)
+    return not (bad or empty)
 
 
-def read_flow_clip(path: Path, every: int, *, area: int = MOTION_AREA_PX) -> FlowClip:
-    """Read every N-th frame of a video on its motion grid; MediaError when it cannot be read or is a single frame."""
-    video = read_clip(path, area=area)
-    if len(video.frames) < 2:
-        raise MediaError(f"{path}: holds a single frame; give a video that moves")
-    return FlowClip(path.stem, video.frames[0], video.frames[min(every, len(video.frames) - 1) :: every])
-
-
-def find_scenes(count: int, *, first_seed: int = 0, motion_px: tuple[float, float] = (1.5, 2.5)) -> list[Scene]:
-    """Return the first `count` scenes from `first_seed` on whose mean displacement, px, lies between two bounds."""
+def find_scenes(count: int, *, first_seed: int = 0) -> list[Scene]:
+    """Return the first `count` scenes from `first_seed` on whose mean displacement is in SCENE_MOTION_PX."""
     scenes: list[Scene] = []
-    seed = first_seed
+    seed, (low, high) = first_seed, SCENE_MOTION_PX
     while len(scenes) < count:
         scene = make_scene(seed)
-        if motion_px[0] <= float(mean_displacement(scene.spectrum()).mean()) <= motion_px[1]:
+        if low <= float(mean_displacement(scene.spectrum()).mean()) <= high:
             scenes.append(scene)
         seed += 1
     return scenes
-
-
-def render_flow_clip(scene: Scene, every: int) -> FlowClip:
-    """Render every N-th frame of a scene as it is seen (blur, grain), with the exact flow to it."""
-    times_s = [index / FPS for index in range(every, NUM_FRAMES, every)]
-    frames = torch.stack([scene.frame(time_s) for time_s in times_s])
-    exact = torch.stack([scene.flow(time_s) for time_s in times_s])
-    return FlowClip(f"{scene.kind} {scene.seed}", scene.picture(), frames, exact)
 
 
 def measure_flow(
@@ -118,63 +132,51 @@ def measure_flow(
     *,
     every: int = 12,
     scenes: Sequence[Scene] = (),
-    scene_every: int = 24,
+    scene_every: int = SCENE_EVERY,
     **options: Any,
-) -> FlowTables:
-    """Measure flow methods on real clips and on rendered scenes; COLUMN_NOTES and UNCHANGED_NOTES name the columns.
+) -> tuple[list[Row], list[tuple[Path, str]]]:
+    """Measure methods of `estimate_flow` on every N-th frame of videos and scenes.
 
-    A video that cannot be read is logged in one line and left out.
+    `options` are further arguments of `estimate_flow` (weights, device). FlowError where a method cannot run.
 
-    Args:
-        videos: real clips.
-        methods: of `estimate_flow`.
-        every: which frames of a clip are measured: N, 2 N ...
-        scenes: of `find_scenes`.
-        scene_every: the same for scenes.
-        options: further arguments of `estimate_flow` (weights, device).
-
-    Raises:
-        FlowError: a method cannot run.
+    Returns:
+        a row for each method and clip or scene, and (video, why) of those that cannot be measured.
     """
-    tables = FlowTables()
-    # the result of DIS, and its time, depend on how many threads share an image
+    rows, left_out = [], []
+    # The result of DIS, and its time, depend on how many threads share an image.
     cv2.setNumThreads(1)
-    # before the first clip is measured: a method that cannot run
-    for method in methods:
+    for method in methods:  # one that cannot run fails before the first clip is measured
         estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method=method, **options)
-    unchanged: list[dict[str, Any]] = []
     for source in [*videos, *scenes]:
         try:
-            clip = render_flow_clip(source, scene_every) if isinstance(source, Scene) else read_flow_clip(source, every)
-            found = [_measure_clip(clip, method, options) for method in methods]
+            clip = _rendered(source, scene_every) if isinstance(source, Scene) else _read(source, every)
+            rows += [_measure_clip(clip, method, options) for method in methods]
         except (MediaError, OSError, cv2.error) as error:
             reason = " ".join(str(error).split())
             logger.warning("%s is left out: %s", source, reason)
-            tables.left_out.append((source, reason))
-            continue
-        tables.by_clip += [metrics for metrics, _ in found]
-        unchanged += [row for _, rows in found for row in rows]
-    for method in methods if tables.by_clip else ():
-        clips = [row for row in tables.by_clip if row["row"] == method]
-        tables.methods.append({"row": method, **_summarise(clips)})
-    for name in dict.fromkeys(row["row"] for row in unchanged):
-        tables.unchanged.append({"row": name, **_largest([row for row in unchanged if row["row"] == name])})
-    return tables
+            left_out.append((source, reason))
+    return rows, left_out
+
+
+def _read(path: Path, every: int) -> FlowClip:
+    video = read_clip(path)
+    if len(video.frames) < 2:
+        raise MediaError(f"{path}: holds a single frame; give a video that moves")
+    return FlowClip(path.stem, video.frames[0], video.frames[min(every, len(video.frames) - 1) :: every])
+
+
+def _rendered(scene: Scene, every: int) -> FlowClip:
+    times_s = [index / FPS for index in range(every, NUM_FRAMES, every)]
+    frames = torch.stack([scene.frame(time_s) for time_s in times_s])
+    exact = torch.stack([scene.flow(time_s) for time_s in times_s])
+    return FlowClip(f"{scene.kind} {scene.seed}", scene.picture(), frames, exact)
 
 
 def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
-    """Find the pixels whose flow the images show.
+    """Find the pixels (H, W) of an image (3, H, W) whose exact flow (2, H, W) px the images show.
 
-    These are textured (the luminance's slope, blurred over 1.5 px, is above 0.02 a px), and more than 2 px from an
-    occlusion edge. Such an edge is a jump of the exact flow of more than 0.5 px between neighbours, or where two pixels
-    arrive at one place, so that one of them is hidden in frame t.
-
-    Args:
-        first: (3, H, W) in [0, 1].
-        exact: (2, H, W) px.
-
-    Returns:
-        (H, W) bool.
+    These are textured, and more than 2 px from an occlusion edge. Such an edge is a jump of the exact flow between
+    neighbours, or where two pixels arrive at one place, so that one of them is hidden in frame t.
     """
     grey = first.mean(0).numpy()
     slope = np.hypot(cv2.Sobel(grey, -1, 1, 0) / 8, cv2.Sobel(grey, -1, 0, 1) / 8)
@@ -189,10 +191,8 @@ def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
     mass = sum_splat(torch.ones(1, 1, *edge.shape), exact[None])[0, 0].numpy()
     rows, columns = np.indices(edge.shape, dtype=np.float32)
     dx, dy = exact.numpy()
-    # what leaves the image is unclear too
-    arrived = cv2.remap(
-        mass, columns + dx, rows + dy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=9.0
-    )
+    border = {"borderMode": cv2.BORDER_CONSTANT, "borderValue": 9.0}  # what leaves the image is unclear too
+    arrived = cv2.remap(mass, columns + dx, rows + dy, cv2.INTER_LINEAR, **border)
     unclear = edge.numpy() | (arrived > HIDDEN_MASS)
     side = 2 * EDGE_DISTANCE_PX + 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (side, side))
@@ -200,53 +200,27 @@ def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _measure_clip(clip: FlowClip, method: str, options: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return a clip's metrics, and its rows of flow where nothing changes (none for a scene)."""
+def _measure_clip(clip: FlowClip, method: str, options: dict[str, Any]) -> Row:
     started = time.process_time()
     flow = estimate_flow(clip.first, clip.frames, method=method, **options)
     cpu_s = (time.process_time() - started) / len(clip.frames)
     visible, _ = visible_flow(clip.first, clip.frames, flow)
-    metrics: dict[str, Any] = {"row": method, "clip": clip.name, "frames": len(clip.frames), "cpu_s_per_pair": cpu_s}
+    metrics: Row = {"row": method, "clip": clip.name, "frames": len(clip.frames), "cpu_s_per_pair": cpu_s}
     if clip.exact is not None:
-        return metrics | _end_point_errors(clip, flow, visible), []
-    unchanged = []
-    for prefix, kind, values in (("", "estimate", flow), ("visible_", "visible", visible)):
+        return metrics | _end_point_errors(clip, flow, visible)
+    for prefix, values in (("", flow), ("visible_", visible)):
         found = _splat_metrics(clip, values)
-        metrics |= {f"{prefix}psnr_db": found["psnr_db"], f"{prefix}ssim": found["ssim"]}
-        unchanged.append({"row": f"{method}, {kind}", **unchanged_flow(clip, values)})
-    return metrics, unchanged
+        found = {"psnr_db": found["psnr_db"], "ssim": found["ssim"]} | unchanged_flow(clip, values)
+        metrics |= {f"{prefix}{name}": value for name, value in found.items()}
+    return metrics
 
 
 def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
-    """Return mean |F|, px, over the pixels that change by less than 2/255, for each reading of that (UNCHANGED_NOTES).
-
-    Args:
-        clip: with frames (T, 3, H, W).
-        flow: (T, 2, H, W) px.
-
-    Returns:
-        The readings, and "fraction_" of each: how many of all pixels it means.
-    """
-    size, metrics, fractions = magnitude(flow), {}, {}
-    by_colour = (clip.frames - clip.first).abs()  # (T, 3, H, W)
-    for prefix, change in (("", by_colour.amax(1, keepdim=True)), ("mean_colour_", by_colour.mean(1, keepdim=True))):
-        readings = {
-            "clip_max": change.amax(0, keepdim=True),
-            "clip_p95": change.quantile(0.95, dim=0, keepdim=True),
-            "clip_mean": change.mean(0, keepdim=True),
-            "area": F.max_pool2d(change, 3, 1, 1),
-            "pixel": change,
-        }
-        for name, values in readings.items():
-            unchanged = (values < UNCHANGED).expand_as(size)
-            metrics[prefix + name] = float(size[unchanged].mean()) if unchanged.any() else 0.0
-            fractions[f"fraction_{prefix}{name}"] = float(unchanged.float().mean())
-    return metrics | fractions
-
-
-def _largest(rows: list[dict[str, Any]]) -> dict[str, float]:
-    names = [name for name in rows[0] if name != "row"]
-    return {name: (fmean if name.startswith("fraction_") else max)(row[name] for row in rows) for name in names}
+    """Return mean |F|, px, of a flow (T, 2, H, W) over the pixels that do not change in the clip, or in a frame."""
+    size, change = magnitude(flow), (clip.frames - clip.first).abs().amax(1, keepdim=True)  # (T, 1, H, W)
+    of_clip, in_frame = change.amax(0).expand_as(size), F.max_pool2d(change, 3, 1, 1)
+    still = {"unchanged_px": size[of_clip < UNCHANGED], "unchanged_area_px": size[in_frame < UNCHANGED]}
+    return {name: float(values.mean()) if len(values) else 0.0 for name, values in still.items()}
 
 
 def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
@@ -270,67 +244,18 @@ def _end_point_errors(clip: FlowClip, flow: Tensor, visible: Tensor) -> dict[str
 
 
 def _summarise(clips: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over real clips, medians over scenes, seconds over all pairs."""
+    """Return means over real clips, medians over scenes, seconds over all pairs."""
     real = [clip for clip in clips if "psnr_db" in clip]
     rendered = [clip for clip in clips if clip.get("epe_px") is not None]
     row: dict[str, Any] = {}
     if real:
         names = ("psnr_db", "ssim", "visible_psnr_db", "visible_ssim")
         row |= {name: fmean(clip[name] for clip in real) for name in names}
+        names = ("unchanged_px", "unchanged_area_px", "visible_unchanged_px", "visible_unchanged_area_px")
+        row |= {name: max(clip[name] for clip in real) for name in names}
     if rendered:
         row |= {name: median(clip[name] for clip in rendered) for name in ("epe_px", "visible_epe_px")}
         row["clear_fraction"] = fmean(clip["clear_fraction"] for clip in rendered)
     pairs = sum(clip["frames"] for clip in clips)
     seconds = sum(clip["cpu_s_per_pair"] * clip["frames"] for clip in clips)
     return {**row, "cpu_s_per_pair": seconds / pairs, "clips": len(real), "scenes": len(rendered), "pairs": pairs}
-
-
-def make_table(
-    *,
-    videos: list[Path],
-    scenes: int,
-    methods: list[str],
-    raft_weights: Path | None,
-    every: int,
-    seed: int,
-    device: str,
-    out: Path | None,
-    command: str,
-) -> bool:
-    """Measure the methods, print and write the tables; return False where a video is bad or a folder is empty."""
-    # Early checks
-    out = out_folder(out, "flow")
-    unknown = [name for name in methods if name not in METHODS]
-    if unknown:
-        raise EvaluationError(f"methods {unknown[0]}: no such method; right: {', '.join(METHODS)}")
-    if raft_weights is not None and "raft" not in methods:
-        raise EvaluationError("raft_weights: only for RAFT; right: raft among the methods")
-    place = choose_device(device)
-    found = {path: list_videos(path) for path in videos}
-    empty = [path for path in found if not found[path]]
-    for path in empty:
-        logger.warning("%s: no videos in this folder", path)
-    files = [file for path in videos for file in found[path]]
-    if not files and not scenes:
-        raise EvaluationError("videos: right: some videos, or scenes")
-
-    # Measure
-    options = {"weights": raft_weights, "device": str(place), "scenes": find_scenes(scenes, first_seed=seed)}
-    tables = measure_flow(files, methods, every=every, **options)
-    if not tables.methods:
-        raise EvaluationError(f"videos: none of the {len(files)} can be measured")
-
-    # Write
-    left_out = "".join(f"; left out: {path} ({reason})" for path, reason in tables.left_out)
-    data = (
-        f"data: {len(files) - len(tables.left_out)} videos, every {every}th frame{left_out}; {scenes} scenes from seed "
-        f"{seed} on with a mean motion of 1.5 to 2.5 px, every 24th frame; device {place}"
-    )
-    notes = [data, f"command: {command}"]
-    print(write_results(out, tables.methods, title="Optical flow", notes=[*COLUMN_NOTES, *notes]))
-    write_results(out / "by_clip", tables.by_clip, title="The same by clip and scene", notes=notes)
-    if tables.unchanged:
-        notes = [*UNCHANGED_NOTES, *notes]
-        print(write_results(out / "unchanged", tables.unchanged, title="Flow where nothing changes", notes=notes))
-    logger.info("written to %s", out)
-    return not (tables.left_out or empty)

@@ -7,7 +7,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet
+from data.clips import KEPT, PAIRS_ONLY, ClipSet
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
 from evaluation.clips import SCENE_PREFIX
@@ -20,17 +20,17 @@ SHOWN = {"subject": ("subject",), "origin": ("origin", "url"), "licence": ("lice
 
 
 def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path | None, command: str) -> bool:
-    """List the sources of the sets' clips, print the table and write it."""
+    """List the sources of the sets' clips by group, or by file; print the table and write it."""
     out = out_folder(out, "sources")
     known = read_licences(licences) if licences else {}
     rows: dict[str, dict[str, Any]] = {}
     for folder in data:
         for clip in ClipSet(folder).rows(split, status=(KEPT, PAIRS_ONLY)):
-            name = source_of(clip)
-            stated = next((known[key] for key in (clip.group, Path(clip.source).name) if key in known), {})
-            rendered = {"licence": "none needed"} if clip.source.startswith(SCENE_PREFIX) else {}
-            empty = {"clips": 0, "pairs_only": 0, **dict.fromkeys(SHOWN, UNKNOWN)}
-            row = rows.setdefault(name, {"row": name, **empty, **stated, **rendered})
+            file, rendered = Path(clip.source).name, clip.source.startswith(SCENE_PREFIX)
+            name = "rendered scenes" if rendered else clip.group or file
+            empty = {"row": name, "clips": 0, "pairs_only": 0, **dict.fromkeys(SHOWN, UNKNOWN)}
+            stated = {"licence": "none needed"} if rendered else known.get(clip.group) or known.get(file, {})
+            row = rows.setdefault(name, empty | stated)
             row["clips" if clip.status == KEPT else "pairs_only"] += 1
     table = [rows[name] for name in sorted(rows)]
     unknown = sum(row["licence"] == UNKNOWN for row in table)
@@ -44,32 +44,20 @@ def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path
     return True
 
 
-def source_of(clip: ClipRow) -> str:
-    """Return the name that a clip is listed under: its group, its file's name, or "rendered scenes"."""
-    if clip.source.startswith(SCENE_PREFIX):
-        return "rendered scenes"
-    return clip.group or Path(clip.source).name
-
-
 def read_licences(path: Path) -> dict[str, dict[str, str]]:
-    """Read a CSV of sources and files: {source or file name: {subject, origin, licence}}.
-
-    Raises:
-        EvaluationError: unreadable, or without a column that names files or sources.
-    """
+    """Read a CSV of sources and files: {source or file name: {subject, origin, licence}}."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise EvaluationError(f"licences {path}: not readable as CSV ({error})") from error
-    columns = set(lines[0]) if lines else set()
-    if not columns & {"source", "file", "path"}:
+    if not lines or not lines[0].keys() & {"source", "file", "path"}:
         raise EvaluationError(f"licences {path}: right: columns source, or file or path, and licence")
     known: dict[str, dict[str, str]] = {}
     for line in lines:
         found = {column: next((line[name] for name in names if line.get(name)), "") for column, names in SHOWN.items()}
         stated = {column: " ".join(value.split()) for column, value in found.items() if value}
-        file = line.get("file") or line.get("path") or ""
-        for key in filter(None, (line.get("source"), Path(file).name)):
-            known.setdefault(key, stated)
+        for key in (line.get("source"), Path(line.get("file") or line.get("path") or "").name):
+            if key:
+                known.setdefault(key, stated)
     return known

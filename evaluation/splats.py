@@ -20,8 +20,7 @@ from splatting.functional import DEFAULT_SIGMA_PX
 
 logger = logging.getLogger(__name__)
 
-# Enlargement in the middle: more than 2, where the bilinear footprints of neighbours part, and more than EWA's limit of
-# 2.5.
+# Enlargement in the middle: more than 2, where bilinear footprints of neighbours part, and than EWA's limit of 2.5.
 MAGNIFICATION = 2.6
 TWIST_RAD = 0.5
 # The magnified part has this standard deviation, of the short side.
@@ -54,39 +53,32 @@ def make_table(*, out: Path | None, command: str, image: Path, size: int, sigma:
 def lens_flow(size: tuple[int, int]) -> Tensor:
     """Make the flow (1, 2, H, W), px, of a lens that enlarges and twists the middle of an image, without folds.
 
-    p goes to c + m(r) R(a(r)) (p - c), where m - 1 and the angle a fall with the distance r from the centre c like a
-    Gaussian; so r m(r) grows with r, and the flow has an inverse.
+    An offset p from the centre, as a complex number, goes to m(|p|) exp(i a(|p|)) p; m - 1 and a fall like a Gaussian.
     """
-    centre, grid = _grid(size)
-    offset = grid - centre
-    falloff = _falloff(offset.norm(dim=0), size)  # (H, W)
-    return (_magnification(falloff) * _rotate(offset, TWIST_RAD * falloff) - offset)[None]  # (1, 2, H, W)
+    offset = _offsets(size)
+    return torch.view_as_real(_lens(offset.abs(), size) * offset - offset).permute(2, 0, 1)[None]  # (1, 2, H, W)
 
 
 def pull_back(image: Tensor, rounds: int = 60) -> Tensor:
     """Return the image (1, 3, H, W) as the lens shows it: sampled, bicubic, at the inverse of `lens_flow`."""
     size = tuple(image.shape[-2:])
-    centre, grid = _grid(size)
-    target = grid - centre
-    # The distance before the lens, by bisection: after it, r m(r) grows with r. Then the angle is known.
-    low, high = torch.zeros(size), target.norm(dim=0)
+    target = _offsets(size)
+    # The distance r before the lens, by bisection: after it, r m(r) grows with r. Then the angle is known.
+    low, high = torch.zeros(size), target.abs()
     for _ in range(rounds):
         middle = (low + high) / 2
-        beyond = middle * _magnification(_falloff(middle, size)) > target.norm(dim=0)
+        beyond = middle * _lens(middle, size).abs() > target.abs()
         low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
-    falloff = _falloff(low, size)
-    source = centre + _rotate(target, -TWIST_RAD * falloff) / _magnification(falloff)  # (2, H, W)
-    scale = torch.tensor([2 / (size[1] - 1), 2 / (size[0] - 1)]).view(2, 1, 1)
-    positions = (source * scale - 1).permute(1, 2, 0)[None]  # (1, H, W, 2)
-    sampled = F.grid_sample(image, positions, mode="bicubic", padding_mode="border", align_corners=True)
+    source = torch.view_as_real(target / _lens(low, size))  # (H, W, 2)
+    positions = source * torch.tensor([2 / (size[1] - 1), 2 / (size[0] - 1)])
+    sampled = F.grid_sample(image, positions[None], mode="bicubic", padding_mode="border", align_corners=True)
     return sampled.clamp(0, 1)
 
 
 def compare_splats(image: Tensor, sigma: float) -> tuple[list[dict], dict[str, tuple[Tensor, Tensor]]]:
-    """Splat an image (1, 3, H, W) in [0, 1] along `lens_flow` by each operator; importance is the length of the flow.
+    """Splat an image (1, 3, H, W) in [0, 1] along `lens_flow` by each operator.
 
-    Returns the rows of the table (PSNR against `pull_back` where something arrives, percentage of holes), and
-    {operator: (image (3, H, W), weight (H, W))}.
+    Returns the rows of the table, and {operator: (image (3, H, W), weight (H, W))}.
     """
     flow = lens_flow(tuple(image.shape[-2:]))
     importance = flow.norm(dim=1, keepdim=True)
@@ -96,18 +88,15 @@ def compare_splats(image: Tensor, sigma: float) -> tuple[list[dict], dict[str, t
         "Gaussian, round": gaussian_splat(image, flow, importance, sigma=sigma, ewa=False, return_weight=True),
         "Gaussian, EWA": gaussian_splat(image, flow, importance, sigma=sigma, return_weight=True),
     }
-    expected, rows = pull_back(image), []
-    images = {"source": (image[0], torch.ones(image.shape[-2:])), "exact": (expected[0], torch.ones(image.shape[-2:]))}
+    expected, rows, everywhere = pull_back(image), [], torch.ones(image.shape[-2:])
+    images = {"source": (image[0], everywhere), "exact": (expected[0], everywhere)}
     for name, (out, weight) in results.items():
         out, weight = out[0].clamp(0, 1), weight[0, 0]
         hole = weight == 0  # (H, W)
         error = (out - expected[0])[:, ~hole].square().mean() if not hole.all() else torch.tensor(1.0)
-        row = {
-            "row": name,
-            "psnr_db": decibel(error.double()).item(),
-            "holes_percent": 100 * hole.float().mean().item(),
-        }
-        rows.append(row | {"holes_in_the_middle_percent": 100 * _close_up(hole).float().mean().item()})
+        holes = {"holes_percent": hole, "holes_in_the_middle_percent": _close_up(hole)}
+        percent = {column: 100 * of.float().mean().item() for column, of in holes.items()}
+        rows.append({"row": name, "psnr_db": decibel(error.double()).item()} | percent)
         images[name] = (out, weight)
     return rows, images
 
@@ -130,23 +119,16 @@ def write_sheet(path: Path, rows: list[dict], images: dict[str, tuple[Tensor, Te
         figure.savefig(temporary, dpi=72, format="png")
 
 
-def _grid(size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Return the centre (2, 1, 1) and the pixel positions (2, H, W), x first."""
-    y, x = torch.meshgrid(torch.arange(float(size[0])), torch.arange(float(size[1])), indexing="ij")
-    return torch.tensor([(size[1] - 1) / 2, (size[0] - 1) / 2]).view(2, 1, 1), torch.stack([x, y])
+def _offsets(size: tuple[int, int]) -> Tensor:
+    """Return the pixel positions (H, W) from the centre, x + i y."""
+    y, x = (torch.arange(float(side)) - (side - 1) / 2 for side in size)
+    return torch.complex(*reversed(torch.meshgrid(y, x, indexing="ij")))
 
 
-def _falloff(distance: Tensor, size: tuple[int, int]) -> Tensor:
-    return torch.exp(-0.5 * (distance / (RADIUS * min(size))).square())
-
-
-def _magnification(falloff: Tensor) -> Tensor:
-    return 1 + (MAGNIFICATION - 1) * falloff
-
-
-def _rotate(vectors: Tensor, angle: Tensor) -> Tensor:
-    cos, sin = angle.cos(), angle.sin()
-    return torch.stack([cos * vectors[0] - sin * vectors[1], sin * vectors[0] + cos * vectors[1]])
+def _lens(distance: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return m exp(i a) at distances (H, W), px, from the centre."""
+    falloff = torch.exp(-0.5 * (distance / (RADIUS * min(size))).square())
+    return torch.polar(1 + (MAGNIFICATION - 1) * falloff, TWIST_RAD * falloff)
 
 
 def _close_up(maps: Tensor) -> Tensor:

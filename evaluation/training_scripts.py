@@ -25,11 +25,7 @@ def as_flags(**options: Any) -> list[str]:
 
 
 def run_script(script: str, flags: Sequence[str], log: Path) -> None:
-    """Run a script to its end, its output going to the file `log`.
-
-    Raises:
-        EvaluationError: it failed; the message is its last line and names the log.
-    """
+    """Run a script to its end, its output going to the file `log`; EvaluationError with its last line if it fails."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with open(log, "a", encoding="utf-8") as file:
         print(shlex.join([script, *flags]), file=file, flush=True)

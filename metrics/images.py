@@ -56,7 +56,7 @@ class Lpips(nn.Module):
 
 def _torchvision_key(key: str) -> str:
     """Turn torchmetrics' "slice2.3.weight" or "slices.1.3.weight" into torchvision's "3.weight"."""
-    return ".".join(key.split(".")[-2:])
+    return ".".join(key.split(".")[1 + key.startswith("slices.") :])
 
 
 def _hub_file(network: LpipsNetwork) -> Path:

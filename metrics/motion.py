@@ -52,7 +52,7 @@ def average_precision(scores: Tensor, mask: Tensor) -> float:
 
 
 def corrected_precision(scores: Tensor, mask: Tensor) -> float | None:
-    """Return (AP - p) / (1 - p), p the mask's fraction: 0 for a constant map, 1 for a perfect one; None for p of 0 or 1."""
+    """Return (AP - p) / (1 - p), p the mask's fraction: 0 for a constant map, 1 at best; None where p is 0 or 1."""
     fraction = float(mask.double().mean()) if mask.numel() else 0.0
     if not 0 < fraction < 1:
         return None
@@ -117,12 +117,6 @@ def normalised_gradient(spectrum: Tensor, num_phases: int = 30) -> float | None:
     down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
     moved_px = float(magnitude(flow).mean())
     return float((right + down).sqrt().mean()) / moved_px if moved_px >= LEAST_PX else None
-
-
-def loop_closure_error_px(spectrum: Tensor) -> float:
-    """Return the mean over pixels of |F_T - F_0|, px: the jump of a video that repeats after one period."""
-    ends = spectrum_to_flow(spectrum, torch.tensor([0.0, 1.0], dtype=torch.float64))  # (2, 2, H, W)
-    return float(magnitude(ends[1] - ends[0]).mean())
 
 
 def diversity(spectra: Tensor) -> float | None:

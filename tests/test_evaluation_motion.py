@@ -149,8 +149,6 @@ def test_a_model_that_knows_the_clips(clip_set: Path, tmp_path: Path, monkeypatc
     # the samples are once and twice the clip
     known = {
         "ap_corrected": 1,
-        "ap_of_mean_corrected": 1,
-        "ap_confident_corrected": 1,
         "amplitude_ratio": 1.5,
         "shape_factor": 1,
     }
@@ -162,8 +160,6 @@ def test_a_model_that_knows_the_clips(clip_set: Path, tmp_path: Path, monkeypatc
     # |F - 2 F| over (|F| + |2 F|) / 2, where anything moves
     assert model["diversity"] == pytest.approx(2 / 3, rel=2e-3)
     assert model["normalised_gradient"] == pytest.approx(real["normalised_gradient"], rel=2e-3)
-    assert model["loop_closure_error_px"] == pytest.approx(1.5 * real["loop_closure_error_px"], rel=2e-3)
-    assert still["loop_closure_error_px"] == 0
     assert (still["epe_best_px"], still["epe_best_relative"]) == pytest.approx((real["motion_px"], 1))
     assert still["ap_corrected"] is None and real["ap_corrected"] is None
     assert rows["uniform"]["ap_corrected"] == pytest.approx(0, abs=1e-9)
@@ -218,7 +214,7 @@ def test_memorised_motion_is_found(clip_set: Path, tmp_path: Path, monkeypatch: 
     rows = {(row["clip"], row["row"]): row for row in by_clip}
     for name in ("lake_a", "lake_b"):
         model, real = rows[name, "model"], rows[name, "real clip"]
-        assert model["nearest_distance"] == pytest.approx(0, abs=0.01) and model["nearest_clip"] == "trained_a"
+        assert model["nearest_distance"] == pytest.approx(0, abs=0.01)
         assert real["nearest_distance"] > 1 and model["nearest_ratio"] < 0.01
     # a third sample is nobody's copy
     assert measure(monkeypatch, CopyingPipeline(recall), clip_set, tmp_path / "3", "--samples", "3") == 0
@@ -232,7 +228,7 @@ def test_memorised_motion_is_found(clip_set: Path, tmp_path: Path, monkeypatch: 
     )
     by_clip = json.loads((tmp_path / "on" / "by_clip" / "results.json").read_text())
     rows = {(row["clip"], row["row"]): row for row in by_clip}
-    assert rows["trained_a", "real clip"]["nearest_clip"] == "trained_b"
+    assert rows["trained_a", "real clip"]["nearest_distance"] > 1
     assert rows["trained_a", "model"]["nearest_distance"] == pytest.approx(0, abs=0.01)
 
 
@@ -250,7 +246,7 @@ def test_only_what_is_seen_counts_in_px() -> None:
     assert model["amplitude_ratio"] == pytest.approx(1.5) and comparison.bin_table()[0]["real_px"] == pytest.approx(2.0)
     assert model["epe_best_px"] == pytest.approx(1.0 * frames_mean, rel=1e-4)
     assert model["epe_best_relative"] == pytest.approx(0.5, rel=1e-4)
-    assert model["ap_corrected"] == pytest.approx(0) and model["ap_confident_corrected"] is None
+    assert model["ap_corrected"] == pytest.approx(0)
     assert comparison.find_nearest([]) == 0 and "nearest_distance" not in model
 
 
@@ -283,7 +279,7 @@ def test_gain_and_shape_over_clips() -> None:
     assert model["amplitude_ratio_spread"] == pytest.approx(4 ** (1 / 2**0.5))
 
 
-def test_samples_are_rated_by_themselves_and_together() -> None:
+def test_samples_are_rated_by_themselves() -> None:
     x = torch.arange(SIZE[1]).expand(SIZE)
     truth = drift((x < 16).float())
     left, right = drift((x < 8).float()), drift(((x >= 8) & (x < 16)).float())
@@ -292,7 +288,6 @@ def test_samples_are_rated_by_themselves_and_together() -> None:
     model = comparison.table()[0]
     # half of the mask at precision 1, the rest at 1/4
     assert model["ap_corrected"] == pytest.approx(((0.5 + 0.5 / 4) - 1 / 4) / (3 / 4), abs=1e-6)
-    assert model["ap_of_mean_corrected"] == pytest.approx(1)
 
 
 def test_flow_is_rescaled_with_the_grid() -> None:

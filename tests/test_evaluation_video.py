@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import evaluate
 from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
-from evaluation.video.measure import Protocol, VideoComparison
+from evaluation.video.measure import VideoComparison
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import ClipVideos, FolderVideos, PredictedVideos, centre_crop
 from models.motion_pipeline import MotionPipeline
@@ -96,10 +96,10 @@ def write(path: Path, frames: Tensor, fps: float = 30) -> None:
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of videos: real (one is a folder of frames), faster, other (another name), slow, empty; and networks."""
+    """A folder of videos: real, faster, other (another name), slow, empty; and networks."""
     root = tmp_path_factory.mktemp("videos")
     for index in range(VIDEOS):
-        name = f"clip{index}.mp4" if index else "frames0"
+        name = f"clip{index}.mp4"
         write(root / "real" / name, pan(index, 1))
         write(root / "faster" / name, pan(index, 3, FRAMES - 2 * index))
     write(root / "other" / "other.mp4", pan(9, 1, 2))
@@ -126,8 +126,8 @@ def rows_of(folder: Path) -> dict[str, dict]:
 def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
     flags = ["video", "--real", "real", "--generated", "real", "faster", "--image-network", "image.pt"]
     flags += ["--fvd-network", "video.pt", "--dtfvd-network", "video.pt"]
-    flags += ["--windows", "8", "12", "--kid-subsets", "3", "--kid-subset-size", "40"]
-    assert evaluate.main([*flags, *CROP, *CPU, "--slide-step", "4", "--out", str(tmp_path / "out")]) == 0
+    flags += ["--windows", "8", "12"]
+    assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
     rows = rows_of(tmp_path / "out")
     assert list(rows) == ["real", "faster", "frame 0 repeated"]
     same, faster, still = rows.values()
@@ -139,15 +139,8 @@ def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
         assert still[figure] > 1e-7 and faster[figure] > 1e-7
     assert same["kid"] <= still["kid"] and same["kid_deviation"] > 0
 
-    sliding = json.loads((tmp_path / "out" / "sliding" / "results.json").read_text())
-    # 24 frames have no window of 30; of 16 from 0, 4 (22 and 24, 20 as well) and 8 (24 alone: too few)
-    found = [(row["from_frame"], row["dtfvd_16"] is not None, row["windows"]) for row in sliding]
-    assert found[:3] == [(0, True, 3), (4, True, 3), (8, False, 1)] and len(sliding) == 9
-    assert all(row["fid_30"] is None for row in sliding)
-
     printed = capsys.readouterr().out
     assert "| frame 0 repeated |" in printed and "3 videos of 20 to 24 frames, 66 frames" in printed
-    assert "windows touch" in printed and "3 subsets of at most 40 frames" in printed
     assert "dtfvd: video.pt (" in printed and "4 features" in printed and "evaluate.py video --real" in printed
     said = "fvd_12: 4 samples for 4 features, so the covariance is singular"
     assert said in printed and said in caplog.text and "fvd_8: 7 samples" not in printed
@@ -160,8 +153,7 @@ def test_what_has_no_network_is_said_and_left_out(tmp_path: Path, caplog) -> Non
     row = rows_of(tmp_path / "out")["real"]
     assert row["fid"] == pytest.approx(0, abs=1e-9) and row["frames"] == 30
     assert row["fvd_16"] is None and row["dtfvd_32"] is None and row["windows_16"] is None
-    assert not (tmp_path / "out" / "sliding").exists()
-    for line in ("left out: fvd; the fvd network is an I3D", "left out: dtfvd and the sliding dtfvd; the dtfvd"):
+    for line in ("left out: fvd; the fvd network is an I3D", "left out: dtfvd; the dtfvd"):
         assert line in caplog.text and line in (tmp_path / "out" / "results.md").read_text()
 
 
@@ -175,8 +167,8 @@ def test_videos_shorter_than_a_window_are_counted(tmp_path: Path) -> None:
 def test_a_video_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
     for folder in ("real", "made"):
         for index in range(3):
-            write(tmp_path / folder / f"clip{index}", pan(index, 1, 4))
-    (tmp_path / "made" / "clip1" / "00002.png").write_bytes(b"no picture")
+            write(tmp_path / folder / f"clip{index}.mp4", pan(index, 1, 4))
+    (tmp_path / "made" / "clip1.mp4").write_bytes(b"no video")
     flags = ["video", "--real", str(tmp_path / "real"), "--generated", str(tmp_path / "made"), *CROP, *CPU]
     flags += ["--image-network", "image.pt", "--out", str(tmp_path / "out")]
     assert evaluate.main(flags) == 3
@@ -237,7 +229,7 @@ def test_start_noise_is_of_the_clip(tmp_path: Path) -> None:
 
 def test_the_order_of_frames_matters_to_a_network_of_videos() -> None:
     networks = {name: FeatureNetwork(Path(f"{file}.pt"), on_videos=name == "fvd") for name, file in NETWORKS.items()}
-    comparison = VideoComparison(["backwards"], networks, Protocol((8,), slide_step=0))
+    comparison = VideoComparison(["backwards"], networks, windows=(8,))
     for seed in range(4):
         frames = pan(seed, 2, 16)
         comparison.add(ClipVideos(f"clip{seed}", frames, {"backwards": frames.flip(0)}))
@@ -248,11 +240,11 @@ def test_the_order_of_frames_matters_to_a_network_of_videos() -> None:
 def test_windows_are_taken_in_one_pass_or_in_several_alike() -> None:
     network, found = FeatureNetwork(Path("video.pt"), on_videos=True), []
     for batch_size in (3, 100):
-        comparison = VideoComparison([], {"fvd": network}, Protocol((8,), window_step=2, batch_size=batch_size))
+        comparison = VideoComparison([], {"fvd": network}, windows=(3,), batch_size=batch_size)
         comparison.add(ClipVideos("pan", pan(0, 2, 30), {}))
-        found.append(comparison.statistics["real", "fvd", 8])
+        found.append(comparison.statistics["real", "fvd", 3])
     torch.testing.assert_close(found[0].covariance, found[1].covariance)
-    assert found[0].count == 12 and Protocol().starts(150, 16)[-1] == 128 and not Protocol().starts(15, 16)
+    assert found[0].count == 10 and comparison.count(16) == 1 and comparison.count(31) == 0
 
 
 def test_what_a_network_is_shown() -> None:
@@ -305,25 +297,17 @@ def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
             ["PAIR", "--fvd-network", "video.pt", "--windows", "2"],
             "video.pt: fails on an input (2, 3, 2, 16, 32)",
         ),
-        (["PAIR", "--fvd-network", "video.pt", "--fps", "9"], "frames0 is a folder of frames, which have no rate"),
-        (
-            ["PAIR", "--image-network", "image.pt", "--kid-subset-size", "1"],
-            "--kid-subset-size: expected a whole",
-        ),
         (
             ["--real", "real", "--generated", "nowhere", "--image-network", "image.pt"],
             "nowhere: no such folder",
         ),
-        (["--real", "real", "--generated", "empty", "--image-network", "image.pt"], "holds neither videos nor folders"),
+        (["--real", "real", "--generated", "empty", "--image-network", "image.pt"], "holds no videos"),
         (
             ["--real", "real", "--generated", "other", "--image-network", "image.pt"],
             "no video has the name of one in real",
         ),
         (["PAIR", "--image-network", "image.pt", "--steps", "9"], "--steps: the videos of --generated exist already"),
         (["PAIR", "--image-network", "image.pt", "--precision", "no"], "--precision: the videos of --generated exist"),
-        (["PAIR", "--image-network", "image.pt", "--windows", "16"], "--windows: there is no --fvd-network"),
-        (["PAIR", "--fvd-network", "video.pt", "--slide-step", "10"], "--slide-step: there is no --image-network"),
-        (["PAIR", "--fvd-network", "video.pt", "--kid-subsets", "9"], "--kid-subsets: there is no --image-network"),
         (["--real", "real", "--generated", "real", "real", "--image-network", "image.pt"], "a folder is named twice"),
     ],
 )
@@ -336,14 +320,9 @@ def test_mistakes_are_one_line(flags: list[str], message: str, tmp_path: Path, c
     assert not (tmp_path / "out").exists()
 
 
-def test_rates_that_differ_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    flags = ["video", "--real", "real", "--generated", "slow", "--image-network", "image.pt", "--frames", "4"]
-    assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
-    assert "clip1: videos of 15 and 30 frames/s" in caplog.text
-    assert "2 names that are not in all folders" in caplog.text
-    caplog.clear()
+def test_videos_are_read_at_one_rate(caplog: pytest.LogCaptureFixture) -> None:
     source = FolderVideos(Path("real"), [Path("slow")], crop=(16, 32), num_frames=4, fps=15)
-    assert "last differently" not in caplog.text and source.lengths == [4]
+    assert "2 names that are not in all folders" in caplog.text
     clip = source.read("clip1")  # every second frame of the real one
     frames = pan(1, 1)[:8, :, 4:20]
     for found, places in [(clip.real, [0, 2, 4, 6]), (clip.generated["slow"], [0, 1, 2, 3])]:

@@ -9,20 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from videos import read_video
 
 import evaluate
 import evaluation.frames.single_video as single_video
 import train_frame_synthesis_gaussian
 import train_frame_synthesis_softsplat
 from data.clip_writer import ClipContent, ClipSetWriter
-from data.clips import PAIRS_ONLY, ClipRow, ClipSet, ClipSetError, Pair
+from data.clips import PAIRS_ONLY, ClipRow, ClipSet, Pair
 from data.media import read_image
-from data.video import probe_video
 from data.video_writer import VideoWriter
-from evaluation.clips import fit_flow
 from evaluation.frames.measure import make_methods
-from evaluation.frames.videos import frames_per_second
 from models.frame_synthesis import FrameSynthesis, splat_image
 
 SIZE = (32, 48)
@@ -110,24 +106,10 @@ def test_flow_that_leaves_the_frame_everywhere_shows_frame_0(tmp_path: Path) -> 
     assert bucket == "8 and more"
 
 
-def test_flow_of_another_size_is_resized_and_rescaled_with_a_note(caplog: pytest.LogCaptureFixture) -> None:
-    flow = torch.ones(1, 2, 8, 12) * torch.tensor([3.0, -2.0]).view(1, 2, 1, 1)
-    fitted = fit_flow(flow, (16, 24), "clip x")
-    assert fitted.shape == (1, 2, 16, 24)
-    assert fitted[0, :, 5, 7].tolist() == pytest.approx([6.0, -4.0])
-    assert "clip x: flow of 12 x 8 px is resized and rescaled to its image's 24 x 16 px" in caplog.text
-    assert fit_flow(flow, (8, 12), "clip x") is flow and len(caplog.records) == 1
-    with pytest.raises(ClipSetError, match="clip x: its flow is 12 x 8 px, its image 24 x 20; right: .*aspect"):
-        fit_flow(flow, (20, 24), "clip x")
-    flow[0, 0, 0, 0] = float("nan")
-    with pytest.raises(ClipSetError, match="clip x: its flow holds NaN or Inf"):
-        fit_flow(flow, (8, 12), "clip x")
-
-
 @pytest.mark.parametrize(
     ("shape", "value", "message"),
     [
-        ((2, 16, 24), 0.0, None),
+        ((2, *SIZE), 0.0, None),
         ((2, 32, 32), 0.0, "clip one: its flow is 32 x 32 px, its image 48 x 32"),
         ((2, *SIZE), float("nan"), "clip one: flow in pairs/one.npz holds NaN or Inf"),
     ],
@@ -209,37 +191,6 @@ def test_seeds_of_both_operators_and_their_difference(tmp_path: Path) -> None:
     differences = [by_clip[f"{names[1]}: {seed}"] - softmax[seed] for seed in (0, 1)]
     assert line["seed_sd"] == pytest.approx(abs(differences[1] - differences[0]) / 2**0.5)
     assert (line["sources"], line["p_value"]) == (3, 0.25)  # three sources of one sign: 2 of 8 patterns
-
-
-def test_videos_and_slices(tmp_path: Path) -> None:
-    data = make_set(tmp_path / "set", torch.zeros(2, *SIZE), clips=4)
-    out = tmp_path / "out"
-    assert frames(data, out, "--checkpoint", make_model(tmp_path / "model"), "--videos", 2) == 0
-    # spread over four, one, three, two
-    assert sorted(path.name for path in (out / "videos").iterdir()) == ["four.mp4", "three.mp4"]
-    video = read_video(out / "videos" / "four.mp4").frames  # (2, 3, H, W)
-    # two pictures beside each other, 2 px apart, and two below, each under a title of 11 px
-    assert video.shape == (2, 3, 2 * (32 + 11) + 2, 2 * 48 + 2)
-    # all stands still: the rendering is frame 0, its error .2 and .4, shown four times as bright, 1 at most
-    for index, error in enumerate((0.8, 1.0)):
-        for left in (0, 50):
-            assert float(video[index, :, 58:, left + 2 : left + 46].mean()) == pytest.approx(error, abs=0.02)
-    assert probe_video(out / "videos" / "four.mp4").fps == 1
-    # original, model, frame 0: three lines of time each, drawn out to 33 px, brighter only in the original
-    sheet = read_image(out / "slices" / "four.png")
-    assert sheet.shape == (3, 11 + 33, 3 * 48 + 2 * 2)
-    lines = sheet[:, 11:].reshape(3, 3, 11, -1).mean(2)  # (3, T, W)
-    first = read_image(data / "first" / "four.png")
-    assert float((lines[:, 0, :48] - first[:, BUSY_ROW]).abs().max()) < 0.01
-    for left, step in ((0, 0.2), (50, 0.0), (100, 0.0)):
-        steps = lines[:, :, left : left + 48].diff(dim=1)
-        assert float((steps - step).abs().max()) < 0.01
-
-
-def test_videos_are_shown_at_natural_speed() -> None:
-    assert frames_per_second([0.05, 0.1, 0.15]) == pytest.approx(20)
-    assert frames_per_second([1.5, 3.0]) == 1 and frames_per_second([0.001, 0.002]) == 60
-    assert frames_per_second([0.0]) == 1
 
 
 # ------------------------------------------------------------------------------------------------ single video

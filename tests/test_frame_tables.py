@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from evaluation.frames.statistics import ClipMetrics, FrameTables, spread
+from evaluation.frames.statistics import ClipMetrics, FrameTables
 
 
 def numbers(*values: float) -> torch.Tensor:
@@ -95,21 +95,19 @@ def test_buckets_pool_their_own_frames() -> None:
     )
     still = ClipMetrics("d", "t", "video", numbers(0.1), numbers(0.0), {"average splat": figures(1e-3)})
     tables = FrameTables({"average splat": ["average splat"]}, [clip, still])
-    motion = {row["motion_px"]: row for row in tables.by_motion()}
+    motion = {row["motion_px"]: row for row in tables.buckets("motion_px")}
     assert list(motion) == ["0 to 0.5", "1 to 2", "2 to 4"]  # an empty bucket has no row
     assert motion["1 to 2"]["psnr_db"] == pytest.approx(-10 * math.log10(2e-2))  # of the mean of .01 and .03
     assert motion["1 to 2"]["psnr_frames_db"] == pytest.approx((20 - 10 * math.log10(3e-2)) / 2)
     assert (motion["1 to 2"]["sequences"], motion["1 to 2"]["frames"]) == (1, 2)
     # two sequences, each counting the same: 10 and 30 dB
     assert motion["0 to 0.5"]["psnr_db"] == pytest.approx(20) and motion["0 to 0.5"]["sources"] == 2
-    time = {row["time_s"]: row["psnr_db"] for row in tables.by_time()}
+    time = {row["time_s"]: row["psnr_db"] for row in tables.buckets("time_s")}
     assert time == pytest.approx({"0 to 0.5": 20, "0.5 to 1": 20, "2 to 3": -10 * math.log10(3e-2), "4 and more": 40})
-    (wide,) = spread(tables.by_motion(), "motion_px", "psnr_db")
-    assert list(wide) == ["row", "0 to 0.5", "1 to 2", "2 to 4"] and wide["2 to 4"] == pytest.approx(40)
 
 
 def test_buckets_tell_the_gain_over_the_average_splat() -> None:
-    rows = [row for row in make_tables().by_motion() if row["motion_px"] == "2 to 4"]
+    rows = [row for row in make_tables().buckets("motion_px") if row["motion_px"] == "2 to 4"]
     lines = by_row(rows)
     assert lines["A"]["over_average_db"] == pytest.approx(25 - 50 / 3)
     assert (lines["A"]["over_low_db"], lines["A"]["over_high_db"]) == pytest.approx((5, 15))
@@ -122,6 +120,6 @@ def test_clips_of_a_source_are_drawn_together_in_a_bucket() -> None:
     for index, gain in enumerate((5, 5, 5, 5, 15)):
         both = {"A": figures(10 ** (-2 - gain / 10)), "average splat": figures(1e-2)}
         clips.append(ClipMetrics(str(index), "b" if gain == 15 else "a", "video", numbers(1.0), numbers(1.0), both))
-    row, _ = FrameTables({"A": ["A"], "average splat": ["average splat"]}, clips, 0, ["A"]).by_motion()
+    row, _ = FrameTables({"A": ["A"], "average splat": ["average splat"]}, clips, 0, ["A"]).buckets("motion_px")
     assert row["over_average_db"] == pytest.approx(7)
     assert (row["over_low_db"], row["over_high_db"]) == pytest.approx((5, 15))

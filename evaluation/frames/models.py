@@ -27,24 +27,15 @@ _OPERATOR_SETTINGS = {"operator", "sigma", "ewa", "weighting"}
 
 @dataclass(frozen=True)
 class TrainedRenderer:
-    """A trained model and what its training.json reports.
+    """A trained model and what its training.json reports."""
 
-    Attributes:
-        row: the row of the table that it belongs to; several seeds share one.
-        name: unique among all.
-        model: in eval mode.
-        folder: that it was loaded from.
-        seed, steps: of its training; None where there is no record.
-        settings: its config and the training's flags that shape the result; None where there is no record.
-    """
-
-    row: str
-    name: str
+    row: str  # of the table; several seeds share one
+    name: str  # unique among all
     model: FrameSynthesis
     folder: Path
-    seed: int | None = None
+    seed: int | None = None  # None where there is no record
     steps: int | None = None
-    settings: dict[str, Any] | None = None
+    settings: dict[str, Any] | None = None  # its config and the training's flags that shape the result
 
     @classmethod
     def load(cls, folder: Path) -> TrainedRenderer:
@@ -85,9 +76,7 @@ def variant_name(model: FrameSynthesis) -> str:
 def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
     """Load each model of checkpoint folders, or of folders that are one model themselves, as a row of its own.
 
-    Raises:
-        CheckpointError: a model is damaged.
-        EvaluationError: a folder has no frame synthesis model, or is named twice.
+    Raises CheckpointError for a damaged model, EvaluationError for a folder without one or named twice.
     """
     try:
         labels = column_names(folders)
@@ -104,17 +93,24 @@ def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
 def find_seeds(folders: Sequence[Path]) -> list[TrainedRenderer]:
     """Load models that differ in the seed of their training alone; those of one operator share a row.
 
-    Raises:
-        CheckpointError, EvaluationError: as `find_models`.
-        EvaluationError: models of one operator that differ in more than the seed, or not even in it.
+    Raises as `find_models`, and EvaluationError for models of one operator that differ in more, or not in the seed.
     """
     groups: dict[str, list[TrainedRenderer]] = {}
     for path in (path for folder in folders for path in _model_folders(folder, "seeds_of")):
         model = TrainedRenderer.load(path)
-        groups.setdefault(model.name, []).append(model)
+        group = groups.setdefault(model.name, [])
+        if model.seed is None:
+            raise EvaluationError(f"seeds_of {path}: no {RECORD} beside it with its seed; right: checkpoint")
+        keys = group[0].differing(model) if group else ()
+        if keys:
+            listed = ", ".join(f"{key} ({group[0].settings.get(key)}, {model.settings.get(key)})" for key in keys)
+            which = f"{group[0].folder} and {path} differ in more than the seed: {listed}"
+            raise EvaluationError(f"seeds_of: {which}; right: rows of their own, by checkpoint")
+        if model.seed in {other.seed for other in group}:
+            raise EvaluationError(f"seeds_of {path}: two of {model.name} have the same seed, {model.seed}")
+        group.append(model)
     found = []
     for variant, group in groups.items():
-        _check_seeds(variant, group)
         # The count is part of the name even of one, so that it is never mixed with a row of find_models.
         row = f"{variant}, {len(group)} {'seeds' if len(group) > 1 else 'seed'}"
         found += [replace(model, row=row, name=f"{row}: {model.seed}") for model in group]
@@ -131,40 +127,17 @@ def _model_folders(folder: Path, argument: str) -> list[Path]:
     return inside
 
 
-def _check_seeds(variant: str, group: Sequence[TrainedRenderer]) -> None:
-    first, seeds = group[0], set()
-    for model in group:
-        if model.seed is None:
-            raise EvaluationError(f"seeds_of {model.folder}: no {RECORD} beside it with its seed; right: checkpoint")
-        keys = first.differing(model)
-        if keys:
-            listed = ", ".join(f"{key} ({first.settings.get(key)}, {model.settings.get(key)})" for key in keys)
-            raise EvaluationError(
-                f"seeds_of: {first.folder} and {model.folder} differ in more than the seed: {listed}; "
-                "right: rows of their own, by checkpoint"
-            )
-        if model.seed in seeds:
-            raise EvaluationError(f"seeds_of {model.folder}: two of {variant} have the same seed, {model.seed}")
-        seeds.add(model.seed)
-
-
 def model_notes(models: Sequence[TrainedRenderer]) -> list[str]:
     """Report which models the rows are, and in what their training differed beside operator and seed."""
-    if not models:
-        return ["models: none"]
     lines = []
     for row in dict.fromkeys(model.row for model in models):
         group = [model for model in models if model.row == row]
-        runs = [f"{one.folder} (seed {_or_unknown(one.seed)}, {_or_unknown(one.steps)} steps)" for one in group]
-        lines.append(f"{row}: {', '.join(runs)}; {group[0].model.num_parameters() / 1e6:.2f} M parameters")
+        runs = ", ".join(f"{one.folder} (seed {one.seed}, {one.steps} steps)" for one in group)
+        lines.append(f"{row}: {runs}; {group[0].model.num_parameters() / 1e6:.2f} M parameters")
     known = [model for model in models if model.settings]
     differing = {key for model in known for key in known[0].differing(model)} - _OPERATOR_SETTINGS
     if len({model.steps for model in models}) > 1:
         differing.add("steps done")
     if differing:
         lines.append(f"the rows' training differs in more than operator and seed: {', '.join(sorted(differing))}")
-    return lines
-
-
-def _or_unknown(value: object) -> object:
-    return "unknown" if value is None else value
+    return lines or ["models: none"]

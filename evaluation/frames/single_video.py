@@ -46,11 +46,7 @@ def check_video(video: Path) -> None:
 
 
 def prepare_halves(folder: Path, video: Path) -> ClipSet:
-    """Make the clip set of a video's halves anew: the clips "first", of split train, and "next", of split test.
-
-    Raises:
-        EvaluationError: a half cannot be used; the message reports why.
-    """
+    """Make the clip set of a video's halves anew: the clips "first", of split train, and "next", of split test."""
     remove_folder(folder)
     settings = {"made_of": "videos", "fps": FPS, "method": "dis", "protocol": "single-video"}
     with ClipSetWriter(folder, settings) as writer:
@@ -67,13 +63,9 @@ def prepare_halves(folder: Path, video: Path) -> ClipSet:
 def train_operators(
     clip_set: ClipSet, out: Path, *, seed: int, num_seeds: int, **options: Any
 ) -> list[TrainedRenderer]:
-    """Train every operator with every seed on the first half; return the models.
+    """Train every operator with `num_seeds` seeds from `seed` on, and return the models.
 
-    Args:
-        clip_set: of `prepare_halves`.
-        out: folder of the runs, NAME-seedN; those there are replaced.
-        seed, num_seeds: the first seed, and how many.
-        options: flags of the training scripts, the same for all.
+    Runs below `out` are replaced. `options` are flags of the training scripts, the same for all.
     """
     folders = []
     for one in range(seed, seed + num_seeds):

@@ -17,22 +17,15 @@ from motion.spectrum import FPS, mean_displacement, without_drift
 
 LOOP_NOTES = (
     "loop_closure_error: the objective of [GID] eq. 5, mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, px, of a "
-    "motion without drift, before the finished motion is closed exactly",
-    "free: the same start noise without guidance; times: free over guided",
-    "motion: mean |F| of the guided motion over the free one, as sampled and closed",
-    "means are over images and samples, geometric for times and ratios; worst, least and most: of all samples",
+    "motion without drift, before the finished motion is closed exactly; times: free over guided, of one start noise",
+    "motion: mean |F| of the guided motion over the free one, as sampled and closed; means of times and motion are "
+    "geometric",
 )
 _LEAST = 1e-9
 
 
 class LoopComparison:
-    """Collects guided and free samples of one image after another.
-
-    Args:
-        frames: the lengths L, in frames of the motion (30 a second).
-        period_s: of the model.
-        method: of `LoopGuidance`.
-    """
+    """Collects guided and free samples of images, for loops of `frames` (30 a second) by a method of LoopGuidance."""
 
     def __init__(self, frames: Sequence[int], period_s: float, method: str) -> None:
         self.frames, self.period_s, self.method = frames, period_s, method
@@ -72,8 +65,7 @@ class LoopComparison:
             row["guided_loop_closure_error_px"] = statistics.fmean(guided)
             row |= {"times": statistics.geometric_mean(times), "times_worst": min(times)}
             for name in ("sampled_motion", "closed_motion"):
-                found = self._found[length, name]
-                row[name] = statistics.geometric_mean([max(value, _LEAST) for value in found])
-                row |= {f"{name}_least": min(found), f"{name}_most": max(found)}
+                found = [max(value, _LEAST) for value in self._found[length, name]]
+                row |= {name: statistics.geometric_mean(found), f"{name}_least": min(found), f"{name}_most": max(found)}
             rows.append(row)
         return rows

@@ -15,6 +15,7 @@ from torch import Tensor
 from data.clips import ClipRow, ClipSet, ClipSetError, source_name
 from data.media import contact_sheet, write_image
 from data.visualisation import magnitude_image, x_t_slice
+from evaluation import EvaluationError
 from metrics.motion import (
     BASELINES,
     LEAST_PX,
@@ -23,7 +24,6 @@ from metrics.motion import (
     corrected_precision,
     diversity,
     factor,
-    loop_closure_error_px,
     mean_motion,
     moving_mask,
     normalised_gradient,
@@ -38,78 +38,59 @@ from motion.spectrum import amplitude, bin_frequencies_hz
 MODEL, STATIC, REAL = "model", "static", "real clip"
 # Of each sample by itself, then the mean over samples.
 HEADLINE = "ap_corrected"
-# Pixels whose flow explains the frames worse than this are left out of ap_confident_corrected.
-CONFIDENT = 0.5
-# Spectra are compared on this grid, whatever the shape of the clips; a mirrored training clip counts as itself.
+# Spectra are compared on this grid, whatever the shape of the clips.
 NEAREST_GRID = (20, 32)
 
 # The columns of the table, and those of them that are geometric means.
 _COLUMNS = (
-    HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high", "ap_of_mean_corrected", "ap_confident_corrected",
+    HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high",
     "amplitude_ratio", "amplitude_ratio_spread", "shape_factor", "shape_worst_factor", "shape_worst_bin",
     "motion_px", "epe_best_px", "epe_mean_px", "epe_best_relative", "epe_mean_relative",
-    "diversity", "normalised_gradient", "loop_closure_error_px", "nearest_distance", "nearest_ratio",
+    "diversity", "normalised_gradient", "nearest_distance", "nearest_ratio",
 )  # fmt: skip
 _GEOMETRIC = ("amplitude_ratio", "shape_factor")
 
-
 COLUMN_NOTES = (
-    "motion is measured as it is sampled; animate.py and generate_motion.py limit its amplitude to "
-    f"{AMPLITUDE_LIMIT_PX:g} px",
-    "metrics are means over the clips of a source, then over sources; of amplitude_ratio and shape geometric means",
-    "a source is a group of clips.csv, or a file where no group is named",
-    "ap_corrected (headline): (AP - p) / (1 - p), mean over samples; AP is the average precision of a sample's mean "
-    "|F| for the moving mask, p the mask's fraction of the pixels",
-    f"moving mask: where mean |F| of the clip is above {MOVING_PX:g} px of a grid of 256 x 160 and half of its 95th "
-    "percentile; all pixels count",
-    f"ap_confident_corrected: only pixels of confidence {CONFIDENT:g} or above; ap_of_mean_corrected: of mean |F| over "
-    "samples; image gradient: of the grey image, after a Gaussian blur in px of a grid of 256 x 160",
-    "amplitude_ratio: mean amplitude of the samples over that of the clip, geometric mean over bins; the amplitude is "
-    "|S_k| over both directions, in bin 0 the drift",
-    "amplitude_ratio_spread: exp of the standard deviation of log amplitude_ratio over sources",
-    "shape_factor: mean over bins of max(r, 1/r), r being what amplitude_ratio, one number a clip, leaves of a bin",
-    "epe: |F - F of the clip|, mean over pixels and frames, of the best sample and of all; relative: to the clip's "
-    "mean |F|; epe, motion_px and amplitudes are weighted by the clip's confidence",
-    "diversity: mean |F_a - F_b| over pairs of samples, over their mean |F|; normalised_gradient: mean |grad F| over "
-    "mean |F|, 1/px; loop_closure_error: mean |F_T - F_0|, which the drift alone causes",
-    f"nearest_distance: to the nearest training clip or its mirror image, between normalised spectra on a grid of "
-    f"{NEAREST_GRID[0]} x {NEAREST_GRID[1]} scaled to unit length (0 the same, 1.41 unrelated)",
-    "nearest_ratio: nearest_distance of the samples over that of the clip itself; far below 1 means memorised motion",
+    f"motion as it is sampled, before its amplitude is limited to {AMPLITUDE_LIMIT_PX:g} px; means over the clips of a "
+    "source, then over sources",
+    "ap_corrected: (AP - p) / (1 - p), AP the average precision of a sample's mean |F| for the moving mask, p the "
+    f"mask's fraction; the mask: mean |F| of the clip above {MOVING_PX:g} px of a grid of 256 x 160 and half of its "
+    "95th percentile; image gradient: its blur in px of that grid",
+    "amplitude_ratio: of the samples to the clip, geometric mean over bins; spread: exp of its logarithm's standard "
+    "deviation over sources; shape_factor: mean over bins of max(r, 1/r), r what amplitude_ratio leaves of a bin",
+    "epe: |F - F of the clip|; relative: to the clip's mean |F|; epe, motion_px and amplitudes are weighted by "
+    "confidence; diversity: mean |F_a - F_b| over samples, over mean |F|; normalised_gradient: mean |grad F| over it",
+    "nearest_distance: of normalised spectra of unit length to the nearest training clip or its mirror image; "
+    "nearest_ratio: over that of the clip itself, far below 1 means memorised motion",
 )
 BIN_NOTE = (
-    "amplitude |S_k| over both directions (bin 0: the drift), mean over pixels weighted by the clip's confidence, over "
-    "samples, over the clips of a source, over sources; ratio_after_gain: geometric mean of model over clip, after one "
-    f"factor a clip; factor: that of max(r, 1/r); a clip counts in a bin where it moves at least {LEAST_PX} px"
+    "amplitude |S_k| over both directions (bin 0: the drift), mean over pixels weighted by confidence, samples, clips "
+    "of a source, sources; ratio_after_gain: geometric mean of model over clip, after one factor a clip; factor: that "
+    f"of max(r, 1/r), over clips that move at least {LEAST_PX} px in the bin"
 )
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A clip as predictions are measured against it.
-
-    Attributes:
-        id, source: of the clip, and of the video it was cut from.
-        image: (3, H, W) frame 0.
-        spectrum: (K, 4, H, W) px.
-        confidence: (1, H, W) in [0, 1].
-    """
+    """A clip as predictions are measured against it."""
 
     id: str
-    source: str
-    image: Tensor
-    spectrum: Tensor
-    confidence: Tensor
+    source: str  # the video it was cut from
+    image: Tensor  # (3, H, W) frame 0
+    spectrum: Tensor  # (K, 4, H, W) px
+    confidence: Tensor  # (1, H, W) in [0, 1]
 
     @classmethod
     def read(cls, clip_set: ClipSet, row: ClipRow, num_bins: int) -> GroundTruth:
         """Read a kept clip; ClipSetError where a file is missing, damaged, not finite or of another grid."""
         spectrum, confidence = clip_set.spectrum(row.id, num_bins)
         image = clip_set.first(row.id)
-        if not image.shape[-2:] == spectrum.shape[-2:] == confidence.shape[-2:]:
-            raise ClipSetError(
-                f"{clip_set.folder}: clip {row.id}: first/ is {tuple(image.shape[-2:])} px, spectra/ "
-                f"{tuple(spectrum.shape[-2:])}; delete its row in clips.csv and prepare it again"
-            )
+        sizes = [tuple(maps.shape[-2:]) for maps in (image, spectrum)]
+        if sizes[0] != sizes[1]:
+            problem = f"first/ is {sizes[0]} px, spectra/ {sizes[1]}; delete its row in clips.csv and prepare it again"
+            raise ClipSetError(f"{clip_set.folder}: clip {row.id}: {problem}")
         return cls(row.id, source_name(row), image, spectrum, confidence)
 
 
@@ -124,32 +105,23 @@ def predict(pipeline: MotionPipeline, image: Tensor, **options: Any) -> Tensor:
     """Sample motion for an image (3, H, W) in [0, 1] of any size: (M, K, 4, H, W) px of its own grid."""
     size = tuple(image.shape[-2:])
     spectra = pipeline(resize_maps(image, prediction_grid(*size))[None], **options)[0]
+    if not bool(spectra.isfinite().all()):
+        raise EvaluationError("checkpoint: the motion it predicts is not finite; right: precision no, or another one")
     return resize_spectrum(spectra.float().cpu(), size)
 
 
 @dataclass
 class MotionComparison:
-    """Collects clips and what a model predicted for them, and makes the tables.
+    """Collects clips and what a model predicted for them, and makes the tables."""
 
-    Attributes:
-        normalisation: the model's: in its units nearest clips are found.
-        seed: of the random row and the bootstrap.
-        by_clip: a row of metrics for each clip and way.
-        sources: {clip: source}.
-        without_mask: clips whose mask is empty or full; they have no average precision.
-        real_px, predicted_px: {clip: (K,) mean amplitude per bin}, and of its samples.
-    """
-
-    normalisation: Normalisation
-    seed: int = 0
-    by_clip: list[dict[str, Any]] = field(default_factory=list)
-    sources: dict[str, str] = field(default_factory=dict)
-    without_mask: list[str] = field(default_factory=list)
-    real_px: dict[str, Tensor] = field(default_factory=dict)
-    predicted_px: dict[str, Tensor] = field(default_factory=dict)
-    _signatures: dict[str, Tensor] = field(default_factory=dict)
-
-    # -------------------------------------------------------------------------------------------- a clip
+    normalisation: Normalisation  # the model's: in its units nearest clips are found
+    seed: int = 0  # of the random row and the bootstrap
+    by_clip: list[Row] = field(default_factory=list)  # a row of metrics for each clip and way
+    sources: dict[str, str] = field(default_factory=dict)  # {clip: source}
+    without_mask: list[str] = field(default_factory=list)  # clips whose mask is empty or full, without precision
+    real_px: dict[str, Tensor] = field(default_factory=dict)  # {clip: (K,) mean amplitude per bin}
+    predicted_px: dict[str, Tensor] = field(default_factory=dict)  # of its samples
+    _signatures: dict[str, Tensor] = field(default_factory=dict)  # {clip: (1 + M, D)} of the clip and its samples
 
     def add(self, truth: GroundTruth, samples: Tensor) -> None:
         """Measure the samples (M, K, 4, H, W) px of one clip's image, and the baselines."""
@@ -161,19 +133,18 @@ class MotionComparison:
         if not 0 < mask_fraction < 1:
             self.without_mask.append(truth.id)
         moved_px = float(weighted_mean(real, truth.confidence))
-        maps = {MODEL: predicted} | {
-            name: score[None] for name, score in baseline_maps(truth.image, self.seed, truth.id).items()
-        }
-        rows = {name: _placement(of, mask, truth.confidence) for name, of in maps.items()}
-        rows[MODEL] |= self._of_model(truth, samples, moved_px)
+        precision = _mean(corrected_precision(one, mask) for one in predicted)
+        rows = {MODEL: {HEADLINE: precision} | self._of_model(truth, samples, moved_px)}
         rows[MODEL]["motion_px"] = float(weighted_mean(predicted, truth.confidence).mean())
-        rows[STATIC] = {"motion_px": 0.0, "loop_closure_error_px": 0.0} | _errors([moved_px], moved_px)
-        rows[REAL] = {"motion_px": moved_px} | _smoothness(truth.spectrum)
+        for name, score in baseline_maps(truth.image, self.seed, truth.id).items():
+            rows[name] = {HEADLINE: corrected_precision(score, mask)}
+        rows[STATIC] = {"motion_px": 0.0} | _errors([moved_px], moved_px)
+        rows[REAL] = {"motion_px": moved_px, "normalised_gradient": normalised_gradient(truth.spectrum)}
         about = {"clip": truth.id, "source": truth.source, "mask_fraction": mask_fraction}
         self.by_clip += [{"row": name} | about | metrics for name, metrics in rows.items()]
-        self._signatures[truth.id] = torch.stack([self._signature(one) for one in (truth.spectrum, *samples)])
+        self._signatures[truth.id] = torch.stack([self._signature(one).flatten() for one in (truth.spectrum, *samples)])
 
-    def _of_model(self, truth: GroundTruth, samples: Tensor, moved_px: float) -> dict[str, Any]:
+    def _of_model(self, truth: GroundTruth, samples: Tensor, moved_px: float) -> Row:
         errors = [mean_motion(sample - truth.spectrum) for sample in samples]
         self.real_px[truth.id] = weighted_mean(amplitude(truth.spectrum), truth.confidence)  # (K,)
         self.predicted_px[truth.id] = weighted_mean(amplitude(samples), truth.confidence).mean(0)
@@ -181,11 +152,8 @@ class MotionComparison:
         ratios = bin_ratios(self.predicted_px[truth.id], self.real_px[truth.id])
         if ratios is not None:
             metrics |= {"amplitude_ratio": ratios[0], "shape_factor": factor(ratios[1].tolist())}
-        found = [_smoothness(sample) for sample in samples]
-        metrics |= {key: _mean(of[key] for of in found) for key in found[0]}
-        return metrics | {"diversity": diversity(samples)}
-
-    # -------------------------------------------------------------------------------------------- memorising
+        gradient = _mean(normalised_gradient(sample) for sample in samples)
+        return metrics | {"normalised_gradient": gradient, "diversity": diversity(samples)}
 
     def _signature(self, spectrum: Tensor) -> Tensor:
         """Return a normalised spectrum (K, 4, H, W) on one small grid, of unit length."""
@@ -193,12 +161,8 @@ class MotionComparison:
         return small / small.norm().clamp(min=1e-12)
 
     def find_nearest(self, clips: Iterable[tuple[str, Tensor]]) -> int:
-        """Find each clip's and each sample's nearest of training clips (name, spectrum (K, 4, H, W)); return how many.
-
-        The distance is that of normalised spectra on a grid of 20 x 32, scaled to unit length. A clip is not its own
-        neighbour; its samples may be.
-        """
-        nearest = {name: [(math.inf, "")] * len(found) for name, found in self._signatures.items()}
+        """Find how near training clips (name, spectrum (K, 4, H, W)) come to each clip and sample; return how many."""
+        nearest = {name: torch.full((len(found),), -math.inf) for name, found in self._signatures.items()}  # cosines
         count = 0
         for training_name, spectrum in clips:
             count += 1
@@ -206,29 +170,20 @@ class MotionComparison:
             mirrored = signature.flip(-1) * signature.new_tensor([-1, -1, 1, 1]).view(4, 1, 1)
             both = torch.stack([signature, mirrored]).flatten(1)  # (2, D)
             for name, found in self._signatures.items():
-                cosine = (found.flatten(1) @ both.T).amax(1)  # (1 + M,)
-                distance = (2 - 2 * cosine).clamp(min=0).sqrt().tolist()
-                for place, value in enumerate(distance):
-                    is_itself = place == 0 and training_name == name
-                    if not is_itself and value < nearest[name][place][0]:
-                        nearest[name][place] = (value, training_name)
-        if count:
-            self._note_nearest(nearest)
+                cosines = (found @ both.T).amax(1)  # (1 + M,)
+                if name == training_name:
+                    cosines[0] = -math.inf  # a clip is not its own neighbour; its samples may be
+                nearest[name] = nearest[name].maximum(cosines)
+        for row in self.by_clip if count else ():
+            real, *samples = (2 - 2 * nearest[row["clip"]]).clamp(min=0).sqrt().tolist()
+            if row["row"] == REAL and math.isfinite(real):
+                row["nearest_distance"] = real
+            elif row["row"] == MODEL:
+                row["nearest_distance"] = statistics.fmean(samples)
+                row["nearest_ratio"] = row["nearest_distance"] / real if 0 < real < math.inf else None
         return count
 
-    def _note_nearest(self, nearest: dict[str, list[tuple[float, str]]]) -> None:
-        for row in self.by_clip:
-            truth, *samples = nearest[row["clip"]]
-            if row["row"] == REAL and math.isfinite(truth[0]):
-                row |= {"nearest_distance": truth[0], "nearest_clip": truth[1]}
-            if row["row"] == MODEL:
-                mean = statistics.fmean(distance for distance, _ in samples)
-                row |= {"nearest_distance": mean, "nearest_clip": min(samples)[1]}
-                row["nearest_ratio"] = mean / truth[0] if 0 < truth[0] < math.inf else None
-
-    # -------------------------------------------------------------------------------------------- tables
-
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """Return a row for the model and each baseline: means over the clips of a source, then over sources."""
         rows = []
         for name in (MODEL, *BASELINES, STATIC, REAL):
@@ -242,12 +197,12 @@ class MotionComparison:
         known = {name: mean for name, mean in found.items() if mean is not None}
         return max(known, key=known.__getitem__) if known else None
 
-    def _rows(self, name: str) -> list[dict[str, Any]]:
+    def _rows(self, name: str) -> list[Row]:
         return [row for row in self.by_clip if row["row"] == name]
 
-    def _of_all_clips(self) -> dict[str, Any]:
+    def _of_all_clips(self) -> Row:
         """Return the metrics that need several clips: the model's lead, the spread of its ratio, its worst bin."""
-        metrics: dict[str, Any] = {}
+        metrics: Row = {}
         best = self.best_baseline()
         if best is not None:
             model, baseline = (by_source(self._rows(name), HEADLINE) for name in (MODEL, best))
@@ -267,7 +222,7 @@ class MotionComparison:
         lead = f"ap_lead: over the best baseline, {self.best_baseline()}; 95 % interval by {BOOTSTRAP_DRAWS} bootstrap "
         return [*COLUMN_NOTES, f"{lead}draws of the sources"]
 
-    def bin_table(self) -> list[dict[str, Any]]:
+    def bin_table(self) -> list[Row]:
         """Return a row a bin: mean amplitudes, and the ratio that one factor a clip leaves."""
         ratios = {name: bin_ratios(self.predicted_px[name], real) for name, real in self.real_px.items()}
         frequencies_hz = bin_frequencies_hz(self.normalisation.num_bins, self.normalisation.period_s).tolist()
@@ -279,7 +234,7 @@ class MotionComparison:
                 left = float(ratios[name][1][k]) if ratios[name] is not None else math.nan
                 px |= {} if math.isnan(left) else {"ratio": left, "factor": max(left, 1 / left)}
                 clips.append({"source": source} | px)
-            row: dict[str, Any] = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": frequency_hz}
+            row: Row = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": frequency_hz}
             row |= {key: mean_by_source(clips, key) for key in ("real_px", "model_px")}
             row["ratio_after_gain"] = mean_by_source(clips, "ratio", geometric=True)
             row["factor"] = mean_by_source(clips, "factor", geometric=True)
@@ -287,25 +242,10 @@ class MotionComparison:
         return rows
 
 
-def _placement(maps: Tensor, mask: Tensor, confidence: Tensor) -> dict[str, Any]:
-    """Rate maps (M, 1, H, W) of one or more samples as guesses of where the clip moves."""
-    seen = confidence >= CONFIDENT
-    return {
-        HEADLINE: _mean(corrected_precision(one, mask) for one in maps),
-        "ap_of_mean_corrected": corrected_precision(maps.mean(0), mask),
-        "ap_confident_corrected": _mean(corrected_precision(one[seen], mask[seen]) for one in maps),
-    }
-
-
-def _errors(errors_px: list[float], moved_px: float) -> dict[str, Any]:
+def _errors(errors_px: list[float], moved_px: float) -> Row:
     px = {"epe_best": min(errors_px), "epe_mean": statistics.fmean(errors_px)}
     relative = {f"{name}_relative": value / moved_px for name, value in px.items() if moved_px > LEAST_PX}
     return {f"{name}_px": value for name, value in px.items()} | relative
-
-
-def _smoothness(spectrum: Tensor) -> dict[str, Any]:
-    gradient, closure_px = normalised_gradient(spectrum), loop_closure_error_px(spectrum)
-    return {"normalised_gradient": gradient, "loop_closure_error_px": closure_px}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -316,8 +256,8 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def write_clip_sheet(path: Path, truth: GroundTruth, samples: Tensor) -> None:
     """Write a PNG of one image: what its clip does above, what the samples (M, K, 4, H, W) do below.
 
-    First row: frame 0, the clip's mean |F|, its mask, its x-t slice; second: each sample's mean |F|; third: each
-    sample's x-t slice. White is the same number of px in all: the highest 99th percentile of clip and samples.
+    First row: frame 0, the clip's mean |F|, its mask, its x-t slice; below, mean |F| and x-t slice of each sample.
+    White is the same number of px in all.
     """
     real = mean_motion(truth.spectrum)  # (1, H, W)
     maps = mean_motion(samples)  # (M, 1, H, W)

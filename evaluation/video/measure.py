@@ -1,10 +1,9 @@
-"""What `evaluate.py video` computes: FID, KID, FVD and DTFVD of generated videos, and how they change along a video."""
+"""What `evaluate.py video` computes: FID, KID, FVD and DTFVD of generated videos."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,78 +15,39 @@ from evaluation.video.sources import ClipVideos
 from metrics.frechet import GaussianStatistics, frechet_distance, kernel_distance
 
 REAL_ROW, STATIC_ROW = "real", "frame 0 repeated"
-# [GID] slides windows of so many frames along the videos.
-SLIDING_FID_FRAMES, SLIDING_DTFVD_FRAMES = 30, 16
 # A covariance takes two.
 FEWEST_SAMPLES = 2
 
 COLUMN_NOTES = (
-    "fid, fvd_N, dtfvd_N: squared Frechet distance in float64 between the Gaussians of real and generated features",
-    "fid is over single frames, frame 0 included; fvd_N and dtfvd_N are over windows of N frames from frame 0 on",
-    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over subsets",
-    "all rows have the same clips, lengths and windows",
+    "fid (single frames, frame 0 included), fvd_N, dtfvd_N (windows of N frames that touch): squared Frechet distance "
+    "in float64 between the Gaussians of real and generated features",
+    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over 100 subsets of at most 1000 "
+    "frames",
     "compare a metric only with others of the same network file, crop and counts",
 )
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """How videos are cut.
-
-    Attributes:
-        windows: lengths of the windows, frames.
-        window_step: from one window to the next, frames; None: windows touch.
-        slide_step: the same for the sliding metrics; 0 leaves them out.
-        batch_size: images or windows in one pass of a network.
-        kid_subsets, kid_subset_size: of KID.
-        seed: of the subsets.
-    """
-
-    windows: Sequence[int] = (16, 32)
-    window_step: int | None = None
-    slide_step: int = 10
-    batch_size: int = 8
-    kid_subsets: int = 100
-    kid_subset_size: int = 1000
-    seed: int = 0
-
-    def starts(self, num_frames: int, window: int) -> range:
-        """Return where the windows of a video begin."""
-        return range(0, num_frames - window + 1, self.window_step or window)
-
-    def slides(self, num_frames: int, window: int) -> range:
-        """Return where the sliding windows of a video begin."""
-        return range(0, num_frames - window + 1, self.slide_step) if self.slide_step else range(0)
-
-
 class VideoComparison:
-    """Real videos against each way of generating them, clip by clip, and the tables made of it.
+    """Real videos against each way (row) of generating them, over networks {"fid" | "fvd" | "dtfvd": network}.
 
-    Args:
-        rows: names of the ways.
-        networks: {"fid" | "fvd" | "dtfvd": network}, as far as there are any.
-        protocol: how the videos are cut.
+    `windows` are the frames of the windows of fvd and dtfvd, `batch_size` images or windows in one pass of a network.
     """
 
-    def __init__(self, rows: Sequence[str], networks: dict[str, FeatureNetwork], protocol: Protocol) -> None:
-        self.rows, self.networks, self.protocol = [*rows, STATIC_ROW], networks, protocol
+    def __init__(
+        self,
+        rows: Sequence[str],
+        networks: dict[str, FeatureNetwork],
+        *,
+        windows: Sequence[int] = (16, 32),
+        batch_size: int = 8,
+        seed: int = 0,
+    ) -> None:
+        self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
+        self.batch_size, self.seed = batch_size, seed
         self.lengths: list[int] = []
-        # {(row, metric, frames of a window): statistics}, the same with a place in time, and all features of frames
+        # {(row, metric, frames of a window): statistics}, and all features of frames
         self.statistics: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
-        self.sliding: dict[tuple[str, str, int, int], GaussianStatistics] = defaultdict(GaussianStatistics)
         self.features: dict[str, list[Tensor]] = defaultdict(list)
-
-    def check_lengths(self, lengths: Sequence[int]) -> None:
-        """Raise EvaluationError where videos of these lengths have too few windows for a covariance."""
-        if sum(lengths) < FEWEST_SAMPLES:
-            raise EvaluationError(f"frames: {sum(lengths)} frames in all; right: at least {FEWEST_SAMPLES}")
-        for window in self.protocol.windows if self.networks.keys() - {"fid"} else ():
-            count = sum(len(self.protocol.starts(length, window)) for length in lengths)
-            if count < FEWEST_SAMPLES:
-                raise EvaluationError(
-                    f"windows {window}: {count} windows of {window} frames in {len(lengths)} videos (longest: "
-                    f"{max(lengths)} frames); right: at least {FEWEST_SAMPLES}, by smaller windows or more videos"
-                )
 
     def add(self, clip: ClipVideos) -> None:
         """Measure one clip in every way."""
@@ -95,95 +55,64 @@ class VideoComparison:
         for row, frames in {REAL_ROW: clip.real, **clip.generated, STATIC_ROW: static}.items():
             for metric, network in self.networks.items():
                 if metric == "fid":
-                    self._add_frames(row, frames, network)
+                    self.features[row].append(network(frames, batch_size=self.batch_size))  # (T, D)
+                    self.statistics[row, "fid", 1].add(self.features[row][-1])
                     continue
-                slides = self.protocol.slides(len(frames), SLIDING_DTFVD_FRAMES) if metric == "dtfvd" else ()
-                for window in sorted({*self.protocol.windows, *([SLIDING_DTFVD_FRAMES] if slides else [])}):
-                    self._add_windows(row, frames, network, metric, window, slides)
+                for window in self.windows:
+                    count = len(frames) // window
+                    if count:
+                        parts = torch.stack(frames[: count * window].split(window))  # (n, window, 3, H, W)
+                        self.statistics[row, metric, window].add(network(parts, batch_size=self.batch_size))
         self.lengths.append(len(clip.real))
 
-    def _add_frames(self, row: str, frames: Tensor, network: FeatureNetwork) -> None:
-        features = network(frames, batch_size=self.protocol.batch_size)  # (T, D)
-        self.statistics[row, "fid", 1].add(features)
-        self.features[row].append(features)
-        for start in self.protocol.slides(len(frames), SLIDING_FID_FRAMES):
-            self.sliding[row, "fid", SLIDING_FID_FRAMES, start].add(features[start : start + SLIDING_FID_FRAMES])
+    def count(self, window: int) -> int:
+        """Return the number of windows of so many frames."""
+        return sum(length // window for length in self.lengths)
 
-    def _add_windows(
-        self, row: str, frames: Tensor, network: FeatureNetwork, metric: str, window: int, slides: Sequence[int]
-    ) -> None:
-        """Add the windows of one length; those of both tables are computed once."""
-        apart = self.protocol.starts(len(frames), window) if window in self.protocol.windows else ()
-        slides = slides if window == SLIDING_DTFVD_FRAMES else ()
-        starts, size = sorted({*apart, *slides}), self.protocol.batch_size
-        for part in (starts[at : at + size] for at in range(0, len(starts), size)):
-            windows = torch.stack([frames[start : start + window] for start in part])  # (n, window, 3, H, W)
-            for start, feature in zip(part, network(windows, batch_size=size).split(1), strict=True):
-                if start in apart:
-                    self.statistics[row, metric, window].add(feature)
-                if start in slides:
-                    self.sliding[row, metric, window, start].add(feature)
+    def check_counts(self) -> None:
+        """Raise EvaluationError where the videos have too few frames or windows for a covariance."""
+        if sum(self.lengths) < FEWEST_SAMPLES:
+            raise EvaluationError(f"frames: {sum(self.lengths)} frames in all; right: at least {FEWEST_SAMPLES}")
+        for window in self.windows if self.networks.keys() - {"fid"} else ():
+            if self.count(window) < FEWEST_SAMPLES:
+                problem = f"{self.count(window)} windows of {window} frames in {len(self.lengths)} videos"
+                raise EvaluationError(f"windows {window}: {problem}; right: smaller windows, or more videos")
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each way; a metric is None where its network or its windows are missing."""
+        """Return a row for each way; a metric is None where its network is missing."""
         rows = []
         for name in self.rows:
-            row: dict[str, Any] = {"row": name, "fid": self._distance(self.statistics, name, "fid", 1)}
-            row |= {"kid": None, "kid_deviation": None}
+            row: dict[str, Any] = {"row": name, "fid": self._distance(name, "fid", 1), "kid": None}
+            row["kid_deviation"] = None
             if self.features:
                 real, found = (torch.cat(self.features[of]) for of in (REAL_ROW, name))
-                options = {"subsets": self.protocol.kid_subsets, "subset_size": self.protocol.kid_subset_size}
-                row["kid"], row["kid_deviation"] = kernel_distance(real, found, seed=self.protocol.seed, **options)
+                row["kid"], row["kid_deviation"] = kernel_distance(real, found, seed=self.seed)
             for metric in ("fvd", "dtfvd"):
-                for window in self.protocol.windows:
-                    row[f"{metric}_{window}"] = self._distance(self.statistics, name, metric, window)
+                row |= {f"{metric}_{window}": self._distance(name, metric, window) for window in self.windows}
             row |= {"videos": len(self.lengths), "frames": sum(self.lengths)}
-            for window in self.protocol.windows:
-                count = sum(len(self.protocol.starts(length, window)) for length in self.lengths)
-                row[f"windows_{window}"] = count if self.networks.keys() - {"fid"} else None
+            has_windows = bool(self.networks.keys() - {"fid"})
+            row |= {f"windows_{window}": self.count(window) if has_windows else None for window in self.windows}
             rows.append(row)
         return rows
 
-    def sliding_table(self) -> list[dict[str, Any]]:
-        """Return a row for each way and place in time, real and generated windows from the same place."""
-        rows = []
-        for name in self.rows:
-            for start in sorted({start for *_, start in self.sliding}):
-                row: dict[str, Any] = {"row": name, "from_frame": start}
-                counts = {}
-                for metric, window in (("fid", SLIDING_FID_FRAMES), ("dtfvd", SLIDING_DTFVD_FRAMES)):
-                    row[f"{metric}_{window}"] = self._distance(self.sliding, name, metric, window, start)
-                    counts[metric] = self.sliding[name, metric, window, start].count
-                rows.append(row | {"frames": counts["fid"], "windows": counts["dtfvd"]})
-        return rows
-
-    @staticmethod
-    def _distance(statistics: dict[Any, GaussianStatistics], row: str, *key: str | int) -> float | None:
-        real, found = statistics[(REAL_ROW, *key)], statistics[(row, *key)]
-        return frechet_distance(real, found) if min(real.count, found.count) >= FEWEST_SAMPLES else None
+    def _distance(self, row: str, metric: str, window: int) -> float | None:
+        if metric not in self.networks:
+            return None
+        return frechet_distance(self.statistics[REAL_ROW, metric, window], self.statistics[row, metric, window])
 
     def bias_notes(self) -> list[str]:
         """Name the metrics of which the covariance is singular, so that they are too large."""
         notes = []
-        for (row, metric, window, *place), found in {**self.statistics, **self.sliding}.items():
-            network = self.networks.get(metric)
-            if row == REAL_ROW and network is not None and found.count <= (network.dimension or 0) and not any(place):
-                name = ("sliding " if place else "") + (metric if window == 1 else f"{metric}_{window}")
-                notes.append(
-                    f"{name}: {found.count} samples for {network.dimension} features, so the covariance is singular "
-                    "and the distance too large; compare it only with those of the same counts"
-                )
+        for (row, metric, window), found in self.statistics.items():
+            dimension = len(found.mean)
+            if row == REAL_ROW and found.count <= dimension:
+                name = metric if window == 1 else f"{metric}_{window}"
+                counts = f"{found.count} samples for {dimension} features"
+                notes.append(f"{name}: {counts}, so the covariance is singular and the distance too large")
         return notes
 
     def notes(self) -> list[str]:
         """Give the counts and the networks."""
-        labels = {"fid": "fid, kid", "fvd": "fvd", "dtfvd": "dtfvd"}
-        networks = [f"{labels[m]}: {n.name}, {n.dimension} features" for m, n in self.networks.items()]
-        apart = "touch" if self.protocol.window_step is None else f"are {self.protocol.window_step} frames apart"
-        return [
-            f"counts: {len(self.lengths)} videos of {min(self.lengths)} to {max(self.lengths)} frames, "
-            f"{sum(self.lengths)} frames; windows {apart}",
-            f"networks: {'; '.join(networks)}",
-            f"kid: {self.protocol.kid_subsets} subsets of at most {self.protocol.kid_subset_size} frames",
-            *self.bias_notes(),
-        ]
+        lengths = f"{len(self.lengths)} videos of {min(self.lengths)} to {max(self.lengths)} frames"
+        networks = "; ".join(f"{metric}: {network.name}" for metric, network in self.networks.items())
+        return [f"counts: {lengths}, {sum(self.lengths)} frames; networks: {networks}", *self.bias_notes()]

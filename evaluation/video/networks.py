@@ -1,15 +1,9 @@
-"""Networks that turn images or videos into features, from files that the user names; nothing is downloaded.
-
-A TorchScript file maps images (N, 3, H, W), or videos (N, 3, T, H, W), in [0, 1] to features (N, D). Two published
-files are called as they were meant to be, which their arguments show:
-
-(x, rescale, resize, return_features)   StyleGAN-V's I3D for FVD: takes 0 to 255 and does the rest itself
-(x, return_features, ...)               StyleGAN2-ADA's Inception for FID: takes 0 to 255
-"""
+"""Networks that turn images or videos into features, from files that the user names; nothing is downloaded."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +21,10 @@ class NetworkError(ValueError):
 
 
 class FeatureNetwork:
-    """A TorchScript file as a feature network.
+    """A TorchScript file that maps images (N, 3, H, W), or videos (N, 3, T, H, W), in [0, 1] to features (N, D).
 
-    Args:
-        path: the file.
-        on_videos: whether it takes windows rather than images.
-        device: where it runs.
-
-    Attributes:
-        name: of it in tables: file and digest.
-        dimension: D, once `check` has run.
-
-    Raises:
-        NetworkError: the file is missing or damaged.
+    The published I3D of StyleGAN-V and Inception of StyleGAN2-ADA, which have an argument return_features, get 0 to 255
+    and prepare it themselves. NetworkError where the file is missing or damaged.
     """
 
     def __init__(self, path: Path, *, on_videos: bool, device: torch.device | str = "cpu") -> None:
@@ -57,18 +42,12 @@ class FeatureNetwork:
             raise NetworkError(f"{path}: cannot be read as TorchScript ({_reason(error)}); {right}") from error
         self._options = {name: True for name in ("rescale", "resize", "return_features") if name in names}
         self.name = f"{path.name} ({weights_digest(path)})"
-        self.dimension: int | None = None
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, *, batch_size: int = 8) -> Tensor:
-        """Return features (N, D) float32 on the CPU.
+        """Return features (N, D) float32 on the CPU of frames (N, 3, H, W), or windows (N, T, 3, H, W), in [0, 1].
 
-        Args:
-            frames: (N, 3, H, W) in [0, 1], or for videos windows (N, T, 3, H, W).
-            batch_size: images or windows in one pass.
-
-        Raises:
-            NetworkError: it fails on them, or returns something else than (N, D) finite numbers.
+        NetworkError where it fails on them, or returns something else than (N, D) finite numbers.
         """
         return torch.cat([self._features(part) for part in frames.split(batch_size)])
 
@@ -87,31 +66,22 @@ class FeatureNetwork:
             raise NetworkError(f"{self.path}: fails on an input {shape} ({_reason(error)})") from error
         if isinstance(found, Tensor) and found.ndim > 2 and found[0].numel() == found.shape[1]:
             found = found.flatten(1)  # (N, D, 1, 1): an average pool that kept its sides
-        if (
-            not isinstance(found, Tensor)
-            or found.ndim != 2
-            or len(found) != len(frames)
-            or not found.is_floating_point()
-        ):
-            got = f"{tuple(found.shape)} {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
+        is_tensor = isinstance(found, Tensor)
+        if not is_tensor or found.ndim != 2 or len(found) != len(frames) or not found.is_floating_point():
+            got = f"{tuple(found.shape)} {found.dtype}" if is_tensor else type(found).__name__
             raise NetworkError(f"{self.path}: returns {got} for {shape}; right: features ({len(frames)}, D)")
         if not bool(found.isfinite().all()):
             raise NetworkError(f"{self.path}: its features are not finite; right: sound weights, or the CPU")
         return found.float().cpu()
 
-    def check(self, size: tuple[int, int], lengths: tuple[int, ...] = ()) -> None:
-        """Run it on noise of a crop (H, W), and of windows of so many frames; learn D.
-
-        Raises:
-            NetworkError: it fails, returns something else than features, or the same for everything.
-        """
+    def check(self, size: tuple[int, int], lengths: Sequence[int] = ()) -> None:
+        """Run it on noise of a crop (H, W), and of windows of so many frames; NetworkError where it is none."""
         generator = torch.Generator().manual_seed(0)
         for length in lengths if self.on_videos else (1,):
             shape = (2, length, 3, *size) if self.on_videos else (2, 3, *size)
             features = self(torch.rand(shape, generator=generator))
             if torch.equal(features[0], features[1]):
                 raise NetworkError(f"{self.path}: gives the same features for any input; right: a trained network")
-            self.dimension = features.shape[1]
 
 
 def _reason(error: BaseException) -> str:

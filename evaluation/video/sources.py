@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from data.clips import ClipRow, ClipSet, ClipSetError, column_names
-from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, read_image
+from data.media import VIDEO_SUFFIXES, MediaError
 from data.scenes.scene import Scene
-from data.video import iterate_video, probe_video
+from data.video import iterate_video
 from evaluation import EvaluationError
-from evaluation.clips import SCENE_PREFIX, SourceError, read_source
+from evaluation.clips import SourceError, read_source
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
@@ -30,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 # What costs a clip and not the run.
 CLIP_ERRORS = (MediaError, SourceError, ClipSetError)
-# Rates that differ by more get a warning.
-RATE_TOLERANCE = 0.02
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,7 @@ class ClipVideos:
 
 
 def centre_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Scale frames (..., 3, h, w) until they just cover `size` = (H, W), and cut its middle out.
-
-    An image of 256 x 160 loses 16 px above and below for 256 x 128, and is not resampled.
-    """
+    """Scale frames (..., 3, h, w) until they just cover `size` = (H, W), and cut its middle out."""
     height, width = frames.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     scaled = tuple(max(wanted, round(side * scale)) for wanted, side in zip(size, (height, width), strict=True))
@@ -58,22 +53,11 @@ def centre_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class FolderVideos:
-    """Videos, or folders of frames, that have the same name in a folder of real and one or more of generated ones.
+    """Videos of the same name in a folder of real and one or more of generated ones.
 
-    Args:
-        real: the folder of real videos.
-        generated: folders, each a row of the table.
-        crop: (H, W) px.
-        num_frames: at most so many frames of each, from the first on.
-        fps: rate that all are read at; None takes the frames as they are.
-
-    Attributes:
-        names: of the clips.
-        rows: names of the ways in which they were generated.
-        lengths: how many frames each clip will have, as headers and tables tell.
-
-    Raises:
-        EvaluationError: a folder is missing or empty, two videos have one name, or no name is in all folders.
+    `rows` name the folders of generated ones, `names` the clips. Each is read to `num_frames` frames at most, cropped
+    to `crop` = (H, W); `fps` reads all at one rate. EvaluationError where a folder is missing or empty, two videos have
+    one name, or no name is in all folders.
     """
 
     def __init__(
@@ -94,21 +78,6 @@ class FolderVideos:
         unmatched = sorted(set(self._real).union(*folders) - set(self.names))
         if unmatched:
             logger.warning("left out: %d names that are not in all folders (first: %s)", len(unmatched), unmatched[0])
-        self.lengths = [self._length(name) for name in self.names]
-
-    def _length(self, name: str) -> int:
-        """Return the frames of the shortest video of a name, 0 where one cannot be read; warn of rates that differ."""
-        try:
-            found = [_probe(videos[name], self.fps) for videos in (self._real, *self._generated.values())]
-        except MediaError:
-            return 0  # reading it says why
-        rates = [rate for _, rate in found if rate is not None]
-        if self.fps is None and rates and max(rates) > (1 + RATE_TOLERANCE) * min(rates):
-            logger.warning(
-                "%s: videos of %g and %g frames/s, whose windows last differently; a common fps reads all at one rate",
-                name, min(rates), max(rates),
-            )  # fmt: skip
-        return min(self.num_frames, *(frames for frames, _ in found))
 
     def read(self, name: str) -> ClipVideos:
         """Read one clip from every folder, all as long as the shortest; one of CLIP_ERRORS where it cannot be read."""
@@ -118,12 +87,8 @@ class FolderVideos:
         return ClipVideos(name, real[:length], {row: frames[:length] for row, frames in generated.items()})
 
     def _frames(self, path: Path) -> Tensor:
-        if path.is_dir():
-            frames: Iterable[Tensor] = map(read_image, list_images(path))
-        else:
-            frames = (frame for _, frame in iterate_video(path, fps=self.fps))
-        cropped = [centre_crop(frame, self.crop).clone() for frame in islice(frames, self.num_frames)]
-        return torch.stack(cropped)  # (T, 3, H, W)
+        frames = islice(iterate_video(path, fps=self.fps), self.num_frames)
+        return torch.stack([centre_crop(frame, self.crop).clone() for _, frame in frames])  # (T, 3, H, W)
 
     def note(self) -> str:
         """Name the folders, for the table."""
@@ -132,50 +97,21 @@ class FolderVideos:
 
 
 def _videos_in(folder: Path) -> dict[str, Path]:
-    """Return {name: video file or folder of frames} of a folder."""
     if not folder.is_dir():
-        raise EvaluationError(f"{folder}: no such folder; right: one that holds videos, or a folder of frames each")
-    found: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
-        is_video = path.is_file() and path.suffix.lower() in VIDEO_SUFFIXES
-        is_frames = path.is_dir() and any(inside.suffix.lower() in IMAGE_SUFFIXES for inside in path.iterdir())
-        if path.name.startswith(".") or not (is_video or is_frames):
-            continue
-        name = path.stem if is_video else path.name
-        if name in found:
-            raise EvaluationError(f"{folder}: {found[name].name} and {path.name} have one name; right: one of them")
-        found[name] = path
-    if not found:
-        raise EvaluationError(f"{folder}: holds neither videos nor folders of frames; right: one or the other")
+        raise EvaluationError(f"{folder}: no such folder; right: one that holds videos")
+    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
+    found = {path.stem: path for path in paths}
+    if not found or len(found) < len(paths):
+        problem = "two videos have one name" if found else "holds no videos"
+        raise EvaluationError(f"{folder}: {problem}; right: videos of different names")
     return found
-
-
-def _probe(path: Path, fps: float | None) -> tuple[int, float | None]:
-    """Return how many frames will be read and the rate; None for a folder of frames, which has none."""
-    if path.is_dir():
-        if fps is not None:
-            raise EvaluationError(f"fps {fps:g}: {path} is a folder of frames, which have no rate; right: without fps")
-        return len(list_images(path)), None
-    info = probe_video(path)
-    return (info.frames if fps is None else round(info.seconds * fps)), info.fps
 
 
 class PredictedVideos:
     """Clips of a set beside what a checkpoint makes of their frame 0, rendered at the clip's own time stamps.
 
-    Args:
-        clip_set: the set; its sources must be at hand.
-        rows: the clips.
-        pipeline: predicts the motion.
-        renderers: {row name: model}.
-        sampling: of `MotionPipeline.predict`: seed, precision and more; each clip has start noise of its own.
-        crop: (H, W) px.
-        num_frames: at most so many frames of each.
-        full_strength: undo the amplitude limit of predicted motion.
-        device: where to render.
-
-    Attributes:
-        names, rows, lengths: as those of `FolderVideos`.
+    `renderers` are {row name: model}; `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise
+    of its own. `full_strength` undoes the amplitude limit of predicted motion. The rest is as in `FolderVideos`.
     """
 
     def __init__(
@@ -195,13 +131,16 @@ class PredictedVideos:
         self.crop, self.num_frames, self.full_strength, self.device = crop, num_frames, full_strength, device
         self._clips = {row.id: row for row in rows}
         self.names, self.rows = list(self._clips), list(renderers)
-        lengths = [NUM_FRAMES if row.source.startswith(SCENE_PREFIX) else row.frames for row in self._clips.values()]
-        self.lengths = [min(num_frames, length) for length in lengths]
         self.limits: list[float] = []
 
     def read(self, name: str) -> ClipVideos:
         """Read the clip, predict a motion for its frame 0, and render it."""
-        frames, times_s = self._real(self._clips[name])
+        source = read_source(self.clip_set, self._clips[name], self.clip_set.first(name))
+        if isinstance(source, Scene):
+            times_s = torch.arange(min(self.num_frames, NUM_FRAMES), dtype=torch.float64) / FPS
+            frames = torch.stack([source.frame(float(time_s)) for time_s in times_s])  # (T, 3, h, w)
+        else:
+            frames, times_s = source.frames[: self.num_frames], source.times_s[: self.num_frames]
         first = frames[0]
         seed = (self.sampling["seed"] << 32) + zlib.crc32(name.encode())  # of the clip, whatever others are measured
         motion = self.pipeline.predict(first, **self.sampling | {"seed": seed})
@@ -216,20 +155,11 @@ class PredictedVideos:
             generated[row] = torch.cat([centre_crop(batch, self.crop) for batch in batches])  # (T, 3, H, W)
         return ClipVideos(name, centre_crop(frames, self.crop), generated)
 
-    def _real(self, row: ClipRow) -> tuple[Tensor, Tensor]:
-        """Return the clip's frames (T, 3, h, w) on its grid and their times (T,), s."""
-        source = read_source(self.clip_set, row, self.clip_set.first(row.id))
-        if isinstance(source, Scene):
-            times_s = torch.arange(min(self.num_frames, NUM_FRAMES), dtype=torch.float64) / FPS
-            return torch.stack([source.frame(float(time_s)) for time_s in times_s]), times_s
-        return source.frames[: self.num_frames], source.times_s[: self.num_frames]
-
     def note(self) -> str:
         """Name the set and the amplitude limit, for the table."""
         limit = sum(self.limits) / max(1, len(self.limits))
         undone = "undone" if self.full_strength else "as animate.py does"
         return (
-            f"data: {self.clip_set.folder}, {len(self.names)} clips; motion is predicted for frame 0 on the clip's "
-            f"grid and rendered at the clip's own time stamps; its amplitude is limited to {limit:.2f} of the "
-            f"predicted one on average, {undone}"
+            f"data: {self.clip_set.folder}, {len(self.names)} clips; motion is predicted for frame 0 and rendered at "
+            f"the clip's own time stamps; its amplitude is limited to {limit:.2f} on average, {undone}"
         )

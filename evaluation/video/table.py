@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from data.clips import ClipSet, choose_rows
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
 from evaluation.flags import VIDEO_METRICS
-from evaluation.video.measure import COLUMN_NOTES, SLIDING_DTFVD_FRAMES, Protocol, VideoComparison
+from evaluation.video.measure import COLUMN_NOTES, VideoComparison
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, FolderVideos, PredictedVideos
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -25,8 +24,6 @@ from models.motion_pipeline import MotionPipeline
 from models.sampling import DEFAULT_STEPS
 
 logger = logging.getLogger(__name__)
-
-SLIDING_NOTE = "windows of real and generated videos begin at the same frame; every place has its own Gaussians"
 
 
 def make_table(
@@ -44,31 +41,36 @@ def make_table(
     command: str,
     **options: Any,
 ) -> bool:
-    """Compare real and generated videos, print the tables and write them; return 3 when a video was left out.
+    """Compare real and generated videos, print the tables and write them; return False when a video was left out.
 
-    Args:
-        data: a clip set, or None for the folders `real` and `generated`.
-        options: those of `Protocol`; image_network, fvd_network, dtfvd_network; of a clip set those of
-            `predicted_videos`.
+    `options` has windows, the networks of `load_networks` and, for a clip set, what `predicted_videos` needs.
     """
     # Early checks
     place = choose_device(device)
     check_precision(precision, place)
-    check_inputs(data, real, generated, fps)
+    if (data is None) == (real is None or not generated) or (data is not None and (real is not None or generated)):
+        raise EvaluationError("data: right: either a clip set, or real DIR with generated DIR")
+    if data is not None and fps is not None:
+        raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
     out = out_folder(out, f"video-{name}")
-    protocol = Protocol(seed=seed, **{field.name: options[field.name] for field in fields(Protocol)[:-1]})
-    networks, missing = load_networks(options, protocol, crop, place)
-    cut = {"crop": crop, "num_frames": frames}
+    networks, missing = load_networks(options, crop, place)
+    cut, model_notes = {"crop": crop, "num_frames": frames}, []
     if data is None:
-        source, model_notes = FolderVideos(real, generated, fps=fps, **cut), []
+        source = FolderVideos(real, generated, fps=fps, **cut)
     else:
         source, model_notes = predicted_videos(data, seed, place, precision, options, **cut)
-    comparison = VideoComparison(source.rows, networks, protocol)
-    comparison.check_lengths(source.lengths)
 
     # Measure
-    left_out = measure_clips(comparison, source)
+    comparison = VideoComparison(source.rows, networks, windows=options["windows"], seed=seed)
+    left_out = []
+    for clip in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
+        try:
+            comparison.add(source.read(clip))
+        except CLIP_ERRORS as error:
+            logger.warning("left out: %s (%s)", clip, error)
+            left_out.append(f"{clip} ({error})")
+    comparison.check_counts()
     for note in comparison.bias_notes():
         logger.warning("%s", note)
 
@@ -76,54 +78,26 @@ def make_table(
     notes = [
         source.note() + (f"; left out as not readable {len(left_out)}: {', '.join(left_out)}" if left_out else ""),
         f"protocol: the first {frames} frames at most, scaled to cover {crop[1]} x {crop[0]} px, centre crop",
-        *comparison.notes(),
-        *missing,
-        *model_notes,
+        *[*comparison.notes(), *missing, *model_notes],
         f"device {place}, precision {precision}; seed {seed}; command: {command}",
     ]
-    title = f"Videos, {name}"
-    print(write_results(out, comparison.table(), title=title, notes=[*COLUMN_NOTES, *notes]))
-    if sliding := comparison.sliding_table():
-        title += ", along the videos"
-        print(write_results(out / "sliding", sliding, title=title, notes=[SLIDING_NOTE, *notes]))
+    print(write_results(out, comparison.table(), title=f"Videos, {name}", notes=[*COLUMN_NOTES, *notes]))
     logger.info("written to %s", out)
     return not left_out
 
 
-def check_inputs(data: Path | None, real: Path | None, generated: list[Path], fps: float | None) -> None:
-    """Raise EvaluationError unless there is either a clip set, or folders of real and generated videos."""
-    if (data is None) == (real is None or not generated) or (data is not None and (real is not None or generated)):
-        raise EvaluationError("data: right: either a clip set, or real DIR with generated DIR")
-    if data is not None and fps is not None:
-        raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
-
-
-def measure_clips(comparison: VideoComparison, source: FolderVideos | PredictedVideos) -> list[str]:
-    """Read, or generate, and measure clip by clip; return "name (why)" of those left out."""
-    left_out = []
-    for name in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
-        try:
-            comparison.add(source.read(name))
-        except CLIP_ERRORS as error:
-            logger.warning("left out: %s (%s)", name, error)
-            left_out.append(f"{name} ({error})")
-    comparison.check_lengths(comparison.lengths)
-    return left_out
-
-
 def load_networks(
-    options: dict[str, Any], protocol: Protocol, crop: tuple[int, int], device: torch.device
+    options: dict[str, Any], crop: tuple[int, int], device: torch.device
 ) -> tuple[dict[str, FeatureNetwork], list[str]]:
     """Load and try out the networks; return them by metric, and a line for each that is missing."""
     networks, missing = {}, []
-    for name, (metric, columns, wanted) in VIDEO_METRICS.items():
+    for name, (metric, wanted) in VIDEO_METRICS.items():
         path = options[f"{name}_network"]
         if path is None:
-            missing.append(f"left out: {columns}; the {name} network is {wanted}")
+            missing.append(f"left out: {metric}; the {name} network is {wanted}")
             continue
         networks[metric] = FeatureNetwork(path, on_videos=name != "image", device=device)
-        slides = [SLIDING_DTFVD_FRAMES] if metric == "dtfvd" and protocol.slide_step else []
-        networks[metric].check(crop, tuple(dict.fromkeys([*protocol.windows, *slides])))
+        networks[metric].check(crop, options["windows"])
     if not networks:
         raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:
@@ -134,10 +108,7 @@ def load_networks(
 def predicted_videos(
     data: Path, seed: int, device: torch.device, precision: str, options: dict[str, Any], **cut: Any
 ) -> tuple[PredictedVideos, list[str]]:
-    """Open a clip set and load a checkpoint; return the videos and the note about the models.
-
-    `options` holds split, clips, splat, full_strength, checkpoint, sampler, steps and guidance.
-    """
+    """Open a clip set and load a checkpoint; return the videos and the note about the models."""
     sampling = {"seed": seed, "sampler": options["sampler"], "steps": check_steps(options["steps"])}
     sampling |= {"guidance": options["guidance"], "precision": precision}
     clip_set, split = ClipSet(data), options["split"]
@@ -147,8 +118,5 @@ def predicted_videos(
     renderers = {f"model {splat}": load_renderer(checkpoint, splat) for splat in dict.fromkeys(options["splat"])}
     cut |= {"full_strength": options["full_strength"], "device": device}
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
-    note = (
-        f"checkpoint {checkpoint}; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}; "
-        "one sample a clip"
-    )
-    return PredictedVideos(clip_set, rows, pipeline, renderers, sampling, **cut), [note]
+    note = f"checkpoint {checkpoint}; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}"
+    return PredictedVideos(clip_set, rows, pipeline, renderers, sampling, **cut), [f"{note}; one sample a clip"]
