@@ -23,7 +23,7 @@ BENCHMARKS = ("animate", "motion", "render", "splatting", "data", "page")
 
 def make_parser() -> Parser:
     """Build the command line."""
-    parser = Parser(description=__doc__, raw_description=True)
+    parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
     for name in BENCHMARKS:
         getattr(flags, f"add_{name}_flags")(commands)

@@ -38,7 +38,7 @@ TABLES = (
 @command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and make one table."""
-    parser = Parser(description=__doc__, raw_description=True)
+    parser = Parser(description=__doc__)
     names = "|".join(name for name, _, _ in TABLES)
     commands = parser.add_subparsers(dest="table", required=True, metavar=names)
     for _, add_flags, _ in TABLES:
