@@ -24,7 +24,7 @@ VIDEO_NAMES = {f".{name}": name for name in flags.FORMATS if name != "frames"}
 
 def make_parser() -> Parser:
     """Build the command line."""
-    parser = Parser(description=__doc__, raw_description=True)
+    parser = Parser(description=__doc__)
     add = parser.add_argument_group("input and output").add_argument
     add("images", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="photographs, or folders of them")
     add("--out", type=Path, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one image")
@@ -57,22 +57,14 @@ def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[l
     suffix = "" if video_format == "frames" else f".{video_format}"
     stems = [image.stem for image in images]
     # Two images of one name (a.jpg, a.png) keep their suffix in the output's name.
-    names = [
-        stem if stems.count(stem) == 1 else image.name.replace(".", "_")
-        for stem, image in zip(stems, images, strict=True)
-    ]
-    outputs = [out / f"{name}{suffix}" for name in names]
-    if len(set(outputs)) < len(outputs):
+    names = [image.stem if stems.count(image.stem) == 1 else image.name.replace(".", "_") for image in images]
+    if len(set(names)) < len(names):
         raise UsageError("IMAGE: two images have one name; right: animate them into different folders")
-    return outputs, video_format
+    return [out / f"{name}{suffix}" for name in names], video_format
 
 
 def check_motion_flags(args: Arguments) -> None:
-    """Check where motion comes from; --loop-seconds implies --loop and the length.
-
-    Raises:
-        UsageError: flags that would do nothing.
-    """
+    """Refuse flags that would do nothing; --loop-seconds implies --loop and the length."""
     if args.motion:
         right = "right: generate_motion.py --loop-seconds, or --loop"
         refuse_flags(args, ("--loop-seconds", *flags.LOOP_FLAGS), f"--motion is there already; {right}")
@@ -92,13 +84,12 @@ class Animator:
         from animation.sampling import load_pipeline, loop_guidance
 
         self.args, self.sampling, self.playback = args, sampling, flags.playback_options(args)
-        self.rendering = rendering | {"operator": args.splat}
-        self.pipeline = None
         if not args.motion:
             self.pipeline = load_pipeline(args.checkpoint, rendering["device"])
             period_s = self.pipeline.unet.config.period_s
             self.sampling["loop"] = loop_guidance(**loop, period_s=period_s, fps=args.fps, slow=args.slow)
-        self.rendering["model"] = None if args.preview else load_renderer(args.checkpoint, args.splat)
+        model = None if args.preview else load_renderer(args.checkpoint, args.splat)
+        self.rendering = rendering | {"operator": args.splat, "model": model}
 
     def animate(self, inputs: tuple, output: Path, video_format: str) -> None:
         """Predict the motion of one image, unless it is given, and render its video; `inputs`: of `read_inputs`."""
@@ -121,9 +112,8 @@ def main(argv: list[str] | None = None) -> int:
     check_motion_flags(args)
     loop = flags.loop_options(args)
     flags.check_playback_flags(args)
-    sampling, rendering, playback = (
-        make(args) for make in (flags.sampling_options, flags.rendering_options, flags.playback_options)
-    )
+    sampling, rendering = flags.sampling_options(args), flags.rendering_options(args)
+    playback = flags.playback_options(args)
 
     from animation.rendering import check_outputs, read_inputs
     from animation.sampling import loop_phase
@@ -142,11 +132,10 @@ def main(argv: list[str] | None = None) -> int:
     check_outputs(outputs, video_format, playback, loop_phase=phase)
     jobs = list(zip(images, outputs, strict=True))
     if args.skip_existing:
-        existing = [output for output in outputs if output.exists()]
-        jobs = [(image, output) for image, output in jobs if output not in existing]
-        if existing:
-            first = existing[0]
-            logger.info("%d of %d are there already and are skipped (first: %s)", len(existing), len(outputs), first)
+        jobs = [(image, output) for image, output in jobs if not output.exists()]
+        skipped = len(outputs) - len(jobs)
+        if skipped:
+            logger.info("%d of %d are there already and are skipped", skipped, len(outputs))
         if not jobs:
             return 0
 

@@ -9,15 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from animation.flags import SPLATS, checked_device
+from animation.flags import CHECKPOINT, SPLATS, checked_device
 from animation.options import CHOICES, DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
-from cli.parser import Parser, UsageError, positive_int
+from cli.parser import Parser, UsageError, positive_int, whole_number
 from cli.run import command, run, user_message
 
-HOST = "127.0.0.1"
-LARGEST_UPLOAD = "30mb"
-LONGEST_QUEUE = 16
+HOST, LARGEST_UPLOAD, LONGEST_QUEUE = "127.0.0.1", "30mb", 16
 
 
 def make_page(gradio: Any, studio: Any) -> Any:
@@ -62,15 +60,8 @@ def launch(gradio: Any, page: Any, *, port: int | None, wait: bool = True) -> tu
     """Serve the page to this machine alone, until Ctrl-C if `wait`; port None takes a free one."""
     # Fonts of this machine: the default theme asks a font server for its own.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    return page.launch(
-        server_name=HOST,
-        server_port=port,
-        max_file_size=LARGEST_UPLOAD,
-        theme=theme,
-        share=False,
-        prevent_thread_lock=not wait,
-        quiet=not wait,
-    )
+    options = {"max_file_size": LARGEST_UPLOAD, "theme": theme, "share": False}
+    return page.launch(server_name=HOST, server_port=port, prevent_thread_lock=not wait, quiet=not wait, **options)
 
 
 @command
@@ -78,13 +69,11 @@ def main(argv: list[str] | None = None) -> int:
     """Serve the page on this machine until Ctrl-C; returns the exit code."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("page").add_argument
-    add("--port", type=positive_int, default=7860, metavar="N", help=f"serve on http://{HOST}:N")
+    add("--port", type=whole_number(1, 65535), default=7860, metavar="N", help=f"serve on http://{HOST}:N")
     add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side of the videos")
-    add("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
+    add("--checkpoint", **CHECKPOINT)
     add_shared_flags(parser, "device", "precision")
     args = parser.parse_args(argv)
-    if args.port > 65535:
-        raise UsageError(f"--port {args.port}: right: 1 to 65535")
     device, precision = checked_device(args)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the folder is removed
     with tempfile.TemporaryDirectory(prefix="animate-app-") as folder:

@@ -20,28 +20,20 @@ from cli.run import command, run
 
 logger = logging.getLogger("__main__")
 
-PAGE_SIZE_PX = 1024
-
-
-def make_parser() -> Parser:
-    """Build the command line."""
-    parser = Parser(description=__doc__, raw_description=True)
-    add = parser.add_argument_group("input and output").add_argument
-    add("image", type=Path, metavar="IMAGE", help="the photograph")
-    add("--motion", "--flow", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")
-    add("--out", type=Path, metavar="PAGE.html", help="the page; default: outputs/NAME.html")
-    size = "long side of the image in the page; never enlarged"
-    add("--size", type=positive_int, default=PAGE_SIZE_PX, metavar="PX", help=size)
-    flags.add_sampling_flags(parser)
-    flags.add_interaction_flags(parser)
-    add_shared_flags(parser, "seed", "device", "precision")
-    return parser
-
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Write one page or video; returns the exit code."""
-    args = make_parser().parse_args(argv)
+    parser = Parser(description=__doc__)
+    add = parser.add_argument_group("input and output").add_argument
+    add("image", type=Path, metavar="IMAGE", help="the photograph")
+    add("--motion", "--flow", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")
+    add("--out", type=Path, metavar="PAGE.html", help="the page; default: outputs/NAME.html")
+    add("--size", type=positive_int, default=1024, metavar="PX", help="long side of the image in the page")
+    flags.add_sampling_flags(parser)
+    flags.add_interaction_flags(parser)
+    add_shared_flags(parser, "seed", "device", "precision")
+    args = parser.parse_args(argv)
     out = args.out or Path("outputs") / f"{args.image.stem}.html"
     if not args.video:
         check_output_file(out, "--out", (".html", ".htm"))
@@ -53,7 +45,6 @@ def main(argv: list[str] | None = None) -> int:
     from animation.rendering import load_renderer, read_images, read_motion
     from animation.sampling import load_pipeline
     from data.media import read_image_size
-    from motion.modal import Interaction
 
     # Image and motion
     height, width = read_image_size(args.image)
@@ -71,10 +62,9 @@ def main(argv: list[str] | None = None) -> int:
 
     if args.video:
         model = None if args.preview else load_renderer(args.checkpoint, args.splat)
-        interactions = [Interaction(one.x, one.y, one.dx, one.dy, one.start_s) for one in args.poke]
-        names = {"file_size": (height, width), "num_frames": flags.num_frames(args), "fps": args.fps}
-        names |= {"damping": args.damping, "wind": args.wind, "model": model, "operator": args.splat}
-        render_interactions(args.video, image, modes, motion, interactions, **names, **rendering)
+        options = {"file_size": (height, width), "num_frames": flags.num_frames(args), "fps": args.fps}
+        options |= {"damping": args.damping, "wind": args.wind, "model": model, "operator": args.splat}
+        render_interactions(args.video, image, modes, motion, args.poke, **options, **rendering)
     else:
         title = args.image.stem.replace("_", " ").encode("utf-8", "replace").decode()  # file names may be any bytes
         write_page(out, image, modes, title, motion)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import sys
 
-from animation.flags import parse_synthesis, synthesis_options
+from animation.flags import parse_synthesis
 from cli.run import command, run
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
     """Render one video; returns the exit code."""
-    args = parse_synthesis(__doc__, argv)
+    options = parse_synthesis(__doc__, argv)
 
     from animation.rendering import synthesize
 
-    synthesize("gaussian", **synthesis_options(args))
+    synthesize("gaussian", **options)
     return 0
 
 

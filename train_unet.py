@@ -89,12 +89,11 @@ def make_models(args: argparse.Namespace) -> tuple[MotionVAE, FrequencyUNet, Sch
     import torch
     from diffusers import DDPMScheduler
 
-    from models.checkpoints import load_model
     from models.motion_pipeline import check_components
     from models.vae import MotionVAE
     from training.motion_stages import load_unet, make_unet
 
-    vae = load_model(MotionVAE, args.vae, component="VAE")
+    vae = MotionVAE.from_pretrained(args.vae)
     try:
         known = vae.normalisation.num_bins
     except ValueError as error:

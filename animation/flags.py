@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,7 @@ from cli.parser import (
     refuse_flags,
 )
 
-# With smaller tiles the overlap would be most of a tile.
-SMALLEST_TILE_PX = 32
+SMALLEST_TILE_PX = 32  # with smaller ones the overlap would be most of a tile
 FORMATS = ("mp4", "gif", "webm", "frames")
 SPLATS = ("softmax", "gaussian")
 SAMPLER_NAMES = ("dpm", "ddim", "unipc")
@@ -34,6 +33,7 @@ SECONDS_AFTER = 4.0  # of a video, after its last interaction
 PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--seed")
 LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")
 VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--wind", "--splat", "--preview")
+CHECKPOINT = dict(type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
 
 
 # ------------------------------------------------------------------------------------------------ playback
@@ -48,16 +48,15 @@ def add_playback_flags(parser: Parser) -> None:
     add("--slow", type=positive_float, default=1.0, metavar="X", help="stretch the period, not the length")
     add("--magnify", type=float, default=1.0, metavar="X", help="scale the motion (predicted: that of a light wind)")
     add("--mask", type=Path, metavar="PNG", help="where to move: white moves, black stays; at the image's aspect")
-    drift = "motion that does not swing back; default: unless --loop"
-    add("--drift", action=argparse.BooleanOptionalAction, help=drift)
+    add(
+        "--drift", action=argparse.BooleanOptionalAction, help="motion that does not swing back; default: unless --loop"
+    )
     add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side; never enlarged")
     add("--format", choices=FORMATS, help="default: by the output's name, else mp4")
     add("--preview", action="store_true", help="render in image space, without the network")
     add("--batch-size", type=positive_int, metavar="N", help="frames rendered together; default: by size and device")
-    tile = "decode large images in tiles of this side, 0 = never; default: by size and memory"
-    add("--tile", type=non_negative_int, metavar="PX", help=tile)
-    compiled = "torch.compile the decoder: about a minute first, for long videos"
-    add("--compile", dest="compiled", action="store_true", help=compiled)
+    add("--tile", type=non_negative_int, metavar="PX", help="decode in tiles, 0 = never; default: by size and memory")
+    add("--compile", dest="compiled", action="store_true", help="torch.compile the decoder, which takes a minute")
 
 
 def check_playback_flags(args: Arguments) -> None:
@@ -94,6 +93,25 @@ def checked_device(args: Arguments) -> tuple[Any, str]:
     return device, check_precision(args.precision, device)
 
 
+def parse_synthesis(description: str, argv: list[str] | None) -> dict[str, Any]:
+    """Parse and check the command line of synthesize_*.py; return arguments of `animation.rendering.synthesize`."""
+    parser = Parser(description=description)
+    add = parser.add_argument_group("input and output").add_argument
+    add("--image", type=Path, required=True, metavar="IMAGE", help="the photograph")
+    add("--motion", "--flow", type=Path, required=True, metavar="FILE.npz", help="its motion file, or a plain flow")
+    add("--outdir", "--out", type=Path, default=Path("outputs"), metavar="DIR", help="where to write")
+    add("--checkpoint", **CHECKPOINT)
+    add_playback_flags(parser)
+    add_shared_flags(parser, "device", "precision")
+    args = parser.parse_args(argv)
+    check_playback_flags(args)
+    if args.preview:
+        refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
+    names = ("image", "motion", "outdir", "checkpoint", "mask", "size", "preview")
+    options = {name: getattr(args, name) for name in names} | {"video_format": args.format or "mp4"}
+    return options | {"playback": playback_options(args), "rendering": rendering_options(args)}
+
+
 # ------------------------------------------------------------------------------------------------ sampling
 
 
@@ -103,17 +121,16 @@ def add_sampling_flags(parser: Parser) -> None:
     add("--sampler", choices=SAMPLER_NAMES, default="dpm", help="DPM-Solver++, DDIM (the paper's), UniPC")
     add("--steps", type=positive_int, metavar="N", help="network calls; default: 20, DDIM 250")
     add("--guidance", type=non_negative_float, metavar="W", default=0.0, help="classifier-free guidance; 0 = none")
-    add("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
+    add("--checkpoint", **CHECKPOINT)
 
 
 def add_loop_flags(parser: Parser) -> None:
     """Add the group of loops whose length is no whole number of periods, at unchanged speed."""
     group = parser.add_argument_group("loops of any length", "at unchanged speed; a whole period needs none of this")
-    add = group.add_argument
+    add, methods = group.add_argument, ("closing", "projection", "gradient")
     add("--loop-seconds", type=positive_float, metavar="S", help="predict motion that is back at its start after S")
-    methods = "closing: only the sampled motion is projected; projection: each step's too; gradient: the paper's"
-    choices = ("closing", "projection", "gradient")
-    add("--loop-guidance", choices=choices, default="projection", help=methods)
+    guidance = "closing: only the sampled motion is projected; projection: each step's too; gradient: the paper's"
+    add("--loop-guidance", choices=methods, default="projection", help=guidance)
     add("--loop-weight", type=non_negative_float, metavar="U", default=200.0, help="of the gradient")
     add("--loop-recurrences", type=positive_int, metavar="N", default=1, help="how often a step is taken; paper: 2")
 
@@ -132,11 +149,7 @@ def sampling_options(args: Arguments) -> dict[str, Any]:
 
 
 def loop_options(args: Arguments) -> dict[str, Any]:
-    """Return the arguments of `animation.sampling.loop_guidance` that the flags give.
-
-    Raises:
-        UsageError: flags that the others leave without effect.
-    """
+    """Return the arguments of `animation.sampling.loop_guidance`; UsageError for flags that would do nothing."""
     if args.loop_seconds is None:
         refuse_flags(args, LOOP_FLAGS, "belongs to --loop-seconds S; right: both, or neither")
     if args.loop_guidance != "gradient":
@@ -147,59 +160,19 @@ def loop_options(args: Arguments) -> dict[str, Any]:
     return options | {"weight": args.loop_weight, "recurrences": args.loop_recurrences}
 
 
-# ------------------------------------------------------------------------------------------------ synthesis
-
-
-def parse_synthesis(description: str, argv: list[str] | None) -> Arguments:
-    """Parse and check the command line of synthesize_*.py."""
-    parser = Parser(description=description)
-    add = parser.add_argument_group("input and output").add_argument
-    add("--image", type=Path, required=True, metavar="IMAGE", help="the photograph")
-    add("--motion", "--flow", type=Path, required=True, metavar="FILE.npz", help="its motion file, or a plain flow")
-    add("--outdir", "--out", type=Path, default=Path("outputs"), metavar="DIR", help="where to write")
-    add("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
-    add_playback_flags(parser)
-    add_shared_flags(parser, "device", "precision")
-    args = parser.parse_args(argv)
-    check_playback_flags(args)
-    if args.preview:
-        refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
-    return args
-
-
-def synthesis_options(args: Arguments) -> dict[str, Any]:
-    """Return the arguments of `animation.rendering.synthesize` that the flags give."""
-    names = ("image", "motion", "outdir", "checkpoint", "mask", "size", "preview")
-    options = {name: getattr(args, name) for name in names} | {"video_format": args.format or "mp4"}
-    return options | {"playback": playback_options(args), "rendering": rendering_options(args)}
-
-
 # ------------------------------------------------------------------------------------------------ interaction
 
 
-@dataclass(frozen=True)
-class InteractionFlag:
-    """A --poke in px of the image file: the point (x, y) is drawn by (dx, dy), from `start_s` on."""
-
-    text: str
-    x: float
-    y: float
-    dx: float
-    dy: float
-    start_s: float
-
-    @classmethod
-    def parse(cls, text: str) -> InteractionFlag:
-        """Parse X,Y,DX,DY@SECONDS."""
-        numbers, _, start = text.partition("@")
-        try:
-            values = [float(number) for number in (*numbers.split(","), start or 0)]
-            interaction = cls(text, *values)
-        except (ValueError, TypeError):
-            interaction = None
-        if interaction is None or not all(map(math.isfinite, values)) or interaction.start_s < 0:
-            raise argparse.ArgumentTypeError(f"{text}: right: X,Y,DX,DY@SECONDS, such as 300,200,40,-10@0.5")
-        return interaction
+def parse_interaction(text: str) -> tuple[float, ...]:
+    """Parse X,Y,DX,DY@SECONDS: the point (x, y) is drawn by (dx, dy), px of the image file, from a time on."""
+    numbers, _, start = text.partition("@")
+    try:
+        x, y, dx, dy, start_s = interaction = tuple(map(float, (*numbers.split(","), start or 0)))
+        if all(map(math.isfinite, interaction)) and start_s >= 0:
+            return interaction
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text}: right: X,Y,DX,DY@SECONDS, such as 300,200,40,-10@0.5")
 
 
 def add_interaction_flags(parser: Parser) -> None:
@@ -208,7 +181,8 @@ def add_interaction_flags(parser: Parser) -> None:
     add = group.add_argument
     add("--video", type=Path, metavar="OUT.mp4", help="write this video, and no page")
     poke = "drag the point X,Y by DX,DY at a time and let go 0.4 s later; px of the image file; may be repeated"
-    add("--poke", type=InteractionFlag.parse, nargs="+", action="extend", default=[], metavar="X,Y,DX,DY@S", help=poke)
+    many = {"nargs": "+", "action": "extend", "default": []}
+    add("--poke", type=parse_interaction, metavar="X,Y,DX,DY@S", help=poke, **many)
     add("--seconds", type=positive_float, metavar="S", help="length; default: to 4 s after the last --poke")
     add("--fps", type=positive_float, default=30.0, metavar="N", help="frames a second")
     add("--damping", type=positive_float, default=DEFAULT_DAMPING, metavar="XI", help="of all modes, 1 is critical")
@@ -217,19 +191,15 @@ def add_interaction_flags(parser: Parser) -> None:
     add("--preview", action="store_true", help="in image space, without the network")
 
 
-def check_interactions(interactions: list[InteractionFlag], height: int, width: int) -> None:
+def check_interactions(interactions: list[tuple[float, ...]], height: int, width: int) -> None:
     """Raise UsageError for an interaction outside an image of this size."""
-    for one in interactions:
-        if not (0 <= one.x < width and 0 <= one.y < height):
-            raise UsageError(f"--poke {one.text}: outside the image, which has {width} x {height} px")
+    for x, y, *_ in interactions:
+        if not (0 <= x < width and 0 <= y < height):
+            raise UsageError(f"--poke {x:g},{y:g}: outside the image, which has {width} x {height} px")
 
 
 def check_interaction_flags(args: Arguments) -> None:
-    """Check the flags before anything is loaded.
-
-    Raises:
-        UsageError, MediaError: one line that names the flag.
-    """
+    """Check the flags before anything is loaded; UsageError or MediaError name the flag."""
     if args.motion:
         refuse_flags(args, PREDICTION_FLAGS, "--motion is there already, none is predicted; right: one of them")
     if args.motion and (args.video is None or args.preview):
@@ -256,5 +226,5 @@ def check_interaction_flags(args: Arguments) -> None:
 
 def num_frames(args: Arguments) -> int:
     """Return the number of frames of the video of interactions."""
-    last = max((one.start_s for one in args.poke), default=0.0)
-    return round((args.seconds or last + SECONDS_AFTER) * args.fps)
+    last_s = max((start_s for *_, start_s in args.poke), default=0.0)
+    return round((args.seconds or last_s + SECONDS_AFTER) * args.fps)

@@ -26,10 +26,8 @@ logger = logging.getLogger(__name__)
 WEB_FOLDER = Path(__file__).resolve().parents[1] / "web"
 SCRIPTS = ("simulation.js", "mesh.js", "renderer.js", "interaction.js")  # run in this order
 SHADERS = ("displace_vertex", "displace_fragment", "draw_vertex", "draw_fragment")
-# The loop for browsers without WebGL 2.
-LOOP_SIZE_PX, LOOP_FPS = 320, 10.0
-# A motion file's period may be of any length; one that is longer is shown faster.
-LOOP_LONGEST_S = 10.0
+# The loop for browsers without WebGL 2; a longer period is shown faster.
+LOOP_SIZE_PX, LOOP_FPS, LOOP_LONGEST_S = 320, 10.0, 10.0
 # The shader holds a coordinate for every mode; WebGL2 guarantees room for about 200.
 MOST_MODES = 128
 # A motion grid finer than this makes a page of tens of megabytes that moves no better.
@@ -42,11 +40,11 @@ def page_modes(motion: Motion, name: str) -> Modes:
     Raises:
         MotionFileError: a plain flow, or a spectrum of the drift alone.
     """
-    if motion.spectrum is None or len(motion.spectrum) < 2:
-        held = "a plain flow" if motion.spectrum is None else "a spectrum of one bin"
+    spectrum = motion.spectrum
+    if spectrum is None or len(spectrum) < 2:
+        held = "a plain flow" if spectrum is None else "a spectrum of one bin"
         right = "a motion file of generate_motion.py"
         raise MotionFileError(f"{name}: holds {held}, which has no modes to swing; right: {right}")
-    spectrum = motion.spectrum
     if len(spectrum) > MOST_MODES + 1:
         logger.info("%s: the first %d of %d modes are used", name, MOST_MODES, len(spectrum) - 1)
         spectrum = spectrum[: MOST_MODES + 1]
@@ -69,31 +67,26 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
     """
     codes, scale = modal.quantise(modes)
     height, width = modes.size
-    description = {
-        "height": height,
-        "width": width,
-        "frequenciesHz": modes.frequency_hz.tolist(),
-        "scales": scale.tolist(),
-        "constants": {
-            "damping": modal.DEFAULT_DAMPING,
-            "limitPx": modal.default_limit_px(modes.size),
-            "holdHz": modal.HOLD_HZ,
-            "extentPx": modal.EXTENT_PX,
-            "stiffShares": modal.STIFF_FRACTIONS,
-            "zeroCode": modal.ZERO_CODE,
-            "codeSteps": modal.CODE_STEPS,
-            "leastVariance": modal.LEAST_VARIANCE,
-        },
+    constants = {
+        "damping": modal.DEFAULT_DAMPING,
+        "limitPx": modal.default_limit_px(modes.size),
+        "holdHz": modal.HOLD_HZ,
+        "extentPx": modal.EXTENT_PX,
+        "stiffFractions": modal.STIFF_FRACTIONS,
+        "zeroCode": modal.ZERO_CODE,
+        "codeSteps": modal.CODE_STEPS,
+        "leastVariance": modal.LEAST_VARIANCE,
     }
-    packed = zlib.compress(differences(codes).numpy().tobytes(), 9)
+    description = {"height": height, "width": width, "scales": scale.tolist(), "constants": constants}
+    description["frequenciesHz"] = modes.frequency_hz.tolist()
     values = {
         "TITLE": html.escape(title),
-        "PICTURE": base64.b64encode(encode_jpeg(image)).decode(),
-        "LOOP": base64.b64encode(encode_loop(image, motion)).decode(),
+        "IMAGE": _base64(encode_jpeg(image)),
+        "LOOP": _base64(encode_loop(image, motion)),
         "DAMPING": str(modal.DEFAULT_DAMPING),
-        "DESCRIPTION": inline_json(description),
-        "MODES": base64.b64encode(packed).decode(),
-        "SHADERS": inline_json({name: read_source(f"{name}.glsl") for name in SHADERS}),
+        "DESCRIPTION": _inline_json(description),
+        "MODES": _base64(zlib.compress(differences(codes).numpy().tobytes(), 9)),
+        "SHADERS": _inline_json({name: read_source(f"{name}.glsl") for name in SHADERS}),
         "SCRIPT": "\n".join(read_source(name) for name in SCRIPTS),
     }
     return fill_template(read_source("page.html"), values)
@@ -128,11 +121,6 @@ def encode_loop(image: torch.Tensor, motion: Motion) -> bytes:
     return encode_webp_loop(frames, fps=LOOP_FPS)
 
 
-def inline_json(value: dict) -> str:
-    """Write JSON for the inside of a <script>; only a "<" could end it."""
-    return json.dumps(value).replace("<", "\\u003c")
-
-
 def fill_template(template: str, values: dict[str, str]) -> str:
     """Replace every {{NAME}} in one pass, so that values are never searched for names; all names must be used."""
     used = set(re.findall(r"\{\{([A-Z_]+)\}\}", template))
@@ -144,3 +132,11 @@ def fill_template(template: str, values: dict[str, str]) -> str:
 def read_source(name: str) -> str:
     """Read a file of web/."""
     return (WEB_FOLDER / name).read_text(encoding="utf-8")
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def _inline_json(value: dict) -> str:
+    return json.dumps(value).replace("<", "\\u003c")  # inside a <script> only a "<" could end it

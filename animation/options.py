@@ -13,20 +13,11 @@ CHOICES = {"strength": (0, 5.0), "seconds": (0.5, 20.0), "seed": (0, 2**31 - 1)}
 
 @dataclass(frozen=True)
 class PlaybackOptions:
-    """How a motion is played.
+    """How a motion is played."""
 
-    Attributes:
-        seconds: length of the video; None: one period, or one round of a motion that loops elsewhere.
-        fps: frames a second.
-        loop: end where the video begins, without drift.
-        slow: factor that stretches the period.
-        drift: play the drift; None: unless it loops.
-        magnify: factor of the motion.
-    """
-
-    seconds: float | None = None
+    seconds: float | None = None  # length of the video; None: one period, or one round of a motion that loops elsewhere
     fps: float = 30.0
-    loop: bool = False
-    slow: float = 1.0
-    drift: bool | None = None
-    magnify: float = 1.0
+    loop: bool = False  # end where the video begins, without drift
+    slow: float = 1.0  # factor that stretches the period
+    drift: bool | None = None  # play the drift; None: unless it loops
+    magnify: float = 1.0  # factor of the motion

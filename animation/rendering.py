@@ -36,31 +36,23 @@ def read_images(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def read_motion(path: Path, source: torch.Tensor) -> Motion:
-    """Read the motion file of an image and log what its sizes suggest.
+    """Read the motion file of an image and log what its sizes suggest; MotionFileError when it cannot be used.
 
-    Args:
-        path: the file.
-        source: the image (3, H, W) that motion would be predicted from.
-
-    Raises:
-        MotionFileError: a file that cannot be used, or one for an image of another aspect.
+    `source`: the image (3, H, W) that motion would be predicted from.
     """
     motion = load_motion(path)
     height, width = source.shape[-2:]
     motion.check_aspect(height, width, str(path))
+    size = motion.image_size
     if motion.spectrum is None and tuple(motion.flow.shape[-2:]) != (height, width):
         rows, columns = motion.flow.shape[-2:]
-        logger.info(
-            "%s: flow of %d x %d px is resized to the image and rescaled (at %d x %d px: dx by %.3g, dy by %.3g)",
-            *(path, columns, rows, width, height, width / columns, height / rows),
-        )
+        places = (path, columns, rows, width, height)
+        logger.info("%s: flow of %d x %d px is resized and rescaled to the image of %d x %d px", *places)
     elif is_other_image(motion, source):
         logger.warning("%s: was made for another image than this one; right: the motion of this image", path)
-    elif motion.image_size not in (None, (height, width)):
-        logger.info(
-            "%s: made for an image of %d x %d px, this one has %d x %d of the same aspect; is it the same image?",
-            *(path, motion.image_size[1], motion.image_size[0], width, height),
-        )
+    elif size not in (None, (height, width)):
+        sizes = (*reversed(size), width, height)
+        logger.info("%s: made for an image of %d x %d px, this one has %d x %d; is it the same?", path, *sizes)
     return motion
 
 
@@ -70,8 +62,7 @@ def read_inputs(
     """Read the files of one video: the two images of `read_images`, the mask at the first one's size, the motion.
 
     Raises:
-        MediaError, MotionFileError: a file that cannot be used, or belongs to another image.
-        ArgumentError: the options give no video of this motion.
+        MediaError, MotionFileError, ArgumentError: a file that cannot be used, or gives no video with the options.
     """
     image, source = read_images(path, size)
     mask_map = read_mask(mask, tuple(image.shape[-2:])) if mask else None
@@ -82,15 +73,9 @@ def read_inputs(
 
 
 def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: float = 1.0) -> Playback:
-    """Return the frames that the options ask for.
+    """Return the frames that the options ask for; ArgumentError, MotionFileError: they give no video.
 
-    Args:
-        options: how to play.
-        motion: what will be played; None, before it is known, stands for one of the usual period.
-        loop_phase: where such a motion will close; a given motion holds this itself.
-
-    Raises:
-        ArgumentError: they give no video. MotionFileError: the motion's own loop is malformed.
+    Before the motion is known (None), one of the usual period that will close at `loop_phase` stands for it.
     """
     if motion is not None:
         try:
@@ -99,9 +84,7 @@ def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: 
             raise MotionFileError(f"the motion file's {error}; right: one as generate_motion.py writes it") from error
     if not options.loop or is_whole_periods(loop_phase):
         loop_phase = 1.0
-
     period_s = motion.period_s if motion is not None else PERIOD_S
-    has_drift = not options.loop and options.drift is not False and (motion is None or motion.spectrum is not None)
     # A motion that was made to loop elsewhere is played for one round; else the length does not depend on `slow`.
     default_s = period_s if loop_phase == 1 else loop_phase * period_s * options.slow
     try:
@@ -112,7 +95,7 @@ def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: 
             slow=options.slow,
             loop=options.loop,
             loop_phase=loop_phase,
-            drift=has_drift,
+            drift=not options.loop and options.drift is not False and (motion is None or motion.spectrum is not None),
         )
     except ValueError as error:
         raise ArgumentError(str(error)) from error
@@ -122,8 +105,6 @@ def check_outputs(
     outputs: Sequence[Path], video_format: str, options: PlaybackOptions, *, loop_phase: float = 1.0
 ) -> None:
     """Check, before a model is loaded and with nothing made, that the options give videos that can be written.
-
-    `loop_phase`: see `plan`.
 
     Raises:
         ArgumentError, MediaError: one line that names the argument or the file.
@@ -137,11 +118,7 @@ def check_outputs(
 
 
 def load_renderer(checkpoint: Path | None, operator: str) -> FrameSynthesis:
-    """Load checkpoint/frame_synthesis_OPERATOR (None: of the default checkpoint).
-
-    Raises:
-        CheckpointError: it is missing, damaged or of another operator.
-    """
+    """Load checkpoint/frame_synthesis_OPERATOR (None: of the default checkpoint); CheckpointError if it is no use."""
     folder = Path(checkpoint or DEFAULT_CHECKPOINT) / f"frame_synthesis_{operator}"
     model = FrameSynthesis.from_pretrained(folder)
     if model.config.operator != operator:
@@ -149,12 +126,19 @@ def load_renderer(checkpoint: Path | None, operator: str) -> FrameSynthesis:
     return model
 
 
-def show_progress(batches: Iterable[torch.Tensor], total: int, name: str) -> Iterator[torch.Tensor]:
-    """Yield batches of frames, with a progress bar on a terminal."""
-    with tqdm(total=total, desc=name, unit="frame", dynamic_ncols=True, disable=None) as bar:
-        for batch in batches:
-            yield batch
-            bar.update(len(batch))
+def write_frames(
+    path: Path, batches: Iterable[torch.Tensor], playback: Playback, *, video_format: str | None = None
+) -> None:
+    """Write batches of frames as a video, with a progress bar on a terminal; it appears when it is complete."""
+    with tqdm(total=playback.num_frames, desc=path.name, unit="frame", dynamic_ncols=True, disable=None) as bar:
+
+        def counted() -> Iterator[torch.Tensor]:
+            for batch in batches:
+                yield batch
+                bar.update(len(batch))
+
+        write_video(path, counted(), playback.fps, format=video_format)
+    logger.info("%s: %d frames", path, playback.num_frames)
 
 
 def render_video(
@@ -170,11 +154,11 @@ def render_video(
     """Render an image along its motion into a video, as a stream.
 
     Args:
-        path: the video, or the folder for "frames"; appears only when it is complete.
+        path: the video, or the folder for "frames".
         image: (3, H, W) in [0, 1], at the video's size.
         motion: for this image; its own grid.
         options: how it is played.
-        video_format: one of FORMATS; None: by the name.
+        video_format: "mp4", "gif", "webm" or "frames"; None: by the name.
         mask: (1, H, W) in [0, 1] where to move, or None for everywhere.
         rendering: arguments of `models.rendering.render_frames`.
 
@@ -189,10 +173,7 @@ def render_video(
     motion = motion.controlled(magnify=options.magnify, mask=mask)
     if options.loop or options.drift is False:
         motion = motion.without_drift()
-    frames = show_progress(render_frames(image, motion, playback, **rendering), playback.num_frames, path.name)
-    write_video(path, frames, options.fps, format=video_format)
-    height, width = image.shape[-2:]
-    logger.info("%s: %d frames of %d x %d px", path, playback.num_frames, width, height)
+    write_frames(path, render_frames(image, motion, playback, **rendering), playback, video_format=video_format)
 
 
 def synthesize(
@@ -211,10 +192,7 @@ def synthesize(
 ) -> None:
     """Render an image file along a motion file into OUTDIR/OPERATOR_result.SUFFIX: synthesize_*.py.
 
-    Args:
-        operator: "softmax" or "gaussian".
-        preview: render in image space, without the network.
-        rendering: see `render_video`.
+    `operator` is "softmax" or "gaussian"; `preview` renders without the network; `rendering`: see `render_video`.
     """
     path = outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
     check_outputs([path], video_format, playback)

@@ -18,22 +18,14 @@ FEWEST_LOOP_FRAMES = 2
 
 def load_pipeline(checkpoint: Path | None, device: torch.device | str) -> MotionPipeline:
     """Load a checkpoint folder (None: the default one) onto a device; CheckpointError when it cannot be used."""
-    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT)
-    pipeline.to(device)
-    return pipeline
+    return MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(device)
 
 
 def loop_phase(loop_seconds: float, *, period_s: float = PERIOD_S, fps: float = FPS, slow: float = 1.0) -> float:
-    """Return which part of the period a loop of `loop_seconds` is, in whole frames.
+    """Return which part of the period a loop of `loop_seconds` is, in whole frames of the video.
 
-    Args:
-        loop_seconds: length of the loop.
-        period_s: T of the model, seconds.
-        fps: of the video, which loops after a whole number of its frames.
-        slow: how much slower it plays.
-
-    Raises:
-        ArgumentError: less than two frames, or more than a video may have.
+    `period_s` is T of the model, `slow` how much slower the video plays. ArgumentError: the loop has less than two
+    frames, or more than a video may have.
     """
     if not FEWEST_LOOP_FRAMES <= round(min(loop_seconds * fps, 2 * MAX_FRAMES)) <= MAX_FRAMES:
         right = f"{FEWEST_LOOP_FRAMES / fps:.3g} to {MAX_FRAMES / fps:.6g} s at {fps:g} frames/s"
@@ -44,7 +36,7 @@ def loop_phase(loop_seconds: float, *, period_s: float = PERIOD_S, fps: float = 
 def loop_guidance(
     loop_seconds: float | None, *, method: str, weight: float, recurrences: int, **timing: float
 ) -> LoopGuidance | None:
-    """Return the guidance to a loop of `loop_seconds`, None without; `timing`: period_s, fps, slow of `loop_phase`."""
+    """Return the guidance to a loop of `loop_seconds`, None without; `timing`: of `loop_phase`."""
     if loop_seconds is None:
         return None
     options = {"highest_noise": float("inf")} if method == "gradient" else {}  # all steps, as in the paper

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import itertools
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,7 @@ from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
 
-# Videos and interactive pages that stay on disk; the browser's page has a copy of what it shows.
-KEPT_VIDEOS = 8
+KEPT_VIDEOS = 8  # that stay on disk, with their pages; the browser's page has a copy of what it shows
 
 
 class Studio:
@@ -60,7 +58,7 @@ class Studio:
         seed: int = 0,
         progress: Callable[[float], Any] = lambda fraction: None,
     ) -> tuple[Path, Path]:
-        """Animate an image.
+        """Animate an image; return an mp4 in `folder` and an interactive page beside it.
 
         Args:
             upload: the file that a browser uploaded; None when there is none yet.
@@ -71,13 +69,16 @@ class Studio:
             seed: of the motion.
             progress: called with the fraction that is done.
 
-        Returns:
-            An mp4 in `folder`, and an interactive page beside it.
-
         Raises:
             ArgumentError, MediaError: an image or a choice that cannot be used.
         """
-        _check_choices(self.renderers, splat, strength=strength, seconds=seconds, seed=seed)
+        # A request need not come from the page, whose sliders allow no others.
+        if splat not in self.renderers:
+            raise ArgumentError(f"splat {splat}: right: {', '.join(self.renderers)}")
+        for name, value in {"strength": strength, "seconds": seconds, "seed": seed}.items():
+            lowest, highest = CHOICES[name]
+            if value is None or not lowest <= value <= highest:
+                raise ArgumentError(f"{name} {value}: right: {lowest:g} to {highest:g}")
         image, source = read_upload(upload, self.size_px)
         progress(0.0)
         precision = self.rendering["precision"]
@@ -105,24 +106,10 @@ class Studio:
 
 
 def read_upload(upload: str | Path | None, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return an upload as (3, H, W) in [0, 1] at the video's long side, and as motion is predicted from it.
-
-    Raises:
-        MediaError: none, or one that `data.media.read_image` refuses; one line with the uploaded file's name.
-    """
+    """Read an upload as `read_images` does; MediaError names the uploaded file alone, not its folder."""
     if upload is None:
         raise MediaError("no image yet; upload one first")
     try:
         return read_images(Path(upload), size_px)
     except MediaError as error:
         raise MediaError(str(error).replace(str(upload), Path(upload).name)) from error
-
-
-def _check_choices(splats: dict, splat: str, **numbers: float | None) -> None:
-    """Check again what the page's sliders allow: a request need not come from the page."""
-    if splat not in splats:
-        raise ArgumentError(f"splat {splat}: right: {', '.join(splats)}")
-    for name, value in numbers.items():
-        lowest, highest = CHOICES[name]
-        if value is None or not (math.isfinite(value) and lowest <= value <= highest):
-            raise ArgumentError(f"{name} {value}: right: {lowest:g} to {highest:g}")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from benchmarks.measuring import MEMORY_NOTE, machine, measure
 from models.checkpoints import DEFAULT_CHECKPOINT
-from models.motion_pipeline import MotionPipeline
+from models.motion_pipeline import MotionPipeline, decode_and_rescale
 from models.sampling import denoise, start_noise
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
@@ -58,7 +58,8 @@ def predict_sequentially(
             for part, z in zip(own, noise, strict=True)
         ]
         latents = torch.cat(chains, dim=1)  # (1, K, C, h, w)
-        spectra.append(pipeline.finish(latents, condition, expected_px, precision).cpu())  # (1, K, 4, H, W)
+        spectrum = decode_and_rescale(pipeline.vae, pipeline.unet, latents, condition, expected_px, precision)
+        spectra.append(spectrum.cpu())  # (1, K, 4, H, W)
     return torch.stack(spectra, dim=1)  # (1, M, K, 4, H, W)
 
 

@@ -38,16 +38,11 @@ def add_shared_flags(
     Args:
         parser: the parser, or a group of its flags.
         names: flag names without dashes in front ("dry-run").
-        changes: per flag, arguments of add_argument that differ here, e.g. `out={"metavar": "FILE.npz"}`;
-            "flags" there adds further names: `out={"flags": ["--output"]}`.
+        changes: per flag, arguments of add_argument that differ here, e.g. `out={"metavar": "FILE.npz"}`.
     """
     group = parser.add_argument_group("common") if isinstance(parser, argparse.ArgumentParser) else parser
-    stray = [name for name in changes if name.replace("_", "-") not in names]
-    assert not stray, f"changes to flags that are not added: {stray}"
     for name in names:
-        arguments = {**_SHARED[name], **changes.get(name.replace("-", "_"), {})}
-        flags = [f"--{name}", *arguments.pop("flags", [])]
-        group.add_argument(*flags, dest=name.replace("-", "_"), **arguments)
+        group.add_argument(f"--{name}", **{**_SHARED[name], **changes.get(name.replace("-", "_"), {})})
     return group
 
 

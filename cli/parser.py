@@ -31,13 +31,12 @@ from pathlib import Path
 from typing import Any
 
 # How long torch's idle OpenMP threads (GNU's) spin for more work; read when torch is imported. By default it is some
-# milliseconds, which our splats' threads, ffmpeg and any other program on the machine pay for. Measured on two cores:
-# a splat after an operator of torch takes 16 ms instead of 22, animate.py beside a busy program is 1.3 times as fast,
-# and on an idle machine nothing is lost.
+# milliseconds, which our splats' threads, ffmpeg and other programs pay for: measured on two cores, a splat after an
+# operator of torch takes 16 ms instead of 22, and animate.py beside a busy program is 1.3 times as fast.
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
-
-_DEVICE_FORM = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+# {name in the parsed arguments: flag} of the command line that was parsed last, for errors of libraries
+FLAG_NAMES: dict[str, str] = {}
 
 
 class UsageError(ValueError):
@@ -49,19 +48,16 @@ class UsageError(ValueError):
 # ------------------------------------------------------------------------------------------------ parser
 
 
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults as one would type them, but not those that say nothing (None, False, an empty list)."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        says_nothing = action.default is None or action.default is False or action.default in ([], (), "")
-        if not says_nothing and action.type is size_px and isinstance(action.default, tuple):
-            height, width = action.default
-            return f"{action.help} (default: {width}x{height})"
-        return action.help if says_nothing else super()._get_help_string(action)
-
-
-class _RawHelpFormatter(argparse.RawDescriptionHelpFormatter, _HelpFormatter):
-    """The same, with the description's own line breaks."""
+        default = action.default
+        if default is None or default is False or default in ([], (), ""):
+            return action.help
+        if action.type is size_px and isinstance(default, tuple):
+            return f"{action.help} (default: {default[1]}x{default[0]})"
+        return super()._get_help_string(action)
 
 
 class Arguments(argparse.Namespace):
@@ -71,47 +67,25 @@ class Arguments(argparse.Namespace):
 
 
 def refuse_flags(args: Arguments, flags: Iterable[str], why: str) -> None:
-    """Raise UsageError where one of `flags` was typed, be it with its default: it would do nothing, and `why` says so.
-
-    Args:
-        args: what `Parser.parse_args` returned.
-        flags: names as they are typed, "--steps".
-        why: the rest of the line.
-    """
+    """Raise UsageError where one of `flags` ("--steps") was typed, be it with its default: it would do nothing."""
     for flag in flags:
         if flag in args.typed:
             raise UsageError(f"{flag}: {why}")
-
-
-# {name in the parsed arguments: flag} of the command line that was parsed last, for errors of libraries
-FLAG_NAMES: dict[str, str] = {}
 
 
 class Parser(argparse.ArgumentParser):
     """ArgumentParser whose mistakes are a UsageError of one line, naming the flag and the choices.
 
     `command` prints that line; abbreviated flags are refused, so that a new flag never changes an old command line.
-    `raw_description=True` keeps the description's line breaks, for one that shows commands.
     """
 
-    def __init__(self, *args: Any, raw_description: bool = False, **kwargs: Any) -> None:
-        kwargs.setdefault("formatter_class", _RawHelpFormatter if raw_description else _HelpFormatter)
-        kwargs.setdefault("allow_abbrev", False)
-        super().__init__(*args, **kwargs)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": _HelpFormatter, "allow_abbrev": False, **kwargs})
 
     def parse_known_args(self, *args: Any, **kwargs: Any) -> Any:
         """Parse as argparse does, and remember the flags in FLAG_NAMES."""
         FLAG_NAMES.update({action.dest: action.option_strings[0] for action in self._actions if action.option_strings})
         return super().parse_known_args(*args, **kwargs)
-
-    def error(self, message: str) -> Any:
-        """Raise UsageError (argparse would print the usage and leave)."""
-        message = re.sub(r"^argument (.+?): ", r"\1: ", message)
-        message = re.sub(r"^the following arguments are required: ", "missing: ", message)
-        unknown = re.match(r"unrecognized arguments: (\S+)", message)
-        if unknown:
-            message = f"unknown flag or argument {unknown[1]}{self._suggestion(unknown[1])}"
-        raise UsageError(f"{message}; see --help")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Arguments:
         """Parse as argparse does, and remember which flags were typed (see `refuse_flags`)."""
@@ -121,16 +95,20 @@ class Parser(argparse.ArgumentParser):
         parsed.typed = {word.split("=")[0] for word in flags if word.startswith("--")}
         return parsed
 
-    def _suggestion(self, flag: str) -> str:
-        close = difflib.get_close_matches(flag.split("=")[0], self._all_flags(), n=1)
-        return f"; did you mean {close[0]}?" if close else ""
-
-    def _all_flags(self) -> list[str]:
-        flags = list(self._option_string_actions)
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction):
-                flags += [flag for parser in action.choices.values() for flag in parser._option_string_actions]
-        return flags
+    def error(self, message: str) -> Any:
+        """Raise UsageError (argparse would print the usage and leave)."""
+        message = re.sub(r"^argument (.+?): ", r"\1: ", message)
+        message = re.sub(r"^the following arguments are required: ", "missing: ", message)
+        unknown = re.match(r"unrecognized arguments: (\S+)", message)
+        if unknown:
+            parsers = [self]
+            for action in self._actions:
+                if isinstance(action, argparse._SubParsersAction):
+                    parsers += action.choices.values()
+            flags = [flag for parser in parsers for flag in parser._option_string_actions]
+            close = difflib.get_close_matches(unknown[1].split("=")[0], flags, n=1)
+            message = f"unknown flag or argument {unknown[1]}" + (f"; did you mean {close[0]}?" if close else "")
+        raise UsageError(f"{message}; see --help")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
@@ -141,49 +119,32 @@ class Parser(argparse.ArgumentParser):
 # ------------------------------------------------------------------------------------------------ flag types
 
 
-def _number(text: str, cast: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Any:
-    try:
-        value = cast(text)
-    except ValueError:
-        value = None
-    if value is None or not math.isfinite(value) or not accepts(value):
-        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
-    return value
+def _number(cast: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """Return a flag type that takes the finite numbers which `accepts` does; `wanted` describes them."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = cast(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        return value
+
+    return parse
 
 
-def positive_int(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    return _number(text, int, lambda value: value > 0, "a whole number above 0")
-
-
-def non_negative_int(text: str) -> int:
-    """Parse a whole number of at least 0."""
-    return _number(text, int, lambda value: value >= 0, "a whole number, 0 or above")
+positive_int = _number(int, lambda value: value > 0, "a whole number above 0")
+non_negative_int = _number(int, lambda value: value >= 0, "a whole number, 0 or above")
+positive_float = _number(float, lambda value: value > 0, "a number above 0")
+non_negative_float = _number(float, lambda value: value >= 0, "a number, 0 or above")
+fraction = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 
 def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
     """Return a flag type that takes whole numbers from `least` to `most`, both included; None: without a limit."""
     wanted = f"a whole number from {least} to {most}" if most is not None else f"a whole number of at least {least}"
-
-    def parse(text: str) -> int:
-        return _number(text, int, lambda value: least <= value and (most is None or value <= most), wanted)
-
-    return parse
-
-
-def positive_float(text: str) -> float:
-    """Parse a finite number above 0."""
-    return _number(text, float, lambda value: value > 0, "a number above 0")
-
-
-def non_negative_float(text: str) -> float:
-    """Parse a finite number of at least 0."""
-    return _number(text, float, lambda value: value >= 0, "a number, 0 or above")
-
-
-def fraction(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    return _number(text, float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+    return _number(int, lambda value: least <= value <= (value if most is None else most), wanted)
 
 
 def size_px(text: str) -> tuple[int, int]:
@@ -196,7 +157,7 @@ def size_px(text: str) -> tuple[int, int]:
 
 def device_name(text: str) -> str:
     """Parse the form of a device's name; models.device.choose_device checks that the machine has it."""
-    if not _DEVICE_FORM.fullmatch(text):
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
         raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda, cuda:N or mps, got {text!r}")
     return text
 
@@ -205,11 +166,7 @@ def device_name(text: str) -> str:
 
 
 def check_writable(path: Path | str, flag: str = "--out") -> Path:
-    """Check early that `path` could be created or written, and make nothing; return it as a Path.
-
-    Raises:
-        UsageError: a file is where a folder is needed, or the folder above cannot be written.
-    """
+    """Check early that `path` could be created or written, and make nothing; return it, or raise UsageError."""
     from data.files import writing_problem
 
     problem = writing_problem(path)
@@ -219,11 +176,7 @@ def check_writable(path: Path | str, flag: str = "--out") -> Path:
 
 
 def check_output_file(path: Path, flag: str, suffixes: Sequence[str]) -> Path:
-    """Check early that `path` is a file's name with one of `suffixes` and could be written; make nothing.
-
-    Raises:
-        UsageError: another suffix, a folder, or a place that cannot be written.
-    """
+    """Check early that `path` is a file's name with one of `suffixes` and could be written; UsageError otherwise."""
     if path.suffix not in suffixes:
         raise UsageError(f"{flag} {path}: right: a name that ends in {' or '.join(suffixes)}")
     if path.is_dir():

@@ -13,14 +13,9 @@ from cli.parser import FLAG_NAMES
 
 Main = Callable[..., int]
 
-
 OUR_PACKAGES = "__main__ animation benchmarks cli data evaluation metrics models motion splatting training".split()
-
 OUT_OF_MEMORY = "out of device memory; lower the size of batches or images, or use --device cpu"
-
-
-# 3: done, but for inputs that could not be used
-EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130
+EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130  # skipped: done, but for inputs that could not be used
 
 
 def command(main: Main) -> Main:
@@ -29,7 +24,10 @@ def command(main: Main) -> Main:
 
     @functools.wraps(main)
     def guarded(argv: Sequence[str] | None = None) -> int:
-        configure_logging()
+        # Show what our packages log, and other people's warnings; a handler that is there already is kept.
+        logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+        for name in OUR_PACKAGES:
+            logging.getLogger(name).setLevel(logging.INFO)
         FLAG_NAMES.clear()
         try:
             return main(argv) or 0
@@ -45,13 +43,12 @@ def command(main: Main) -> Main:
             print(f"{script}: error: {message}", file=sys.stderr)
             return EXIT_USAGE
 
-    guarded.is_command = True  # type: ignore[attr-defined]
     return guarded
 
 
 def run(main: Main) -> int:
-    """Call a script's main with the process's arguments; return the exit code, errors as `command` tells them."""
-    return (main if getattr(main, "is_command", False) else command(main))(None)
+    """Call a script's main with the process's arguments; return the exit code."""
+    return main(None)
 
 
 def user_message(error: BaseException) -> str | None:
@@ -62,7 +59,7 @@ def user_message(error: BaseException) -> str | None:
     """
     if getattr(error, "is_user_error", False):
         text = str(error)
-        if "Original Traceback" in text:  # a loader process tells its error as a traceback: the last line says it
+        if "Original Traceback" in text:  # of a loader process: the last line is the error
             text = text.strip().splitlines()[-1].split(": ", 1)[-1]
         text = " ".join(text.split())
         named = re.match(r"(\w+)(?=:| .*: )", text)  # a library's errors begin with the name of the argument
@@ -72,10 +69,3 @@ def user_message(error: BaseException) -> str | None:
     if type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("torch"):
         return OUT_OF_MEMORY
     return None
-
-
-def configure_logging() -> None:
-    """Show what our packages log, and other people's warnings; a handler that is there already is kept."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
-    for name in OUR_PACKAGES:
-        logging.getLogger(name).setLevel(logging.INFO)

@@ -26,7 +26,6 @@ from evaluation.motion.measure import HEADLINE, MODEL, GroundTruth, MotionCompar
 from evaluation.training_scripts import as_flags, run_script
 from metrics.motion import bin_ratios, factor
 from metrics.statistics import mean_by_source
-from models.checkpoints import load_model
 from models.device import check_precision, choose_device
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
@@ -212,7 +211,7 @@ def _make_row(
         records.append(json.loads((run.model.parent / RECORD).read_text())[run.model.name])
     row = {"row": VARIANTS[key][0], "steps": records[-1]["steps"], "hours": records[-1]["hours_of_last_call"]}
     if key in RENDERER_VARIANTS:
-        model = load_model(FrameSynthesis, runs[-1].model, component="renderer")
+        model = FrameSynthesis.from_pretrained(runs[-1].model)
         names = {"psnr_db": "model", "psnr_average_splat_db": "average_splat", "psnr_frame_0_db": "frame_0"}
         validation = records[-1].get("validation_after", {})
         metrics = {name: validation.get(f"validation_{of}_psnr_db") for name, of in names.items()}

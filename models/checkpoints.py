@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import ClassVar, Self, TypeVar
+from typing import ClassVar, Self
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -22,18 +20,42 @@ class CheckpointError(ValueError):
 
 
 class SavedModel(ModelMixin, ConfigMixin):
-    """A network that is saved as a diffusers folder of config.json and safetensors.
-
-    `from_pretrained` loads it in float32 and in eval mode, whatever it is stored in.
-    """
+    """A network that is saved as a diffusers folder of config.json and safetensors."""
 
     component: ClassVar[str] = "model"  # its name in messages
     earlier_names: ClassVar[dict[str, str]] = {}  # of arguments in saved configurations: {earlier: present}
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a model folder; CheckpointError when it cannot be used."""
-        return load_model(cls, folder, component=cls.component)
+        """Load a model folder in float32 and in eval mode, whatever it is stored in.
+
+        Raises:
+            CheckpointError: missing or damaged files, a config that makes no model, or weights that do not fit it.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            right = "one written by this project's training scripts"
+            raise CheckpointError(f"{folder}: no such {cls.component} folder; right: {right}")
+        name = read_json(folder / "config.json").get("_class_name")
+        if name != cls.__name__:
+            raise CheckpointError(f"{folder}: holds {name!r}; right: a {cls.__name__} folder")
+        options = {"torch_dtype": torch.float32, "output_loading_info": True, "low_cpu_mem_usage": False}
+        # diffusers warns in many lines of what our own errors report in one.
+        verbosity = diffusers_logging.get_verbosity()
+        diffusers_logging.set_verbosity_error()
+        try:
+            model, info = super().from_pretrained(folder, use_safetensors=True, **options)
+        except Exception as error:  # a damaged file or a wrong number in a config fails wherever it is first used
+            right = "config.json and weights as training wrote them"
+            raise CheckpointError(f"{folder}: cannot be loaded ({one_line(error)}); right: {right}") from error
+        finally:
+            diffusers_logging.set_verbosity(verbosity)
+        stray = sorted([*info["missing_keys"], *info["unexpected_keys"]])[:3]
+        if stray:
+            raise CheckpointError(
+                f"{folder}: weights and config.json do not belong together (first: {', '.join(stray)})"
+            )
+        return model.eval()
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict, **options) -> tuple[dict, dict, dict]:
@@ -42,66 +64,16 @@ class SavedModel(ModelMixin, ConfigMixin):
         return super().extract_init_dict(config, **options)
 
 
-Model = TypeVar("Model", bound=SavedModel)
-
-
 def read_json(path: Path) -> dict:
     """Read a JSON object; CheckpointError when it is missing or malformed."""
     try:
-        data = json.loads(Path(path).read_text())
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: missing; right: a whole checkpoint folder") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
-        raise CheckpointError(f"{path}: not readable as JSON; right: a whole checkpoint folder") from None
+        data = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        right = "a whole checkpoint folder"
+        raise CheckpointError(f"{path}: cannot be read as JSON ({one_line(error)}); right: {right}") from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
-
-
-@contextmanager
-def quiet_diffusers() -> Iterator[None]:
-    """Let diffusers log errors only: its long warnings while loading repeat what our own errors report in one line."""
-    verbosity = diffusers_logging.get_verbosity()
-    diffusers_logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        diffusers_logging.set_verbosity(verbosity)
-
-
-def load_model(model_class: type[Model], folder: str | Path, *, component: str) -> Model:
-    """Load one model folder in float32, in eval mode.
-
-    Args:
-        model_class: its class.
-        folder: holds config.json and diffusion_pytorch_model.safetensors, often in half precision to stay small.
-        component: its name in messages.
-
-    Raises:
-        CheckpointError: missing or damaged files, a config that makes no model, or weights that do not fit it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        right = "one written by this project's training scripts"
-        raise CheckpointError(f"{folder}: no such {component} folder; right: {right}")
-    for path in (folder / "config.json", folder / "diffusion_pytorch_model.safetensors"):
-        if not path.is_file() or path.stat().st_size == 0:
-            right = f"a whole {component} folder (config.json, safetensors)"
-            raise CheckpointError(f"{path}: missing or empty; right: {right}")
-    name = read_json(folder / "config.json").get("_class_name")
-    if name != model_class.__name__:
-        raise CheckpointError(f"{folder}: holds {name!r}; right: a {model_class.__name__} folder")
-    options = {"torch_dtype": torch.float32, "output_loading_info": True, "low_cpu_mem_usage": False}
-    try:
-        with quiet_diffusers():
-            model, info = super(SavedModel, model_class).from_pretrained(folder, **options)
-    except Exception as error:  # a damaged file or a wrong number in a config fails wherever it is first used
-        right = "config.json and weights as training wrote them"
-        raise CheckpointError(f"{folder}: cannot be loaded ({one_line(error)}); right: {right}") from error
-    if info["missing_keys"] or info["unexpected_keys"]:
-        named = sorted([*info["missing_keys"], *info["unexpected_keys"]])[:3]
-        raise CheckpointError(f"{folder}: weights and config.json do not belong together (first: {', '.join(named)})")
-    return model.eval()
 
 
 def one_line(error: Exception, length: int = 200) -> str:

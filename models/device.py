@@ -14,18 +14,14 @@ class ArgumentError(ValueError):
 
 
 def choose_device(name: str = "auto") -> torch.device:
-    """Return the torch device for auto|cpu|cuda[:N]|mps; auto takes cuda, then mps, then cpu.
-
-    Raises:
-        ArgumentError: this machine lacks the device.
-    """
-    cuda_count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    """Return the torch device for auto|cpu|cuda[:N]|mps; ArgumentError where this machine lacks it."""
+    num_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     has_mps = torch.backends.mps.is_available()
     if name == "auto":
-        return torch.device("cuda" if cuda_count else "mps" if has_mps else "cpu")
-    present = ["auto", "cpu"] + [f"cuda:{index}" for index in range(cuda_count)] + ["mps"] * has_mps
-    if name not in present and not (name == "cuda" and cuda_count):
-        lacks = "has no CUDA device" if name.startswith("cuda") and not cuda_count else "does not have it"
+        return torch.device("cuda" if num_cuda else "mps" if has_mps else "cpu")
+    present = ["auto", "cpu"] + [f"cuda:{index}" for index in range(num_cuda)] + ["mps"] * has_mps
+    if name not in present and not (name == "cuda" and num_cuda):
+        lacks = "has no CUDA device" if name.startswith("cuda") and not num_cuda else "does not have it"
         raise ArgumentError(f"device {name}: this machine {lacks}; right: {', '.join(present)}")
     return torch.device(name)
 

@@ -20,7 +20,6 @@ from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
 from splatting.functional import DEFAULT_SIGMA_PX, WEIGHTINGS
 
 OPERATORS = ("softmax", "gaussian")
-IMAGE_OPERATORS = (*OPERATORS, "average", "gaussian_importance")
 IMPORTANCES = ("fixed", "learned")
 ENCODERS = ("pyramid", "resnet34")
 # Limits of a learned sigma. A wider Gaussian is cut off by the operator's 4 x 4 taps. A narrower one gives what lands
@@ -32,7 +31,6 @@ STATIC_PX = 0.05
 # the unmoved source into everything that stretches: measured on eight real clips, 27.4 dB against 28.5.
 HOLE_MASS = 0.05
 
-# Sizes of the network; training/frame_synthesis.py holds how they are trained.
 PRESETS: dict[str, dict] = {
     "tiny": {"channels": (8, 16, 32), "columns": 4},
     "small": {"channels": (16, 32, 64), "columns": 4},
@@ -40,37 +38,13 @@ PRESETS: dict[str, dict] = {
 }
 
 
-class Padding:
-    """Pad maps of one size at the right and at the bottom so that both sides are multiples of `multiple`, and back.
+def pad_to_multiple(maps: Tensor, multiple: int) -> Tensor:
+    """Return (B, C, H, W) with H and W rounded up to multiples, at the bottom and the right.
 
     The border is repeated: the flow would carry a black one into the image.
     """
-
-    def __init__(self, size: Sequence[int], multiple: int) -> None:
-        self.height, self.width = size
-        self.bottom, self.right = -self.height % multiple, -self.width % multiple
-
-    def pad(self, maps: Tensor) -> Tensor:
-        """Return (B, C, H, W) as (B, C, H', W')."""
-        if not (self.bottom or self.right):
-            return maps
-        return F.pad(maps, (0, self.right, 0, self.bottom), mode="replicate")
-
-    def unpad(self, maps: Tensor) -> Tensor:
-        """Return (..., H', W') as (..., H, W)."""
-        return maps[..., : self.height, : self.width]
-
-
-def keep_static(image: Tensor, frame: Tensor, flow: Tensor, moving_weight: Tensor) -> Tensor:
-    """Copy the source where it is static and nothing that moves arrives.
-
-    Args:
-        image, frame: (B, 3, H, W).
-        flow: (B, 2, H, W), px.
-        moving_weight: (B, 1, H, W), bilinear mass that arrives from pixels with |F| >= STATIC_PX.
-    """
-    static = (magnitude(flow) < STATIC_PX) & (moving_weight == 0)
-    return torch.where(static, image, frame)
+    bottom, right = (-side % multiple for side in maps.shape[-2:])
+    return F.pad(maps, (0, right, 0, bottom), mode="replicate") if bottom or right else maps
 
 
 @torch.no_grad()
@@ -89,6 +63,11 @@ def _fill_holes(image: Tensor, splat: Tensor, mass: Tensor) -> Tensor:
     # Continuous in the mass: a sharp limit would flicker along the edges of holes.
     covered = (mass / HOLE_MASS).clamp(max=1)
     return splat * covered + image * (1 - covered)
+
+
+def _keep_static(image: Tensor, frame: Tensor, flow: Tensor, moving_mass: Tensor) -> Tensor:
+    """Copy the source where it is static and nothing that moves arrives."""
+    return torch.where((magnitude(flow) < STATIC_PX) & (moving_mass == 0), image, frame)
 
 
 def splat_image(
@@ -113,9 +92,6 @@ def splat_image(
     Returns:
         frame (B, 3, H, W), and the mass (B, 1, H, W) of the bilinear footprint that arrives at each pixel, 0 in a hole.
         Static pixels equal the source exactly.
-
-    Raises:
-        ValueError: another operator.
     """
     mass, moving_mass = _arrivals(flow)
     if operator == "softmax":
@@ -127,15 +103,9 @@ def splat_image(
     elif operator == "gaussian_importance":
         splat = softmax_splat(image, flow, importance, weighting="gaussian")
     else:
-        raise ValueError(f"operator: expected one of {', '.join(IMAGE_OPERATORS)}, got {operator!r}")
-    return keep_static(image, _fill_holes(image, splat, mass), flow, moving_mass), mass
-
-
-def _sigma_logit(sigma: float) -> Tensor:
-    """Return the parameter () of a learned sigma that starts at `sigma`."""
-    low, high = LEARNED_SIGMA_PX
-    fraction = min(max((sigma - low) / (high - low), 0.01), 0.99)  # at 0 and 1 it would never change
-    return torch.tensor(math.log(fraction / (1 - fraction)))
+        expected = ", ".join([*OPERATORS, "average", "gaussian_importance"])
+        raise ValueError(f"operator: expected one of {expected}, got {operator!r}")
+    return _keep_static(image, _fill_holes(image, splat, mass), flow, moving_mass), mass
 
 
 def _for_convolutions(maps: Tensor) -> Tensor:
@@ -146,22 +116,16 @@ def _for_convolutions(maps: Tensor) -> Tensor:
 class FeaturePyramid(nn.Module):
     """Features of an image at several scales, each half the size of the one before: two convolutions with PReLU each.
 
-    Args:
-        channels: features per scale, finest first.
-        in_channels: channels of the image.
+    `channels`: features per scale, finest first.
     """
 
-    def __init__(self, channels: Sequence[int] = (16, 32, 64), in_channels: int = 3) -> None:
+    def __init__(self, channels: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()
-        self.scales = nn.ModuleList(
-            nn.Sequential(
-                nn.Conv2d(before, width, 3, stride=1 if level == 0 else 2, padding=1),
-                PReLU(width),
-                nn.Conv2d(width, width, 3, padding=1),
-                PReLU(width),
-            )
-            for level, (before, width) in enumerate(zip([in_channels, *channels], channels, strict=False))
-        )
+        self.scales = nn.ModuleList()
+        for level, (before, width) in enumerate(zip([3, *channels], channels, strict=False)):
+            conv_in = nn.Conv2d(before, width, 3, stride=1 if level == 0 else 2, padding=1)
+            conv_out = nn.Conv2d(width, width, 3, padding=1)
+            self.scales.append(nn.Sequential(conv_in, PReLU(width), conv_out, PReLU(width)))
 
     @property
     def margin_px(self) -> int:
@@ -181,9 +145,8 @@ class FrameSynthesis(SavedModel):
     """Splat multi-scale features of frame 0 along the flow and decode them with GridNet.
 
     The decoder adds to a full-resolution residual path: the bilinear softmax splat of the image itself, with its holes
-    filled from the source. An untrained model returns exactly that path.
-
-    Where we differ from [GID]: this residual path (their decoder makes every pixel anew); static pixels are copied.
+    filled from the source. An untrained model returns exactly that path. Where we differ from [GID]: this residual path
+    (their decoder makes every pixel anew); static pixels are copied.
 
     Args:
         operator: "softmax" or "gaussian": how features are splatted.
@@ -197,8 +160,7 @@ class FrameSynthesis(SavedModel):
             starts at 0, as an average splat.
         weighting: of the operator "gaussian": "exp", weights exp(importance) over the Gaussian footprint; "gaussian",
             exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
-        encoder: "pyramid", a few convolutions per scale; "resnet34", the first stages of ResNet-34, whose ImageNet
-            weights `load_encoder` reads. They are saved with the model's own weights.
+        encoder: "pyramid", a few convolutions per scale; "resnet34", the first stages of ResNet-34.
         learn_sigma: train the Gaussian's sigma, which starts at `sigma` and stays within LEARNED_SIGMA_PX.
     """
 
@@ -219,13 +181,10 @@ class FrameSynthesis(SavedModel):
         learn_sigma: bool = False,
     ) -> None:
         super().__init__()
-        for name, value, choices in (
-            ("operator", operator, OPERATORS),
-            ("importance", importance, IMPORTANCES),
-            ("encoder", encoder, ENCODERS),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {value!r}")
+        choices = {"operator": OPERATORS, "importance": IMPORTANCES, "encoder": ENCODERS}
+        for name, value in {"operator": operator, "importance": importance, "encoder": encoder}.items():
+            if value not in choices[name]:
+                raise ValueError(f"{name}: expected one of {', '.join(choices[name])}, got {value!r}")
         if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
             raise ValueError(f"sigma: expected a positive number of px, got {sigma!r}")
         if scales is not None and not 1 <= scales <= len(channels):
@@ -236,8 +195,11 @@ class FrameSynthesis(SavedModel):
             raise ValueError(f"learn_sigma: expected the operator gaussian of weighting exp, got {operator!r}")
         splatted = list(channels[:scales])
         self.pyramid = FeaturePyramid(splatted) if encoder == "pyramid" else ResNetPyramid(splatted)
-        self.sigma_logit = nn.Parameter(_sigma_logit(sigma)) if learn_sigma else None
-        self.importance_head = None
+        self.sigma_logit = self.importance_head = None
+        if learn_sigma:
+            low, high = LEARNED_SIGMA_PX
+            fraction = min(max((sigma - low) / (high - low), 0.01), 0.99)  # at 0 and 1 it would never change
+            self.sigma_logit = nn.Parameter(torch.tensor(math.log(fraction / (1 - fraction))))
         if importance == "learned":
             self.importance_head = nn.Conv2d(channels[0], 1, 3, padding=1)
             nn.init.zeros_(self.importance_head.weight)
@@ -267,12 +229,9 @@ class FrameSynthesis(SavedModel):
         self.pyramid.load_weights(source)
 
     def encode(self, image: Tensor, *, tile: int = 0) -> list[Tensor]:
-        """Return the features of image (B, 3, H, W), in [0, 1], at every scale; compute them once per image.
-
-        `tile`: see `synthesize`.
-        """
-        padded = Padding(image.shape[-2:], self.multiple).pad(image)
+        """Return the features of image (B, 3, H, W), in [0, 1], at every scale; `tile`: see `synthesize`."""
         cut = {"tile": tile, "margin": self.pyramid.margin_px, "multiple": self.multiple}
+        padded = pad_to_multiple(image, self.multiple)
         return in_tiles(lambda pieces: self.pyramid(_for_convolutions(pieces[0])), [padded], **cut)
 
     def splat(self, values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
@@ -285,15 +244,13 @@ class FrameSynthesis(SavedModel):
     def render(
         self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, *, tile: int = 0
     ) -> Tensor:
-        """Render frames for viewing: the output of `synthesize` clamped to [0, 1], float32."""
+        """Render frames for viewing: the output of `synthesize` clamped to [0, 1]."""
         return self.synthesize(image, features, flow, importance, tile=tile).clamp(0, 1)
 
     def synthesize(
         self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, *, tile: int = 0
     ) -> Tensor:
-        """Render frame t from the features of frame 0.
-
-        Splats run in float32; only convolutions follow autocast.
+        """Render frame t from the features of frame 0; splats run in float32, only convolutions follow autocast.
 
         Args:
             image: (B or 1, 3, H, W) in [0, 1].
@@ -301,53 +258,46 @@ class FrameSynthesis(SavedModel):
             flow: (B, 2, H, W), frame 0 -> t, px of the image.
             importance: (B or 1, 1, H, W), mean displacement in px of the motion grid, whatever the image's size.
             tile: decode in tiles of about this side, px, where decoding the whole does not fit into memory; 0: never.
-                Splats are of the whole image either way, and tiles overlap by the decoder's receptive field, so the
-                result is the same but for the rounding of convolutions.
+                The result is the same but for the rounding of convolutions.
 
         Returns:
             (B, 3, H, W) float32, not clamped. Gradients reach `image`, `features` and all parameters.
         """
-        batch, size = len(flow), tuple(flow.shape[-2:])
-        padding = Padding(size, self.multiple)
+        batch, (height, width) = len(flow), flow.shape[-2:]
         image, flow, importance = image.float(), flow.float(), importance.float()
         image, importance = image.expand(batch, -1, -1, -1), importance.expand(batch, -1, -1, -1)
         with torch.autocast(image.device.type, enabled=False):
             mass, moving_mass = _arrivals(flow)
-            importance = padding.pad(importance)
+            padded_image, padded_flow, importance = (
+                pad_to_multiple(maps, self.multiple) for maps in (image, flow, importance)
+            )
             if self.importance_head is not None:
                 importance = self.importance_head(features[0].float()).expand(batch, -1, -1, -1)
-            inputs, splat = self._splat_scales(image, features, padding.pad(flow), importance, padding)
-            base = _fill_holes(image, splat, mass)  # (B, 3, H, W)
-            inputs[0] = torch.cat([inputs[0], padding.pad(base)], dim=1)
-        residual = padding.unpad(self._decode(inputs, tile)).float()
-        return keep_static(image, base + residual, flow, moving_mass)
+            inputs, splat = self._splat_scales(padded_image, features, padded_flow, importance)
+            base = _fill_holes(image, splat[..., :height, :width], mass)  # (B, 3, H, W)
+            inputs[0] = torch.cat([inputs[0], pad_to_multiple(base, self.multiple)], dim=1)
+        cut = {"tile": tile, "margin": self.decoder.margin_px, "multiple": self.multiple}
+        (residual,) = in_tiles(lambda pieces: [self.decoder([_for_convolutions(x) for x in pieces])], inputs, **cut)
+        return _keep_static(image, base + residual[..., :height, :width].float(), flow, moving_mass)
 
     def forward(self, image: Tensor, flow: Tensor, importance: Tensor) -> Tensor:
         """Encode the image and synthesize; shapes, units and gradients as in `synthesize`."""
         return self.synthesize(image, self.encode(image), flow, importance)
 
-    def _decode(self, inputs: list[Tensor], tile: int) -> Tensor:
-        """Return the decoder's output (B, 3, H, W) for its input of each scale."""
-        cut = {"tile": tile, "margin": self.decoder.margin_px, "multiple": self.multiple}
-        (residual,) = in_tiles(
-            lambda pieces: [self.decoder([_for_convolutions(maps) for maps in pieces])], inputs, **cut
-        )
-        return residual
-
     def _splat_scales(
-        self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, padding: Padding
+        self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor
     ) -> tuple[list[Tensor], Tensor]:
-        """Return the decoder's input of each scale, and the softmax splat of the image (B, 3, H, W)."""
+        """Return the decoder's input of each scale, and the softmax splat of the image (B, 3, H', W')."""
         shares_splat = self.config.operator == "softmax"
         if not shares_splat:
             # A Gaussian blurs even what is static: the residual path is bilinear for both operators.
-            image_splat = softmax_splat(padding.pad(image), flow, importance)
+            image_splat = softmax_splat(image, flow, importance)
         inputs = []
         for level, maps in enumerate(features):
             maps = maps.float().expand(len(flow), -1, -1, -1)
             size = maps.shape[-2:]
             if level == 0 and shares_splat:
-                maps = torch.cat([maps, padding.pad(image)], dim=1)
+                maps = torch.cat([maps, image], dim=1)
             # The importance keeps its values, px of the motion grid: depth order must not depend on the scale.
             splat, weight = self.splat(maps, resize_flow(flow, size), resize_maps(importance, size))
             if level == 0 and shares_splat:
@@ -355,4 +305,4 @@ class FrameSynthesis(SavedModel):
             inputs.append(torch.cat([splat, weight.clamp(0, 1), (weight == 0).to(splat)], dim=1))
         while len(inputs) < len(self.config.channels):
             inputs.append(F.avg_pool2d(inputs[-1], 2))
-        return inputs, padding.unpad(image_splat)
+        return inputs, image_splat

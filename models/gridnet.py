@@ -19,10 +19,9 @@ PRELU_SLOPE = 0.25  # torch's initial one
 
 
 class PReLU(nn.PReLU):
-    """nn.PReLU with the same parameters and values; half precision on a CPU is computed in float32.
+    """nn.PReLU, but half precision on a CPU is computed in float32.
 
-    torch's bfloat16 kernel there is not vectorised: 10.7 ms for (2, 16, 160, 256) on one thread, where float32 and the
-    conversions take 1.3 ms. It took two fifths of the time of a bfloat16 frame.
+    torch's bfloat16 kernel there is not vectorised: it took two fifths of the time of a bfloat16 frame.
     """
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -36,9 +35,7 @@ class PReLU(nn.PReLU):
 class ConvBlock(nn.Module):
     """PReLU, convolution, PReLU, convolution.
 
-    Args:
-        in_channels, out_channels: channels before and after.
-        resample: "none", "down" (the first convolution has a stride of 2) or "up" (bilinear x2 after the first one).
+    `resample`: "none", "down" (the first convolution has a stride of 2) or "up" (bilinear x2 after the first one).
     """
 
     def __init__(self, in_channels: int, out_channels: int, resample: str = "none") -> None:
@@ -49,17 +46,6 @@ class ConvBlock(nn.Module):
         self.activation_out = PReLU(out_channels)
         self.conv_out = nn.Conv2d(out_channels, out_channels, 3, padding=1)
 
-    def initialise(self) -> None:
-        """Draw weights that keep a signal's variance through the first convolution and halve its amplitude after it.
-
-        torch's default would take nine tenths of it in each block, so that coarse rows hardly reached the output.
-        """
-        for conv, gain in ((self.conv_in, 1.0), (self.conv_out, 0.5)):
-            nn.init.kaiming_normal_(conv.weight, a=PRELU_SLOPE)
-            nn.init.zeros_(conv.bias)
-            with torch.no_grad():
-                conv.weight.mul_(gain)
-
     def forward(self, hidden: Tensor) -> Tensor:
         """Return (B, out_channels, H', W'); H' = H, H / 2 or 2 H."""
         hidden = self.conv_in(self.activation_in(hidden))
@@ -69,15 +55,13 @@ class ConvBlock(nn.Module):
 
 
 class GridNet(nn.Module):
-    """Decode one input per scale to one map at the finest scale.
+    """Decode one input per scale to one map at the finest scale; untrained it returns exactly 0.
 
     Args:
-        in_channels: channels of the input of each row, finest first.
-        out_channels: channels of the output.
-        channels: channels of each row, finest first.
+        in_channels: of the input of each row, finest first.
+        out_channels: of the output.
+        channels: of each row, finest first.
         columns: even number of columns; the first half goes down, the second half up.
-
-    The last convolution starts at zero, so an untrained GridNet returns exactly 0.
     """
 
     def __init__(
@@ -88,42 +72,44 @@ class GridNet(nn.Module):
         columns: int = 4,
     ) -> None:
         super().__init__()
-        if len(in_channels) != len(channels):
-            raise ValueError(f"in_channels: expected one number per row ({len(channels)}), got {len(in_channels)}")
+        rows, self.half = len(channels), columns // 2
+        if len(in_channels) != rows:
+            raise ValueError(f"in_channels: expected one number per row ({rows}), got {len(in_channels)}")
         if columns < 2 or columns % 2:
             raise ValueError(f"columns: expected an even number of at least 2, got {columns}")
-        rows = len(channels)
-        self.half = columns // 2
+
+        def grid(num_columns: int, blocks: list[tuple]) -> nn.ModuleList:
+            return nn.ModuleList(nn.ModuleList(ConvBlock(*block) for block in blocks) for _ in range(num_columns))
+
         self.heads = nn.ModuleList(nn.Conv2d(n, c, 3, padding=1) for n, c in zip(in_channels, channels, strict=True))
         # The head is the first column's step from left to right, so lateral blocks are one column fewer.
-        self.laterals = nn.ModuleList(nn.ModuleList(ConvBlock(c, c) for c in channels) for _ in range(columns - 1))
-        self.downs = nn.ModuleList(
-            nn.ModuleList(ConvBlock(channels[r - 1], channels[r], "down") for r in range(1, rows))
-            for _ in range(self.half)
-        )
-        self.ups = nn.ModuleList(
-            nn.ModuleList(ConvBlock(channels[r + 1], channels[r], "up") for r in range(rows - 1))
-            for _ in range(columns - self.half)
-        )
+        self.laterals = grid(columns - 1, [(c, c) for c in channels])
+        self.downs = grid(self.half, [(channels[r - 1], channels[r], "down") for r in range(1, rows)])
+        self.ups = grid(self.half, [(channels[r + 1], channels[r], "up") for r in range(rows - 1)])
         self.tail = nn.Sequential(PReLU(channels[0]), nn.Conv2d(channels[0], out_channels, 3, padding=1))
-        for module in self.modules():
-            if isinstance(module, ConvBlock):
-                module.initialise()
+        for block in self.modules():
+            if isinstance(block, ConvBlock):
+                # Keep a signal's variance through the first convolution and halve its amplitude after it. torch's
+                # default would take nine tenths of it in each block, so that coarse rows hardly reached the output.
+                for conv, gain in ((block.conv_in, 1.0), (block.conv_out, 0.5)):
+                    nn.init.kaiming_normal_(conv.weight, a=PRELU_SLOPE)
+                    conv.weight.data.mul_(gain)
+                    nn.init.zeros_(conv.bias)
         nn.init.zeros_(self.tail[-1].weight)
         nn.init.zeros_(self.tail[-1].bias)
 
     @property
     def margin_px(self) -> int:
-        """How far the output looks at most, px of the finest row: half its receptive field."""
+        """Half the receptive field of the output, px of the finest row."""
         step = [2**row for row in range(len(self.heads))]
         reach = list(step)  # of each row's state: one convolution
-        for column in range(self.half):
+        for column in range(2 * self.half):
             if column > 0:
                 reach = [r + 2 * s for r, s in zip(reach, step, strict=True)]
-            for row in range(1, len(step)):
-                reach[row] = max(reach[row], reach[row - 1] + step[row - 1] + step[row])
-        for _ in self.ups:
-            reach = [r + 2 * s for r, s in zip(reach, step, strict=True)]
+            if column < self.half:
+                for row in range(1, len(step)):
+                    reach[row] = max(reach[row], reach[row - 1] + step[row - 1] + step[row])
+                continue
             for row in reversed(range(len(step) - 1)):
                 # A convolution and the up-sampling on the coarser row, a convolution on this one.
                 reach[row] = max(reach[row], reach[row + 1] + 2 * step[row + 1] + step[row])
@@ -132,16 +118,14 @@ class GridNet(nn.Module):
     def forward(self, inputs: Sequence[Tensor]) -> Tensor:
         """Return (B, out_channels, H, W) for inputs (B, in_channels[r], H / 2^r, W / 2^r) that halve exactly."""
         state = [head(x) for head, x in zip(self.heads, inputs, strict=True)]  # rows of (B, C_r, H/2^r, W/2^r)
-        for column, downs in enumerate(self.downs):
+        for column in range(2 * self.half):
             if column > 0:
-                state = self._step_right(state, column)
-            for row, down in enumerate(downs, start=1):
-                state[row] = state[row] + down(state[row - 1])
-        for column, ups in enumerate(self.ups, start=self.half):
-            state = self._step_right(state, column)
+                state = [x + lateral(x) for x, lateral in zip(state, self.laterals[column - 1], strict=True)]
+            if column < self.half:
+                for row, down in enumerate(self.downs[column], start=1):
+                    state[row] = state[row] + down(state[row - 1])
+                continue
+            ups = self.ups[column - self.half]
             for row in reversed(range(len(ups))):
                 state[row] = state[row] + ups[row](state[row + 1])
         return self.tail(state[0])
-
-    def _step_right(self, state: list[Tensor], column: int) -> list[Tensor]:
-        return [x + lateral(x) for x, lateral in zip(state, self.laterals[column - 1], strict=True)]

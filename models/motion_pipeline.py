@@ -27,10 +27,9 @@ logger = logging.getLogger(__name__)
 # Measured with the default weights on held-out clips (docs/results.md): 1 places motion no better than 0 (average
 # precision 0.52 for both), distorts the spectrum more (amplitude ratio 1.46 instead of 1.33) and takes twice as long.
 DEFAULT_GUIDANCE = 0.0
-# The amplitude limit: a predicted motion is scaled down until the 95th percentile of its mean |F|, over the fraction of
-# pixels that moves at all, is this many px of a grid of 256 x 160. The default weights were trained on strong wind too,
-# and their strongest samples tear close flowers (docs/results.md). A pixel moves at all above this fraction of the
-# largest displacement: a flame is a hundredth of its image.
+# A predicted motion is scaled down until the 95th percentile of its mean |F|, over the pixels that move at all, is this
+# many px of a grid of 256 x 160: the strongest samples of the default weights tear close flowers (docs/results.md).
+# A pixel moves at all above this fraction of the largest displacement: a flame is a hundredth of its image.
 AMPLITUDE_LIMIT_PX, MOVING_FRACTION = 2.0, 0.1
 # Activations of one batch on the CPU, where larger batches are no faster.
 CPU_BATCH_MB = 2000.0
@@ -48,12 +47,7 @@ def decode_and_rescale(
 ) -> Tensor:
     """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, scaled to the expected displacement.
 
-    Args:
-        vae: the decoder.
-        unet: the denoiser that drew the latents.
-        latents, condition: as `denoise` returns and takes them.
-        expected_px: `FrequencyUNet.expected_displacement` of the images.
-        precision: of the decoder, as in `denoise`.
+    `condition`, `expected_px`: of the images, as `MotionPipeline.read_images` returns them.
     """
     spectrum = vae.decode_spectrum(unet.with_expected_power(latents, condition), precision)
     if expected_px is None:
@@ -61,25 +55,21 @@ def decode_and_rescale(
     return rescale_to_displacement(smooth_spectrum(spectrum, expected_px), expected_px)
 
 
-def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float) -> int:
-    """Return how many samples the U-Net takes at once within a budget, at least 1.
+def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float | None) -> int:
+    """Return how many samples the U-Net takes at once, at least 1.
 
     Args:
         unet: the denoiser.
         size: (h, w) of the latents.
         guided: two calls a sample.
-        budget_mb: for activations, MB.
+        budget_mb: for activations; None: half of what is free on a GPU, CPU_BATCH_MB elsewhere.
     """
+    if budget_mb is None:
+        on_gpu = unet.device.type == "cuda"
+        budget_mb = torch.cuda.mem_get_info(unet.device)[0] / 2e6 if on_gpu else CPU_BATCH_MB
     slices = unet.config.num_bins if unet.config.mode != "volume" else 1
     numbers = slices * size[0] * size[1] * unet.config.block_channels[0] * (2 if guided else 1)
     return max(1, int(budget_mb * 1e6 / (BYTES_A_NUMBER * numbers)))
-
-
-def batch_budget_mb(device: torch.device) -> float:
-    """Return the memory for one batch: half of what is free on a GPU, 2 GB elsewhere."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0] / 2e6
-    return CPU_BATCH_MB
 
 
 class MotionPipeline(DiffusionPipeline):
@@ -95,12 +85,7 @@ class MotionPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a checkpoint folder, in float32 on the CPU.
-
-        Raises:
-            CheckpointError: a file is missing or damaged, a config makes no model or noise schedule, or the parts do
-                not belong together (another K, f, period or latent).
-        """
+        """Load a checkpoint folder, in float32 on the CPU; CheckpointError when it cannot be used."""
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder; right: one that holds vae/, unet/, scheduler/")
@@ -126,23 +111,17 @@ class MotionPipeline(DiffusionPipeline):
         precision: str = "no",
         **sampling: Any,
     ) -> Tensor:
-        """Sample spectra for images of one size.
+        """Sample spectra (B, M, K, 4, H, W) for images of one size: packed, px of the grid, on the CPU.
 
         Args:
             images: (B, 3, H, W) float32 RGB in [0, 1] on the motion grid, sides multiples of 32 px.
             num_samples: M different motions an image.
             seed: fixes, with the sample's number, the start noise, whatever the batch size and device.
             guidance: w of classifier-free guidance; 0 means none and half the cost.
-            max_batch: samples in one batch of the network; None: what 2 GB hold, on a GPU half of its free memory.
+            max_batch: samples in one batch of the network; None: by memory.
             precision: "no", or "bf16" or "fp16" for all networks (autocast); sampler and displacements stay float32.
             sampling: sampler, steps and loop of `denoise`. A guided motion still has a drift and a small closure error,
                 which `without_drift` and `motion.looping.closed` remove.
-
-        Returns:
-            (B, M, K, 4, H, W) packed spectra, px of the grid, on the CPU.
-
-        Raises:
-            ValueError: images of another shape, or a side that is not a multiple of 32; an unknown precision.
         """
         if images.ndim != 4 or images.shape[1] != 3 or any(side % GRID_MULTIPLE for side in images.shape[-2:]):
             raise ValueError(f"images: expected (B, 3, H, W) with sides multiples of 32, got {tuple(images.shape)}")
@@ -152,8 +131,7 @@ class MotionPipeline(DiffusionPipeline):
             raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
         if max_batch is None:
             size = tuple(side // self.vae.downsample_factor for side in images.shape[-2:])
-            budget_mb = batch_budget_mb(self.unet.device)
-            max_batch = choose_max_batch(self.unet, size, guided=guidance > 0, budget_mb=budget_mb)
+            max_batch = choose_max_batch(self.unet, size, guided=guidance > 0, budget_mb=None)
         jobs = [(index, sample) for index in range(len(images)) for sample in range(num_samples)]
         spectra: list[Tensor] = []
         for start in range(0, len(jobs), max_batch):
@@ -183,35 +161,25 @@ class MotionPipeline(DiffusionPipeline):
         spectra = []
         for z, place in zip(latents, places, strict=True):
             moved_px = None if expected_px is None else expected_px[place][None]
-            spectra.append(self.finish(z[None], condition[place][None], moved_px, precision).cpu())
+            spectrum = decode_and_rescale(self.vae, self.unet, z[None], condition[place][None], moved_px, precision)
+            spectra.append(spectrum.cpu())  # (1, K, 4, H, W)
         return spectra
 
     def read_images(self, images: Tensor, precision: str = "no") -> tuple[Tensor, Tensor | None]:
         """Encode images (B, 3, H, W) in [0, 1], once for all their samples.
 
-        Returns:
-            the U-Net's float32 condition (B, Cc + K C, h, w), and the expected displacement (B, 1, H, W) px; None where
-            the U-Net has no `DisplacementHead`.
+        Returns the U-Net's condition (B, Cc + K C, h, w), and the expected displacement (B, 1, H, W) px or None.
         """
         images = images.to(self.unet.device, self.unet.dtype)
         with autocast(images.device, precision):
             return self.unet.encode_image(images), self.unet.expected_displacement(images)
 
-    def finish(self, latents: Tensor, condition: Tensor, expected_px: Tensor | None, precision: str = "no") -> Tensor:
-        """Return `decode_and_rescale` by this pipeline's VAE and U-Net."""
-        return decode_and_rescale(self.vae, self.unet, latents, condition, expected_px, precision)
-
     def predict(self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, **options: Any) -> Motion:
         """Predict one motion for an image of any size, (3, H, W) in [0, 1], on its motion grid.
 
-        Motion above `AMPLITUDE_LIMIT_PX` is scaled down; "amplitude_limit_scale" in the meta is the ratio.
-
-        With `loop` the motion has no drift and closes exactly after that part of the period; "loop" in the meta holds
-        the method and the closure error before (`loop_closure_error`, px).
-
-        Args:
-            image: (3, H, W).
-            seed, loop, options: of `__call__`.
+        Motion above `AMPLITUDE_LIMIT_PX` is scaled down; "amplitude_limit_scale" in the meta is the ratio. With `loop`
+        the motion has no drift and closes exactly after that part of the period; "loop" in the meta holds the method
+        and the closure error before (px). `options`: of `__call__`.
         """
         height, width = image.shape[-2:]
         grid = motion_grid_size(height, width)
@@ -244,7 +212,7 @@ class MotionPipeline(DiffusionPipeline):
         sampled = without_drift(spectrum)
         spectrum = closed(sampled, loop.phase, num_frames=loop.num_frames)
         before, after = (
-            float(loop_closure_error(motion, loop.phase, num_frames=loop.num_frames)) for motion in (sampled, spectrum)
+            float(loop_closure_error(x, loop.phase, num_frames=loop.num_frames)) for x in (sampled, spectrum)
         )
         kept = float(mean_displacement(spectrum).mean() / mean_displacement(sampled).mean().clamp(min=1e-12))
         logger.info(
@@ -253,11 +221,8 @@ class MotionPipeline(DiffusionPipeline):
         )
         record = {"phase": loop.phase, "method": loop.method}
         record |= {"loop_closure_error_px": before, "closed_loop_closure_error_px": after}
-        if loop.method == "gradient":
-            record["weight"] = loop.weight
-        if loop.guides_sampling:
-            record["recurrences"] = loop.recurrences
-        return spectrum, record
+        record |= {"weight": loop.weight} if loop.method == "gradient" else {}
+        return spectrum, record | ({"recurrences": loop.recurrences} if loop.guides_sampling else {})
 
 
 def check_components(vae: MotionVAE, unet: FrequencyUNet, schedule: SchedulerMixin) -> None:
@@ -270,11 +235,10 @@ def check_components(vae: MotionVAE, unet: FrequencyUNet, schedule: SchedulerMix
     for name, (have, want) in pairs.items():
         if have != want:
             raise ValueError(f"the VAE's {name} is {have}, the U-Net's {want}; right: the VAE it was trained with")
-    if vae.normalisation.num_bins < unet.config.num_bins:
-        raise ValueError(
-            f"the VAE's statistics have K = {vae.normalisation.num_bins}, the U-Net K = {unet.config.num_bins}; "
-            "right: the VAE it was trained with"
-        )
+    known, wanted = vae.normalisation.num_bins, unet.config.num_bins
+    if known < wanted:
+        right = "right: the VAE it was trained with"
+        raise ValueError(f"the VAE's statistics have K = {known}, the U-Net K = {wanted}; {right}")
     predicts = schedule.config.prediction_type
     if predicts != unet.config.prediction_type:
         raise ValueError(f"the schedule is for {predicts!r}, the U-Net predicts {unet.config.prediction_type!r}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,6 @@ from motion.looping import Playback, plan_playback
 from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
-
 
 # Memory of the decoder on a CPU. The limit is one of speed: the system maps much larger blocks anew each time (measured
 # at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
@@ -71,7 +71,7 @@ def render_frames(
     tile: int | None = None,
     compiled: bool = False,
 ) -> Iterator[Tensor]:
-    """Yield the frames of `playback` in batches; memory does not depend on how many there are.
+    """Yield the frames of `playback` as batches (n, 3, H, W) float32 in [0, 1] on the CPU, n at most `batch_size`.
 
     A frame does not depend on `batch_size` and `tile` beyond rounding. Frames in which everything has left the image
     show the source, with one warning.
@@ -88,9 +88,6 @@ def render_frames(
         precision: "no" (float32), "bf16" or "fp16"; of the convolutions only.
         tile: decode in tiles of about this side, px; 0: never; None: where the whole takes too much memory.
         compiled: torch.compile the model's decoder, which stays compiled; it delays the first batch.
-
-    Yields:
-        (n, 3, H, W) float32 in [0, 1] on the CPU, n at most `batch_size`.
 
     Raises:
         ValueError: a wrong argument. RenderingError: torch.compile fails; raised with the first batch.
@@ -111,8 +108,8 @@ def render_frames(
     batch_size = batch_size or choose_batch_size(size, device)
     if model is not None and tile is None:
         tile = choose_tile(model, size, batch_size, device)
-    renderer = _Renderer(image, motion, model, device, precision, tile or 0)
-    renderer.preview = {"operator": operator or "softmax", "sigma": sigma, "ewa": ewa}
+    preview = {"operator": operator or "softmax", "sigma": sigma, "ewa": ewa}
+    renderer = _Renderer(image, motion, model, device, precision, tile or 0, preview)
     if model is None or not compiled:
         return map(renderer.render, playback.phase.split(batch_size))
     return _compiled_stream(renderer, playback, batch_size)
@@ -132,17 +129,13 @@ def _compiled_stream(renderer: _Renderer, playback: Playback, batch_size: int) -
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise
             decoder._compiled_call_impl = None
-            raise RenderingError(
-                f"compiled: torch.compile failed ({one_line(error, 160)}); right: leave it out"
-            ) from error
+            reason = f"torch.compile failed ({one_line(error, 160)})"
+            raise RenderingError(f"compiled: {reason}; right: leave it out") from error
         yield frames
 
 
 class _Renderer:
-    """The state that the frames of one image share: the image, its importance and its features.
-
-    `tile`: of the decoder, px; 0: the whole.
-    """
+    """The state that the frames of one image share: the image, its importance and its features."""
 
     # Inference mode is entered per call: held open across a generator's yields it would leak into the caller.
     @torch.inference_mode()
@@ -154,25 +147,24 @@ class _Renderer:
         device: torch.device,
         precision: str,
         tile: int,
+        preview: dict[str, Any],
     ) -> None:
-        self.motion, self.model, self.device, self.tile = motion, model, device, tile
-        self.warned = False
-        self.precision = precision
-        self.preview: dict = {}
-        self.size = tuple(image.shape[-2:])
+        self.motion, self.model, self.device, self.precision, self.tile = motion, model, device, precision, tile
+        self.preview, self.warned, self.size = preview, False, tuple(image.shape[-2:])
         self.image = image[None].float().to(device)  # (1, 3, H, W)
         importance = motion.importance()[None].float()  # (1, 1, h, w), px of the motion grid at any size
         self.importance = resize_maps(importance, self.size).to(device)  # (1, 1, H, W)
         if model is not None:
             model.to(device).eval()
-            with autocast(self.device, self.precision):
+            with autocast(device, precision):
                 self.features = model.encode(self.image, tile=tile)
 
     @torch.inference_mode()
     def render(self, phase: Tensor) -> Tensor:
         """Return the frames at phase (n,) as (n, 3, H, W)."""
         flow = self.motion.flow_at(phase).float()  # (n, 2, h, w)
-        self._warn_of_empty_frames(flow, phase)
+        if not self.warned:
+            self._warn_of_empty_frames(flow, phase)
         flow = resize_flow(flow.to(self.device), self.size)  # (n, 2, H, W)
         if self.model is not None:
             with autocast(self.device, self.precision):
@@ -183,8 +175,6 @@ class _Renderer:
 
     def _warn_of_empty_frames(self, flow: Tensor, phase: Tensor) -> None:
         """Warn once of frames in which nothing of the image lands inside it: they show the source, unmoved."""
-        if self.warned:
-            return
         height, width = flow.shape[-2:]
         x = flow[:, 0] + torch.arange(width)  # (n, h, w)
         y = flow[:, 1] + torch.arange(height)[:, None]

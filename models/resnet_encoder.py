@@ -19,13 +19,9 @@ from models.image_encoder import IMAGENET_MEAN, IMAGENET_STD, read_feature_weigh
 
 logger = logging.getLogger(__name__)
 
-# (blocks, channels) of layer1 to layer4
-STAGES = ((3, 64), (4, 128), (6, 256), (3, 512))
-STEM_CHANNELS = 64
+CHANNELS = (64, 64, 128, 256, 512)  # of the first convolution, layer1 to layer4
+BLOCKS = (3, 4, 6, 3)  # of layer1 to layer4
 HUB_FILE = "model.safetensors"
-HUB_EXAMPLE = "timm/resnet34.tv_in1k"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
-_FILE_SUFFIXES = (".pth", ".pt", ".safetensors", ".npz")
 
 
 class ResNetPyramid(nn.Module):
@@ -33,21 +29,17 @@ class ResNetPyramid(nn.Module):
 
     Where we differ from torchvision's network: the first convolution has a stride of 1, so that its output, layer1's
     and layer2's have 1, 1/2 and 1/4 of the image's sides; batch norms are folded into the convolutions, so that small
-    training batches cannot disturb them. The coarser stages and the classifier are left out.
-
-    Args:
-        channels: features per scale, finest first; at most 5.
+    training batches cannot disturb them. `channels`: features per scale, finest first; at most 5.
     """
 
     def __init__(self, channels: Sequence[int] = (16, 32, 64)) -> None:
         super().__init__()
-        if not 1 <= len(channels) <= len(STAGES) + 1:
-            raise ValueError(f"channels: expected 1 to {len(STAGES) + 1} scales for resnet34, got {len(channels)}")
+        if not 1 <= len(channels) <= len(CHANNELS):
+            raise ValueError(f"channels: expected 1 to {len(CHANNELS)} scales for resnet34, got {len(channels)}")
         network = _fold_batch_norms(resnet34(weights=None))
         self.conv1 = network.conv1
         self.layers = nn.ModuleList(getattr(network, f"layer{level}") for level in range(1, len(channels)))
-        stages = [STEM_CHANNELS, *(width for _, width in STAGES)][: len(channels)]
-        self.heads = nn.ModuleList(nn.Conv2d(n, c, 1) for n, c in zip(stages, channels, strict=True))
+        self.heads = nn.ModuleList(nn.Conv2d(n, c, 1) for n, c in zip(CHANNELS, channels, strict=False))
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1), persistent=False)
         for name, module in self.named_modules():
@@ -62,10 +54,9 @@ class ResNetPyramid(nn.Module):
     def margin_px(self) -> int:
         """Half the receptive field of the coarsest features, px of the image."""
         reach = 3 + 1  # the first convolution, the pooling
-        for level, (blocks, _) in enumerate(STAGES[: len(self.layers)], start=1):
-            step = 2**level
-            # The convolution with a stride of 2 reads the finer grid.
-            reach += (2 * blocks) * step - (step // 2 if level > 1 else 0)
+        for level, blocks in enumerate(BLOCKS[: len(self.layers)], start=1):
+            # Two convolutions a block; the one with a stride of 2 reads the finer grid.
+            reach += 2 * blocks * 2**level - (2 ** (level - 1) if level > 1 else 0)
         return reach
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -75,13 +66,10 @@ class ResNetPyramid(nn.Module):
 
     def stages(self, image: Tensor) -> list[Tensor]:
         """Return ResNet's own outputs: of the first convolution (64 channels), layer1, layer2 and so on."""
-        hidden = F.relu(self.conv1((image - self.mean) / self.std))  # (B, 64, H, W)
-        found = [hidden]
+        found = [F.relu(self.conv1((image - self.mean) / self.std))]  # (B, 64, H, W)
         for level, layer in enumerate(self.layers):
-            if level == 0:
-                hidden = F.max_pool2d(hidden, 3, stride=2, padding=1)  # (B, 64, H/2, W/2)
-            hidden = layer(hidden)  # (B, C, H/2^l, W/2^l)
-            found.append(hidden)
+            hidden = F.max_pool2d(found[0], 3, stride=2, padding=1) if level == 0 else found[-1]
+            found.append(layer(hidden))  # (B, C, H/2^l, W/2^l)
         return found
 
     def load_weights(self, source: str | Path) -> None:
@@ -100,14 +88,13 @@ class ResNetPyramid(nn.Module):
         except Exception as error:  # each format fails in ways of its own
             raise ValueError(f"{source}: cannot be read as ResNet-34 weights ({one_line(error, 120)})") from error
         network = resnet34(weights=None)
-        wanted = {name: tuple(value.shape) for name, value in network.state_dict().items() if value.ndim}
-        wanted = {name: shape for name, shape in wanted.items() if not name.startswith("fc.")}
-        for name, shape in wanted.items():
+        wanted = {name: value for name, value in network.state_dict().items() if value.ndim and name[:3] != "fc."}
+        for name, value in wanted.items():
             if name not in state:
                 raise ValueError(f"{source}: lacks {name}; right: a state dict of torchvision's resnet34")
-            if tuple(state[name].shape) != shape:
-                got = tuple(state[name].shape)
-                raise ValueError(f"{source}: {name} is {got}; right: {shape}, as in torchvision's resnet34")
+            if state[name].shape != value.shape:
+                shapes = f"is {tuple(state[name].shape)}; right: {tuple(value.shape)}"
+                raise ValueError(f"{source}: {name} {shapes}, as in torchvision's resnet34")
         network.load_state_dict({name: state[name] for name in wanted}, strict=False)
         network = _fold_batch_norms(network)
         self.conv1.load_state_dict(network.conv1.state_dict())
@@ -129,14 +116,13 @@ def _fold_batch_norms(network: ResNet) -> ResNet:
 
 def _local_file(source: str | Path) -> Path:
     """Return the file that a path names, or download it from the hub when it is a hub name."""
-    path = Path(source)
+    path, hub = Path(source), huggingface_hub.constants
     if path.is_file():
         return path
-    if path.suffix in _FILE_SUFFIXES or not _HUB_NAME.fullmatch(str(source)):
-        raise ValueError(f"{source}: no such file; right: a .pth or .safetensors, or a hub name such as {HUB_EXAMPLE}")
-    constants = huggingface_hub.constants
-    places = (source, HUB_FILE, constants.ENDPOINT, constants.HF_HUB_CACHE)
-    logger.info("downloading %s, file %s, from %s to %s, where it is not there yet", *places)
+    if path.suffix in (".pth", ".pt", ".safetensors", ".npz") or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
+        right = "a .pth or .safetensors, or a hub name such as timm/resnet34.tv_in1k"
+        raise ValueError(f"{source}: no such file; right: {right}")
+    logger.info("downloading %s, file %s, from %s to %s", source, HUB_FILE, hub.ENDPOINT, hub.HF_HUB_CACHE)
     try:
         return Path(huggingface_hub.hf_hub_download(str(source), HUB_FILE))
     except Exception as error:  # no network, no such repository, no such file: each a class of its own

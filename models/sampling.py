@@ -7,13 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DPMSolverMultistepScheduler,
-    SchedulerMixin,
-    UniPCMultistepScheduler,
-)
+from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
 
 from models.checkpoints import CheckpointError, one_line, read_json
@@ -22,17 +16,12 @@ from models.self_guidance import LoopGuidance
 from models.unet import PREDICTION_TYPES, FrequencyUNet
 from models.vae import MotionVAE
 
-SAMPLERS = ("dpm", "ddim", "unipc")
-DEFAULT_SAMPLER = "dpm"
 DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
+SAMPLERS, DEFAULT_SAMPLER = tuple(DEFAULT_STEPS), "dpm"
 
 
 def load_schedule(folder: str | Path) -> DDPMScheduler:
-    """Load the noise schedule of a folder with scheduler_config.json and try every sampler on it.
-
-    Raises:
-        CheckpointError: the file is missing or malformed, predicts neither noise nor velocity, or no sampler takes it.
-    """
+    """Load the noise schedule of a folder and try every sampler on it; CheckpointError when it cannot be used."""
     path = Path(folder) / "scheduler_config.json"
     config = read_json(path)
     try:
@@ -56,13 +45,14 @@ def make_sampler(schedule: SchedulerMixin, name: str) -> SchedulerMixin:
     """
     # A schedule that was never saved lacks the spacing, and diffusers' samplers differ in their defaults.
     options = {"timestep_spacing": schedule.config.timestep_spacing}
-    if name == "dpm":
-        options |= {"algorithm_type": "dpmsolver++", "solver_order": 2, "final_sigmas_type": "zero"}
-        return DPMSolverMultistepScheduler.from_config(schedule.config, **options)
     if name == "ddim":
         return DDIMScheduler.from_config(schedule.config, clip_sample=False, **options)
+    options["final_sigmas_type"] = "zero"
+    if name == "dpm":
+        options |= {"algorithm_type": "dpmsolver++", "solver_order": 2}
+        return DPMSolverMultistepScheduler.from_config(schedule.config, **options)
     if name == "unipc":
-        return UniPCMultistepScheduler.from_config(schedule.config, final_sigmas_type="zero", **options)
+        return UniPCMultistepScheduler.from_config(schedule.config, **options)
     raise ValueError(f"sampler: expected one of {', '.join(SAMPLERS)}, got {name!r}")
 
 
@@ -83,12 +73,8 @@ class NoiseLevel:
     def __init__(self, schedule: SchedulerMixin, timestep: Tensor | None) -> None:
         alphas_cumprod = 1.0 if timestep is None else float(schedule.alphas_cumprod[int(timestep)])
         self.alpha, self.sigma = alphas_cumprod**0.5, (1 - alphas_cumprod) ** 0.5
+        self.ratio = self.sigma / self.alpha
         self.predicts = schedule.config.prediction_type
-
-    @property
-    def ratio(self) -> float:
-        """sigma / alpha."""
-        return self.sigma / self.alpha
 
     def clean(self, latents: Tensor, prediction: Tensor) -> Tensor:
         """Return z0."""
@@ -151,22 +137,17 @@ def denoise(
     vae: MotionVAE | None = None,
     generators: Sequence[torch.Generator] = (),
 ) -> Tensor:
-    """Turn noise into latents; they and the sampler's arithmetic are float32 whatever the network computes in.
+    """Turn noise (B, K, C, h, w) into latents of unit scale; the sampler's arithmetic is float32.
 
     Args:
         unet: the denoiser.
         schedule: the noise schedule it was trained with.
         condition: (B, Cc + K C, h, w) encoded images, see `FrequencyUNet.encode_image`.
-        noise: (B, K, C, h, w) standard normal.
+        noise: standard normal.
         sampler, steps: see `make_sampler`; steps None takes the sampler's default.
         guidance: w of `predict_guided`, at least 0.
         precision: of the network, see `autocast`.
-        loop: guide the motion to a loop (see `LoopGuidance`); needs `vae`, with recurrences also `generators`.
-        vae: decodes the latents' motion.
-        generators: one on the CPU for each sample.
-
-    Returns:
-        (B, K, C, h, w) float32 latents of unit scale.
+        loop: guide the motion to a loop; needs `vae`, and with recurrences one of `generators` a sample, on the CPU.
     """
     scheduler = make_sampler(schedule, sampler)
     scheduler.set_timesteps(steps or DEFAULT_STEPS[sampler], device=noise.device)

@@ -8,7 +8,6 @@ that loops is known in closed form (`motion.looping.closed`), and the encoder br
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 import torch
@@ -18,37 +17,26 @@ from models.vae import MotionVAE
 from motion.looping import closed, is_whole_periods, loop_closure_error
 from motion.spectrum import NUM_FRAMES, without_drift
 
-logger = logging.getLogger(__name__)
-
 METHODS = ("closing", "projection", "gradient")
-DEFAULT_HIGHEST_NOISE = 0.5
 
 
 @dataclass(frozen=True)
 class LoopGuidance:
     """How sampling is guided to motion that is back at frame 0, with frame 0's velocity, after L = phase x T frames.
 
-    Attributes:
-        phase: L / T.
-        method: "closing" samples without guidance. "gradient" is [GID]'s: eps + u sigma_t grad L, with
-            L = `motion.looping.loop_closure_error` and the gradient taken through the decoder and the predicted clean
-            latents. "projection" is ours, see above. With all three the sampled motion is projected at the end.
-        weight: u of the gradient; 200 in [GID].
-        recurrences: how often each step is taken, with noise added again in between; 2 in [GID].
-        highest_noise: largest sigma / alpha of the steps that are guided; inf guides all of them, as [GID] does. The
-            last step is always guided.
-        last_guidance_steps: guidance steps at the last step of the sampler; each of the others has one. More help the
-            gradient; the projection converges in one.
-        num_frames: T.
+    "closing" samples without guidance. "gradient" is [GID]'s: eps + u sigma_t grad L, with
+    L = `motion.looping.loop_closure_error`. "projection" is ours, see above. All three project the sampled motion at
+    the end.
     """
 
-    phase: float
+    phase: float  # L / T
     method: str = "projection"
-    weight: float = 200.0
-    recurrences: int = 1
-    highest_noise: float = DEFAULT_HIGHEST_NOISE
-    last_guidance_steps: int = 1
-    num_frames: int = NUM_FRAMES
+    weight: float = 200.0  # u of the gradient; 200 in [GID]
+    recurrences: int = 1  # how often each step is taken, with noise added again in between; 2 in [GID]
+    # Largest sigma / alpha of the steps that are guided; inf guides all, as [GID] does. The last step always is.
+    highest_noise: float = 0.5
+    last_guidance_steps: int = 1  # at the last step of the sampler; more help the gradient, the projection converges
+    num_frames: int = NUM_FRAMES  # T
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
@@ -73,11 +61,18 @@ class LoopGuidance:
 
         Samples are guided one by one: a result does not depend on the batch, and one graph at a time is in memory.
         """
-        step = self._by_gradient if self.method == "gradient" else self._by_projection
         moved = []
         for latents in clean.split(1):
             for _ in range(self.last_guidance_steps if last else 1):
-                latents = step(vae, latents, noise_ratio, last, precision)
+                if self.method == "gradient":
+                    latents = self._by_gradient(vae, latents, noise_ratio, last, precision)
+                else:
+                    spectrum = vae.decode_spectrum(latents, precision)
+                    wanted = closed(spectrum, self.phase, num_frames=self.num_frames)
+                    wanted[:, 0, 1::2] = spectrum[:, 0, 1::2]  # the drift is taken from the motion later
+                    # The difference of two codes: the autoencoder's own error cancels.
+                    codes = vae.encode_spectrum(wanted, precision), vae.encode_spectrum(spectrum, precision)
+                    latents = latents + codes[0] - codes[1]
             moved.append(latents)
         return torch.cat(moved)
 
@@ -95,10 +90,3 @@ class LoopGuidance:
         farthest = float(loss.detach()) / square
         length = farthest if last else min(self.weight * noise_ratio**2, farthest)
         return (clean - length * gradient).detach()
-
-    def _by_projection(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool, precision: str) -> Tensor:
-        spectrum = vae.decode_spectrum(clean, precision)
-        wanted = closed(spectrum, self.phase, num_frames=self.num_frames)
-        wanted[:, 0, 1::2] = spectrum[:, 0, 1::2]  # the drift is taken from the motion, not from the latents
-        # The difference of two codes: the autoencoder's own error cancels.
-        return clean + vae.encode_spectrum(wanted, precision) - vae.encode_spectrum(spectrum, precision)

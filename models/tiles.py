@@ -7,6 +7,7 @@ tiles of an image have one size, so that nothing is tuned or compiled again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -36,10 +37,8 @@ def windows(length: int, tile: int, margin: int, multiple: int) -> list[Window]:
         return [Window(0, length, 0, length)]
     starts = [*range(0, length - size, tile), length - size]
     stops = [*(start + size - margin for start in starts[:-1]), length]
-    return [
-        Window(start, start + size, keep, stop)
-        for start, keep, stop in zip(starts, [0, *stops[:-1]], stops, strict=True)
-    ]
+    edges = zip(starts, [0, *stops[:-1]], stops, strict=True)
+    return [Window(start, start + size, keep_start, keep_stop) for start, keep_start, keep_stop in edges]
 
 
 def in_tiles(
@@ -64,37 +63,23 @@ def in_tiles(
     if len(rows) == len(columns) == 1:
         return list(network(list(inputs)))
     outputs: list[Tensor] = []
-    for row in rows:
-        for column in columns:
-            pieces = [_cut(maps, row, column, height // maps.shape[-2]) for maps in inputs]
-            parts = network(pieces)
-            outputs = outputs or [_whole(part, (height, width), row.stop - row.start) for part in parts]
-            for whole, part in zip(outputs, parts, strict=True):
-                _keep(whole, part, row, column, height // whole.shape[-2])
+    for row, column in product(rows, columns):
+        pieces = []
+        for maps in inputs:
+            top, bottom, left, right = (side // (height // maps.shape[-2]) for side in (*row[:2], *column[:2]))
+            pieces.append(maps[..., top:bottom, left:right])
+        parts = network(pieces)
+        reductions = [(row.stop - row.start) // part.shape[-2] for part in parts]
+        if not outputs:
+            outputs = [_whole(part, height // r, width // r) for part, r in zip(parts, reductions, strict=True)]
+        for whole, part, r in zip(outputs, parts, reductions, strict=True):
+            y, x, top, bottom, left, right = (side // r for side in (row.start, column.start, *row[2:], *column[2:]))
+            whole[..., top:bottom, left:right] = part[..., top - y : bottom - y, left - x : right - x]
     return outputs
 
 
-def _cut(maps: Tensor, row: Window, column: Window, reduction: int) -> Tensor:
-    return maps[
-        ..., row.start // reduction : row.stop // reduction, column.start // reduction : column.stop // reduction
-    ]
-
-
-def _whole(part: Tensor, size: tuple[int, int], piece_height: int) -> Tensor:
+def _whole(part: Tensor, height: int, width: int) -> Tensor:
     """Return memory for the whole of which `part` is a piece, in its layout."""
-    reduction = piece_height // part.shape[-2]
     last = part.is_contiguous(memory_format=torch.channels_last) and not part.is_contiguous()
-    return torch.empty(
-        (*part.shape[:2], size[0] // reduction, size[1] // reduction),
-        dtype=part.dtype,
-        device=part.device,
-        memory_format=torch.channels_last if last else torch.contiguous_format,
-    )
-
-
-def _keep(whole: Tensor, part: Tensor, row: Window, column: Window, reduction: int) -> None:
-    (top, bottom), (left, right) = (
-        (window.keep_start // reduction, window.keep_stop // reduction) for window in (row, column)
-    )
-    y, x = row.start // reduction, column.start // reduction
-    whole[..., top:bottom, left:right] = part[..., top - y : bottom - y, left - x : right - x]
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty((*part.shape[:2], height, width), dtype=part.dtype, device=part.device, memory_format=layout)

@@ -30,11 +30,8 @@ UNET_PRESETS: dict[str, dict] = {
     "paper": {"block_channels": (256, 512, 768), "layers_per_block": 2, "condition_channels": 256, "num_heads": 8},
 }
 PREDICTION_TYPES = ("epsilon", "v_prediction")
-# Least expected magnitude of a latent, whose standard deviation over the training set is 1: it decodes to some
-# hundredths of a pixel.
-LEAST_MAGNITUDE = 0.1
-# Median of the absolute value of a Gaussian of standard deviation 1: the ratio of median |z| and s.
-GAUSSIAN_MEDIAN = 0.6745
+LEAST_MAGNITUDE = 0.1  # of a latent, whose standard deviation over the training set is 1: hundredths of a pixel
+GAUSSIAN_MEDIAN = 0.6745  # of |x| for a standard normal x: the ratio of median |z| and s
 # Sinusoids are spread for arguments of 0 to 1000; 3 Hz, the highest bin of the default series, is mapped to 1000.
 FREQUENCY_EMBEDDING_SCALE = 1000.0 / 3.0
 
@@ -43,18 +40,14 @@ class FrequencyUNet(SavedModel):
     """Predict the noise (or velocity) in the latents of all K slices of a spectrum, given the image.
 
     The image is used twice: as features, added at every level, and, ours, as the expected magnitude s of each number of
-    the latents. A head of the image encoder learns s by regression, which needs far fewer samples than the denoising
-    loss, since no noise hides the answer. s preconditions the layers, as Karras et al. 2022 (EDM, table 1) do with one
-    standard deviation for all data: with z_t = a z + b n, a^2 + b^2 = 1 and d^2 = a^2 s^2 + b^2, the velocity
-    a n - b z is
+    the latents, which a head of the image encoder learns by regression. s preconditions the layers, as Karras et al.
+    2022 (EDM, table 1) do with one standard deviation for all data: with z_t = a z + b n, a^2 + b^2 = 1 and
+    d^2 = a^2 s^2 + b^2, the velocity a n - b z is
 
         v = a b (1 - s^2) / d^2  z_t  +  s / d  F(z_t / d, log s, t)
 
     The first term alone is the best linear estimate: what is static in the image stays so whatever F has learned.
     Without an image s is 1 and v = F(z_t).
-
-    Modes: "coordinated" is the method; "independent" has no attention across frequencies; "volume" takes all K slices
-    as one image of K C channels (the ablations of [GID] table 2).
 
     Args:
         latent_channels: C of one slice's latent.
@@ -64,14 +57,14 @@ class FrequencyUNet(SavedModel):
         layers_per_block: residual blocks per resolution on the way down; one more on the way up.
         condition_channels: of the encoded image.
         num_heads: of the attention across frequencies.
-        mode: see above.
+        mode: "coordinated" is the method; "independent" has no attention across frequencies; "volume" takes all K
+            slices as one image of K C channels (the ablations of [GID] table 2).
         backbone: image network of the image encoder, "squeezenet", "vae" or "none".
         period_s: period T, seconds; the network is given the bins' frequencies in Hz.
         prediction_type: "v_prediction" or "epsilon"; as in the noise schedule.
-        backbone_frozen: weights were loaded into the backbone, and further training does not change them. "vae" is
-            always frozen.
+        backbone_frozen: weights were loaded into the backbone, and further training does not change them.
         image_vae: for "vae", see `ImageEncoder`; the weights lie with the U-Net's own.
-        displacement: it has a `DisplacementHead`, to which samples are scaled; stage "displacement" adds one.
+        displacement: it has a `DisplacementHead`, to which samples are scaled.
     """
 
     component = "U-Net"
@@ -124,23 +117,21 @@ class FrequencyUNet(SavedModel):
 
     def _add_levels(self, block_channels: Sequence[int], layers: int, shape: tuple[int, int, int | None]) -> None:
         """Add the levels down, in the middle and up; `shape`: see `Level`."""
-        channels = block_channels[0]
+        channels, last = block_channels[0], len(block_channels) - 1
         self.down, self.downsample, skips = nn.ModuleList(), nn.ModuleList(), [channels]
         for index, width in enumerate(block_channels):
             self.down.append(Level([channels] + [width] * (layers - 1), width, *shape))
             skips += [width] * layers
             channels = width
-            if index < len(block_channels) - 1:
+            if index < last:
                 self.downsample.append(Downsample2D(width, use_conv=True, name="op"))
                 skips.append(width)
         self.middle = Level([channels, channels], channels, *shape)
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         for index, width in reversed(list(enumerate(block_channels))):
-            sources = []
-            for _ in range(layers + 1):
-                sources.append(channels + skips.pop())
-                channels = width
+            sources = [before + skips.pop() for before in [channels] + [width] * layers]
             self.up.append(Level(sources, width, *shape))
+            channels = width
             if index > 0:
                 self.upsample.append(Upsample2D(width, use_conv=True))
 
@@ -151,13 +142,9 @@ class FrequencyUNet(SavedModel):
 
     # Our own: diffusers' versions differ in how they reach the levels.
     def enable_gradient_checkpointing(self, enabled: bool = True) -> None:
-        """Keep only the inputs of each level, and compute the level again in the backward pass."""
+        """Keep only the inputs of each level, and compute it again in the backward pass; False: keep all."""
         for level in (*self.down, self.middle, *self.up):
             level.gradient_checkpointing = enabled
-
-    def disable_gradient_checkpointing(self) -> None:
-        """Keep the activations of all levels for the backward pass."""
-        self.enable_gradient_checkpointing(False)
 
     def load_backbone(self, path: str | Path) -> None:
         """Load ImageNet features into the image encoder (see `load_squeezenet_features`) and freeze them."""
@@ -179,46 +166,40 @@ class FrequencyUNet(SavedModel):
         return (p for m in self.modules() if isinstance(m, FrequencyAttention) for p in m.parameters())
 
     def set_stage(self, stage: str) -> None:
-        """Choose what trains.
+        """Choose what trains; a frozen backbone stays frozen.
 
-        "joint": all; "image-encoder": the image encoder and its magnitudes; "denoiser": everything else; "slices": all
-        but the attention across frequencies; "coordination": that attention; "displacement": the `DisplacementHead`,
-        added where there is none, which no other stage trains. A frozen backbone stays frozen.
+        "joint": all but the `DisplacementHead`; "image-encoder": the image encoder and its magnitudes; "denoiser":
+        "joint" without these; "slices": "joint" without the attention across frequencies; "coordination": that
+        attention; "displacement": the `DisplacementHead`, added where there is none.
         """
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
         if stage == "displacement" and self.displacement_head is None:
             self.add_displacement()
-        attention = {id(p) for p in self.coordination_parameters()}
+        attention = set(self.coordination_parameters())
         if stage == "coordination" and not attention:
             raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
-        encoder = {id(p) for part in (self.image_encoder, self.magnitude) for p in part.parameters()}
-        head = self.displacement_head
-        displacement = {id(p) for p in head.parameters()} if head is not None else set()
-        everything = {id(p) for p in self.parameters()} - displacement
+        encoder = {*self.image_encoder.parameters(), *self.magnitude.parameters()}
+        displacement = set(self.displacement_head.parameters()) if self.displacement_head is not None else set()
+        joint = set(self.parameters()) - displacement
         trained = {
-            "joint": everything,
+            "joint": joint,
             "image-encoder": encoder,
-            "denoiser": everything - encoder,
-            "slices": everything - attention,
+            "denoiser": joint - encoder,
+            "slices": joint - attention,
             "coordination": attention,
             "displacement": displacement,
         }[stage]
         backbone = self.image_encoder.backbone
-        frozen = {id(p) for p in backbone.parameters() if not p.requires_grad} if backbone is not None else set()
+        frozen = {p for p in backbone.parameters() if not p.requires_grad} if backbone is not None else set()
         for parameter in self.parameters():
-            parameter.requires_grad_(id(parameter) in trained - frozen)
+            parameter.requires_grad_(parameter in trained - frozen)
 
     def encode_image(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
-        """Encode images (B, 3, H, W) in [0, 1] on the motion grid; once per image.
+        """Encode images (B, 3, H, W) in [0, 1] on the motion grid as condition (B, Cc + K C, H/f, W/f).
 
-        Args:
-            image: (B, 3, H, W).
-            feature_dropout_mask: see `ImageEncoder.forward`; for training.
-
-        Returns:
-            (B, Cc + K C, H/f, W/f) the condition: features, then log s. Always float32: log s rounded to 8 bits would
-            quantise the sampler's scale in steps of a percent.
+        The condition is features, then log s, always in float32: log s rounded to 8 bits would quantise the sampler's
+        scale in steps of a percent. `feature_dropout_mask`: see `ImageEncoder.forward`.
         """
         features = self.image_encoder(image, feature_dropout_mask)  # (B, Cc, h, w)
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
@@ -232,16 +213,15 @@ class FrequencyUNet(SavedModel):
     def expected_displacement(self, image: Tensor) -> Tensor | None:
         """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
 
-        Averaged over an image and its mirror image, so that both move alike, and sharpened along the image's edges.
-        None without a `DisplacementHead`.
+        The mean over an image and its mirror image, sharpened along the image's edges; None without a
+        `DisplacementHead`.
         """
         if self.displacement_head is None:
             return None
         here, mirrored = self.displacement_of_networks(image), self.displacement_of_networks(image.flip(-1))
         mirrored = (mirrored[0].flip(-1), *mirrored[1:])
         means = [(one + other) / 2 for one, other in zip(here, mirrored, strict=True)]
-        expected = expected_displacement(*means)  # (B, 1, h, w)
-        expected = resize_maps(expected, tuple(image.shape[-2:]))  # (B, 1, H, W)
+        expected = resize_maps(expected_displacement(*means), tuple(image.shape[-2:]))  # (B, 1, H, W)
         return guided_filter(image.float(), expected).clamp(min=0)
 
     def with_expected_power(self, latents: Tensor, condition: Tensor) -> Tensor:
@@ -249,9 +229,8 @@ class FrequencyUNet(SavedModel):
 
         Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower that swings as
         a whole. The sample keeps its phases and its spectrum at each position; the image sets how much it moves there.
-        0.6745 is the median that s was trained to (`GAUSSIAN_MEDIAN`). Latents that are known exactly, of over-fitted
-        clips, have it everywhere and stay as they are; a mean square of 1 made their motion 2.2 times too large. For
-        Gaussian numbers the mean of the middle half is the median within 3 %, and it does not depend on a single one.
+        0.6745 is the median that s was trained to, so that latents that are known exactly stay as they are; a mean
+        square of 1 made their motion 2.2 times too large.
         """
         log_s = condition[:, self.config.condition_channels :].unflatten(1, latents.shape[1:3])  # (B, K, C, h, w)
         ordered = (latents.abs() * torch.exp(-log_s)).flatten(1, 2).sort(dim=1).values  # (B, K C, h, w)
@@ -278,19 +257,15 @@ class FrequencyUNet(SavedModel):
         keep: Tensor | None = None,
         return_magnitude: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Predict from noisy latents, given an encoded image (sampling) or the image itself (training).
+        """Predict the velocity or noise (B, K, C, h, w), float32, given an encoded image or the image itself.
 
         Args:
             latents: (B, K, C, h, w) noisy, unit variance; float32 also where the weights are cast.
             timestep: (B,) of the scheduler, 0 to 999.
             condition: (B, Cc + K C, h, w) from `encode_image`; zeros stand for "no image" (classifier-free guidance).
-            image: (B, 3, H, W) in [0, 1], encoded here when no condition is given.
-            feature_dropout_mask: see `encode_image`.
+            image, feature_dropout_mask: see `encode_image`; encoded here when no condition is given.
             keep: (B,) 1 or 0: 0 drops a sample's condition.
             return_magnitude: also return log s (B, K, C, h, w), before samples are dropped.
-
-        Returns:
-            (B, K, C, h, w) velocity or noise, as `prediction_type` says; float32.
         """
         batch, num_bins = latents.shape[:2]
         if num_bins != self.config.num_bins:
@@ -324,10 +299,8 @@ class FrequencyUNet(SavedModel):
         frequency = self.frequency_embedding(self.time_projection(hertz).to(latents.dtype))  # (K, E)
         if self.config.mode == "volume":
             hidden, embedding = latents.flatten(1, 2), time  # (B, 2 K C, h, w), (B, E)
-        else:
-            hidden = latents.flatten(0, 1)  # (B K, 2 C, h, w)
-            embedding = (time[:, None] + frequency).flatten(0, 1)  # (B K, E)
-
+        else:  # (B K, 2 C, h, w), (B K, E)
+            hidden, embedding = latents.flatten(0, 1), (time[:, None] + frequency).flatten(0, 1)
         hidden = self.conv_in(hidden)
         skips = [hidden]
         for index, level in enumerate(self.down):

@@ -70,32 +70,27 @@ class Level(nn.Module):
         self, sources: list[int], channels: int, embedding: int, condition_channels: int, num_heads: int | None
     ) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(
-            ResnetBlock2D(in_channels=source, out_channels=channels, temb_channels=embedding, groups=8, eps=1e-5)
-            for source in sources
-        )
+        options = {"out_channels": channels, "temb_channels": embedding, "groups": 8, "eps": 1e-5}
+        self.blocks = nn.ModuleList(ResnetBlock2D(in_channels=source, **options) for source in sources)
         self.condition = nn.Conv2d(condition_channels, channels, 1)
         self.coordination = None if num_heads is None else FrequencyAttention(channels, embedding, num_heads)
         self.gradient_checkpointing = False  # set by FrequencyUNet.enable_gradient_checkpointing
 
-    def forward(
-        self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, frequency: Tensor, condition: Tensor
-    ) -> list[Tensor]:
-        """Run the level on hidden (B K, C, h, w), with a skip for each block on the way up; returns its outputs."""
+    def forward(self, *inputs: Tensor | list[Tensor]) -> list[Tensor]:
+        """Run the level; inputs and outputs are those of `_run`."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(self._run, hidden, skips, embedding, frequency, condition, use_reentrant=False)
-        return self._run(hidden, skips, embedding, frequency, condition)
+            return checkpoint(self._run, *inputs, use_reentrant=False)
+        return self._run(*inputs)
 
     def _run(
         self, hidden: Tensor, skips: list[Tensor], embedding: Tensor, frequency: Tensor, condition: Tensor
     ) -> list[Tensor]:
+        """Return each block's output for hidden (B K, C, h, w), with a skip for each block on the way up."""
         repeats = len(hidden) // len(condition)
         image_features = self.condition(F.adaptive_avg_pool2d(condition, hidden.shape[-2:]))  # (B, C, h, w)
         outputs = []
         for index, block in enumerate(self.blocks):
-            if skips:
-                hidden = torch.cat([hidden, skips[index]], dim=1)
-            hidden = block(hidden, embedding)
+            hidden = block(torch.cat([hidden, skips[index]], dim=1) if skips else hidden, embedding)
             if index == 0:
                 hidden = hidden + image_features.repeat_interleave(repeats, dim=0)
             if index == len(self.blocks) - 1 and self.coordination is not None:

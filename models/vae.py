@@ -31,17 +31,10 @@ VAE_PRESETS: dict[str, dict] = {
     "paper": {"patch": 1, "block_channels": (128, 256, 512), "layers_per_block": 2, "norm_groups": 32},
 }
 
-# Arguments of `MotionVAE` that shape the networks of kind "kl".
-KL_SHAPE = ("patch", "block_channels", "layers_per_block", "latent_channels", "norm_groups")
-
 
 def vae_preset(name: str, downsample_factor: int | None = None) -> dict:
-    """Return the arguments of a preset, with as many of its levels as reduce each side by `downsample_factor`.
-
-    Raises:
-        ValueError: the preset has no such levels; factors are patch, 2 patch, 4 patch.
-    """
-    preset = dict(VAE_PRESETS[name])
+    """Return the arguments of a preset, with as many of its levels as reduce each side by `downsample_factor`."""
+    preset = VAE_PRESETS[name]
     factors = [preset["patch"] * 2**level for level in range(len(preset["block_channels"]))]
     if downsample_factor is None:
         return preset
@@ -49,11 +42,6 @@ def vae_preset(name: str, downsample_factor: int | None = None) -> dict:
         right = f"expected one of {', '.join(map(str, factors))} for {name}"
         raise ValueError(f"downsample_factor: {right}, got {downsample_factor}")
     return preset | {"block_channels": preset["block_channels"][: factors.index(downsample_factor) + 1]}
-
-
-def _check_positive(name: str, number: object) -> None:
-    if isinstance(number, bool) or not isinstance(number, (int, float)) or not (math.isfinite(number) and number > 0):
-        raise ValueError(f"{name}: expected a positive number, got {number!r}")
 
 
 class MotionVAE(SavedModel):
@@ -65,8 +53,7 @@ class MotionVAE(SavedModel):
 
     Ours in "kl": a linear path beside the networks. The first 4 latent channels start as the means of f x f blocks of
     the 4 maps and decode as their bicubic enlargement; the networks learn what to add. A plain AutoencoderKL, whose
-    group norms divide amplitude out, predicted no motion for 700 steps (relative error 0.997); block means alone
-    begin at a fraction of that.
+    group norms divide amplitude out, predicted no motion for 700 steps (relative error 0.997).
 
     Args:
         kind: "kl" or "vq".
@@ -79,7 +66,7 @@ class MotionVAE(SavedModel):
         motion_adaptive: False: slices were scaled linearly, an ablation; see `Normalisation.linear`.
     """
 
-    component = "vae"
+    component = "VAE"
 
     @register_to_config
     def __init__(
@@ -98,15 +85,13 @@ class MotionVAE(SavedModel):
     ) -> None:
         super().__init__()
         # A config.json may have been edited by hand: check it here and not in the middle of sampling.
-        _check_positive("scaling_factor", scaling_factor)
-        _check_positive("period_s", period_s)
-        if not isinstance(motion_adaptive, bool):
-            raise ValueError(f"motion_adaptive: expected true or false, got {motion_adaptive!r}")
-        if motion_scale_px is not None:
-            if not isinstance(motion_scale_px, (list, tuple)):
-                raise ValueError(f"motion_scale_px: expected a list of numbers, got {motion_scale_px!r}")
-            for scale_px in motion_scale_px:
-                _check_positive("motion_scale_px", scale_px)
+        if motion_scale_px is not None and not isinstance(motion_scale_px, (list, tuple)):
+            raise ValueError(f"motion_scale_px: expected a list of numbers, got {motion_scale_px!r}")
+        numbers = [("scaling_factor", scaling_factor), ("period_s", period_s)]
+        for name, number in [*numbers, *(("motion_scale_px", scale) for scale in motion_scale_px or ())]:
+            is_number = isinstance(number, (int, float)) and not isinstance(number, bool)
+            if not (is_number and math.isfinite(number) and number > 0):
+                raise ValueError(f"{name}: expected a positive number, got {number!r}")
         if kind == "kl":
             levels = len(block_channels)
             self.autoencoder = AutoencoderKL(
@@ -121,7 +106,11 @@ class MotionVAE(SavedModel):
                 # Fully convolutional: any grid size, and no cost that grows with its square.
                 mid_block_add_attention=False,
             )
-            self._start_as_block_means()
+            # Both networks start at zero beside the linear path, and the posterior narrow (deviation exp(-4)).
+            for layer in (self.autoencoder.quant_conv, self.autoencoder.decoder.conv_out):
+                torch.nn.init.zeros_(layer.weight)
+                torch.nn.init.zeros_(layer.bias)
+            self.autoencoder.quant_conv.bias.data[latent_channels:] = -8.0
         elif kind == "vq":
             if vq_config is None:
                 raise ValueError('vq_config: expected the image model\'s configuration for kind="vq"')
@@ -129,32 +118,17 @@ class MotionVAE(SavedModel):
         else:
             raise ValueError(f'kind: expected "kl" or "vq", got {kind!r}')
 
-    @torch.no_grad()
-    def _start_as_block_means(self) -> None:
-        """Let both networks start at zero beside the linear path, and the posterior narrow (deviation exp(-4))."""
-        self.autoencoder.quant_conv.weight.zero_()
-        self.autoencoder.quant_conv.bias.zero_()
-        self.autoencoder.quant_conv.bias[self.config.latent_channels :] = -8.0
-        self.autoencoder.decoder.conv_out.weight.zero_()
-        self.autoencoder.decoder.conv_out.bias.zero_()
-
     @classmethod
-    def from_image_vq(cls, source: str | Path, *, subfolder: str | None = None, **config) -> MotionVAE:
+    def from_image_vq(cls, source: str | Path, **config) -> MotionVAE:
         """Wrap an image VQ model from a local folder or a hub name, for example CompVis/ldm-celebahq-256.
 
-        The default of `subfolder` is "vqvae", as in a whole pipeline, unless the folder itself is a model folder. A hub
-        name is downloaded by diffusers; the log shows from where to where.
+        It is the subfolder "vqvae", as in a whole pipeline, unless the folder itself is a model folder.
         """
-        if subfolder is None and not (Path(source) / "config.json").is_file():
-            subfolder = "vqvae"
+        subfolder = None if (Path(source) / "config.json").is_file() else "vqvae"
         if not Path(source).is_dir():
-            logger.info(
-                "downloading %s%s from %s to %s, where it is not there yet; a local folder may be named instead",
-                source,
-                f", subfolder {subfolder}" if subfolder else "",
-                huggingface_hub.constants.ENDPOINT,
-                huggingface_hub.constants.HF_HUB_CACHE,
-            )
+            hub = huggingface_hub.constants
+            place = (source, subfolder, hub.ENDPOINT, hub.HF_HUB_CACHE)
+            logger.info("downloading %s, subfolder %s from %s to %s, where it is not there yet", *place)
         image_model = VQModel.from_pretrained(source, subfolder=subfolder)
         vq_config = {k: v for k, v in image_model.config.items() if not k.startswith("_")}
         model = cls(kind="vq", vq_config=vq_config, **config)
@@ -176,7 +150,8 @@ class MotionVAE(SavedModel):
     @property
     def encoder_config(self) -> dict:
         """The arguments that build its networks, without statistics of motion and latent scale."""
-        names = ("vq_config",) if self.config.kind == "vq" else KL_SHAPE
+        shape = ("patch", "block_channels", "layers_per_block", "latent_channels", "norm_groups")
+        names = ("vq_config",) if self.config.kind == "vq" else shape
         return {"kind": self.config.kind, **{name: self.config[name] for name in names}}
 
     def drop_decoder(self) -> None:
@@ -187,13 +162,13 @@ class MotionVAE(SavedModel):
     @property
     def normalisation(self) -> Normalisation:
         """The normalisation of the spectra it was trained on; ValueError when the config carries none."""
-        if not self.config.motion_scale_px:
-            raise ValueError("this VAE carries no motion statistics; right: one trained by train_vae.py")
         config = self.config
+        if not config.motion_scale_px:
+            raise ValueError("this VAE carries no motion statistics; right: one trained by train_vae.py")
         return Normalisation(torch.tensor(config.motion_scale_px), config.period_s, config.motion_adaptive)
 
     def _posterior(self, slices: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
-        """Return the linear path's latents and the network's posterior of what to add to them."""
+        """Return the linear path's latents of "kl", and the network's posterior of what to add to them."""
         if slices.ndim != 4 or slices.shape[1] != SLICE_CHANNELS:
             raise ValueError(f"slices: expected (N, {SLICE_CHANNELS}, H, W), got {tuple(slices.shape)}")
         added = self.autoencoder.encode(F.pixel_unshuffle(slices, self.config.patch)).latent_dist
@@ -201,6 +176,7 @@ class MotionVAE(SavedModel):
         return F.pad(means, (0, 0, 0, 0, 0, self.config.latent_channels - means.shape[1])), added
 
     def _decoded(self, latents: Tensor) -> Tensor:
+        """Decode latents of "kl" that are not scaled: the linear path and what the network adds."""
         means = F.pad(latents[:, :SLICE_CHANNELS], (0, 0, 0, 0, 0, max(0, SLICE_CHANNELS - latents.shape[1])))
         smooth = F.interpolate(means, scale_factor=self.downsample_factor, mode="bicubic")  # (N, 4, H, W)
         return smooth + F.pixel_shuffle(self.autoencoder.decode(latents).sample, self.config.patch)
@@ -237,11 +213,9 @@ class MotionVAE(SavedModel):
         return images.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
 
     def forward(self, slices: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Reconstruct slices for training.
+        """Reconstruct normalised slices (N, 4, H, W) for training.
 
-        Args:
-            slices: (N, 4, H, W) normalised.
-            noise: (N, C, H/f, W/f) standard normal for the reparametrised sample; None takes the mean.
+        `noise` (N, C, H/f, W/f) is standard normal, for the reparametrised sample; None takes the mean.
 
         Returns:
             reconstruction (N, 4, H, W), and the mean KL divergence to N(0, 1) per latent number, a scalar (0 for "vq").

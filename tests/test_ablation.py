@@ -21,7 +21,6 @@ from data.clips import STORED_BINS
 from evaluation import EvaluationError
 from evaluation.ablation import MOTION_VARIANTS, VARIANTS, Settings, measure_motion, trainings, with_stored_bins
 from evaluation.flags import KEYS
-from models.checkpoints import load_model
 from models.frame_synthesis import OPERATORS, FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.unet import FrequencyUNet
@@ -123,7 +122,7 @@ def test_the_scripts_really_train(scene_set, runner, tmp_path) -> None:
     assert rows[K4]["parameters_m"] > rows[K4]["vae_parameters_m"] > 0.1 and rows[K4]["motion_px"] > 0
     assert list((tmp_path / "latents").iterdir())
     assert rows[SINGLE_SCALE]["psnr_db"] > 10 and rows[SINGLE_SCALE]["steps"] == 1
-    model = load_model(FrameSynthesis, tmp_path / "single-scale/frame_synthesis_softmax", component="renderer")
+    model = FrameSynthesis.from_pretrained(tmp_path / "single-scale/frame_synthesis_softmax")
     assert (model.config.scales, model.config.importance) == (1, "learned")
 
 
@@ -267,14 +266,14 @@ def test_learned_importance_takes_the_place_of_the_given_one(operator: str) -> N
 def test_config_entries_are_saved_and_absent_ones_mean_the_method(tmp_path) -> None:
     model = single_scale()
     model.save_pretrained(tmp_path / "new")
-    again = load_model(FrameSynthesis, tmp_path / "new", component="renderer")
+    again = FrameSynthesis.from_pretrained(tmp_path / "new")
     assert torch.equal(again(*moving_sample()), model(*moving_sample()))
     FrameSynthesis("softmax", (4, 8, 12), columns=2).save_pretrained(tmp_path / "old")
     config = json.loads((tmp_path / "old/config.json").read_text())
     (tmp_path / "old/config.json").write_text(
         json.dumps({key: value for key, value in config.items() if key not in ("scales", "importance")})
     )
-    old = load_model(FrameSynthesis, tmp_path / "old", component="renderer")
+    old = FrameSynthesis.from_pretrained(tmp_path / "old")
     assert len(old.pyramid.scales) == 3 and old.importance_head is None
     for wrong in ({"scales": 4}, {"scales": 0}, {"importance": "none"}):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))}: expected"):

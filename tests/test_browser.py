@@ -283,10 +283,10 @@ def test_a_lost_graphics_card_is_said_and_comes_back(page):
         "lose.loseContext()"
     )
     page.wait_for_function("!document.getElementById('message').hidden")
-    assert "graphics card" in page.locator("#message").inner_text() and page.locator("#picture").is_visible()
+    assert "graphics card" in page.locator("#message").inner_text() and page.locator("#image").is_visible()
     page.evaluate("lose.restoreContext()")
     page.wait_for_function("document.getElementById('message').hidden")
-    assert page.locator("#canvas").is_visible() and not page.locator("#picture").is_visible()
+    assert page.locator("#canvas").is_visible() and not page.locator("#image").is_visible()
     page.wait_for_timeout(300)
     assert shot(page).std() > 20, "drawn again"
 
@@ -348,9 +348,9 @@ def test_without_webgl_there_is_a_sentence_and_a_loop(browser, page_file):
     page.goto(page_file.as_uri())
     page.wait_for_function("!document.getElementById('message').hidden")
     assert "WebGL 2" in page.locator("#message").inner_text()
-    picture = page.locator("#picture")
+    picture = page.locator("#image")
     assert picture.is_visible() and picture.get_attribute("src").startswith("data:image/webp")
-    page.wait_for_function("document.getElementById('picture').naturalWidth > 0")
+    page.wait_for_function("document.getElementById('image').naturalWidth > 0")
     page.close()
 
 

@@ -37,7 +37,7 @@ def make_main(action=lambda args: None):
         parser.add_argument("--fps", type=positive_float, default=30.0, metavar="HZ", help="frame rate")
         parser.add_argument("--size", type=size_px, metavar="WxH", help="size")
         parser.add_argument("--loop", action="store_true", help="loop")
-        add_shared_flags(parser, "seed", "device", "out", "dry-run", out={"flags": ["--output"], "metavar": "FILE"})
+        add_shared_flags(parser, "seed", "device", "out", "dry-run", out={"metavar": "FILE"})
         action(parser.parse_args(argv))
         return 0
 
@@ -54,7 +54,7 @@ def make_main(action=lambda args: None):
         (["--see", "3"], "unknown flag or argument --see; did you mean --seed?; see --help"),
         (["--size", "256"], "--size: expected WIDTHxHEIGHT in px such as 256x160, got '256'; see --help"),
         (["--device", "gpu"], "--device: expected auto, cpu, cuda, cuda:N or mps, got 'gpu'; see --help"),
-        (["--out"], "--out/--output: expected one argument; see --help"),
+        (["--out"], "--out: expected one argument; see --help"),
     ],
 )
 def test_wrong_flag_is_one_line(argv, message, capsys):
@@ -69,8 +69,8 @@ def test_help_shows_telling_defaults_and_returns_0(capsys):
     assert "None" not in text and "False" not in text
 
 
-def test_help_of_sizes_and_of_a_raw_description(capsys):
-    parser = Parser(description="first line\nsecond   line", raw_description=True)
+def test_help_shows_sizes_and_keeps_line_breaks(capsys):
+    parser = Parser(description="first line\nsecond   line")
     parser.add_argument("--size", type=size_px, default=(160, 256), metavar="WxH", help="area")
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
@@ -81,7 +81,7 @@ def test_help_of_sizes_and_of_a_raw_description(capsys):
 
 def test_values_arrive():
     seen = []
-    assert make_main(seen.append)(["a.png", "--size", "256x160", "--output", "x.npz", "--dry-run", "--seed", "7"]) == 0
+    assert make_main(seen.append)(["a.png", "--size", "256x160", "--out", "x.npz", "--dry-run", "--seed", "7"]) == 0
     args = seen[0]
     assert (args.size, args.out, args.dry_run, args.seed, args.device) == ((160, 256), Path("x.npz"), True, 7, "auto")
 

@@ -12,7 +12,6 @@ import torch
 
 import train_unet
 from data.clips import ClipSet, SampleKey
-from models.checkpoints import load_model
 from models.displacement import (
     LIKELY,
     MOST_GAIN,
@@ -351,8 +350,8 @@ def test_the_head_stays_when_other_stages_go_on(scene_set: ClipSet, tmp_path: Pa
     cache = ("--cache", str(tmp_path / "latents"))
     init = ("--init", str(tmp_path / "start"), "--stage", "denoiser")
     run_unet(*flags, *cache, *init, "--out", str(tmp_path / "run"))
-    again = load_model(FrequencyUNet, tmp_path / "run" / "pipeline" / "unet", component="U-Net")
-    start = load_model(FrequencyUNet, tmp_path / "start", component="U-Net")
+    again = FrequencyUNet.from_pretrained(tmp_path / "run" / "pipeline" / "unet")
+    start = FrequencyUNet.from_pretrained(tmp_path / "start")
     kept = start.displacement_head.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in again.displacement_head.state_dict().items())
 

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 import models.frame_synthesis as frame_synthesis
-from models.checkpoints import load_model
-from models.frame_synthesis import LEARNED_SIGMA_PX, OPERATORS, PRESETS, FrameSynthesis, Padding, splat_image
+from models.frame_synthesis import LEARNED_SIGMA_PX, OPERATORS, PRESETS, FrameSynthesis, pad_to_multiple, splat_image
 from splatting import softmax_splat
 
 SMALL = {"channels": (4, 8, 12), "columns": 2}
@@ -165,14 +164,13 @@ def test_odd_sizes_and_one_encoding_for_many_frames(operator: str) -> None:
         torch.testing.assert_close(frames[index : index + 1], alone, atol=1e-5, rtol=0)
 
 
-def test_padding_there_and_back() -> None:
+def test_padding_repeats_the_border() -> None:
     maps = torch.arange(6.0).view(1, 1, 2, 3)
-    padding = Padding((2, 3), 4)
-    padded = padding.pad(maps)
+    padded = pad_to_multiple(maps, 4)
     assert padded.shape == (1, 1, 4, 4)
     assert padded[0, 0, 3].tolist() == [3, 4, 5, 5]  # the border is repeated
-    assert torch.equal(padding.unpad(padded), maps)
-    assert Padding((8, 4), 4).pad(maps) is maps
+    assert torch.equal(padded[..., :2, :3], maps)
+    assert pad_to_multiple(padded, 4) is padded
 
 
 @pytest.mark.parametrize("half", [False, True])
@@ -185,7 +183,7 @@ def test_saved_and_loaded_again(tmp_path: Path, half: bool) -> None:
         make_stored.half().save_pretrained(tmp_path)
     else:
         model.save_pretrained(tmp_path)
-    again = load_model(FrameSynthesis, tmp_path, component="frame synthesis")
+    again = FrameSynthesis.from_pretrained(tmp_path)
     assert (again.config.operator, again.config.sigma, again.config.ewa) == ("gaussian", 0.5, False)
     sample = make_sample()
     assert torch.equal(again(*sample), model(*sample))
@@ -268,7 +266,7 @@ def test_a_learned_sigma_starts_able_to_move_and_is_saved(tmp_path: Path) -> Non
     with torch.no_grad():
         model.sigma_logit.fill_(-0.5)
     model.save_pretrained(tmp_path)
-    again = load_model(FrameSynthesis, tmp_path, component="frame synthesis")
+    again = FrameSynthesis.from_pretrained(tmp_path)
     assert torch.equal(again.sigma_px, model.sigma_px)
     sample = make_sample()
     assert torch.equal(again(*sample), model(*sample))

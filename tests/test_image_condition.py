@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 import train_unet
 from benchmarks import motion as motion_benchmark
-from models.checkpoints import CheckpointError, load_model
+from models.checkpoints import CheckpointError
 from models.image_encoder import ImageEncoder
 from models.motion_pipeline import MotionPipeline
 from models.unet import STAGES, FrequencyUNet
@@ -222,7 +222,7 @@ def test_changed_configurations_are_one_line(tmp_path, change, said):
     path = tmp_path / "unet/config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(CheckpointError, match=said) as caught:
-        load_model(FrequencyUNet, tmp_path / "unet", component="U-Net")
+        FrequencyUNet.from_pretrained(tmp_path / "unet")
     assert "\n" not in str(caught.value) and str(tmp_path / "unet") in str(caught.value)
 
 
@@ -232,4 +232,4 @@ def test_configurations_from_before_the_option_load(tmp_path, checkpoint):
     config = json.loads(path.read_text())
     del config["image_vae"]
     path.write_text(json.dumps(config))
-    assert load_model(FrequencyUNet, tmp_path / "unet", component="U-Net").config.image_vae is None
+    assert FrequencyUNet.from_pretrained(tmp_path / "unet").config.image_vae is None

@@ -13,7 +13,7 @@ from conftest import SHARED, make_checkpoint
 from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, VQModel
 
 from models import motion_pipeline
-from models.checkpoints import CheckpointError, load_model
+from models.checkpoints import CheckpointError
 from models.frame_synthesis import FrameSynthesis
 from models.image_encoder import load_squeezenet_features, squeezenet_features
 from models.motion_pipeline import AMPLITUDE_LIMIT_PX, MotionPipeline, check_components, choose_max_batch
@@ -459,7 +459,7 @@ def test_wrong_configuration_of_a_renderer_is_one_line(checkpoint, tmp_path):
     for index, change in enumerate([{"channels": []}, {"sigma": "wide"}, {"columns": None}]):
         folder = changed_config(checkpoint, tmp_path / str(index), "frame_synthesis_gaussian", change)
         with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
-            load_model(FrameSynthesis, folder / "frame_synthesis_gaussian", component="renderer")
+            FrameSynthesis.from_pretrained(folder / "frame_synthesis_gaussian")
         assert "\n" not in str(caught.value)
 
 

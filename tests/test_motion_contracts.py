@@ -21,7 +21,7 @@ import train_vae
 from data.clips import SampleKey
 from data.datasets import MotionDataset
 from evaluation.motion import measure as motion_comparison
-from models import unet as unet_module
+from models import unet_layers
 from models.motion_pipeline import AMPLITUDE_LIMIT_PX, MotionPipeline
 from models.sampling import SAMPLERS
 from models.unet import FrequencyAttention, FrequencyUNet
@@ -228,38 +228,12 @@ def test_slices_meet_at_every_level(layers_per_block):
     assert influence()[1:] == [0, 0, 0]
 
 
-def test_both_ways_of_attention_are_the_same(monkeypatch):
-    """Plain products are for the CPU, the fused kernel for all other devices: outputs and gradients agree."""
-    unet, calls = small_unet(), []
-    for parameter in unet.coordination_parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    attention = unet.middle.coordination.attention
-    tokens = torch.randn(30, 4, 16)
-    ways = {name: getattr(unet_module.SmallSequenceAttnProcessor, name) for name in ("plain", "fused")}
-    results = {}
-    for name, way in ways.items():
-        mixed = lambda *arguments, name=name, way=way: calls.append(name) or way(*arguments)  # noqa: E731
-        monkeypatch.setattr(unet_module.SmallSequenceAttnProcessor, "plain", staticmethod(mixed))
-        x = tokens.clone().requires_grad_()
-        out = attention(x)
-        results[name] = (out.detach(), *torch.autograd.grad((out * out.detach().cos()).sum(), x))
-    assert calls == ["plain", "fused"]
-    for mine, theirs in zip(*results.values(), strict=True):
-        torch.testing.assert_close(mine, theirs)
-    assert results["plain"][0].std() > 0.1  # of which there is something to compare
-
-    query, key, value = torch.randn(3, 5, 2, 4, 8).bfloat16()
-    plain, fused = (way(query, key, value, 0.2) for way in ways.values())
-    assert plain.dtype == fused.dtype == torch.bfloat16
-    torch.testing.assert_close(plain, fused, atol=0.02, rtol=0.02)  # 8 bits
-
-
 def test_other_devices_take_the_fused_kernel(monkeypatch):
     """On `meta`, which computes nothing, but goes the way of all devices that are not the CPU."""
     attention, calls = small_unet().middle.coordination.attention.to("meta"), []
     original = torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
-        unet_module.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k["scale"]) or original(*a, **k)
+        unet_layers.F, "scaled_dot_product_attention", lambda *a, **k: calls.append(k["scale"]) or original(*a, **k)
     )
     assert attention(torch.randn(3, 4, 16, device="meta")).shape == (3, 4, 16)
     assert calls == [attention.scale]

@@ -11,10 +11,10 @@ import torch
 
 import animate
 import animation.rendering
-import models.checkpoints
 import synthesize_gaussian
 import synthesize_softmax
 from data.media import read_image
+from models.frame_synthesis import FrameSynthesis
 from motion.motion_file import Motion, save_motion
 
 SCRIPTS = [synthesize_softmax, synthesize_gaussian]
@@ -46,7 +46,7 @@ def test_a_preview_needs_no_models(script, photograph, tmp_path, monkeypatch):
 
 
 def test_a_preview_of_a_given_motion_needs_no_models(photograph, tmp_path, monkeypatch):
-    monkeypatch.setattr(models.checkpoints, "load_model", lambda *a, **o: pytest.fail("a network was loaded"))
+    monkeypatch.setattr(FrameSynthesis, "from_pretrained", lambda *a, **o: pytest.fail("a network was loaded"))
     flow = plain_flow(tmp_path / "f.npz", (90, 60))
     flags = [photograph, "--motion", flow, "--preview", "--out", tmp_path / "a.mp4"]
     assert animate.main([str(word) for word in [*flags, "--device", "cpu"]]) == 0

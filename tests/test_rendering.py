@@ -125,7 +125,7 @@ def test_motion_out_of_the_picture_shows_the_source_and_says_so_once(network: bo
         frames = torch.cat(
             list(render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False), model=model))
         )
-    assert caplog.text.count("everything leaves the picture") == 1 and "at t = 0.25 T" in caplog.text
+    assert caplog.text.count("everything leaves the image") == 1 and "at t = 0.25 T" in caplog.text
     if model is None:
         assert torch.equal(frames, IMAGE.expand_as(frames))
     assert frames.isfinite().all()

@@ -12,7 +12,6 @@ from torchvision.models import resnet34
 
 import models.resnet_encoder
 import train_frame_synthesis_gaussian
-from models.checkpoints import load_model
 from models.frame_synthesis import FrameSynthesis
 from models.resnet_encoder import ResNetPyramid
 
@@ -74,7 +73,7 @@ def test_a_model_with_it_is_one_folder(weights: Path, tmp_path: Path) -> None:
     frame.square().mean().backward()
     assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     model.eval().save_pretrained(tmp_path)
-    again = load_model(FrameSynthesis, tmp_path, component="renderer")
+    again = FrameSynthesis.from_pretrained(tmp_path)
     assert again.config.encoder == "resnet34"
     assert torch.equal(again(image, flow, flow[:, :1].abs()), frame)
 

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from models.checkpoints import load_model
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel, resize_from_corner
 from models.segmentation_classes import CLASSES, SYNONYMS
 from models.segmentation_tflite import load_tflite
@@ -36,7 +35,7 @@ def photograph(height: int = 512, width: int = 512) -> torch.Tensor:
 def test_half_precision_folder_gives_the_references_outputs(tmp_path):
     load_tflite(R4).half().save_pretrained(tmp_path)
     assert sum(file.stat().st_size for file in tmp_path.iterdir()) < 4e6
-    model = load_model(SegmentationModel, tmp_path, component="segmentation")
+    model = SegmentationModel.from_pretrained(tmp_path)
     with torch.inference_mode():
         logits = model(photograph())
     reference = np.load(WEIGHTS / "reference_outputs.npz")

@@ -16,7 +16,6 @@ from data.clip_writer import ClipContent, ClipSetWriter
 from data.clips import PAIRS_ONLY, ClipRow, Pair
 from data.media import read_image
 from models import frame_synthesis
-from models.checkpoints import load_model
 from models.frame_synthesis import FrameSynthesis
 from training.frame_synthesis import GRADIENT_WEIGHT, PRESETS, FrameSynthesisLoss, arriving_reliability
 
@@ -62,7 +61,7 @@ def test_from_flags_to_a_model_that_has_learned(
     more = ["--steps", "40", "--batch-size", "2", "--learning-rate", "0.004", "--ema-decay", "0.5"]
     assert SCRIPTS[operator].main(flags(clip_set, run, *more, *own)) == 0
 
-    model = load_model(FrameSynthesis, run / f"frame_synthesis_{operator}", component="frame synthesis")
+    model = FrameSynthesis.from_pretrained(run / f"frame_synthesis_{operator}")
     assert model.config.operator == operator
     if operator == "gaussian":
         assert (model.config.sigma, model.config.ewa) == (0.6, False)
@@ -86,7 +85,7 @@ def test_sigma_is_learned_logged_and_kept(clip_set: Path, tmp_path: Path) -> Non
     sigmas = [line["sigma_px"] for line in lines if line.get("sigma_px") is not None]
     assert len(sigmas) == 12 and sigmas[0] == pytest.approx(0.45, abs=1e-4)
     assert abs(sigmas[-1] - 0.45) > 0.002 and all(0.2 <= sigma <= 0.65 for sigma in sigmas)
-    model = load_model(FrameSynthesis, run / "frame_synthesis_gaussian", component="frame synthesis")
+    model = FrameSynthesis.from_pretrained(run / "frame_synthesis_gaussian")
     assert model.config.learn_sigma and model.config.sigma == pytest.approx(float(model.sigma_px), abs=1e-3)
     assert model.config.sigma != 0.45
 
@@ -99,7 +98,7 @@ def test_encoder_and_importance_are_flags(clip_set: Path, tmp_path: Path) -> Non
     more = ["--steps", "1", "--batch-size", "1", *encoder]
     assert train_frame_synthesis_softsplat.main(flags(clip_set, tmp_path / "run", *more)) == 0
     (tmp_path / "resnet34.pth").unlink()
-    model = load_model(FrameSynthesis, tmp_path / "run" / "frame_synthesis_softmax", component="frame synthesis")
+    model = FrameSynthesis.from_pretrained(tmp_path / "run" / "frame_synthesis_softmax")
     assert (model.config.encoder, model.config.importance) == ("resnet34", "learned")
 
 
@@ -116,7 +115,7 @@ def test_both_operators_start_from_the_same_weights_and_data(clip_set: Path, tmp
 def test_weighting_of_the_seed_repository_is_a_flag(clip_set: Path, tmp_path: Path) -> None:
     more = ["--steps", "1", "--batch-size", "1", "--weighting", "gaussian"]
     assert train_frame_synthesis_gaussian.main(flags(clip_set, tmp_path / "run", *more)) == 0
-    model = load_model(FrameSynthesis, tmp_path / "run" / "frame_synthesis_gaussian", component="frame synthesis")
+    model = FrameSynthesis.from_pretrained(tmp_path / "run" / "frame_synthesis_gaussian")
     assert (model.config.operator, model.config.weighting) == ("gaussian", "gaussian")
 
 
@@ -124,7 +123,7 @@ def test_weighting_of_the_seed_repository_is_a_flag(clip_set: Path, tmp_path: Pa
 def test_larger_presets_make_a_step(preset: str, clip_set: Path, tmp_path: Path) -> None:
     more = ["--preset", preset, "--steps", "1", "--batch-size", "1", "--export", str(tmp_path / "model")]
     assert train_frame_synthesis_gaussian.main(flags(clip_set, tmp_path / "run", *more)) == 0
-    model = load_model(FrameSynthesis, tmp_path / "model", component="frame synthesis")
+    model = FrameSynthesis.from_pretrained(tmp_path / "model")
     assert list(model.config.channels) == ([16, 32, 64] if preset == "small" else [32, 64, 92])
 
 

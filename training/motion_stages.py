@@ -14,7 +14,6 @@ from diffusers import SchedulerMixin
 
 from data.datasets import WeightedSets
 from data.media import list_images, read_image
-from models.checkpoints import load_model
 from models.device import ArgumentError
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import MotionVAE
@@ -70,7 +69,7 @@ def make_unet(
 
 def load_unet(folder: Path, *, num_bins: int, mode: str, prediction_type: str, backbone: str) -> FrequencyUNet:
     """Load a U-Net to train on; ArgumentError where its config differs from the arguments."""
-    unet = load_model(FrequencyUNet, folder, component="U-Net")
+    unet = FrequencyUNet.from_pretrained(folder)
     wanted = {"num_bins": num_bins, "mode": mode, "prediction_type": prediction_type}
     if backbone == "vae":
         wanted["backbone"] = backbone

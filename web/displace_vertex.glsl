@@ -1,6 +1,6 @@
 #version 300 es
-// First pass: where every node of the mesh is now, F = sum_k Re(S_k q_k) away from its rest, caught by transform feedback.
-// The nodes are pixels of the motion grid, and of one more ring around its border; then the picture's corners, at rest.
+// First pass: where every node of the mesh is now, F = sum_k Re(S_k q_k) away from its static place, caught by transform feedback.
+// The nodes are pixels of the motion grid, and of one more ring around its border; then the image's corners, static.
 precision highp float;
 precision highp int;
 precision highp sampler2DArray;
@@ -12,7 +12,7 @@ uniform vec2 coordinates[NUM_MODES];
 uniform ivec2 gridSize;
 // Of the node: row by row on the grid with its ring, then the four corners.
 in int node;
-// Parts of the picture, y down: (x, y) now and at rest.
+// Parts of the image, y down: (x, y) now and when static.
 out vec4 placed;
 
 void main() {
@@ -25,7 +25,7 @@ void main() {
   }
   ivec2 place = ivec2(node % columns, node / columns);
   ivec2 pixel = clamp(place - 1, ivec2(0), gridSize - 1);
-  // With edges at integers: a pixel's centre at + .5, the border's nodes on the picture's edge.
+  // With edges at integers: a pixel's centre at + .5, the border's nodes on the image's edge.
   vec2 rest = clamp(vec2(place) - 0.5, vec2(0.0), vec2(gridSize));
 
   vec2 displacement = vec2(0.0);
@@ -35,7 +35,7 @@ void main() {
     vec2 q = coordinates[k];
     displacement += shape.xz * q.x - shape.yw * q.y;
   }
-  // The edge of the picture may leave the frame but not come inside, where it would open a crack.
+  // The edge of the image may leave the frame but not come inside, where it would open a crack.
   if (place.x == 0) displacement.x = min(displacement.x, 0.0);
   if (place.y == 0) displacement.y = min(displacement.y, 0.0);
   if (place.x == gridSize.x + 1) displacement.x = max(displacement.x, 0.0);

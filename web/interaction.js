@@ -3,15 +3,23 @@
 
 // A gesture shorter than this had no time to pull the image along: its speed is given to the image when it ends.
 const FLICK_MS = 200;
-// Below this bound of any pixel's swing, px of the motion grid, the image has come to rest.
-const REST_PX = 0.01;
-// The keyboard's hand: a step as a share of the image's sides, a push as long sides a second.
+// Below this bound of any pixel's swing, px of the motion grid, the image is static again.
+const STATIC_PX = 0.01;
+// The keyboard's hand: a step as a fraction of the image's sides, a push as long sides a second.
 const HAND_STEP = 1 / 40;
 const KEY_PUSH = 0.4;
+const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 // How long the light over what moves is shown to those who switch it on.
 const GLANCE_MS = 2000;
 // Longer pauses between frames, as of a hidden tab, are not made up for.
 const LONGEST_STEP_S = 0.1;
+
+const element = (id) => document.getElementById(id);
+
+function showMessage(sentence) {
+  element("message").textContent = sentence;
+  element("message").hidden = false;
+}
 
 async function unpack(base64) {
   const letters = atob(base64);
@@ -21,33 +29,19 @@ async function unpack(base64) {
   return new Uint8Array(await new Response(stream).arrayBuffer());
 }
 
-function say(sentence) {
-  const message = document.getElementById("message");
-  message.textContent = sentence;
-  message.hidden = false;
-}
-
-// Without WebGL: a sentence, and the image as a small moving one that takes no hand.
-function showLoop(sentence) {
-  say(sentence);
-  const loop = document.getElementById("loop").textContent;
-  const isCalm = matchMedia("(prefers-reduced-motion: reduce)").matches;
-  if (loop && !isCalm) document.getElementById("picture").src = `data:image/webp;base64,${loop}`;
-}
-
 class Page {
   constructor(canvas, simulation, renderer) {
-    this.canvas = canvas;
-    this.stage = document.getElementById("stage");
-    this.simulation = simulation;
-    this.renderer = renderer;
+    Object.assign(this, { canvas, simulation, renderer });
     this.paused = false;
     this.speed = 1;
     this.grips = new Map(); // of each pointer that is down
-    this.hand = [simulation.width / 2, simulation.height / 2]; // the keyboard's
     this.drawn = false;
     this.lastTime = null;
+    this.moveHand(simulation.width / 2, simulation.height / 2); // the keyboard's
     this.listen();
+    this.listModes();
+    this.offerFullScreen();
+    this.offerRecording();
     this.drawReach();
     requestAnimationFrame((time) => this.tick(time));
   }
@@ -63,39 +57,33 @@ class Page {
   }
 
   listen() {
-    const canvas = this.canvas;
-    canvas.addEventListener("pointerdown", (event) => this.take(event));
-    canvas.addEventListener("pointermove", (event) => this.pull(event));
-    canvas.addEventListener("pointerup", (event) => this.letGo(event));
-    canvas.addEventListener("pointercancel", (event) => this.letGo(event));
-    canvas.addEventListener("pointerenter", () => this.hover(true));
-    canvas.addEventListener("pointerleave", () => this.hover(false));
-    canvas.addEventListener("keydown", (event) => this.press(event));
-    document.getElementById("show-reach").addEventListener("change", () => this.glance());
-    this.slider("strength", (value) => (this.simulation.strength = value));
-    this.slider("damping", (value) => (this.simulation.damping = value));
-    this.slider("wind", (value) => (this.simulation.wind = value));
-    this.slider("speed", (value) => (this.speed = value));
-    document.getElementById("pause").addEventListener("click", () => this.pause(!this.paused));
-    document.getElementById("reset").addEventListener("click", () => this.reset());
-    this.listModes();
-    this.offerFullScreen();
-    this.offerRecording();
-  }
-
-  slider(name, apply) {
-    const input = document.getElementById(name);
-    const output = document.getElementById(`${name}-value`);
-    const update = () => {
-      apply(input.valueAsNumber);
-      output.textContent = input.valueAsNumber.toFixed(2);
-    };
-    input.addEventListener("input", update);
-    update();
+    const on = (target, name, action) => target.addEventListener(name, action);
+    on(this.canvas, "pointerdown", (event) => this.take(event));
+    on(this.canvas, "pointermove", (event) => this.pull(event));
+    on(this.canvas, "pointerup", (event) => this.letGo(event));
+    on(this.canvas, "pointercancel", (event) => this.letGo(event));
+    on(this.canvas, "pointerenter", () => this.hover(true));
+    on(this.canvas, "pointerleave", () => this.hover(false));
+    on(this.canvas, "keydown", (event) => this.press(event));
+    on(element("pause"), "click", () => this.pause(!this.paused));
+    on(element("reset"), "click", () => this.reset());
+    // For those who have no pointer to hover with: the light for a while.
+    on(element("show-reach"), "change", () => {
+      this.hover(true);
+      setTimeout(() => this.hover(false), GLANCE_MS);
+    });
+    for (const name of ["strength", "damping", "wind", "speed"]) {
+      const input = element(name);
+      const update = () => {
+        (name === "speed" ? this : this.simulation)[name] = input.valueAsNumber;
+        element(`${name}-value`).textContent = input.valueAsNumber.toFixed(2);
+      };
+      on(input, "input", update);
+      update();
+    }
   }
 
   listModes() {
-    const list = document.getElementById("modes-on");
     this.simulation.omega.forEach((omega, mode) => {
       const label = document.createElement("label");
       const box = document.createElement("input");
@@ -106,22 +94,22 @@ class Page {
         this.drawn = false;
       });
       label.append(box, `${(omega / (2 * Math.PI)).toFixed(1)} Hz`);
-      list.append(label);
+      element("modes-on").append(label);
     });
   }
 
   offerFullScreen() {
-    const button = document.getElementById("full-screen");
     if (!document.fullscreenEnabled) return;
-    button.hidden = false;
-    button.addEventListener("click", () => {
-      this.stage.requestFullscreen().catch(() => say("This browser does not let the page fill the screen."));
+    element("full-screen").hidden = false;
+    element("full-screen").addEventListener("click", () => {
+      const refused = () => showMessage("This browser does not let the page fill the screen.");
+      element("stage").requestFullscreen().catch(refused);
     });
   }
 
   // A video, WebM where the browser can, of what the canvas shows, from one click to the next.
   offerRecording() {
-    const button = document.getElementById("record");
+    const button = element("record");
     if (typeof MediaRecorder === "undefined" || !this.canvas.captureStream) return;
     const kinds = ["video/webm", "video/mp4"]; // Safari before 18.4 has the second alone
     const mimeType = kinds.find((kind) => MediaRecorder.isTypeSupported(kind));
@@ -141,10 +129,14 @@ class Page {
         recorder = null;
         stream.getTracks().forEach((track) => track.stop());
         button.textContent = "Record";
-        save(new Blob(pieces, { type: mimeType }), `${document.title}.${mimeType.split("/")[1]}`);
+        const link = document.createElement("a");
+        link.href = URL.createObjectURL(new Blob(pieces, { type: mimeType }));
+        link.download = `${document.title}.${mimeType.split("/")[1]}`;
+        link.click();
+        setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
       });
       recorder.start();
-      // A still canvas gives no frames.
+      // A static canvas gives no frames.
       this.drawn = false;
       button.textContent = "Stop recording";
     });
@@ -153,7 +145,7 @@ class Page {
   // Where the image can be moved, as a light over it: as bright as the square root of how far.
   drawReach() {
     const { width, height, amplitude } = this.simulation;
-    const reach = document.getElementById("reach");
+    const reach = element("reach");
     reach.width = width;
     reach.height = height;
     const pixels = new ImageData(width, height);
@@ -164,14 +156,8 @@ class Page {
   }
 
   hover(inside) {
-    const shown = inside && this.grips.size === 0 && document.getElementById("show-reach").checked;
-    document.getElementById("frame").classList.toggle("hovered", shown);
-  }
-
-  // For those who have no pointer to hover with: the light for a while.
-  glance() {
-    this.hover(true);
-    setTimeout(() => this.hover(false), GLANCE_MS);
+    const shown = inside && this.grips.size === 0 && element("show-reach").checked;
+    element("frame").classList.toggle("hovered", shown);
   }
 
   take(event) {
@@ -180,8 +166,7 @@ class Page {
     const from = this.position(event);
     const point = this.simulation.locate(...from);
     const offset = this.simulation.displacementAt(...point);
-    const grip = { from, to: from, point, offset, start: event.timeStamp };
-    this.grips.set(event.pointerId, grip);
+    this.grips.set(event.pointerId, { from, to: from, point, offset, start: event.timeStamp });
     this.canvas.classList.add("pulled");
     this.hover(false);
   }
@@ -207,31 +192,29 @@ class Page {
   }
 
   press(event) {
-    const way = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] }[event.key];
     if (event.key === "Escape") this.reset();
+    const way = ARROWS[event.key];
     if (!way || event.altKey || event.ctrlKey || event.metaKey) return; // those are the browser's
     event.preventDefault();
     const { width, height } = this.simulation;
     if (event.shiftKey) {
-      const push = KEY_PUSH * Math.max(width, height);
-      this.simulation.flick(...this.hand, way[0] * push, way[1] * push);
+      this.simulation.flick(...this.hand, ...way.map((side) => side * KEY_PUSH * Math.max(width, height)));
       this.drawn = false;
-      return;
+    } else {
+      this.moveHand(this.hand[0] + way[0] * width * HAND_STEP, this.hand[1] + way[1] * height * HAND_STEP);
     }
-    this.moveHand(this.hand[0] + way[0] * width * HAND_STEP, this.hand[1] + way[1] * height * HAND_STEP);
   }
 
   moveHand(x, y) {
     const { width, height } = this.simulation;
     this.hand = [Math.min(Math.max(x, 0), width - 1), Math.min(Math.max(y, 0), height - 1)];
-    const hand = document.getElementById("hand");
-    hand.style.left = `${(100 * (this.hand[0] + 0.5)) / width}%`;
-    hand.style.top = `${(100 * (this.hand[1] + 0.5)) / height}%`;
+    element("hand").style.left = `${(100 * (this.hand[0] + 0.5)) / width}%`;
+    element("hand").style.top = `${(100 * (this.hand[1] + 0.5)) / height}%`;
   }
 
-  pause(paused) {
+  pause(paused = true) {
     this.paused = paused;
-    document.getElementById("pause").textContent = paused ? "Go on" : "Pause";
+    element("pause").textContent = paused ? "Go on" : "Pause";
   }
 
   reset() {
@@ -250,103 +233,90 @@ class Page {
     const dt = this.lastTime === null ? 0 : Math.min((time - this.lastTime) / 1000, LONGEST_STEP_S);
     this.lastTime = time;
     const simulation = this.simulation;
-    if (!this.paused) {
-      for (const [pointer, { point, offset, from, to }] of this.grips) {
-        // From where it is, which `hold` multiplies by the strength too; at strength 0 nothing can be drawn.
-        const pull = [0, 1].map((axis) => offset[axis] / Math.max(simulation.strength, 1e-3) + to[axis] - from[axis]);
-        simulation.hold(...point, ...pull, pointer);
-      }
+    for (const [pointer, { point, offset, from, to }] of this.paused ? [] : this.grips) {
+      // From where it is, which `hold` multiplies by the strength too; at strength 0 nothing can be drawn.
+      const pull = [0, 1].map((axis) => offset[axis] / Math.max(simulation.strength, 1e-3) + to[axis] - from[axis]);
+      simulation.hold(...point, ...pull, pointer);
     }
-    const moving = simulation.target !== null || simulation.wind > 0 || simulation.bound() > 0;
-    if (moving && !this.paused) {
+    const isDriven = () => simulation.target !== null || simulation.wind > 0;
+    if (!this.paused && (isDriven() || simulation.bound() > 0)) {
       simulation.step(Math.max(dt, 0) * this.speed);
-      const resting = simulation.target === null && simulation.wind === 0 && simulation.bound() < REST_PX;
-      if (resting) simulation.reset();
+      if (!isDriven() && simulation.bound() < STATIC_PX) simulation.reset();
       this.draw();
     } else if (!this.drawn) {
       this.draw();
     }
     requestAnimationFrame((next) => this.tick(next));
   }
-}
 
-function save(blob, name) {
-  const link = document.createElement("a");
-  link.href = URL.createObjectURL(blob);
-  link.download = name;
-  link.click();
-  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
-}
-
-// For tests and for other scripts on the page; lengths are pixels of the motion grid, flicks px/s.
-function makeDynamics(page) {
-  const { simulation } = page;
-  return {
-    size: [simulation.width, simulation.height],
-    step(dt) {
+  // For tests and for other scripts on the page; lengths are pixels of the motion grid, flicks px/s.
+  makeDynamics() {
+    const simulation = this.simulation;
+    const dynamics = { size: [simulation.width, simulation.height] };
+    dynamics.step = (dt) => {
       simulation.step(dt);
-      page.draw();
-    },
-    flick: (x, y, dx, dy) => simulation.flick(x, y, dx, dy),
-    hold: (x, y, dx, dy, pointer) => simulation.hold(x, y, dx, dy, pointer),
-    release: (pointer) => simulation.release(pointer),
-    displacementAt: (x, y) => simulation.displacementAt(x, y),
-    energy: () => simulation.energy(),
-    setDamping: (damping) => (simulation.damping = damping),
-    setStrength: (strength) => (simulation.strength = strength),
-    setWind: (wind) => (simulation.wind = wind),
-    setActive: (mode, active) => simulation.setActive(mode, active),
-    pause: (paused = true) => page.pause(paused),
-    reset: () => page.reset(),
-  };
+      this.draw();
+    };
+    for (const name of ["pause", "reset"]) dynamics[name] = (...values) => this[name](...values);
+    for (const name of ["flick", "hold", "release", "displacementAt", "energy", "setActive"]) {
+      dynamics[name] = (...values) => simulation[name](...values);
+    }
+    for (const name of ["Damping", "Strength", "Wind"]) {
+      dynamics[`set${name}`] = (value) => (simulation[name.toLowerCase()] = value);
+    }
+    return dynamics;
+  }
 }
 
 async function start() {
   const canUnpack = typeof DecompressionStream !== "undefined";
-  const description = JSON.parse(document.getElementById("description").textContent);
-  const picture = document.getElementById("picture");
-  const canvas = document.getElementById("canvas");
-  const unpacked = canUnpack ? unpack(document.getElementById("modes").textContent) : null; // beside what follows
-  await picture.decode();
-  canvas.width = picture.naturalWidth;
-  canvas.height = picture.naturalHeight;
-  document.getElementById("stage").style.setProperty("--aspect", canvas.width / canvas.height);
+  const description = JSON.parse(element("description").textContent);
+  const image = element("image");
+  const canvas = element("canvas");
+  const unpacked = canUnpack ? unpack(element("modes").textContent) : null; // beside what follows
+  await image.decode();
+  canvas.width = image.naturalWidth;
+  canvas.height = image.naturalHeight;
+  element("stage").style.setProperty("--aspect", canvas.width / canvas.height);
   const gl = canvas.getContext("webgl2", { alpha: false, antialias: false, depth: false });
   if (gl === null || !canUnpack) {
-    showLoop(
-      "This picture can be moved by hand in a browser with WebGL 2, which this one does not offer or has switched off. " +
+    // A sentence, and the image as a small moving one that cannot be dragged.
+    showMessage(
+      "This image can be moved by hand in a browser with WebGL 2, which this one does not offer or has switched off. " +
         "Please open the page in a current Firefox, Chrome, Edge or Safari.",
     );
+    const loop = element("loop").textContent;
+    const reducedMotion = matchMedia("(prefers-reduced-motion: reduce)").matches;
+    if (loop && !reducedMotion) image.src = `data:image/webp;base64,${loop}`;
     return;
   }
   const codes = Modal.sums(await unpacked, description);
   const shapes = Modal.dequantise(codes, description.scales, description.constants);
   const simulation = new Modal.Simulation(shapes, description);
-  const sources = JSON.parse(document.getElementById("shaders").textContent);
-  const makeRenderer = () => new Renderer(gl, picture, codes, description, sources, simulation);
+  const sources = JSON.parse(element("shaders").textContent);
+  const makeRenderer = () => new Renderer(gl, image, codes, description, sources, simulation);
   const page = new Page(canvas, simulation, makeRenderer());
   // A browser may take the graphics card away, from a sleeping phone for one, and give it back later.
   const show = (moving) => {
-    picture.hidden = moving;
+    image.hidden = moving;
     canvas.hidden = !moving;
   };
   canvas.addEventListener("webglcontextlost", (event) => {
     event.preventDefault();
     show(false);
-    say("The browser has taken the graphics card away; the picture moves again when it gives it back.");
+    showMessage("The browser has taken the graphics card away; the image moves again when it gives it back.");
   });
   canvas.addEventListener("webglcontextrestored", () => {
     page.renderer = makeRenderer();
     page.drawn = false;
     show(true);
-    document.getElementById("message").hidden = true;
+    element("message").hidden = true;
   });
-  page.moveHand(...page.hand);
   page.draw();
   show(true);
-  document.getElementById("controls").disabled = false;
-  if (Math.max(...simulation.peak) === 0) say("Nothing in this picture moves.");
-  window.dynamics = makeDynamics(page);
+  element("controls").disabled = false;
+  if (Math.max(...simulation.peak) === 0) showMessage("Nothing in this image moves.");
+  window.dynamics = page.makeDynamics();
 }
 
-start().catch((error) => say(`This page could not be started: ${error.message}`));
+start().catch((error) => showMessage(`This page could not be started: ${error.message}`));

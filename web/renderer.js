@@ -2,9 +2,9 @@
 "use strict";
 
 class Renderer {
-  // gl: a WebGL2 context; picture: a loaded image; codes: bytes (M, 4, H, W); sources: GLSL by file name;
+  // gl: a WebGL2 context; image: a loaded <img>; codes: bytes (M, 4, H, W); sources: GLSL by file name;
   // shapes, amplitude: as the simulation has them.
-  constructor(gl, picture, codes, description, sources, { shapes, amplitude }) {
+  constructor(gl, image, codes, description, sources, { shapes, amplitude }) {
     this.gl = gl;
     this.description = description;
     this.displace = this.makeProgram(sources, "displace", "placed");
@@ -13,7 +13,8 @@ class Renderer {
     for (const name of ["shapes", "coordinates", "gridSize"]) {
       this.uniforms[name] = gl.getUniformLocation(this.displace, name);
     }
-    this.uploadPicture(picture);
+    this.bindTexture(0, gl.TEXTURE_2D, gl.LINEAR);
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB8, gl.RGB, gl.UNSIGNED_BYTE, image);
     this.uploadShapes(codes);
     this.makeMesh(shapes, amplitude);
     this.coordinates = new Float32Array(2 * description.scales.length);
@@ -43,15 +44,12 @@ class Renderer {
     return program;
   }
 
-  uploadPicture(picture) {
+  bindTexture(unit, target, filter) {
     const gl = this.gl;
-    gl.activeTexture(gl.TEXTURE0);
-    gl.bindTexture(gl.TEXTURE_2D, gl.createTexture());
-    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGB8, gl.RGB, gl.UNSIGNED_BYTE, picture);
-    for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(gl.TEXTURE_2D, side, gl.CLAMP_TO_EDGE);
-    for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) {
-      gl.texParameteri(gl.TEXTURE_2D, filter, gl.LINEAR);
-    }
+    gl.activeTexture(gl.TEXTURE0 + unit);
+    gl.bindTexture(target, gl.createTexture());
+    for (const side of [gl.TEXTURE_WRAP_S, gl.TEXTURE_WRAP_T]) gl.texParameteri(target, side, gl.CLAMP_TO_EDGE);
+    for (const size of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) gl.texParameteri(target, size, filter);
   }
 
   uploadShapes(codes) {
@@ -59,23 +57,15 @@ class Renderer {
     const { width, height, scales } = this.description;
     const area = width * height;
     const texels = new Uint8Array(codes.length); // (M, H, W, 4)
-    for (let mode = 0; mode < scales.length; mode++) {
-      for (let part = 0; part < 4; part++) {
-        const from = (4 * mode + part) * area;
-        const to = 4 * mode * area + part;
-        for (let i = 0; i < area; i++) texels[to + 4 * i] = codes[from + i];
-      }
+    for (let plane = 0; plane < 4 * scales.length; plane++) {
+      const to = 4 * (plane >> 2) * area + (plane & 3);
+      for (let i = 0; i < area; i++) texels[to + 4 * i] = codes[plane * area + i];
     }
-    gl.activeTexture(gl.TEXTURE1);
-    gl.bindTexture(gl.TEXTURE_2D_ARRAY, gl.createTexture());
-    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
-    gl.texImage3D(
-      gl.TEXTURE_2D_ARRAY, 0, gl.RGBA8, width, height, scales.length, 0, gl.RGBA, gl.UNSIGNED_BYTE, texels,
-    );
     // Companded bytes must not be mixed before they are expanded.
-    for (const filter of [gl.TEXTURE_MIN_FILTER, gl.TEXTURE_MAG_FILTER]) {
-      gl.texParameteri(gl.TEXTURE_2D_ARRAY, filter, gl.NEAREST);
-    }
+    this.bindTexture(1, gl.TEXTURE_2D_ARRAY, gl.NEAREST);
+    gl.pixelStorei(gl.UNPACK_ALIGNMENT, 1);
+    const size = [width, height, scales.length];
+    gl.texImage3D(gl.TEXTURE_2D_ARRAY, 0, gl.RGBA8, ...size, 0, gl.RGBA, gl.UNSIGNED_BYTE, texels);
   }
 
   // The mesh, and buffers for its nodes: which pixels they are, and their places as the first pass writes them.
@@ -83,25 +73,25 @@ class Renderer {
     const gl = this.gl;
     const { nodes, indices } = Mesh.make(shapes, amplitude, this.description);
     this.numNodes = nodes.length;
-    this.nodeLayout = gl.createVertexArray();
-    gl.bindVertexArray(this.nodeLayout);
-    gl.bindBuffer(gl.ARRAY_BUFFER, gl.createBuffer());
-    gl.bufferData(gl.ARRAY_BUFFER, nodes, gl.STATIC_DRAW);
-    const number = gl.getAttribLocation(this.displace, "node");
-    gl.enableVertexAttribArray(number);
-    gl.vertexAttribIPointer(number, 1, gl.INT, 0, 0);
+    this.numIndices = indices.length;
+    // A vertex array whose attribute reads a new buffer.
+    const attribute = (program, name, contents, usage) => {
+      const layout = gl.createVertexArray(), buffer = gl.createBuffer();
+      gl.bindVertexArray(layout);
+      gl.bindBuffer(gl.ARRAY_BUFFER, buffer);
+      gl.bufferData(gl.ARRAY_BUFFER, contents, usage);
+      const location = gl.getAttribLocation(program, name);
+      gl.enableVertexAttribArray(location);
+      return [layout, buffer, location];
+    };
 
-    this.places = gl.createBuffer();
-    this.layout = gl.createVertexArray();
-    gl.bindVertexArray(this.layout);
-    gl.bindBuffer(gl.ARRAY_BUFFER, this.places);
-    gl.bufferData(gl.ARRAY_BUFFER, 16 * this.numNodes, gl.DYNAMIC_COPY);
-    const attribute = gl.getAttribLocation(this.mesh, "placed");
-    gl.enableVertexAttribArray(attribute);
-    gl.vertexAttribPointer(attribute, 4, gl.FLOAT, false, 0, 0);
+    let location;
+    [this.nodeLayout, , location] = attribute(this.displace, "node", nodes, gl.STATIC_DRAW);
+    gl.vertexAttribIPointer(location, 1, gl.INT, 0, 0);
+    [this.layout, this.places, location] = attribute(this.mesh, "placed", 16 * this.numNodes, gl.DYNAMIC_COPY);
+    gl.vertexAttribPointer(location, 4, gl.FLOAT, false, 0, 0);
     gl.bindBuffer(gl.ELEMENT_ARRAY_BUFFER, gl.createBuffer());
     gl.bufferData(gl.ELEMENT_ARRAY_BUFFER, indices, gl.STATIC_DRAW);
-    this.numIndices = indices.length;
     this.feedback = gl.createTransformFeedback();
     // WebGL refuses to write into a buffer that is bound for reading.
     gl.bindVertexArray(null);
@@ -112,10 +102,7 @@ class Renderer {
   draw(q) {
     const gl = this.gl;
     const { width, height, scales } = this.description;
-    scales.forEach((scale, k) => {
-      this.coordinates[2 * k] = q[2 * k] * scale;
-      this.coordinates[2 * k + 1] = q[2 * k + 1] * scale;
-    });
+    for (let i = 0; i < q.length; i++) this.coordinates[i] = q[i] * scales[i >> 1];
 
     gl.useProgram(this.displace);
     gl.uniform1i(this.uniforms.shapes, 1);
@@ -132,7 +119,7 @@ class Renderer {
     gl.bindBufferBase(gl.TRANSFORM_FEEDBACK_BUFFER, 0, null);
     gl.bindTransformFeedback(gl.TRANSFORM_FEEDBACK, null);
 
-    // The image is texture unit 0, which a sampler reads unless told otherwise.
+    // The image is texture unit 0, which a sampler reads unless it is set.
     gl.useProgram(this.mesh);
     gl.bindVertexArray(this.layout);
     gl.viewport(0, 0, gl.drawingBufferWidth, gl.drawingBufferHeight);

@@ -12,16 +12,13 @@ const Modal = (() => {
 
   // Undo motion.modal.quantise: bytes (M, 4, H, W) -> Float32Array of the same layout, px.
   function dequantise(codes, scales, constants) {
-    const plane = codes.length / scales.length;
+    const length = codes.length / scales.length;
     const shapes = new Float32Array(codes.length);
-    scales.forEach((scale, mode) => {
-      const table = new Float32Array(256);
-      for (let code = 0; code < 256; code++) {
-        const v = (code - constants.zeroCode) / constants.codeSteps;
-        table[code] = v * Math.abs(v) * scale;
-      }
-      for (let i = mode * plane; i < (mode + 1) * plane; i++) shapes[i] = table[codes[i]];
+    const expanded = Float32Array.from({ length: 256 }, (_, code) => {
+      const v = (code - constants.zeroCode) / constants.codeSteps;
+      return v * Math.abs(v);
     });
+    for (let i = 0; i < codes.length; i++) shapes[i] = expanded[codes[i]] * scales[Math.floor(i / length)];
     return shapes;
   }
 
@@ -31,17 +28,15 @@ const Modal = (() => {
     if (extentPx > 0) {
       const first = Math.max(0, Math.ceil(position - 3 * extentPx));
       const end = Math.min(length, Math.floor(position + 3 * extentPx) + 1);
+      const weights = [];
+      for (let i = first; i < end; i++) weights.push(Math.exp(-0.5 * ((i - position) / extentPx) ** 2));
+      const total = weights.reduce((sum, weight) => sum + weight, 0);
       // A Gaussian narrower than a pixel may have none within three deviations.
-      if (first < end) {
-        const weights = [];
-        for (let i = first; i < end; i++) weights.push(Math.exp(-0.5 * ((i - position) / extentPx) ** 2));
-        const total = weights.reduce((sum, weight) => sum + weight, 0);
-        return { first, weights: weights.map((weight) => weight / total) };
-      }
+      if (total > 0) return { first, weights: weights.map((weight) => weight / total) };
     }
     const first = Math.max(0, Math.min(Math.floor(position), length - 2));
-    const share = position - first;
-    return { first, weights: length > 1 ? [1 - share, share] : [1] };
+    const fraction = position - first;
+    return { first, weights: length > 1 ? [1 - fraction, fraction] : [1] };
   }
 
   // Advance z'' + 2 xi w z' + w^2 z = 0 by dt exactly; returns the 2 x 2 matrix [zz, zv, vz, vv].
@@ -81,9 +76,9 @@ const Modal = (() => {
     const count = right.length;
     for (let pivot = 0; pivot < count; pivot++) {
       for (let i = pivot + 1; i < count; i++) {
-        const share = rows[i][pivot] / rows[pivot][pivot];
-        for (let j = pivot; j < count; j++) rows[i][j] -= share * rows[pivot][j];
-        right[i] -= share * right[pivot];
+        const factor = rows[i][pivot] / rows[pivot][pivot];
+        for (let j = pivot; j < count; j++) rows[i][j] -= factor * rows[pivot][j];
+        right[i] -= factor * right[pivot];
       }
     }
     for (let i = count - 1; i >= 0; i--) {
@@ -93,66 +88,55 @@ const Modal = (() => {
     return right;
   }
 
+  const largest = (values, least = 0) => values.reduce((most, value) => Math.max(most, value), least);
+  // |q_k|^2 of (real, imaginary) pairs.
+  const square = (pairs, k) => pairs[2 * k] ** 2 + pairs[2 * k + 1] ** 2;
+
   class Simulation {
     // description: { height, width, frequenciesHz, constants }; shapes as dequantise returns them.
-    constructor(shapes, description) {
-      this.shapes = shapes;
-      this.height = description.height;
-      this.width = description.width;
-      this.constants = description.constants;
-      this.omega = description.frequenciesHz.map((hz) => 2 * Math.PI * hz);
+    constructor(shapes, { height, width, frequenciesHz, constants }) {
+      Object.assign(this, { shapes, height, width, constants });
+      this.area = height * width;
+      this.omega = frequenciesHz.map((hz) => 2 * Math.PI * hz);
       this.numModes = this.omega.length;
-      this.damping = description.constants.damping;
+      this.damping = constants.damping;
       this.strength = 1;
       this.wind = 0;
       this.active = new Array(this.numModes).fill(true);
-      this.limitPx = description.constants.limitPx;
       this.measureShapes();
       this.reset();
     }
 
     // Squared amplitudes (M, H, W); modal masses; per pixel the amplitude over all modes; the softest pixel's responses.
     measureShapes() {
-      const area = this.height * this.width;
+      const { shapes, area } = this;
       this.squared = new Float32Array(this.numModes * area);
-      this.mass = new Float64Array(this.numModes);
-      this.peak = new Float64Array(this.numModes);
-      const { shapes, squared } = this;
-      for (let mode = 0; mode < this.numModes; mode++) {
-        let sum = 0, largest = 0;
-        for (let i = 0, from = 4 * mode * area; i < area; i++, from++) {
-          const a = shapes[from], b = shapes[from + area];
-          const c = shapes[from + 2 * area], d = shapes[from + 3 * area];
-          const value = a * a + b * b + c * c + d * d;
-          squared[mode * area + i] = value;
-          sum += value;
-          if (value > largest) largest = value;
-        }
-        this.mass[mode] = sum / area;
-        this.peak[mode] = Math.sqrt(largest);
+      for (let plane = 0; plane < 4 * this.numModes; plane++) {
+        const from = plane * area, to = (plane >> 2) * area;
+        for (let i = 0; i < area; i++) this.squared[to + i] += shapes[from + i] ** 2;
       }
+      const ofMode = this.omega.map((_, k) => this.squared.subarray(k * area, (k + 1) * area));
+      this.mass = ofMode.map((values) => values.reduce((sum, value) => sum + value, 0) / area);
+      this.peak = ofMode.map((values) => Math.sqrt(largest(values)));
       this.amplitude = this.sumSquared(this.omega.map(() => 1)).map(Math.sqrt);
       // 1 / m_k, and 0 for a mode without any motion, which cannot be set going.
-      this.mobility = Array.from(this.mass, (mass) => (mass > 0 ? 1 / mass : 0));
+      this.mobility = this.mass.map((mass) => (mass > 0 ? 1 / mass : 0));
       this.compliance = this.mobility.map((mobility, k) => mobility / this.omega[k] ** 2);
-      const largest = (values) => values.reduce((most, value) => Math.max(most, value), 0);
       this.largestCompliance = largest(this.sumSquared(this.compliance));
       this.largestMobility = largest(this.sumSquared(this.mobility));
     }
 
     // sum_k weight_k |S_k|^2 of every pixel.
     sumSquared(weights) {
-      const area = this.height * this.width;
+      const { squared, area } = this;
       const total = new Float64Array(area);
-      for (let mode = 0; mode < this.numModes; mode++) {
-        const weight = weights[mode];
-        const squared = this.squared.subarray(mode * area, (mode + 1) * area);
-        for (let i = 0; i < area; i++) total[i] += weight * squared[i];
-      }
+      weights.forEach((weight, k) => {
+        for (let i = 0; i < area; i++) total[i] += weight * squared[k * area + i];
+      });
       return total;
     }
 
-    // Back to the image at rest. q and velocity hold (real, imaginary) pairs.
+    // Back to the static image. q and velocity hold (real, imaginary) pairs.
     reset() {
       this.q = new Float64Array(2 * this.numModes);
       this.velocity = new Float64Array(2 * this.numModes);
@@ -161,40 +145,33 @@ const Modal = (() => {
       this.gusts = 0;
     }
 
-    // A mode that takes no part is at rest.
+    // A mode that is switched off does not move.
     setActive(mode, active) {
       this.active[mode] = active;
       for (const part of [2 * mode, 2 * mode + 1]) this.q[part] = this.velocity[part] = 0;
       this.pull();
     }
 
-    // Weights of the modes, 0 for those that take no part.
-    ofActive(weights) {
-      return weights.map((weight, k) => (this.active[k] ? weight : 0));
-    }
-
     // S_k at a point: [re_x, im_x, re_y, im_y] of every mode, a Gaussian mean of extentPx, or bilinear when that is 0.
     sample(x, y, extentPx) {
       const columns = axisWeights(x, this.width, extentPx);
       const rows = axisWeights(y, this.height, extentPx);
-      const area = this.height * this.width;
-      const result = new Float64Array(4 * this.numModes);
-      for (let plane = 0; plane < result.length; plane++) {
+      return Float64Array.from({ length: 4 * this.numModes }, (_, plane) => {
         let sum = 0;
         rows.weights.forEach((rowWeight, j) => {
-          const start = plane * area + (rows.first + j) * this.width + columns.first;
+          const start = plane * this.area + (rows.first + j) * this.width + columns.first;
           let line = 0;
           for (let i = 0; i < columns.weights.length; i++) line += columns.weights[i] * this.shapes[start + i];
           sum += rowWeight * line;
         });
-        result[plane] = sum;
-      }
-      return result;
+        return sum;
+      });
     }
 
     // c_k = weight_k conj(sum of S_k(p) . f), with the forces f that bring the points to where they are pulled, as far
     // as they can move. pulls: [x, y, dx, dy, extentPx] of each point.
-    solve(pulls, weights, largest) {
+    solve(pulls, modeWeights, largestWeight) {
+      const weights = modeWeights.map((weight, k) => (this.active[k] ? weight : 0));
       const shapes = pulls.map(([x, y, , , extentPx]) => this.sample(x, y, extentPx));
       const count = 2 * pulls.length;
       // Real and imaginary part of component i (x and y of the first point, of the second, ...) of mode k.
@@ -210,8 +187,8 @@ const Modal = (() => {
         }
         trace += response[i][i];
       }
-      const [ofOwn, ofLargest] = this.constants.stiffShares;
-      const stiff = Math.max((ofOwn * trace) / pulls.length, ofLargest * largest);
+      const [ofOwn, ofLargest] = this.constants.stiffFractions;
+      const stiff = Math.max((ofOwn * trace) / pulls.length, ofLargest * largestWeight);
       const change = new Float64Array(2 * this.numModes);
       if (stiff === 0) return change;
       // (A A + 1) f = A d / stiff, with A in units of stiff.
@@ -232,24 +209,21 @@ const Modal = (() => {
 
     // Add the velocity (dx, dy), px/s, to a point, as far as `reach` stays within the limit, or where it already is.
     flick(x, y, dx, dy, extentPx = this.constants.extentPx) {
-      const change = this.solve([[x, y, dx, dy, extentPx]], this.ofActive(this.mobility), this.largestMobility);
-      // Where does the square of a pixel's swing, a + b s + c s^2 in the share s of the change, reach the limit's?
+      const change = this.solve([[x, y, dx, dy, extentPx]], this.mobility, this.largestMobility);
+      // Where does the square of a pixel's swing, a + b s + c s^2 in the fraction s of the change, reach the limit's?
       const v = this.velocity;
-      const a = this.squaredSwing();
-      const b = this.sumSquared(this.omega.map(
-        (omega, k) => (2 * (v[2 * k] * change[2 * k] + v[2 * k + 1] * change[2 * k + 1])) / omega ** 2,
-      ));
-      const c = this.sumSquared(this.omega.map(
-        (omega, k) => (change[2 * k] ** 2 + change[2 * k + 1] ** 2) / omega ** 2,
-      ));
-      const limit = a.reduce((most, value) => Math.max(most, value), (this.limitPx * this.strength) ** 2);
-      let share = 1;
+      const cross = (k) => 2 * (v[2 * k] * change[2 * k] + v[2 * k + 1] * change[2 * k + 1]);
+      const a = this.sumSquared(this.swings());
+      const b = this.sumSquared(this.omega.map((omega, k) => cross(k) / omega ** 2));
+      const c = this.sumSquared(this.omega.map((omega, k) => square(change, k) / omega ** 2));
+      const limit = largest(a, (this.constants.limitPx * this.strength) ** 2);
+      let fraction = 1;
       for (let i = 0; i < a.length; i++) {
         if (c[i] === 0) continue;
         const room = Math.max(limit - a[i], 0);
-        share = Math.min(share, (Math.sqrt(b[i] * b[i] + 4 * c[i] * room) - b[i]) / (2 * c[i]));
+        fraction = Math.min(fraction, (Math.sqrt(b[i] * b[i] + 4 * c[i] * room) - b[i]) / (2 * c[i]));
       }
-      this.velocity = v.map((value, i) => value + share * change[i]);
+      this.velocity = v.map((value, i) => value + fraction * change[i]);
     }
 
     // Pull a point towards the displacement (dx, dy), px, until release; no pixel of the pose goes beyond the limit. Each
@@ -266,37 +240,33 @@ const Modal = (() => {
 
     // The pose that the pointers draw the image to.
     pull() {
-      if (this.held.size === 0) {
-        this.target = null;
-        return;
-      }
-      const target = this.solve([...this.held.values()], this.ofActive(this.compliance), this.largestCompliance);
+      this.target = null;
+      if (this.held.size === 0) return;
+      const target = this.solve([...this.held.values()], this.compliance, this.largestCompliance);
       const furthest = this.furthest(target);
-      const limit = this.limitPx * this.strength;
+      const limit = this.constants.limitPx * this.strength;
       this.target = furthest > limit ? target.map((value) => (value * limit) / furthest) : target;
     }
 
     // max_x |F(x)| of a pose q, px.
     furthest(q) {
-      const area = this.height * this.width;
+      const { shapes, area } = this;
       const field = [new Float64Array(area), new Float64Array(area)];
       for (let k = 0; k < this.numModes; k++) {
         for (let axis = 0; axis < 2; axis++) {
           const real = (4 * k + 2 * axis) * area, imaginary = real + area;
           for (let i = 0; i < area; i++) {
-            field[axis][i] += this.shapes[real + i] * q[2 * k] - this.shapes[imaginary + i] * q[2 * k + 1];
+            field[axis][i] += shapes[real + i] * q[2 * k] - shapes[imaginary + i] * q[2 * k + 1];
           }
         }
       }
-      let most = 0;
-      for (let i = 0; i < area; i++) most = Math.max(most, field[0][i] ** 2 + field[1][i] ** 2);
-      return Math.sqrt(most);
+      return Math.sqrt(largest(field[0].map((dx, i) => dx ** 2 + field[1][i] ** 2)));
     }
 
     step(dt) {
       if (!(dt >= 0 && Number.isFinite(dt))) throw new RangeError(`dt: expected seconds of at least 0, got ${dt}`);
+      const held = this.target !== null;
       for (let k = 0; k < this.numModes; k++) {
-        const held = this.target !== null;
         const omega = held ? Math.max(this.omega[k], 2 * Math.PI * this.constants.holdHz) : this.omega[k];
         const [zz, zv, vz, vv] = propagator(omega, held ? 1 : this.damping, dt);
         for (let i = 2 * k; i < 2 * k + 2; i++) {
@@ -307,7 +277,7 @@ const Modal = (() => {
           this.velocity[i] = vz * z + vv * velocity;
         }
       }
-      if (this.target === null && this.wind > 0) this.blow(dt);
+      if (!held && this.wind > 0) this.blow(dt);
     }
 
     // The noise of a wind that keeps E |q_k|^2 = wind^2, exactly for any dt: see Simulation._blow in motion/modal.py.
@@ -331,31 +301,18 @@ const Modal = (() => {
       this.gusts++;
     }
 
-    energy() {
-      let energy = 0;
-      for (let k = 0; k < this.numModes; k++) {
-        const kinetic = this.velocity[2 * k] ** 2 + this.velocity[2 * k + 1] ** 2;
-        const potential = this.omega[k] ** 2 * (this.q[2 * k] ** 2 + this.q[2 * k + 1] ** 2);
-        energy += (this.mass[k] * (kinetic + potential)) / 2;
-      }
-      return energy;
-    }
-
     // |q_k|^2 + |q_k'|^2 / w_k^2 of every mode.
     swings() {
-      return this.omega.map((omega, k) => {
-        const kinetic = (this.velocity[2 * k] ** 2 + this.velocity[2 * k + 1] ** 2) / omega ** 2;
-        return this.q[2 * k] ** 2 + this.q[2 * k + 1] ** 2 + kinetic;
-      });
+      return this.omega.map((omega, k) => square(this.q, k) + square(this.velocity, k) / omega ** 2);
     }
 
-    squaredSwing() {
-      return this.sumSquared(this.swings());
+    energy() {
+      return this.swings().reduce((sum, swing, k) => sum + (this.mass[k] * this.omega[k] ** 2 * swing) / 2, 0);
     }
 
     // How far a pixel swings, the modes out of phase, px.
     reach() {
-      return Math.sqrt(this.squaredSwing().reduce((most, value) => Math.max(most, value), 0));
+      return Math.sqrt(largest(this.sumSquared(this.swings())));
     }
 
     // No pixel ever swings further than this, px; much quicker than `reach`.
@@ -374,7 +331,7 @@ const Modal = (() => {
       return [dx, dy];
     }
 
-    // The pixel of the image at rest that is seen at (x, y) now: p + F(p) = (x, y).
+    // The pixel of the static image that is seen at (x, y) now: p + F(p) = (x, y).
     locate(x, y) {
       let at = [x, y];
       for (let i = 0; i < 8; i++) {

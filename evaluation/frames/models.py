@@ -10,7 +10,6 @@ from typing import Any
 
 from data.clips import column_names
 from evaluation import EvaluationError
-from models.checkpoints import load_model
 from models.frame_synthesis import FrameSynthesis
 from splatting.functional import DEFAULT_SIGMA_PX
 from training.export import RECORD
@@ -40,7 +39,7 @@ class TrainedRenderer:
     @classmethod
     def load(cls, folder: Path) -> TrainedRenderer:
         """Load a model folder; its row and name are how it splats."""
-        model = load_model(FrameSynthesis, folder, component="frame synthesis")
+        model = FrameSynthesis.from_pretrained(folder)
         name = variant_name(model)
         try:
             record = json.loads((folder.parent / RECORD).read_text(encoding="utf-8"))[folder.name]
