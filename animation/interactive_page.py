@@ -76,7 +76,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
         "scales": scale.tolist(),
         "constants": {
             "damping": modal.DEFAULT_DAMPING,
-            "limitPx": modal.default_limit_px(modes.size),
+            "limitPx": modal.LIMIT_FRACTION * max(modes.size),
             "holdHz": modal.HOLD_HZ,
             "extentPx": modal.EXTENT_PX,
             "stiffShares": modal.STIFF_FRACTIONS,

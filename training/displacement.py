@@ -63,10 +63,7 @@ class DisplacementDataset(Dataset):
         static: Sequence[Tensor] = (),
     ) -> None:
         self.items = WeightedItems(
-            sets,
-            split,
-            (KEPT, PAIRS_ONLY),
-            lambda clip_set, row: row.status == KEPT or clip_set.has_pairs(row.id),
+            sets, split, (KEPT, PAIRS_ONLY), lambda clip_set, row: row.status == KEPT or clip_set.has_pairs(row.id)
         )
         self.sizes, self.augment, self.multiple = [tuple(size) for size in sizes], augment, multiple
         self.static = list(static)
