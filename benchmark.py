@@ -21,7 +21,7 @@ from cli.run import command, run
 @command
 def main(argv: list[str] | None = None) -> int:
     """Measure and write the table; returns the exit code."""
-    parser = Parser(description=__doc__, raw_description=True)
+    parser = Parser(description=__doc__)
     add_tables(parser.add_subparsers(dest="table", required=True, metavar="WHAT"))
     options = vars(parser.parse_args(argv))
     table, out = options.pop("table"), options.pop("out")

@@ -69,7 +69,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
     height, width = modes.size
     constants = {
         "damping": modal.DEFAULT_DAMPING,
-        "limitPx": modal.default_limit_px(modes.size),
+        "limitPx": modal.LIMIT_FRACTION * max(modes.size),
         "holdHz": modal.HOLD_HZ,
         "extentPx": modal.EXTENT_PX,
         "stiffFractions": modal.STIFF_FRACTIONS,

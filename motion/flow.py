@@ -24,10 +24,7 @@ def magnitude(flow: Tensor) -> Tensor:
 
 
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize maps (..., C, H, W) bilinearly to (H', W'), anti-aliased when they shrink; values stay as they are.
-
-    Gradients reach `maps`.
-    """
+    """Resize maps (..., C, H, W) bilinearly to (H', W'), anti-aliased when they shrink; values stay as they are."""
     height, width = maps.shape[-2:]
     if (height, width) == tuple(size):
         return maps
@@ -41,18 +38,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize flow and rescale its values to pixels of the new grid.
-
-    Args:
-        flow: (..., 2, H, W), px of its own grid.
-        size: (H', W').
-
-    Returns:
-        (..., 2, H', W'): dx multiplied by W'/W, dy by H'/H.
-
-    Raises:
-        ValueError: `flow` is not (..., 2, H, W).
-    """
+    """Resize flow (..., 2, H, W) to (H', W') and rescale its values to px of the new grid."""
     if flow.ndim < 3 or flow.shape[-3] != 2:
         raise ValueError(f"flow: expected (..., 2, H, W), got {tuple(flow.shape)}")
     height, width = flow.shape[-2:]
@@ -65,16 +51,14 @@ def resize_spectrum(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     if spectrum.ndim < 4 or spectrum.shape[-3] != 4:
         raise ValueError(f"spectrum: expected (..., K, 4, H, W), got {tuple(spectrum.shape)}")
     height, width = spectrum.shape[-2:]
-    scale_x, scale_y = size[1] / width, size[0] / height
-    scale = spectrum.new_tensor([scale_x, scale_x, scale_y, scale_y]).view(4, 1, 1)
+    scale = spectrum.new_tensor([size[1] / width] * 2 + [size[0] / height] * 2).view(4, 1, 1)
     return resize_maps(spectrum, size) * scale
 
 
 def motion_grid_size(height: int, width: int, *, area: int = MOTION_AREA_PX) -> tuple[int, int]:
     """Choose the motion grid of an image: about `area` px, its aspect, sides that are multiples of GRID_MULTIPLE.
 
-    Among the pairs of multiples near the ideal size, the one with the least error of aspect and area (log ratios) is
-    taken. Very elongated images keep a side of at least one multiple.
+    Among the pairs of multiples near the ideal size, the one with the least error of aspect and area (log ratios).
     """
     if height < 1 or width < 1:
         raise ValueError(f"height, width: expected at least 1 px, got {height} x {width}")

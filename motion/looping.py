@@ -11,14 +11,11 @@ from torch import Tensor
 
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, spectrum_to_flow, without_drift
 
-# Nine hours at 30 frames a second: a longer video is a typing mistake, and its phases would fill the memory.
-MAX_FRAMES = 1_000_000
-# Bins are weighted by their amplitude when a loop is closed; one that never moves keeps this fraction of the largest,
-# so that a motion of few bins can be closed too.
+MAX_FRAMES = 1_000_000  # nine hours at 30 frames a second: a longer video is a typing mistake
+# Bins are weighted by their amplitude when a loop is closed; one that never moves keeps this fraction of the largest.
 LEAST_WEIGHT = 1e-3
-# The highest ratio by which the amplitudes of a closed motion are raised.
-LARGEST_AMPLITUDE_RATIO = 1.25
-# A loop that misses whole periods by less than this fraction of one needs nothing: a hundredth of a frame at 150.
+LARGEST_AMPLITUDE_RATIO = 1.25  # by which the amplitudes of a closed motion are raised
+# A loop that misses whole periods by less than this needs nothing: a hundredth of a frame at 150.
 WHOLE_PERIODS_TOLERANCE = 1e-4
 
 
@@ -33,7 +30,6 @@ class Playback:
 
     @property
     def num_frames(self) -> int:
-        """N."""
         return len(self.phase)
 
 
@@ -47,22 +43,17 @@ def plan_playback(
     loop_phase: float = 1.0,
     drift: bool = True,
 ) -> Playback:
-    """Choose the phases of a video.
+    """Choose the phases of a video; ValueError for numbers that make no video.
 
     A loop shows the whole number of rounds nearest to `seconds`; its speed is adjusted so that the frames come out
     even, and a note reports it.
 
     Args:
-        seconds: length of the video.
-        fps: frames a second; the speed does not depend on it.
+        seconds, fps: length and frames a second of the video.
         period_s: period T of the motion; slow: factor that stretches it.
         loop: end where the video begins.
         loop_phase: phase at which the motion is back at frame 0; a round takes this many periods.
         drift: the motion has a drift, which is held beyond the period. A note reports it.
-
-    Raises:
-        ValueError: a number that is not positive and finite, or a video of less than two frames, of more than
-            `MAX_FRAMES` or of as many periods.
     """
     numbers = {"seconds": seconds, "fps": fps, "period_s": period_s, "slow": slow, "loop_phase": loop_phase}
     for name, value in numbers.items():
@@ -83,9 +74,8 @@ def plan_playback(
         round_s = loop_phase * period_s
         rounds = max(1, round(length_s / round_s))
         # Exact whole numbers where frames meet the end of a round: there the next one begins at 0.
-        phase = (
-            index * rounds / num_frames if loop_phase == 1 else (index * rounds % num_frames) / num_frames * loop_phase
-        )
+        turned = index * rounds if loop_phase == 1 else index * rounds % num_frames
+        phase = turned / num_frames * loop_phase
         speed = rounds * round_s / length_s
         if abs(speed - 1) > 1e-6:
             what = "whole period(s)" if loop_phase == 1 else f"round(s) of {round_s:g} s"
@@ -98,11 +88,7 @@ def plan_playback(
 
 
 def loop_phase_of(meta: Mapping) -> float:
-    """Return the phase at which a motion closes according to its meta, by default 1: the whole period.
-
-    Raises:
-        ValueError: meta["loop"]["phase"] is not a positive finite number.
-    """
+    """Return the phase at which a motion closes, meta["loop"]["phase"], by default 1; ValueError if not positive."""
     loop = meta.get("loop")
     if loop is None:
         return 1.0
@@ -118,18 +104,10 @@ def is_whole_periods(phase: float) -> bool:
 
 
 def loop_closure_error(spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES) -> Tensor:
-    """Return how far a motion misses a loop of L = phase x T frames: the objective of [GID] eq. 5, in px.
+    """Return how far a spectrum (..., K, 4, H, W), px, misses a loop of L = phase x T frames, [GID] eq. 5: (...) px.
 
     Mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, V the velocity in px a frame. The drift counts as it does in
-    `spectrum_to_flow`.
-
-    Args:
-        spectrum: (..., K, 4, H, W) packed, px.
-        phase: L / T, above 0.
-        num_frames: T.
-
-    Returns:
-        (...) px; gradients reach `spectrum`.
+    `spectrum_to_flow`. Gradients reach `spectrum`.
     """
     ends = torch.tensor([phase], dtype=torch.float64)
     position = spectrum_to_flow(spectrum, ends)[..., 0, :, :, :]  # (..., 2, H, W)
@@ -152,17 +130,13 @@ def closed(
 
     Both conditions are linear in the 2 (K - 1) coefficients of a pixel and direction, so the nearest motion that meets
     them is a projection, the same for all pixels. Distances are relative to the amplitude of each bin over the image,
-    so that weak bins stay weak. A projection takes power away; one factor gives it back. Ours; [GID] approaches such
-    a motion by guidance.
+    so that weak bins stay weak. A projection takes power away; one factor, bounded by `largest_amplitude_ratio`, gives
+    it back. Ours; [GID] approaches such a motion by guidance.
 
     Args:
-        spectrum: (..., K, 4, H, W) packed, px.
+        spectrum: (..., K, 4, H, W) packed, px. Gradients reach it, weights and factor being constant.
         phase: L / T, above 0. Whole periods need no more than the drift taken away.
         num_frames: T.
-        largest_amplitude_ratio: bound of this factor; 1 leaves the projection as it is.
-
-    Returns:
-        (..., K, 4, H, W); gradients reach `spectrum`, weights and factor being constant.
     """
     spectrum = without_drift(spectrum)
     num_bins = spectrum.shape[-4]

@@ -6,8 +6,8 @@ coordinate q_k per mode gives the displacement F(x) = sum_k Re(S_k(x) q_k), and 
     q_k'' + 2 xi w_k q_k' + w_k^2 q_k = conj(S_k(p) . f) / m_k,    m_k = mean_x |S_k(x)|^2.
 
 The modal mass m_k cancels the strength of the wind that made the spectrum; how much of a mode is at p counts. Ours:
-f is solved for, so that the point under the pointer goes where the pointer is, up to a limit (`Simulation.hold`);
-several pointers share one solution. Bin 0, the drift, takes no part.
+f is solved for, so that the point under the pointer goes where the pointer is, up to a limit (`Simulation.hold`). Bin
+0, the drift, takes no part.
 
 Wind (ours) is noise that drives every mode so that E |q_k|^2 = wind^2 whatever the damping: at 1 the image moves as far
 as its spectrum. It is drawn by a counter and a hash, so that the web page draws the same. A held image has no wind.
@@ -27,21 +27,16 @@ from motion.motion_file import Motion
 from motion.spectrum import PERIOD_S
 
 DEFAULT_DAMPING = 0.08
-# Highest displacement that a hold or a flick may lead to, as a fraction of the grid's long side.
-LIMIT_FRACTION = 0.1
-# The hand is a critically damped spring of this frequency: the lag behind the pointer is about 0.1 s.
-HOLD_HZ = 3.0
-# Standard deviation of the Gaussian by which a touch takes hold of the image, px of the grid.
-EXTENT_PX = 1.5
+LIMIT_FRACTION = 0.1  # highest displacement that a hold or a flick may lead to, of the grid's long side
+HOLD_HZ = 3.0  # the hand is a critically damped spring of this frequency: about 0.1 s behind the pointer
+EXTENT_PX = 1.5  # standard deviation of the Gaussian by which a touch takes hold of the image, px of the grid
 # A point follows half the way along a direction in which its compliance is the first fraction of its own total, or the
 # second of the image's largest, and less where it is stiffer.
 STIFF_FRACTIONS = (0.02, 0.002)
 # A pixel moving less than the first fraction of the highest amplitude is static; above the second nothing changes.
 STATIC_FRACTIONS = (0.02, 0.06)
-# Fraction of the wind's own variance below which that of a step is rounding.
-LEAST_VARIANCE = 1e-11
-# How long an interaction holds its point, seconds.
-HOLD_S = 0.4
+LEAST_VARIANCE = 1e-11  # fraction of the wind's own variance below which that of a step is rounding
+HOLD_S = 0.4  # how long an interaction holds its point
 # Codes are 128 + round(127 v): zero has a code of its own, so static pixels stay exactly static.
 ZERO_CODE, CODE_STEPS = 128, 127
 
@@ -62,10 +57,7 @@ class Modes:
 
     @classmethod
     def from_spectrum(cls, spectrum: Tensor, period_s: float = PERIOD_S) -> Modes:
-        """Take the bins k >= 1 of a packed spectrum (K, 4, H, W), px, K at least 2, as modes of k / period_s Hz.
-
-        They lie on the CPU, where a simulation is computed in float64.
-        """
+        """Take the bins k >= 1 of a packed spectrum (K, 4, H, W), px, as modes of k / period_s Hz, on the CPU."""
         if spectrum.ndim != 4 or spectrum.shape[1] != 4 or len(spectrum) < 2:
             raise ValueError(f"spectrum: expected (K >= 2, 4, H, W), got {tuple(spectrum.shape)}")
         spectrum = spectrum.cpu().float()
@@ -74,7 +66,6 @@ class Modes:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(H, W) of the motion grid."""
         return tuple(self.shapes.shape[-2:])
 
     @cached_property
@@ -112,11 +103,9 @@ class Modes:
         return Modes(self.shapes * (ramp * ramp * (3 - 2 * ramp)), self.frequency_hz)
 
     def sample(self, x: float, y: float, extent_px: float = 0.0) -> Tensor:
-        """Return S_k at a point as (M, 2) complex128.
+        """Return S_k at a point (x, y), px of the grid, as (M, 2) complex128; outside, the nearest border counts.
 
-        Args:
-            x, y: px of the grid, pixel centres at integers; outside, the nearest border counts.
-            extent_px: standard deviation of a Gaussian mean around the point; 0 reads the pixel bilinearly.
+        extent_px: standard deviation of a Gaussian mean around the point; 0 reads the pixel bilinearly.
         """
         height, width = self.size
         columns, weight_x = _axis_weights(x, width, extent_px)
@@ -145,35 +134,29 @@ Hold = tuple[float, float, float, float, float]  # x, y, dx, dy, extent, px of t
 
 
 class Simulation:
-    """Modal coordinates in time: flick, hold, release, step.
-
-    Attributes:
-        q, velocity: (M,) complex128, q_k and q_k'.
-        damping: xi >= 0, of all modes; 1 is critical.
-        wind: how far the wind moves the image; 1: as far as its spectrum, 0: none.
-        active: (M,) bool, the modes that take part; see `set_active`.
-        strength: how many pixels the point moves for one of the pointer; it scales the limit too.
-        limit_px: no pixel of a held pose is displaced further, and no flick brings `reach` beyond (times strength).
-    """
+    """Modal coordinates in time: flick, hold, release, step."""
 
     def __init__(self, modes: Modes, *, damping: float = DEFAULT_DAMPING, limit_px: float | None = None) -> None:
         if not (math.isfinite(damping) and damping >= 0):
             raise ValueError(f"damping: expected a number of at least 0, got {damping}")
-        self.modes, self.damping, self.strength, self.wind = modes, damping, 1.0, 0.0
-        self.active = torch.ones(len(modes.shapes), dtype=torch.bool)
-        self.limit_px = default_limit_px(modes.size) if limit_px is None else limit_px
+        self.modes, self.damping = modes, damping  # xi >= 0, of all modes; 1 is critical
+        self.strength = 1.0  # how many pixels the point moves for one of the pointer; it scales the limit too
+        self.wind = 0.0  # how far the wind moves the image; 1: as far as its spectrum
+        self.active = torch.ones(len(modes.shapes), dtype=torch.bool)  # the modes that take part
+        # No pixel of a held pose is displaced further, and no flick brings `reach` beyond (times strength).
+        self.limit_px = LIMIT_FRACTION * max(modes.size) if limit_px is None else limit_px
         self.reset()
 
     def reset(self) -> None:
         """Go back to the static image, held by nothing."""
-        self.q = torch.zeros(len(self.modes.shapes), dtype=torch.complex128)
-        self.velocity = torch.zeros_like(self.q)
+        self.q = torch.zeros(len(self.modes.shapes), dtype=torch.complex128)  # q_k
+        self.velocity = torch.zeros_like(self.q)  # q_k'
         self._held: dict[int, Hold] = {}
         self._target: Tensor | None = None
         self._gusts = 0
 
     def set_active(self, mode: int, active: bool) -> None:
-        """Let a mode take part or not; one that does not stays at 0."""
+        """Let a mode take part, or hold it at 0."""
         self.active[mode] = active
         self.q[mode] = self.velocity[mode] = 0
         self._find_target()
@@ -198,9 +181,8 @@ class Simulation:
     def hold(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX, pointer: int = 0) -> None:
         """Draw the point (x, y) towards the displacement (dx, dy), px of the grid, until `release`.
 
-        The point, or its Gaussian mean, ends at (dx, dy) if no pixel is then displaced by more than the limit; else the
-        same pose is scaled down to the limit. Call it again as the pointer moves. Each `pointer` holds one point; poses
-        that contradict each other are solved by least squares.
+        Its Gaussian mean ends there if no pixel is then displaced by more than the limit; else the same pose is scaled
+        down to it. Each `pointer` holds one point; poses that contradict each other are solved by least squares.
         """
         self._held[pointer] = (x, y, dx, dy, extent_px)
         self._find_target()
@@ -211,7 +193,6 @@ class Simulation:
         self._find_target()
 
     def _find_target(self) -> None:
-        """Find the pose that the pointers draw the image to."""
         if not self._held:
             self._target = None
             return
@@ -272,9 +253,7 @@ class Simulation:
         The points' response to n forces is A f, A_ij = sum_k weights_k Re(S_k(p_i) S_k(p_j)^H), 2n x 2n. A is nearly
         singular where a point moves along a line only, so f minimises |A f - d|^2 + stiff^2 |f|^2.
 
-        Args:
-            weights: (M,) of the modes, those that take part.
-            largest: the largest trace of any pixel's A.
+        weights: (M,) of the modes; largest: the largest trace of any pixel's A.
         """
         weights = weights * self.active
         shape = torch.cat([self.modes.sample(x, y, extent) for x, y, _, _, extent in holds], dim=1)  # (M, 2n)
@@ -320,7 +299,6 @@ class InteractiveMotion(Motion):
     depth_order: Tensor | None = None  # (1, h, w), `Motion.importance` of that motion
 
     def importance(self) -> Tensor:
-        """Return the depth order."""
         return super().importance() if self.depth_order is None else self.depth_order
 
 
@@ -347,13 +325,7 @@ def simulate_interactions(
 
 
 def _reciprocal(mass: Tensor) -> Tensor:
-    """Return 1 / m_k, and 0 for a mode without any motion."""
     return torch.where(mass > 0, 1 / mass.clamp(min=1e-300), 0.0)
-
-
-def default_limit_px(size: tuple[int, int]) -> float:
-    """Return the limit of displacement for a grid of (H, W) px."""
-    return LIMIT_FRACTION * max(size)
 
 
 def oscillate(q: Tensor, velocity: Tensor, omega: Tensor, damping: float, dt: float) -> tuple[Tensor, Tensor]:
@@ -381,14 +353,10 @@ def oscillate(q: Tensor, velocity: Tensor, omega: Tensor, damping: float, dt: fl
 
 
 def quantise(modes: Modes) -> tuple[Tensor, Tensor]:
-    """Compand and round the shapes to one byte a number.
+    """Return one-byte codes (M, 4, H, W) of the shapes in the packing of spectra, and their scales s_k (M,), px.
 
     A component x of mode k becomes v = sign(x) sqrt(|x| / s_k), s_k the mode's largest component, and then the code
-    128 + round(127 v).
-
-    Returns:
-        codes (M, 4, H, W) uint8 in the packing of spectra (re_x, im_x, re_y, im_y), and the scales s_k (M,), px.
-        With e = 0.5 / 127, a component comes back within s_k (2 sqrt(|x| / s_k) + e) e, and 0 as exactly 0.
+    128 + round(127 v). With e = 0.5 / 127 it comes back within s_k (2 sqrt(|x| / s_k) + e) e, and 0 as exactly 0.
     """
     parts = torch.view_as_real(modes.shapes).movedim(-1, 2).flatten(1, 2).float()  # (M, 4, H, W)
     scale = parts.abs().flatten(1).amax(1)  # (M,)

@@ -21,15 +21,13 @@ from motion.looping import MAX_FRAMES
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
 
 FORMAT_VERSION = 1
-# Aspect ratios of image and motion may differ by the rounding of the grid's sides to multiples of 32 px and no more.
+# Aspect ratios of image and motion may differ by the rounding of the grid's sides to multiples of 32 px.
 ASPECT_TOLERANCE = 0.02
-# Grids of a spectrum whose area differs from the default by less than this factor count as the default grid: sides that
-# are multiples of 32 px do not come closer.
+# Grids of a spectrum whose area differs from the default by less than this factor count as the default grid.
 GRID_AREA_TOLERANCE = 1.5
-# Mean difference of two thumbnails, of 255 levels, above which they are of two images: the same image at another size
-# or compression differs by less than one.
+# Mean difference of two thumbnails, of 255 levels, above which they are of two images.
 OTHER_IMAGE_LEVELS = 6.0
-# What numpy, zipfile and zlib raise for an .npz that is damaged in any of its parts, encrypted or of another make.
+# What numpy, zipfile and zlib raise for an .npz that is damaged in any of its parts.
 ARCHIVE_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, TypeError, RuntimeError, SyntaxError)
 ARCHIVE_ERRORS += (MemoryError, zipfile.BadZipFile, zlib.error, struct.error)
 FPS_RANGE = (0.01, 10_000.0)
@@ -59,7 +57,6 @@ class Motion:
 
     @property
     def period_s(self) -> float:
-        """Length of one period, seconds."""
         return self.num_frames / self.fps if self.num_frames else PERIOD_S
 
     @property
@@ -67,10 +64,8 @@ class Motion:
         return self.flow if self.spectrum is None else self.spectrum
 
     def without_drift(self) -> Motion:
-        """Return the motion with D = 0; a plain flow has no drift to take away and is returned as it is."""
-        if self.spectrum is None:
-            return self
-        return replace(self, spectrum=without_drift(self.spectrum))
+        """Return the motion with D = 0; a plain flow has no drift and is returned as it is."""
+        return self if self.spectrum is None else replace(self, spectrum=without_drift(self.spectrum))
 
     def controlled(self, *, magnify: float = 1.0, mask: Tensor | None = None) -> Motion:
         """Return the motion scaled by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
@@ -82,10 +77,9 @@ class Motion:
         return replace(self, **{"flow" if self.spectrum is None else "spectrum": maps})
 
     def flow_at(self, phase: Tensor | float, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the displacement at phases (N,) as (N, 2, H, W), px, on its own grid or resized to `size`.
+        """Return the displacement at phases t / T (N,) as (N, 2, H, W), px, on its own grid or resized to `size`.
 
-        A phase is t / T, 0.5 in the middle of the period. A plain flow is sampled linearly between its frames and
-        repeats after its last one.
+        A plain flow is sampled linearly between its frames and repeats after its last one.
         """
         phase = phase if isinstance(phase, Tensor) else torch.tensor([phase], dtype=torch.float64)
         if self.spectrum is not None:
@@ -102,9 +96,8 @@ class Motion:
     def importance(self) -> Tensor:
         """Return W = mean_t |F_t| as (1, H, W) on its own grid, in px of the default motion grid.
 
-        The renderers were trained in that unit, and softmax splatting takes the exponential of W. So W is multiplied by
-        the root of the default area over the grid's: for a plain flow always, for a spectrum only where the areas
-        differ by more than a factor of 1.5.
+        The renderers were trained in that unit. W is multiplied by the root of the default area over the grid's: for a
+        plain flow always, for a spectrum only where the areas differ by more than a factor of 1.5.
         """
         scale = default_grid_scale(*self._maps.shape[-2:])
         if self.spectrum is None:
@@ -121,17 +114,12 @@ class Motion:
             is_motion_grid = all(side % GRID_MULTIPLE == 0 for side in made_for)
             tolerance = 0.15 if is_motion_grid else ASPECT_TOLERANCE + 1 / min(made_for)
         if abs(math.log(made_for[1] / made_for[0]) - math.log(width / height)) > tolerance:
-            raise MotionFileError(
-                f"{name}: made for an image of {made_for[1]} x {made_for[0]} px, this one has {width} x {height}; "
-                "right: an image of the same aspect ratio"
-            )
+            made = f"{name}: made for an image of {made_for[1]} x {made_for[0]} px, this one has {width} x {height}"
+            raise MotionFileError(f"{made}; right: an image of the same aspect ratio")
 
 
 def thumbnail(image: Tensor) -> str:
-    """Return 8 x 8 grey levels of an image (3, H, W) in [0, 1], in hexadecimal.
-
-    A motion file keeps them in its meta as "picture", to recognise another image of the same size.
-    """
+    """Return 8 x 8 grey levels of an image (3, H, W) in [0, 1], in hexadecimal; meta["picture"] of a motion file."""
     grey = F.adaptive_avg_pool2d(image.float().mean(0, keepdim=True), 8).flatten()
     return "".join(f"{round(float(level) * 255):02x}" for level in grey.clamp(0, 1))
 
@@ -151,13 +139,8 @@ def is_other_image(motion: Motion, image: Tensor) -> bool:
 def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False) -> None:
     """Write a motion file under a temporary name and rename it.
 
-    Args:
-        path: ends in .npz; its folder is made.
-        motion: with a spectrum.
-        dense: write `flow` (T, 2, H, W) at the stored grid beside the spectrum (49 MB at the default sizes).
-
-    Raises:
-        MotionFileError: not a .npz name, or a folder that cannot be written.
+    `dense` writes `flow` (T, 2, H, W) at the stored grid beside the spectrum. MotionFileError: not a .npz name, or a
+    folder that cannot be written.
     """
     path = Path(path)
     if path.suffix != ".npz":
@@ -183,95 +166,82 @@ def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False)
     except OSError as error:
         raise MotionFileError(f"{path}: cannot be written ({error.strerror}); right: a writable folder") from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def load_motion(path: str | os.PathLike) -> Motion:
-    """Read a motion file: ours, or any .npz with a plain `flow` (T, 2, H, W) in px.
-
-    Raises:
-        MotionFileError: missing, not an .npz, another version, pickled content, wrong shapes, NaN or Inf.
-    """
+    """Read a motion file: ours, or any .npz with a plain `flow` (T, 2, H, W) in px; MotionFileError where wrong."""
     path = Path(path)
     if not path.is_file():
         raise MotionFileError(f"{path}: no such file; right: a motion file (.npz) as generate_motion.py writes it")
+    try:
+        return _read_motion(path)
+    except MotionFileError as error:
+        raise MotionFileError(f"{path}: {error}") from error.__cause__
+
+
+def _read_motion(path: Path) -> Motion:
     # numpy would report anything that is no archive as a pickle.
     if not zipfile.is_zipfile(path):
-        raise MotionFileError(f"{path}: cannot be read as an .npz archive; right: a motion file")
+        raise MotionFileError("cannot be read as an .npz archive; right: a motion file")
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = [name for name in archive.files if name != "flow" or "spectrum" not in archive.files]
             arrays = {name: archive[name] for name in names}
     except ARCHIVE_ERRORS as error:
-        reason = "cannot be read as an .npz archive; right: a motion file"
         if "pickle" in str(error).lower():
-            reason = "holds pickled objects, which are never loaded; right: plain arrays"
-        raise MotionFileError(f"{path}: {reason}") from None
-    return _checked_motion(path, arrays)
-
-
-def _checked_motion(path: Path, arrays: dict[str, np.ndarray]) -> Motion:
+            raise MotionFileError("holds pickled objects, which are never loaded; right: plain arrays") from error
+        raise MotionFileError("cannot be read as an .npz archive; right: a motion file") from error
     if "spectrum" not in arrays:
         if "flow" not in arrays:
-            raise MotionFileError(f"{path}: holds neither `spectrum` nor `flow`, but {sorted(arrays)}")
-        flow = _checked_array(path, "flow", arrays["flow"], channels=2)
-        fps = _checked_number(path, arrays, "fps", FPS_RANGE) if "fps" in arrays else FPS
-        return Motion(None, flow, len(flow), fps, _checked_size(path, arrays), {})
+            raise MotionFileError(f"holds neither `spectrum` nor `flow`, but {sorted(arrays)}")
+        flow = _checked_maps("flow", arrays["flow"], channels=2)
+        fps = _checked_number("fps", arrays["fps"], FPS_RANGE) if "fps" in arrays else FPS
+        return Motion(None, flow, len(flow), fps, _checked_size(arrays), {})
     missing = {"format_version", "num_frames", "fps", "image_size"} - set(arrays)
     if missing:
-        raise MotionFileError(f"{path}: lacks {sorted(missing)}; right: a motion file as generate_motion.py writes it")
-    version = _checked_number(path, arrays, "format_version", (-math.inf, math.inf))
+        raise MotionFileError(f"lacks {sorted(missing)}; right: a motion file as generate_motion.py writes it")
+    version = _checked_number("format_version", arrays["format_version"], (0, math.inf))
     if version != FORMAT_VERSION:
-        raise MotionFileError(f"{path}: format version {version:g}, this program reads version {FORMAT_VERSION}")
-    spectrum = _checked_array(path, "spectrum", arrays["spectrum"], channels=4)
-    num_frames = _checked_number(path, arrays, "num_frames", (2, MAX_FRAMES), whole=True)
-    fps = _checked_number(path, arrays, "fps", FPS_RANGE)
+        raise MotionFileError(f"format version {version:g}, this program reads version {FORMAT_VERSION}")
+    spectrum = _checked_maps("spectrum", arrays["spectrum"], channels=4)
+    num_frames = _checked_number("num_frames", arrays["num_frames"], (2, MAX_FRAMES), whole=True)
+    fps = _checked_number("fps", arrays["fps"], FPS_RANGE)
     try:
         meta = json.loads(str(arrays.get("meta", "{}")))
     except (ValueError, RecursionError):
         meta = None
     if not isinstance(meta, dict):
-        raise MotionFileError(f"{path}: `meta` is not a JSON object; right: a motion file of generate_motion.py")
-    return Motion(spectrum, None, int(num_frames), fps, _checked_size(path, arrays), meta)
+        raise MotionFileError("`meta` is not a JSON object; right: a motion file of generate_motion.py")
+    return Motion(spectrum, None, int(num_frames), fps, _checked_size(arrays), meta)
 
 
-def _checked_number(
-    path: Path, arrays: dict[str, np.ndarray], name: str, limits: tuple[float, float], *, whole: bool = False
-) -> float:
-    """Return the field `name`, a single finite number within `limits`; MotionFileError otherwise."""
-    array, (lowest, highest) = arrays[name], limits
-    right = f"right: one {'whole ' if whole else ''}number"
-    if math.isfinite(lowest) and math.isfinite(highest):
-        right += f" from {lowest:g} to {highest:g}"
+def _checked_number(name: str, array: np.ndarray, limits: tuple[float, float], *, whole: bool = False) -> float:
+    right = f"right: one {'whole ' if whole else ''}number from {limits[0]:g} to {limits[1]:g}"
     if array.size != 1 or array.dtype.kind not in "iuf":
-        raise MotionFileError(f"{path}: `{name}` is {array.dtype} {array.shape}; {right}")
+        raise MotionFileError(f"`{name}` is {array.dtype} {array.shape}; {right}")
     number = float(array.reshape(()))
-    if not (math.isfinite(number) and lowest <= number <= highest) or (whole and not number.is_integer()):
-        raise MotionFileError(f"{path}: `{name}` is {number:g}; {right}")
+    if not (math.isfinite(number) and limits[0] <= number <= limits[1]) or (whole and not number.is_integer()):
+        raise MotionFileError(f"`{name}` is {number:g}; {right}")
     return number
 
 
-def _checked_size(path: Path, arrays: dict[str, np.ndarray]) -> tuple[int, int] | None:
+def _checked_size(arrays: dict[str, np.ndarray]) -> tuple[int, int] | None:
     """Return `image_size` as (H, W), None where it is absent or (0, 0): not known."""
-    if "image_size" not in arrays:
-        return None
-    sides = arrays["image_size"].reshape(-1)
+    sides = arrays.get("image_size", np.zeros(2)).reshape(-1)
     if len(sides) != 2:
-        raise MotionFileError(f"{path}: `image_size` has {len(sides)} numbers; right: two, height and width in px")
-    limits = (0, LARGEST_SIDE_PX)
-    height, width = (_checked_number(path, {"image_size": side}, "image_size", limits, whole=True) for side in sides)
+        raise MotionFileError(f"`image_size` has {len(sides)} numbers; right: two, height and width in px")
+    height, width = (_checked_number("image_size", side, (0, LARGEST_SIDE_PX), whole=True) for side in sides)
     return (int(height), int(width)) if min(height, width) > 0 else None
 
 
-def _checked_array(path: Path, name: str, array: np.ndarray, *, channels: int) -> Tensor:
+def _checked_maps(name: str, array: np.ndarray, *, channels: int) -> Tensor:
     if array.ndim != 4 or array.shape[1] != channels or min(array.shape) < 1 or array.dtype.kind != "f":
-        raise MotionFileError(
-            f"{path}: `{name}` is {array.dtype} {array.shape}; right: float (N, {channels}, H, W) in pixels of its grid"
-        )
+        right = f"float (N, {channels}, H, W) in pixels of its grid"
+        raise MotionFileError(f"`{name}` is {array.dtype} {array.shape}; right: {right}")
     with np.errstate(over="ignore"):
         array = np.ascontiguousarray(array, dtype=np.float32)
     # Checked after the cast, which makes Inf of numbers that float32 cannot hold.
     if not np.isfinite(array).all():
-        raise MotionFileError(f"{path}: `{name}` holds NaN or Inf in float32; right: finite numbers")
+        raise MotionFileError(f"`{name}` holds NaN or Inf in float32; right: finite numbers")
     return torch.from_numpy(array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -18,17 +18,11 @@ LOWEST_PX, CELLS_PER_E, CELLS = 1e-5, 50, 1024
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Per-bin scales: x -> sign(x / s_k) sqrt(|x / s_k|), exactly invertible; linear ones: x -> x / s.
+    """Per-bin scales: x -> sign(x / s_k) sqrt(|x / s_k|), exactly invertible; linear ones: x -> x / s."""
 
-    Attributes:
-        scale: (K,) s_k, px of the motion grid: 95th percentile of |S_k| over the training split (bin 0: of |D| alone).
-        period_s: period T of the series the scales belong to, seconds.
-        adaptive: with the square root; False leaves it out, see `linear`.
-    """
-
-    scale: Tensor
-    period_s: float = PERIOD_S
-    adaptive: bool = True
+    scale: Tensor  # (K,) s_k, px: 95th percentile of |S_k| over the training split (bin 0: of |D| alone)
+    period_s: float = PERIOD_S  # of the series that the scales belong to
+    adaptive: bool = True  # with the square root
 
     def __post_init__(self) -> None:
         scale = torch.as_tensor(self.scale, dtype=torch.float32)
@@ -38,7 +32,6 @@ class Normalisation:
 
     @property
     def num_bins(self) -> int:
-        """K, bin 0 included."""
         return len(self.scale)
 
     def _shaped_scale(self, spectrum: Tensor) -> Tensor:
@@ -61,7 +54,6 @@ class Normalisation:
         return spectrum
 
     def truncated(self, num_bins: int) -> Normalisation:
-        """Return the scales of the first `num_bins` bins."""
         if not 1 <= num_bins <= self.num_bins:
             raise ValueError(f"num_bins: expected 1 to {self.num_bins}, got {num_bins}")
         return Normalisation(self.scale[:num_bins], self.period_s, self.adaptive)
@@ -72,12 +64,8 @@ class Normalisation:
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary."""
-        return {
-            "scale_px": self.scale.tolist(),
-            "period_s": self.period_s,
-            "adaptive": self.adaptive,
-            "percentile": PERCENTILE,
-        }
+        scales = {"scale_px": self.scale.tolist(), "period_s": self.period_s}
+        return {**scales, "adaptive": self.adaptive, "percentile": PERCENTILE}
 
     @classmethod
     def from_dict(cls, data: dict) -> Normalisation:
@@ -90,15 +78,10 @@ class Normalisation:
 
 @dataclass
 class ScaleEstimator:
-    """Collects magnitudes of many spectra in constant memory and gives their per-bin 95th percentile.
-
-    A histogram over log magnitude with 2 % wide cells replaces the sorted list: memory stays the same for 10 clips and
-    for 7,000, and the result does not depend on their order.
-    """
+    """Collects magnitudes of many spectra in a histogram of 2 % wide cells and gives their per-bin 95th percentile."""
 
     num_bins: int
     period_s: float = PERIOD_S
-    counts: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         self.counts = torch.zeros(self.num_bins, CELLS, dtype=torch.float64)

@@ -22,16 +22,13 @@ PERIOD_S = 5.0
 FPS = 30.0
 NUM_FRAMES = 150
 
-# Below this fraction of the period the lowest harmonic and the drift cannot be told apart by the fit.
-MINIMUM_COVERAGE = 0.9
-# Combinations of coefficients that the stamps determine worse than this (relative to the best) are left at zero. A
-# whole period keeps every one (1e-2 at 24 bins); in a clip that covers 94 % of it one reached 7e-5, and the fit put a
-# drift of 250 px into the gap.
+MINIMUM_COVERAGE = 0.9  # of the period: below it the fit cannot tell the lowest harmonic from the drift
+# Combinations of coefficients that the stamps determine worse than this (relative to the best) are left at zero: in a
+# clip that covers 94 % of the period the fit put a drift of 250 px into the gap.
 RELATIVE_CUTOFF = 5e-3
 
 
 def bin_frequencies_hz(num_bins: int = NUM_BINS, period_s: float = PERIOD_S) -> Tensor:
-    """Return the frequency of each bin, k / T, in Hz: (K,)."""
     return torch.arange(num_bins, dtype=torch.float64) / period_s
 
 
@@ -41,32 +38,16 @@ def _exact(numbers: Tensor) -> Tensor:
 
 
 def harmonic_basis(phase: Tensor, num_bins: int) -> Tensor:
-    """Evaluate the anchored harmonics at the given phases.
-
-    Args:
-        phase: (N,) times in periods, t / T.
-        num_bins: K, bin 0 included.
-
-    Returns:
-        (N, 2 (K - 1)) float64 on the CPU, wherever `phase` is: first the K - 1 functions cos(2 pi k u) - 1, then the
-        K - 1 functions sin(2 pi k u).
-    """
+    """Return cos(2 pi k u) - 1, then sin(2 pi k u), k = 1 .. K-1, at phases u (N,): (N, 2 (K-1)) float64 on the CPU."""
     k = torch.arange(1, num_bins, dtype=torch.float64)  # (K-1,)
     angle = 2 * math.pi * _exact(phase)[:, None] * k  # (N, K-1)
     return torch.cat([torch.cos(angle) - 1, torch.sin(angle)], dim=1)  # (N, 2(K-1))
 
 
 def fit_spectrum(
-    flow: Tensor,
-    times_s: Tensor,
-    *,
-    num_bins: int = NUM_BINS,
-    period_s: float = PERIOD_S,
-    drift: bool = True,
+    flow: Tensor, times_s: Tensor, *, num_bins: int = NUM_BINS, period_s: float = PERIOD_S, drift: bool = True
 ) -> Tensor:
-    """Fit the anchored series to displacements by least squares over all time stamps in one go.
-
-    The stamps need not be evenly spaced: any frame rate from about 20 frames/s on serves.
+    """Fit the anchored series to displacements by least squares over all time stamps, evenly spaced or not.
 
     Args:
         flow: (T, 2, H, W) displacement of frame 0's pixels at each stamp, px of its own grid.
@@ -118,24 +99,15 @@ def fit_spectrum(
 
 
 def spectrum_to_flow(spectrum: Tensor, phase: Tensor) -> Tensor:
-    """Evaluate the series at the given phases.
+    """Evaluate a packed spectrum (..., K, 4, H, W), px, at phases (N,): displacements (..., N, 2, H, W), px.
 
     The drift grows until phase 1 and is held at D beyond: a video longer than the period goes on without a jump.
-
-    Args:
-        spectrum: (..., K, 4, H, W) packed, px.
-        phase: (N,) times in periods; 0 is frame 0.
-
-    Returns:
-        (..., N, 2, H, W) displacement from frame 0, px.
     """
     num_bins = spectrum.shape[-4]
     phase = _exact(phase)
     basis = torch.cat([harmonic_basis(phase, num_bins), phase.clamp(max=1.0)[:, None]], dim=1)
-    a = spectrum[..., 1:, 0::2, :, :]  # (..., K-1, 2, H, W)
-    b = -spectrum[..., 1:, 1::2, :, :]
-    drift = spectrum[..., :1, 1::2, :, :]
-    coefficients = torch.cat([a, b, drift], dim=-4)  # (..., 2(K-1)+1, 2, H, W)
+    a, b = spectrum[..., 1:, 0::2, :, :], -spectrum[..., 1:, 1::2, :, :]  # (..., K-1, 2, H, W)
+    coefficients = torch.cat([a, b, spectrum[..., :1, 1::2, :, :]], dim=-4)  # (..., 2(K-1)+1, 2, H, W)
     basis = basis.to(spectrum.dtype).to(spectrum.device)
     flow = basis @ coefficients.flatten(-3)  # (..., N, 2 H W)
     return flow.unflatten(-1, coefficients.shape[-3:])  # (..., N, 2, H, W)

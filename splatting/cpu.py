@@ -1,12 +1,12 @@
-"""The operators on the CPU: what `fused.py` asks for, with the loops of `cpu_kernels.py` on all of torch's threads.
+"""The operators on the CPU: the loops of `cpu_kernels.py` on all of torch's threads.
 
 Forward: a source's landing point and footprint are found once; then every thread owns bands of target rows and adds
-to them, in a channels-last buffer that stays in its cache, what the sources near them send. Nobody else writes there,
-so there are no atomics, and the sums have one order: results do not depend on the number of threads. Backward: the
-gradients are brought into channels-last order once, and every source gathers its own.
+to them, in a channels-last buffer that stays in its cache, what the sources near them send. So there are no atomics,
+and results do not depend on the number of threads. Backward: the gradients are brought into channels-last order once,
+and every source gathers its own.
 
 The threads are Python's, the loops run without its lock: Numba's own threading layers abort in forked processes
-(OpenMP) or when two threads call them (workqueue). The number is torch's (`torch.set_num_threads`).
+(OpenMP) or when two threads call them (workqueue).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from splatting.fused import Saved
 from splatting.reference import EWA_VARIANCE_FLOOR
 
 # Sums of one band of target rows. Half as much would fit the L2 cache, but send more sources to two bands (8 % slower).
@@ -85,22 +86,12 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_weight: Tensor | None,
-    values: Tensor,
-    flow: Tensor,
-    importance: Tensor | None,
-    sigma: Tensor | None,
-    out: Tensor | None,
-    weight: Tensor,
-    largest: Tensor,
-    ewa: bool,
-    normalise: bool,
-    needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    grad_out: Tensor, grad_weight: Tensor | None, saved: Saved, ewa: bool, normalise: bool, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     """Differentiate; arguments and results as in `fused.py`."""
     from splatting.cpu_preparation import weigh_gradients
 
+    values, flow, importance, sigma, out, weight, largest = saved
     dtype, (side, pad) = flow.dtype, (2, 1) if sigma is None else (4, 3)
     batch, channels, height, width = values.shape
     grad_values, grad_flow = _empty_like(values, dtype), _empty((batch, 2, height, width), dtype)
@@ -134,9 +125,7 @@ def backward(
 
 
 class _Landing(NamedTuple):
-    """Where the sources of some items land, with which footprint: the results of `cpu_preparation.land`."""
-
-    points: tuple[np.ndarray, ...]  # column, row, fx, fy: (B, H, W)
+    points: tuple[np.ndarray, ...]  # column, row, fx, fy of `cpu_preparation.land`: (B, H, W)
     limits: tuple[np.ndarray, ...]  # top, bottom: (B, H, tiles)
     conic: np.ndarray  # (4, B, H, W), or (0, 1, 1, 1) for the bilinear footprint
 
@@ -156,9 +145,6 @@ def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> _
     if sigma is not None:
         _run(make_conics, tasks, threads, flow, z, float(sigma), ewa, conic)
     return _Landing(points, limits, conic)
-
-
-# Memory --------------------------------------------------------------------------------------------------------
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -184,9 +170,6 @@ def _optional(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
     if tensor is None or tensor.ndim == 1:
         tensor = torch.empty(0, 1, 1, 1)
     return _array(tensor.to(dtype))
-
-
-# Threads -------------------------------------------------------------------------------------------------------
 
 
 def _num_threads(work: int) -> int:
@@ -224,8 +207,5 @@ def _run(kernel: Callable, tasks: np.ndarray, threads: int, *arguments: object) 
 
 @functools.cache
 def _pool(process: int) -> ThreadPoolExecutor:
-    """Return the threads of a process: those of a parent do not survive a fork, so the process is in the key.
-
-    They are started as they are needed, so the number here is only their limit.
-    """
+    """Return the threads of a process, started as needed; those of a parent do not survive a fork."""
     return ThreadPoolExecutor(MAX_THREADS, thread_name_prefix="splatting")

@@ -1,12 +1,10 @@
 """The loops of `cpu.py`, compiled by Numba: splat by bands of target rows, and gather the gradients.
 
-Each kernel takes the arrays of a whole batch and a list of tasks (item, first row, last row + 1), so that threads which
-share out the tasks never write the same element, and every sum has one order whatever their number.
-
-S is the summing type (float32 or float64), P the padding, px, that keeps taps outside the image inside the buffers (1
-bilinear, 3 Gaussian), T the number of taps of a source (2 x 2 bilinear, 4 x 4 Gaussian). In a kernel, `place` =
-(b, y, x0, n) are the n sources from (y, x0) on, and `window` = (first, last, side, pad) the target rows that it writes.
-An array of shape (0, 1, 1, 1) stands for one that is absent: z without importance, conic for the bilinear footprint.
+Kernels take the arrays of a whole batch and tasks (item, first row, last row + 1) that write different elements. S is
+the summing type (float32 or float64), P the padding, px, that keeps taps outside the image inside the buffers (1
+bilinear, 3 Gaussian), T the number of taps of a source (2 x 2 bilinear, 4 x 4 Gaussian). `place` = (b, y, x0, n) are
+the n sources from (y, x0) on, and `window` = (first, last, side, pad) the target rows that are written. An array of
+shape (0, 1, 1, 1) stands for one that is absent: z without importance, conic for the bilinear footprint.
 """
 
 from __future__ import annotations
@@ -16,25 +14,18 @@ import math
 import numpy as np
 from numba import njit
 
-from splatting.cpu_preparation import GONE, TILE
+from splatting.cpu_preparation import EXACT_OPTIONS, GONE, OPTIONS, TILE
 from splatting.reference import MIN_TAP_WEIGHT
 
 # Channels of the buffers are rounded up to a multiple of this: no scalar remainder after the vectors (measured: 12 %).
 LANES = 8
 
-# Sums may be reordered so that they run on vectors; NaN and infinity keep their meaning.
-_OPTIONS = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
-_EXACT_OPTIONS = {**_OPTIONS, "fastmath": {"contract"}}
-# Numba's cache notices a change of the file that a kernel is in, not of what it imports: so the values stand here too.
+# As in cpu_preparation.py
 assert (TILE, GONE, MIN_TAP_WEIGHT) == (256, -(1 << 30), 1e-30)
-# ln of the weight below which a tap does not exist
 _LOG_MIN_TAP_WEIGHT = math.log(MIN_TAP_WEIGHT)
 
 
-# Taps ----------------------------------------------------------------------------------------------------------
-
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _footprint(landing, conic, place, taps):
     """Write taps (T, n), row by row: bilinear weights, or ln(Gaussian weight / scale), -inf where there is no tap."""
     _, _, fx, fy = landing
@@ -64,12 +55,12 @@ def _footprint(landing, conic, place, taps):
             tap[j] = exponent if exponent >= least[j] else nothing
 
 
-@njit(**_EXACT_OPTIONS)
+@njit(**EXACT_OPTIONS)
 def _exponentiate(taps, n):
     """Replace taps (T, n), at most 0 or nearly, by their exponentials.
 
-    In float32 by a polynomial, exact to the last bits, that runs on vectors: the system's function, called number by
-    number, took a third of the whole Gaussian splat. exp(x) = 2^k exp(r), |r| <= ln 2 / 2, r by its Taylor series.
+    In float32 by a polynomial that runs on vectors: the system's function took a third of the whole Gaussian splat.
+    exp(x) = 2^k exp(r), |r| <= ln 2 / 2, exp(r) by its Taylor series.
     """
     power = np.empty(TILE, np.int32)
     two_to_the_power = power.view(np.float32)
@@ -98,7 +89,7 @@ def _exponentiate(taps, n):
             tap[j] *= two_to_the_power[j]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _weigh(landing, conic, place, window, z, peak, taps, decay):
     """Weigh by the importance: decay (4, n) becomes exp(z - peak); Gaussian exponents, taps (16, n), whole weights."""
     column, row, _, _ = landing
@@ -128,7 +119,7 @@ def _weigh(landing, conic, place, window, z, peak, taps, decay):
                 tap[j] *= scale[j]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _transpose(values, place, channel, count, tile, load):
     """Copy `count` channels of n pixels of values (B, C, H, W) to tile (n, >= count), channels last, or back."""
     b, y, x0, n = place
@@ -151,10 +142,7 @@ def _transpose(values, place, channel, count, tile, load):
                 values[b, channel + c, y, x0 + j] = tile[j, c]
 
 
-# Forward -------------------------------------------------------------------------------------------------------
-
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def splat_bands(tasks, values, z, landing, conic, limits, channels, normalise, tall, out, weight, largest):
     """Splat the bands of target rows that the tasks name.
 
@@ -200,7 +188,7 @@ def splat_bands(tasks, values, z, landing, conic, limits, channels, normalise, t
         _write(total, peak, b, window, channels[0], count, normalise, out, weight, largest)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _raise_peak(column, row, place, window, taps, z, peak):
     """Raise peak (rows + 2 P, W + 2 P) to the largest z of the sources whose taps touch it."""
     b, y, x0, n = place
@@ -220,7 +208,7 @@ def _raise_peak(column, row, place, window, taps, z, peak):
                     line[kx] = importance
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _add(column, row, place, window, taps, tile, total):
     """Add taps * tile to total (rows + 2 P, W + 2 P, channels)."""
     b, y, x0, n = place
@@ -248,7 +236,7 @@ def _add(column, row, place, window, taps, tile, total):
                         only[c] += w * source[c]
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _write(total, peak, b, window, channel, count, normalise, out, weight, largest):
     """Divide a band's sums by its weights and write them as out (B, C, H, W)."""
     first, last, _, pad = window
@@ -271,10 +259,7 @@ def _write(total, peak, b, window, channel, count, normalise, out, weight, large
             _transpose(out, (b, y, x0, n), channel, count, sums, False)
 
 
-# Backward ------------------------------------------------------------------------------------------------------
-
-
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def gather_gradients(tasks, values, z, landing, conic, target, sigma, floor, weights_too, gradients):
     """Gather the gradients of the source rows that the tasks name.
 
@@ -315,7 +300,7 @@ def gather_gradients(tasks, values, z, landing, conic, target, sigma, floor, wei
                     _bilinear_gradients(fx, fy, place, taps, decay, dots, grad_flow, grad_z)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _dot(column, row, place, window, taps, decay, tile, sums, weights_too, dots, grad_tile):
     """Write dL/dw = dL/dN . v + dL/dD of every tap as dots (T, n), and dL/dv = sum of w dL/dN as grad_tile (n, C)."""
     b, y, x0, n = place
@@ -344,9 +329,8 @@ def _dot(column, row, place, window, taps, decay, tile, sums, weights_too, dots,
             dots[k, j] = dot
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _bilinear_gradients(fx, fy, place, taps, decay, dots, grad_flow, grad_z):
-    """Write the gradients of n sources' flow and importance."""
     b, y, x0, n = place
     one = fx.dtype.type(1)
     for j in range(n):
@@ -363,13 +347,10 @@ def _bilinear_gradients(fx, fy, place, taps, decay, dots, grad_flow, grad_z):
             grad_z[b, 0, y, x] = importance
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _gaussian_gradients(fx, fy, conic, place, taps, dots, sigma, floor, grad_flow, grad_z, grad_sigma):
-    """Write the gradients of n sources' flow, importance and sigma.
-
-    With d = tap - landing point, A = [[a, c], [c, b]] and q = A d:  dw/d landing = w q, and, since d S / d sigma =
-    2 (S - floor I) / sigma,  dw/d sigma = w (d . q - floor |q|^2 - 2 + floor tr A) / sigma.
-    """
+    # With d = tap - landing point, A = [[a, c], [c, b]] and q = A d:  dw/d landing = w q, and, since d S / d sigma =
+    # 2 (S - floor I) / sigma,  dw/d sigma = w (d . q - floor |q|^2 - 2 + floor tr A) / sigma.
     b, y, x0, n = place
     number = fx.dtype.type
     floor = number(floor)

@@ -1,7 +1,4 @@
-"""What precedes the loops of `cpu_kernels.py`: landing points, shapes of Gaussians, gradients to the sums. By Numba.
-
-Arrays and tasks are as in `cpu_kernels.py`.
-"""
+"""What precedes the loops of `cpu_kernels.py`, whose conventions hold: landing points, Gaussians, gradients to sums."""
 
 from __future__ import annotations
 
@@ -19,13 +16,13 @@ TILE = 256
 GONE = -(1 << 30)
 
 # Sums may be reordered so that they run on vectors; NaN and infinity keep their meaning.
-_OPTIONS = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
-_EXACT_OPTIONS = {**_OPTIONS, "fastmath": {"contract"}}
+OPTIONS = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
+EXACT_OPTIONS = {**OPTIONS, "fastmath": {"contract"}}
 # Numba's cache notices a change of the file that a kernel is in, not of what it imports: so the values stand here too.
 assert (EWA_MIN_STRETCH, EWA_MAX_STRETCH, EWA_VARIANCE_FLOOR, MARGIN_PX, MAX_DERIVATIVE) == (0.5, 2.5, 1e-4, 4, 1e6)
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def land(tasks, flow, z, low, high, column, row, fx, fy, top, bottom):
     """Find where the sources land.
 
@@ -65,7 +62,7 @@ def land(tasks, flow, z, low, high, column, row, fx, fy, top, bottom):
                 top[b, y, tile], bottom[b, y, tile] = first, last
 
 
-@njit(**_EXACT_OPTIONS)
+@njit(**EXACT_OPTIONS)
 def make_conics(tasks, flow, z, sigma, ewa, conic):
     """Write each source's Gaussian as conic (4, B, H, W) S: a, b, c, s of s exp(-(a dx^2 + b dy^2)/2 - c dx dy).
 
@@ -75,8 +72,7 @@ def make_conics(tasks, flow, z, sigma, ewa, conic):
     number = flow.dtype.type
     one, half, two_pi = number(1), number(0.5), number(2 * math.pi)
     sigma, floor = number(sigma), number(EWA_VARIANCE_FLOOR)
-    least, most = number(EWA_MIN_STRETCH), number(EWA_MAX_STRETCH)
-    nothing = number(1e-18)  # far from where its inverse overflows
+    least, most, nothing = number(EWA_MIN_STRETCH), number(EWA_MAX_STRETCH), number(1e-18)
     slopes = np.zeros((4, width), flow.dtype)
     for t in range(tasks.shape[0]):
         item = tasks[t, 0]
@@ -107,13 +103,13 @@ def make_conics(tasks, flow, z, sigma, ewa, conic):
                 s[x] = one / (two_pi * math.sqrt(variance_1 * variance_2))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _is_valid(flow, z, b, y, x):
     known = np.isfinite(flow[b, 0, y, x]) and np.isfinite(flow[b, 1, y, x])
     return known and (z.shape[0] == 0 or np.isfinite(z[b, 0, y, x]))
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def _differentiate(flow, z, b, y, slopes):
     """Write d dx/dx, d dy/dx, d dx/dy, d dy/dy of a row as slopes (4, W): central, one-sided at borders."""
     height, width = flow.shape[2:]
@@ -133,11 +129,9 @@ def _differentiate(flow, z, b, y, slopes):
             slopes[2, x] = slopes[3, x] = 0
 
 
-@njit(**_OPTIONS)
+@njit(**OPTIONS)
 def weigh_gradients(tasks, grad_out, grad_weight, out, weight, normalise, pad, grad_total, grad_mass):
-    """Pull the gradients back through the division, to the sums of w v and of w.
-
-    out = N / D:  dL/dN = G / D,  dL/dD = g - (G . out) / D;  where nothing arrives dL/dN = 0, dL/dD = g.
+    """Pull the gradients back through out = N / D:  dL/dN = G / D,  dL/dD = g - (G . out) / D,  or 0 and g at holes.
 
     Args:
         grad_out: (B, C, H, W) S, G.  weight: (B, 1, H, W) S, D.  grad_weight: (B, 1, H, W) S, g, or absent: 0.

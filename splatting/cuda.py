@@ -1,11 +1,7 @@
 """The splatting kernels on NVIDIA GPUs: CUDA C++ in kernels/*.cu, compiled and launched by CuPy.
 
-Forward puts each source into the list of the cell it lands in; then each target gathers the sources of the cells
-around it. So every output is written once, already normalised, without atomics on floats. Backward has a pass over the
-targets and one over the sources, which gather too.
-
-The order of a list is that of an atomic exchange, so a forward sum may differ in its last bits from run to run. Under
-torch.use_deterministic_algorithms(True) the lists are sorted first. Backward always gives the same bits.
+The order in which the forward pass adds up is that of an atomic exchange, so that a sum may differ in its last bits
+from run to run. Under torch.use_deterministic_algorithms(True) the lists are sorted first. Backward is deterministic.
 
 NVRTC compiles one program for each dtype of the values and each device at its first use (about a second). CuPy keeps
 the result in ~/.cupy/kernel_cache or $CUPY_CACHE_DIR. It compiles with -ftz=true: float32 numbers below 1.2e-38 count
@@ -17,36 +13,28 @@ from __future__ import annotations
 import functools
 import math
 import threading
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from splatting import reference
+from splatting.fused import Saved
 
 KERNELS = ("link_sources", "sort_lists", "gather_2x2", "gather_4x4")
 KERNELS += ("target_gradients", "source_gradients_2x2", "source_gradients_4x4")
-# NVRTC is asked for no more than this; CuPy adds the architecture, -ftz=true and its include folders.
-COMPILE_OPTIONS = ("--std=c++17",)
-# A block is a tile of this many pixels, as wide as a warp.
-TILE_WIDTH, TILE_HEIGHT = 32, 8
-# Channels that a thread of the gather kernels sums up in registers.
-CHUNK = 16
-
+COMPILE_OPTIONS = ("--std=c++17",)  # CuPy adds the architecture, -ftz=true and its include folders
+TILE_WIDTH, TILE_HEIGHT = 32, 8  # a block: a tile of this many pixels, as wide as a warp
+CHUNK = 16  # channels that a thread of the gather kernels sums up in registers
 programs_built = 0  # how often NVRTC, or CuPy's cache, was asked for a program; tests read it
 
-_SOURCE_FILES = ("taps.cu", "forward.cu", "backward.cu")
-# Defined in reference.py
-_SHARED_CONSTANTS = ("MIN_TAP_WEIGHT", "MARGIN_PX", "MAX_DERIVATIVE")
+_SHARED_CONSTANTS = ("MIN_TAP_WEIGHT", "MARGIN_PX", "MAX_DERIVATIVE")  # of reference.py
 _SHARED_CONSTANTS += ("EWA_MIN_STRETCH", "EWA_MAX_STRETCH", "EWA_VARIANCE_FLOOR")
-_VALUE_NAMES = {
-    torch.float16: "VALUES_FLOAT16",
-    torch.bfloat16: "VALUES_BFLOAT16",
-    torch.float32: "VALUES_FLOAT32",
-    torch.float64: "VALUES_FLOAT64",
-}
+_VALUE_NAMES = {torch.float16: "VALUES_FLOAT16", torch.bfloat16: "VALUES_BFLOAT16"}
+_VALUE_NAMES |= {torch.float32: "VALUES_FLOAT32", torch.float64: "VALUES_FLOAT64"}
 _MOST_INT = 2**31 - 1
 _build_lock = threading.Lock()  # autograd calls backward from a thread of its own
 
@@ -54,11 +42,7 @@ _build_lock = threading.Lock()  # autograd calls backward from a thread of its o
 def forward(
     values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Splat; arguments and results as in `fused.py`.
-
-    Raises:
-        ValueError: an image with 2^31 pixels or more.
-    """
+    """Splat; arguments and results as in `fused.py`. ValueError: an image with 2^31 pixels or more."""
     batch, channels, height, width = values.shape
     side = 2 if sigma is None else 4
     _check_size(height, width)
@@ -86,23 +70,13 @@ def forward(
 
 
 def backward(
-    grad_out: Tensor,
-    grad_weight: Tensor | None,
-    values: Tensor,
-    flow: Tensor,
-    importance: Tensor | None,
-    sigma: Tensor | None,
-    out: Tensor | None,
-    weight: Tensor,
-    largest: Tensor,
-    ewa: bool,
-    normalise: bool,
-    needs: tuple[bool, bool, bool, bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    grad_out: Tensor, grad_weight: Tensor | None, saved: Saved, ewa: bool, normalise: bool, needs: Sequence[bool]
+) -> tuple[Tensor | None, ...]:
     """Differentiate; arguments and results as in `fused.py`.
 
     Normalised half-precision outputs are rounded, and so are the gradients to flow, importance and sigma.
     """
+    values, flow, importance, sigma, out, weight, largest = saved
     batch, channels, height, width = values.shape
     side = 2 if sigma is None else 4
     gradients = []  # to values, flow, importance and sigma, of which each source has its part
@@ -136,23 +110,14 @@ def unavailable_reason() -> str | None:
 
 def source(dtype: torch.dtype) -> str:
     """Return the program for values of this dtype: the constants, then kernels/*.cu one after another."""
-    constants = {
-        _VALUE_NAMES[dtype]: "",
-        "TILE_WIDTH": TILE_WIDTH,
-        "TILE_HEIGHT": TILE_HEIGHT,
-        "THREADS": TILE_WIDTH * TILE_HEIGHT,
-        "CHUNK": CHUNK,
-        "PI": math.pi,
-    }
+    constants = {_VALUE_NAMES[dtype]: "", "CHUNK": CHUNK, "PI": math.pi, "THREADS": TILE_WIDTH * TILE_HEIGHT}
+    constants |= {"TILE_WIDTH": TILE_WIDTH, "TILE_HEIGHT": TILE_HEIGHT}
     constants |= {name: f"Sum({getattr(reference, name)!r})" for name in _SHARED_CONSTANTS}
     parts = [f"#define {name} {value}\n" for name, value in constants.items()]
-    for name in _SOURCE_FILES:
+    for name in ("taps.cu", "forward.cu", "backward.cu"):
         text = (Path(__file__).parent / "kernels" / name).read_text(encoding="utf-8")
         parts.append(f'#line 1 "{name}"\n{text}')
     return "".join(parts)
-
-
-# Memory and sizes ----------------------------------------------------------------------------------------------
 
 
 def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -174,11 +139,7 @@ def _tiles(height: int, width: int) -> int:
     return -(-height // TILE_HEIGHT) * -(-width // TILE_WIDTH)
 
 
-# Launching -----------------------------------------------------------------------------------------------------
-
-
 def _run(kernel: str, blocks: int, values: Tensor, *arguments: Tensor | int | None) -> None:
-    """Queue a kernel of the program for the dtype of values, on the device of values."""
     if blocks > _MOST_INT:
         raise ValueError(f"values: expected at most 2^31 - 1 blocks of work, got {blocks} for {tuple(values.shape)}")
     _launch(kernel, blocks, tuple(map(_scalar, arguments)), values.dtype, values.device)
@@ -197,7 +158,6 @@ def _scalar(argument: Tensor | int | None) -> np.generic:
 def _launch(
     kernel: str, blocks: int, arguments: tuple[np.generic, ...], dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Queue a kernel on torch's current stream."""
     import cupy
 
     with cupy.cuda.Device(device.index):
@@ -218,11 +178,10 @@ def _program(dtype: torch.dtype, device_index: int) -> dict[str, Any]:
     return {name: module.get_function(name) for name in KERNELS}
 
 
-class _Stream:
+class _Stream(NamedTuple):
     """A stream of torch in the CUDA stream protocol. Torch speaks it too, but not in all versions that we support."""
 
-    def __init__(self, stream: torch.cuda.Stream) -> None:
-        self.pointer = stream.cuda_stream
+    pointer: int
 
     def __cuda_stream__(self) -> tuple[int, int]:
         return 0, self.pointer
@@ -232,7 +191,7 @@ def _as_cupy_stream(stream: torch.cuda.Stream) -> Any:
     import cupy
 
     if hasattr(cupy.cuda.Stream, "from_external"):  # CuPy 14
-        return cupy.cuda.Stream.from_external(_Stream(stream))
+        return cupy.cuda.Stream.from_external(_Stream(stream.cuda_stream))
     return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
 
 

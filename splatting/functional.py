@@ -2,13 +2,11 @@
 
 Conventions: values (B, C, H, W); flow (B, 2, H, W) forward, in pixels of its own grid, channel 0 = dx (right) and
 1 = dy (down); importance (B, 1, H, W). Pixel centres lie at integers, so the source at pixel p lands at p + flow(p).
-
-Three backends: "reference" (`reference.py`, plain torch, the definition), and "cpu" (`cpu.py`) and "cuda" (`cuda.py`)
-behind `fused.py`. `reference.py` and `fused.py` have one function `splat` with the same arguments; a backend's module
-has `unavailable_reason()`: None where the backend can run, else a sentence with the reason and the remedy.
-
 Values are taken to be finite where the flow is: NaN and infinity spread to what their source touches, and whether taps
 of weight exactly 0 count as touching differs between backends.
+
+Backends: "reference" (`reference.py`, plain torch, the definition), and "cpu" (`cpu.py`) and "cuda" (`cuda.py`) behind
+`fused.py`. A backend's `unavailable_reason()` is None where it can run, else a sentence with the reason and the remedy.
 """
 
 from __future__ import annotations
@@ -18,7 +16,6 @@ import importlib
 import logging
 import math
 import numbers
-from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -61,12 +58,12 @@ def softmax_splat(
         importance: (B, 1, H, W). A source whose importance is not finite contributes nothing.
         weighting: "exp": z = importance; "gaussian": z = -importance^2 / (2 weight_sigma^2).
         weight_sigma: scale of the "gaussian" weighting, > 0, in the unit of the importance.
-        backend: "auto", "reference" (plain torch, any device), "cpu" or "cuda".
+        backend: "auto", "reference" (any device), "cpu" or "cuda".
         return_weight: also return the denominator.
 
     Returns:
-        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W), 0 exactly where nothing
-        arrives; there the output is 0 too.
+        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W); both are exactly 0 where nothing
+        arrives.
 
     Raises:
         ValueError: an argument of a wrong shape, dtype, device or value.
@@ -81,7 +78,7 @@ def softmax_splat(
     _check_positive("weight_sigma", weight_sigma)
     if weighting == "gaussian":
         importance = _gaussian_log_weight(importance, weight_sigma)
-    return _result(_choose_backend(backend, values).splat(values, flow, importance), return_weight)
+    return _splat(backend, return_weight, values, flow, importance)
 
 
 def gaussian_splat(
@@ -120,31 +117,23 @@ def gaussian_splat(
         if not SIGMA_RANGE_PX[0] <= sigma <= SIGMA_RANGE_PX[1]:
             raise ValueError(f"sigma: expected {SIGMA_RANGE_PX[0]:g} to {SIGMA_RANGE_PX[1]:g} px, got {sigma}")
         sigma = float(sigma)
-    pair = _choose_backend(backend, values).splat(values, flow, importance, sigma=sigma, ewa=ewa)
-    return _result(pair, return_weight)
+    return _splat(backend, return_weight, values, flow, importance, sigma=sigma, ewa=ewa)
 
 
 def average_splat(
     values: Tensor, flow: Tensor, *, backend: str = "auto", return_weight: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Splat values along flow with a bilinear footprint and average what arrives at a pixel.
-
-    out(q) = sum_i b_i(q) v_i / sum_i b_i(q). Arguments, returns and exceptions as in `softmax_splat`.
-    Gradients: to values and flow.
-    """
+    """Average what arrives at a pixel: sum_i b_i(q) v_i / sum_i b_i(q); otherwise as `softmax_splat`."""
     _check_tensors(values, flow)
-    return _result(_choose_backend(backend, values).splat(values, flow), return_weight)
+    return _splat(backend, return_weight, values, flow)
 
 
 def sum_splat(
     values: Tensor, flow: Tensor, *, backend: str = "auto", return_weight: bool = False
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Splat values along flow with a bilinear footprint and add up what arrives at a pixel.
-
-    out(q) = sum_i b_i(q) v_i, not normalised. Otherwise as `average_splat`.
-    """
+    """Add up what arrives at a pixel: sum_i b_i(q) v_i, not normalised; otherwise as `softmax_splat`."""
     _check_tensors(values, flow)
-    return _result(_choose_backend(backend, values).splat(values, flow, normalise=False), return_weight)
+    return _splat(backend, return_weight, values, flow, normalise=False)
 
 
 def available_backends() -> tuple[str, ...]:
@@ -152,33 +141,26 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if _unavailable_reason(name) is None)
 
 
+def _splat(backend: str, return_weight: bool, values: Tensor, *arguments: Tensor, **options: float | Tensor | bool):
+    chosen = reference if _backend_name(backend, values.device.type) == "reference" else fused
+    pair = chosen.splat(values, *arguments, **options)
+    return pair if return_weight else pair[0]
+
+
 def _gaussian_log_weight(importance: Tensor, weight_sigma: float) -> Tensor:
     importance = importance.to(torch.promote_types(importance.dtype, torch.float32))
     finite = importance.isfinite()
-    scaled = torch.where(finite, importance, 0.0) / weight_sigma
     limit = _LARGEST_SCALED_IMPORTANCE[importance.dtype]
-    scaled = scaled.clamp(-limit, limit)
+    scaled = (torch.where(finite, importance, 0.0) / weight_sigma).clamp(-limit, limit)
     # What is not finite stays so: the backends leave such a source out.
     return torch.where(finite, -0.5 * scaled.square(), math.nan)
 
 
-def _result(pair: tuple[Tensor, Tensor], return_weight: bool) -> Tensor | tuple[Tensor, Tensor]:
-    return pair if return_weight else pair[0]
-
-
-# Backends ------------------------------------------------------------------------------------------------------
-
-
 @functools.cache
 def _unavailable_reason(name: str) -> str | None:
-    """Return in one sentence why a backend cannot run here; None where it can."""
+    if name == "reference":
+        return None
     return importlib.import_module(f"{__package__}.{name}").unavailable_reason()
-
-
-def _choose_backend(backend: str, values: Tensor) -> ModuleType:
-    """Return the module whose `splat` is called: "cpu" and "cuda" share one, which goes by the device."""
-    chosen = _backend_name(backend, values.device.type)
-    return reference if chosen == "reference" else fused
 
 
 def _backend_name(backend: str, device: str) -> str:
@@ -208,9 +190,6 @@ def _automatic_backend(device: str) -> str:
         note = "" if reason is None else f" (plain torch, slower): {reason}"
         logger.info("splatting %s tensors with the %r backend%s", device, chosen, note)
     return chosen
-
-
-# Checks --------------------------------------------------------------------------------------------------------
 
 
 def _check_tensors(values: Tensor, flow: Tensor, importance: Tensor | None = None) -> None:

@@ -1,37 +1,39 @@
 """The splatting operators as one custom operator of torch, with a fused forward and a fused backward pass.
 
 `image_dynamics::splat` and its backward run on the module of the tensors' device: `cpu.py` (Numba) or `cuda.py` (CuPy).
-torch.compile takes them as they are, and autocast leaves them alone: values keep their dtype, and what decides where
-they go (flow, importance, sigma) is float32 or float64 in any case.
-
-Such a module has `unavailable_reason()`, as `functional.py` describes it, and
+torch.compile takes them as they are, and autocast leaves them alone: values keep their dtype, and flow, importance and
+sigma are float32 or float64 in any case. Such a module has
 
     forward(values, flow, importance, sigma, ewa, normalise) -> (out, weight, largest)
-    backward(grad_out, grad_weight, values, flow, importance, sigma, out, weight, largest, ewa, normalise, needs)
+    backward(grad_out, grad_weight, saved, ewa, normalise, needs)
         -> gradients of values, flow, importance and sigma, None where the four bools of `needs` say no
 
-    values      (B, C, H, W) float16, bfloat16, float32 or float64, any strides
-    flow        (B, 2, H, W) in the summing type: float64 where values are, else float32
-    importance  (B, 1, H, W) summing type, the exponent z; None for average and sum
-    sigma       () summing type, on the same device; None: bilinear footprint, else Gaussian
-    out         (B, C, H, W) like values, in the layout of `_out_format`; in backward None where it is not needed: not
-                normalised, or only the weight has a gradient
-    weight      (B, 1, H, W) summing type, the sum of the weights
-    largest     (B, 1, H, W) summing type, largest z of what arrives, -inf where nothing does; (0,) without importance
-
-Second derivatives, forward-mode derivatives and the transforms of torch.func are not defined; for those take
-`backend="reference"`.
+Second derivatives, forward-mode derivatives and the transforms of torch.func need `backend="reference"`.
 """
 
 from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from splatting.reference import summing_dtype, weight_in
+
+
+class Saved(NamedTuple):
+    """What the forward pass leaves for the backward one. The summing type is float64 where values are, else float32."""
+
+    values: Tensor  # (B, C, H, W) float16, bfloat16, float32 or float64, any strides
+    flow: Tensor  # (B, 2, H, W) in the summing type
+    importance: Tensor | None  # (B, 1, H, W) summing type, the exponent z; None for average and sum
+    sigma: Tensor | None  # () summing type, on the same device; None: bilinear footprint, else Gaussian
+    out: Tensor | None  # (B, C, H, W) like values, in the layout of `_out_format`; None: backward does not need it
+    weight: Tensor  # (B, 1, H, W) summing type, the sum of the weights
+    largest: Tensor  # (B, 1, H, W) summing type, largest z that arrives, -inf where none; (0,) without importance
+
 
 _FORWARD = (
     "(Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, bool ewa, bool normalise)"
@@ -67,41 +69,22 @@ def splat(
     return out.to(values.dtype), weight_in(weight, values.dtype)
 
 
-# The custom operator -------------------------------------------------------------------------------------------
-
-
 def _kernels(device: torch.device) -> ModuleType:
     return importlib.import_module(f"{__package__}.{device.type}")
 
 
 @torch.library.custom_op("image_dynamics::splat", mutates_args=(), schema=_FORWARD)
-def _forward(
-    values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Splat with the kernels of the tensors' device; see the top of this file."""
-    return _kernels(values.device).forward(values, flow, importance, sigma, ewa, normalise)
+def _forward(values, *others):
+    return _kernels(values.device).forward(values, *others)
 
 
 @torch.library.custom_op("image_dynamics::splat_backward", mutates_args=(), schema=_BACKWARD)
-def _backward(
-    grad_out: Tensor,
-    grad_weight: Tensor | None,
-    values: Tensor,
-    flow: Tensor,
-    importance: Tensor | None,
-    sigma: Tensor | None,
-    out: Tensor | None,
-    weight: Tensor,
-    largest: Tensor,
-    ewa: bool,
-    normalise: bool,
-    needs: list[bool],
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _backward(grad_out, grad_weight, *others):
     """Differentiate `_forward`; a gradient that is not needed comes back as an empty (0,) tensor."""
-    saved = (values, flow, importance, sigma, out, weight, largest)
-    gradients = _kernels(values.device).backward(grad_out, grad_weight, *saved, ewa, normalise, needs)
+    saved = Saved(*others[:7])
+    gradients = _kernels(grad_out.device).backward(grad_out, grad_weight, saved, *others[7:])
     # A custom operator can return neither None nor one of its arguments.
-    return tuple(weight.new_empty(0) if gradient is None else gradient for gradient in gradients)
+    return tuple(saved.weight.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
 def _out_format(values: Tensor) -> torch.memory_format:
@@ -134,21 +117,20 @@ def _(grad_out, grad_weight, values, flow, importance, sigma, out, weight, large
 
 
 def _setup_context(ctx, inputs, output) -> None:
-    values, flow, importance, sigma, ctx.ewa, ctx.normalise = inputs
+    *tensors, ctx.ewa, ctx.normalise = inputs
     out, weight, largest = output
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(largest)
     # A sum does not look back at its output, which the caller may then change.
-    ctx.save_for_backward(values, flow, importance, sigma, out if ctx.normalise else None, weight, largest)
+    ctx.save_for_backward(*tensors, out if ctx.normalise else None, weight, largest)
 
 
 def _autograd(ctx, grad_out, grad_weight, _):
-    values, flow, importance, sigma, out, weight, largest = ctx.saved_tensors
+    saved = Saved(*ctx.saved_tensors)
     if grad_out is None:
         # Then the output is not needed either.
-        grad_out, out = torch.zeros_like(values), None
+        grad_out, saved = torch.zeros_like(saved.values), saved._replace(out=None)
     needs = list(ctx.needs_input_grad[:4])
-    saved = (values, flow, importance, sigma, out, weight, largest)
     gradients = _backward(grad_out, grad_weight, *saved, ctx.ewa, ctx.normalise, needs)
     gradients = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
     return *gradients, None, None

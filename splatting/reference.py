@@ -3,9 +3,8 @@
 Any device, float16 to float64, gradients by autograd. `functional.py` checks the arguments and applies the weighting;
 here the importance already is the exponent z.
 
-A source has taps: pixels around its landing point p + flow(p), each with a spatial weight. What must not arrive
-(taps outside the image, sources without a finite flow or importance) is sent to a spare row below the image, so that
-nothing of it, NaN included, reaches a pixel or a gradient.
+A source has taps: pixels around its landing point, each with a spatial weight. What must not arrive (taps outside the
+image, sources without a finite flow or importance) is sent to a spare row below the image, NaN included.
 """
 
 from __future__ import annotations
@@ -42,11 +41,6 @@ class Landing(NamedTuple):
 Taps = list[tuple[Tensor, Tensor]]  # target index (B, N) int64 and spatial weight (B, N), one pair a tap
 
 
-def unavailable_reason() -> str | None:
-    """Return None: this backend runs wherever torch does."""
-    return None
-
-
 def splat(
     values: Tensor,
     flow: Tensor,
@@ -73,16 +67,10 @@ def splat(
     return total.to(values.dtype).contiguous(), weight_in(weight, values.dtype)
 
 
-# Taps ----------------------------------------------------------------------------------------------------------
-
-
 def summing_dtype(*tensors: Tensor | None) -> torch.dtype:
     """Return the dtype that sums are computed in: float64 where a tensor is, else float32."""
-    return (
-        torch.float64
-        if any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
-        else torch.float32
-    )
+    wide = any(tensor is not None and tensor.dtype == torch.float64 for tensor in tensors)
+    return torch.float64 if wide else torch.float32
 
 
 def _land(flow: Tensor, importance: Tensor | None = None) -> Landing:
@@ -99,7 +87,6 @@ def _land(flow: Tensor, importance: Tensor | None = None) -> Landing:
 
 
 def _bilinear_taps(landing: Landing) -> Taps:
-    """Make the 2 x 2 taps floor .. floor + 1."""
     across, down = (1 - landing.fx, landing.fx), (1 - landing.fy, landing.fy)
     return _make_taps(landing, (0, 1), lambda i, j: across[i] * down[j])
 
@@ -124,9 +111,8 @@ def _gaussian_taps(landing: Landing, flow: Tensor, sigma: float | Tensor, ewa: b
     mean, difference = 0.5 / variance_1 + 0.5 / variance_2, 0.5 / variance_1 - 0.5 / variance_2
     a, b, c = mean + difference * cos, mean - difference * cos, difference * sin
     scale = 1 / (2 * math.pi * (variance_1 * variance_2).sqrt())
-    across = [-0.5 * a * d.square() for d in dx]
+    across, mixed = [-0.5 * a * d.square() for d in dx], [-c * d for d in dx]
     down = [-0.5 * b * d.square() for d in dy]
-    mixed = [-c * d for d in dx]
     return _make_taps(landing, offsets, lambda i, j: scale * torch.exp(across[i] + down[j] + mixed[i] * dy[j]))
 
 
@@ -153,18 +139,14 @@ def _make_taps(landing: Landing, offsets: tuple[int, ...], weight_at: Callable[[
 
 @torch.no_grad()
 def _local_stretch(flow: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return J's clamped singular values, larger first, and cos and sin of twice the larger one's angle.
+    """Return the clamped singular values s1 >= s2 of J = I + d flow / d p, and cos and sin, each (B, H, W), with
 
-    J = I + d flow / d p. Each result is (B, H, W). The angle is that of the left singular vector, so that
     J J^T = (s1^2 + s2^2)/2 I + (s1^2 - s2^2)/2 [[cos, sin], [sin, -cos]].
     """
-    along_x = _derivative(flow, valid, -1)
-    along_y = _derivative(flow, valid, -2)
+    along_x, along_y = _derivative(flow, valid, -1), _derivative(flow, valid, -2)
     # J as the sum of a rotation scaled by q = |(e, h)| and a reflection scaled by r = |(f, g)|
-    e = 1 + (along_x[:, 0] + along_y[:, 1]) / 2
-    f = (along_x[:, 0] - along_y[:, 1]) / 2
-    g = (along_x[:, 1] + along_y[:, 0]) / 2
-    h = (along_x[:, 1] - along_y[:, 0]) / 2
+    e, f = 1 + (along_x[:, 0] + along_y[:, 1]) / 2, (along_x[:, 0] - along_y[:, 1]) / 2
+    g, h = (along_x[:, 1] + along_y[:, 0]) / 2, (along_x[:, 1] - along_y[:, 0]) / 2
     q, r = torch.hypot(e, h), torch.hypot(f, g)
     # Where q or r is 0 both singular values agree and the angle is of no account.
     e, h = e / torch.where(q > 0, q, 1.0), h / torch.where(q > 0, q, 1.0)
@@ -187,11 +169,7 @@ def _derivative(flow: Tensor, valid: Tensor, dim: int) -> Tensor:
     return torch.where(known[:, None], slope, 0.0).clamp(-MAX_DERIVATIVE, MAX_DERIVATIVE)
 
 
-# Sums ----------------------------------------------------------------------------------------------------------
-
-
 def _weigh_by_importance(taps: Taps, importance: Tensor, valid: Tensor) -> Taps:
-    """Multiply each tap's weight by exp(importance - the largest importance that touches its target)."""
     _, height, width = valid.shape
     z = torch.where(valid, importance[:, 0], 0.0).flatten(1)  # (B, N)
     largest = torch.full((z.shape[0], (height + 1) * width), -math.inf, dtype=z.dtype, device=z.device)
@@ -209,7 +187,6 @@ def _weigh_by_importance(taps: Taps, importance: Tensor, valid: Tensor) -> Taps:
 
 
 def _accumulate(values: Tensor, taps: Taps) -> tuple[Tensor, Tensor]:
-    """Sum weight * values and the weights at the targets: (B, C, H, W) and (B, 1, H, W)."""
     batch, channels, height, width = values.shape
     flat = values.flatten(2)  # (B, C, N)
     total = flat.new_zeros(batch, channels, (height + 1) * width)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from splatting import cuda, reference
+from splatting.fused import Saved
 
 DTYPES = {str(dtype).split(".")[1]: dtype for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)}
 each_dtype = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -106,7 +107,7 @@ def run(inputs: tuple, upstream: tuple | None = None, needs=(True,) * 4) -> tupl
     """Run both passes; return (out, weight, largest) and the gradients."""
     forward = cuda.forward(*inputs)
     grad_out, grad_weight = upstream_of(inputs) if upstream is None else upstream
-    return forward, cuda.backward(grad_out, grad_weight, *inputs[:4], *forward, *inputs[4:], needs)
+    return forward, cuda.backward(grad_out, grad_weight, Saved(*inputs[:4], *forward), *inputs[4:], needs)
 
 
 def assert_same(got: tuple, expected: tuple, tolerance: float = 0.0) -> None:

@@ -173,7 +173,7 @@ def test_any_damaged_byte_is_one_line_or_harmless(tmp_path):
             load_motion(tmp_path / "bad.npz")
         except MotionFileError as error:
             assert "\n" not in str(error)
-            refused.add(type(error.__context__))
+            refused.add(type(error.__cause__))
     assert zlib.error in refused and zipfile.BadZipFile in refused
 
 

@@ -25,15 +25,10 @@ _MUST_AGREE = (
 
 
 def save_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[str, Any], step: int) -> None:
-    """Save all that accelerate holds as the run's checkpoint of `step`, and remove older ones.
+    """Save all that accelerate holds as the run's checkpoint after `step` optimizer steps, and remove older ones.
 
-    accelerate's own naming and limit would leave half a checkpoint under the final name where a run dies.
-
-    Args:
-        accelerator: model, optimizer and registered objects are prepared already.
-        run: its checkpoints/ is where the folder goes.
-        options: the fields of LoopOptions.
-        step: optimizer steps done.
+    accelerate's own naming and limit would leave half a checkpoint under the final name where a run dies. `options`:
+    the fields of LoopOptions.
     """
     final = run.checkpoints / f"step-{step:07d}"
     aside = run.checkpoints / f".{final.name}.tmp"
@@ -66,8 +61,7 @@ def save_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[s
 def load_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[str, Any]) -> int:
     """Load the checkpoint that the run starts from; return its step, 0 without one.
 
-    Raises:
-        ArgumentError: the checkpoint was made with other options or by another model.
+    ArgumentError: it was made with other options or by another model.
     """
     path, step = run.resume_from, 0
     if path is not None:

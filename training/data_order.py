@@ -7,7 +7,7 @@ therefore to begin there. A sample's seed depends on (seed, epoch, item) alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import cv2
@@ -37,12 +37,7 @@ def sample_seed(item: int, seed: int, epoch: int = 0) -> int:
 class ResumableBatchSampler:
     """The batches of keys that one process takes; a batch sampler of DataLoader.
 
-    Args:
-        length: items of the data set.
-        batch_size: samples of a micro-batch.
-        seed: the training's seed.
-        first, last: micro-batches (steps times accumulation) from .. to, the last one excluded.
-        process, processes: this process's number, and how many there are.
+    length: items of the data set; first, last: micro-batches (steps times accumulation) from .. to, the last excluded.
     """
 
     def __init__(
@@ -69,19 +64,12 @@ class ResumableBatchSampler:
 
 def make_loader(dataset: Dataset, order: ResumableBatchSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
     """Return a loader of collated dicts with "seed" and "item" (B,) int64 added to what the data set gives."""
-    return DataLoader(
-        _Keyed(dataset),
-        batch_sampler=order,
-        num_workers=workers,
-        pin_memory=pin,
-        worker_init_fn=_keep_opencv_single_threaded,
-        generator=torch.Generator(),  # its own, so that a resume does not shift the global one
-    )
+    options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _keep_opencv_single_threaded}
+    generator = torch.Generator()  # its own, so that a resume does not shift the global one
+    return DataLoader(_Keyed(dataset), batch_sampler=order, generator=generator, **options)
 
 
 class _Keyed(Dataset):
-    """The data set, each sample with the seed and item of its key."""
-
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
@@ -96,38 +84,25 @@ def _keep_opencv_single_threaded(_: int) -> None:
 def sample_noise(
     shape: Sequence[int], seeds: Tensor | Sequence[int], device: torch.device | str = "cpu", *, stream: int = 0
 ) -> Tensor:
-    """Draw standard normal noise, each sample from a CPU generator of its own.
+    """Draw float32 standard normal noise of shape (B, ...), each sample from a CPU generator of its own.
 
-    Args:
-        shape: (B, ...), B the number of seeds.
-        seeds: (B,) int64, `batch["seed"]`.
-        device: where the result goes; the numbers do not depend on it.
-        stream: another number for each further draw of the same samples.
-
-    Returns:
-        float32 tensor of `shape`.
+    seeds: (B,) int64, `batch["seed"]`; stream: another number for each further draw of the same samples.
     """
-    return _draw(torch.randn, shape, seeds, device, stream)
+    generators = _generators(shape[0], seeds, stream)
+    return torch.stack([torch.randn(tuple(shape[1:]), generator=own) for own in generators]).to(device)
 
 
 def sample_uniform(
     shape: Sequence[int], seeds: Tensor | Sequence[int], device: torch.device | str = "cpu", *, stream: int = 1
 ) -> Tensor:
-    """Draw from [0, 1) as `sample_noise` draws; e.g. for time steps or a condition's drop-out."""
-    return _draw(torch.rand, shape, seeds, device, stream)
+    """Draw from [0, 1) as `sample_noise` draws."""
+    generators = _generators(shape[0], seeds, stream)
+    return torch.stack([torch.rand(tuple(shape[1:]), generator=own) for own in generators]).to(device)
 
 
-def _draw(
-    draw: Callable[..., Tensor],
-    shape: Sequence[int],
-    seeds: Tensor | Sequence[int],
-    device: torch.device | str,
-    stream: int,
-) -> Tensor:
-    seeds = [int(seed) for seed in seeds]
-    if len(seeds) != shape[0]:
-        raise ValueError(f"seeds: expected {shape[0]} for shape {tuple(shape)}, got {len(seeds)}")
+def _generators(count: int, seeds: Tensor | Sequence[int], stream: int) -> list[torch.Generator]:
+    if len(seeds) != count:
+        raise ValueError(f"seeds: expected {count}, got {len(seeds)}")
     # Odd multiplier: another seed for each stream of one sample, without meeting those of another by counting up.
-    mixed = [(seed + stream * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF for seed in seeds]
-    samples = [draw(tuple(shape[1:]), generator=torch.Generator().manual_seed(seed)) for seed in mixed]
-    return torch.stack(samples).to(device)
+    mixed = [(int(seed) + stream * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF for seed in seeds]
+    return [torch.Generator().manual_seed(seed) for seed in mixed]

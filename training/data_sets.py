@@ -27,8 +27,7 @@ from motion.normalisation import Normalisation
 
 logger = logging.getLogger(__name__)
 
-# Rendered when a training script is called without data: enough to see it work, in about two minutes on two cores.
-SCENES_WITHOUT_DATA = 64
+SCENES_WITHOUT_DATA = 64  # enough to see a training work, rendered in about two minutes on two cores
 # Sides of a set's grid and of the one asked for may differ by this factor: statistics are px of the set's own grid.
 LARGEST_STRETCH = 1.25
 NAMED_AT_MOST = 16
@@ -37,10 +36,7 @@ READ_BEFORE = Path("cache") / "readable.json"
 
 
 def open_sets(data: Sequence[str] | None, seed: int, *, num: int = SCENES_WITHOUT_DATA) -> WeightedSets:
-    """Open sets given as SET or SET:WEIGHT, or render a small scene set once, saying so, where none is given.
-
-    Raises ClipSetError as `open_weighted_sets`.
-    """
+    """Open sets given as SET or SET:WEIGHT, or render a small scene set once, saying so, where none is given."""
     if data:
         return open_weighted_sets(data)
     folder = Path("outputs") / "scenes" / f"{num}-seed{seed}-v{SCENES_VERSION}"
@@ -76,10 +72,7 @@ def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
     """Combine the per-bin scales of several sets: their geometric mean, weighted as the sets are.
 
     A geometric mean because scales of sets differ by factors: neither real clips nor rendered scenes are drowned.
-
-    Raises:
-        ClipSetError: a set's statistics are missing, of fewer bins, or no numbers.
-        ArgumentError: sets have different periods.
+    ClipSetError, ArgumentError: a set's statistics are missing, damaged, of fewer bins or of another period.
     """
     parts = [(_normalisation(clip_set, num_bins), weight) for clip_set, weight in sets]
     periods = {part.period_s for part, _ in parts}
@@ -92,35 +85,24 @@ def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
 def _normalisation(clip_set: ClipSet, num_bins: int) -> Normalisation:
     scales = clip_set.statistics.get("scale_px", ())
     if 0 < len(scales) < num_bins:
-        raise ArgumentError(
-            f"bins {num_bins}: {clip_set.folder} has statistics of {len(scales)} bins; right: so many or fewer, or "
-            "prepare the set again"
-        )
+        found = f"bins {num_bins}: {clip_set.folder} has statistics of {len(scales)} bins"
+        raise ArgumentError(f"{found}; right: so many or fewer, or prepare the set again")
     try:
         return clip_set.normalisation(num_bins)
+    except ClipSetError:
+        raise
     except (ValueError, TypeError, LookupError) as error:
-        if isinstance(error, ClipSetError):
-            raise
         raise ClipSetError(f"{clip_set.folder}: statistics.json is damaged ({error}); prepare the set again") from error
 
 
-# ------------------------------------------------------------------------------------------------ spectra
-
-
 class ReadableClips(ClipSet):
-    """A clip set without the clips that cannot be read.
-
-    Args:
-        folder: the set.
-        unreadable: their ids.
-    """
+    """A clip set without the clips `unreadable`, given by their ids."""
 
     def __init__(self, folder: str | Path, unreadable: Iterable[str]) -> None:
         super().__init__(folder)
         self.unreadable = frozenset(unreadable)
 
     def rows(self, split: str | None = None, *, status: Iterable[str] = (KEPT,)) -> list[ClipRow]:
-        """Return the rows as `ClipSet.rows`, the readable ones."""
         return [row for row in super().rows(split, status=status) if row.id not in self.unreadable]
 
 
@@ -129,23 +111,15 @@ def motion_sets(
 ) -> WeightedSets:
     """Check sets for the training of motion, and leave out the clips whose spectrum cannot be read.
 
-    A clip whose numbers are not finite, or whose file is missing or damaged, is skipped: the log counts and names
-    them. All processes skip what the main one found.
-
-    Args:
-        sets: opened.
-        grid: (H, W) of the training, px.
-        num_bins: K.
-        period_s: of the VAE, where there is one.
-
-    Raises:
-        ArgumentError: a set of another grid or another period.
-        ClipSetError, ArgumentError: as `combined_normalisation`.
+    The log counts and names them; all processes skip what the main one found. `grid`: (H, W) of the training, px;
+    `period_s`: of the VAE, where there is one. ArgumentError: a set of another grid or another period; and as
+    `combined_normalisation`.
     """
     found_s = combined_normalisation(sets, num_bins).period_s
     if found_s != (period_s or found_s):
         raise ArgumentError(f"data: the sets have a period of {found_s:g} s, the VAE of {period_s:g} s")
-    _check_grids([clip_set for clip_set, _ in sets], grid)
+    for clip_set, _ in sets:
+        _check_grid(clip_set, grid)
     main = PartialState().is_main_process
     reasons = broadcast_object_list([_unreadable(clip_set) if main else None for clip_set, _ in sets])
     checked = []
@@ -159,16 +133,13 @@ def motion_sets(
     return checked
 
 
-def _check_grids(clip_sets: Sequence[ClipSet], grid: Sequence[int]) -> None:
-    """Refuse sets made at another size: their statistics, in px, would be wrong by the factor of the sides."""
-    for clip_set in clip_sets:
-        height, width = clip_set.statistics.get("grid", grid)
-        stretch = math.sqrt(grid[0] * grid[1] / (height * width))
-        if not 1 / LARGEST_STRETCH <= stretch <= LARGEST_STRETCH:
-            raise ArgumentError(
-                f"grid {grid[1]}x{grid[0]}: {clip_set.folder} was made at {width}x{height} px, for which its "
-                f"statistics hold; right: {width}x{height}, or a set prepared at this size"
-            )
+def _check_grid(clip_set: ClipSet, grid: Sequence[int]) -> None:
+    """Refuse a set made at another size: its statistics, in px, would be wrong by the factor of the sides."""
+    height, width = clip_set.statistics.get("grid", grid)
+    stretch = math.sqrt(grid[0] * grid[1] / (height * width))
+    if not 1 / LARGEST_STRETCH <= stretch <= LARGEST_STRETCH:
+        made = f"grid {grid[1]}x{grid[0]}: {clip_set.folder} was made at {width}x{height} px"
+        raise ArgumentError(f"{made}; right: {width}x{height}, or a set prepared at this size")
 
 
 def _unreadable(clip_set: ClipSet) -> dict[str, str]:
@@ -184,7 +155,10 @@ def _unreadable(clip_set: ClipSet) -> dict[str, str]:
     path, known = clip_set.folder / READ_BEFORE, {}
     with contextlib.suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(path.read_text(encoding="utf-8")))
-    now = {row.id: _size_and_time(clip_set.folder / "spectra" / f"{row.id}.npz") for row in clip_set.rows()}
+    now: dict[str, list[int] | None] = {}
+    for row in clip_set.rows():
+        file = clip_set.folder / "spectra" / f"{row.id}.npz"
+        now[row.id] = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else None
     rows = [row for row in clip_set.rows() if now[row.id] is None or known.get(row.id) != now[row.id]]
     # Most of the time is unpacking, which threads share.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -195,12 +169,3 @@ def _unreadable(clip_set: ClipSet) -> dict[str, str]:
         with contextlib.suppress(OSError, MediaError), atomic_path(path) as temporary:
             temporary.write_text(json.dumps(readable), encoding="utf-8")
     return found
-
-
-def _size_and_time(path: Path) -> list[int] | None:
-    """Return what changes when a file is written again; None where it is missing."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
-    return [status.st_size, status.st_mtime_ns]

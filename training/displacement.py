@@ -33,23 +33,16 @@ LEAST_STRENGTH_PX = 0.05
 # are crops of static images, where such are given, with this fraction of the area.
 STATIC_SAMPLES, STATIC_SIDES = 0.15, (0.3, 0.7)
 STATIC_IMAGES, STATIC_CROP_AREA = 0.5, (0.1, 1.0)
-# Mean displacement below which a part is static, px of a 256 x 160 image.
-STATIC_PART_PX = 0.05
+STATIC_PART_PX = 0.05  # mean displacement below which a part is static, px of a 256 x 160 image
 
 
 class DisplacementDataset(Dataset):
-    """Photographs and the mean displacement of their places.
+    """Photographs and the mean displacement of their places, clips too short for a spectrum among them.
 
-    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "displacement" (1, H, W) px of the sample}. Clips too short for
-    a spectrum are among them. Epoch e has size e mod S of the S sizes; augmented samples are cropped, mirrored and
-    recoloured, and STATIC_SAMPLES of them, where the clip has such a part, show a static part alone.
-
-    Args:
-        sets, split: as MotionDataset takes them.
-        sizes: (H, W) of the samples.
-        augment: otherwise the largest box of the sample's aspect in the middle of the image.
-        multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
-        static: photographs (3, H, W) in [0, 1] in which nothing moves; augmented samples show crops of them.
+    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "displacement" (1, H, W) px of the sample}. Epoch e has size
+    e mod S of the S `sizes` (H, W), and is filled up to a `multiple` of samples, so that no batch holds two shapes.
+    Augmented samples are cropped, mirrored and recoloured; STATIC_SAMPLES of them show a static part of the clip, or a
+    crop of the `static` photographs (3, H, W). Otherwise they are the largest box in the middle of the image.
     """
 
     def __init__(
@@ -63,10 +56,7 @@ class DisplacementDataset(Dataset):
         static: Sequence[Tensor] = (),
     ) -> None:
         self.items = WeightedItems(
-            sets,
-            split,
-            (KEPT, PAIRS_ONLY),
-            lambda clip_set, row: row.status == KEPT or clip_set.has_pairs(row.id),
+            sets, split, (KEPT, PAIRS_ONLY), lambda clip_set, row: row.status == KEPT or clip_set.has_pairs(row.id)
         )
         self.sizes, self.augment, self.multiple = [tuple(size) for size in sizes], augment, multiple
         self.static = list(static)
@@ -76,7 +66,6 @@ class DisplacementDataset(Dataset):
         return -(-self.count // self.multiple) * self.multiple
 
     def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
-        """Read and augment one sample; ClipSetError names a clip that cannot be used."""
         rng = np.random.default_rng(key.seed) if self.augment else None
         size = self.sizes[key.epoch % len(self.sizes)]
         wants_static = rng is not None and rng.random() < STATIC_SAMPLES
@@ -100,16 +89,9 @@ class DisplacementDataset(Dataset):
 def static_sample(
     image: Tensor, displacement: Tensor, size: tuple[int, int], rng: np.random.Generator
 ) -> dict[str, Tensor] | None:
-    """Show a static part of an image, continued by mirrors until it fills the sample.
+    """Show a static part of an image, continued by mirrors until it fills (H', W'); None where no part is static.
 
     It is not enlarged: the head would learn that blurred places are static.
-
-    Args:
-        image, displacement: (3, H, W) in [0, 1] and (1, H, W) px.
-        size: (H', W') of the sample.
-
-    Returns:
-        as `DisplacementDataset`; None where no part of the drawn size is static.
     """
     height, width = image.shape[-2:]
     sides = rng.uniform(*STATIC_SIDES)
@@ -127,7 +109,7 @@ def static_sample(
 
 
 def static_crop(image: Tensor, size: tuple[int, int], rng: np.random.Generator) -> dict[str, Tensor]:
-    """Show a crop of a photograph (3, H, W) in which nothing moves; as `DisplacementDataset`."""
+    """Show a crop of a photograph (3, H, W) in which nothing moves."""
     geometry = draw_geometry(image.shape[-2:], size, rng, area=STATIC_CROP_AREA)
     image = jitter_colours(geometry.maps(image), rng)
     return {"image": image.contiguous(), "displacement": torch.zeros(1, *size)}
@@ -147,7 +129,6 @@ class DisplacementStage(torch.nn.Module):
         self.unet = unet
 
     def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return what `FrequencyUNet.displacement_of_networks` does."""
         return self.unet.displacement_of_networks(image, feature_dropout_mask)
 
 
@@ -157,16 +138,9 @@ def displacement_loss(
     """Return the mean absolute errors of log(m / q + 0.1) and of log q where the clip moves, and whether it does.
 
     Absolute errors, whose best answer is a median, are not dominated by a few storms. The loss is the first + 0.25 of
-    the second + the cross-entropy of whether anything moves.
+    the second + the cross-entropy of whether anything moves; its parts are "place", "strength" and "moves".
 
-    Args:
-        model: a `DisplacementStage`.
-        batch: "image" (B, 3, H, W), "displacement" (B, 1, H, W) px, "seed" (B,).
-        num_features: of the head.
-        feature_dropout: fraction of the features that a sample does not see.
-
-    Returns:
-        "loss", and its parts "place", "strength" and "moves".
+    `model` is a `DisplacementStage`; batch: "image" (B, 3, H, W), "displacement" (B, 1, H, W) px, "seed" (B,).
     """
     image, displacement = batch["image"], batch["displacement"].float()
     mask = feature_dropout_mask(num_features, batch["seed"], image.device, feature_dropout)
@@ -189,9 +163,8 @@ def validation_displacement(
 ) -> dict[str, float]:
     """Measure the map on validation images.
 
-    Returns:
-        validation_ap, the chance-corrected average precision for the pixels that move (mean over clips; absent where no
-        clip has any); validation_gain, the geometric mean of predicted over real strength q.
+    validation_ap: chance-corrected average precision for the pixels that move (absent where none does);
+    validation_gain: geometric mean of predicted over real strength q.
     """
     device = next(model.parameters()).device
     precision, logs = [], []

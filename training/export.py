@@ -26,12 +26,7 @@ _PIPELINE = ("vae", "unet", "scheduler", "model_index.json")
 def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
     """Write a trained model as a diffusers folder and its record into the training.json above; main process only.
 
-    Args:
-        model: with the weights to keep.
-        folder: replaced as a whole when it exists; its parent is the checkpoint.
-        run: its options.json is the record's source.
-        result: what the loop returned.
-        half: store float16, half the size; models are computed with in float32 again.
+    The folder is replaced as a whole. `half` stores float16; models are computed with in float32 again.
     """
     if PartialState().is_main_process:
         with atomic_path(folder) as temporary:
@@ -72,7 +67,7 @@ def export_pipeline(
 
 
 def _record_of(part: Path) -> dict[str, Any] | None:
-    """Return what the training.json beside a model's folder says of it; None where there is none."""
+    """Return what the training.json beside a model's folder says of it."""
     path = part.parent / RECORD
     return json.loads(path.read_text()).get(part.name) if path.is_file() else None
 

@@ -32,8 +32,7 @@ logger = logging.getLogger(__name__)
 # [GID] gives no weights. The gradient term is of the size of the L1 term, the feature distance about 60 times as large.
 GRADIENT_WEIGHT = 0.5
 PERCEPTUAL_WEIGHT = 0.01
-# Shown on sample sheets: errors in [0, 1] are small.
-ERROR_GAIN = 4.0
+ERROR_GAIN = 4.0  # of the errors on sample sheets
 VALIDATION_PAIRS = 24
 SHEET_ROWS = 4
 CROP_MULTIPLE, SMALLEST_CROP_PX = 4, 32
@@ -49,24 +48,17 @@ PRESETS: dict[str, dict[str, Any]] = {
 CROPS_PX = {"tiny": 96, "small": 128, "paper": 256}
 
 
-# ------------------------------------------------------------------------------------------------ loss
-
-
 class FrameSynthesisLoss:
     """L1 + multi-scale gradients + feature distance; [GID] uses the VGG perceptual loss alone.
 
     Called as `loss(model, batch)` with a batch of data.datasets.RenderingDataset. Pixels weigh with the reliability of
     the flow that leads to them; holes, to which none leads, weigh fully.
-
-    Args:
-        perceptual: the feature distance, or None to train without.
     """
 
     def __init__(self, perceptual: PerceptualLoss | None = None) -> None:
         self.perceptual = perceptual
 
     def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return "loss" and its terms as scalars, and sigma where the model learns it."""
         frame = model(batch["image"], batch["flow"], batch["importance"])  # (B, 3, h, w)
         terms = self.terms(frame, batch["target"], arriving_reliability(batch["reliability"], batch["flow"]))
         renderer = extract_model_from_parallel(model)  # several processes and torch.compile wrap it
@@ -93,9 +85,6 @@ def arriving_reliability(reliability: Tensor, flow: Tensor) -> Tensor:
     return torch.where(mass > HOLE_MASS, arrived, 1.0)
 
 
-# ------------------------------------------------------------------------------------------------ validation
-
-
 class Validation:
     """Pairs spread over the test clips: metrics of them, and a sheet of images."""
 
@@ -107,7 +96,7 @@ class Validation:
         self.items = list(range(0, count, max(1, -(-count // VALIDATION_PAIRS))))
 
     def hooks(self) -> dict[str, Callable]:
-        """Return the arguments `validate` and `sample` of `train`; none, with a warning, without test pairs."""
+        """Return the arguments `validate` and `sample` of `train`; none without test pairs."""
         if self.items:
             return {"validate": self.validate, "sample": self.sample}
         logger.warning("data: no pairs of split test, so there is no validation and no samples are drawn")
@@ -152,9 +141,6 @@ def _has_test_pairs(clip_set: ClipSet) -> bool:
     return any(clip_set.has_pairs(row.id) for row in clip_set.rows("test", status=(KEPT, PAIRS_ONLY)))
 
 
-# ------------------------------------------------------------------------------------------------ a training
-
-
 def train_renderer(
     operator: str,
     model_options: Mapping[str, Any] | None = None,
@@ -174,21 +160,17 @@ def train_renderer(
     dry_run: bool = False,
     **loop: Any,
 ) -> None:
-    """Train a frame synthesis network and export it.
+    """Train a frame synthesis network and export it; ArgumentError, ClipSetError: what cannot be used.
 
     Args:
         operator, model_options: "softmax" or "gaussian", and its own entries of the model's config.
         data: clip sets, SET or SET:WEIGHT; None renders a small scene set first.
-        preset: of PRESETS.
         crop: side of a training crop, px; None: the preset's.
         encoder, encoder_weights, importance: entries of the model's config; ImageNet weights to start "resnet34" from.
         perceptual_weights, perceptual_network: of the feature distance; None trains without.
         export, export_precision, out, resume: where the model goes, "fp32" or "fp16", and see `open_run`.
         dry_run: check everything, say what would be done, and stop.
         loop: fields of LoopOptions; those that are None take the preset's value.
-
-    Raises:
-        ArgumentError, ClipSetError: an argument or a file that cannot be used.
     """
     flags = {**locals(), **loop, **(model_options or {})}  # for the record
     flags = {name: value for name, value in flags.items() if name not in ("operator", "model_options", "loop")}

@@ -46,18 +46,13 @@ class LatentDataset(Dataset):
     """Photographs and cached latents of augmented variants of each clip.
 
     dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "latents" (K, C, h, w), "confidence" (1, h, w)}. Epoch e gives
-    variant e mod V of every item. The folder's name is a hash of all that the latents depend on: the sets, the VAE, the
-    augmentation. The photograph is cut from the set at every reading, with colours of the key's own.
+    variant e mod V of every item. A set of a weight above 1 has variants for each repetition of its clips. The folder's
+    name, below `folder`, is a hash of all that the latents depend on. The photograph is cut from the set at every
+    reading, with colours of the key's own.
 
     Args:
-        sets: as MotionDataset takes them. A set of a weight above 1 has variants for each repetition of its clips.
-        split: "train" or "test".
-        vae: the trained VAE.
-        num_bins: K.
-        folder: where caches lie.
         sizes: (H, W) of each variant.
         augment: draw crops, flips and colours for each variant; otherwise the whole image.
-        seed: of the augmentation.
         multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
     """
 
@@ -95,7 +90,6 @@ class LatentDataset(Dataset):
         return f"{part.clip_set.folder.name}/{'a clip drawn by weight' if changes else part.rows[index].id}"
 
     def clip_path(self, number: int, row: ClipRow) -> Path:
-        """Return the file of a clip of set `number`."""
         return self.folder / f"{number}-{row.id}.safetensors"
 
     def geometry(self, row: ClipRow, variant: int, grid: Sequence[int]) -> Geometry:
@@ -107,7 +101,6 @@ class LatentDataset(Dataset):
         return draw_geometry(grid, self.sizes[variant % len(self.sizes)], rng)
 
     def __getitem__(self, key: SampleKey) -> dict[str, Tensor]:
-        """Read one sample; ClipSetError names a file of the cache that is missing or damaged."""
         number, index, times = self.items.place(key._replace(item=key.item % self.count))
         row = self.items.parts[number].rows[index]
         variant = times * len(self.sizes) + key.epoch % len(self.sizes)
@@ -122,11 +115,8 @@ class LatentDataset(Dataset):
         image = self.geometry(row, variant, image.shape[-2:]).maps(image)  # (3, H, W)
         if self.augment:
             image = jitter_colours(image, np.random.default_rng(key.seed))
-        return {
-            "image": image.contiguous(),
-            "latents": stored["latents"].float() * stored["step"],  # (K, C, h, w)
-            "confidence": stored["confidence"].float() / 255,  # (1, h, w)
-        }
+        latents, confidence = stored["latents"].float() * stored["step"], stored["confidence"].float() / 255
+        return {"image": image.contiguous(), "latents": latents, "confidence": confidence}
 
     @torch.no_grad()
     def encode(self, vae: MotionVAE, device: torch.device) -> None:
@@ -158,7 +148,7 @@ def _as_bytes(latents: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _fingerprint_of_set(clip_set: ClipSet, rows: Sequence[ClipRow]) -> list:
-    """Describe a set's content, wherever it lies: its table, its statistics, the sizes of its packed files."""
+    """Describe a set's content, wherever it lies."""
     files = [clip_set.folder / part for row in rows for part in (f"first/{row.id}.png", f"spectra/{row.id}.npz")]
     # Sizes tell a clip that was prepared again with the same figures; reading 7,000 clips to hash them takes minutes.
     sizes = [path.stat().st_size if path.is_file() else 0 for path in files]

@@ -39,7 +39,7 @@ Sample = Callable[[nn.Module, int, Path], None]
 
 
 class TrainingError(RuntimeError):
-    """Training cannot go on; the message says why, where, and which checkpoint is the last good one."""
+    """Training cannot go on; the message says why and where."""
 
     is_user_error = True
 
@@ -108,14 +108,12 @@ def train(
         model: trained where its parameters require gradients. Several processes start from the first one's weights.
         dataset: `dataset[SampleKey]` -> dict of tensors, deterministic in the key; `len` = items an epoch; an optional
             `item_name(item)` names items in errors.
-        loss_function: (model, batch) -> {"loss": scalar, metrics to log: scalars}, the same keys in each call. It must
-            call `model(...)`, no other method. A mean over samples makes B samples in one process equal to B/2 in each
-            of two. `batch` is the collated samples on the device and "seed", "item" (B,) int64.
-        options: see LoopOptions.
+        loss_function: (model, batch) -> {"loss": scalar, metrics to log: scalars}, the same keys in each call, means
+            over samples. It must call `model(...)`, no other method. `batch` is the collated samples on the device and
+            "seed", "item" (B,) int64.
         run: where checkpoints, metrics and samples go, and the checkpoint to start from.
         validate: model -> metrics; called with EMA weights in the main process, at step 0 too.
         sample: (model, step, folder) writes images; called like validate, not at step 0.
-        progress: show a bar (scripts).
 
     Raises:
         TrainingError: loss or gradient is not finite; the checkpoints that were saved stay.
@@ -189,9 +187,8 @@ class _Trainer:
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("model: expected parameters that require gradients, got none")
-        optimizer = torch.optim.AdamW(
-            self.parameters, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99)
-        )
+        rates = {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.99)}
+        optimizer = torch.optim.AdamW(self.parameters, **rates)
         self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.forward = torch.compile(self.prepared) if options.compile else self.prepared
         self.ema = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
@@ -203,15 +200,9 @@ class _Trainer:
     def batches(self, first_step: int, progress: bool) -> Iterator[list[Batch]]:
         """Yield the micro-batches of one step after another."""
         options, accumulated = self.options, self.options.gradient_accumulation_steps
-        order = ResumableBatchSampler(
-            len(self.dataset),
-            options.batch_size,
-            options.seed,
-            first=first_step * accumulated,
-            last=options.steps * accumulated,
-            process=self.accelerator.process_index,
-            processes=self.accelerator.num_processes,
-        )
+        share = {"process": self.accelerator.process_index, "processes": self.accelerator.num_processes}
+        span = {"first": first_step * accumulated, "last": options.steps * accumulated}
+        order = ResumableBatchSampler(len(self.dataset), options.batch_size, options.seed, **span, **share)
         batches = iter(make_loader(self.dataset, order, workers=options.workers, pin=self.device.type == "cuda"))
         done = self.progress.fraction_of(options.finish_in) == 1  # of a run that is resumed after its end
         steps = range(first_step, first_step if done else options.steps)
@@ -259,7 +250,6 @@ class _Trainer:
         return named["loss"], seconds
 
     def log(self, step: int) -> None:
-        """Write the means since the last line."""
         count, means = self.progress.take()
         now, options = time.monotonic(), self.options
         batch = options.batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
@@ -289,7 +279,7 @@ class _Trainer:
 
     @contextmanager
     def _averaged_weights(self) -> Iterator[None]:
-        """EMA weights, eval mode, no gradient; weights, modes and the global RNG are as before afterwards."""
+        """EMA weights, eval mode, no gradient; all and the global RNG as before afterwards."""
         modes = [(module, module.training) for module in self.model.modules()]
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -304,14 +294,13 @@ class _Trainer:
                     module.training = mode
 
     def load(self) -> int:
-        """Load the checkpoint that the run starts from; return its step, 0 without one."""
         step = load_checkpoint(self.accelerator, self.run, asdict(self.options))
         self.ema.to(self.device)
         self.seconds_before = self.progress.seconds
         return step
 
     def _stop(self, step: int, losses: Tensor, items: Tensor, loss: float) -> None:
-        """Raise TrainingError naming the samples of the micro-batches that went wrong (all where the gradient did)."""
+        """Raise TrainingError naming the samples of the micro-batches that went wrong."""
         good = torch.isfinite(losses.detach().float()) & (not math.isfinite(loss))  # (A,)
         suspects = items.masked_fill(good[:, None], -1).reshape(-1)
         suspects = sorted(set(self.accelerator.gather(suspects).tolist()) - {-1})

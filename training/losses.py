@@ -21,16 +21,8 @@ def l1(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
 def multi_scale_gradient(pred: Tensor, target: Tensor, mask: Tensor | None = None, scales: int = 3) -> Tensor:
     """Return the mean absolute difference of the spatial gradients at `scales` scales.
 
-    At scale s both are averaged over 2^s x 2^s pixels; gradients are differences of neighbours along x and y. A
-    difference is weighted with the smaller mask of its two pixels. Mean over the axes, then over the scales that fit.
-
-    Args:
-        pred, target: (B, ..., H, W).
-        mask: broadcastable to (B, ..., H, W) with H and W full, or None.
-        scales: number of scales; those at which a side has fewer than two pixels are left out.
-
-    Returns:
-        scalar; differentiable in pred and target.
+    At scale s pred and target (B, ..., H, W) are averaged over 2^s x 2^s pixels; gradients are differences of
+    neighbours along x and y, weighted with the smaller mask of the two pixels. Mean over axes and the scales that fit.
     """
     _check_same(pred, target)
     difference = (pred - target).flatten(1, -3)  # (B, C, H, W)

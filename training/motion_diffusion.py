@@ -22,8 +22,7 @@ from training.latents import LatentDataset
 
 CONDITION_DROPOUT = 0.1
 # Fraction of the photograph's features that a training sample does not see. Where clips are few, the encoder otherwise
-# memorises them: after four minutes on 59 clips and 285 scenes the test AP of its magnitude was 0.46 without and 0.51
-# with it.
+# memorises them: on 59 clips and 285 scenes the test AP of its magnitude was 0.46 without and 0.51 with it.
 FEATURE_DROPOUT = 0.3
 # Of the magnitude's loss beside the denoising loss: enough that the head stays true while the features change.
 MAGNITUDE_WEIGHT = 0.2
@@ -74,16 +73,10 @@ def feature_dropout_mask(
 
 
 def magnitude_error(log_s: Tensor, latents: Tensor) -> Tensor:
-    """Return | 0.6745 s - |z| |, which is least where s is the median of |z| / 0.6745.
+    """Return | 0.6745 s - |z| | (B, K, C, h, w), which is least where s is the median of |z| / 0.6745.
 
-    That is a robust standard deviation of Gaussian latents. No photograph shows how strong the wind was: under the
-    Gaussian likelihood, which windy clips dominate, the validation loss rose from 0.69 to 1.33 in 500 steps.
-
-    Args:
-        log_s, latents: (B, K, C, h, w).
-
-    Returns:
-        (B, K, C, h, w).
+    That is a robust standard deviation of Gaussian latents. Under the Gaussian likelihood, which windy clips dominate,
+    the validation loss rose from 0.69 to 1.33 in 500 steps.
     """
     return (GAUSSIAN_MEDIAN * log_s.exp() - latents.abs()).abs()
 
@@ -97,18 +90,10 @@ def diffusion_loss(
     weighting: str = "none",
     feature_dropout: float = FEATURE_DROPOUT,
 ) -> dict[str, Tensor]:
-    """Return the mean squared error of the prediction at a random noise level, weighted by confidence.
+    """Return "loss", the sum of "denoising" and 0.2 "magnitude", the mean `magnitude_error`, weighted by confidence.
 
-    Args:
-        model: called as model(noisy, timestep, image=..., feature_dropout_mask=..., keep=..., return_magnitude=True).
-        batch: "image" (B, 3, H, W), "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,).
-        schedule: the noise schedule.
-        num_features: of the model's image encoder.
-        weighting: of noise levels, see `noise_weights`.
-        feature_dropout: fraction of the photograph's features that a sample does not see.
-
-    Returns:
-        "loss", the sum of "denoising" and 0.2 "magnitude", the mean `magnitude_error`.
+    "denoising" is the mean squared error of the prediction at a random noise level. batch: "image" (B, 3, H, W),
+    "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,); num_features: of the model's image encoder.
     """
     clean, seeds = batch["latents"], batch["seed"]
     device, count = clean.device, len(clean)
@@ -135,7 +120,6 @@ class ImageEncoderStage(torch.nn.Module):
         self.unet = unet
 
     def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
-        """Return log s of `FrequencyUNet.encode_image`."""
         config = self.unet.config
         condition = self.unet.encode_image(image, feature_dropout_mask)  # (B, Cc + K C, h, w)
         return condition[:, config.condition_channels :].unflatten(1, (config.num_bins, config.latent_channels))
@@ -144,14 +128,13 @@ class ImageEncoderStage(torch.nn.Module):
 def image_encoder_loss(
     model: torch.nn.Module, batch: dict[str, Tensor], *, num_features: int, feature_dropout: float = FEATURE_DROPOUT
 ) -> dict[str, Tensor]:
-    """Return the mean error of the magnitudes, weighted by confidence; `model` is an `ImageEncoderStage`."""
+    """Return the mean error of the magnitudes of an `ImageEncoderStage`, weighted by confidence."""
     mask = feature_dropout_mask(num_features, batch["seed"], batch["image"].device, feature_dropout)
     log_s = model(batch["image"], mask).float()
     return {"loss": _weighted_mean(magnitude_error(log_s, batch["latents"]), batch["confidence"]).mean()}
 
 
 def _squared_error(prediction: Tensor, target: Tensor, confidence: Tensor) -> Tensor:
-    """Return the confidence-weighted mean squared error of each sample and bin, (B, K)."""
     return _weighted_mean((prediction - target).square(), confidence)
 
 
@@ -172,9 +155,8 @@ def validation_loss(
 ) -> dict[str, float]:
     """Measure the denoising loss on validation latents, with the same noise each time and every condition kept.
 
-    Returns:
-        validation_loss, the mean of validation_level_L over fractions L of the schedule; validation_bin_KK, the mean
-        over levels of one bin; validation_magnitude, as in `diffusion_loss`.
+    validation_loss is the mean of validation_level_L over fractions L of the schedule; validation_bin_KK the mean over
+    levels of one bin; validation_magnitude is as in `diffusion_loss`.
     """
     device = next(model.parameters()).device
     errors, magnitudes = [], []
@@ -190,9 +172,8 @@ def validation_loss(
             prediction = model(noisy, timestep, condition).float()
             errors.append(_squared_error(prediction, target, sample["confidence"])[0])
     table = torch.stack(errors).unflatten(0, (-1, len(VALIDATION_LEVELS))).mean(0)  # (levels, K)
-    levels = {
-        f"validation_level_{level:g}": float(row.mean()) for level, row in zip(VALIDATION_LEVELS, table, strict=True)
-    }
+    named = zip(VALIDATION_LEVELS, table, strict=True)
+    levels = {f"validation_level_{level:g}": float(row.mean()) for level, row in named}
     bins = {f"validation_bin_{index:02d}": float(column.mean()) for index, column in enumerate(table.T)}
     means = {"validation_loss": float(table.mean()), "validation_magnitude": float(torch.stack(magnitudes).mean())}
     return means | levels | bins
@@ -200,11 +181,7 @@ def validation_loss(
 
 @torch.no_grad()
 def validation_magnitude(model: ImageEncoderStage, dataset: LatentDataset, *, limit: int = 64) -> dict[str, float]:
-    """Measure the error of the magnitudes on validation images.
-
-    Returns:
-        validation_magnitude, as in `validation_loss`; validation_even, that of expecting the same everywhere, s = 1.
-    """
+    """Measure validation_magnitude as `validation_loss` does, and validation_even, that of expecting s = 1."""
     device = next(model.parameters()).device
     losses, even = [], []
     for _, sample in _validation_samples(dataset, device, limit):

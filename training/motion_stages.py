@@ -24,33 +24,20 @@ from training.latents import LatentDataset, variant_sizes
 
 logger = logging.getLogger(__name__)
 
-# Long side at which static images are kept: crops of a tenth of one fill a sample of 256 x 160 px.
-STATIC_IMAGE_PX = 640
+STATIC_IMAGE_PX = 640  # long side of static images: crops of a tenth of one fill a sample of 256 x 160 px
 
 
 def make_unet(
     vae: MotionVAE, preset: str, *, num_bins: int, mode: str, prediction_type: str, backbone: str, weights: Path | None
 ) -> FrequencyUNet:
-    """Make an untrained U-Net for the latents of a VAE.
+    """Make an untrained U-Net for the latents of a VAE, of a preset of UNET_PRESETS.
 
-    Args:
-        vae: says the latents' shape and period; "vae" as `backbone` is a frozen copy of its encoder.
-        preset: of UNET_PRESETS.
-        num_bins: K.
-        mode, prediction_type, backbone: entries of the model's config.
-        weights: ImageNet weights of the backbone "squeezenet", which are then frozen.
-
-    Raises:
-        ArgumentError: weights that cannot be used.
+    backbone "vae" is a frozen copy of the VAE's encoder; `weights`: ImageNet weights of the backbone "squeezenet",
+    which are then frozen. ArgumentError: weights that cannot be used.
     """
     config = {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
-    config |= {
-        "period_s": vae.config.period_s,
-        "num_bins": num_bins,
-        "mode": mode,
-        "prediction_type": prediction_type,
-        "backbone": backbone,
-    }
+    config |= {"period_s": vae.config.period_s, "num_bins": num_bins, "mode": mode, "backbone": backbone}
+    config["prediction_type"] = prediction_type
     config["backbone_frozen"] = backbone == "vae"  # of the others: only once weights are loaded
     if backbone == "vae":
         config["image_vae"] = vae.encoder_config
@@ -97,8 +84,6 @@ def denoising_stage(
 
     Args:
         name: "joint", "image-encoder", "denoiser", "slices" or "coordination".
-        unet, vae, schedule: the models.
-        sets: checked.
         weighting: of the noise levels.
         feature_dropout: fraction of the image's features hidden from a sample; None: FEATURE_DROPOUT where the encoder
             trains on augmented samples, else 0.
@@ -135,12 +120,7 @@ def _encoded(
 ) -> tuple[LatentDataset, LatentDataset | None]:
     """Encode the latents to train and, where there are test clips, to validate with; the main process for all.
 
-    Args:
-        sets, vae, num_bins, augment, seed: see LatentDataset.
-        grid: (H, W) px.
-        batch: samples of one step of all processes; one shape fills it.
-        cache: folder of the latents.
-        device: where the VAE encodes.
+    batch: samples of one step of all processes, which one shape fills; device: where the VAE encodes.
     """
     options = {"vae": vae, "num_bins": num_bins, "folder": cache, "seed": seed}
     sizes = variant_sizes(*grid) if augment else (grid,)

@@ -30,14 +30,8 @@ TRAINING_PRESETS: dict[str, dict] = {
 class SliceDataset(Dataset):
     """A few normalised slices of each item, bins and a window drawn anew for each sample.
 
-    dataset[SampleKey] -> {"slices" (N, 4, h, w), "confidence" (1, h, w)}. The window keeps the motion grid's own scale:
-    a whole spectrum reduced to the window's size is smoother than what the VAE will meet, and it learns nothing there.
-
-    Args:
-        motions: items at the size of the motion grid.
-        normalisation: of at least as many bins.
-        slices_per_item: N.
-        window: (h, w) px.
+    dataset[SampleKey] -> {"slices" (N, 4, h, w), "confidence" (1, h, w)}. The window (h, w) keeps the motion grid's own
+    scale: a whole spectrum reduced to its size would be smoother than what the VAE will meet.
     """
 
     def __init__(
@@ -66,10 +60,7 @@ class SliceDataset(Dataset):
 def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequence[int]) -> dict[str, Tensor]:
     """Return L1 + 0.2 multi-scale gradient + 1e-6 KL of a batch of slices, weighted by confidence.
 
-    Args:
-        model: called as model(slices, noise).
-        batch: "slices" (B, N, 4, H, W), "confidence" (B, 1, H, W), "seed" (B,).
-        latent_shape: (C, H/f, W/f) of one slice.
+    batch: "slices" (B, N, 4, H, W), "confidence" (B, 1, H, W), "seed" (B,); latent_shape: (C, H/f, W/f) of one slice.
     """
     slices = batch["slices"]
     batch_size, per_item = slices.shape[:2]
@@ -85,17 +76,10 @@ def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequen
 
 @torch.no_grad()
 def reconstruction_metrics(model: MotionVAE, motions: MotionDataset, limit: int = 32) -> dict[str, float]:
-    """Measure the reconstruction of whole spectra: the mean absolute error and the relative error in px per bin.
+    """Measure the reconstruction of whole spectra of at most `limit` items, evenly spread over the set.
 
-    Args:
-        model: carries its normalisation.
-        motions: unaugmented, of the test split.
-        limit: measure so many items at most, evenly spread over the set.
-
-    Returns:
-        mae_normalised: mean |x' - x| in normalised units over slices and channels (bin 0's dependent channels, which
-            are always zero, left out); relative_error_bin_KK: sum |S' - S| / sum |S| in px, both summed over all pixels
-            and items (a bin in which nothing moves anywhere is left out).
+    mae_normalised: mean |x' - x| in normalised units over slices and channels, without bin 0's dependent ones;
+    relative_error_bin_KK: sum |S' - S| / sum |S| in px over all pixels and items, of bins in which anything moves.
     """
     normalisation = model.normalisation.truncated(motions.num_bins)
     device = next(model.parameters()).device

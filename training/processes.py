@@ -17,18 +17,16 @@ WAIT_AT_MOST = timedelta(hours=6)
 
 
 def start_processes(device_name: str = "auto") -> torch.device:
-    """Connect the processes, once, and return this one's device; `accelerate launch --cpu` means the CPU.
+    """Connect the processes, once, and return this one's device; ArgumentError where it is not there.
 
-    Raises:
-        ArgumentError: the device is not there, or `accelerate launch --cpu` was asked for several processes.
+    `accelerate launch --cpu` means the CPU, in one process.
     """
     wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     device = choose_device("cpu" if wants_cpu else device_name)
     if "WORLD_SIZE" not in os.environ:
         if wants_cpu and "MASTER_ADDR" in os.environ:  # several were asked for, which accelerate leaves to MPI there
-            raise ArgumentError(
-                "device cpu: accelerate launch starts one process only; right: torchrun --nproc_per_node N SCRIPT"
-            )
+            right = "torchrun --nproc_per_node N SCRIPT"
+            raise ArgumentError(f"device cpu: accelerate launch starts one process only; right: {right}")
         # accelerate keeps the first settings of a process for good; a further training brings its own.
         AcceleratorState._reset_state(reset_partial_state=True)
         if device.index is not None:

@@ -11,6 +11,7 @@ With several processes the main one creates and writes; for the others every wri
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -52,12 +53,7 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "safete
 
 
 class RunFolder:
-    """The folder of one run; `open_run` makes it.
-
-    Attributes:
-        path, checkpoints, samples: folders.
-        resume_from: the checkpoint that the training starts from; None: from step 0.
-    """
+    """The folder of one run; `open_run` makes it. `resume_from` is the checkpoint to start from; None: step 0."""
 
     def __init__(self, path: Path, resume_from: Path | None = None) -> None:
         self.path, self.resume_from = Path(path), resume_from
@@ -75,15 +71,14 @@ class RunFolder:
         """Append one line to metrics.jsonl and to TensorBoard; a number that is not finite becomes null."""
         if not self.is_main:
             return
-        values = {name: float(value) for name, value in metrics.items()}
-        line = {"step": step, **{name: value if math.isfinite(value) else None for name, value in values.items()}}
+        values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
         with open(self.path / METRICS, "a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+            file.write(json.dumps({"step": step, **values}) + "\n")
         if self._board is None and SummaryWriter is not None:
             self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
         if self._board is not None:
             for name, value in values.items():
-                if math.isfinite(value):
+                if value is not None:
                     self._board.add_scalar(name, value, step)
             self._board.flush()
 
@@ -91,10 +86,8 @@ class RunFolder:
         """Return the lines of metrics.jsonl; one that was cut off when the run died is left out."""
         path, lines = self.path / METRICS, []
         for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
-            try:
+            with contextlib.suppress(ValueError):
                 lines.append(json.loads(text))
-            except ValueError:
-                continue
         return lines
 
     def drop_metrics_after(self, step: int) -> None:
@@ -104,11 +97,9 @@ class RunFolder:
             write_text(self.path / METRICS, "".join(kept))
 
     def newest_checkpoint(self) -> Path | None:
-        """Return the complete checkpoint of the highest step, or None."""
         return (find_checkpoints(self.path) or [None])[-1]
 
     def close(self) -> None:
-        """End the log file and TensorBoard's events; the folder stays."""
         if self._handler is not None:
             logging.getLogger().removeHandler(self._handler)
             self._handler.close()
@@ -131,7 +122,7 @@ def open_run(
     resume: str | None = None,
     name: str = "run",
 ) -> RunFolder:
-    """Return a new run folder, or the one to go on with; `training.processes.start_processes` comes first.
+    """Return a new run folder, or the one to go on with; ArgumentError for an argument that cannot be used.
 
     Args:
         out: a new or empty folder; None: the next number below outputs/<script>/.
@@ -140,10 +131,6 @@ def open_run(
         resume: "auto" goes on with the newest checkpoint of the run in `out` (without `out`, the newest run of the
             script), and starts anew, saying so, where there is none. A path names a run's folder or a checkpoint.
         name: what follows the number in a folder's name, e.g. the preset.
-
-    Raises:
-        ArgumentError: `out` holds something or cannot be made, `resume` names no run or none of `out`, or options
-            differ; the message lists them.
     """
     state = PartialState()
     if resume == "auto":
@@ -159,7 +146,7 @@ def open_run(
     (path,) = broadcast_object_list([_make_folder(out, script, name) if state.is_main_process else None])
     run = RunFolder(path)
     if run.is_main:
-        _write_json(path / OPTIONS, {"script": script, **_describe(options or {})})
+        write_text(path / OPTIONS, json.dumps({"script": script, **_describe(options or {})}, indent=2) + "\n")
     logger.info("run folder: %s", path)
     return run
 
@@ -175,15 +162,15 @@ def _open_again(path: Path, options: Mapping[str, Any] | None, resume: str) -> R
         raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
     named = (Path(resume) / CHECKPOINT_MARK).is_file()
     checkpoint = Path(resume) if named else (find_checkpoints(path) or [None])[-1]
-    if checkpoint is None and resume != "auto":
-        raise ArgumentError(f"resume {resume}: no complete checkpoint there; right: auto, a run or a checkpoint")
     if checkpoint is None:
+        if resume != "auto":
+            raise ArgumentError(f"resume {resume}: no complete checkpoint there; right: auto, a run or a checkpoint")
         logger.info("resume auto: no checkpoint in %s yet, starting at step 0", path)
     PartialState().wait_for_everyone()  # nobody may read what the main process is about to add
     run = RunFolder(path, checkpoint)
     if run.is_main and options is not None:
         written.setdefault("resumed", []).append(_describe(options))
-        _write_json(path / OPTIONS, written)
+        write_text(path / OPTIONS, json.dumps(written, indent=2) + "\n")
     return run
 
 
@@ -193,7 +180,6 @@ def find_checkpoints(run: Path) -> list[Path]:
 
 
 def raise_if_different(path: Path, differences: Mapping[str, tuple[Any, Any]]) -> None:
-    """Raise ArgumentError listing {key: (then, now)} where there is any."""
     if differences:
         listed = ", ".join(f"{key} (was {then}, now {now})" for key, (then, now) in sorted(differences.items()))
         raise ArgumentError(f"resume {path}: made with other settings: {listed}; use those, or start a new run")
@@ -230,10 +216,9 @@ def _make_folder(out: Path | str | None, script: str, name: str) -> Path:
 
 def _describe(options: Mapping[str, Any]) -> dict[str, Any]:
     state, commit = PartialState(), _git_commit()
+    device = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     if state.device.type == "cuda":
         device = torch.cuda.get_device_name(state.device)
-    else:
-        device = f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
     versions = {package: metadata.version(package) for package in _PACKAGES}
     return {
         "command": " ".join(sys.argv),
@@ -248,7 +233,7 @@ def _describe(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Return this repository's commit, with "-dirty" where tracked files differ from it; None where there is none."""
+    """Return this repository's commit, with "-dirty" where tracked files differ from it."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=20).stdout.strip()
@@ -257,9 +242,5 @@ def _git_commit() -> str | None:
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the flags as JSON gives them back, so that those of a file and those of now compare."""
+    """Return the flags as JSON gives them back."""
     return json.loads(json.dumps(dict(options), default=str))
-
-
-def _write_json(path: Path, value: Any) -> None:
-    write_text(path, json.dumps(value, indent=2) + "\n")

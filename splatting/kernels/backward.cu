@@ -173,7 +173,7 @@ __device__ inline void source_gradients(SOURCE_PARAMETERS)
         taps.gaussian = stretched_gaussian(
             *sigma, flow, importance, place.row, place.column, height, width, &taps.by_sigma);
     else if (SIDE == 4)
-        taps.gaussian = round_gaussian(*sigma, &taps.by_sigma);
+        taps.gaussian = make_gaussian(*sigma, {1, 1, 0, 0}, 0, &taps.by_sigma);
 
     const bool weights_too = grad_flow || grad_importance || grad_sigma;
     Sum dots[SIDE * SIDE] = {};

@@ -1,9 +1,9 @@
 // Forward, by gathering: sources are put into lists by the cell they land in, and each target reads the lists around
 // it. So every output is written once and normalised on the way, and sums need neither atomics nor cleared memory.
 //
-// A source's cell is its landing pixel, the one up and left of p + flow(p). With footprints of side x side taps, cells
-// start side/2 rows above and side/2 columns left of the image: these are all from which a tap gets into it. Counted
-// from there, the sources that may touch target (r, c) are those in the side x side cells from (r, c) on.
+// A source's cell is its landing pixel, up and left of p + flow(p). With footprints of side x side taps (2 without
+// sigma, else 4) cells start side/2 rows above and side/2 columns left of the image. Counted from there, the sources
+// that may touch target (r, c) are those in the side x side cells from (r, c) on.
 
 struct alignas(4 * sizeof(Sum)) Source {
     Sum fx, fy, z;  // fractions of the landing point; importance, 0 where there is none
@@ -23,7 +23,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) link_sources(
     const Place place = place_in(blockIdx.x, height, width);
     if (!place.inside)
         return;
-    const int side = taps_across(sigma), cells_across = width + side - 1, cells_down = height + side - 1;
+    const int side = sigma ? 4 : 2, cells_across = width + side - 1, cells_down = height + side - 1;
     const int n = place.row * width + place.column;
     const Offset first = Offset(place.image) * height * width;
     flow += 2 * first;
@@ -124,10 +124,9 @@ struct Walk {
     __device__ int across() const { return SIDE / 2 - (cell - 1) % SIDE; }
     __device__ int down() const { return SIDE / 2 - (cell - 1) / SIDE; }
 
-    // The weight of the current source by its place; 0 where it is too small to be divided by.
-    __device__ Sum weight(
-        const Gaussian* gaussians,  // (H, W), or null: all are round
-        const Gaussian& round) const
+    // The weight of the current source by its place; 0 where it is too small to be divided by. gaussians: (H, W), or
+    // null: all are round.
+    __device__ Sum weight(const Gaussian* gaussians, const Gaussian& round) const
     {
         const Sum fx = source.fx, fy = source.fy;
         const Sum weight = SIDE == 2 ? bilinear(fx, fy, across(), down())
@@ -136,14 +135,11 @@ struct Walk {
     }
 };
 
-// Adds w v of COUNT channels to their sums. All loads come first and none is conditional, so that their latencies
-// overlap; what is read again in place of missing channels goes into sums that nobody reads.
+// Adds w v of COUNT channels to their sums (COUNT), values (count, H, W) being read from the source's pixel on. All
+// loads come first and none is conditional, so that their latencies overlap; what is read again in place of missing
+// channels goes into sums that nobody reads.
 template <int COUNT>
-__device__ inline void add(
-    Sum* sums,            // (COUNT), in registers
-    Sum w,
-    const Value* values,  // (count, H, W), from the source's pixel on
-    int pixels, int count)
+__device__ inline void add(Sum* sums, Sum w, const Value* values, int pixels, int count)
 {
     Value loaded[COUNT];
 #pragma unroll
@@ -179,7 +175,7 @@ __device__ inline void gather(GATHER_PARAMETERS)
     const Offset first_pixel = Offset(place.image) * pixels;
     const Offset first_cell = (Offset(place.image) * cells_down + place.row) * cells_across + place.column;
     gaussians = gaussians ? gaussians + first_pixel : gaussians;
-    const Gaussian round = SIDE == 4 ? round_gaussian(*sigma, nullptr) : Gaussian();
+    const Gaussian round = SIDE == 4 ? make_gaussian(*sigma, {1, 1, 0, 0}, 0, nullptr) : Gaussian();
     const Walk<SIDE> start = {heads + first_cell, sources + first_pixel, cells_across};
 
     Sum top = -infinity();  // the largest importance that touches this target

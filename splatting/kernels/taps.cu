@@ -1,13 +1,13 @@
 // What forward.cu and backward.cu share: the types, where a source lands, how it weighs on the pixels around it.
 //
 // cuda.py joins its constants, this file, forward.cu and backward.cu into one program for each dtype of the values.
-// NVRTC compiles it without any header. Pixels and cells of a image are counted in int, elements of a batch of
+// NVRTC compiles it without any header. Pixels and cells of an image are counted in int, elements of a batch of
 // images in Offset. The definition of everything here is splatting/reference.py.
+// In functions of one image flow is (2, H, W), and importance is (H, W) or null.
 
 using Offset = long long;
 
-// Types: values are stored as Value and added up as Sum ---------------------------------------------------------
-
+// Values are stored as Value and added up as Sum.
 #if defined(VALUES_FLOAT64)
 using Sum = double;
 #else
@@ -89,8 +89,6 @@ __device__ inline Sum clamp(Sum x, Sum low, Sum high)
     return x < low ? low : x > high ? high : x;
 }
 
-// Threads -------------------------------------------------------------------------------------------------------
-
 struct Place {
     int image, row, column;
     bool inside;  // of the image; blocks stand out over its right and lower edge
@@ -107,27 +105,19 @@ __device__ inline Place place_in(unsigned tile, int height, int width)
     return {int(row_of_tiles / tiles_down), row, column, row < height && column < width};
 }
 
-// Landing -------------------------------------------------------------------------------------------------------
-
 struct Landing {
     bool valid;       // the flow and the importance are finite
     int column, row;  // the pixel up and left of p + flow(p)
     Sum fx, fy;       // the rest of the way, in [0, 1]
 };
 
-__device__ inline bool is_valid(
-    const Sum* flow,        // (2, H, W)
-    const Sum* importance,  // (H, W), or null
-    int n,                  // the pixel, row W + column
-    int pixels)             // H W
+// n: the pixel, row W + column; pixels: H W
+__device__ inline bool is_valid(const Sum* flow, const Sum* importance, int n, int pixels)
 {
     return is_finite(flow[n]) && is_finite(flow[Offset(pixels) + n]) && (!importance || is_finite(importance[n]));
 }
 
-__device__ inline Landing land(
-    const Sum* flow,        // (2, H, W)
-    const Sum* importance,  // (H, W), or null
-    int row, int column, int height, int width)
+__device__ inline Landing land(const Sum* flow, const Sum* importance, int row, int column, int height, int width)
 {
     const int n = row * width + column, pixels = height * width;
     if (!is_valid(flow, importance, n, pixels))
@@ -137,13 +127,6 @@ __device__ inline Landing land(
     const Sum y = clamp(row + flow[Offset(pixels) + n], -MARGIN_PX, Sum(height) + MARGIN_PX);
     const Sum left = floor(x), top = floor(y);
     return {true, int(left), int(top), x - left, y - top};
-}
-
-// Footprints: of 2 x 2 taps where there is no sigma, else of 4 x 4 ------------------------------------------------
-
-__device__ inline int taps_across(const Sum* sigma)
-{
-    return sigma ? 4 : 2;
 }
 
 __device__ inline Sum bilinear(Sum fx, Sum fy, int right, int below)  // right, below: 0 or 1
@@ -185,16 +168,12 @@ __device__ inline Gaussian make_gaussian(Sum sigma, const Stretch& stretch, Sum 
     const Sum mean_slope = half_slope[0] + half_slope[1], difference_slope = half_slope[0] - half_slope[1];
     const Sum cos = stretch.cos, sin = stretch.sin;
     if (by_sigma)
-        *by_sigma = {mean_slope + difference_slope * cos, mean_slope - difference_slope * cos, difference_slope * sin,
-                     rate};
+        *by_sigma = {
+            mean_slope + difference_slope * cos, mean_slope - difference_slope * cos, difference_slope * sin, rate};
     const Sum scale = 1 / (Sum(2 * PI) * sqrt(determinant));
     return {mean + difference * cos, mean - difference * cos, difference * sin, scale};
 }
 
-__device__ inline Gaussian round_gaussian(Sum sigma, Gaussian* by_sigma)
-{
-    return make_gaussian(sigma, {1, 1, 0, 0}, 0, by_sigma);
-}
 
 struct Slope {
     Sum x, y;  // of the flow's two components along one direction
@@ -202,9 +181,7 @@ struct Slope {
 
 // Differentiates the flow between two neighbours of a pixel; 0 beside a source that is not valid.
 __device__ inline Slope slope_between(
-    const Sum* flow,        // (2, H, W)
-    const Sum* importance,  // (H, W), or null
-    int before, int after, int distance, int pixels)
+    const Sum* flow, const Sum* importance, int before, int after, int distance, int pixels)
 {
     if (distance == 0 || !is_valid(flow, importance, before, pixels) || !is_valid(flow, importance, after, pixels))
         return {0, 0};
@@ -215,9 +192,7 @@ __device__ inline Slope slope_between(
 }
 
 __device__ inline Stretch local_stretch(
-    const Sum* flow,        // (2, H, W)
-    const Sum* importance,  // (H, W), or null
-    int row, int column, int height, int width)
+    const Sum* flow, const Sum* importance, int row, int column, int height, int width)
 {
     const int n = row * width + column, pixels = height * width;
     const int left = column > 0, right = column < width - 1, up = row > 0, down = row < height - 1;
@@ -227,7 +202,7 @@ __device__ inline Stretch local_stretch(
     const Sum e = 1 + (across.x + along.y) / 2, h = (across.y - along.x) / 2;
     const Sum f = (across.x - along.y) / 2, g = (across.y + along.x) / 2;
     const Sum q = sqrt(e * e + h * h), r = sqrt(f * f + g * g);
-    // Where q or r is 0 both singular values agree and the angle is of no account.
+    // Where q or r is 0 both singular values agree, and any angle will do.
     const Sum unit_q = q > 0 ? q : 1, unit_r = r > 0 ? r : 1;
     const Sum first = clamp(q + r, EWA_MIN_STRETCH, EWA_MAX_STRETCH);
     const Sum second = clamp(fabs(q - r), EWA_MIN_STRETCH, EWA_MAX_STRETCH);
@@ -236,10 +211,7 @@ __device__ inline Stretch local_stretch(
 }
 
 __device__ inline Gaussian stretched_gaussian(
-    Sum sigma,
-    const Sum* flow,        // (2, H, W)
-    const Sum* importance,  // (H, W), or null
-    int row, int column, int height, int width, Gaussian* by_sigma)
+    Sum sigma, const Sum* flow, const Sum* importance, int row, int column, int height, int width, Gaussian* by_sigma)
 {
     const Stretch stretch = local_stretch(flow, importance, row, column, height, width);
     return make_gaussian(sigma, stretch, EWA_VARIANCE_FLOOR, by_sigma);
