@@ -52,9 +52,7 @@ def _parser() -> Parser:
     add("--clips-per-video", type=positive_int, default=1, metavar="N", help="clips taken of a video")
     add("--stride", type=positive_float, default=5.0, metavar="S", help="from the start of a clip to the next one's")
     add("--max-camera-px", type=positive_float, default=0.75, metavar="PX", help="camera motion allowed, at 256x160")
-    add("--max-clips", type=positive_int, metavar="N", help="stop after the first N videos")
-    lookup = "look up splits by file name; repeat the flag for more"
-    add("--split-from", type=Path, action="append", default=[], metavar="CSV", help=lookup)
+    add("--split-from", type=Path, action="append", default=[], metavar="CSV", help="look up splits by file name")
     add = videos.add_argument_group("optical flow").add_argument
     methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
     add("--method", choices=methods, default="dis", help="how flow is estimated")
@@ -111,7 +109,7 @@ def _select(args: Any) -> int:
     from data.selection import select_clips
 
     choice = {"max_mean_px": args.max_mean_px, "min_confidence": args.min_confidence, "only": args.only}
-    if choice == {"max_mean_px": None, "min_confidence": None, "only": []}:
+    if not any(value not in (None, []) for value in choice.values()):
         raise UsageError("--max-mean-px, --min-confidence, --only: say what to choose")
     clip_set = select_clips(ClipSet(args.set), args.out, **choice)
     _report(clip_set)
@@ -129,7 +127,7 @@ def _videos(args: Any) -> int:
     options = {"fps": args.fps, "area": args.size[0] * args.size[1], "method": args.method}
     options |= {"clips": args.clips_per_video, "stride_s": args.stride, "max_camera_px": args.max_camera_px}
     more = {"num_pairs": args.pairs, "raft_weights": args.raft_weights, "device": args.device}
-    jobs = find_clips(args.paths, args.split_from, options | more)[: args.max_clips]
+    jobs = find_clips(args.paths, args.split_from, options | more)
     if not jobs:
         raise UsageError(f"{', '.join(map(str, args.paths))}: no videos there; name videos, their folder, or a CSV")
     empty = [path for path in args.paths if path.is_dir() and not list_videos(path)]

@@ -1,7 +1,6 @@
 """Augmentation of clips: drawn once as a Geometry, then applied alike to images, spectra, flow and maps.
 
-Only what is exact for the motion is done: boxes of any aspect, scale, left-right mirrors, and the motion played
-backwards. Colours change the photograph alone.
+All of it is exact for the motion: boxes of any aspect, scale, left-right mirrors, and the motion played backwards.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ CROP_AREA = (0.4, 1.0)
 # a crop may be this much wider or narrower than the sample it fills (natural logarithm of the ratio)
 ASPECT_JITTER = 0.1
 COLOUR_JITTER = 0.15
-# To be raised when the code below draws or applies a geometry in another way: cached latents are made anew.
+# to be raised when a geometry is drawn or applied in another way: cached latents are then made anew
 GEOMETRY_VERSION = 1
 
 
 def geometry_settings() -> dict[str, Any]:
-    """Return what the geometry of a sample depends on besides its seed, as plain JSON values."""
+    """Return what the geometry of a sample depends on besides its seed, as JSON values."""
     return {"version": GEOMETRY_VERSION, "crop_area": list(CROP_AREA), "aspect_jitter": ASPECT_JITTER}
 
 
@@ -49,9 +48,8 @@ class Geometry(NamedTuple):
         return maps.flip(-1) if self.mirrored else maps
 
     def flow(self, flow: torch.Tensor) -> torch.Tensor:
-        """Apply to flow (..., 2, H, W), px; one flow alone cannot be played backwards. Gives px of the sample."""
-        if self.backwards:
-            raise ValueError("flow: expected a geometry that is not backwards; only a whole series can be reversed")
+        """Apply to flow (..., 2, H, W), px, which gives px of the sample; it cannot be played backwards."""
+        assert not self.backwards
         flow = resize_flow(self._cut(flow), self.size)
         return flow.flip(-1) * flow.new_tensor([-1.0, 1.0]).view(2, 1, 1) if self.mirrored else flow
 
@@ -71,10 +69,9 @@ def draw_geometry(
     area: tuple[float, float] = CROP_AREA,
     reverse: bool = True,
 ) -> Geometry:
-    """Draw how a sample of `size` (H', W') px is taken from a clip's grid (H, W) px.
+    """Draw how a sample of `size` (H', W') px is taken from a clip's grid (H, W) px; without `rng` the middle box.
 
-    Without `rng` it is the box in the middle, and nothing is turned. `area` bounds the box's fraction of the largest
-    box that fits. With `reverse` half of the samples play backwards.
+    `area` bounds the box's fraction of the largest box that fits. With `reverse` half of the samples play backwards.
     """
     box = choose_box(grid, size, rng, area)
     mirrored = rng is not None and bool(rng.random() < 0.5)
@@ -87,8 +84,8 @@ def choose_box(
 ) -> tuple[int, int, int, int]:
     """Choose the box (top, left, height, width) of an image (H, W) that is resized to `size`.
 
-    The box has the aspect of `size`, within the jitter, and a fraction of the area of the largest such box drawn from
-    `area`. Without `rng` it lies in the middle, without jitter, and has the largest fraction.
+    Its aspect is that of `size` within the jitter, its area a fraction drawn from `area` of the largest such box.
+    Without `rng` it lies in the middle, without jitter, and has the largest fraction.
     """
     aspect, fraction = size[1] / size[0], area[1]
     if rng is not None:
@@ -110,10 +107,8 @@ def flip_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
 
 
 def reverse_spectrum(spectrum: torch.Tensor) -> torch.Tensor:
-    """Play the motion of a packed spectrum (..., K, 4, H, W) backwards: F'_t = F_(T-t) - F_T, exactly.
-
-    cos(2 pi k (T-t)/T) stays, sin changes its sign, and so does the drift: every imaginary part is negated.
-    """
+    """Play the motion of a packed spectrum (..., K, 4, H, W) backwards: F'_t = F_(T-t) - F_T, exactly."""
+    # cos(2 pi k (T-t)/T) stays, sin changes its sign, and so does the drift
     return spectrum * spectrum.new_tensor([1.0, -1.0, 1.0, -1.0]).view(4, 1, 1)
 
 

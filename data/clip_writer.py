@@ -45,9 +45,9 @@ class ClipContent:
 
     first: torch.Tensor  # (3, H, W)
     spectrum: torch.Tensor | None = None  # (24, 4, H, W) px
-    confidence: torch.Tensor | None = None  # (1, H, W); absent = 1 everywhere
+    confidence: torch.Tensor | None = None  # (1, H, W); None: 1 everywhere
     pairs: tuple[Pair, ...] = ()
-    importance: torch.Tensor | None = None  # (1, H, W) px; absent = that of the spectrum
+    importance: torch.Tensor | None = None  # (1, H, W) px; None: that of the spectrum
     slice: torch.Tensor | None = None  # (3, T, W), time downwards
 
 
@@ -95,11 +95,10 @@ class ClipSetWriter:
             # once more, as it could be written until now
             self.rows = rows_of_set(self.folder, self.settings)
             # temporary files of processes that were killed while writing
-            for pattern in (".clips.tmp-*", ".statistics.tmp-*", *(f"{name}/.*.tmp-*" for name in _FOLDERS)):
-                for stray in self.folder.glob(pattern):
-                    stray.unlink(missing_ok=True)
-            self._stale = NUM_CLIPS not in read_statistics(self.folder)
-            if self._stale:
+            for stray in [*self.folder.glob(".*.tmp-*"), *self.folder.glob("*/.*.tmp-*")]:
+                stray.unlink(missing_ok=True)
+            self._finished = NUM_CLIPS in read_statistics(self.folder)
+            if not self._finished:
                 self._write_statistics({})
             self._write_table(self.rows.values())
         except BaseException:
@@ -119,7 +118,7 @@ class ClipSetWriter:
 
     def add(self, *rows: ClipRow) -> None:
         """Add the rows of items whose files `write_clip` has written."""
-        self._make_stale()
+        self._reopen()
         self.rows |= {row.id: row for row in rows}
         with self._table.open("a", newline="", encoding="utf-8") as file:
             file.write(format_rows(rows))
@@ -128,24 +127,24 @@ class ClipSetWriter:
         """Remove clips of the set, their rows first, then their files."""
         if not clip_ids:
             return
-        self._make_stale()
+        self._reopen()
         for clip_id in clip_ids:
             del self.rows[clip_id]
         self._write_table(self.rows.values())
         for clip_id in clip_ids:
             remove_clip(self.folder, clip_id)
 
-    def _make_stale(self) -> None:
+    def _reopen(self) -> None:
         # the statistics of before would be wrong if this run were cut short
-        if not self._stale:
+        if self._finished:
             self._write_statistics({})
-            self._stale = True
+            self._finished = False
 
     def finish(self) -> ClipSet:
         """Sort the table, take the statistics of the training split, and return the set."""
         self._write_table(sorted(self.rows.values(), key=lambda row: row.id))
         clip_set = ClipSet(self.folder)
-        if self._stale:
+        if not self._finished:
             train = clip_set.rows("train")
             measured: dict[str, Any] = {NUM_CLIPS: len(train)}
             if train:
@@ -159,7 +158,7 @@ class ClipSetWriter:
                 measured["grid"] = min(grids, key=lambda grid: (-grids[grid], grid))
                 measured |= estimator.finish().to_dict()
             self._write_statistics(measured)
-            self._stale = False
+            self._finished = True
         return ClipSet(self.folder)
 
     def _write_statistics(self, measured: Mapping[str, Any]) -> None:
@@ -207,10 +206,9 @@ def write_clip(folder: str | Path, clip_id: str, content: ClipContent) -> None:
     if content.slice is not None:
         write_image(folder / "slices" / f"{clip_id}.png", content.slice)
     if content.spectrum is not None:
-        if content.spectrum.shape[0] != STORED_BINS:
-            raise ValueError(f"spectrum: expected {STORED_BINS} bins, got {content.spectrum.shape[0]}")
-        confidence = content.confidence
-        confidence = torch.ones(1, *content.spectrum.shape[-2:]) if confidence is None else confidence
+        assert content.spectrum.shape[0] == STORED_BINS
+        ones = torch.ones(1, *content.spectrum.shape[-2:])
+        confidence = ones if content.confidence is None else content.confidence
         arrays = {"spectrum": _half(content.spectrum), "confidence": _half(confidence)}
         _write_npz(folder / "spectra" / f"{clip_id}.npz", arrays)
     if not content.pairs:

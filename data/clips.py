@@ -63,7 +63,7 @@ class Pair(NamedTuple):
 
 @dataclass(frozen=True)
 class ClipRow:
-    """One row of clips.csv; None was not measured: in rendered scenes, in dropped clips, in sets of older versions."""
+    """One row of clips.csv; None was not measured."""
 
     id: str  # name of the clip's files
     source: str  # the video file, or "scene:SEED:KIND" for a rendered one
@@ -84,8 +84,6 @@ class ClipRow:
 
 
 COLUMNS = tuple(field.name for field in fields(ClipRow))
-# columns that older sets lack, and whose cells may be empty
-_OPTIONAL = COLUMNS[COLUMNS.index("high_flow_px") :]
 _TEXTS = ("id", "source", "split", "status", "reason", "group")
 
 
@@ -121,11 +119,10 @@ class ClipSet:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the run that made the set came to its end, so that table and statistics agree."""
+        """Return whether the run that made the set came to its end."""
         return NUM_CLIPS in self.statistics
 
     def has_pairs(self, clip_id: str) -> bool:
-        """Return whether rendering pairs are stored for a clip."""
         return (self.folder / "pairs" / f"{clip_id}.npz").is_file()
 
     def first(self, clip_id: str) -> torch.Tensor:
@@ -216,20 +213,16 @@ def read_rows(path: Path) -> list[ClipRow]:
     text = path.read_text(encoding="utf-8")
     # a last line without its end is one that a run was killed writing
     reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
-    known = reader.fieldnames or ()
-    missing = [name for name in COLUMNS if name not in known and name not in _OPTIONAL]
-    if missing:
-        raise ClipSetError(f"{path}: the columns {', '.join(missing)} are missing; prepare the set again")
     rows = []
     for cells in reader:
         try:
-            # a row cut short lacks its last cells, which is not the same as empty ones
-            if None in (cells[name] for name in known):
+            # a row cut short lacks its last cells; older sets lack columns
+            if None in cells.values():
                 raise ValueError("cells are missing")
-            filled = {name: cells[name] for name in COLUMNS if name not in _OPTIONAL or cells.get(name)}
+            filled = {name: cell for name, cell in cells.items() if name in COLUMNS and cell}
             numbers = {name: float(cell) for name, cell in filled.items() if name not in (*_TEXTS, "frames")}
             rows.append(ClipRow(**{**filled, **numbers, "frames": int(filled["frames"])}))
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             raise ClipSetError(f"{path}: line {reader.line_num} is damaged; delete it and prepare again") from None
     return rows
 

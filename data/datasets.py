@@ -1,8 +1,4 @@
-"""Training datasets over clip sets.
-
-A dataset is indexed by a SampleKey, and what it returns depends on nothing but the key: the order of samples, the
-number of processes and a resumed run change no sample.
-"""
+"""Training datasets over clip sets; what one returns depends on nothing but the SampleKey that it is indexed by."""
 
 from __future__ import annotations
 
@@ -31,8 +27,7 @@ RENDERING_ZOOM = 0.25
 def open_weighted_sets(names: Iterable[str | Path]) -> list[tuple[ClipSet, float]]:
     """Open sets named SETA or SETB:0.3: a folder each, with a weight after a colon (1 without).
 
-    Raises:
-        ClipSetError: not a set, a bad weight, a set named twice, or a source that one set trains on and another tests.
+    Raises ClipSetError for a bad name or weight, and for a source that one set trains on and another tests.
     """
     sets: list[tuple[ClipSet, float]] = []
     for name in map(str, names):
@@ -49,20 +44,17 @@ def _split_weight(name: str) -> tuple[str, float]:
     folder, colon, text = name.rpartition(":")
     if not colon or Path(name).is_dir():  # a folder may have a colon in its name
         return name, 1.0
-    right = f"right: SET or SET:WEIGHT, such as {folder or 'SET'}:0.3"
-    if not folder:
-        raise ClipSetError(f"{name}: names no set before the colon; {right}")
     try:
         weight = float(text)
     except ValueError:
-        raise ClipSetError(f"{name}: not a clip set, and {text!r} is no weight; {right}") from None
-    if not 0 < weight <= LARGEST_WEIGHT:
-        raise ClipSetError(f"{name}: the weight after the colon must be above 0 and at most {LARGEST_WEIGHT:.0f}")
+        weight = math.nan
+    if not folder or not 0 < weight <= LARGEST_WEIGHT:
+        right = f"SET or SET:WEIGHT with a weight above 0 and at most {LARGEST_WEIGHT:.0f}"
+        raise ClipSetError(f"{name}: not a clip set, and {text!r} is no weight; right: {right}")
     return folder, weight
 
 
 def _check_sources(sets: Sequence[ClipSet]) -> None:
-    """Refuse sets of which one trains on a file, or a group, that another tests with: validation would mean nothing."""
     used = (KEPT, PAIRS_ONLY)
     for tested in sets:
         validation = {name for row in tested.rows("test", status=used) for name in (row.source, row.group) if name}
@@ -71,26 +63,21 @@ def _check_sources(sets: Sequence[ClipSet]) -> None:
             shared = next((row for row in rows if not validation.isdisjoint((row.source, row.group))), None)
             if shared is not None:
                 name = shared.group if shared.group in validation else shared.source
-                raise ClipSetError(
-                    f"source {name} is in the training split of {clip_set.folder} "
-                    f"({shared.id}) and in the test split of {tested.folder}; give it the same split in both"
-                )
+                trained, test = f"{clip_set.folder} ({shared.id})", tested.folder
+                raise ClipSetError(f"source {name} is in the training split of {trained} and the test split of {test}")
 
 
 class _Part(NamedTuple):
-    """The clips of one set, and how many items of an epoch are theirs."""
-
     clip_set: ClipSet
     rows: list[ClipRow]
-    count: int
+    count: int  # how many items of an epoch are theirs
 
 
 class WeightedItems:
     """The items of an epoch: each clip of a set of weight w comes w times, on average over the epochs.
 
-    With w = 2 an epoch holds each clip twice. With w = 0.3 it holds a third of the clips, the next epochs the others,
-    in an order that is drawn anew for each round through the set. So each clip meets whatever changes from epoch to
-    epoch, above all the shapes of cached latents.
+    With w = 0.3 an epoch holds a third of the clips and the next epochs the others, in an order that is drawn anew for
+    each round, so that each clip meets whatever changes from epoch to epoch.
     """
 
     def __init__(
@@ -100,12 +87,8 @@ class WeightedItems:
         for clip_set, weight in sets:
             rows = [row for row in clip_set.rows(split, status=status) if needs(clip_set, row)]
             if not rows:
-                raise ClipSetError(
-                    f"{clip_set.folder}: holds no clip for this of split {split or 'any'}; prepare more clips"
-                )
+                raise ClipSetError(f"{clip_set.folder}: no such clip of split {split or 'any'}; prepare more clips")
             self.parts.append(_Part(clip_set, rows, max(1, round(len(rows) * weight))))
-        if not self.parts:
-            raise ClipSetError("sets: expected at least one clip set")
 
     def __len__(self) -> int:
         return sum(part.count for part in self.parts)
@@ -137,7 +120,6 @@ class WeightedItems:
 
 @functools.lru_cache(maxsize=16)
 def _round_order(length: int, number: int, round_: int) -> np.ndarray:
-    """Return the order in which round `round_` goes through the clips of set `number`."""
     # SeedSequence is stable across numpy versions; Generator.permutation is not promised to be.
     return np.argsort(np.random.SeedSequence([number, round_]).generate_state(length, np.uint64), kind="stable")
 
@@ -147,20 +129,18 @@ class _ClipDataset(Dataset):
         self.items, self.size, self.augment = items, tuple(size), augment
 
     def __len__(self) -> int:
-        """Return the number of items of an epoch."""
         return len(self.items)
 
     def generator(self, key: SampleKey) -> np.random.Generator | None:
-        """Return the sample's own random numbers; None where it is not augmented."""
+        """Return the sample's random numbers; None where it is not augmented."""
         return np.random.default_rng(key.seed) if self.augment else None
 
 
 class MotionDataset(_ClipDataset):
     """Frame 0 and spectrum of kept clips, for the motion VAE and the U-Net.
 
-    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "spectrum" (K, 4, H, W) px, "confidence" (1, H, W)}.
-    Augmented samples are flipped, reversed in time, cropped, zoomed and recoloured. Others are the largest box of the
-    sample's aspect in the middle of the image.
+    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "spectrum" (K, 4, H, W) px, "confidence" (1, H, W)}, augmented,
+    or the largest box of the sample's aspect in the middle of the image.
     """
 
     def __init__(
@@ -172,14 +152,13 @@ class MotionDataset(_ClipDataset):
         size: tuple[int, int] = (160, 256),
         augment: bool = True,
     ) -> None:
-        """Take the kept clips of a split (None: of all); `size` is (H, W) of the samples, any."""
+        """Take the kept clips of a split (None: of all); `size` is (H, W) of the samples."""
         if not 1 <= num_bins <= STORED_BINS:
             raise ClipSetError(f"number of bins: clip sets hold {STORED_BINS}, {num_bins} are wanted")
         super().__init__(WeightedItems(sets, split, (KEPT,), lambda _set, _row: True), size, augment)
         self.num_bins = num_bins
 
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
-        """Read and augment one sample; ClipSetError names a clip that cannot be used."""
         clip_set, row = self.items[key]
         image = clip_set.first(row.id)  # (3, h, w)
         spectrum, confidence = clip_set.spectrum(row.id, self.num_bins)  # (K, 4, h, w), (1, h, w)
@@ -199,8 +178,8 @@ class RenderingDataset(_ClipDataset):
     """Frame 0, a later frame and the flow between them, for frame synthesis.
 
     dataset[SampleKey] -> {"image" and "target" (3, h, w) in [0, 1], "flow" (2, h, w) px of the sample, "reliability"
-    (1, h, w), "importance" (1, h, w) px of the motion grid}. Unaugmented samples are the middle of the image at its own
-    scale where it is large enough.
+    (1, h, w), "importance" (1, h, w) px of the motion grid}, augmented, or the middle of the image at its own scale
+    where it is large enough.
     """
 
     def __init__(
@@ -211,12 +190,11 @@ class RenderingDataset(_ClipDataset):
         size: tuple[int, int] = (128, 128),
         augment: bool = True,
     ) -> None:
-        """Take the clips of a split (None: of all) that have pairs, those too short for a spectrum included."""
+        """Take the clips of a split (None: of all) that have pairs; `size` is (h, w) of the samples."""
         items = WeightedItems(sets, split, (KEPT, PAIRS_ONLY), lambda clip_set, row: clip_set.has_pairs(row.id))
         super().__init__(items, size, augment)
 
     def __getitem__(self, key: SampleKey) -> dict[str, torch.Tensor]:
-        """Read and augment one sample; ClipSetError names a clip that cannot be used."""
         clip_set, row = self.items[key]
         image = clip_set.first(row.id)
         pairs, importance = clip_set.pairs(row.id)

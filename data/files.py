@@ -1,4 +1,4 @@
-"""Check files before they are read or written, and put them in place only when they are whole; nothing heavy here."""
+"""Check files before they are read or written, and put them in place only when they are whole."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 class MediaError(ValueError):
-    """An image, video or path that cannot be used; one line that names the file and what would be right."""
+    """An image, video or path that cannot be used."""
 
     is_user_error = True
 
 
 def writing_problem(path: str | Path) -> str | None:
-    """Say why `path` could not be made or written, and what to do; None where it could. Nothing is made."""
+    """Return why `path` could not be made or written, None where it could. Nothing is made."""
     path = Path(path)
     above = path if path.is_dir() else path.absolute().parent
     while not above.exists() and above != above.parent:
@@ -33,21 +33,16 @@ def writing_problem(path: str | Path) -> str | None:
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` that takes its name when the block ends well.
+    """Yield a temporary path beside `path` that takes its name, replacing what is there, when the block ends well.
 
-    The temporary name keeps the suffix (`.NAME.tmp-PID.mp4`), so that writers which look at it work. The block may make
-    a file or a folder there. What already has the final name is replaced. On any exception, KeyboardInterrupt included,
-    the temporary is removed and the final name is untouched. Missing parent folders are made. Raises MediaError when
-    the folder cannot be written to.
+    The block may make a file or a folder there; the suffix is that of `path`. On any exception the temporary is removed
+    and the final name is untouched. Missing parent folders are made. Raises MediaError where nothing can be written.
     """
     path = Path(path)
     problem = writing_problem(path) if path.name else "is not a name to write to; name a file or folder in it"
     if problem:
         raise MediaError(f"{path}: {problem}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise MediaError(f"{path}: its folder cannot be made ({error.strerror}); choose another one") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     _remove(temporary)
     try:
@@ -86,7 +81,7 @@ def _remove(path: Path) -> None:
 
 
 def check_input_file(path: str | Path, what: str) -> Path:
-    """Return `path` when it is a file with something in it; `what` names the expected thing in the MediaError."""
+    """Return `path` when it is a readable file with something in it; a MediaError names `what` is expected."""
     path = Path(path)
     if path.is_dir():
         raise MediaError(f"{path}: is a folder; give {what}")

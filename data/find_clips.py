@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data.clip_writer import ClipSetWriter
+from data.clip_writer import ClipSetWriter, remove_clip
 from data.clips import SPLITS, ClipRow
 from data.media import VIDEO_SUFFIXES, MediaError
 from data.prepare_clip import ClipJob, is_unreadable, seconds_name
@@ -110,7 +110,10 @@ def unfinished_jobs(jobs: list[ClipJob], writer: ClipSetWriter) -> list[ClipJob]
             strays.append(row.id)
         writer.rows[row.id] = replace(row, group=groups.get(job_id, row.group))
     writer.remove(*strays)
-    return [job for job in jobs if job.id not in writer.rows or is_unreadable(writer.rows[job.id])]
+    unfinished = [job for job in jobs if job.id not in writer.rows or is_unreadable(writer.rows[job.id])]
+    for job in unfinished:
+        remove_clip(writer.folder, job.id)  # files of a run that was killed before it wrote the row
+    return unfinished
 
 
 def list_videos(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 
 def show_progress(items: Iterable[Any], total: int, unit: str, show: bool = True) -> Iterable[Any]:
-    """Pass items on, with a progress bar where wanted and there is anything to wait for."""
+    """Pass items on with a progress bar, where there are any."""
     return tqdm(items, total=total, unit=unit, disable=not show or not total)
 
 
@@ -49,16 +49,12 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) 
 
 
 def _start_worker() -> None:
-    # Ctrl-C reaches the whole group: the parent ends its workers itself
+    def end_with_parent() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    # Ctrl-C reaches the whole group, and the parent ends its workers itself; but one that was killed cannot
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # and a parent that was killed cannot: without it they would wait for jobs for ever
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ import torch
 from data.clip_writer import CLIP_FILES, ClipSetWriter
 from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError
 from data.files import atomic_path
-from motion.flow import MOTION_AREA_PX, default_grid_scale
+from motion.flow import default_grid_scale
 from motion.spectrum import mean_displacement
 
 
@@ -27,20 +26,11 @@ def select_clips(
     min_confidence: float | None = None,
     only: Sequence[str] = (),
 ) -> ClipSet:
-    """Make a set of those clips of `source` that pass; the files are hard links to its files where that can be.
+    """Make a set of the clips of a finished set that pass; the files are hard links to its files where that can be.
 
-    The statistics are those of the clips chosen. The other clips stay in the table as dropped, with the reason.
-    Safe to interrupt and to call again, also after `source` has changed: all its clips are judged and linked anew.
-
-    Args:
-        source: a finished set.
-        folder: the new set.
-        max_mean_px: largest mean over the pixels of the mean displacement, px at 256 x 160.
-        min_confidence: least mean confidence, 0 to 1.
-        only: patterns of ids (`*` and `?`), one of which must match; none: all.
-
-    Raises ClipSetError where the folder holds something else, or a set selected otherwise; for a damaged clip, or a
-    source that is not finished. Raises MediaError where another run is writing the folder.
+    Limits are the mean over pixels of the mean displacement, px at 256 x 160, and the mean confidence, 0 to 1. Ids must
+    match one of the patterns `only` (`*` and `?`). The other clips stay in the table as dropped. Called again, it
+    judges all clips anew. Raises ClipSetError where the folder holds something else, and for an unusable source.
     """
     folder = Path(folder)
     if folder.resolve() == source.folder.resolve():
@@ -49,18 +39,15 @@ def select_clips(
         raise ClipSetError(f"{source.folder}: is not finished; run the command that makes it to its end")
     wanted = {"from": str(source.folder.resolve()), "max_mean_px": max_mean_px, "min_confidence": min_confidence}
     made_with = source.statistics.get("settings", {})
-    area = made_with.get("area") or math.prod(made_with.get("size", (MOTION_AREA_PX,)))
-    if max_mean_px is not None and area != MOTION_AREA_PX:
-        wanted["px_at"] = "256x160"  # selections of before took the px of the set's own grid
     settings = {**made_with, "selected": {**wanted, "only": sorted(only)}}
     with ClipSetWriter(folder, settings, period_s=source.statistics.get("period_s", 5.0)) as writer:
-        # all are judged anew, as the source may have changed
         writer.remove(*writer.rows)
-        for row in source.rows(status=(KEPT, PAIRS_ONLY, DROPPED)):
-            reason = "" if row.status == DROPPED else _why_not(source, row, max_mean_px, min_confidence, only)
+        writer.add(*source.rows(status=(DROPPED,)))
+        for row in source.rows(status=(KEPT, PAIRS_ONLY)):
+            reason = _why_not(source, row, max_mean_px, min_confidence, only)
             if reason:
                 row = replace(row, status=DROPPED, reason=f"not selected: {reason}")
-            if row.status != DROPPED:
+            else:
                 _link_files(source.folder, folder, row.id)
             writer.add(row)
         return writer.finish()
@@ -95,6 +82,5 @@ def _link_files(source: Path, folder: Path, clip_id: str) -> None:
         with atomic_path(folder / name) as temporary:
             try:
                 os.link(source / name, temporary)
-            except OSError:
-                # another file system, or one without links
+            except OSError:  # another file system, or one without links
                 shutil.copyfile(source / name, temporary)

@@ -1,8 +1,7 @@
-"""What a person sees of a clip set: a few lines on what it holds, and a contact sheet."""
+"""Describe a clip set: a few lines on what it holds, and a contact sheet."""
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from pathlib import Path
 
@@ -14,30 +13,20 @@ from data.visualisation import heat_image, title_strip, x_t_slice
 from motion.flow import magnitude, resize_maps
 from motion.spectrum import mean_displacement
 
-# dropped clips that are listed by name; the table has all
-MOST_LISTED = 10
 CELL_WIDTH_PX = 128
 # what the sheet shows white, px
 WHITE_PX = 8.0
 
 
 def describe_set(clip_set: ClipSet) -> list[str]:
-    """Return lines: clips by status and split, dropped clips by reason with a few of each, and the whole."""
+    """Return lines: clips by status and split, each cause of a drop with an example, and the whole."""
     rows = clip_set.rows(status=(KEPT, PAIRS_ONLY, DROPPED))
     counts = Counter((row.status, row.split) for row in rows)
     lines = [f"{count:6d} {status:10} {split}" for (status, split), count in sorted(counts.items())]
-    causes: dict[str, list[ClipRow]] = {}
-    for row in rows:
-        if row.status == DROPPED:
-            causes.setdefault(row.reason.split(":")[0], []).append(row)
-    by_cause = sorted(causes.items(), key=lambda cause: -len(cause[1]))
-    # one of each cause, then a second of each, and so on: a rare cause is seen beside a frequent one
-    turns = itertools.zip_longest(*(dropped for _, dropped in by_cause))
-    listed = [row for turn in turns for row in turn if row is not None]
-    lines += [f"dropped {row.id}: {row.reason}" for row in listed[:MOST_LISTED]]
-    if len(listed) > MOST_LISTED:
-        lines.append(f"{len(listed) - MOST_LISTED} more were dropped; all are in {clip_set.folder / 'clips.csv'}")
-    why = ", ".join(f"{len(dropped)} {cause}" for cause, dropped in by_cause)
+    dropped = {row.reason.split(":")[0]: row for row in rows if row.status == DROPPED}
+    lines += [f"dropped {row.id}: {row.reason}" for row in dropped.values()]
+    causes = Counter(row.reason.split(":")[0] for row in rows if row.status == DROPPED)
+    why = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
     return [*lines, f"{clip_set.folder}: {len(rows)} clips" + (f" ({why})" if why else "")]
 
 
@@ -45,7 +34,7 @@ def write_contact_sheet(clip_set: ClipSet, *, max_clips: int = 24, columns: int 
     """Write contact.png: clips spread over the set, three images each, under their names; None without clips.
 
     Frame 0; the mean displacement from black (0 px) to white (8 px); and the X-t slice of the row that moves most, time
-    downwards. Real clips show their own frames there. Rendered ones store none: frame 0 is moved along their spectrum.
+    downwards. Rendered clips store no frames: there frame 0 is moved along the spectrum.
     """
     rows = clip_set.rows(status=(KEPT, PAIRS_ONLY))
     rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]

@@ -16,31 +16,28 @@ from data.video import iterate_video, probe_video
 from motion.flow import default_grid_scale
 from motion.spectrum import MINIMUM_COVERAGE, PERIOD_S
 
-# Cuts: the size (height, width) that frames are compared at, and the contrast below which a frame is called even.
-THUMBNAIL_SIZE = (24, 40)
-LEAST_CONTRAST = 8 / 255
-# A step between frames is half the mean squared difference of the two, each of mean 0 and deviation 1: about 1 between
-# unrelated images. On 71 training clips without cuts, on which the limits were chosen, it reached 0.14, but for a
-# campfire (0.31, 3.2 times its median). Of 4,888 steps from one clip to another 34 (0.7 %) were below 0.2.
+# A step between frames is half the mean squared difference of their thumbnails, each of mean 0 and deviation 1: about 1
+# between unrelated images, and at most 0.14 (a campfire: 0.31) in 71 training clips without cuts.
+THUMBNAIL_SIZE = (24, 40)  # height, width
+LEAST_CONTRAST = 8 / 255  # below, a frame is called even
 CUT_STEP = 0.2
-CUT_RATIO = 4.0
+CUT_RATIO = 4.0  # to the median of the steps before
 CUT_HISTORY = 25
 FEWEST_STEPS = 5
 SHORTEST_SHOT_S = 0.5
 
-# Camera: rows and columns of blocks; what counts as texture (smaller eigenvalue of the structure tensor, in
-# (1/px)^2 of luminance in [0, 1]); the fraction of a block's pixels, and the reliability, that it needs.
+# Camera: rows and columns of blocks. Texture is where the smaller eigenvalue of the structure tensor, in (1/px)^2 of
+# luminance in [0, 1], exceeds a limit. A block needs a fraction of textured, reliable pixels.
 BLOCKS = (8, 12)
 TEXTURE = (1.5 / 255) ** 2
 TEXTURE_SIGMA_PX = 2.0
 LEAST_BLOCK_FRACTION = 0.1
 LEAST_RELIABILITY = 0.5
-# a block follows the camera when it is this near to what the model says: px on a grid of 256 x 160, and a fraction
+# a block follows the camera when it is this near to the model's flow: px on a grid of 256 x 160, and a fraction
 FOLLOWS_PX = 0.25
 FOLLOWS_FRACTION = 0.15
 # The camera moves when so many of the textured blocks at the border, and of all, follow a model that moves this far.
-# The second pair is for a subject that fills the frame but for its border. It was chosen on 83 kept clips, where it
-# finds nothing new; of 166 drifts of 4 px laid over their flow it finds 66 instead of 58.
+# The second pair is for a subject that fills the frame but for its border; it was chosen on 83 kept clips.
 CAMERA_FRACTIONS = ((0.55, 0.6), (0.75, 0.35))
 CAMERA_PX = 0.75
 FEWEST_BORDER_BLOCKS = 6
@@ -55,22 +52,19 @@ class Shot:
     start_s: float
     end_s: float
 
-    @property
-    def seconds(self) -> float:
-        """Length in seconds."""
-        return self.end_s - self.start_s
+    def covers(self, fraction: float) -> bool:
+        """Return whether the shot is as long as this fraction of a period."""
+        return self.end_s - self.start_s >= fraction * PERIOD_S - 1e-6
 
 
 class CutFinder:
     """Takes the frames of a video one after the other and reports where a new shot begins; constant memory.
 
-    A cut changes the image at once and for good: a step far above those before, and the frame after is as far from the
-    frame before (else it was a flash). Brightness and contrast are divided out, so a flickering flame is no cut.
-    Dissolves are not found here: their flow fails.
+    A cut is a step far above those before, after which the next frame is as far from the frame before (else it was a
+    flash). Brightness and contrast are divided out, so a flickering flame is no cut. Dissolves are not found.
     """
 
     def __init__(self) -> None:
-        """Start with an empty history."""
         self._steps: deque[float] = deque(maxlen=CUT_HISTORY)
         self._last: np.ndarray | None = None
         self._candidate: tuple[float, np.ndarray] | None = None
@@ -85,11 +79,9 @@ class CutFinder:
                 cut_s = since_s
                 self._steps.clear()
             self._candidate, was_flash = None, cut_s is None
-        # the step back from a flash says as little as the one to it
         if self._last is not None and not was_flash:
             step = _step(self._last, now)
             usual = float(np.median(self._steps)) if self._steps else 0.0
-            # at first nothing is known of how the video moves
             least = CUT_STEP if len(self._steps) >= FEWEST_STEPS else 2 * CUT_STEP
             if cut_s is None and step > max(least, CUT_RATIO * usual):
                 self._candidate = (time_s, self._last)
@@ -100,9 +92,7 @@ class CutFinder:
 
 
 def _normalised(frame: torch.Tensor) -> np.ndarray:
-    grey = frame.mean(0).numpy()  # (h, w)
-    if grey.shape != THUMBNAIL_SIZE:
-        grey = cv2.resize(grey, THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
+    grey = cv2.resize(frame.mean(0).numpy(), THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
     grey = grey - grey.mean()
     return grey / max(float(grey.std()), LEAST_CONTRAST)
 
@@ -114,8 +104,7 @@ def _step(one: np.ndarray, other: np.ndarray) -> float:
 def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None = None) -> Iterator[Shot]:
     """Yield the shot that is open after each frame of a video; one that begins later than the last closes it.
 
-    So a caller that has seen enough stops reading. `start_s` is where to begin and `seconds` how much to look at (None:
-    to the end). Raises MediaError as `iterate_video`.
+    `start_s` and `seconds` (None: to the end) bound what is read. Raises MediaError as `iterate_video`.
     """
     frame_s = 1 / probe_video(path).fps
     finder = CutFinder()
@@ -131,18 +120,17 @@ def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None 
 
 @dataclass(frozen=True)
 class Plan:
-    """The sequences to take from a video, in the order of time, and the cuts found until there were enough."""
+    """The sequences to take from a video."""
 
-    sequences: tuple[Shot, ...]
-    cuts_s: tuple[float, ...]
+    sequences: tuple[Shot, ...]  # in the order of time
+    cuts_s: tuple[float, ...]  # found until there were enough sequences
 
 
 def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = PERIOD_S) -> Plan:
     """Choose up to `count` sequences of a period, `stride_s` from start to start, none of them across a cut.
 
-    Sequences that cover a period (at least 90 % of it, what the fit of a spectrum needs) come first, the earliest
-    before the others. Where they are too few, the longest of the short rests are added, which serve for rendering.
-    No more of the shots of `find_shots` are taken than needed.
+    The earliest that cover 90 % of a period, what the fit of a spectrum needs, come first. Then the longest of the
+    shorter ones are added. No more of the shots of `find_shots` are taken than needed.
     """
     closed: list[Shot] = []
     shot = None
@@ -151,23 +139,22 @@ def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = P
             closed.append(shot)
         shot = latest
         # an open shot goes on, so only what is whole now is sure to stay
-        if sum(_is_whole(part, 1.0) for part in _parts([*closed, shot], stride_s)) >= count:
+        if sum(part.covers(1.0) for part in _parts([*closed, shot], stride_s)) >= count:
             break
     if shot is None:
         return Plan((), ())
-    found = [*closed, shot]
-    parts = list(_parts(found, stride_s))
-    whole = [part for part in parts if _is_whole(part, MINIMUM_COVERAGE)][:count]
+    parts = list(_parts([*closed, shot], stride_s))
+    whole = [part for part in parts if part.covers(MINIMUM_COVERAGE)][:count]
     # a video that is short from the start is used as it is
     least_s = SHORTEST_SHOT_S if closed else 0.0
-    short = [part for part in parts if not _is_whole(part, MINIMUM_COVERAGE) and part.seconds >= least_s]
-    short.sort(key=lambda part: (-part.seconds, part.start_s))
+    short = [part for part in parts if not part.covers(MINIMUM_COVERAGE) and part.end_s - part.start_s >= least_s]
+    short.sort(key=lambda part: (part.start_s - part.end_s, part.start_s))
     chosen = sorted([*whole, *short[: count - len(whole)]], key=lambda part: part.start_s)
     return Plan(tuple(chosen), tuple(part.end_s for part in closed))
 
 
 def _parts(shots: list[Shot], stride_s: float) -> Iterator[Shot]:
-    """Yield the sequences that begin in each shot, a period long; the last one of a shot is what is left of it."""
+    # a period long each; the last one of a shot is what is left of it
     for shot in shots:
         for index in itertools.count():
             start_s = shot.start_s + index * stride_s
@@ -178,27 +165,19 @@ def _parts(shots: list[Shot], stride_s: float) -> Iterator[Shot]:
                 break
 
 
-def _is_whole(part: Shot, fraction: float) -> bool:
-    return part.seconds >= fraction * PERIOD_S - 1e-6
-
-
 # ----------------------------------------------------------------------------------------------- camera
 
 
 def camera_motion(first: torch.Tensor, flow: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
-    """Measure how far the camera moved the image at each frame; 0 where it is the subject that moves.
+    """Measure how far the camera moved the image at each frame: (T,) rms px over the textured blocks.
 
-    A similarity (shift, turn, zoom) is fitted robustly to the median flow of textured, reliable blocks. It is the
-    camera's only where the border follows it: 55 % of the textured blocks there and 60 % of all, or 75 % and 35 %. A
-    subject that fills the frame and sways bends, and parts of it lag; static blocks speak against the camera as well.
+    A similarity (shift, turn, zoom) is fitted robustly to the median flow of textured, reliable blocks. Unless the
+    border follows it as in CAMERA_FRACTIONS, it is the subject that moves, and the result is 0.
 
     Args:
         first: (3, H, W) in [0, 1].
         flow: (T, 2, H, W) px, frame 0 -> t.
         reliability: (T, 1, H, W) in [0, 1].
-
-    Returns:
-        (T,) root mean square displacement of the model over the textured blocks, px.
     """
     texture = _texture(first)
     moved = torch.zeros(len(flow))
@@ -209,21 +188,17 @@ def camera_motion(first: torch.Tensor, flow: torch.Tensor, reliability: torch.Te
 
 
 def typical_camera_px(moved: torch.Tensor) -> float:
-    """Return what a clip is judged by: the second largest of its frames' camera motion (T,), px."""
-    if not len(moved):
-        return 0.0
-    return float(moved.sort(descending=True).values[1 if len(moved) >= 4 else 0])
+    """Return the second largest of a clip's camera motion (T,), px; of under 4 frames the largest."""
+    return float(moved.sort(descending=True).values[1 if len(moved) >= 4 else 0]) if len(moved) else 0.0
 
 
 def grid_scale(height: int, width: int) -> float:
-    """Return by how much a grid's sides exceed those of 256 x 160; limits in px are given for that."""
+    """Return by how much a grid's sides exceed those of 256 x 160, which limits in px are given for."""
     return 1 / default_grid_scale(height, width)
 
 
 def _texture(first: torch.Tensor) -> np.ndarray:
-    """Find the pixels (H, W) with gradients in two directions, so that their flow is that of the scene."""
-    grey = np.ascontiguousarray(first.mean(0).numpy())  # (H, W)
-    grey = cv2.GaussianBlur(grey, (0, 0), 0.8)
+    grey = cv2.GaussianBlur(np.ascontiguousarray(first.mean(0).numpy()), (0, 0), 0.8)  # (H, W)
     dx, dy = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
     xx, yy, xy = (cv2.GaussianBlur(product, (0, 0), TEXTURE_SIGMA_PX) for product in (dx * dx, dy * dy, dx * dy))
     smaller = 0.5 * (xx + yy) - np.sqrt(0.25 * np.square(xx - yy) + np.square(xy))
@@ -248,7 +223,6 @@ def _block_flow(flow: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.nd
 
 
 def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: tuple[int, int]) -> float:
-    """Return the model's displacement where the border follows it, else 0, px."""
     row, column = places.T
     sides = [row == 0, row == BLOCKS[0] - 1, column == 0, column == BLOCKS[1] - 1]
     border = np.any(sides, axis=0)

@@ -22,13 +22,13 @@ def magnitude_image(displacement: Tensor, full_px: float = 4.0) -> Tensor:
 
 
 def heat_image(displacement: Tensor, full_px: float = 4.0) -> Tensor:
-    """Show it from black (0 px) over red and yellow to white (`full_px`), on a square-root scale: (3, H, W)."""
+    """Show the same from black (0 px) over red and yellow to white (`full_px`): (3, H, W)."""
     red = 3 * magnitude_image(displacement, full_px)[:1]
     return torch.cat([red, red - 1, red - 2]).clamp(0, 1)
 
 
 def magnitude_over(image: Tensor, displacement: Tensor, full_px: float = 4.0) -> Tensor:
-    """Lay mean displacement (1, H, W), px, as heat over the greyed photograph (3, H, W); nothing at 0 px."""
+    """Lay mean displacement (1, H, W), px, as heat over the greyed image (3, H, W)."""
     level = magnitude_image(displacement, full_px)[:1]  # (1, H, W)
     return image.mean(0, keepdim=True) * (1 - level) + heat_image(displacement, full_px) * level
 
@@ -36,7 +36,7 @@ def magnitude_over(image: Tensor, displacement: Tensor, full_px: float = 4.0) ->
 def spectrum_bars(spectrum: Tensor, full_px: float = 4.0) -> Tensor:
     """Draw the mean amplitude of each bin of (K, 4, H, W), px, as a black bar on white, (3, H, W / 2).
 
-    From the left the drift, then rising frequencies. The full height is `full_px`, on a square-root scale.
+    The full height is `full_px`, on a square-root scale.
     """
     height, width = spectrum.shape[-2], spectrum.shape[-1] // 2
     level = (amplitude(spectrum).mean((-2, -1)) / full_px).clamp(0, 1).sqrt()  # (K,)
@@ -53,12 +53,9 @@ def most_moving_row(displacement: Tensor) -> int:
 
 
 def x_t_slice(image: Tensor, spectrum: Tensor, num_frames: int = 150) -> Tensor:
-    """Show the row that moves most over time, (3, H, W): looked up in the image at p - F_t(p), time downwards.
+    """Show the row of an image (3, H, W) that moves most over one period, looked up at p - F_t(p), time downwards.
 
-    Args:
-        image: (3, H, W).
-        spectrum: (K, 4, H, W), px of the same grid.
-        num_frames: time steps over one period, resized to H rows.
+    The spectrum is (K, 4, H, W), px. Its `num_frames` time steps are resized to (3, H, W).
     """
     height, width = image.shape[-2:]
     row = most_moving_row(mean_displacement(spectrum))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from videos import ALL, FAST, swaying, write_sound, write_uneven, write_video
+from videos import FAST, rows_by_name, swaying, write_sound, write_uneven, write_video
 
 import prepare_data
 from data import prepare_clip as sources
@@ -68,7 +68,7 @@ def test_bad_videos_get_one_line_each_and_the_rest_goes_on(odd_videos, tmp_path,
     flags = ["videos", str(odd_videos), str(tmp_path / "empty"), "--out", str(tmp_path / "set"), *FAST]
     assert prepare_data.main(flags) == 3
     lines = re.split(r"[\r\n]", capsys.readouterr().err)
-    rows = {row.id: row for row in ClipSet(tmp_path / "set").rows(status=ALL)}
+    rows = rows_by_name(tmp_path / "set")
     assert {name: row.status for name, row in rows.items()} == {
         "fine": "kept", "odd": "kept", "tall": "kept", "variable": "pairs_only",
         "sound": "dropped", "truncated": "dropped", "single": "dropped",

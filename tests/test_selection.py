@@ -50,29 +50,6 @@ def test_a_selection_follows_its_source(tmp_path):
     assert files_of(tmp_path / "fresh") == files_of(tmp_path / "some")
 
 
-def test_a_selection_by_px_of_another_grid_is_not_gone_on_with(tmp_path):
-    # selections of before took the px of the set's own grid: at the default area that is the same
-    for index, (asked, choice, differs) in enumerate(
-        (
-            ({"area": 80 * 128}, {"max_mean_px": 1.0}, True),
-            ({"size": [80, 128]}, {"max_mean_px": 1.0}, True),
-            ({"area": 80 * 128}, {"only": ["a"]}, False),
-            ({"area": 160 * 256}, {"max_mean_px": 1.0}, False),
-            ({"size": [160, 256]}, {"max_mean_px": 1.0}, False),
-        )
-    ):
-        with ClipSetWriter(tmp_path / f"all{index}", asked) as writer:
-            source = writer.finish()
-        wanted = {"from": str(source.folder), "max_mean_px": None, "min_confidence": None, "only": []} | choice
-        with ClipSetWriter(tmp_path / f"some{index}", {**asked, "selected": wanted}) as writer:
-            writer.finish()
-        if differs:
-            with pytest.raises(ClipSetError, match="'px_at': '256x160'"):
-                select_clips(source, tmp_path / f"some{index}", **choice)
-        else:
-            select_clips(source, tmp_path / f"some{index}", **choice)
-
-
 def test_an_unfinished_source_is_not_selected_from(tmp_path):
     with ClipSetWriter(tmp_path / "all", {}) as writer:
         writer.write(ClipRow("a", "a.mp4"), random_content(0))

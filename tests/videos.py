@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from data.clips import ClipRow, ClipSet
 from data.media import to_bytes
 from data.video import Video, iterate_video, probe_video
 from data.video_writer import VideoWriter
@@ -17,6 +19,16 @@ from data.video_writer import VideoWriter
 # The whole texture sways in these tests, as before a moving camera.
 FAST = ["--method", "dis_fast", "--size", "64x64", "--max-camera-px", "100"]
 ALL = ("kept", "pairs_only", "dropped")
+
+
+def rows_by_name(folder: Path) -> dict[str, ClipRow]:
+    """Return all rows of a set by their ids without the digests: sway, sway-3s."""
+    return {name_of(row.id): row for row in ClipSet(folder).rows(status=ALL)}
+
+
+def name_of(clip_id: str) -> str:
+    """Return a clip's id without its digest."""
+    return re.sub(r"-[0-9a-f]{8}(?=-|$)", "", clip_id)
 
 
 def swaying(count: int, fps: float, amplitude_px: float = 1.5, size=(64, 64), seed: int = 0) -> torch.Tensor:
