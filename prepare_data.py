@@ -105,8 +105,8 @@ def _scenes(args: Any) -> int:
 
 
 def _select(args: Any) -> int:
+    from data.clip_writer import select_clips
     from data.clips import ClipSet
-    from data.selection import select_clips
 
     choice = {"max_mean_px": args.max_mean_px, "min_confidence": args.min_confidence, "only": args.only}
     if not any(value not in (None, []) for value in choice.values()):
@@ -187,7 +187,7 @@ def _dry_run(jobs: list[Any], workers: int, skipped: bool) -> int:
 
 
 def _report(clip_set: Any) -> None:
-    from data.set_report import describe_set, write_contact_sheet
+    from data.visualisation import describe_set, write_contact_sheet
 
     print("\n".join(describe_set(clip_set)) + f", contact sheet {write_contact_sheet(clip_set) or 'none'}")
 

@@ -1,14 +1,16 @@
-"""Write clip sets item by item, so that a run that is cut short goes on where it stopped."""
+"""Write clip sets item by item, so that a run that is cut short goes on where it stopped; select clips of a set."""
 
 from __future__ import annotations
 
 import io
 import json
 import os
+import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,11 @@ import torch
 
 from data.clips import (
     COLUMNS,
+    DROPPED,
     FORMAT_VERSION,
+    KEPT,
     NUM_CLIPS,
+    PAIRS_ONLY,
     STORED_BINS,
     ClipRow,
     ClipSet,
@@ -31,6 +36,7 @@ from data.clips import (
 )
 from data.files import MediaError, atomic_path, write_text
 from data.media import to_bytes, write_image
+from motion.flow import default_grid_scale
 from motion.normalisation import ScaleEstimator
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
@@ -214,8 +220,7 @@ def write_clip(folder: str | Path, clip_id: str, content: ClipContent) -> None:
     if not content.pairs:
         return
     importance = content.importance
-    if importance is None:
-        importance = mean_displacement(truncate(content.spectrum, NUM_BINS))  # (1, H, W)
+    importance = mean_displacement(truncate(content.spectrum, NUM_BINS)) if importance is None else importance
     arrays = {
         "target": to_bytes(torch.stack([pair.target for pair in content.pairs])),  # (N, H, W, 3)
         "flow": _half(torch.stack([pair.flow for pair in content.pairs])),
@@ -240,3 +245,70 @@ def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
                 buffer = io.BytesIO()
                 np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
                 archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED, 1)
+
+
+def select_clips(
+    source: ClipSet,
+    folder: str | Path,
+    *,
+    max_mean_px: float | None = None,
+    min_confidence: float | None = None,
+    only: Sequence[str] = (),
+) -> ClipSet:
+    """Make a set of the clips of a finished set that pass; the files are hard links to its files where that can be.
+
+    Limits are the mean over pixels of the mean displacement, px at 256 x 160, and the mean confidence, 0 to 1. Ids must
+    match one of the patterns `only` (`*` and `?`). The other clips stay in the table as dropped. Called again, it
+    judges all clips anew. Raises ClipSetError where the folder holds something else, and for an unusable source.
+    """
+    folder = Path(folder)
+    if folder.resolve() == source.folder.resolve():
+        raise ClipSetError(f"{folder}: a selection needs a folder of its own")
+    if not source.is_finished:
+        raise ClipSetError(f"{source.folder}: is not finished; run the command that makes it to its end")
+    wanted = {"from": str(source.folder.resolve()), "max_mean_px": max_mean_px, "min_confidence": min_confidence}
+    made_with = source.statistics.get("settings", {})
+    settings = {**made_with, "selected": {**wanted, "only": sorted(only)}}
+    with ClipSetWriter(folder, settings, period_s=source.statistics.get("period_s", 5.0)) as writer:
+        writer.remove(*writer.rows)
+        writer.add(*source.rows(status=(DROPPED,)))
+        for row in source.rows(status=(KEPT, PAIRS_ONLY)):
+            reason = _why_not(source, row, max_mean_px, min_confidence, only)
+            if reason:
+                row = replace(row, status=DROPPED, reason=f"not selected: {reason}")
+            else:
+                _link_files(source.folder, folder, row.id)
+            writer.add(row)
+        return writer.finish()
+
+
+def _why_not(
+    source: ClipSet, row: ClipRow, max_mean_px: float | None, min_confidence: float | None, only: Sequence[str]
+) -> str:
+    if only and not any(fnmatchcase(row.id, pattern) for pattern in only):
+        return "the name matches no pattern"
+    if max_mean_px is None and min_confidence is None:
+        return ""
+    # from the files, as older tables lack these columns
+    if row.status == KEPT:
+        spectrum, confidence = source.spectrum(row.id, STORED_BINS)
+        displacement = mean_displacement(spectrum)
+    else:
+        pairs, displacement = source.pairs(row.id)
+        confidence = torch.stack([pair.reliability for pair in pairs]) if pairs else torch.zeros(1)
+    mean_px = float(displacement.mean()) * default_grid_scale(*displacement.shape[-2:])
+    if max_mean_px is not None and mean_px > max_mean_px:
+        return f"mean displacement {mean_px:.2f} px is above {max_mean_px:g}"
+    if min_confidence is not None and confidence.mean() < min_confidence:
+        return f"confidence {confidence.mean():.2f} is below {min_confidence:g}"
+    return ""
+
+
+def _link_files(source: Path, folder: Path, clip_id: str) -> None:
+    for name in (name.format(clip_id) for name in CLIP_FILES):
+        if (source / name).is_file():
+            with atomic_path(folder / name) as temporary:
+                try:
+                    os.link(source / name, temporary)
+                except OSError:  # another file system, or one without links
+                    shutil.copyfile(source / name, temporary)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
 import re
 from collections.abc import Iterable, Sequence
@@ -34,8 +35,7 @@ FORMAT_VERSION = 1
 STORED_BINS = 24
 KEPT, PAIRS_ONLY, DROPPED = "kept", "pairs_only", "dropped"
 SPLITS = ("train", "test")
-# statistics without this belong to an unfinished set
-NUM_CLIPS = "num_clips"
+NUM_CLIPS = "num_clips"  # statistics without this belong to an unfinished set
 
 
 class ClipSetError(ValueError):
@@ -112,7 +112,7 @@ class ClipSet:
 
     def rows(self, split: str | None = None, *, status: Iterable[str] = (KEPT,)) -> list[ClipRow]:
         """Return the rows of a split (None: all) in the table's order; without `status` those of kept clips."""
-        if split is not None and split not in SPLITS:
+        if split not in (None, *SPLITS):
             raise ClipSetError(f"{self.folder}: no split {split!r}; right: {', '.join(SPLITS)}")
         wanted = tuple(status)
         return [row for row in self._rows if row.status in wanted and split in (None, row.split)]
@@ -169,10 +169,9 @@ class ClipSet:
         except FileNotFoundError:
             raise ClipSetError(f"{self.folder}: clip {clip_id}: {kind}/{path.name} is missing") from None
         except ARCHIVE_ERRORS as error:
-            reason = " ".join(str(error).split())[:80] or type(error).__name__
-            right = "delete its row in clips.csv and prepare it again"
-            message = f"{self.folder}: clip {clip_id}: {kind}/{path.name} is damaged ({reason}); {right}"
-            raise ClipSetError(message) from error
+            what = f"{kind}/{path.name} is damaged ({' '.join(str(error).split())[:80]})"
+            message = f"clip {clip_id}: {what}; delete its row in clips.csv and prepare it again"
+            raise ClipSetError(f"{self.folder}: {message}") from error
         for name, array in arrays.items():
             if array.dtype.kind == "f":
                 with np.errstate(over="ignore"):
@@ -237,12 +236,11 @@ def column_names(folders: Sequence[Path]) -> list[str]:
     folders = [folder.resolve() for folder in folders]
     if len(set(folders)) < len(folders):
         raise ValueError("a set is named twice")
-    names = [folder.name for folder in folders]
-    parts = 1
-    while len(set(names)) < len(names):
-        parts += 1
+    for parts in itertools.count(1):
         names = ["/".join(folder.parts[-parts:]) for folder in folders]
-    return names
+        if len(set(names)) == len(names):
+            return names
+    raise AssertionError
 
 
 def choose_rows(clip_set: ClipSet, split: str | None, limit: int | None, seed: int) -> list[ClipRow]:

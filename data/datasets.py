@@ -18,7 +18,6 @@ from motion.spectrum import NUM_BINS
 
 WeightedSets = Sequence[tuple[ClipSet, float]]
 
-# weights above this are a slip of the finger: an epoch would have no end
 LARGEST_WEIGHT = 1000.0
 # a rendering crop is at most this much larger or smaller than the sample (natural logarithm of the side)
 RENDERING_ZOOM = 0.25
@@ -49,8 +48,8 @@ def _split_weight(name: str) -> tuple[str, float]:
     except ValueError:
         weight = math.nan
     if not folder or not 0 < weight <= LARGEST_WEIGHT:
-        right = f"SET or SET:WEIGHT with a weight above 0 and at most {LARGEST_WEIGHT:.0f}"
-        raise ClipSetError(f"{name}: not a clip set, and {text!r} is no weight; right: {right}")
+        right = f"right: SET or SET:WEIGHT with a weight above 0 and at most {LARGEST_WEIGHT:.0f}"
+        raise ClipSetError(f"{name}: not a clip set; {right}")
     return folder, weight
 
 
@@ -63,8 +62,8 @@ def _check_sources(sets: Sequence[ClipSet]) -> None:
             shared = next((row for row in rows if not validation.isdisjoint((row.source, row.group))), None)
             if shared is not None:
                 name = shared.group if shared.group in validation else shared.source
-                trained, test = f"{clip_set.folder} ({shared.id})", tested.folder
-                raise ClipSetError(f"source {name} is in the training split of {trained} and the test split of {test}")
+                where = f"in the training split of {clip_set.folder} ({shared.id}) and in the test split of"
+                raise ClipSetError(f"source {name} is {where} {tested.folder}; give it the same split in both")
 
 
 class _Part(NamedTuple):
@@ -183,12 +182,7 @@ class RenderingDataset(_ClipDataset):
     """
 
     def __init__(
-        self,
-        sets: WeightedSets,
-        *,
-        split: str | None = "train",
-        size: tuple[int, int] = (128, 128),
-        augment: bool = True,
+        self, sets: WeightedSets, *, split: str | None = "train", size: Sequence[int] = (128, 128), augment: bool = True
     ) -> None:
         """Take the clips of a split (None: of all) that have pairs; `size` is (h, w) of the samples."""
         items = WeightedItems(sets, split, (KEPT, PAIRS_ONLY), lambda clip_set, row: clip_set.has_pairs(row.id))

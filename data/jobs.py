@@ -33,19 +33,15 @@ def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) 
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
-    started: set[Any] = set()
     try:
         for done in as_completed([pool.submit(function, *job) for job in jobs]):
             yield done.result()
     except BaseException:
-        started = set(multiprocessing.active_children()) - before
+        for process in set(multiprocessing.active_children()) - before:
+            process.terminate()
         raise
     finally:
-        for process in started:
-            process.terminate()
         pool.shutdown(wait=True, cancel_futures=True)
-        for process in started:
-            process.join()
 
 
 def _start_worker() -> None:

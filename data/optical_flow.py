@@ -24,24 +24,17 @@ from data.media import to_bytes
 FLOW_VERSION = 3
 METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
 
-# sigma of the blur that every photometric difference passes through
-BLUR_SIGMA_PX = 1.5
-# a pixel whose blurred change is below this shows no motion (measured: at most 0.01 dB lost)
-UNCHANGED = 2.5 / 255
+BLUR_SIGMA_PX = 1.5  # of the blur that every photometric difference passes through
+UNCHANGED = 2.5 / 255  # a pixel whose blurred change is below this shows no motion
 # A pixel that changes by less than this on average over so many frames is static. In a single frame a moving pixel may
 # meet its own colour by chance, so there a square of this side must not change, or its blurred surroundings only by so
 # little. Side 1 would cost 0.13 dB of the estimate and of the motion fitted to it.
-STILL_CHANGE = 2 / 255
-MANY_FRAMES = 4
-STILL_SIDE_PX = 3
-QUIET_CHANGE = 4 / 255
-# a pixel that is static but for a gust moves in the frames in which it changes by this or more
-MOVING_CHANGE = 8 / 255
+STILL_CHANGE, MANY_FRAMES = 2 / 255, 4
+STILL_SIDE_PX, QUIET_CHANGE = 3, 4 / 255
+MOVING_CHANGE = 8 / 255  # a static pixel moves in the frames in which it changes by this or more, as in a gust
 # zero flow wins unless the estimate lowers the blurred residual by more than this, relatively and absolutely
-ZERO_MARGIN_RELATIVE = 0.05
-ZERO_MARGIN = 0.25 / 255
-# the photometric residual at which reliability is one half
-RELIABILITY_RESIDUAL = 16 / 255
+ZERO_MARGIN_RELATIVE, ZERO_MARGIN = 0.05, 0.25 / 255
+RELIABILITY_RESIDUAL = 16 / 255  # the photometric residual at which reliability is one half
 CHUNK = 16
 
 # frame (3, H, W) -> flow (2, H, W) from the frame 0 it was made for
@@ -190,7 +183,7 @@ def _change(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
 
 
 def _look_up(frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read frames (N, 3, H, W) at p + flow, bilinear, the border held; also whether p + flow is inside."""
+    """Read frames (N, C, H, W) at p + flow, the border held; also return whether p + flow is inside."""
     height, width = frames.shape[-2:]
     x = torch.arange(width, dtype=flow.dtype) + flow[:, 0]  # (N, H, W)
     y = torch.arange(height, dtype=flow.dtype)[:, None] + flow[:, 1]  # (N, H, W)
@@ -201,7 +194,6 @@ def _look_up(frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _blur(values: torch.Tensor) -> torch.Tensor:
-    """Blur (N, 1, H, W) with a Gaussian, the border mirrored."""
     radius = math.ceil(3 * BLUR_SIGMA_PX)
     taps = torch.exp(-0.5 * (torch.arange(-radius, radius + 1) / BLUR_SIGMA_PX).square())
     taps = (taps / taps.sum()).to(values)

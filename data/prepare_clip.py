@@ -21,29 +21,22 @@ from motion.flow import MOTION_AREA_PX, default_grid_scale, magnitude, motion_gr
 from motion.spectrum import FPS, MINIMUM_COVERAGE, PERIOD_S, fit_spectrum
 
 # how reasons begin
-UNREADABLE = "unreadable: "
-CAMERA_REASON = "camera motion"
+UNREADABLE, CAMERA_REASON = "unreadable: ", "camera motion"
 # Limits in px are for a grid of 256 x 160 and grow with the sides of others.
 # A clip is static when both fewer of its pixels move than this, and hardly any move far (a candle's flame is small).
 STATIC_FRACTION = 0.01
-FAR_PX = 0.5
-FAR_FRACTION = 0.001
+FAR_PX, FAR_FRACTION = 0.5, 0.001
 # its flow has failed when it explains less of the frames
 MIN_RELIABILITY = 0.25
 # the verdict on the camera, and that of a dry run, is taken from so many frames, by this method
-PREVIEW_FRAMES = 8
-PREVIEW_METHOD = "dis_fast"
+PREVIEW_FRAMES, PREVIEW_METHOD = 8, "dis_fast"
 # there and back a pixel should return to within this, px and as a fraction of its flow; else its reliability is 0
-RETURN_PX = 0.5
-RETURN_FRACTION = 0.1
+RETURN_PX, RETURN_FRACTION = 0.5, 0.1
 # a static pixel with at least this reliability looks the same in both frames
 SAME_RELIABILITY = 0.8
-# an X-t slice is at least so tall, px
-SLICE_HEIGHT_PX = 32
+SLICE_HEIGHT_PX = 32  # an X-t slice is at least so tall
 # A frame repeats the one before when it differs by less than this, and by less than a fraction of the steps around it.
-REPEAT_DIFFERENCE = 0.75 / 255
-REPEAT_FRACTION = 0.4
-REPEAT_WINDOW = 5
+REPEAT_DIFFERENCE, REPEAT_FRACTION, REPEAT_WINDOW = 0.75 / 255, 0.4, 5
 
 
 @dataclass(frozen=True)
@@ -93,7 +86,7 @@ def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
             return [replace(base, status=DROPPED, reason=UNREADABLE + " ".join(str(error).split()))]
         if row is None:
             return sorted(rows.values(), key=lambda row: (row.id == job.id, row.start_s))
-        # an error in writing is no fault of the video, so it is not caught
+        # errors in writing are not caught
         if video is not None and folder is None:
             row = _preview(row, video, job)
         elif video is not None:
@@ -104,15 +97,12 @@ def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
 
 
 def describe_clip(row: ClipRow) -> str:
-    """Describe a clip in a line: its video, how much of it moves, and why it is not kept."""
+    """Describe a clip in a line."""
     if not row.frames:
         return row.reason
-    info = probe_video(row.source)
-    return (
-        f"{info.width}x{info.height} {info.fps:.4g} fps {info.seconds:.2f} s, from {row.start_s:g} s "
-        f"{row.frames} frames, median {row.median_flow_px:.2f} px, {row.moving_fraction:.0%} move"
-        + (f"; {row.reason}" if row.reason else "")
-    )
+    clip = f"{row.fps:.4g} fps, from {row.start_s:g} s {row.frames} frames"
+    motion = f"median {row.median_flow_px:.2f} px, {row.moving_fraction:.0%} move"
+    return f"{clip}, {motion}; {row.reason}".removesuffix("; ")
 
 
 def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | None]]:
@@ -159,7 +149,7 @@ def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
 
 
 def _spread(number: int, count: int) -> list[int]:
-    # up to `number` of `count` frames, evenly, the last one among them and never frame 0
+    """Choose up to `number` of `count` frames, evenly, the last one among them and never frame 0."""
     return sorted({round((i + 1) * (count - 1) / number) for i in range(number)} - {0})
 
 
@@ -177,12 +167,11 @@ def _judged(row: ClipRow, flow: torch.Tensor, reliability: torch.Tensor, times_s
     count = len(times_s)
     # the interval after the last frame counts, as in fit_spectrum
     covered_s = float(times_s[-1]) * count / (count - 1)
-    reason = ""
     if covered_s < MINIMUM_COVERAGE * PERIOD_S:
         reason = f"covers {covered_s:.2f} s, a spectrum needs {MINIMUM_COVERAGE * PERIOD_S:g} s"
     elif count < 2 * STORED_BINS:
         reason = f"{count} different frames, {STORED_BINS} bins need {2 * STORED_BINS}"
-    if not reason:
+    else:
         return replace(row, status=KEPT, reason="")
     return replace(row, status=PAIRS_ONLY, reason=reason + (f" ({row.reason})" if row.reason else ""))
 
@@ -212,7 +201,9 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
         row = replace(row, inconsistent_fraction=round(float(inconsistent.float().mean()), 4))
         reliability[chosen] = reliability[chosen].masked_fill(inconsistent, 0.0)
     pairs = tuple(Pair(frames[i], flow[i], reliability[i], float(video.times_s[i])) for i in chosen)
-    section = frame_slice(frames, displacement)
+    section = frames[:, :, most_moving_row(displacement)].transpose(0, 1)  # (3, T, W)
+    # a short clip's is drawn out, so that it can be seen and read
+    section = section.repeat_interleave(-(-SLICE_HEIGHT_PX // len(frames)), dim=1)
     if row.status == PAIRS_ONLY:
         return row, ClipContent(first, pairs=pairs, importance=displacement, slice=section)
     spectrum = fit_spectrum(flow, video.times_s, num_bins=STORED_BINS, period_s=PERIOD_S)
@@ -224,13 +215,6 @@ def _inconsistent(error: torch.Tensor, flow: torch.Tensor, reliability: torch.Te
     limit_px = RETURN_PX * grid_scale(*error.shape[-2:]) + RETURN_FRACTION * length
     # where the flow was set to 0 and the frame looks like frame 0 there is nothing to check
     return (error > limit_px) & ((length > 0) | (reliability < SAME_RELIABILITY))
-
-
-def frame_slice(frames: torch.Tensor, displacement: torch.Tensor) -> torch.Tensor:
-    """Cut frames (T, 3, H, W) along the row of pixels that moves most by displacement (1, H, W): (3, T, W)."""
-    section = frames[:, :, most_moving_row(displacement)].transpose(0, 1)  # (3, T, W)
-    # a short clip's is drawn out, so that it can be seen and read
-    return section.repeat_interleave(-(-SLICE_HEIGHT_PX // section.shape[1]), dim=1)
 
 
 def read_clip(

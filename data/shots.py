@@ -71,30 +71,25 @@ class CutFinder:
 
     def add(self, time_s: float, frame: torch.Tensor) -> float | None:
         """Take a frame (3, h, w) in [0, 1]; returns the time of the cut that it proves, one frame late, or None."""
-        now = _normalised(frame)
-        cut_s, was_flash = None, False
+        grey = cv2.resize(frame.mean(0).numpy(), THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
+        grey = grey - grey.mean()
+        last, self._last = self._last, grey / max(float(grey.std()), LEAST_CONTRAST)
         if self._candidate is not None:
-            since_s, before = self._candidate
-            if _step(before, now) > CUT_STEP:
-                cut_s = since_s
-                self._steps.clear()
-            self._candidate, was_flash = None, cut_s is None
-        if self._last is not None and not was_flash:
-            step = _step(self._last, now)
+            (cut_s, before), self._candidate = self._candidate, None
+            if _step(before, self._last) <= CUT_STEP:
+                return None  # a flash; the step back from it says nothing
+            self._steps.clear()
+            self._steps.append(_step(last, self._last))
+            return cut_s
+        if last is not None:
+            step = _step(last, self._last)
             usual = float(np.median(self._steps)) if self._steps else 0.0
             least = CUT_STEP if len(self._steps) >= FEWEST_STEPS else 2 * CUT_STEP
-            if cut_s is None and step > max(least, CUT_RATIO * usual):
-                self._candidate = (time_s, self._last)
+            if step > max(least, CUT_RATIO * usual):
+                self._candidate = (time_s, last)
             else:
                 self._steps.append(step)
-        self._last = now
-        return cut_s
-
-
-def _normalised(frame: torch.Tensor) -> np.ndarray:
-    grey = cv2.resize(frame.mean(0).numpy(), THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
-    grey = grey - grey.mean()
-    return grey / max(float(grey.std()), LEAST_CONTRAST)
+        return None
 
 
 def _step(one: np.ndarray, other: np.ndarray) -> float:
@@ -132,25 +127,21 @@ def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = P
     The earliest that cover 90 % of a period, what the fit of a spectrum needs, come first. Then the longest of the
     shorter ones are added. No more of the shots of `find_shots` are taken than needed.
     """
-    closed: list[Shot] = []
-    shot = None
-    for latest in shots:
-        if shot is not None and latest.start_s > shot.start_s:
-            closed.append(shot)
-        shot = latest
+    found: list[Shot] = []
+    for shot in shots:
+        # the shot of before is closed where a new one begins, and else it has grown
+        found = [*(found if not found or shot.start_s > found[-1].start_s else found[:-1]), shot]
         # an open shot goes on, so only what is whole now is sure to stay
-        if sum(part.covers(1.0) for part in _parts([*closed, shot], stride_s)) >= count:
+        if sum(part.covers(1.0) for part in _parts(found, stride_s)) >= count:
             break
-    if shot is None:
-        return Plan((), ())
-    parts = list(_parts([*closed, shot], stride_s))
+    parts = list(_parts(found, stride_s))
     whole = [part for part in parts if part.covers(MINIMUM_COVERAGE)][:count]
     # a video that is short from the start is used as it is
-    least_s = SHORTEST_SHOT_S if closed else 0.0
+    least_s = SHORTEST_SHOT_S if len(found) > 1 else 0.0
     short = [part for part in parts if not part.covers(MINIMUM_COVERAGE) and part.end_s - part.start_s >= least_s]
     short.sort(key=lambda part: (part.start_s - part.end_s, part.start_s))
     chosen = sorted([*whole, *short[: count - len(whole)]], key=lambda part: part.start_s)
-    return Plan(tuple(chosen), tuple(part.end_s for part in closed))
+    return Plan(tuple(chosen), tuple(part.end_s for part in found[:-1]))
 
 
 def _parts(shots: list[Shot], stride_s: float) -> Iterator[Shot]:
@@ -179,7 +170,10 @@ def camera_motion(first: torch.Tensor, flow: torch.Tensor, reliability: torch.Te
         flow: (T, 2, H, W) px, frame 0 -> t.
         reliability: (T, 1, H, W) in [0, 1].
     """
-    texture = _texture(first)
+    grey = cv2.GaussianBlur(np.ascontiguousarray(first.mean(0).numpy()), (0, 0), 0.8)  # (H, W)
+    dx, dy = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
+    xx, yy, xy = (cv2.GaussianBlur(product, (0, 0), TEXTURE_SIGMA_PX) for product in (dx * dx, dy * dy, dx * dy))
+    texture = 0.5 * (xx + yy) - np.sqrt(0.25 * np.square(xx - yy) + np.square(xy)) > TEXTURE  # (H, W)
     moved = torch.zeros(len(flow))
     for index in range(len(flow)):
         usable = texture & (reliability[index, 0].numpy() > LEAST_RELIABILITY)
@@ -195,14 +189,6 @@ def typical_camera_px(moved: torch.Tensor) -> float:
 def grid_scale(height: int, width: int) -> float:
     """Return by how much a grid's sides exceed those of 256 x 160, which limits in px are given for."""
     return 1 / default_grid_scale(height, width)
-
-
-def _texture(first: torch.Tensor) -> np.ndarray:
-    grey = cv2.GaussianBlur(np.ascontiguousarray(first.mean(0).numpy()), (0, 0), 0.8)  # (H, W)
-    dx, dy = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)
-    xx, yy, xy = (cv2.GaussianBlur(product, (0, 0), TEXTURE_SIGMA_PX) for product in (dx * dx, dy * dy, dx * dy))
-    smaller = 0.5 * (xx + yy) - np.sqrt(0.25 * np.square(xx - yy) + np.square(xy))
-    return smaller > TEXTURE
 
 
 def _block_flow(flow: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

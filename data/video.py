@@ -118,20 +118,14 @@ def _resampled(source: _Source, fps: float, start_s: float, seconds: float | Non
     """Yield for each wanted time the nearest source frame; the last one is shown for one frame of the source."""
     count = math.inf if seconds is None else max(1, round(seconds * fps))
     index = 0
-    before: tuple[float, av.VideoFrame] | None = None
-    for now in source.frames(start_s - 1 / source.fps):
-        while before is not None and index < count:
-            wanted_s = start_s + index / fps
-            if wanted_s - before[0] > now[0] - wanted_s + 1e-6:
-                break
-            yield index / fps, before[1]
+    frames = itertools.chain(source.frames(start_s - 1 / source.fps), [(None, None)])
+    for (time_s, frame), (next_s, _) in itertools.pairwise(frames):
+        until_s = time_s + 1 / source.fps - 1e-6 if next_s is None else (time_s + next_s + 1e-6) / 2
+        while index < count and start_s + index / fps <= until_s:
+            yield index / fps, frame
             index += 1
         if index >= count:
             return
-        before = now
-    while before is not None and index < count and start_s + index / fps < before[0] + 1 / source.fps - 1e-6:
-        yield index / fps, before[1]
-        index += 1
 
 
 def _to_image(pixels: np.ndarray, size: tuple[int, int] | None) -> torch.Tensor:

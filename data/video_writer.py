@@ -27,10 +27,9 @@ _CODECS = {
     "webm": ("libvpx-vp9", "yuv420p", _VP9, {}),
     "gif": ("gif", "pal8", {}, {"loop": "0"}),
 }
-# ffmpeg's numbers for BT.601 and for luminance from 16 to 235. Both are stated, so that players need not guess.
+# ffmpeg's numbers for BT.601 and for luminance from 16 to 235, which players would else guess
 _SMPTE170M, _LIMITED_RANGE = 6, 1
-# The frames that the palette of a GIF is made of. A palette for the whole film would need all frames first; one for
-# each frame makes unmoving areas flicker and the file two to three times as large.
+# The frames that the palette of a GIF is made of; one palette a frame would make static areas flicker.
 _PALETTE_FRAMES = 16
 
 
@@ -40,10 +39,9 @@ class VideoWriter:
         with VideoWriter("out.mp4", fps=30) as writer:
             writer.write(frame)
 
-    mp4 is h264 (yuv420p, CRF 17, index in front), webm is VP9, gif loops for ever with the best 256 colours of its
-    first 16 frames, frames is a folder of 00000.png, 00001.png, ... mp4 and webm repeat the last column or row of an
-    odd size once. The final name appears when the block ends well and replaces what was there; after an exception
-    nothing stays.
+    mp4 is h264, webm is VP9, gif loops for ever with the best 256 colours of its first 16 frames, frames is a folder of
+    00000.png, 00001.png, ... mp4 and webm repeat the last column or row of an odd size once. The final name appears
+    when the block ends well and replaces what was there; after an exception nothing stays.
     """
 
     def __init__(self, path: str | Path, *, fps: float, format: str | None = None) -> None:
@@ -90,7 +88,7 @@ class VideoWriter:
         with self._ffmpeg_errors():
             if self._container is None:
                 self._open(frame.width, frame.height)
-            self._mux(self._converted(frame))
+            self._push(frame)
 
     def _open(self, width: int, height: int) -> None:
         codec, pixel_format, options, file_options = _CODECS[self.format]
@@ -104,30 +102,28 @@ class VideoWriter:
             context = self._stream.codec_context
             context.colorspace, context.color_range = _SMPTE170M, _LIMITED_RANGE
 
-    def _converted(self, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+    def _push(self, frame: av.VideoFrame | None) -> None:
+        """Give a frame to the encoder; None ends the stream."""
+        ready: list[av.VideoFrame | None] = []
         if self.format == "gif":
             self._palette.push(frame)
             with suppress(av.BlockingIOError, av.EOFError):
                 while True:
-                    yield self._palette.pull()
+                    ready.append(self._palette.pull())
         elif frame is not None:
             options = {"dst_colorspace": "ITU601", "dst_color_range": "MPEG", "interpolation": "BICUBIC"}
-            yield frame.reformat(format=self._stream.pix_fmt, **options)
-
-    def _mux(self, frames: Iterator[av.VideoFrame | None]) -> None:
-        for frame in frames:
-            self._container.mux(self._stream.encode(frame))
+            ready.append(frame.reformat(format=self._stream.pix_fmt, **options))
+        for converted in ready if frame is not None else [*ready, None]:
+            self._container.mux(self._stream.encode(converted))
 
     def _end(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Write what is left and close the file; after an error only close it."""
         if kind is None and self.num_frames == 0:
             raise MediaError(f"{self.path}: no frames were written; a video needs at least one")
         if self._container is None:
             return
         with self._ffmpeg_errors() if kind is None else suppress(av.FFmpegError), self._container:
             if kind is None:
-                self._mux(self._converted(None))
-                self._mux(iter([None]))
+                self._push(None)
 
     @contextmanager
     def _ffmpeg_errors(self) -> Iterator[None]:
@@ -148,7 +144,7 @@ def write_video(
 
 
 def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:
-    # ordered dither keeps unmoving areas unmoving
+    # ordered dither keeps static areas static
     graph = av.filter.Graph()
     source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=time_base)
     split, paletted = graph.add("split"), graph.add("paletteuse", "dither=bayer:bayer_scale=4")

@@ -6,7 +6,6 @@ import errno
 import json
 import multiprocessing
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -163,24 +162,10 @@ def test_other_settings_and_foreign_folders_are_refused(tmp_path):
     (tmp_path / "full" / "letter.txt").write_text("dear")
     with pytest.raises(ClipSetError, match="not a clip set"):
         ClipSetWriter(tmp_path / "full", {})
-    # what no flag can repeat
-    for before, now, right in (
-        (
-            {"flow_version": 2},
-            {"flow_version": 3},
-            r"another version of this program \(flow_version was 2, is 3\); name",
-        ),
-        ({}, {"flow_version": 3, "fps": 5}, "another version of this program"),
-        ({"scenes_version": 1}, {"scenes_version": 2}, "another version of this program"),
-        ({}, {"test_scenes": "of each kind"}, "another version of this program"),
-        ({"kinds": []}, {"kinds": ["reeds"] * 4, "test_scenes": "of each kind"}, "repeat them or name another folder"),
-        ({"made_of": "scenes", "scenes_version": 1}, {"made_of": "videos", "flow_version": 3}, "repeat them or name"),
-    ):
-        shutil.rmtree(tmp_path / "set")
-        with ClipSetWriter(tmp_path / "set", before) as writer:
-            writer.finish()
-        with pytest.raises(ClipSetError, match=right):
-            rows_of_set(tmp_path / "set", now)
+    with ClipSetWriter(tmp_path / "old", {"flow_version": 2}) as writer:
+        writer.finish()
+    with pytest.raises(ClipSetError, match="flow_version was 2, is 3"):
+        rows_of_set(tmp_path / "old", {"flow_version": 3})
     with pytest.raises(ClipSetError, match="prepare_data.py"):
         ClipSet(tmp_path / "absent")
 

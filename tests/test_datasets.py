@@ -155,7 +155,7 @@ def test_flow_of_a_pair_is_cut_as_the_spectrum() -> None:
         seen.add(g.mirrored)
         torch.testing.assert_close(g.flow(flow), spectrum_to_flow(g.spectrum(spectrum), torch.tensor([0.3]))[0])
     assert seen == {False, True}
-    with pytest.raises(ValueError, match="not backwards"):
+    with pytest.raises(AssertionError):
         g._replace(backwards=True).flow(flow)
 
 
@@ -291,16 +291,16 @@ def test_a_small_weight_meets_every_variant_of_every_clip(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["SET:0"], "the weight after the colon must be above 0"),
-        (["SET:-1"], "must be above 0"),
-        (["SET:nan"], "must be above 0"),
+        (["SET:0"], "right: SET or SET:WEIGHT with a weight above 0"),
+        (["SET:-1"], "not a clip set; right"),
+        (["SET:nan"], "not a clip set; right"),
         (["SET:inf"], "at most 1000"),
         (["SET:1e9"], "at most 1000"),
-        (["SET:"], "'' is no weight; right: SET or SET:WEIGHT"),
-        (["SET:much"], "not a clip set, and 'much' is no weight"),
-        (["SET:0,3"], "'0,3' is no weight"),
+        (["SET:"], "not a clip set; right: SET or SET:WEIGHT"),
+        (["SET:much"], "not a clip set; right"),
+        (["SET:0,3"], "set:0,3: not a clip set; right"),
         (["nowhere:0.5"], "nowhere: not a clip set"),
-        ([":0.3"], "names no set before the colon"),
+        ([":0.3"], ":0.3: not a clip set; right"),
         (["SET", "SET:2"], "named twice"),
     ],
 )
@@ -323,7 +323,7 @@ def test_training_reads_the_training_split_unless_told(tmp_path: Path) -> None:
         with pytest.raises(ClipSetError, match="no split 'validation'"):
             kind(sets, split="validation")
     only_test = [(make_set(tmp_path / "b", 0, test_clips=2), 1.0)]
-    with pytest.raises(ClipSetError, match="no clip for this of split train"):
+    with pytest.raises(ClipSetError, match="no such clip of split train"):
         MotionDataset([*sets, *only_test])
 
 

@@ -23,7 +23,7 @@ from data.clips import ClipRow, ClipSet
 from data.media import read_image, write_image
 from data.optical_flow import METHODS
 from data.prepare_clip import read_clip
-from data.set_report import describe_set
+from data.visualisation import describe_set
 from motion.spectrum import spectrum_to_flow
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,7 +116,7 @@ def test_a_dry_run_lists_what_would_be_kept_and_why_and_writes_nothing(videos, t
     flags = ["videos", str(videos), "--out", str(tmp_path / "set"), *FAST, "--dry-run"]
     assert prepare_data.main(flags) == 3
     said = {name_of(line.split(": ")[0].split()[-1]): line for line in capsys.readouterr().out.splitlines()}
-    assert "64x64 10 fps 5.00 s, from 0 s 50 frames, median" in said["sway"] and said["sway"].startswith("kept")
+    assert "10 fps, from 0 s 50 frames, median" in said["sway"] and said["sway"].startswith("kept")
     assert said["short"].startswith("pairs_only") and "covers 2.0" in said["short"]
     assert said["still"].startswith("dropped") and "static: 0.00%" in said["still"]
     assert said["broken"].startswith("dropped") and "unreadable" in said["broken"]

@@ -8,9 +8,8 @@ import pytest
 import torch
 from clip_sets import SIZE, files_of, random_content
 
-from data.clip_writer import ClipContent, ClipSetWriter
+from data.clip_writer import ClipContent, ClipSetWriter, select_clips
 from data.clips import DROPPED, STORED_BINS, ClipRow, ClipSet, ClipSetError
-from data.selection import select_clips
 
 
 def sized_set(folder, split: str = "train", **sizes: float) -> ClipSet:
