@@ -1,4 +1,4 @@
-"""An image as a sum of damped modes that can be flicked and held (Davis, Chen, Durand, Image-Space Modal Bases, 2015).
+"""An image as a sum of damped modes that can be held (Davis, Chen, Durand, Image-Space Modal Bases, 2015).
 
 Every bin k >= 1 of a spectrum is a mode: its shape S_k(x), complex, px, and its frequency w_k / 2 pi = k / T. A complex
 coordinate q_k per mode gives the displacement F(x) = sum_k Re(S_k(x) q_k), and obeys, for a force f at pixel p,
@@ -27,7 +27,7 @@ from motion.motion_file import Motion
 from motion.spectrum import PERIOD_S
 
 DEFAULT_DAMPING = 0.08
-LIMIT_FRACTION = 0.1  # highest displacement that a hold or a flick may lead to, of the grid's long side
+LIMIT_FRACTION = 0.1  # highest displacement that a hold may lead to, of the grid's long side
 HOLD_HZ = 3.0  # the hand is a critically damped spring of this frequency: about 0.1 s behind the pointer
 EXTENT_PX = 1.5  # standard deviation of the Gaussian by which a touch takes hold of the image, px of the grid
 # A point follows half the way along a direction in which its compliance is the first fraction of its own total, or the
@@ -84,11 +84,9 @@ class Modes:
         return self.amplitude.double().square().flatten(1).mean(1)
 
     @cached_property
-    def largest_response(self) -> tuple[float, float]:
-        """max_x of sum_k |S_k(x)|^2 / (m_k w_k^2), s^2, and of sum_k |S_k(x)|^2 / m_k: the softest pixel's."""
-        squared, mobility = self.amplitude.double().square(), _reciprocal(self.mass)
-        weightings = (mobility / self.omega.square(), mobility)
-        return tuple(float(torch.einsum("m,mhw->hw", weights, squared).max()) for weights in weightings)
+    def mobility(self) -> Tensor:
+        """1 / m_k, and 0 for a mode without any motion."""
+        return torch.where(self.mass > 0, 1 / self.mass.clamp(min=1e-300), 0.0)
 
     def without_static_pixels(self) -> Modes:
         """Return the modes with the pixels that hardly move set to exactly 0, with a smooth transition.
@@ -134,7 +132,7 @@ Hold = tuple[float, float, float, float, float]  # x, y, dx, dy, extent, px of t
 
 
 class Simulation:
-    """Modal coordinates in time: flick, hold, release, step."""
+    """Modal coordinates in time: hold, release, step."""
 
     def __init__(self, modes: Modes, *, damping: float = DEFAULT_DAMPING, limit_px: float | None = None) -> None:
         if not (math.isfinite(damping) and damping >= 0):
@@ -142,41 +140,14 @@ class Simulation:
         self.modes, self.damping = modes, damping  # xi >= 0, of all modes; 1 is critical
         self.strength = 1.0  # how many pixels the point moves for one of the pointer; it scales the limit too
         self.wind = 0.0  # how far the wind moves the image; 1: as far as its spectrum
-        self.active = torch.ones(len(modes.shapes), dtype=torch.bool)  # the modes that take part
-        # No pixel of a held pose is displaced further, and no flick brings `reach` beyond (times strength).
+        self.active = torch.ones(len(modes.shapes))  # 0 for a mode that takes no part
+        # No pixel of a held pose is displaced further (times strength).
         self.limit_px = LIMIT_FRACTION * max(modes.size) if limit_px is None else limit_px
-        self.reset()
-
-    def reset(self) -> None:
-        """Go back to the static image, held by nothing."""
         self.q = torch.zeros(len(self.modes.shapes), dtype=torch.complex128)  # q_k
         self.velocity = torch.zeros_like(self.q)  # q_k'
         self._held: dict[int, Hold] = {}
         self._target: Tensor | None = None
         self._gusts = 0
-
-    def set_active(self, mode: int, active: bool) -> None:
-        """Let a mode take part, or hold it at 0."""
-        self.active[mode] = active
-        self.q[mode] = self.velocity[mode] = 0
-        self._find_target()
-
-    def flick(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX) -> None:
-        """Add the velocity (dx, dy), px/s, to the point (x, y), px of the grid: q' changes and q does not jump.
-
-        As much of it is added as keeps `reach` within the limit, or where it already is.
-        """
-        modes = self.modes
-        change = self._solve([(x, y, dx, dy, extent_px)], _reciprocal(modes.mass), modes.largest_response[1])
-        # Where does the square of a pixel's swing, a + b s + c s^2 in the fraction s of the change, reach the limit's?
-        squared = modes.amplitude.double().square()
-        speeds = 1 / modes.omega.square()
-        a = self._squared_swing()
-        b = torch.einsum("mhw,m->hw", squared, 2 * speeds * (self.velocity.conj() * change).real)
-        c = torch.einsum("mhw,m->hw", squared, speeds * change.abs().square())
-        room = (max(self.limit_px * self.strength, float(a.max()) ** 0.5) ** 2 - a).clamp(min=0)
-        fractions = torch.where(c > 0, ((b * b + 4 * c * room).sqrt() - b) / (2 * c), torch.inf)
-        self.velocity = self.velocity + min(1.0, float(fractions.min())) * change
 
     def hold(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX, pointer: int = 0) -> None:
         """Draw the point (x, y) towards the displacement (dx, dy), px of the grid, until `release`.
@@ -196,8 +167,8 @@ class Simulation:
         if not self._held:
             self._target = None
             return
-        compliance = _reciprocal(self.modes.mass) / self.modes.omega.square()  # 1 / (m_k w_k^2)
-        target = self._solve(list(self._held.values()), compliance, self.modes.largest_response[0])
+        compliance = self.modes.mobility / self.modes.omega.square()  # 1 / (m_k w_k^2)
+        target = self._solve(list(self._held.values()), compliance)
         furthest, limit = float(self.displacement(target).square().sum(0).max()) ** 0.5, self.limit_px * self.strength
         self._target = target * (limit / furthest) if furthest > limit else target
 
@@ -234,27 +205,18 @@ class Simulation:
         self.q = self.q + of_q * first
         self.velocity = self.velocity + shared * first + of_v * second
 
-    def reach(self) -> float:
-        """Return max_x sqrt(sum_k |S_k(x)|^2 (|q|^2 + |q'|^2 / w^2)), px: how far a pixel swings, phases apart."""
-        return float(self._squared_swing().max()) ** 0.5
-
-    def _squared_swing(self) -> Tensor:
-        swing = self.q.abs().square() + (self.velocity.abs() / self.modes.omega).square()
-        return torch.einsum("mhw,m->hw", self.modes.amplitude.double().square(), swing)
-
     def displacement(self, q: Tensor | None = None) -> Tensor:
         """Return F(x) of now, or of coordinates q (M,), as (2, H, W) float32, px of the grid."""
         q = self.q if q is None else q
         return torch.einsum("mchw,m->chw", self.modes.shapes, q.to(self.modes.shapes)).real
 
-    def _solve(self, holds: list[Hold], weights: Tensor, largest: float) -> Tensor:
+    def _solve(self, holds: list[Hold], weights: Tensor) -> Tensor:
         """Return c_k = weights_k conj(sum_i S_k(p_i) . f_i), with sum_k Re(S_k(p_i) c_k) = strength (dx, dy)_i.
 
         The points' response to n forces is A f, A_ij = sum_k weights_k Re(S_k(p_i) S_k(p_j)^H), 2n x 2n. A is nearly
         singular where a point moves along a line only, so f minimises |A f - d|^2 + stiff^2 |f|^2.
-
-        weights: (M,) of the modes; largest: the largest trace of any pixel's A.
         """
+        largest = float(torch.einsum("m,mhw->hw", weights, self.modes.amplitude.double().square()).max())
         weights = weights * self.active
         shape = torch.cat([self.modes.sample(x, y, extent) for x, y, _, _, extent in holds], dim=1)  # (M, 2n)
         response = torch.einsum("m,mi,mj->ij", weights.to(shape), shape, shape.conj()).real  # (2n, 2n)
@@ -322,10 +284,6 @@ def simulate_interactions(
         now = number / fps
         frames.append(simulation.displacement())
     return torch.stack(frames)
-
-
-def _reciprocal(mass: Tensor) -> Tensor:
-    return torch.where(mass > 0, 1 / mass.clamp(min=1e-300), 0.0)
 
 
 def oscillate(q: Tensor, velocity: Tensor, omega: Tensor, damping: float, dt: float) -> tuple[Tensor, Tensor]:

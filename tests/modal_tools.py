@@ -5,7 +5,42 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from motion.modal import CODE_STEPS, ZERO_CODE, Modes, Simulation
+from motion.modal import CODE_STEPS, EXTENT_PX, ZERO_CODE, Modes, Simulation
+
+
+class PageSimulation(Simulation):
+    """A simulation with what the web page can do beside: flick a point, and let modes take no part."""
+
+    def set_active(self, mode: int, active: bool) -> None:
+        """Let a mode take part, or hold it at 0."""
+        self.active[mode] = active
+        self.q[mode] = self.velocity[mode] = 0
+        self._find_target()
+
+    def flick(self, x: float, y: float, dx: float, dy: float, *, extent_px: float = EXTENT_PX) -> None:
+        """Add the velocity (dx, dy), px/s, to the point (x, y), px of the grid: q' changes and q does not jump.
+
+        As much of it is added as keeps `reach` within the limit, or where it already is.
+        """
+        modes = self.modes
+        change = self._solve([(x, y, dx, dy, extent_px)], modes.mobility)
+        # Where does the square of a pixel's swing, a + b s + c s^2 in the fraction s of the change, reach the limit's?
+        squared = modes.amplitude.double().square()
+        speeds = 1 / modes.omega.square()
+        a = self._squared_swing()
+        b = torch.einsum("mhw,m->hw", squared, 2 * speeds * (self.velocity.conj() * change).real)
+        c = torch.einsum("mhw,m->hw", squared, speeds * change.abs().square())
+        room = (max(self.limit_px * self.strength, float(a.max()) ** 0.5) ** 2 - a).clamp(min=0)
+        fractions = torch.where(c > 0, ((b * b + 4 * c * room).sqrt() - b) / (2 * c), torch.inf)
+        self.velocity = self.velocity + min(1.0, float(fractions.min())) * change
+
+    def reach(self) -> float:
+        """Return max_x sqrt(sum_k |S_k(x)|^2 (|q|^2 + |q'|^2 / w^2)), px: how far a pixel swings, phases apart."""
+        return float(self._squared_swing().max()) ** 0.5
+
+    def _squared_swing(self) -> Tensor:
+        swing = self.q.abs().square() + (self.velocity.abs() / self.modes.omega).square()
+        return torch.einsum("mhw,m->hw", self.modes.amplitude.double().square(), swing)
 
 
 def energy(simulation: Simulation) -> float:

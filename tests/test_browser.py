@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from modal_tools import dequantise, displacement_at
+from modal_tools import PageSimulation, dequantise, displacement_at
 
 import interact
 from animation import interactive_page as interactive_page
 from benchmarks.page import SOFTWARE_RENDERING, find_browser
 from data.media import write_image
-from motion.modal import Simulation, quantise
+from motion.modal import quantise
 from motion.motion_file import Motion, save_motion
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed (requirements-dev.txt)")
@@ -156,7 +156,7 @@ def test_the_page_simulates_what_python_does(page, page_file):
     shown = np.array(page.evaluate("(places) => places.map(([x, y]) => dynamics.displacementAt(x, y))", places))
 
     modes = interactive_page.page_modes(example_motion(), "m.npz")
-    simulation = Simulation(dequantise(*quantise(modes), modes.frequency_hz))
+    simulation = PageSimulation(dequantise(*quantise(modes), modes.frequency_hz))
     for name, *values in actions:
         if name == "hold":
             simulation.hold(*values[:4], pointer=values[4])

@@ -23,7 +23,7 @@ import animation.sampling
 import interact
 from animation import interactive_page as interactive_page
 from data.media import read_image, write_image
-from motion.modal import Simulation, quantise
+from motion.modal import quantise
 from motion.motion_file import Motion, save_motion, thumbnail
 
 GRID = (32, 48)
@@ -317,7 +317,7 @@ def test_javascript_simulates_what_python_does(damping):
     codes, scale = quantise(modes)
     page = interactive_page.build_page(torch.zeros(3, 64, 96), modes, "t", example_motion())
     actions = [("set", "damping", damping), *GESTURES]
-    simulation = Simulation(modal_tools.dequantise(codes, scale, modes.frequency_hz))
+    simulation = modal_tools.PageSimulation(modal_tools.dequantise(codes, scale, modes.frequency_hz))
     expected = []
     for name, *values in actions:
         if name == "set":

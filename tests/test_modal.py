@@ -7,9 +7,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from modal_tools import PageSimulation as Simulation
 from modal_tools import dequantise, displacement_at, energy
 
-from motion.modal import EXTENT_PX, Modes, Simulation, gust, oscillate, quantise
+from motion.modal import EXTENT_PX, Modes, gust, oscillate, quantise
 
 SIZE = (12, 20)
 
@@ -196,11 +197,11 @@ def test_limit_of_hold_and_flick():
     assert simulation.reach() <= max(1.5, before) * (1 + 1e-9)
     simulation.flick(18, 6, -900.0, -100.0)
     assert simulation.reach() <= max(1.5, before) * (1 + 1e-9)
-    simulation.reset()
+    simulation = Simulation(example_modes(), limit_px=1.5)
     for _ in range(3):
         simulation.flick(18, 6, 900.0, 100.0)
         assert simulation.reach() == pytest.approx(1.5, rel=1e-6)
-    simulation.reset()
+    simulation = Simulation(example_modes(), limit_px=1.5)
     simulation.flick(18, 6, 0.1, 0.0)
     assert 0 < simulation.reach() < 0.5
     assert Simulation(example_modes()).limit_px == pytest.approx(0.1 * 20)
