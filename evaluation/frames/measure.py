@@ -145,7 +145,7 @@ def _model_method(model: FrameSynthesis, device: torch.device, dtype: torch.dtyp
 
         def render(flow: Tensor, importance: Tensor) -> Tensor:
             with autocast():
-                return model.render(first, features, flow, importance)
+                return model.synthesize(first, features, flow, importance).clamp(0, 1)
 
         return render
 
