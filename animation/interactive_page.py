@@ -59,11 +59,7 @@ def page_modes(motion: Motion, name: str) -> Modes:
 def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) -> str:
     """Return the page as text, with everything it needs inside.
 
-    Args:
-        image: (3, H, W) in [0, 1].
-        modes: on the motion grid of the same image.
-        title: shown by the browser and read out by screen readers.
-        motion: of these modes; browsers without WebGL 2 show a loop of it.
+    `image` is (3, H, W) in [0, 1], `modes` are those of `motion`, of which browsers without WebGL 2 show a loop.
     """
     codes, scale = modal.quantise(modes)
     height, width = modes.size

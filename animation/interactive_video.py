@@ -17,31 +17,19 @@ from motion.motion_file import Motion
 
 def render_interactions(
     path: Path,
-    image: torch.Tensor,
+    image: torch.Tensor,  # (3, H, W) in [0, 1], at the video's size
     modes: Modes,
-    motion: Motion,
-    interactions: Sequence[tuple[float, ...]],
+    motion: Motion,  # as it was predicted; sets the depth order
+    interactions: Sequence[tuple[float, ...]],  # (x, y, dx, dy, start_s), px of the image file
     *,
-    file_size: tuple[int, int],
+    file_size: tuple[int, int],  # (H, W) of the image file
     num_frames: int,
     fps: float,
-    damping: float,
-    wind: float,
-    **rendering: Any,
+    damping: float,  # of all modes, 1 is critical
+    wind: float,  # 1: as far as the predicted motion
+    **rendering: Any,  # arguments of `models.rendering.render_frames`
 ) -> None:
-    """Simulate interactions with an image and render them as a video.
-
-    Args:
-        path: the video.
-        image: (3, H, W) in [0, 1], at the video's size.
-        modes: of its motion.
-        motion: as it was predicted; sets the depth order.
-        interactions: (x, y, dx, dy, start_s), px of the image file, whose (H, W) is `file_size`.
-        num_frames, fps: of the video.
-        damping: of all modes, 1 is critical.
-        wind: 1: as far as the predicted motion.
-        rendering: arguments of `models.rendering.render_frames`.
-    """
+    """Simulate interactions with an image and render them as a video."""
     down, across = modes.size[0] / file_size[0], modes.size[1] / file_size[1]
     on_grid = [
         Interaction((x + 0.5) * across - 0.5, (y + 0.5) * down - 0.5, dx * across, dy * down, start_s)

@@ -59,11 +59,7 @@ def read_motion(path: Path, source: torch.Tensor) -> Motion:
 def read_inputs(
     path: Path, size: int, playback: PlaybackOptions, *, mask: Path | None = None, motion: Path | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, Motion | None]:
-    """Read the files of one video: the two images of `read_images`, the mask at the first one's size, the motion.
-
-    Raises:
-        MediaError, MotionFileError, ArgumentError: a file that cannot be used, or gives no video with the options.
-    """
+    """Read the files of one video: the two images of `read_images`, the mask at the first one's size, the motion."""
     image, source = read_images(path, size)
     mask_map = read_mask(mask, tuple(image.shape[-2:])) if mask else None
     known = read_motion(motion, source) if motion else None
@@ -104,11 +100,7 @@ def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: 
 def check_outputs(
     outputs: Sequence[Path], video_format: str, options: PlaybackOptions, *, loop_phase: float = 1.0
 ) -> None:
-    """Check, before a model is loaded and with nothing made, that the options give videos that can be written.
-
-    Raises:
-        ArgumentError, MediaError: one line that names the argument or the file.
-    """
+    """Check with nothing made that the options give videos that can be written; ArgumentError, MediaError if not."""
     lowest, highest = fps_limits(video_format)
     if not lowest <= options.fps <= highest:
         raise ArgumentError(f"fps {options.fps:g}: right: {lowest:g} to {highest:g} for {video_format}")
@@ -142,25 +134,16 @@ def write_frames(
 
 
 def render_video(
-    path: Path,
-    image: torch.Tensor,
-    motion: Motion,
+    path: Path,  # the video, or the folder for "frames"
+    image: torch.Tensor,  # (3, H, W) in [0, 1], at the video's size
+    motion: Motion,  # for this image; its own grid
     options: PlaybackOptions,
     *,
-    video_format: str | None = None,
-    mask: torch.Tensor | None = None,
-    **rendering: Any,
+    video_format: str | None = None,  # "mp4", "gif", "webm" or "frames"; None: by the name
+    mask: torch.Tensor | None = None,  # (1, H, W) in [0, 1] where to move; None: everywhere
+    **rendering: Any,  # arguments of `models.rendering.render_frames`
 ) -> None:
     """Render an image along its motion into a video, as a stream.
-
-    Args:
-        path: the video, or the folder for "frames".
-        image: (3, H, W) in [0, 1], at the video's size.
-        motion: for this image; its own grid.
-        options: how it is played.
-        video_format: "mp4", "gif", "webm" or "frames"; None: by the name.
-        mask: (1, H, W) in [0, 1] where to move, or None for everywhere.
-        rendering: arguments of `models.rendering.render_frames`.
 
     Raises:
         ArgumentError: options that give no video. MediaError: an output that fails. RenderingError: compiling fails.
@@ -177,7 +160,7 @@ def render_video(
 
 
 def synthesize(
-    operator: str,
+    operator: str,  # "softmax" or "gaussian"
     *,
     image: Path,
     motion: Path,
@@ -186,14 +169,11 @@ def synthesize(
     checkpoint: Path | None,
     mask: Path | None,
     size: int,
-    preview: bool,
+    preview: bool,  # without the network
     playback: PlaybackOptions,
-    rendering: dict[str, Any],
+    rendering: dict[str, Any],  # see `render_video`
 ) -> None:
-    """Render an image file along a motion file into OUTDIR/OPERATOR_result.SUFFIX: synthesize_*.py.
-
-    `operator` is "softmax" or "gaussian"; `preview` renders without the network; `rendering`: see `render_video`.
-    """
+    """Render an image file along a motion file into OUTDIR/OPERATOR_result.SUFFIX: synthesize_*.py."""
     path = outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
     check_outputs([path], video_format, playback)
     shown, _, where, moved = read_inputs(image, size, playback, mask=mask, motion=motion)

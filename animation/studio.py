@@ -24,24 +24,16 @@ KEPT_VIDEOS = 8  # that stay on disk, with their pages; the browser's page has a
 
 
 class Studio:
-    """The loaded models, and the page's one function: an image and choices to a video file.
-
-    Args:
-        pipeline: predicts motion.
-        renderers: one network per splat; a splat that has None is rendered in image space.
-        folder: where videos are written.
-        size_px: long side of the videos; larger images are reduced.
-        rendering: device and precision, see `models.rendering.render_frames`.
-    """
+    """The loaded models, and the page's one function: an image and choices to a video file."""
 
     def __init__(
         self,
         pipeline: MotionPipeline,
-        renderers: dict[str, FrameSynthesis | None],
-        folder: Path,
+        renderers: dict[str, FrameSynthesis | None],  # per splat; None is rendered in image space
+        folder: Path,  # where videos are written
         *,
-        size_px: int = DEFAULT_SIZE_PX,
-        **rendering: Any,
+        size_px: int = DEFAULT_SIZE_PX,  # long side of the videos; larger images are reduced
+        **rendering: Any,  # device and precision, see `models.rendering.render_frames`
     ) -> None:
         self.pipeline, self.renderers, self.folder, self.size_px = pipeline, renderers, Path(folder), size_px
         self.rendering = {"device": "cpu", "precision": "no", **rendering}
@@ -49,25 +41,16 @@ class Studio:
 
     def animate(
         self,
-        upload: str | Path | None,
+        upload: str | Path | None,  # the file that a browser uploaded
         *,
         splat: str = "softmax",
-        strength: float = 1.0,
-        loop: bool = True,
+        strength: float = 1.0,  # scales the motion
+        loop: bool = True,  # whole periods without drift
         seconds: float = 5.0,
-        seed: int = 0,
-        progress: Callable[[float], Any] = lambda fraction: None,
+        seed: int = 0,  # of the motion
+        progress: Callable[[float], Any] = lambda fraction: None,  # called with the fraction that is done
     ) -> tuple[Path, Path]:
         """Animate an image; return an mp4 in `folder` and an interactive page beside it.
-
-        Args:
-            upload: the file that a browser uploaded; None when there is none yet.
-            splat: one of `renderers`.
-            strength: scales the motion.
-            loop: whole periods without drift.
-            seconds: length.
-            seed: of the motion.
-            progress: called with the fraction that is done.
 
         Raises:
             ArgumentError, MediaError: an image or a choice that cannot be used.

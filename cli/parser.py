@@ -1,27 +1,13 @@
-"""What every script shares at its command line: the parser, flag types, shared flags, errors as one line.
+"""What every script shares at its command line: the parser, flag types, checks of output paths.
 
-A script has the form
-
-    @command
-    def main(argv: list[str] | None = None) -> int:
-        parser = Parser(description=__doc__)
-        add_shared_flags(parser, "seed", "device", "out")
-        args = parser.parse_args(argv)
-        import torch  # heavy imports only here: --help answers at once
-        ...
-        return 0
-
-    if __name__ == "__main__":
-        sys.exit(run(main))
-
-`main` never raises SystemExit: it returns 0 when all is well (also after --help), 2 after a user's mistake (one line
-on stderr), 3 when some of the inputs could not be used, and 130 after Ctrl-C. Mistakes of our own keep their traceback.
+`main` of a script is decorated by `cli.run.command` and never raises SystemExit: it returns 0 when all is well (also
+after --help), 2 after a user's mistake (one line on stderr), 3 when some of the inputs could not be used, and 130 after
+Ctrl-C. Mistakes of our own keep their traceback.
 """
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import math
 import os
 import re
@@ -101,13 +87,7 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^the following arguments are required: ", "missing: ", message)
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
-            parsers = [self]
-            for action in self._actions:
-                if isinstance(action, argparse._SubParsersAction):
-                    parsers += action.choices.values()
-            flags = [flag for parser in parsers for flag in parser._option_string_actions]
-            close = difflib.get_close_matches(unknown[1].split("=")[0], flags, n=1)
-            message = f"unknown flag or argument {unknown[1]}" + (f"; did you mean {close[0]}?" if close else "")
+            message = f"unknown flag or argument {unknown[1]}"
         raise UsageError(f"{message}; see --help")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -71,27 +71,20 @@ def _keep_static(image: Tensor, frame: Tensor, flow: Tensor, moving_mass: Tensor
 
 
 def splat_image(
-    image: Tensor,
-    flow: Tensor,
-    importance: Tensor,
+    image: Tensor,  # (B, 3, H, W) in [0, 1]
+    flow: Tensor,  # (B, 2, H, W), frame 0 -> t, px of the image
+    importance: Tensor,  # (B, 1, H, W), px of the motion grid; more is nearer
     *,
+    # Or "gaussian", "average" (no importance), "gaussian_importance": weights exp(-importance^2 / 2) over the bilinear
+    # footprint, so that what moves *less* is nearer.
     operator: str = "softmax",
-    sigma: float = DEFAULT_SIGMA_PX,
+    sigma: float = DEFAULT_SIGMA_PX,  # of the Gaussian footprint, as is ewa
     ewa: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Render frame t in image space, without a network: splat the image, fill the holes from the source.
 
-    Args:
-        image: (B, 3, H, W) in [0, 1].
-        flow: (B, 2, H, W), frame 0 -> t, px of the image.
-        importance: (B, 1, H, W), px of the motion grid; more is nearer.
-        operator: "softmax", "gaussian", "average" (no importance) or "gaussian_importance": weights
-            exp(-importance^2 / 2) over the bilinear footprint, so that what moves *less* is nearer.
-        sigma, ewa: of the Gaussian footprint.
-
-    Returns:
-        frame (B, 3, H, W), and the mass (B, 1, H, W) of the bilinear footprint that arrives at each pixel, 0 in a hole.
-        Static pixels equal the source exactly.
+    Static pixels equal the source exactly. Also returned is the mass (B, 1, H, W) of the bilinear footprint that
+    arrives at each pixel, 0 in a hole.
     """
     mass, moving_mass = _arrivals(flow)
     if operator == "softmax":
@@ -147,21 +140,6 @@ class FrameSynthesis(SavedModel):
     The decoder adds to a full-resolution residual path: the bilinear softmax splat of the image itself, with its holes
     filled from the source. An untrained model returns exactly that path. Where we differ from [GID]: this residual path
     (their decoder makes every pixel anew); static pixels are copied.
-
-    Args:
-        operator: "softmax" or "gaussian": how features are splatted.
-        channels: features per scale, finest first.
-        columns: columns of GridNet.
-        sigma: standard deviation of the Gaussian footprint, px of each scale.
-        ewa: deform the Gaussian with the flow.
-        scales: how many scales are splatted, the finest first; None: all. Each coarser row of the decoder gets the
-            coarsest splat, reduced. With 1 and "learned" the single-scale baseline of [GID] table 2.
-        importance: "fixed", the map that is given; "learned", a convolution of the finest features in its place, which
-            starts at 0, as an average splat.
-        weighting: of the operator "gaussian": "exp", weights exp(importance) over the Gaussian footprint; "gaussian",
-            exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
-        encoder: "pyramid", a few convolutions per scale; "resnet34", the first stages of ResNet-34.
-        learn_sigma: train the Gaussian's sigma, which starts at `sigma` and stays within LEARNED_SIGMA_PX.
     """
 
     component = "renderer"
@@ -169,16 +147,20 @@ class FrameSynthesis(SavedModel):
     @register_to_config
     def __init__(
         self,
-        operator: str = "softmax",
-        channels: Sequence[int] = (16, 32, 64),
-        columns: int = 4,
-        sigma: float = DEFAULT_SIGMA_PX,
-        ewa: bool = True,
+        operator: str = "softmax",  # or "gaussian": how features are splatted
+        channels: Sequence[int] = (16, 32, 64),  # features per scale, finest first
+        columns: int = 4,  # of GridNet
+        sigma: float = DEFAULT_SIGMA_PX,  # standard deviation of the Gaussian footprint, px of each scale
+        ewa: bool = True,  # deform the Gaussian with the flow
+        # How many scales are splatted, the finest first; None: all. Coarser rows of the decoder get the coarsest splat,
+        # reduced. With 1 and importance "learned" the single-scale baseline of [GID] table 2.
         scales: int | None = None,
-        importance: str = "fixed",
+        importance: str = "fixed",  # as given; "learned": a convolution of the finest features, which starts at 0
+        # Of the operator "gaussian": "exp", weights exp(importance) over the Gaussian footprint; "gaussian",
+        # exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
         weighting: str = "exp",
-        encoder: str = "pyramid",
-        learn_sigma: bool = False,
+        encoder: str = "pyramid",  # a few convolutions per scale; "resnet34": the first stages of ResNet-34
+        learn_sigma: bool = False,  # from `sigma` on, within LEARNED_SIGMA_PX
     ) -> None:
         super().__init__()
         choices = {"operator": OPERATORS, "importance": IMPORTANCES, "encoder": ENCODERS}
@@ -219,11 +201,7 @@ class FrameSynthesis(SavedModel):
         return low + (high - low) * torch.sigmoid(self.sigma_logit.float())
 
     def load_encoder(self, source: str | Path) -> None:
-        """Load ImageNet weights of torchvision's resnet34 (a file or a hub name) into the encoder "resnet34".
-
-        Raises:
-            ValueError: another encoder, or weights that are missing or do not fit.
-        """
+        """Load ImageNet weights into the encoder "resnet34", see `ResNetPyramid.load_weights`."""
         if not isinstance(self.pyramid, ResNetPyramid):
             raise ValueError(f"{source}: the encoder is {self.config.encoder}, which takes no weights; right: resnet34")
         self.pyramid.load_weights(source)
@@ -241,27 +219,20 @@ class FrameSynthesis(SavedModel):
         sigma, ewa = self.sigma_px, self.config.ewa
         return gaussian_splat(values, flow, importance, sigma=sigma, ewa=ewa, return_weight=True)
 
-    def render(
-        self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, *, tile: int = 0
-    ) -> Tensor:
-        """Render frames for viewing: the output of `synthesize` clamped to [0, 1]."""
-        return self.synthesize(image, features, flow, importance, tile=tile).clamp(0, 1)
-
     def synthesize(
         self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor, *, tile: int = 0
     ) -> Tensor:
-        """Render frame t from the features of frame 0; splats run in float32, only convolutions follow autocast.
+        """Render frame t (B, 3, H, W), float32, not clamped, from the features of frame 0.
+
+        Splats run in float32, only convolutions follow autocast.
+        Gradients reach the image, its features and all parameters.
 
         Args:
             image: (B or 1, 3, H, W) in [0, 1].
             features: of `encode(image)`; an image is encoded once for all its frames.
             flow: (B, 2, H, W), frame 0 -> t, px of the image.
             importance: (B or 1, 1, H, W), mean displacement in px of the motion grid, whatever the image's size.
-            tile: decode in tiles of about this side, px, where decoding the whole does not fit into memory; 0: never.
-                The result is the same but for the rounding of convolutions.
-
-        Returns:
-            (B, 3, H, W) float32, not clamped. Gradients reach `image`, `features` and all parameters.
+            tile: decode in tiles of about this side, px, the same but for rounding, in less memory; 0: never.
         """
         batch, (height, width) = len(flow), flow.shape[-2:]
         image, flow, importance = image.float(), flow.float(), importance.float()

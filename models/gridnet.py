@@ -55,21 +55,14 @@ class ConvBlock(nn.Module):
 
 
 class GridNet(nn.Module):
-    """Decode one input per scale to one map at the finest scale; untrained it returns exactly 0.
-
-    Args:
-        in_channels: of the input of each row, finest first.
-        out_channels: of the output.
-        channels: of each row, finest first.
-        columns: even number of columns; the first half goes down, the second half up.
-    """
+    """Decode one input per scale to one map at the finest scale; untrained it returns exactly 0."""
 
     def __init__(
         self,
-        in_channels: Sequence[int],
+        in_channels: Sequence[int],  # of the input of each row, finest first
         out_channels: int = 3,
-        channels: Sequence[int] = (16, 32, 64),
-        columns: int = 4,
+        channels: Sequence[int] = (16, 32, 64),  # of each row
+        columns: int = 4,  # an even number; the first half goes down, the second half up
     ) -> None:
         super().__init__()
         rows, self.half = len(channels), columns // 2

@@ -31,10 +31,8 @@ DEFAULT_GUIDANCE = 0.0
 # many px of a grid of 256 x 160: the strongest samples of the default weights tear close flowers (docs/results.md).
 # A pixel moves at all above this fraction of the largest displacement: a flame is a hundredth of its image.
 AMPLITUDE_LIMIT_PX, MOVING_FRACTION = 2.0, 0.1
-# Activations of one batch on the CPU, where larger batches are no faster.
-CPU_BATCH_MB = 2000.0
-# Peak of the U-Net's activations by slices x positions x channels of its first level, measured.
-BYTES_A_NUMBER = 60.0
+CPU_BATCH_MB = 2000.0  # activations of one batch on the CPU, where larger batches are no faster
+BYTES_A_NUMBER = 60.0  # peak of the U-Net's activations by slices x positions x channels of its first level, measured
 
 
 def decode_and_rescale(
@@ -58,11 +56,8 @@ def decode_and_rescale(
 def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float | None) -> int:
     """Return how many samples the U-Net takes at once, at least 1.
 
-    Args:
-        unet: the denoiser.
-        size: (h, w) of the latents.
-        guided: two calls a sample.
-        budget_mb: for activations; None: half of what is free on a GPU, CPU_BATCH_MB elsewhere.
+    `size` (h, w) is that of the latents; `guided` samples take two calls; the budget is for activations, None: half of
+    what is free on a GPU, CPU_BATCH_MB elsewhere.
     """
     if budget_mb is None:
         on_gpu = unet.device.type == "cuda"
@@ -73,10 +68,7 @@ def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool
 
 
 class MotionPipeline(DiffusionPipeline):
-    """Predict spectral volumes from images; saved and loaded as a diffusers folder {vae, unet, scheduler}.
-
-    The VAE's config holds the statistics of the training set, the U-Net's the number of bins and their frequencies.
-    """
+    """Predict spectral volumes from images; saved and loaded as a diffusers folder {vae, unet, scheduler}."""
 
     def __init__(self, vae: MotionVAE, unet: FrequencyUNet, scheduler: SchedulerMixin) -> None:
         super().__init__()
@@ -102,26 +94,18 @@ class MotionPipeline(DiffusionPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        images: Tensor,
+        images: Tensor,  # (B, 3, H, W) float32 RGB in [0, 1] on the motion grid, sides multiples of 32 px
         *,
-        num_samples: int = 1,
-        seed: int = 0,
-        guidance: float = DEFAULT_GUIDANCE,
-        max_batch: int | None = None,
-        precision: str = "no",
-        **sampling: Any,
+        num_samples: int = 1,  # M different motions an image
+        seed: int = 0,  # fixes, with the sample's number, the start noise, whatever the batch size and device
+        guidance: float = DEFAULT_GUIDANCE,  # w of classifier-free guidance; 0: none, at half the cost
+        max_batch: int | None = None,  # samples in one batch of the network; None: by memory
+        precision: str = "no",  # or "bf16", "fp16"; of all networks, by autocast
+        **sampling: Any,  # sampler, steps and loop of `denoise`
     ) -> Tensor:
         """Sample spectra (B, M, K, 4, H, W) for images of one size: packed, px of the grid, on the CPU.
 
-        Args:
-            images: (B, 3, H, W) float32 RGB in [0, 1] on the motion grid, sides multiples of 32 px.
-            num_samples: M different motions an image.
-            seed: fixes, with the sample's number, the start noise, whatever the batch size and device.
-            guidance: w of classifier-free guidance; 0 means none and half the cost.
-            max_batch: samples in one batch of the network; None: by memory.
-            precision: "no", or "bf16" or "fp16" for all networks (autocast); sampler and displacements stay float32.
-            sampling: sampler, steps and loop of `denoise`. A guided motion still has a drift and a small closure error,
-                which `without_drift` and `motion.looping.closed` remove.
+        A motion guided to a loop still has a drift and a small closure error.
         """
         if images.ndim != 4 or images.shape[1] != 3 or any(side % GRID_MULTIPLE for side in images.shape[-2:]):
             raise ValueError(f"images: expected (B, 3, H, W) with sides multiples of 32, got {tuple(images.shape)}")

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -12,11 +11,10 @@ from torch import Tensor
 from models.checkpoints import one_line
 from models.device import AUTOCAST_DTYPES, autocast
 from models.frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
+from models.gridnet import GridNet
 from motion.flow import resize_flow, resize_maps
 from motion.looping import Playback, plan_playback
 from motion.motion_file import Motion
-
-logger = logging.getLogger(__name__)
 
 # Memory of the decoder on a CPU. The limit is one of speed: the system maps much larger blocks anew each time (measured
 # at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
@@ -57,37 +55,23 @@ def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, d
 
 
 def render_frames(
-    image: Tensor,
-    motion: Motion,
-    playback: Playback | None = None,
+    image: Tensor,  # (3, H, W) in [0, 1]
+    motion: Motion,  # on its own grid
+    playback: Playback | None = None,  # the phase of every frame; None: one period at the motion's own speed
     *,
-    model: FrameSynthesis | None = None,
-    operator: str | None = None,
-    sigma: float = DEFAULT_SIGMA_PX,
+    model: FrameSynthesis | None = None,  # moved to `device`, in eval mode; None renders in image space (a preview)
+    operator: str | None = None,  # of the preview: "softmax" (default), "gaussian" or "average"; else the model's
+    sigma: float = DEFAULT_SIGMA_PX,  # of the preview's Gaussian, as is ewa
     ewa: bool = True,
     device: torch.device | str = "cpu",
-    batch_size: int | None = None,
-    precision: str = "no",
-    tile: int | None = None,
-    compiled: bool = False,
+    batch_size: int | None = None,  # frames computed together; None: by size and device
+    precision: str = "no",  # "no" (float32), "bf16" or "fp16"; of the convolutions only
+    tile: int | None = None,  # decode in tiles of about this side, px; 0: never; None: by memory
+    compiled: bool = False,  # torch.compile the model's decoder, which stays compiled; delays the first batch
 ) -> Iterator[Tensor]:
     """Yield the frames of `playback` as batches (n, 3, H, W) float32 in [0, 1] on the CPU, n at most `batch_size`.
 
-    A frame does not depend on `batch_size` and `tile` beyond rounding. Frames in which everything has left the image
-    show the source, with one warning.
-
-    Args:
-        image: (3, H, W) in [0, 1].
-        motion: its motion, on its own grid.
-        playback: the phase of every frame; None: one period at the motion's own speed and frame rate.
-        model: moved to `device` and set to eval mode; None renders in image space (a preview).
-        operator: of the preview: "softmax" (default), "gaussian" or "average"; with a model its own.
-        sigma, ewa: of the preview's Gaussian.
-        device: where to compute.
-        batch_size: frames computed together; None: by size and device.
-        precision: "no" (float32), "bf16" or "fp16"; of the convolutions only.
-        tile: decode in tiles of about this side, px; 0: never; None: where the whole takes too much memory.
-        compiled: torch.compile the model's decoder, which stays compiled; it delays the first batch.
+    A frame does not depend on `batch_size` and `tile` beyond rounding.
 
     Raises:
         ValueError: a wrong argument. RenderingError: torch.compile fails; raised with the first batch.
@@ -109,21 +93,22 @@ def render_frames(
     if model is not None and tile is None:
         tile = choose_tile(model, size, batch_size, device)
     preview = {"operator": operator or "softmax", "sigma": sigma, "ewa": ewa}
-    renderer = _Renderer(image, motion, model, device, precision, tile or 0, preview)
+    render = _make_renderer(image, motion, model, device, precision, tile or 0, preview)
     if model is None or not compiled:
-        return map(renderer.render, playback.phase.split(batch_size))
-    return _compiled_stream(renderer, playback, batch_size)
+        return map(render, playback.phase.split(batch_size))
+    return _compiled_stream(render, model.decoder, playback, batch_size)
 
 
-def _compiled_stream(renderer: _Renderer, playback: Playback, batch_size: int) -> Iterator[Tensor]:
+def _compiled_stream(
+    render: Callable[[Tensor], Tensor], decoder: GridNet, playback: Playback, batch_size: int
+) -> Iterator[Tensor]:
     """Render with the decoder compiled for one shape: the last batch is filled up with its last frame."""
-    decoder = renderer.model.decoder
     if decoder._compiled_call_impl is None:  # else an earlier image has compiled it
         decoder.compile(dynamic=False)
     for phase in playback.phase.split(batch_size):
         filled = torch.cat([phase, phase[-1:].expand(batch_size - len(phase))])
         try:
-            frames = renderer.render(filled)[: len(phase)]
+            frames = render(filled)[: len(phase)]
         except Exception as error:
             # The compiler's errors have many classes, which mean nothing to a user.
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -134,53 +119,36 @@ def _compiled_stream(renderer: _Renderer, playback: Playback, batch_size: int) -
         yield frames
 
 
-class _Renderer:
-    """The state that the frames of one image share: the image, its importance and its features."""
-
+def _make_renderer(
+    image: Tensor,
+    motion: Motion,
+    model: FrameSynthesis | None,
+    device: torch.device,
+    precision: str,
+    tile: int,
+    preview: dict[str, Any],
+) -> Callable[[Tensor], Tensor]:
+    """Return the function from phases (n,) to frames (n, 3, H, W) of an image, which is encoded once."""
+    size = tuple(image.shape[-2:])
     # Inference mode is entered per call: held open across a generator's yields it would leak into the caller.
-    @torch.inference_mode()
-    def __init__(
-        self,
-        image: Tensor,
-        motion: Motion,
-        model: FrameSynthesis | None,
-        device: torch.device,
-        precision: str,
-        tile: int,
-        preview: dict[str, Any],
-    ) -> None:
-        self.motion, self.model, self.device, self.precision, self.tile = motion, model, device, precision, tile
-        self.preview, self.warned, self.size = preview, False, tuple(image.shape[-2:])
-        self.image = image[None].float().to(device)  # (1, 3, H, W)
+    with torch.inference_mode():
+        image = image[None].float().to(device)  # (1, 3, H, W)
         importance = motion.importance()[None].float()  # (1, 1, h, w), px of the motion grid at any size
-        self.importance = resize_maps(importance, self.size).to(device)  # (1, 1, H, W)
+        importance = resize_maps(importance, size).to(device)  # (1, 1, H, W)
         if model is not None:
             model.to(device).eval()
             with autocast(device, precision):
-                self.features = model.encode(self.image, tile=tile)
+                features = model.encode(image, tile=tile)
 
     @torch.inference_mode()
-    def render(self, phase: Tensor) -> Tensor:
-        """Return the frames at phase (n,) as (n, 3, H, W)."""
-        flow = self.motion.flow_at(phase).float()  # (n, 2, h, w)
-        if not self.warned:
-            self._warn_of_empty_frames(flow, phase)
-        flow = resize_flow(flow.to(self.device), self.size)  # (n, 2, H, W)
-        if self.model is not None:
-            with autocast(self.device, self.precision):
-                return self.model.render(self.image, self.features, flow, self.importance, tile=self.tile).cpu()
-        shape = (len(flow), -1, -1, -1)
-        frames, _ = splat_image(self.image.expand(shape), flow, self.importance.expand(shape), **self.preview)
+    def render(phase: Tensor) -> Tensor:
+        flow = resize_flow(motion.flow_at(phase).float().to(device), size)  # (n, 2, H, W)
+        if model is not None:
+            with autocast(device, precision):
+                frames = model.synthesize(image, features, flow, importance, tile=tile)
+        else:
+            shape = (len(flow), -1, -1, -1)
+            frames, _ = splat_image(image.expand(shape), flow, importance.expand(shape), **preview)
         return frames.clamp(0, 1).cpu()
 
-    def _warn_of_empty_frames(self, flow: Tensor, phase: Tensor) -> None:
-        """Warn once of frames in which nothing of the image lands inside it: they show the source, unmoved."""
-        height, width = flow.shape[-2:]
-        x = flow[:, 0] + torch.arange(width)  # (n, h, w)
-        y = flow[:, 1] + torch.arange(height)[:, None]
-        inside = (x > -1) & (x < width) & (y > -1) & (y < height)
-        empty = ~inside.flatten(1).any(1)
-        if empty.any():
-            self.warned = True
-            first = float(phase[empty][0])
-            logger.warning("motion: at t = %.3g T everything leaves the image; the photograph is shown there", first)
+    return render

@@ -60,8 +60,7 @@ class ResNetPyramid(nn.Module):
         return reach
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        """Return the features of image (B, 3, H, W) in [0, 1], sides multiples of 2^(scales - 1), as for the pyramid
-        of convolutions: (B, C_l, H/2^l, W/2^l)."""
+        """Return the features of image (B, 3, H, W) in [0, 1], as of `FeaturePyramid`: (B, C_l, H/2^l, W/2^l)."""
         return [head(maps) for head, maps in zip(self.heads, self.stages(image), strict=True)]
 
     def stages(self, image: Tensor) -> list[Tensor]:
@@ -73,14 +72,10 @@ class ResNetPyramid(nn.Module):
         return found
 
     def load_weights(self, source: str | Path) -> None:
-        """Load ImageNet weights of torchvision's resnet34; the 1x1 convolutions stay as they are.
+        """Load ImageNet weights; the 1x1 convolutions stay as they are. ValueError: a file that cannot be used.
 
-        Args:
-            source: a state dict of torchvision's names (.pth, .safetensors), or a hub name such as
-                timm/resnet34.tv_in1k, of which model.safetensors is downloaded; the log shows from where to where.
-
-        Raises:
-            ValueError: a file that is missing, cannot be read or is no resnet34.
+        `source` is a state dict of torchvision's resnet34 (.pth, .safetensors), or a hub name such as
+        timm/resnet34.tv_in1k, of which model.safetensors is downloaded.
         """
         path = _local_file(source)
         try:

@@ -130,24 +130,16 @@ def denoise(
     noise: Tensor,
     *,
     sampler: str = DEFAULT_SAMPLER,
-    steps: int | None = None,
-    guidance: float = 0.0,
-    precision: str = "no",
-    loop: LoopGuidance | None = None,
+    steps: int | None = None,  # None takes the sampler's default
+    guidance: float = 0.0,  # w of `predict_guided`
+    precision: str = "no",  # of the network
+    loop: LoopGuidance | None = None,  # guide the motion to a loop; needs `vae`
     vae: MotionVAE | None = None,
-    generators: Sequence[torch.Generator] = (),
+    generators: Sequence[torch.Generator] = (),  # one a sample, on the CPU, for the loop's recurrences
 ) -> Tensor:
-    """Turn noise (B, K, C, h, w) into latents of unit scale; the sampler's arithmetic is float32.
+    """Turn noise into latents (B, K, C, h, w) of unit scale; the sampler's arithmetic is float32.
 
-    Args:
-        unet: the denoiser.
-        schedule: the noise schedule it was trained with.
-        condition: (B, Cc + K C, h, w) encoded images, see `FrequencyUNet.encode_image`.
-        noise: standard normal.
-        sampler, steps: see `make_sampler`; steps None takes the sampler's default.
-        guidance: w of `predict_guided`, at least 0.
-        precision: of the network, see `autocast`.
-        loop: guide the motion to a loop; needs `vae`, and with recurrences one of `generators` a sample, on the CPU.
+    `condition` (B, Cc + K C, h, w) is of `FrequencyUNet.encode_image`, `noise` (B, K, C, h, w) standard normal.
     """
     scheduler = make_sampler(schedule, sampler)
     scheduler.set_timesteps(steps or DEFAULT_STEPS[sampler], device=noise.device)

@@ -1,9 +1,8 @@
 """Motion self-guidance ([GID] eq. 5): sampling guided to motion that loops after another number of frames.
 
-Two things differ from [GID]. A guidance step changes the predicted clean latents, whose motion the decoder shows, and
-is bounded: it ends where the linearised objective is zero. Eq. 5's step grows with (sigma / alpha)^2, over the first
-half of a schedule up to a million times too far. The second method, "projection", needs no gradient: the nearest motion
-that loops is known in closed form (`motion.looping.closed`), and the encoder brings it back to the latents.
+Two things differ from [GID]. A guidance step changes the predicted clean latents and is bounded: it ends where the
+linearised objective is zero, while eq. 5's may go a million times too far. The method "projection" needs no gradient:
+the nearest motion that loops is known in closed form (`motion.looping.closed`), and the encoder brings it back.
 """
 
 from __future__ import annotations

@@ -42,22 +42,14 @@ def windows(length: int, tile: int, margin: int, multiple: int) -> list[Window]:
 
 
 def in_tiles(
-    network: Callable[[list[Tensor]], Sequence[Tensor]],
-    inputs: Sequence[Tensor],
+    network: Callable[[list[Tensor]], Sequence[Tensor]],  # maps of several scales to maps of several scales
+    inputs: Sequence[Tensor],  # (B, C, H / 2^r, W / 2^r); the first at full size, sides multiples of `multiple`
     *,
-    tile: int,
-    margin: int,
-    multiple: int,
+    tile: int,  # side of the kept part of a tile, px of the first map; 0: the whole at once
+    margin: int,  # at least half the network's receptive field, px of the first map
+    multiple: int,  # the reduction of the coarsest map, of inputs and outputs
 ) -> list[Tensor]:
-    """Return network(inputs), computed in tiles.
-
-    Args:
-        network: maps of several scales to maps of several scales; half its receptive field is at most `margin` px.
-        inputs: (B, C, H / 2^r, W / 2^r); the first at full size, H and W multiples of `multiple`.
-        tile: side of the kept part of a tile, px of the first map; 0: the whole at once.
-        margin: px of the first map.
-        multiple: the reduction of the coarsest map, of inputs and outputs.
-    """
+    """Return network(inputs), computed in tiles."""
     height, width = inputs[0].shape[-2:]
     rows, columns = (windows(length, tile or length, margin, multiple) for length in (height, width))
     if len(rows) == len(columns) == 1:

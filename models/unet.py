@@ -48,23 +48,6 @@ class FrequencyUNet(SavedModel):
 
     The first term alone is the best linear estimate: what is static in the image stays so whatever F has learned.
     Without an image s is 1 and v = F(z_t).
-
-    Args:
-        latent_channels: C of one slice's latent.
-        num_bins: K.
-        downsample_factor: f of the VAE.
-        block_channels: per resolution.
-        layers_per_block: residual blocks per resolution on the way down; one more on the way up.
-        condition_channels: of the encoded image.
-        num_heads: of the attention across frequencies.
-        mode: "coordinated" is the method; "independent" has no attention across frequencies; "volume" takes all K
-            slices as one image of K C channels (the ablations of [GID] table 2).
-        backbone: image network of the image encoder, "squeezenet", "vae" or "none".
-        period_s: period T, seconds; the network is given the bins' frequencies in Hz.
-        prediction_type: "v_prediction" or "epsilon"; as in the noise schedule.
-        backbone_frozen: weights were loaded into the backbone, and further training does not change them.
-        image_vae: for "vae", see `ImageEncoder`; the weights lie with the U-Net's own.
-        displacement: it has a `DisplacementHead`, to which samples are scaled.
     """
 
     component = "U-Net"
@@ -74,20 +57,22 @@ class FrequencyUNet(SavedModel):
     @register_to_config
     def __init__(
         self,
-        latent_channels: int = 4,
-        num_bins: int = NUM_BINS,
-        downsample_factor: int = 8,
-        block_channels: tuple[int, ...] = (48, 96, 160),
-        layers_per_block: int = 1,
-        condition_channels: int = 96,
-        num_heads: int = 4,
+        latent_channels: int = 4,  # C of one slice's latent
+        num_bins: int = NUM_BINS,  # K
+        downsample_factor: int = 8,  # f of the VAE
+        block_channels: tuple[int, ...] = (48, 96, 160),  # per resolution
+        layers_per_block: int = 1,  # residual blocks per resolution on the way down; one more on the way up
+        condition_channels: int = 96,  # of the encoded image
+        num_heads: int = 4,  # of the attention across frequencies
+        # Ablations of [GID] table 2: "independent" has no attention across frequencies; "volume" takes all K slices as
+        # one image of K C channels.
         mode: str = "coordinated",
-        backbone: str = "squeezenet",
-        period_s: float = PERIOD_S,
-        prediction_type: str = "v_prediction",
-        backbone_frozen: bool = True,
-        image_vae: dict | None = None,
-        displacement: bool = False,
+        backbone: str = "squeezenet",  # image network of the image encoder, or "vae", "none"
+        period_s: float = PERIOD_S,  # T; the network is given the bins' frequencies in Hz
+        prediction_type: str = "v_prediction",  # or "epsilon"; as in the noise schedule
+        backbone_frozen: bool = True,  # weights were loaded into the backbone, and training does not change them
+        image_vae: dict | None = None,  # for "vae", see `ImageEncoder`
+        displacement: bool = False,  # it has a `DisplacementHead`, to which samples are scaled
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -228,9 +213,7 @@ class FrequencyUNet(SavedModel):
         """Scale latents (B, K, C, h, w) at each position so that the mean of the middle half of |z| / s is 0.6745.
 
         Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower that swings as
-        a whole. The sample keeps its phases and its spectrum at each position; the image sets how much it moves there.
-        0.6745 is the median that s was trained to, so that latents that are known exactly stay as they are; a mean
-        square of 1 made their motion 2.2 times too large.
+        a whole. 0.6745 is the median that s was trained to, so that latents that are known exactly stay as they are.
         """
         log_s = condition[:, self.config.condition_channels :].unflatten(1, latents.shape[1:3])  # (B, K, C, h, w)
         ordered = (latents.abs() * torch.exp(-log_s)).flatten(1, 2).sort(dim=1).values  # (B, K C, h, w)

@@ -56,18 +56,15 @@ class FrequencyAttention(nn.Module):
 
 
 class Level(nn.Module):
-    """One resolution on the way down or up: residual blocks, the image condition, attention across frequencies.
-
-    Args:
-        sources: channels of each residual block's input.
-        channels: of their outputs.
-        embedding: channels of the embedding of time and frequency.
-        condition_channels: of the image features.
-        num_heads: of the attention; None: without it.
-    """
+    """One resolution on the way down or up: residual blocks, the image condition, attention across frequencies."""
 
     def __init__(
-        self, sources: list[int], channels: int, embedding: int, condition_channels: int, num_heads: int | None
+        self,
+        sources: list[int],  # channels of each residual block's input
+        channels: int,  # of their outputs
+        embedding: int,  # channels of the embedding of time and frequency
+        condition_channels: int,  # of the image features
+        num_heads: int | None,  # of the attention; None: without it
     ) -> None:
         super().__init__()
         options = {"out_channels": channels, "temb_channels": embedding, "groups": 8, "eps": 1e-5}

@@ -54,16 +54,6 @@ class MotionVAE(SavedModel):
     Ours in "kl": a linear path beside the networks. The first 4 latent channels start as the means of f x f blocks of
     the 4 maps and decode as their bicubic enlargement; the networks learn what to add. A plain AutoencoderKL, whose
     group norms divide amplitude out, predicted no motion for 700 steps (relative error 0.997).
-
-    Args:
-        kind: "kl" or "vq".
-        patch: "kl" sees patch x patch pixels of a slice as one position of 4 patch^2 channels.
-        block_channels, layers_per_block, latent_channels, norm_groups: shape of the "kl" network.
-        vq_config: the image model's own configuration, for "vq".
-        scaling_factor: latents are multiplied by it, so that they have unit standard deviation.
-        motion_scale_px: (K,) per-bin scales of `Normalisation`, px.
-        period_s: period T of the series, seconds.
-        motion_adaptive: False: slices were scaled linearly, an ablation; see `Normalisation.linear`.
     """
 
     component = "VAE"
@@ -72,16 +62,16 @@ class MotionVAE(SavedModel):
     def __init__(
         self,
         kind: str = "kl",
-        patch: int = 2,
-        block_channels: tuple[int, ...] = (32, 64, 96),
+        patch: int = 2,  # "kl" sees patch x patch pixels of a slice as one position of 4 patch^2 channels
+        block_channels: tuple[int, ...] = (32, 64, 96),  # this and the next three shape the "kl" network
         layers_per_block: int = 1,
         latent_channels: int = 4,
         norm_groups: int = 8,
-        vq_config: dict | None = None,
-        scaling_factor: float = 1.0,
-        motion_scale_px: list[float] | None = None,
-        period_s: float = PERIOD_S,
-        motion_adaptive: bool = True,
+        vq_config: dict | None = None,  # the image model's own configuration, for "vq"
+        scaling_factor: float = 1.0,  # latents are multiplied by it, so that they have unit standard deviation
+        motion_scale_px: list[float] | None = None,  # (K,) per-bin scales of `Normalisation`, px
+        period_s: float = PERIOD_S,  # T
+        motion_adaptive: bool = True,  # False: slices were scaled linearly, an ablation
     ) -> None:
         super().__init__()
         # A config.json may have been edited by hand: check it here and not in the middle of sampling.

@@ -156,11 +156,10 @@ def test_odd_sizes_and_one_encoding_for_many_frames(operator: str) -> None:
     model = make_model(operator)
     image, flow, importance = make_sample(37, 53, batch=3)
     image, importance = image[:1], importance[:1]
-    frames = model.render(image, model.encode(image), flow, importance)
+    frames = model.synthesize(image, model.encode(image), flow, importance)
     assert frames.shape == (3, 3, 37, 53)
-    assert frames.min() >= 0 and frames.max() <= 1
     for index in range(3):
-        alone = model(image, flow[index : index + 1], importance).clamp(0, 1)
+        alone = model(image, flow[index : index + 1], importance)
         torch.testing.assert_close(frames[index : index + 1], alone, atol=1e-5, rtol=0)
 
 

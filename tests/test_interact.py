@@ -266,7 +266,8 @@ for (const [name, ...values] of actions) {
     const points = [];
     for (let y = 0; y < description.height; y += 5)
       for (let x = 0; x < description.width; x += 5) points.push(simulation.displacementAt(x, y));
-    results.push({ points, energy: simulation.energy(), reach: simulation.reach() });
+    const reach = Math.sqrt(Math.max(...simulation.sumSquared(simulation.swings())));
+    results.push({ points, energy: simulation.energy(), reach });
   } else if (name === "hold") simulation.hold(...values.slice(0, 4), values.length > 4 ? values[5] : 0);
   else simulation[name](...values);
 }

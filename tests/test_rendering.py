@@ -117,22 +117,14 @@ def test_wrong_arguments_are_refused_at_the_call(changes: dict, message: str) ->
 
 
 @pytest.mark.parametrize("network", [True, False])
-def test_motion_out_of_the_picture_shows_the_source_and_says_so_once(network: bool, caplog) -> None:
+def test_motion_out_of_the_image_shows_the_source(network: bool) -> None:
     flow = torch.zeros(4, 2, 16, 24)
     flow[1:, 0] = 1e9
-    model = make_model() if network else None
-    with caplog.at_level("WARNING"):
-        frames = torch.cat(
-            list(render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False), model=model))
-        )
-    assert caplog.text.count("everything leaves the image") == 1 and "at t = 0.25 T" in caplog.text
+    motion, model = Motion(None, flow, 4), make_model() if network else None
+    frames = torch.cat(list(render_frames(IMAGE, motion, Playback(PHASES, 30.0, False), model=model)))
     if model is None:
         assert torch.equal(frames, IMAGE.expand_as(frames))
     assert frames.isfinite().all()
-    caplog.clear()
-    flow[1:, 0] = 23.9  # a column of pixels still touches the last one
-    list(render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False)))
-    assert not caplog.text
 
 
 @pytest.mark.parametrize("operator", ["softmax", "gaussian"])

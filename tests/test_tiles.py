@@ -105,8 +105,8 @@ def test_the_stream_takes_tiles_and_chooses_them_by_memory(monkeypatch: pytest.M
     image, flow, _ = sample(136, 152)
     motion = Motion(None, torch.cat([flow[:1] * 0, flow]), 3)
     playback, seen = plan_playback(seconds=4 / 30, period_s=motion.period_s), []
-    original = FrameSynthesis.render
-    monkeypatch.setattr(FrameSynthesis, "render", lambda *a, tile: seen.append(tile) or original(*a, tile=tile))
+    original = FrameSynthesis.synthesize
+    monkeypatch.setattr(FrameSynthesis, "synthesize", lambda *a, tile: seen.append(tile) or original(*a, tile=tile))
 
     def frames(**options: object) -> torch.Tensor:
         seen.clear()

@@ -207,7 +207,7 @@ const Modal = (() => {
       return change;
     }
 
-    // Add the velocity (dx, dy), px/s, to a point, as far as `reach` stays within the limit, or where it already is.
+    // Add the velocity (dx, dy), px/s, to a point, as far as no pixel swings beyond the limit, or where it is.
     flick(x, y, dx, dy, extentPx = this.constants.extentPx) {
       const change = this.solve([[x, y, dx, dy, extentPx]], this.mobility, this.largestMobility);
       // Where does the square of a pixel's swing, a + b s + c s^2 in the fraction s of the change, reach the limit's?
@@ -310,12 +310,7 @@ const Modal = (() => {
       return this.swings().reduce((sum, swing, k) => sum + (this.mass[k] * this.omega[k] ** 2 * swing) / 2, 0);
     }
 
-    // How far a pixel swings, the modes out of phase, px.
-    reach() {
-      return Math.sqrt(largest(this.sumSquared(this.swings())));
-    }
-
-    // No pixel ever swings further than this, px; much quicker than `reach`.
+    // No pixel ever swings further than this, px.
     bound() {
       return this.swings().reduce((sum, swing, k) => sum + this.peak[k] * Math.sqrt(swing), 0);
     }
