@@ -106,7 +106,7 @@ def _model_method(model: FrameSynthesis, device: torch.device, precision: str) -
 
         def render(flow: Tensor, importance: Tensor) -> Tensor:
             with autocast(device, precision):
-                return model.render(first, features, flow, importance)
+                return model.synthesize(first, features, flow, importance).clamp(0, 1)
 
         return render
 
