@@ -65,8 +65,6 @@ def _parser() -> Parser:
     add("--size", help="size of the images", **size)
     add("--kinds", metavar="A,B", help="kinds of scenes, taken in turn; without it all kinds")
     add("--pairs", type=non_negative_int, default=2, metavar="N", help="later frames rendered of a scene")
-    add("--backgrounds", default=[], help="photographs, or folders of them, to stand behind scenes", **several)
-    add("--textures", default=[], help="photographs whose light and dark becomes grain of surfaces", **several)
     add_shared_flags(scenes, "seed", "out", "workers", "dry-run")
 
     select = kinds.add_parser("select", help="make a set of some clips of another, such as the calm ones")
@@ -81,7 +79,6 @@ def _parser() -> Parser:
 
 def _scenes(args: Any) -> int:
     from data.clip_writer import rows_of_set
-    from data.media import MediaError, list_images
     from data.scenes.render_set import render_scene_set, scene_settings
     from data.scenes.scene import KINDS
 
@@ -90,12 +87,6 @@ def _scenes(args: Any) -> int:
     if unknown:
         raise UsageError(f"--kinds {unknown[0]}: no such kind; right: {', '.join(KINDS)}")
     what = {"seed": args.seed, "size": args.size, "kinds": kinds, "pairs": args.pairs}
-    for name in ("backgrounds", "textures"):
-        paths = getattr(args, name)
-        try:
-            what[name] = list_images(paths) if paths else []
-        except MediaError as error:
-            raise UsageError(f"--{name}: {error}") from None
     if args.dry_run:
         rows_of_set(args.out, scene_settings(**what))
         print(f"{args.num} scenes of {', '.join(kinds or KINDS)} at {args.size[1]}x{args.size[0]} px into {args.out}")

@@ -101,11 +101,28 @@ def backward(
 
 def unavailable_reason() -> str | None:
     """Return in one sentence why the kernels cannot run here and what to do; None where they can."""
+    cuda = torch.version.cuda
+    if cuda is None:
+        return "this torch was built without CUDA: install one with CUDA, see https://pytorch.org/get-started/locally"
+    major = cuda.split(".")[0]
+    problem, remedy = "torch cannot use CUDA", "check the GPU and its driver with nvidia-smi"
     try:
-        return _find_unavailable_reason()
+        if not torch.cuda.is_available():
+            return f"torch finds no NVIDIA GPU that it can use: {remedy}"
+        problem = "the CUDA kernels need CuPy"
+        remedy = f"pip install cupy-cuda{major}x, which matches the CUDA {cuda} of this torch"
+        import cupy
+
+        if cupy.cuda.runtime.getDeviceCount() < torch.cuda.device_count():
+            raise RuntimeError("it sees fewer GPUs than torch")
+        problem = "CuPy finds no NVRTC to compile the kernels with"
+        remedy = f"pip install nvidia-cuda-nvrtc{'' if int(major) >= 13 else f'-cu{major}'}"
+        cupy.cuda.nvrtc.getVersion()
     except Exception as error:  # a broken installation must not break the other backends
-        reason = f"{type(error).__name__}: {_first_line(error)}"
-        return f"CUDA cannot be used here ({reason}): check the driver with nvidia-smi"
+        # CuPy frames its messages with lines of "=".
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
+        return f"{problem} ({lines[0] if lines else type(error).__name__}): {remedy}"
+    return None
 
 
 def source(dtype: torch.dtype) -> str:
@@ -193,36 +210,3 @@ def _as_cupy_stream(stream: torch.cuda.Stream) -> Any:
     if hasattr(cupy.cuda.Stream, "from_external"):  # CuPy 14
         return cupy.cuda.Stream.from_external(_Stream(stream.cuda_stream))
     return cupy.cuda.ExternalStream(stream.cuda_stream, stream.device_index)
-
-
-def _find_unavailable_reason() -> str | None:
-    cuda = torch.version.cuda
-    if cuda is None:
-        return "this torch was built without CUDA: install one with CUDA, see https://pytorch.org/get-started/locally"
-    if not torch.cuda.is_available():
-        return "torch finds no NVIDIA GPU that it can use: check the GPU and its driver with nvidia-smi"
-    major = cuda.split(".")[0]
-    remedy = f"pip install cupy-cuda{major}x, which matches the CUDA {cuda} of this torch"
-    try:
-        import cupy
-    except Exception as error:
-        return f"the CUDA kernels need CuPy, which cannot be imported ({_first_line(error)}): {remedy}"
-    try:
-        visible = cupy.cuda.runtime.getDeviceCount()
-    except Exception as error:
-        return f"CuPy cannot use the GPU ({_first_line(error)}): {remedy}"
-    if visible < torch.cuda.device_count():
-        return f"CuPy sees {visible} of the {torch.cuda.device_count()} GPUs that torch sees: {remedy}"
-    try:
-        cupy.cuda.nvrtc.getVersion()
-    except Exception as error:
-        suffix = "" if int(major) >= 13 else f"-cu{major}"
-        reason = _first_line(error)
-        return f"CuPy finds no NVRTC to compile the kernels with ({reason}): pip install nvidia-cuda-nvrtc{suffix}"
-    return None
-
-
-def _first_line(error: Exception) -> str:
-    # CuPy frames its messages with lines of "=".
-    lines = [line.strip() for line in str(error).splitlines() if line.strip(" =")]
-    return lines[0] if lines else type(error).__name__

@@ -95,19 +95,19 @@ def test_scenes_are_rendered_with_their_exact_flow(tmp_path: Path) -> None:
     assert len(open_clip(clip_set, row, 25).times_s) == len(open_clip(clip_set, row, 25).flow) == 5
 
 
-def test_scenes_with_photographs_are_measured_by_their_pairs(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    write_image(tmp_path / "photo.png", torch.rand(3, 60, 80, generator=torch.Generator().manual_seed(2)))
-    photographs = {"backgrounds": [tmp_path / "photo.png"]}
-    clip_set = render_scene_set(tmp_path / "set", 8, size=(32, 48), pairs=1, **photographs)
-    rows = choose_clips(clip_set, "train", None, 0)
-    origins = [open_clip(clip_set, row, 60).origin for row in rows]
-    # half of the scenes have painted backgrounds all the same
-    assert 2 <= origins.count("pairs") <= 6 and origins.count("scene") == len(rows) - origins.count("pairs")
-    assert "shows photographs, which the set does not keep" in caplog.text
-    with pytest.raises(ClipSetError, match="no stored pairs, and its source fails: scene:.* shows photographs"):
-        bare = render_scene_set(tmp_path / "bare", 8, size=(32, 48), pairs=0, **photographs)
-        for row in choose_clips(bare, "train", None, 0):
-            open_clip(bare, row, 60)
+def test_scenes_that_are_drawn_otherwise_now_are_measured_by_their_pairs(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name, pairs in (("set", 1), ("bare", 0)):
+        clip_set = render_scene_set(tmp_path / name, 3, size=(32, 48), pairs=pairs)
+        rows = choose_clips(clip_set, "train", None, 0)
+        for row in rows[:2]:
+            write_image(clip_set.folder / "first" / f"{row.id}.png", 1 - clip_set.first(row.id))
+        if pairs:
+            assert [open_clip(clip_set, row, 60).origin for row in rows] == ["pairs", "pairs", "scene"]
+    assert "this version draws another scene:" in caplog.text
+    with pytest.raises(ClipSetError, match="no stored pairs, and its source fails: this version draws another scene:"):
+        open_clip(clip_set, rows[0], 60)
 
 
 def make_pan_set(folder: Path, video: Path) -> ClipSet:

@@ -20,7 +20,7 @@ from videos import ALL, FAST, name_of, rows_by_name
 import prepare_data
 from data.clip_writer import ClipSetWriter
 from data.clips import ClipRow, ClipSet
-from data.media import read_image, write_image
+from data.media import read_image
 from data.optical_flow import METHODS
 from data.prepare_clip import read_clip
 from data.visualisation import describe_set
@@ -258,24 +258,6 @@ def test_every_flow_method_can_be_asked_for():
     # The script has a list of its own, as --help must not wait for OpenCV and torch.
     for method in METHODS:
         assert prepare_data._parser().parse_args(["videos", "x", "--method", method]).method == method
-
-
-def test_photographs_stand_behind_scenes(tmp_path, capsys):
-    generator = torch.Generator().manual_seed(0)
-    for index in range(2):
-        write_image(tmp_path / "photos" / f"{index}.png", torch.rand(3, 40, 60, generator=generator))
-    flags = ["scenes", "--num", "4", "--size", "64x48", "--pairs", "0", "--workers", "1"]
-    photographs = ["--backgrounds", str(tmp_path / "photos"), "--textures", str(tmp_path / "photos" / "0.png")]
-    assert prepare_data.main([*flags, "--out", str(tmp_path / "plain")]) == 0
-    assert prepare_data.main([*flags, *photographs, "--out", str(tmp_path / "mixed")]) == 0
-    pictures = [ClipSet(tmp_path / name) for name in ("plain", "mixed")]
-    ids = [row.id for row in pictures[0].rows()]
-    assert ids == [row.id for row in pictures[1].rows()]
-    assert any(not torch.equal(pictures[0].first(id), pictures[1].first(id)) for id in ids)
-    # The photographs belong to the settings: a set made without them is not extended with them.
-    assert prepare_data.main([*flags, *photographs, "--out", str(tmp_path / "plain")]) == 2
-    assert prepare_data.main([*flags, "--backgrounds", str(tmp_path / "none"), "--out", str(tmp_path / "x")]) == 2
-    assert "--backgrounds" in capsys.readouterr().err
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(videos, prepared, tmp_path, capsys):

@@ -47,7 +47,7 @@ def test_every_kind_is_in_both_splits_and_one_scene_in_20_is_a_test_scene(num_ki
 
 
 def test_a_set_of_kinds_has_them_in_both_splits_and_does_not_go_on_with_one_of_before(tmp_path):
-    options = {"seed": 0, "size": (32, 48), "pairs": 0, "backgrounds": (), "textures": ()}
+    options = {"seed": 0, "size": (32, 48), "pairs": 0}
     rows = render_scene_set(tmp_path / "set", 30, size=(32, 48), kinds=["still", "flag"], pairs=0).rows()
     assert {row.source.split(":")[2] for row in rows if row.split == "test"} == {"still", "flag"}
     statistics = json.loads((tmp_path / "set" / "statistics.json").read_text())

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data.media import MediaError, write_image
 from data.scenes import rasteriser
-from data.scenes.backgrounds import Finish, texture_atlas
+from data.scenes.backgrounds import Finish
 from data.scenes.elements import add_strips
 from data.scenes.mesh import Carrier, Chain, Mesh, bend, still
 from data.scenes.scene import KINDS, Scene, Wind, make_scene
@@ -274,46 +272,6 @@ def test_what_carries_much_swings_slower_than_its_leaves() -> None:
     carried = np.bincount(mesh["freedoms"][mesh["freedoms"] > 0], minlength=len(hertz))[1:]
     trunk = hertz[1:][carried == carried.max()].min()  # its first bend, and a faster second
     assert 0.3 <= trunk < 1.5 < np.median(hertz[1:][carried <= np.median(carried)])
-
-
-@pytest.fixture
-def photographs(tmp_path: Path) -> list[Path]:
-    """Two pictures: one red, one of green stripes."""
-    red, green = torch.zeros(3, 60, 90), torch.zeros(3, 90, 60)
-    red[0], green[1, :, ::8] = 0.8, 0.9
-    for name, image in (("red.png", red), ("green.png", green)):
-        write_image(tmp_path / name, image)
-    return [tmp_path / "red.png", tmp_path / "green.png"]
-
-
-def test_photographs_stand_behind_half_of_the_scenes_and_change_no_motion(photographs: list[Path]) -> None:
-    behind = 0
-    for seed in range(10):
-        plain = make_scene(seed, size=SMALL, kind="reeds")
-        mixed = make_scene(seed, size=SMALL, kind="reeds", backgrounds=photographs)
-        again = make_scene(seed, size=SMALL, kind="reeds", backgrounds=photographs)
-        assert torch.equal(mixed.picture(), again.picture()) and torch.equal(mixed.flow(1.0), plain.flow(1.0))
-        behind += not np.array_equal(mixed.background, plain.background)
-    assert 2 <= behind <= 8
-    lilies = [make_scene(s, size=SMALL, kind="lilies", backgrounds=photographs[:1]) for s in range(4)]
-    assert all((scene.background[..., 1:].max() > 0.1) for scene in lilies)
-
-
-def test_photographs_lend_surfaces_their_grain(photographs: list[Path]) -> None:
-    plain, mixed = (make_scene(3, size=SMALL, kind="still", textures=t) for t in ((), photographs[1:]))
-    assert not torch.equal(plain.picture(), mixed.picture())
-    assert np.array_equal(plain._atlas, texture_atlas()) and np.abs(mixed._atlas).max() <= 1
-    changed = [not np.array_equal(a, b) for a, b in zip(plain._atlas, mixed._atlas, strict=True)]
-    assert 2 <= sum(changed) <= 9
-    assert np.array_equal(mixed._atlas, make_scene(3, size=SMALL, kind="still", textures=photographs[1:])._atlas)
-
-
-def test_a_photograph_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
-    for flag in ("backgrounds", "textures"):
-        with pytest.raises(MediaError, match="broken.jpg"):
-            for seed in range(12):
-                make_scene(seed, size=SMALL, kind="reeds", **{flag: [tmp_path / "broken.jpg"]})
 
 
 def test_mistakes_are_named() -> None:

@@ -219,8 +219,9 @@ def bokeh(rng: np.random.Generator, size: tuple[int, int], colour: Array, scale:
     return np.clip(blurred + cv2.GaussianBlur(discs, (0, 0), 1.2 * scale), 0, 1)
 
 
-def surface(rng: np.random.Generator, size: tuple[int, int], colour: Array, tile: Array, scale: float) -> Array:
-    """A wall or board seen face on (H, W, 3) with uneven light; tile: a material (S, S) of the atlas."""
+def surface(rng: np.random.Generator, size: tuple[int, int], colour: Array, material: int, scale: float) -> Array:
+    """A wall or board seen face on (H, W, 3) with uneven light."""
+    tile = texture_atlas()[material]
     zoom = rng.uniform(0.5, 1.6) * scale
     # What has no joints or boards would look like clouds if it were as strong.
     strength = rng.uniform(0.1, 0.35) * (0.4 if np.abs(np.diff(tile)).mean() < 0.05 else 1.0)

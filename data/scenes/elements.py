@@ -1,31 +1,16 @@
-"""Elements of the procedural scenes in batches: ribbons, leaves, rounded patches, quadrilaterals, waving sheets.
+"""Elements of the procedural scenes in batches: ribbons, leaves, rounded patches, quadrilaterals.
 
 `depth`, `layer`, `material` and `strength` are those of `Look`.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy import ndarray as Array
 
-from data.scenes.mesh import (
-    FIBRE,
-    FLAT,
-    MOTTLED,
-    TEXELS,
-    VEINS,
-    WEAVE,
-    Carrier,
-    Chain,
-    Look,
-    Mesh,
-    normals,
-    perp,
-    still,
-    unit,
-)
+from data.scenes.mesh import FIBRE, FLAT, MOTTLED, TEXELS, VEINS, Carrier, Chain, Look, Mesh, normals, perp, still, unit
 
 
 def add_strips(
@@ -203,41 +188,3 @@ def add_quad(
 def add_rectangle(mesh: Mesh, x: float, y: float, w: float, h: float, colour: Array, depth: float, **look: Any) -> None:
     """Add an upright `add_quad` with its top left corner at (x, y)."""
     add_quad(mesh, np.array([[x, y], [x + w, y], [x + w, y + h], [x, y + h]]), colour, depth, **look)
-
-
-class Wave(NamedTuple):
-    """A wave through a sheet: Hz, drive, radians over the sheet's reach, direction (2,), damping, limit."""
-
-    hertz: float
-    gain: float
-    number: float
-    direction: Array
-    damping: float
-    limit: float
-
-
-def add_sheet(
-    mesh: Mesh, grid: Array, colour: Array, hold: Array, reach: Array, waves: list[Wave], **look: Any
-) -> None:
-    """Add a waving sheet (cloth, flame) on grid (R, C, 2): cells coloured by colour (R-1, C-1, 3) or points (R, C, 3).
-
-    hold (R, C): fraction of the motion (0 where pinned). Each wave is two oscillators in quadrature,
-    A hold cos(number reach - w t) with reach (R, C).
-    """
-    rows, columns = grid.shape[:2]
-    numbers, vectors, centre = [], [], grid.reshape(-1, 2).mean(0)[None]
-    for wave in waves:
-        phase = wave.number * reach
-        swing = {"hertz": wave.hertz, "gain": wave.gain, "damping": wave.damping, "limit": wave.limit, "scatter": 1.0}
-        for quadrature, amount in ((0.0, np.cos(phase)), (np.pi / 2, np.sin(phase))):
-            numbers += list(mesh.add_freedoms(centre, quadrature=quadrature, same_group=quadrature > 0, **swing))
-            vectors.append((hold * amount)[..., None] * np.asarray(wave.direction))
-    n = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).reshape(-1, 1)
-    cells = n + np.array([[0, 1, columns + 1, columns]])
-    points = grid.reshape(-1, 2)[cells]
-    directions = np.stack(vectors, 2).reshape(-1, len(numbers), 2)[cells]
-    of_cells = colour.shape[:2] == (rows - 1, columns - 1)
-    tint = np.repeat(colour.reshape(-1, 1, 3), 4, 1) if of_cells else colour.reshape(-1, 3)[cells]
-    moves = (np.broadcast_to(np.asarray(numbers), (*points.shape[:2], len(numbers))), directions)
-    look = Look(**{"strength": 0.12, "material": WEAVE, **look})
-    mesh.add(points, np.array([[0, 1, 2], [0, 2, 3]]), tint, moves, points * 5.0, look)

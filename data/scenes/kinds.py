@@ -232,9 +232,9 @@ FREQUENCIES = np.array([often for _, often, _ in _KINDS.values()]) / sum(often f
 STRENGTH = {kind: strength for kind, (_, _, strength) in _KINDS.items()}
 
 
-def draw(kind: str, rng: np.random.Generator, size: tuple[int, int], atlas: Array) -> tuple[Mesh, Array, Finish]:
-    """Draw an image of a kind with the textures of atlas (M, S, S): mesh, background (H, W, 3) float32, finish."""
-    stage = Stage(rng, size, atlas)
+def draw(kind: str, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Mesh, Array, Finish]:
+    """Draw an image of a kind: mesh, background (H, W, 3) float32, finish."""
+    stage = Stage(rng, size)
     _KINDS[kind][0](stage)
     finish = Finish.draw(rng, stage.scale, blurs=tuple(stage.blurs), **stage.changes)
     return stage.mesh, np.clip(stage.background, 0, 1).astype(np.float32), finish

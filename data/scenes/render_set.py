@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from contextlib import closing
@@ -30,8 +29,6 @@ def render_scene_set(
     size: tuple[int, int] = (160, 256),
     kinds: Sequence[str] | None = None,
     pairs: int = 2,
-    backgrounds: Sequence[Path] = (),
-    textures: Sequence[Path] = (),
     workers: int = 0,
     progress: bool = False,
 ) -> ClipSet:
@@ -42,15 +39,13 @@ def render_scene_set(
         size: (H, W) px.
         kinds: of data.scenes.scene.KINDS, taken in turn; None draws a kind for each.
         pairs: later frames with exact flow a scene, for rendering; 0 makes the set quicker.
-        backgrounds, textures: photographs to mix in, see `data.scenes.scene.make_scene`.
         workers: processes; 0 or 1 renders in this one.
 
     Raises:
-        ClipSetError: the folder holds something else, or a set made with other settings, photographs or scenes.
-        MediaError: a photograph that cannot be read; another run is writing the set.
+        ClipSetError: the folder holds something else, or a set made with other settings or scenes.
+        MediaError: another run is writing the set.
     """
-    look = {"size": tuple(size), "backgrounds": backgrounds, "textures": textures}
-    settings = scene_settings(seed=seed, kinds=kinds, pairs=pairs, **look)
+    settings = scene_settings(seed=seed, size=size, kinds=kinds, pairs=pairs)
     there = rows_of_set(folder, settings)
     if there and all(scene_id(seed * _SEEDS_A_SET + index) in there for index in range(num)):
         clip_set = ClipSet(folder)
@@ -63,25 +58,17 @@ def render_scene_set(
             kind = kinds[index % len(kinds)] if kinds else None
             scene_seed = seed * _SEEDS_A_SET + index
             if scene_id(scene_seed) not in writer.rows:
-                jobs.append((writer.folder, scene_seed, split, pairs, {"kind": kind, **look}))
+                jobs.append((writer.folder, scene_seed, split, pairs, {"kind": kind, "size": tuple(size)}))
         with closing(run_jobs(_render_scene, jobs, workers)) as rows:
             for row in show_progress(rows, len(jobs), "scene", progress):
                 writer.add(row)
         return writer.finish()
 
 
-def scene_settings(
-    *,
-    seed: int,
-    size: tuple[int, int],
-    kinds: Sequence[str] | None,
-    pairs: int,
-    backgrounds: Sequence[Path],
-    textures: Sequence[Path],
-) -> dict[str, Any]:
+def scene_settings(*, seed: int, size: tuple[int, int], kinds: Sequence[str] | None, pairs: int) -> dict[str, Any]:
     """Return what a set depends on, for its statistics.json."""
     settings = {"made_of": "scenes", "seed": seed, "size": list(size), "kinds": list(kinds or []), "pairs": pairs}
-    settings |= {"scenes_version": SCENES_VERSION, "photographs": _digest_of(backgrounds, textures)}
+    settings |= {"scenes_version": SCENES_VERSION, "photographs": ""}  # which earlier sets could have
     if math.gcd(len(kinds or [None]), TEST_EVERY) > 1:
         settings["test_scenes"] = "of each kind"
     return settings
@@ -99,14 +86,6 @@ def _is_test_scene(index: int, num_kinds: int) -> bool:
 
 def scene_id(seed: int) -> str:
     return f"scene_{seed:09d}"
-
-
-def _digest_of(backgrounds: Sequence[Path], textures: Sequence[Path]) -> str:
-    """Return a short digest of the names and sizes of photographs; "" for none."""
-    if not backgrounds and not textures:
-        return ""
-    found = [[(path.name, path.stat().st_size) for path in paths] for paths in (backgrounds, textures)]
-    return hashlib.sha1(repr(found).encode()).hexdigest()[:12]
 
 
 def _render_scene(folder: Path, seed: int, split: str, pairs: int, look: dict[str, Any]) -> ClipRow:

@@ -8,10 +8,8 @@ without rendering a single further frame, and flow is exact outside occlusions, 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from os import PathLike
 
 import cv2
 import numpy as np
@@ -19,7 +17,7 @@ import torch
 from numpy import ndarray as Array
 from torch import Tensor
 
-from data.scenes import photographs, rasteriser
+from data.scenes import rasteriser
 from data.scenes.backgrounds import Finish, texture_atlas
 from data.scenes.kinds import FREQUENCIES, KINDS, STRENGTH, draw
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, fit_spectrum
@@ -101,7 +99,6 @@ class Scene:
     background: Array = field(repr=False)
     finish: Finish = field(repr=False)
     _wind: Wind = field(repr=False)
-    _atlas: Array = field(repr=False)
     _samples: int = 3  # odd, so that a pixel's middle sample is its centre
 
     @property
@@ -166,8 +163,8 @@ class Scene:
         out, coverage = self.background.copy(), []
         for number, (layer, first, last) in zip(ids, self._layer_triangles, strict=True):
             triangles, materials = self.mesh["triangles"][first:last], self.mesh["materials"][first:last]
-            looks = self.mesh["looks"]
-            painted = rasteriser.shade_ids(number, vertices, triangles, materials, looks, self._atlas, self._samples)
+            looks = (materials, self.mesh["looks"], texture_atlas())
+            painted = rasteriser.shade_ids(number, vertices, triangles, *looks, self._samples)
             sigma = self.finish.blurs[layer]
             if sigma > 0.3:
                 painted = cv2.GaussianBlur(painted, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
@@ -278,8 +275,6 @@ def make_scene(
     size: tuple[int, int] = (160, 256),
     kind: str | None = None,
     wind_seed: int | None = None,
-    backgrounds: Sequence[str | PathLike[str]] = (),
-    textures: Sequence[str | PathLike[str]] = (),
 ) -> Scene:
     """Draw the scene of a seed: the same for the same arguments on every machine.
 
@@ -287,11 +282,9 @@ def make_scene(
         size: (H, W) px, at least 16 each; all lengths scale with it.
         kind: one of `KINDS`, or None for one drawn by the seed.
         wind_seed: how it moves, with the same image; the seed itself when None.
-        backgrounds: photographs, one of which stands behind half of the scenes. They never move.
-        textures: photographs whose light and dark becomes the grain of some surfaces of a scene.
 
     Raises:
-        ValueError: unknown kind, or a size that is too small. MediaError: a photograph that cannot be read.
+        ValueError: unknown kind, or a size that is too small.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -300,11 +293,7 @@ def make_scene(
     rng = np.random.default_rng([seed, 1, SCENES_VERSION])
     drawn = KINDS[int(rng.choice(len(KINDS), p=FREQUENCIES))]
     kind = kind or drawn
-    photograph_rng = np.random.default_rng([seed, 8])
-    atlas = photographs.textures(textures, photograph_rng, texture_atlas())
-    mesh, background, finish = draw(kind, rng, size, atlas)
-    photograph = photographs.background(backgrounds, photograph_rng, size, kind)
-    background = background if photograph is None else photograph
+    mesh, background, finish = draw(kind, rng, size)
     wind_seed = seed if wind_seed is None else wind_seed
     scale = math.sqrt(size[0] * size[1] / REFERENCE_AREA)
     arrays = mesh.finish()
@@ -313,4 +302,4 @@ def make_scene(
     # Young and slack, or dry and stiff: first modes stay below 3 Hz.
     pace = math.exp(abs(rng.normal(0, 0.4)))
     oscillators[:, 2] = np.where(oscillators[:, 2] < 3, np.minimum(oscillators[:, 2] * pace, 3), oscillators[:, 2])
-    return Scene(kind, tuple(size), seed, wind_seed, arrays, background, finish, Wind.draw(wind_seed, scale), atlas)
+    return Scene(kind, tuple(size), seed, wind_seed, arrays, background, finish, Wind.draw(wind_seed, scale))

@@ -3,21 +3,48 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy import ndarray as Array
 
-from data.scenes.elements import Wave, add_sheet
-from data.scenes.mesh import FLAT
+from data.scenes.mesh import FLAT, WEAVE, Look
 from data.scenes.stage import Stage, palette
 
-# Waves of a flame: Hz, drive, radians over its height, direction
+# Of each wave: range of Hz, drive, range of radians over the sheet's reach, direction, damping.
 FLAME_WAVES = (
-    ((0.3, 0.9), 0.16, (0.5, 1.5), (1, 0.1)),
-    ((1.2, 3.0), 0.1, (2, 4), (1, 0)),
-    ((3.0, 7.0), 0.07, (4, 7), (1, 0)),
-    ((0.8, 5.0), 0.1, (0.5, 1.5), (0, 1)),
+    ((0.3, 0.9), 0.16, (0.5, 1.5), (1, 0.1), 0.3),
+    ((1.2, 3.0), 0.1, (2, 4), (1, 0), 0.3),
+    ((3.0, 7.0), 0.07, (4, 7), (1, 0), 0.3),
+    ((0.8, 5.0), 0.1, (0.5, 1.5), (0, 1), 0.3),
 )
+CLOTH_WAVES = (((0.15, 0.5), 0.09, (0.5, 2), 0.3), ((0.6, 1.4), 0.09, (3, 6), 0.15), ((1.3, 2.8), 0.05, (6, 11), 0.15))
+
+
+def _add_sheet(
+    stage: Stage, grid: Array, colour: Array, hold: Array, reach: Array, waves: Sequence, limit: float, look: Look
+) -> None:
+    """Add a waving sheet on grid (R, C, 2): cells coloured by colour (R-1, C-1, 3) or points (R, C, 3).
+
+    hold (R, C): fraction of the motion (0 where pinned). Each wave is two oscillators in quadrature,
+    A hold cos(number reach - w t) with reach (R, C).
+    """
+    rng, mesh, (rows, columns) = stage.rng, stage.mesh, grid.shape[:2]
+    drawn = [(rng.uniform(*band), gain, rng.uniform(*number), *rest) for band, gain, number, *rest in waves]
+    numbers, vectors, centre = [], [], grid.reshape(-1, 2).mean(0)[None]
+    for hertz, gain, number, direction, damping in drawn:
+        swing = {"hertz": hertz, "gain": gain, "damping": damping, "limit": limit, "scatter": 1.0}
+        for quadrature, amount in ((0.0, np.cos(number * reach)), (np.pi / 2, np.sin(number * reach))):
+            numbers += list(mesh.add_freedoms(centre, quadrature=quadrature, same_group=quadrature > 0, **swing))
+            vectors.append((hold * amount)[..., None] * np.asarray(direction))
+    n = (np.arange(rows - 1)[:, None] * columns + np.arange(columns - 1)).reshape(-1, 1)
+    cells = n + np.array([[0, 1, columns + 1, columns]])
+    points = grid.reshape(-1, 2)[cells]
+    directions = np.stack(vectors, 2).reshape(-1, len(numbers), 2)[cells]
+    of_cells = colour.shape[:2] == (rows - 1, columns - 1)
+    tint = np.repeat(colour.reshape(-1, 1, 3), 4, 1) if of_cells else colour.reshape(-1, 3)[cells]
+    moves = (np.broadcast_to(np.asarray(numbers), (*points.shape[:2], len(numbers))), directions)
+    mesh.add(points, np.array([[0, 1, 2], [0, 2, 3]]), tint, moves, points * 5.0, look)
 
 
 def flame(
@@ -44,12 +71,8 @@ def flame(
     green = np.clip(1.25 * core**1.1 + 0.05, 0, 1) - 0.3 * cold
     blue = np.clip(1.5 * core - 0.62, 0, 1) * (0.7 if fire else 1) + 0.3 * cold
     colour = np.clip(np.stack([red, green, blue], -1), 0, 1)
-    waves = [
-        Wave(rng.uniform(*band), gain, rng.uniform(*number), np.array(direction), 0.3, 0.4)
-        for band, gain, number, direction in FLAME_WAVES
-    ]
     hold, reach = (s**1.4 + 0 * across) * height, s + 0 * across
-    add_sheet(stage.mesh, grid, colour, hold, reach, waves, depth=depth, strength=0.0, layer=2, material=FLAT)
+    _add_sheet(stage, grid, colour, hold, reach, FLAME_WAVES, 0.4, Look(depth, 0.0, FLAT, 2))
 
 
 def cloth(
@@ -72,18 +95,11 @@ def cloth(
     grid = np.stack([x + 0 * y, y + 0 * x], -1)
     light = 1 + rng.uniform(0.12, 0.35) * np.cos(phase + 0.6) * away**0.5
     cells = colour * ((light[:-1, :-1] + light[1:, 1:]) / 2)[..., None]
-    main = np.array([1.0, 0.25]) if hangs else np.array([0.35, 1.0])
-    force = 0.6 if hangs else 1.0
-    waves = [
-        Wave(rng.uniform(*band), gain, rng.uniform(*number), direction * force, damping, 0.55)
-        for band, gain, number, direction, damping in (
-            ((0.15, 0.5), 0.09, (0.5, 2), main, 0.3),
-            ((0.6, 1.4), 0.09, (3, 6), main, 0.15),
-            ((1.3, 2.8), 0.05, (6, 11), main[::-1] * [1, -0.6], 0.15),
-        )
-    ]
+    main = np.array([1.0, 0.25]) * 0.6 if hangs else np.array([0.35, 1.0])
+    directions = (main, main, main[::-1] * [1, -0.6])
+    waves = [(*wave[:3], way, wave[3]) for wave, way in zip(CLOTH_WAVES, directions, strict=True)]
     hold, reach = away**1.1 * (0.8 * width if hangs else height), away + 0.3 * side
-    add_sheet(stage.mesh, grid, np.clip(cells, 0, 1), hold, reach, waves, depth=0.0)
+    _add_sheet(stage, grid, np.clip(cells, 0, 1), hold, reach, waves, 0.55, Look(0.0, 0.12, WEAVE))
 
 
 FLAG_COLOURS = np.array(palette("80 10 12, 95 95 93, 10 20 50, 5 45 20, 95 80 10, 6 6 7, 95 50 10, 35 60 85"))

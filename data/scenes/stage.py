@@ -29,9 +29,8 @@ PETALS = palette("95 93 90, 95 80 10, 85 10 12, 90 45 65, 45 25 75, 25 40 90, 95
 class Stage:
     """A scene while it is drawn; lengths are px."""
 
-    def __init__(self, rng: np.random.Generator, size: tuple[int, int], atlas: Array) -> None:
+    def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng, self.size = rng, size  # rng: the only source of randomness
-        self.atlas = atlas  # the textures (M, S, S)
         self.height, self.width = size
         self.scale = math.sqrt(size[0] * size[1] / (160 * 256))  # px of this image per px of one of 256 x 160
         self.mesh = Mesh()

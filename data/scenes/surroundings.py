@@ -50,7 +50,7 @@ def soft(stage: Stage) -> None:
         stage.background = backgrounds.sky(rng, stage.size, stage.mood)
     elif choice == "plain":
         tone = rng.choice([0.95, 0.06, 0.5]) * np.ones(3) * (1 + rng.normal(0, 0.05, 3))
-        stage.background = backgrounds.surface(rng, stage.size, tone, stage.atlas[MOTTLED], stage.scale)
+        stage.background = backgrounds.surface(rng, stage.size, tone, MOTTLED, stage.scale)
     else:
         landscape(stage)
     if choice in ("bokeh", "forest") and stage.chance(0.85):
@@ -78,7 +78,7 @@ def wall(stage: Stage) -> None:
     """Paint a wall face on."""
     material = int(stage.rng.choice([BRICK, PLANKS, MOTTLED, STONE]))
     colour = stage.pick(rigid.WALLS)
-    stage.background = backgrounds.surface(stage.rng, stage.size, colour, stage.atlas[material], stage.scale)
+    stage.background = backgrounds.surface(stage.rng, stage.size, colour, material, stage.scale)
 
 
 def room(stage: Stage) -> float:
