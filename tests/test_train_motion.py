@@ -378,7 +378,7 @@ def test_resume_of_another_mode_is_refused(unet_flags, tmp_path, capsys):
     (run / "options.json").write_text(json.dumps(options))
     before = losses(run)
     error = mistake(train_unet, [*flags, "--mode", "volume"], capsys)
-    assert "step-0000001 does not fit this model" in error and losses(run) == before
+    assert "step-0000001: does not fit this model" in error and losses(run) == before
 
 
 def test_a_loss_that_turns_nan_stops_names_the_clip_and_exports_nothing(unet_flags, scene_set, tmp_path, capsys):
