@@ -146,7 +146,7 @@ def test_weights_set_how_often_a_clip_comes(tmp_path):
 
 def test_a_set_without_clips_for_the_purpose_is_refused(tmp_path):
     clip_set = make_set(tmp_path / "set", clips=2, pairs=0)
-    with pytest.raises(ClipSetError, match="no clip for this of split test"):
+    with pytest.raises(ClipSetError, match="no such clip of split test"):
         MotionDataset([(clip_set, 1.0)], split="test")
     with pytest.raises(ClipSetError, match="no clip for this"):
         RenderingDataset([(clip_set, 1.0)])

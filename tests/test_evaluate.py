@@ -88,11 +88,11 @@ def test_scenes_are_rendered_with_their_exact_flow(tmp_path: Path) -> None:
     (row,) = choose_clips(clip_set, "test", None, 0)
     clip = open_clip(clip_set, row, 60)
     assert (clip.origin, len(clip.times_s)) == ("scene", 2)
-    targets, flow = clip.targets, clip.flow
+    targets, flow = clip.read(slice(None))
     scene = evaluation_clips.make_scene(int(row.source.split(":")[1]), size=(48, 64))
     assert torch.equal(flow, torch.stack([scene.flow(2.0), scene.flow(4.0)]))
     assert torch.equal(targets[1], scene.frame(4.0))
-    assert len(open_clip(clip_set, row, 25).times_s) == len(open_clip(clip_set, row, 25).flow) == 5
+    assert len(open_clip(clip_set, row, 25).times_s) == len(open_clip(clip_set, row, 25).read(slice(None))[1]) == 5
 
 
 def test_scenes_that_are_drawn_otherwise_now_are_measured_by_their_pairs(
@@ -149,11 +149,11 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
     monkeypatch.setattr(evaluation_clips, "static_pixels", lambda first, frames: never if len(frames) == 8 else ~never)
     clip = open_clip(clip_set, row, 3)
     assert (clip.origin, len(clip.times_s)) == ("video", 2)
-    targets, flow = clip.targets, clip.flow
+    targets, flow = clip.read(slice(None))
     moved = flow[:, 0, 20:44, 30:66].flatten(1).median(1).values
     torch.testing.assert_close(moved, torch.tensor([3.0, 6.0]), atol=0.3, rtol=0)
     again = open_clip(clip_set, row, 3)
-    assert torch.equal(again.flow, flow) and torch.equal(again.targets, targets)
+    assert all(map(torch.equal, again.read(slice(None)), (targets, flow)))
     assert len(open_clip(clip_set, row, 1).times_s) == 7
     assert asked == [(2, "dis_fast"), (5, "dis_fast")]  # the second time from the cache, the third only what it lacks
     assert len(still) == 4 and all(mask is never for mask in still)

@@ -77,7 +77,7 @@ def test_bad_videos_get_one_line_each_and_the_rest_goes_on(odd_videos, tmp_path,
     assert rows["variable"].frames <= 40 and "24 bins need 48" in rows["variable"].reason
     for name in ("sound", "truncated", "single"):
         assert rows[name].reason.startswith("unreadable: ")
-        assert sum(f"{name}: unreadable: " in line for line in lines) == 1
+        assert sum(f"{rows[name].id}: unreadable: " in line for line in lines) == 1
     assert "single frame" in rows["single"].reason and "truncated" in rows["truncated"].reason
     assert sum("no videos in this folder" in line for line in lines) == 1
     first = ClipSet(tmp_path / "set").first("tall")

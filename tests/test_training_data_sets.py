@@ -91,7 +91,7 @@ def test_latents_leave_out_what_cannot_be_read(scene_set, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "bins", "said"),
     [
-        ({"scale_px": None}, 4, "no statistics; run the prepare_data.py command"),
+        ({"scale_px": None}, 4, "no statistics; finish preparing it"),
         ({"scale_px": [1.0, 0.5]}, 4, "bins 4: .* has statistics of 2 bins; right: so many or fewer"),
         ({"scale_px": [1.0, float("nan"), 1.0, 1.0]}, 4, "statistics.json is damaged"),
         ({"scale_px": "much"}, 4, "statistics.json is damaged"),
