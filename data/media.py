@@ -74,10 +74,11 @@ def to_bytes(image: torch.Tensor) -> np.ndarray:
 
 
 def from_bytes(array: np.ndarray) -> torch.Tensor:
-    """Turn bytes (H, W, 3) into an image (3, H, W) float32 in [0, 1]."""
+    """Turn bytes or 16-bit values (H, W, 3) into an image (3, H, W) float32 in [0, 1]."""
+    scale = 65535.0 if array.dtype == np.uint16 else 255.0
     planes = np.moveaxis(array, -1, 0).astype(np.float32, order="C")  # (3, H, W)
     # in place, as a large image takes gigabytes here
-    return torch.from_numpy(planes).div_(255.0)
+    return torch.from_numpy(planes).div_(scale)
 
 
 def contact_sheet(rows: list[list[torch.Tensor]], *, gap: int = 2) -> torch.Tensor:
@@ -97,8 +98,8 @@ def contact_sheet(rows: list[list[torch.Tensor]], *, gap: int = 2) -> torch.Tens
 def read_image(path: str | Path, *, max_side: int | None = None) -> torch.Tensor:
     """Read an image as float32 RGB (3, H, W) in [0, 1], its long side reduced to `max_side` px where it is larger.
 
-    Reads jpg, png, webp, bmp, tiff, gif (first frame) and ppm. Grey, palette and CMYK become RGB, 16 bits become 8,
-    EXIF rotation is applied and transparency is laid over white. Colour profiles are not applied.
+    Reads jpg, png, webp, bmp, tiff, gif (first frame) and ppm. Grey, palette and CMYK become RGB, 16-bit values are
+    divided by 65535, EXIF rotation is applied and transparency is laid over white. Colour profiles are not applied.
     Raises MediaError for a file that cannot be read, above Pillow's 179 megapixels, or under 16 px on a reduced side.
     """
     return _over_background(_read_rgba(Path(path), max_side, MIN_SIDE_PX), 1.0)
@@ -108,7 +109,9 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
     """Return (H, W) of an image file, upright, without decoding it; MediaError as `read_image`."""
     with _opened(Path(path)) as image:
         width, height = image.size
-        return (width, height) if "t" in _turns(image) else (height, width)
+        # Pillow turns TIFFs upright by itself.
+        lies = image.format != "TIFF" and "t" in _UPRIGHT.get(_orientation(image), "")
+    return (width, height) if lies else (height, width)
 
 
 def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = False) -> torch.Tensor:
@@ -135,35 +138,15 @@ def _over_background(rgba: torch.Tensor, background: float) -> torch.Tensor:
 def _read_rgba(path: Path, max_side: int | None, min_side: int) -> torch.Tensor:
     """Decode, reduce and turn upright; (3, H, W), or (4, H, W) with straight alpha."""
     with _opened(path) as image:
-        factor = 1.0 if max_side is None else min(1.0, max_side / max(image.size))
-        size = tuple(max(1, round(side * factor)) for side in image.size)
-        if min(size) < min_side:
-            sides = f"{image.size[0]} x {image.size[1]} px"
-            sides += f" reduced to {size[0]} x {size[1]} px" if factor < 1 else ""
-            raise MediaError(f"{path}: {sides}; the short side must keep at least {min_side} px")
+        target = _target_size(path, image.size, max_side, min_side)
         try:
-            image.load()
-            turns = _turns(image)
-            low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
-            if image.mode == "F" or low < 0 or high > 65535:
-                raise MediaError(f"{path}: holds float or 32-bit values; save it with 8 or 16 bits a channel")
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image).astype(np.float32) / 257).round().astype(np.uint8))
-            transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
-            array = np.asarray(image.convert("RGBA" if transparent else "RGB").resize(size, Image.Resampling.LANCZOS))
+            return from_bytes(_decode(path, image, target))
         except MediaError:
             raise
         # Decoders answer a damaged file with anything from OSError to struct.error.
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             raise MediaError(f"{path}: cannot be decoded, damaged or truncated ({reason})") from error
-    array = array.swapaxes(0, 1) if "t" in turns else array
-    return from_bytes(array[:: -1 if "y" in turns else 1, :: -1 if "x" in turns else 1])
-
-
-def _turns(image: Image.Image) -> str:
-    # Pillow turns TIFFs upright while loading.
-    return "" if image.format == "TIFF" else _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1), "")
 
 
 @contextmanager
@@ -181,6 +164,81 @@ def _opened(path: Path) -> Iterator[Image.Image]:
             raise MediaError(f"{path}: is not an image; give a whole jpg, png, webp, bmp, tiff, gif or ppm") from error
         with image:
             yield image
+
+
+def _orientation(image: Image.Image) -> int:
+    return image.getexif().get(ExifTags.Base.Orientation, 1)
+
+
+def _decode(path: Path, image: Image.Image, target: tuple[int, int]) -> np.ndarray:
+    """Return upright pixels of `target` size (before turning), 8 or 16 bits, (H, W, 3 or 4)."""
+    orientation, is_deep = _orientation(image), _is_16_bit(path, image)
+    image.load()
+    low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
+    if image.mode == "F" or low < 0 or high > 65535:
+        raise MediaError(f"{path}: holds float or 32-bit values; save it with 8 or 16 bits a channel")
+    array = _deep_pixels(path, image, orientation) if is_deep else None
+    array = _byte_pixels(image, target) if array is None else _reduce_deep(array, target)
+    # Pillow turns TIFFs upright while loading.
+    turns = "" if image.format == "TIFF" else _UPRIGHT.get(orientation, "")
+    array = array.swapaxes(0, 1) if "t" in turns else array
+    return array[:: -1 if "y" in turns else 1, :: -1 if "x" in turns else 1]
+
+
+def _target_size(path: Path, size: tuple[int, int], max_side: int | None, min_side: int) -> tuple[int, int]:
+    width, height = size
+    factor = 1.0 if max_side is None else min(1.0, max_side / max(size))
+    target = (max(1, round(width * factor)), max(1, round(height * factor)))
+    if min(target) < min_side:
+        reduced = f" reduced to {target[0]} x {target[1]} px" if target != size else ""
+        raise MediaError(f"{path}: {width} x {height} px{reduced}; the short side must keep at least {min_side} px")
+    return target
+
+
+def _is_16_bit(path: Path, image: Image.Image) -> bool:
+    if image.format == "PNG":
+        with open(path, "rb") as file:
+            return file.read(25)[24] == 16  # the bit depth in the IHDR chunk, which comes first by definition
+    if image.format == "TIFF" and image.mode != "CMYK":
+        return max(image.tag_v2.get(258, (8,))) == 16  # BitsPerSample
+    return image.mode == "I"
+
+
+def _deep_pixels(path: Path, image: Image.Image, orientation: int) -> np.ndarray | None:
+    """Return 16-bit pixels (H, W, 3 or 4), or None where only Pillow's 8-bit version is to be had.
+
+    Pillow keeps 8 of the 16 bits of colour images, so those go through OpenCV, which fails on TIFFs to be turned.
+    """
+    if image.mode.startswith("I"):
+        array = np.asarray(image).astype(np.uint16)
+    elif image.format == "TIFF" and orientation != 1:
+        return None
+    else:
+        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if array is None or array.dtype != np.uint16:
+        return None
+    if array.ndim == 2:
+        return np.repeat(array[..., None], 3, axis=2)
+    return cv2.cvtColor(array, cv2.COLOR_BGRA2RGBA if array.shape[2] == 4 else cv2.COLOR_BGR2RGB)
+
+
+def _reduce_deep(array: np.ndarray, target: tuple[int, int]) -> np.ndarray:
+    if array.shape[2] == 3 or target == array.shape[1::-1]:
+        return cv2.resize(array, target, interpolation=cv2.INTER_AREA)
+    # The colour of transparent pixels must not bleed into their neighbours: average colour times alpha.
+    mixed = array.astype(np.float32)
+    mixed[..., :3] *= mixed[..., 3:]
+    mixed = cv2.resize(mixed, target, interpolation=cv2.INTER_AREA)
+    mixed[..., :3] /= np.maximum(mixed[..., 3:], 1)
+    return mixed.round().astype(np.uint16)
+
+
+def _byte_pixels(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
+    transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
+    image = image.convert("RGBA" if transparent else "RGB")
+    if image.size != target:
+        image = image.resize(target, Image.Resampling.LANCZOS)
+    return np.asarray(image)
 
 
 def encode_jpeg(image: torch.Tensor) -> bytes:
