@@ -108,11 +108,8 @@ def make_table(
     test_sets = [clip_set for clip_set in test_sets if clip_set.rows("test")]
     if not test_sets:
         raise EvaluationError("test_data: no clip of split test to measure; right: another set")
-    pairs = [
-        name
-        for name, (clip_set, _) in zip(settings.data, sets, strict=True)
-        if any(clip_set.has_pairs(row.id) for row in clip_set.rows("train"))
-    ]
+    named = zip(settings.data, [clip_set for clip_set, _ in sets], strict=True)
+    pairs = [name for name, found in named if any(found.has_pairs(row.id) for row in found.rows("train"))]
     keys = [key for key in VARIANTS if key in variants]
     failed = {key: "no set has rendering pairs" for key in keys if key in RENDERER_VARIANTS and not pairs}
     plan = {key: trainings(key, settings, pairs, out) for key in keys if key not in failed}

@@ -106,6 +106,7 @@ def _fold_batch_norms(network: ResNet) -> ResNet:
                 setattr(module, conv, fuse_conv_bn_eval(getattr(module, conv), getattr(module, norm)))
                 setattr(module, norm, nn.Identity())
     network.conv1.stride = (1, 1)
+    network.requires_grad_(True)  # fused biases come without
     return network
 
 

@@ -196,7 +196,7 @@ def test_a_picture_and_its_mirror_image_move_alike():
 
 
 def test_without_a_picture_network_there_is_nothing_to_read():
-    with pytest.raises(ValueError, match="reads a picture network, and the backbone is 'none'"):
+    with pytest.raises(ValueError, match="reads an image network, and the backbone is 'none'"):
         FrequencyUNet(**SHAPE, backbone="none").set_stage("displacement")
 
 
@@ -293,7 +293,7 @@ def test_still_photographs_are_shown_in_crops(scene_set: ClipSet):
 def test_still_pictures_belong_to_their_stage(tmp_path, capsys):
     flags = ["--data", "x", "--vae", "x", "--still-pictures", str(tmp_path)]
     assert train_unet.main([*flags, "--stage", "picture"]) == 2
-    assert "--still-pictures: only --stage displacement" in capsys.readouterr().err
+    assert "--static-images: only --stage displacement" in capsys.readouterr().err
 
 
 def test_validation_figures_of_a_known_map(scene_set: ClipSet):
@@ -358,7 +358,7 @@ def test_the_head_stays_when_other_stages_go_on(scene_set: ClipSet, tmp_path: Pa
 
 def test_stage_displacement_has_no_noise_levels(capsys):
     assert train_unet.main(["--stage", "displacement", "--weighting", "min-snr"]) == 2
-    assert "--stage displacement has no noise levels to weigh; right: none" in capsys.readouterr().err
+    assert "--stage displacement has no noise levels; right: none" in capsys.readouterr().err
 
 
 def test_a_head_is_moved_and_cast_with_the_network():

@@ -191,7 +191,7 @@ def test_flags_that_contradict_each_other_are_refused(scene_set, tmp_path, capsy
     for more, said in (
         (["--backbone", "vae", *weights], "--backbone-weights: --backbone vae takes none"),
         (["--backbone", "none", *weights], "--backbone-weights: --backbone none takes none"),
-        (["--backbone", "vae", "--init", str(tmp_path / "none")], "keeps its own, none; right: leave it out"),
+        (["--backbone", "vae", "--init", str(tmp_path / "none")], "its backbone is none, not vae"),
     ):
         assert train_unet.main([*flags, *more, "--out", str(tmp_path / "run")]) == 2
         (error,) = capsys.readouterr().err.strip().splitlines()[-1:]

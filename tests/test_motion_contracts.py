@@ -61,7 +61,7 @@ def test_a_picture_vq_model_is_trained_measured_and_sampled_with(scene_set, tmp_
     flags += ["--learning-rate", "1e-2", "--init-vq", str(tmp_path / "ldm")]
     with caplog.at_level(logging.INFO):
         assert train_vae.main([*flags, "--out", str(tmp_path / "vae")]) == 0
-    assert "step 2, held out: mae_normalised" in caplog.text
+    assert "step 2, validation: mae_normalised" in caplog.text
 
     # What was trained and recorded
     vae = MotionVAE.from_pretrained(tmp_path / "vae/vae").float().eval()
@@ -323,6 +323,6 @@ def test_the_table_says_that_it_measures_motion_before_it_is_calmed(scene_set, t
     flags += ["--samples", "1", "--clips", "1", "--nearest", "1", "--out", str(tmp_path / "out")]
     assert evaluate.main(["motion", *flags]) == 0
     said = [line for line in Path(tmp_path / "out/results.md").read_text().splitlines() if "as it is sampled" in line]
-    assert len(said) == 1 and f"limit its amplitude to {AMPLITUDE_LIMIT_PX:g} px" in said[0]
+    assert len(said) == 1 and f"its amplitude is limited to {AMPLITUDE_LIMIT_PX:g} px" in said[0]
     model = json.loads((tmp_path / "out/results.json").read_text())
     assert "motion_px" in json.dumps(model)

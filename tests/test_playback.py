@@ -67,7 +67,7 @@ def test_flow_of_another_size_is_resized_rescaled_and_noted(photograph, tmp_path
         assert "is resized" not in caplog.text
         assert run(synthesize_softmax, photograph, small, tmp_path / "b", "--preview") == 0
     noted = [line for line in caplog.messages if "small.npz: flow of 30 x 45 px is resized" in line]
-    assert len(noted) == 1 and "at 60 x 90 px: dx by 2, dy by 2" in noted[0]
+    assert len(noted) == 1 and "to the image of 60 x 90 px" in noted[0]
     a, b = frames_of(tmp_path / "a"), frames_of(tmp_path / "b")
     assert (a - b).abs().max() < 0.02 and (a[1] - a[0]).abs().mean() > 0.01
 

@@ -80,7 +80,7 @@ def test_bad_videos_get_one_line_each_and_the_rest_goes_on(odd_videos, tmp_path,
         assert sum(f"{rows[name].id}: unreadable: " in line for line in lines) == 1
     assert "single frame" in rows["single"].reason and "truncated" in rows["truncated"].reason
     assert sum("no videos in this folder" in line for line in lines) == 1
-    first = ClipSet(tmp_path / "set").first("tall")
+    first = ClipSet(tmp_path / "set").first(rows["tall"].id)
     assert first.shape[-2] > 1.5 * first.shape[-1]
 
 
