@@ -192,11 +192,7 @@ def _keep_settings(path: Path, settings: Settings) -> None:
 
 
 def _make_row(
-    key: str,
-    runs: Sequence[Training],
-    test_sets: Sequence[ClipSet],
-    normalisation: Normalisation,
-    settings: Settings,
+    key: str, runs: Sequence[Training], test_sets: Sequence[ClipSet], normalisation: Normalisation, settings: Settings
 ) -> dict[str, Any]:
     """Train a variant, or go on with what was cut short, unless its model is there, and measure it."""
     records = []

@@ -89,10 +89,9 @@ def add_frames_flags(parser: Parser) -> None:
     add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4; default: the preset's")
     add("--num-seeds", type=positive_int, default=1, metavar="N", help="trainings of each operator, from --seed on")
     add = parser.add_argument_group("networks that measure").add_argument
-    lpips_help = "torchvision's ImageNet weights, a file for each network, or `hub` to download them; no LPIPS without"
-    add("--lpips-weights", nargs="+", metavar="FILE|hub", help=lpips_help)
-    networks = {"choices": ("alex", "vgg", "squeeze"), "default": ["alex"], "metavar": "NET"}
-    add("--lpips-network", nargs="+", help="of alex, vgg, squeeze: what those files hold; default: alex", **networks)
+    lpips_help = "torchvision's ImageNet weights, or `hub` to download them; no LPIPS without"
+    add("--lpips-weights", metavar="FILE|hub", help=lpips_help)
+    add("--lpips-network", choices=("alex", "vgg", "squeeze"), default="alex", help="network of these weights")
     feature_help = "SqueezeNet 1.1 for feature_distance; none without"
     add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
     _add_shared(parser, "frames-SET-SPLIT or frames-single-video", "device", "precision")

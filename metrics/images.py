@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -94,17 +94,18 @@ def decibel(error: Tensor) -> Tensor:
 
 
 def frame_metrics(
-    pred: Tensor, target: Tensor, *, lpips: Sequence[Lpips] = (), features: PerceptualLoss | None = None
+    pred: Tensor, target: Tensor, *, lpips: Lpips | None = None, features: PerceptualLoss | None = None
 ) -> dict[str, Tensor]:
     """Return {metric: (N,) on the CPU} of frames (N, 3, H, W).
 
-    These are "squared_error", "psnr_db" (float64), "ssim" (Gaussian window of 11, deviation 1.5), "lpips_NETWORK" of
-    each of `lpips`, and "feature_distance" where there are `features`.
+    These are "squared_error", "psnr_db" (float64), "ssim" (Gaussian window of 11, deviation 1.5), and where
+    these are given "lpips_NETWORK" and "feature_distance".
     """
     error = squared_error(pred, target)
     pred, target = pred.clamp(0, 1), target.clamp(0, 1)
     metrics = {"squared_error": error, "psnr_db": decibel(error), "ssim": _chunked(_ssim, pred, target)}
-    metrics |= {network.name: _chunked(network, pred, target) for network in lpips}
+    if lpips is not None:
+        metrics[lpips.name] = _chunked(lpips, pred, target)
     if features is not None:
         metrics["feature_distance"] = _chunked(features.feature_distance, pred, target)
     return {name: value.detach().cpu() for name, value in metrics.items()}

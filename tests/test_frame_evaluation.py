@@ -150,19 +150,17 @@ def test_weights_that_are_missing_or_corrupt(tmp_path: Path, capsys: pytest.Capt
         assert frames(data, out, flag, tmp_path / name) == 2
         line = last_line(capsys)
         assert str(tmp_path / name) in line and said in line
-    assert frames(data, out, "--lpips-network", "alex", "vgg", "--lpips-weights", "a.pth") == 2
-    assert "--lpips-weights: 1 for alex vgg" in last_line(capsys)
     assert not out.exists()
 
 
 def test_what_is_left_out_for_want_of_weights_is_told_in_the_table(tmp_path: Path, capsys) -> None:
     data, model = make_set(tmp_path / "set", torch.zeros(2, *SIZE)), make_model(tmp_path / "model")
-    assert frames(data, tmp_path / "out", "--checkpoint", model, "--lpips-network", "alex", "squeeze") == 0
+    assert frames(data, tmp_path / "out", "--checkpoint", model, "--lpips-network", "squeeze") == 0
     (row, *_) = read_rows(tmp_path / "out")
-    assert [row[name] for name in ("lpips_alex", "lpips_squeeze", "feature_distance")] == [None] * 3
+    assert [row[name] for name in ("lpips_squeeze", "feature_distance")] == [None] * 2
     text = (tmp_path / "out" / "results.md").read_text()
-    assert "lpips_alex (alexnet), lpips_squeeze (squeezenet1_1), feature_distance" in text
-    assert "not measured, as no weights are given: lpips_alex" in capsys.readouterr().out
+    assert "no weights are given: lpips_squeeze, feature_distance" in text
+    assert "not measured, as no weights are given: lpips_squeeze" in capsys.readouterr().out
 
 
 # ------------------------------------------------------------------------------------------------ seeds, pictures

@@ -15,8 +15,6 @@ from torchmetrics.functional.image import peak_signal_noise_ratio, structural_si
 from torchvision.models import alexnet, squeezenet1_1
 
 from data.result_tables import write_results
-from evaluation import EvaluationError
-from evaluation.frames.table import load_lpips
 from metrics import WeightsError
 from metrics.images import Lpips, decibel, frame_metrics, pool_frames, squared_error
 
@@ -82,36 +80,30 @@ def test_lpips_takes_its_backbone_from_the_file(alex_weights):
     state = torch.load(alex_weights)
     assert torch.equal(lpips.net.net.slice3[1].weight, state["features.6.weight"])
     pred, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
-    found = frame_metrics(pred, target, lpips=[lpips])["lpips_alex"]
+    found = frame_metrics(pred, target, lpips=lpips)["lpips_alex"]
     assert found.shape == (2,) and (found > 0).all()
     assert float(lpips(pred, pred).abs().max()) == 0.0
 
 
-def test_several_lpips_side_by_side(alex_weights, tmp_path):
+def test_lpips_of_squeezenet(tmp_path):
     torch.manual_seed(2)
     torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeezenet.pth")
-    networks = load_lpips(["squeeze", "alex"], [tmp_path / "squeezenet.pth", alex_weights])
     pred, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
-    found = frame_metrics(pred, target, lpips=networks)
-    assert list(found)[-2:] == ["lpips_squeeze", "lpips_alex"]
-    assert torch.equal(found["lpips_alex"], Lpips("alex", alex_weights)(pred, target))
-    assert (found["lpips_squeeze"] > 0).all() and not torch.equal(found["lpips_squeeze"], found["lpips_alex"])
+    found = frame_metrics(pred, target, lpips=Lpips("squeeze", tmp_path / "squeezenet.pth"))
+    assert list(found)[-1] == "lpips_squeeze" and (found["lpips_squeeze"] > 0).all()
 
 
 def test_wrong_weights_of_lpips(alex_weights, tmp_path):
-    assert load_lpips(["alex", "vgg"], None) == []
     broken = tmp_path / "broken.pth"
     broken.write_bytes(alex_weights.read_bytes()[:1000])
-    for error, message, networks, weights in (
-        (WeightsError, "another network", ["vgg"], [alex_weights]),
-        (WeightsError, "none.pth: no such file", ["alex"], [tmp_path / "none.pth"]),
-        (WeightsError, "needs torchvision's squeezenet1_1", ["squeeze"], [tmp_path / "caffe.npz"]),
-        (WeightsError, "broken.pth: not readable as weights", ["alex"], [broken]),
-        (EvaluationError, "names a network twice", ["alex", "alex"], [alex_weights, alex_weights]),
-        (EvaluationError, "lpips_weights: 1 for alex vgg; right: one for each", ["alex", "vgg"], [alex_weights]),
+    for message, network, weights in (
+        ("another network", "vgg", alex_weights),
+        ("none.pth: no such file", "alex", tmp_path / "none.pth"),
+        ("needs torchvision's squeezenet1_1", "squeeze", tmp_path / "caffe.npz"),
+        ("broken.pth: not readable as weights", "alex", broken),
     ):
-        with pytest.raises(error, match=message):
-            load_lpips(networks, weights)
+        with pytest.raises(WeightsError, match=message):
+            Lpips(network, weights)
 
 
 def test_lpips_from_the_hub(alex_weights, tmp_path, monkeypatch, caplog):
@@ -127,15 +119,15 @@ def test_lpips_from_the_hub(alex_weights, tmp_path, monkeypatch, caplog):
 
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    (lpips,) = load_lpips(["alex"], ["hub"])
+    lpips = Lpips("alex", "hub")
     assert lpips.name == "lpips_alex"
     url = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
     assert asked == [(url, "7be5be79")]
     assert f"from {url} to {tmp_path / 'checkpoints' / 'alexnet-owt-7be5be79.pth'}" in caplog.text
-    load_lpips(["alex"], ["hub"])
+    Lpips("alex", "hub")
     assert len(asked) == 1
     with pytest.raises(WeightsError, match="https://.*vgg16.*cannot be downloaded .no network."):
-        load_lpips(["alex", "vgg"], ["hub"])
+        Lpips("vgg", "hub")
 
 
 def test_results_in_four_formats(tmp_path):

@@ -66,7 +66,7 @@ def measure(
     methods: dict[str, Method],
     device: torch.device,
     *,
-    lpips: Sequence[Lpips] = (),
+    lpips: Lpips | None = None,
     features: PerceptualLoss | None = None,
 ) -> list[ClipMetrics]:
     """Render and measure every clip with every method, all with the same flow, one clip in memory at a time.

@@ -12,13 +12,13 @@ from tqdm import tqdm
 
 from data.clips import ClipSet
 from data.result_tables import write_results
-from evaluation import EvaluationError, out_folder
+from evaluation import out_folder
 from evaluation.clips import choose_clips, open_clip
 from evaluation.frames.measure import SPLAT_ROWS, make_methods, measure
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, check_video, prepare_halves, train_operators
 from evaluation.frames.statistics import BUCKET_NOTE, BUCKETS, INTERVAL_NOTE, PAIRED_NOTE, FrameTables
-from metrics.images import HUB, LPIPS_BACKBONES, Lpips
+from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
@@ -40,26 +40,11 @@ METHOD_NOTES = (
 
 
 def make_table(
-    *,
-    out: Path | None,
-    command: str,
-    protocol: str,
-    data: Path | None,
-    split: str,
-    clips: int | None,
-    every: int,
-    checkpoint: Sequence[Path] | None,
-    seeds_of: Sequence[Path] | None,
-    raft_weights: Path | None,
-    video: Path | None,
-    lpips_network: Sequence[str],
-    lpips_weights: Sequence[str] | None,
-    feature_weights: Path | None,
-    seed: int,
-    device: str,
-    precision: str,
-    **training: Any,
-) -> bool:
+    *, out: Path | None, command: str, protocol: str, data: Path | None, split: str, clips: int | None, every: int,
+    checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None, raft_weights: Path | None, video: Path | None,
+    lpips_network: LpipsNetwork, lpips_weights: str | None, feature_weights: Path | None, seed: int, device: str,
+    precision: str, **training: Any,
+) -> bool:  # fmt: skip
     """Render the clips in every way with the same flow, print the tables, and write them to `out`.
 
     `training` are the arguments of `train_operators`, for the single-video protocol.
@@ -70,7 +55,7 @@ def make_table(
     check_precision(precision, device)
     if video:
         check_video(video)
-    lpips = load_lpips(lpips_network, lpips_weights)
+    lpips = lpips_weights and Lpips(lpips_network, lpips_weights).to(device)
     features = feature_weights and PerceptualLoss(feature_weights).to(device)
 
     # Data and models
@@ -85,35 +70,18 @@ def make_table(
     # Measure
     bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
     opened = (open_clip(clip_set, row, every, raft_weights=raft_weights, device=str(device)) for row in bar)
-    networks = {"lpips": [network.to(device) for network in lpips], "features": features}
-    measured = measure(opened, make_methods(models, device, precision), device, **networks)
+    measured = measure(opened, make_methods(models, device, precision), device, lpips=lpips, features=features)
 
     # Write
-    absent = [] if lpips else [f"lpips_{network}" for network in lpips_network]
-    tables = _make_tables(models, measured, seed, absent + ([] if features else ["feature_distance"]))
+    weights = {f"lpips_{lpips_network}": lpips_weights, "feature_distance": feature_weights}
+    absent = [metric for metric, given in weights.items() if not given]
+    tables = _make_tables(models, measured, seed, absent)
     notes = [NOTE] if video else []
     notes += [_data_note(clip_set, split, every, tables), *METHOD_NOTES, *model_notes(models)]
-    notes += [f"precision {precision}; device {device}; seed {seed}; command: {command}", *_absent_notes(tables.absent)]
+    notes += [f"precision {precision}; device {device}; seed {seed}; command: {command}"]
+    notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
     _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes)
     return True
-
-
-def load_lpips(networks: Sequence[str], weights: Sequence[str | Path] | None) -> list[Lpips]:
-    """Return an Lpips for each of alex, vgg, squeeze; nothing where no weights are named.
-
-    `weights` are a file for each, in this order, or "hub" for all. EvaluationError for another number of weights than
-    networks, or a network named twice; WeightsError for weights that cannot be used or downloaded.
-    """
-    names = " ".join(networks)
-    if len(set(networks)) < len(networks):
-        raise EvaluationError(f"lpips_network {names}: names a network twice")
-    if weights is None:
-        return []
-    if list(map(str, weights)) == [HUB]:
-        weights = [HUB] * len(networks)
-    if len(weights) != len(networks):
-        raise EvaluationError(f"lpips_weights: {len(weights)} for {names}; right: one for each network, or {HUB}")
-    return [Lpips(network, file) for network, file in zip(networks, weights, strict=True)]
 
 
 def _data_note(clip_set: ClipSet, split: str, every: int, tables: FrameTables) -> str:
@@ -123,13 +91,6 @@ def _data_note(clip_set: ClipSet, split: str, every: int, tables: FrameTables) -
         f"({len(clip_set.rows(split))} kept clips in the split), {tables.frames['frames']} frames, every {every}; "
         + "; ".join(f"{number} {ORIGINS[name]}" for name, number in origins)
     )
-
-
-def _absent_notes(absent: Sequence[str]) -> list[str]:
-    files = {f"lpips_{network}": name for network, name in LPIPS_BACKBONES.items()}
-    files["feature_distance"] = "squeezenet1_1"
-    listed = ", ".join(f"{metric} ({files[metric]})" for metric in absent)
-    return [f"not measured, as no weights are given: {listed}"] if absent else []
 
 
 def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None) -> list[TrainedRenderer]:

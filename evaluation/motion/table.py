@@ -35,21 +35,9 @@ logger = logging.getLogger(__name__)
 
 
 def make_table(
-    *,
-    data: Path,
-    split: str,
-    clips: int | None,
-    samples: int,
-    nearest: int,
-    loop_frames: list[int],
-    loop_guidance: str,
-    checkpoint: Path | None,
-    seed: int,
-    device: str,
-    out: Path | None,
-    command: str,
-    **sampling: Any,
-) -> bool:
+    *, data: Path, split: str, clips: int | None, samples: int, nearest: int, loop_frames: list[int], seed: int,
+    loop_guidance: str, checkpoint: Path | None, device: str, out: Path | None, command: str, **sampling: Any,
+) -> bool:  # fmt: skip
     """Predict motion for the clips' first frames, print the tables, and write them and a sheet an image.
 
     `sampling` has sampler, steps, guidance and precision.
@@ -92,14 +80,9 @@ def make_table(
 
 
 def measure_clips(
-    comparison: MotionComparison,
-    loops: LoopComparison,
-    clip_set: ClipSet,
-    rows: list[ClipRow],
-    pipeline: MotionPipeline,
-    sampling: dict[str, Any],
-    sheets: Path,
-) -> tuple[list[str], float]:
+    comparison: MotionComparison, loops: LoopComparison, clip_set: ClipSet, rows: list[ClipRow],
+    pipeline: MotionPipeline, sampling: dict[str, Any], sheets: Path,
+) -> tuple[list[str], float]:  # fmt: skip
     """Predict and measure clip by clip; return the clips that cannot be read, and the mean seconds of a prediction."""
     skipped, seconds = [], []
     for row in tqdm(rows, unit="clip", disable=None, dynamic_ncols=True):

@@ -34,14 +34,9 @@ class VideoComparison:
     """
 
     def __init__(
-        self,
-        rows: Sequence[str],
-        networks: dict[str, FeatureNetwork],
-        *,
-        windows: Sequence[int] = (16, 32),
-        batch_size: int = 8,
-        seed: int = 0,
-    ) -> None:
+        self, rows: Sequence[str], networks: dict[str, FeatureNetwork], *,
+        windows: Sequence[int] = (16, 32), batch_size: int = 8, seed: int = 0,
+    ) -> None:  # fmt: skip
         self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
         self.batch_size, self.seed = batch_size, seed
         self.lengths: list[int] = []

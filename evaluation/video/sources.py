@@ -115,18 +115,10 @@ class PredictedVideos:
     """
 
     def __init__(
-        self,
-        clip_set: ClipSet,
-        rows: Iterable[ClipRow],
-        pipeline: MotionPipeline,
-        renderers: dict[str, FrameSynthesis],
-        sampling: dict[str, Any],
-        *,
-        crop: tuple[int, int],
-        num_frames: int,
-        full_strength: bool = False,
-        device: torch.device | str = "cpu",
-    ) -> None:
+        self, clip_set: ClipSet, rows: Iterable[ClipRow], pipeline: MotionPipeline,
+        renderers: dict[str, FrameSynthesis], sampling: dict[str, Any], *, crop: tuple[int, int], num_frames: int,
+        full_strength: bool = False, device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         self.clip_set, self.pipeline, self.renderers, self.sampling = clip_set, pipeline, renderers, sampling
         self.crop, self.num_frames, self.full_strength, self.device = crop, num_frames, full_strength, device
         self._clips = {row.id: row for row in rows}

@@ -27,20 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 def make_table(
-    *,
-    data: Path | None,
-    real: Path | None,
-    generated: list[Path],
-    fps: float | None,
-    crop: tuple[int, int],
-    frames: int,
-    seed: int,
-    device: str,
-    precision: str,
-    out: Path | None,
-    command: str,
-    **options: Any,
-) -> bool:
+    *, data: Path | None, real: Path | None, generated: list[Path], fps: float | None, crop: tuple[int, int],
+    frames: int, seed: int, device: str, precision: str, out: Path | None, command: str, **options: Any,
+) -> bool:  # fmt: skip
     """Compare real and generated videos, print the tables and write them; return False when a video was left out.
 
     `options` has windows, the networks of `load_networks` and, for a clip set, what `predicted_videos` needs.
