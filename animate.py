@@ -34,6 +34,7 @@ def make_parser() -> Parser:
     add("--motion-out", type=Path, metavar="FILE.npz", help="also keep the predicted motion")
     flags.add_playback_flags(parser)
     flags.add_sampling_flags(parser)
+    flags.add_class_flags(parser)
     flags.add_loop_flags(parser)
     add_shared_flags(parser, "seed", "device", "precision")
     return parser
@@ -70,7 +71,7 @@ def check_motion_flags(args: Arguments) -> None:
         refuse_flags(args, ("--loop-seconds", *flags.LOOP_FLAGS), f"--motion is there already; {right}")
         why = "--motion is there already, none is predicted; right: one of them"
         refuse_flags(args, (*flags.PREDICTION_FLAGS, "--motion-out"), why)
-        if args.preview:
+        if args.preview and not (args.move or args.freeze):
             refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --motion and --preview")
     if args.loop_seconds is not None:
         args.loop, args.seconds = True, args.seconds or args.loop_seconds
@@ -80,10 +81,12 @@ class Animator:
     """The loaded models and the options that every image of a call shares."""
 
     def __init__(self, args: Arguments, sampling: dict[str, Any], loop: dict[str, Any], rendering: dict) -> None:
+        from animation.class_control import ClassControl
         from animation.rendering import load_renderer
         from animation.sampling import load_pipeline, loop_guidance
 
         self.args, self.sampling, self.playback = args, sampling, flags.playback_options(args)
+        self.classes = ClassControl.load(args.checkpoint, args.move, args.freeze)
         if not args.motion:
             self.pipeline = load_pipeline(args.checkpoint, rendering["device"])
             period_s = self.pipeline.unet.config.period_s
@@ -93,12 +96,15 @@ class Animator:
 
     def animate(self, inputs: tuple, output: Path, video_format: str) -> None:
         """Predict the motion of one image, unless it is given, and render its video; `inputs`: of `read_inputs`."""
-        from animation.rendering import render_video
+        from animation.rendering import played, render_video, show_motion
         from motion.motion_file import save_motion
 
         image, source, mask, motion = inputs
         if motion is None:
             motion = self.pipeline.predict(source, **self.sampling)
+        motion = self.classes.apply(motion, source, output.stem)
+        if self.args.show_motion:
+            show_motion(self.args.show_motion, image, played(motion, self.playback, mask))
         if self.args.motion_out:
             save_motion(self.args.motion_out, motion)
         options = {"video_format": video_format, "mask": mask, **self.rendering}
@@ -109,6 +115,13 @@ class Animator:
 def main(argv: list[str] | None = None) -> int:
     """Animate every image; returns 0, or 2 when an image could not be animated."""
     args = make_parser().parse_args(argv)
+    if args.freeze == ("list",):
+        from animation.class_control import list_classes
+        from data.media import list_images
+
+        print(*list_classes(list_images(args.images), args.checkpoint), sep="\n")
+        return 0
+    flags.class_options(args)
     check_motion_flags(args)
     loop = flags.loop_options(args)
     flags.check_playback_flags(args)
@@ -123,7 +136,8 @@ def main(argv: list[str] | None = None) -> int:
     phase = loop_phase(args.loop_seconds, fps=args.fps, slow=args.slow) if args.loop_seconds else 1.0
     many = len(args.images) > 1 or any(path.is_dir() for path in args.images)
     images = list_images(args.images)
-    for flag, path in (("--motion", args.motion), ("--motion-out", args.motion_out)):
+    of_one = {"--motion": args.motion, "--motion-out": args.motion_out, "--show-motion": args.show_motion}
+    for flag, path in of_one.items():
         if path and len(images) > 1:
             raise UsageError(f"{flag} {path}: belongs to one image, there are {len(images)}; right: one image")
     if args.motion_out:

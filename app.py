@@ -14,6 +14,7 @@ from animation.options import CHOICES, DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, positive_int, whole_number
 from cli.run import command, run, user_message
+from models.segmentation_classes import CLASSES
 
 HOST, LARGEST_UPLOAD, LONGEST_QUEUE = "127.0.0.1", "30mb", 16
 
@@ -21,8 +22,9 @@ HOST, LARGEST_UPLOAD, LONGEST_QUEUE = "127.0.0.1", "30mb", 16
 def make_page(gradio: Any, studio: Any) -> Any:
     """Lay out the page and connect it to an `animation.studio.Studio`; returns the gradio.Blocks."""
 
-    def animate(image, splat, strength, loop, seconds, seed, progress=gradio.Progress()):  # noqa: B008
+    def animate(image, splat, strength, loop, seconds, seed, move, freeze, progress=gradio.Progress()):  # noqa: B008
         choices = {"splat": splat, "strength": strength, "loop": loop, "seconds": seconds, "seed": seed}
+        choices |= {"move": move or (), "freeze": freeze or ()}
 
         def show(fraction: float) -> None:
             progress(fraction, desc="frames" if fraction else "motion")
@@ -47,11 +49,16 @@ def make_page(gradio: Any, studio: Any) -> Any:
                 loop = gradio.Checkbox(value=True, label="Loop")
                 seconds = gradio.Slider(1, CHOICES["seconds"][1], value=5, step=0.5, label="Length, seconds")
                 seed = gradio.Number(value=0, precision=0, minimum=0, maximum=CHOICES["seed"][1], label="Seed")
+                move, freeze = (
+                    gradio.Dropdown(CLASSES, value=[], multiselect=True, label=label)
+                    for label in ("Only these move (none: everything)", "These stay still")
+                )
                 button = gradio.Button("Animate", variant="primary")
             with gradio.Column():
                 video = gradio.Video(label="Video", autoplay=True, loop=True, interactive=False)
                 drag = gradio.File(label="The image to drag: open this page in a browser", interactive=False)
-        button.click(animate, [image, splat, strength, loop, seconds, seed], [video, drag], concurrency_limit=1)
+        choices = [image, splat, strength, loop, seconds, seed, move, freeze]
+        button.click(animate, choices, [video, drag], concurrency_limit=1)
     page.queue(max_size=LONGEST_QUEUE)
     return page
 

@@ -6,7 +6,7 @@ import logging
 import sys
 from pathlib import Path
 
-from animation.flags import add_loop_flags, add_sampling_flags, loop_options, sampling_options
+from animation import flags
 from animation.options import DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file
@@ -24,13 +24,21 @@ def main(argv: list[str] | None = None) -> int:
     output = Path("outputs/flow.npz")
     add("--output", "--out", type=Path, default=output, metavar="FILE.npz", help="the motion file to write")
     add("--dense", action="store_true", help="also store the flow of all 150 frames (49 MB)")
-    add_sampling_flags(parser)
-    add_loop_flags(parser)
+    flags.add_sampling_flags(parser)
+    flags.add_class_flags(parser)
+    flags.add_loop_flags(parser)
     add_shared_flags(parser, "seed", "device", "precision")
     args = parser.parse_args(argv)
-    options, loop = sampling_options(args), loop_options(args)
+    if args.freeze == ("list",):
+        from animation.class_control import list_classes
+
+        print(*list_classes([args.input], args.checkpoint), sep="\n")
+        return 0
+    options, loop, classes = flags.sampling_options(args), flags.loop_options(args), flags.class_options(args)
     check_output_file(args.output, "--output", (".npz",))
 
+    from animation.class_control import ClassControl
+    from animation.rendering import show_motion
     from animation.sampling import load_pipeline, loop_guidance
     from data.media import read_image
     from motion.flow import MOVING_PX
@@ -38,8 +46,12 @@ def main(argv: list[str] | None = None) -> int:
 
     loop_guidance(**loop)  # its errors come before a model is loaded
     image = read_image(args.input, max_side=DEFAULT_SIZE_PX)
-    pipeline = load_pipeline(args.checkpoint, args.device)
+    control = ClassControl.load(args.checkpoint, **classes)
+    pipeline = load_pipeline(args.checkpoint, flags.checked_device(args)[0])
     motion = pipeline.predict(image, loop=loop_guidance(**loop, period_s=pipeline.unet.config.period_s), **options)
+    motion = control.apply(motion, image, args.input.name)
+    if args.show_motion:
+        show_motion(args.show_motion, image, motion)
     save_motion(args.output, motion, dense=args.dense)
     moved_px = motion.importance()
     moving = 100 * float((moved_px > MOVING_PX).float().mean())

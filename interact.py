@@ -31,18 +31,27 @@ def main(argv: list[str] | None = None) -> int:
     add("--out", type=Path, metavar="PAGE.html", help="the page; default: outputs/NAME.html")
     add("--size", type=positive_int, default=1024, metavar="PX", help="long side of the image in the page")
     flags.add_sampling_flags(parser)
+    flags.add_class_flags(parser)
     flags.add_interaction_flags(parser)
     add_shared_flags(parser, "seed", "device", "precision")
     args = parser.parse_args(argv)
+    if args.freeze == ("list",):
+        from animation.class_control import list_classes
+
+        print(*list_classes([args.image], args.checkpoint), sep="\n")
+        return 0
     out = args.out or Path("outputs") / f"{args.image.stem}.html"
     if not args.video:
         check_output_file(out, "--out", (".html", ".htm"))
     flags.check_interaction_flags(args)
-    sampling, rendering = flags.sampling_options(args), flags.rendering_options(args)
+    sampling, rendering, classes = (
+        make(args) for make in (flags.sampling_options, flags.rendering_options, flags.class_options)
+    )
 
+    from animation.class_control import ClassControl
     from animation.interactive_page import page_modes, write_page
     from animation.interactive_video import render_interactions
-    from animation.rendering import load_renderer, read_images, read_motion
+    from animation.rendering import load_renderer, read_images, read_motion, show_motion
     from animation.sampling import load_pipeline
     from data.media import read_image_size
 
@@ -52,10 +61,14 @@ def main(argv: list[str] | None = None) -> int:
     image, source = read_images(args.image, args.size)
     if max(height, width) > args.size:
         logger.info("%s: %d x %d px, scaled to %d x %d (--size)", args.image, width, height, *image.shape[:0:-1])
+    control = ClassControl.load(args.checkpoint, **classes)
     if args.motion:
         motion = read_motion(args.motion, source)
     else:
-        motion = load_pipeline(args.checkpoint, args.device).predict(source, **sampling)
+        motion = load_pipeline(args.checkpoint, rendering["device"]).predict(source, **sampling)
+    motion = control.apply(motion, source, args.image.name)
+    if args.show_motion:
+        show_motion(args.show_motion, image, motion)
     modes = page_modes(motion, str(args.motion or args.image))
     if float(modes.amplitude.max()) == 0:
         logger.info("%s: nothing in it moves, the page will hold a static image", args.motion or args.image)

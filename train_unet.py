@@ -135,6 +135,7 @@ def main(argv: list[str] | None = None) -> int:
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.device import check_precision
     from models.motion_pipeline import MotionPipeline
+    from models.segmentation import SegmentationModel
     from training.data_sets import motion_sets, open_sets
     from training.export import export_pipeline
     from training.loop import LoopOptions, train
@@ -150,6 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     check_precision(args.precision, device)
     flags, args.vae = dict(vars(args)), args.vae or DEFAULT_CHECKPOINT / "vae"
     vae, unet, schedule = make_models(args)
+    segmentation = SegmentationModel.from_pretrained(DEFAULT_CHECKPOINT / "segmentation")  # never trained here
 
     # Data
     sets = []
@@ -176,7 +178,7 @@ def main(argv: list[str] | None = None) -> int:
             stage = denoising_stage(args.stage, unet, vae, schedule, sets, **samples, **latents)
         result = train(**stage, options=options, run=run_folder, progress=True)
         folder = args.export or run_folder.path / "pipeline"
-        pipeline = MotionPipeline(vae, unet, schedule)
+        pipeline = MotionPipeline(vae, unet, schedule, segmentation)
         export_pipeline(pipeline, folder, run_folder, result, vae_folder=args.vae, init_folder=args.init)
     return 0
 

@@ -14,12 +14,14 @@ from cli.parser import (
     Arguments,
     Parser,
     UsageError,
+    check_output_file,
     non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
     refuse_flags,
 )
+from models.segmentation_classes import check_words
 
 SMALLEST_TILE_PX = 32  # with smaller ones the overlap would be most of a tile
 FORMATS = ("mp4", "gif", "webm", "frames")
@@ -124,6 +126,33 @@ def add_sampling_flags(parser: Parser) -> None:
     add("--checkpoint", **CHECKPOINT)
 
 
+def class_words(text: str) -> tuple[str, ...]:
+    """Parse words between commas."""
+    return tuple(word.strip().lower() for word in text.split(","))
+
+
+def add_class_flags(parser: Parser) -> None:
+    """Add the group of all scripts in which words say what may move."""
+    add = parser.add_argument_group("what may move", "CLASS: person, water, tree, flower, grass, ...").add_argument
+    add("--move", type=class_words, default=(), metavar="CLASS,...", help="these alone")
+    freeze = "all but these; list: print what the photograph shows, and stop"
+    add("--freeze", type=class_words, default=(), metavar="CLASS,...|list", help=freeze)
+    shown = "also write the photograph with the motion's magnitude over it"
+    add("--show-motion", type=Path, metavar="PNG", help=shown)
+
+
+def class_options(args: Arguments) -> dict[str, tuple[str, ...]]:
+    """Return the words of `animation.class_control.ClassControl` that the flags give; checks --show-motion as well.
+
+    Raises:
+        ClassNameError, UsageError: one line that names the flag.
+    """
+    check_words(args.move, args.freeze)
+    if args.show_motion:
+        check_output_file(args.show_motion, "--show-motion", (".png",))
+    return {"move": args.move, "freeze": args.freeze}
+
+
 def add_loop_flags(parser: Parser) -> None:
     """Add the group of loops whose length is no whole number of periods, at unchanged speed."""
     group = parser.add_argument_group("loops of any length", "at unchanged speed; a whole period needs none of this")
@@ -202,7 +231,7 @@ def check_interaction_flags(args: Arguments) -> None:
     """Check the flags before anything is loaded; UsageError or MediaError name the flag."""
     if args.motion:
         refuse_flags(args, PREDICTION_FLAGS, "--motion is there already, none is predicted; right: one of them")
-    if args.motion and (args.video is None or args.preview):
+    if args.motion and (args.video is None or args.preview) and not (args.move or args.freeze):
         refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --motion for a page or a preview")
     if args.video is None:
         refuse_flags(args, VIDEO_FLAGS, "belongs to a video; right: --video OUT.mp4 beside it")

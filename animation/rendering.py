@@ -11,12 +11,14 @@ import torch
 from tqdm import tqdm
 
 from animation.options import DEFAULT_SIZE_PX, PlaybackOptions
-from data.media import read_image, read_mask
+from data.media import read_image, read_mask, write_image
 from data.video_writer import check_video, fps_limits, write_video
+from data.visualisation import magnitude_over
 from models.checkpoints import DEFAULT_CHECKPOINT, CheckpointError
 from models.device import ArgumentError
 from models.frame_synthesis import FrameSynthesis
 from models.rendering import render_frames
+from motion.flow import resize_maps
 from motion.looping import Playback, is_whole_periods, loop_phase_of, plan_playback
 from motion.motion_file import Motion, MotionFileError, is_other_image, load_motion
 from motion.spectrum import PERIOD_S
@@ -133,6 +135,18 @@ def write_frames(
     logger.info("%s: %d frames", path, playback.num_frames)
 
 
+def played(motion: Motion, options: PlaybackOptions, mask: torch.Tensor | None = None) -> Motion:
+    """Return a motion as it is played: magnified, masked (1, H, W), and without drift where there is to be none."""
+    motion = motion.controlled(magnify=options.magnify, mask=mask)
+    return motion.without_drift() if options.loop or options.drift is False else motion
+
+
+def show_motion(path: Path, image: torch.Tensor, motion: Motion) -> None:
+    """Write image (3, H, W) with the motion's mean magnitude over it, from nothing over red to white at 4 px."""
+    write_image(path, magnitude_over(image, resize_maps(motion.importance(), tuple(image.shape[-2:]))))
+    logger.info("%s: grey stands still; red, yellow, white move ever further", path)
+
+
 def render_video(
     path: Path,  # the video, or the folder for "frames"
     image: torch.Tensor,  # (3, H, W) in [0, 1], at the video's size
@@ -153,9 +167,7 @@ def render_video(
         logger.info("%s: %s", path.name, note)
     if options.loop and motion.spectrum is None:
         logger.info("%s: a plain flow loops only if its last frame leads to its first", path.name)
-    motion = motion.controlled(magnify=options.magnify, mask=mask)
-    if options.loop or options.drift is False:
-        motion = motion.without_drift()
+    motion = played(motion, options, mask)
     write_frames(path, render_frames(image, motion, playback, **rendering), playback, video_format=video_format)
 
 

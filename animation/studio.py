@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from animation.class_control import ClassControl
 from animation.interactive_page import page_modes, write_page
 from animation.options import CHOICES, DEFAULT_SIZE_PX, PlaybackOptions
 from animation.rendering import plan, read_images
@@ -48,12 +49,14 @@ class Studio:
         loop: bool = True,  # whole periods without drift
         seconds: float = 5.0,
         seed: int = 0,  # of the motion
+        move: Sequence[str] = (),  # words for what alone may move
+        freeze: Sequence[str] = (),  # words for what stays still
         progress: Callable[[float], Any] = lambda fraction: None,  # called with the fraction that is done
     ) -> tuple[Path, Path]:
         """Animate an image; return an mp4 in `folder` and an interactive page beside it.
 
         Raises:
-            ArgumentError, MediaError: an image or a choice that cannot be used.
+            ArgumentError, ClassNameError, CheckpointError, MediaError: an image or a choice that cannot be used.
         """
         # A request need not come from the page, whose sliders allow no others.
         if splat not in self.renderers:
@@ -66,6 +69,8 @@ class Studio:
         progress(0.0)
         precision = self.rendering["precision"]
         motion = self.pipeline.predict(source, seed=int(seed), precision=precision).controlled(magnify=strength)
+        control = ClassControl(self.pipeline.segmentation, move, freeze)
+        motion = control.apply(motion, source, Path(upload).name)
         motion = motion.without_drift() if loop else motion
         rendering = {"model": self.renderers[splat], "operator": splat, **self.rendering}
         playback = plan(PlaybackOptions(seconds=seconds, fps=motion.fps, loop=loop), motion)

@@ -226,6 +226,8 @@ once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licence
     else
         echo "Image features: learned here, from the sources below."
     fi
+    echo "segmentation/, of checkpoints/default and not trained here: MOSAIC, MLCommons' mosaic_ade20k31_r4.tflite (MLCommons"
+    echo "Association License, the text of Apache 2.0), trained on ADE20K, whose images are for research."
     [[ -z $still_pictures ]] || echo "Photographs in which nothing moves: $(ls "$still_pictures" | tr '\n' ' ')."
     for table in sources evaluate_motion evaluate_frames evaluate_still; do
         file=$work/evaluate/${table#evaluate_}/results.md

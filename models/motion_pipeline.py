@@ -14,6 +14,7 @@ from models.checkpoints import CheckpointError, one_line, read_json
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import rescale_to_displacement, smooth_spectrum
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
+from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
 from models.unet import FrequencyUNet
 from models.vae import MotionVAE
@@ -68,11 +69,22 @@ def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool
 
 
 class MotionPipeline(DiffusionPipeline):
-    """Predict spectral volumes from images; saved and loaded as a diffusers folder {vae, unet, scheduler}."""
+    """Predict spectral volumes from images; a diffusers folder of vae, unet, scheduler and segmentation.
 
-    def __init__(self, vae: MotionVAE, unet: FrequencyUNet, scheduler: SchedulerMixin) -> None:
+    The segmentation network says what a photograph shows (`models.class_masks`); older checkpoints have none.
+    """
+
+    _optional_components = ["segmentation"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        vae: MotionVAE,
+        unet: FrequencyUNet,
+        scheduler: SchedulerMixin,
+        segmentation: SegmentationModel | None = None,
+    ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, unet=unet, scheduler=scheduler)
+        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, segmentation=segmentation)
         check_components(vae, unet, scheduler)
 
     @classmethod
@@ -81,13 +93,17 @@ class MotionPipeline(DiffusionPipeline):
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder; right: one that holds vae/, unet/, scheduler/")
-        missing = {"vae", "unet", "scheduler"} - set(read_json(folder / "model_index.json"))
+        index = read_json(folder / "model_index.json")
+        missing = {"vae", "unet", "scheduler"} - set(index)
         if missing:
             raise CheckpointError(f"{folder}/model_index.json: lacks {sorted(missing)}; right: a motion checkpoint")
         schedule = load_schedule(folder / "scheduler")
         vae, unet = MotionVAE.from_pretrained(folder / "vae"), FrequencyUNet.from_pretrained(folder / "unet")
+        # A copied folder counts too: the way to bring an older checkpoint up to date.
+        has_segmentation = any(index.get("segmentation") or []) or (folder / "segmentation").exists()
+        segmentation = SegmentationModel.from_pretrained(folder / "segmentation") if has_segmentation else None
         try:
-            return cls(vae, unet, schedule)
+            return cls(vae, unet, schedule, segmentation)
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: {one_line(error)}") from error
 

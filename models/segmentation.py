@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from .checkpoints import SavedModel
 from .segmentation_classes import CLASSES
 
 # What the quantised network was trained to see: (RGB in 0..255 - 128) / 127.5.
@@ -127,7 +127,7 @@ class PyramidPooling(nn.Module):
         return self.merge(torch.cat([*found, features], dim=1))
 
 
-class SegmentationModel(ModelMixin, ConfigMixin):
+class SegmentationModel(SavedModel):
     """MOSAIC for the 32 classes of `segmentation_classes.CLASSES`.
 
     Fully convolutional: any size goes in. It was trained at 512 x 512, and knows things best at the size they have
@@ -135,6 +135,8 @@ class SegmentationModel(ModelMixin, ConfigMixin):
     cut at the right and lower edge. Nor are activations cut off at the ranges they were quantised with (0.02 root mean
     square of the logits). Layers are defined in the order of the original's graph, on which `load_tflite` relies.
     """
+
+    component = "segmentation"
 
     @register_to_config
     def __init__(self) -> None:

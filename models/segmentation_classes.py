@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Sequence
+
 # In the order of the network's logits: the 31 most frequent classes of ADE20K [Zhou et al., CVPR 2017] after the rest.
 CLASSES = (
     "other", "wall", "building", "sky", "floor", "tree", "ceiling", "road",
@@ -43,3 +46,28 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "window": ("windowpane",),
     "woods": ("tree",),
 }
+
+
+class ClassNameError(ValueError):
+    """A word for no class, or a class that shall both move and stay still; the message says what would be right."""
+
+    is_user_error = True
+
+
+def classes_of(words: Sequence[str]) -> set[str]:
+    """Return the classes that words, of `CLASSES` or `SYNONYMS`, stand for."""
+    return {name for word in words for name in SYNONYMS.get(word, (word,))}
+
+
+def check_words(move: Sequence[str], freeze: Sequence[str]) -> None:
+    """Raise ClassNameError for a word of either that is not known, and for a class in both."""
+    for argument, words in (("move", move), ("freeze", freeze)):
+        for word in words:
+            if word not in CLASSES and word not in SYNONYMS:
+                near = difflib.get_close_matches(word, (*CLASSES, *SYNONYMS), n=1)
+                nearest = f"did you mean {near[0]}? " if near else ""
+                raise ClassNameError(f"{argument} {word}: no class; {nearest}right: {', '.join(CLASSES)}")
+    both = classes_of(move) & classes_of(freeze)
+    if both:
+        named = ", ".join(sorted(both))
+        raise ClassNameError(f"freeze {','.join(freeze)}: {named} shall move too; right: one of the two")

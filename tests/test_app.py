@@ -19,12 +19,17 @@ import app
 from animation.studio import Studio, read_upload
 from data.media import MediaError, from_bytes, write_image
 from data.video import probe_video
+from models.checkpoints import CheckpointError
 from models.device import ArgumentError
+from models.segmentation import SegmentationModel
+from models.segmentation_classes import CLASSES, ClassNameError
 from motion.motion_file import Motion
 
 
 class Pipeline:
     """Stands in for the trained one: a smooth sway, and a record of what was asked."""
+
+    segmentation = None
 
     def __init__(self) -> None:
         self.asked: list[tuple] = []
@@ -67,6 +72,27 @@ def test_a_picture_comes_back_as_a_video(tmp_path, upload):
     assert '<script type="text/plain" id="modes">' in page.read_text()
 
 
+def test_classes_stay_still(tmp_path, upload, monkeypatch):
+    """To a network that takes everything for a tree."""
+
+    class Trees(SegmentationModel):
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            return torch.eye(len(CLASSES))[CLASSES.index("tree"), None, :, None, None] * torch.full((1, 1, 8, 12), 99.0)
+
+    def render(image: torch.Tensor, motion: Motion, *args: object, **options: object) -> list[torch.Tensor]:
+        played.append(motion)
+        return [image[None]] * 2
+
+    studio, played = make_studio(tmp_path), []
+    studio.pipeline.segmentation = Trees()
+    monkeypatch.setattr(animation.studio, "render_frames", render)
+    for words in ({}, {"freeze": ["trees"]}, {"move": ["tree"]}, {"move": ["sea"], "freeze": []}):
+        studio.animate(upload(), seconds=0.5, **words)
+    assert [float(motion.spectrum.abs().max()) for motion in played] == [0.5, 0, 0.5, 0]
+    with pytest.raises(ClassNameError, match="^move tre: no class; did you mean tree"):
+        studio.animate(upload(), move=["tre"])
+
+
 def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch, upload):
     monkeypatch.setattr(animation.studio, "KEPT_VIDEOS", 2)
     studio = make_studio(tmp_path)
@@ -84,10 +110,11 @@ def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch
         ({"seconds": 1e9}, "seconds"),
         ({"seed": -1}, "seed"),
         ({"seed": None}, "seed"),
+        ({"move": ["tree"]}, "no segmentation network"),
     ],
 )
 def test_bad_choices_are_one_line(tmp_path, upload, choices, named):
-    with pytest.raises(ArgumentError, match=named) as caught:
+    with pytest.raises((ArgumentError, CheckpointError), match=named) as caught:
         make_studio(tmp_path).animate(upload(), **choices)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
@@ -170,6 +197,8 @@ def test_page_is_served_on_this_machine_only(tmp_path, upload):
         for bad, message in ((flat, r"flat\.png.*8"), (text, r"notes\.png")):
             with pytest.raises(Exception, match=message):
                 caller.predict(client.handle_file(bad), "softmax", 1, True, 1, 0, api_name="/animate")
+        with pytest.raises(Exception, match="no segmentation network"):
+            caller.predict(client.handle_file(upload()), "softmax", 1, True, 1, 0, ["tree"], [], api_name="/animate")
         for wanted in (tmp_path / "secret.txt", app.__file__, "/etc/passwd"):
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(f"{url}gradio_api/file={wanted}")

@@ -327,7 +327,7 @@ def test_stage_displacement_adds_the_head_and_changes_nothing_else(scene_set: Cl
     out = tmp_path / "run"
     run_unet(*flags, "--stage", "displacement", "--init", str(tmp_path / "start"), "--out", str(out))
     pipeline = MotionPipeline.from_pretrained(out / "pipeline")
-    assert pipeline.unet.config.displacement
+    assert pipeline.unet.config.displacement and pipeline.segmentation is not None
     before = start.state_dict()
     after = pipeline.unet.state_dict()
     assert {name.split(".")[0] for name in set(after) - set(before)} == {"displacement_head"}

@@ -36,7 +36,7 @@ MOST_LINES = {"script": 200, "module": 400, "function": 60, "kernel": 250, "test
 # The aim is 20,000 lines; until then the tree must at least not grow.
 MOST_PRODUCT_LINES, MOST_TRAINING_LINES, LARGEST_FRACTION = 21_500, 2_999, 0.3
 MOST_BYTES = 3_000_000
-MOST_CHECKPOINT_BYTES = 24_000_000
+MOST_CHECKPOINT_BYTES = 32_000_000
 
 
 def package_files(root: Path) -> list[Path]:
@@ -344,4 +344,4 @@ def test_a_large_product_is_found():
 def test_an_unwelcome_file_is_found():
     assert len(unwelcome({"docs/a.mp4": 10, "data/big.png": 4_000_000, "models/utils.py": 1, "w.pt": 1})) == 4
     assert unwelcome({"checkpoints/a.safetensors": 20_000_000, "outputs/sample.mp4": 2_000_000}) == []
-    assert len(unwelcome({"checkpoints/a.safetensors": 20_000_000, "checkpoints/b.safetensors": 5_000_000})) == 1
+    assert len(unwelcome({"checkpoints/a.safetensors": 20_000_000, "checkpoints/b.safetensors": 13_000_000})) == 1

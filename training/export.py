@@ -44,7 +44,7 @@ def export_pipeline(
     vae_folder: Path,
     init_folder: Path | None = None,
 ) -> None:
-    """Write {vae, unet, scheduler} and model_index.json into a checkpoint folder, in float16; main process only.
+    """Write a pipeline's parts and model_index.json into a checkpoint folder, in float16; main process only.
 
     Whatever else lies in the folder, such as renderers, stays. The record of the VAE's own training is copied from
     beside `vae_folder`, and that of the U-Net's earlier stages, as "started_from", from beside `init_folder`.
@@ -60,7 +60,8 @@ def export_pipeline(
     with atomic_path(folder) as temporary:
         if folder.is_dir():
             shutil.copytree(folder, temporary, ignore=shutil.ignore_patterns(*_PIPELINE))
-        half = {name: copy.deepcopy(getattr(pipeline, name)).half() for name in ("vae", "unet")}
+        networks = {name: part for name, part in pipeline.components.items() if isinstance(part, ModelMixin)}
+        half = {name: copy.deepcopy(network).half() for name, network in networks.items()}
         MotionPipeline(**half, scheduler=pipeline.scheduler).save_pretrained(temporary)
         _add_records(temporary, records)
     logger.info("trained pipeline: %s", folder)
