@@ -88,7 +88,7 @@ def test_classes_stay_still(tmp_path, upload, monkeypatch):
     monkeypatch.setattr(animation.studio, "render_frames", render)
     for words in ({}, {"freeze": ["trees"]}, {"move": ["tree"]}, {"move": ["sea"], "freeze": []}):
         studio.animate(upload(), seconds=0.5, **words)
-    assert [float(motion.spectrum.abs().max()) for motion in played] == [0.5, 0, 0.5, 0]
+    assert [float(motion.spectrum.abs().max()) for motion in played] == pytest.approx([0.5, 0, 0.5, 0], abs=1e-2)
     with pytest.raises(ClassNameError, match="^move tre: no class; did you mean tree"):
         studio.animate(upload(), move=["tre"])
 
