@@ -1,0 +1,99 @@
+"""Photographs with checked masks of what can move in them."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+
+from data.files import MediaError, check_input_file
+from data.media import list_images, read_image
+
+# Values of a mask.
+MOVABLE, UNSURE, STATIC = 255, 128, 0
+# Sides of mask and photograph may differ in aspect by this factor: masks are smaller, and their sides rounded.
+ASPECT_TOLERANCE = 1.02
+COLUMNS = ("file", "split", "source", "subject")
+
+
+class MaskedPhotograph(NamedTuple):
+    """A photograph and its mask; photographs of one source (a repository, a place) are not independent."""
+
+    path: Path
+    mask_path: Path
+    source: str
+    subject: str = ""
+
+    def read(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the photograph (3, H, W) in [0, 1] and its mask (1, h, w) of 0, 128 and 255.
+
+        Raises:
+            MediaError: a file that cannot be read, a mask of other values or another aspect.
+        """
+        image, mask = read_image(self.path), read_placement_mask(self.mask_path)
+        (height, width), (mask_height, mask_width) = image.shape[-2:], mask.shape[-2:]
+        ratio = mask_width * height / (mask_height * width)
+        if not 1 / ASPECT_TOLERANCE <= ratio <= ASPECT_TOLERANCE:
+            sizes = f"is {mask_width} x {mask_height} px, the photograph {width} x {height}"
+            raise MediaError(f"{self.mask_path}: {sizes}; right: the same aspect")
+        return image, mask
+
+
+def read_placement_mask(path: str | Path) -> torch.Tensor:
+    """Read a grey mask of 255 (can move), 0 (cannot) and 128 (unsure) as (1, H, W) bytes; MediaError for another."""
+    path = check_input_file(path, "a mask")
+    try:
+        with Image.open(path) as file:
+            mode, values = file.mode, np.array(file)
+    except (UnidentifiedImageError, OSError) as error:
+        raise MediaError(f"{path}: cannot be read as an image ({error}); right: a grey PNG") from error
+    if mode != "L":
+        raise MediaError(f"{path}: has colour mode {mode}; right: grey, 8 bits")
+    strange = set(np.unique(values).tolist()) - {MOVABLE, UNSURE, STATIC}
+    if strange:
+        raise MediaError(f"{path}: holds {sorted(strange)[:4]}; right: 255 (can move), 0 (cannot) and 128 (unsure)")
+    return torch.from_numpy(values)[None]
+
+
+def find_masked_photographs(
+    photos: str | Path, masks: str | Path, table: str | Path | None = None, split: str | None = None
+) -> list[MaskedPhotograph]:
+    """List the photographs of a folder that have a mask, PNG files of the same name.
+
+    Args:
+        photos, masks: folders.
+        table: CSV with the columns file and source, and, for `split`, split; photographs are looked up by file name.
+            Without it each photograph is its own source.
+        split: of the table, the photographs to take; None: all.
+
+    Raises:
+        MediaError: no photograph with a mask, a mask without a photograph, a table without these columns.
+    """
+    rows = _read_table(table) if table else {}
+    paths = {path.stem: path for path in list_images(photos)}
+    found = []
+    for mask in list_images(masks):
+        if mask.stem not in paths:
+            raise MediaError(f"{mask}: no photograph of this name in {photos}; right: masks of photographs there")
+        path = paths[mask.stem]
+        row = rows.get(path.name, {})
+        if split is None or row.get("split") == split:
+            found.append(MaskedPhotograph(path, mask, row.get("source") or path.stem, row.get("subject") or ""))
+    if not found:
+        raise MediaError(f"{photos}: no photograph of split {split or 'any'} with a mask in {masks}")
+    return found
+
+
+def _read_table(path: str | Path) -> dict[str, dict[str, str]]:
+    """Return the rows of a CSV by the name of their file."""
+    path = check_input_file(path, "a table of photographs")
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        missing = {"file", "source"} - set(reader.fieldnames or ())
+        if missing:
+            raise MediaError(f"{path}: lacks the columns {sorted(missing)}; right: {', '.join(COLUMNS)}")
+        return {Path(row["file"]).name: row for row in reader}

@@ -1,0 +1,212 @@
+"""Where a photograph can move, how far and how strongly: a small head over frozen features at stride 4."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.displacement import STILL_SHARE, guided_filter
+from models.segmentation import FEATURE_CHANNELS, SegmentationModel, resize_from_corner
+from models.segmentation_classes import CLASSES
+from motion.flow import default_grid_scale, resize_maps
+
+# px of the image for one number of the maps.
+STRIDE = 4
+# MOSAIC sees the motion grid doubled: on the training photographs its classes fit their masks as well as those of the
+# full photograph of that size, and better than those of the grid itself.
+SEGMENTATION_SCALE = 2
+# Principal components kept of each feature map: of SqueezeNet's taps, of MOSAIC's encoder.
+SQUEEZENET_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
+# Windows, in numbers of the maps, over which the image gradient is averaged.
+GRADIENT_WINDOWS = (1, 3, 5, 9)
+# Classes that move, and the log odds that they start with.
+MOVABLE_CLASSES = ("tree", "grass", "plant", "water", "sea", "field")
+CLASS_LOG_ODDS = 4.0
+WIDTH = 64
+GROUPS, BLOCKS = 4, 2
+# The strength is read where the image moves most: weights are the relative displacement to this power.
+STRENGTH_FOCUS = 3.0
+# Edges of the map follow those of the image: radius, px of the grid, and the variance of colour that counts as an edge.
+EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
+# What is less probable than the first is static; what is more probable than the second moves in full.
+STATIC_BELOW, MOVES_ABOVE = 0.3, 0.6
+# What moves does so by at least the first fraction of the strength, and at most the second.
+LEAST_RELATIVE, MOST_RELATIVE = 0.25, 1.6
+
+
+class Placement(NamedTuple):
+    """What the head predicts for images.
+
+    Attributes:
+        movable: (B, 1, h, w) log odds that a place can move.
+        relative: (B, 1, h, w) log(m / q + .1) of its mean displacement m, were it to move.
+        log_strength: (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160.
+    """
+
+    movable: Tensor
+    relative: Tensor
+    log_strength: Tensor
+
+
+def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Return MOSAIC's encoder features and logits of images (B, 3, H, W) in [0, 1], all (B, c, H/4, W/4)."""
+    fine, *others = segmentation.features(F.interpolate(image, scale_factor=SEGMENTATION_SCALE, mode="bicubic"))
+    maps = [fine, *others, segmentation.decode([fine, *others])]
+    size = tuple(fine.shape[-2:])
+    # Pixel i of a map lies at pixel i s of the image: after the pooling cells lie where those of other maps do.
+    *features, logits = (F.avg_pool2d(resize_from_corner(found, size), SEGMENTATION_SCALE) for found in maps)
+    return features, logits
+
+
+def gradient_maps(image: Tensor) -> Tensor:
+    """Return the log of the mean image gradient over windows of several sizes, (B, 4, H/4, W/4), about 0 to 1."""
+    grey = image.mean(1, keepdim=True)
+    across, down = torch.gradient(grey, dim=(-1, -2))
+    size = F.avg_pool2d((across.square() + down.square()).sqrt(), STRIDE)  # (B, 1, h, w)
+    means = [F.avg_pool2d(size, n, 1, n // 2, count_include_pad=False) for n in GRADIENT_WINDOWS]
+    return 0.5 * (torch.cat(means, dim=1) + 0.003).log() + 1.5
+
+
+class PrincipalComponents(nn.Module):
+    """Reduce a feature map to its leading principal components over the training images: a fixed linear map.
+
+    Trained on hundreds of images, a head on all 1,664 channels fits the images rather than what moves, and features of
+    all samples no longer fit into memory.
+    """
+
+    def __init__(self, channels: int, components: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(channels, components, 1).requires_grad_(False)
+
+    @torch.no_grad()
+    def fit(self, maps: Iterable[Tensor], pixels: int = 150) -> None:
+        """Take the components from maps (B, c, h, w), `pixels` places of each image."""
+        generator = torch.Generator().manual_seed(0)
+        rows = []
+        for found in maps:
+            flat = self._compress(found).flatten(2).transpose(1, 2)  # (B, h w, c)
+            chosen = torch.randperm(flat.shape[1], generator=generator)[:pixels]
+            rows.append(flat[:, chosen].flatten(0, 1).double())
+        samples = torch.cat(rows)  # (N, c)
+        mean = samples.mean(0)
+        variance, basis = torch.linalg.eigh(torch.cov((samples - mean).T, correction=0))
+        components = len(self.project.weight)
+        variance, basis = variance.flip(0)[:components], basis.flip(1)[:, :components]
+        # Half whitened: strong components stay stronger, and the mean of their variances is about 1.
+        weight = (basis / (variance * variance.mean()).clamp(min=1e-12).pow(0.25)).T  # (d, c)
+        self.project.weight.copy_(weight[:, :, None, None])
+        self.project.bias.copy_(-(weight @ mean))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Return (B, d, h, w) of (B, c, h, w)."""
+        return self.project(self._compress(maps))
+
+    @staticmethod
+    def _compress(maps: Tensor) -> Tensor:
+        return maps.sign() * maps.abs().sqrt()  # few features are large
+
+
+class PlacementHead(nn.Module):
+    """Predict where a photograph can move, how far relative to the rest, and how strongly.
+
+    Ours. MOSAIC's classes start as the answer to the first, and everything else begins at no correction of it.
+
+    Args:
+        squeezenet_channels: of SqueezeNet's feature maps.
+    """
+
+    def __init__(self, squeezenet_channels: Sequence[int]) -> None:
+        super().__init__()
+        channels = (*squeezenet_channels, *FEATURE_CHANNELS)
+        components = (*SQUEEZENET_COMPONENTS, *SEGMENTATION_COMPONENTS)
+        self.components = nn.ModuleList(
+            PrincipalComponents(number, kept) for number, kept in zip(channels, components, strict=True)
+        )
+        # Parts of `features`, which training hides one at a time.
+        self.parts = (
+            sum(SQUEEZENET_COMPONENTS),
+            sum(SEGMENTATION_COMPONENTS) + 2 * len(CLASSES),
+            3 + len(GRADIENT_WINDOWS),
+        )
+        self.read = nn.Conv2d(sum(self.parts), WIDTH, 1)
+        self.context = nn.Linear(sum(self.parts), WIDTH)
+        self.coarse = nn.Sequential(
+            nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=GROUPS)) for _ in range(BLOCKS)
+        )
+        self.movable, self.relative, self.strength = (nn.Conv2d(WIDTH, 1, 1) for _ in range(3))
+        nn.init.zeros_(self.movable.weight)
+        nn.init.zeros_(self.strength.weight)
+        odds = torch.tensor([CLASS_LOG_ODDS if name in MOVABLE_CLASSES else -CLASS_LOG_ODDS for name in CLASSES])
+        self.class_log_odds = nn.Parameter(odds)
+
+    def features(self, image: Tensor, squeezenet: Sequence[Tensor], segmentation: SegmentationModel) -> Tensor:
+        """Return what the head reads of images, to be computed once: it has no trained part.
+
+        Args:
+            image: (B, 3, H, W) in [0, 1], sides multiples of 32 px.
+            squeezenet: its feature maps of them.
+            segmentation: MOSAIC.
+
+        Returns:
+            (B, C, H/4, W/4): components, class probabilities last but for colours and gradients.
+        """
+        size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
+        resized = [
+            F.adaptive_avg_pool2d(maps, size)
+            if maps.shape[-1] > size[1]
+            else F.interpolate(maps, size=size, mode="bilinear")
+            for maps in squeezenet
+        ]
+        found, logits = segmentation_maps(segmentation, image)
+        reduced = [project(maps) for project, maps in zip(self.components, [*resized, *found], strict=True)]
+        colours = F.avg_pool2d(image - 0.5, STRIDE)
+        return torch.cat([*reduced, 0.25 * logits, logits.softmax(1), colours, gradient_maps(image)], dim=1)
+
+    def class_probabilities(self, features: Tensor) -> Tensor:
+        """Return MOSAIC's (B, 32, h, w) among `features`."""
+        last = features.shape[1] - self.parts[-1]
+        return features[:, last - len(CLASSES) : last]
+
+    def forward(self, features: Tensor, mean: Tensor | None = None, dropout_mask: Tensor | None = None) -> Placement:
+        """Predict from `features` (B, C, h, w).
+
+        Args:
+            features: of whole images, or crops of them.
+            mean: (B, C) over the whole images; None takes that of `features`.
+            dropout_mask: (B, C) 0 for what training hides, above 1 for the rest.
+        """
+        probabilities = self.class_probabilities(features)
+        mean = features.mean((2, 3)) if mean is None else mean
+        if dropout_mask is not None:
+            features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask
+        hidden = F.silu(self.read(features) + self.context(mean)[:, :, None, None])  # (B, W, h, w)
+        coarse = self.coarse(F.avg_pool2d(hidden, 2, ceil_mode=True))
+        hidden = hidden + F.interpolate(coarse, size=hidden.shape[-2:], mode="bilinear")
+        for block in self.blocks:
+            hidden = hidden + block(hidden)
+        hidden = F.silu(hidden)
+        movable = self.movable(hidden) + (self.class_log_odds[:, None, None] * probabilities).sum(1, keepdim=True)
+        relative = self.relative(hidden)  # (B, 1, h, w)
+        # A flame is a hundredth of its photograph.
+        weight = (STRENGTH_FOCUS * relative + F.logsigmoid(movable)).detach().flatten(1).softmax(-1)  # (B, h w)
+        log_strength = (self.strength(hidden).flatten(1) * weight).sum(-1)  # (B,)
+        return Placement(movable.float(), relative.float(), log_strength.float())
+
+
+def placed_displacement(placement: Placement, image: Tensor) -> Tensor:
+    """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges."""
+    size = tuple(image.shape[-2:])
+    probability = guided_filter(
+        image.float(), resize_maps(placement.movable.sigmoid(), size), EDGE_RADIUS_PX, EDGE_VARIANCE
+    )
+    gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
+    relative = (placement.relative.exp() - STILL_SHARE).clamp(LEAST_RELATIVE, MOST_RELATIVE)
+    strength_px = placement.log_strength.exp().view(-1, 1, 1, 1) / default_grid_scale(*size)
+    return gate * resize_maps(relative, size) * strength_px

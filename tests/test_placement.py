@@ -1,0 +1,217 @@
+"""Placement: its metrics, masks, head and training."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.clips import SampleKey
+from data.files import MediaError
+from data.masks import find_masked_photographs, read_placement_mask
+from metrics.placement import mean_by_repository, placement_metrics
+from models.image_encoder import SQUEEZENET_TAPS
+from models.placement import Placement, PlacementHead, PrincipalComponents, placed_displacement, segmentation_maps
+from models.segmentation import SegmentationModel
+from training.placement import PlacementDataset, PlacementSample, clip_labels, photograph_samples, placement_loss
+
+HEIGHT, WIDTH = 160, 256
+
+
+@pytest.fixture
+def head() -> PlacementHead:
+    torch.manual_seed(0)
+    return PlacementHead([channels for _, channels in SQUEEZENET_TAPS])
+
+
+def test_metrics_count_the_known_pixels_of_each_kind():
+    displacement = torch.zeros(1, HEIGHT, WIDTH)
+    displacement[:, :, :128] = 1.0
+    displacement[:, :40, 128:] = 0.5  # a quarter of the static half
+    movable = torch.zeros(1, HEIGHT, WIDTH, dtype=torch.bool)
+    movable[:, :, :128] = True
+    metrics = placement_metrics(displacement, movable, ~movable)
+    assert metrics["coverage"] == 1 and metrics["ap"] == pytest.approx(1)
+    assert metrics["leak"] == pytest.approx(0.25)
+    assert metrics["static_mean_px"] == pytest.approx(0.125) and metrics["static_largest_px"] == 0.5
+    # The unknown part changes nothing.
+    static = ~movable
+    static[:, :40] = False
+    assert placement_metrics(displacement, movable, static)["leak"] == 0
+
+
+def test_displacement_is_measured_in_px_of_the_default_grid():
+    everywhere = torch.ones(1, 2 * HEIGHT, 2 * WIDTH, dtype=torch.bool)
+    metrics = placement_metrics(torch.full((1, 2 * HEIGHT, 2 * WIDTH), 0.4), everywhere, ~everywhere)
+    assert metrics["mean_px"] == pytest.approx(0.2) and metrics["coverage"] == 0
+    assert metrics["leak"] is None and metrics["ap"] is None
+
+
+def test_means_go_over_repositories():
+    rows = [{"source": "a", "coverage": 1.0}, {"source": "a", "coverage": 0.0}, {"source": "b", "coverage": 1.0}]
+    assert mean_by_repository(rows)["coverage"] == 0.75
+    assert mean_by_repository(rows)["leak"] is None
+
+
+@pytest.fixture
+def folders(tmp_path):
+    photos, masks = tmp_path / "photos", tmp_path / "masks"
+    photos.mkdir()
+    masks.mkdir()
+    pixels = np.random.default_rng(0).integers(255, size=(120, 200, 3), dtype=np.uint8)
+    for name in ("pine", "wall"):
+        Image.fromarray(pixels).save(photos / f"{name}.jpg")
+        mask = np.full((60, 100), 128, np.uint8)
+        mask[:30] = 255 if name == "pine" else 0
+        Image.fromarray(mask).save(masks / f"{name}.png")
+    with open(tmp_path / "table.csv", "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerows([["file", "split", "source", "subject"], ["photos/pine.jpg", "train", "a/b", "tree"]])
+    return photos, masks, tmp_path / "table.csv"
+
+
+def test_masked_photographs_are_found_with_their_split_and_source(folders):
+    photos, masks, table = folders
+    assert [photograph.source for photograph in find_masked_photographs(photos, masks)] == ["pine", "wall"]
+    (pine,) = find_masked_photographs(photos, masks, table, "train")
+    assert (pine.source, pine.subject) == ("a/b", "tree")
+    image, mask = pine.read()
+    assert image.shape == (3, 120, 200) and mask.shape == (1, 60, 100)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "message"),
+    [
+        (np.full((60, 100, 3), 255, np.uint8), "colour mode RGB"),
+        (np.full((60, 100), 200, np.uint8), r"holds \[200\]"),
+    ],
+)
+def test_masks_of_other_values_are_refused(tmp_path, pixels, message):
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    with pytest.raises(MediaError, match=message):
+        read_placement_mask(tmp_path / "mask.png")
+
+
+def test_wrong_folders_and_tables_are_refused(folders, tmp_path):
+    photos, masks, table = folders
+    with pytest.raises(MediaError, match="no photograph of split test"):
+        find_masked_photographs(photos, masks, table, "test")
+    (photos / "wall.jpg").unlink()
+    with pytest.raises(MediaError, match=r"wall.png: no photograph of this name"):
+        find_masked_photographs(photos, masks)
+    (tmp_path / "other.csv").write_text("file,name\n")
+    with pytest.raises(MediaError, match=r"lacks the columns \['source'\]"):
+        find_masked_photographs(photos, masks, tmp_path / "other.csv")
+    Image.new("L", (60, 60)).save(masks / "pine.png")
+    (masks / "wall.png").unlink()
+    with pytest.raises(MediaError, match="right: the same aspect"):
+        find_masked_photographs(photos, masks)[0].read()
+
+
+def test_principal_components_keep_the_variance():
+    torch.manual_seed(1)
+    basis = torch.randn(8, 2)
+    maps = [(basis @ torch.randn(2, 400)).view(1, 8, 20, 20) for _ in range(3)]
+    maps = [m.sign() * m.square() for m in maps]  # what the module compresses is linear in two numbers
+    reduce = PrincipalComponents(8, 2)
+    reduce.fit(maps)
+    reduced = reduce(maps[0]).flatten(2)[0]  # (2, 400)
+    flat = (maps[0].sign() * maps[0].abs().sqrt()).flatten(2)[0]
+    joined = torch.cat([reduced, torch.ones(1, 400)])
+    found = torch.linalg.lstsq(joined.T, flat.T).solution.T @ joined
+    assert torch.allclose(found, flat, atol=1e-3)
+    assert not any(p.requires_grad for p in reduce.parameters())
+
+
+def test_segmentation_maps_lie_on_the_images_grid():
+    torch.manual_seed(0)
+    network = SegmentationModel().eval()
+    with torch.no_grad():
+        features, logits = segmentation_maps(network, torch.rand(1, 3, 64, 96))
+    assert [maps.shape[1:] for maps in features] == [(64, 16, 24), (192, 16, 24), (448, 16, 24)]
+    assert logits.shape == (1, 32, 16, 24)
+
+
+def test_untrained_head_moves_what_segmentation_calls_movable(head):
+    features = torch.zeros(1, sum(head.parts), 16, 24)
+    probabilities = head.class_probabilities(features)  # a view
+    probabilities[:, 5, :, :12] = 1.0  # tree
+    probabilities[:, 1, :, 12:] = 1.0  # wall
+    found = head(features)
+    assert bool((found.movable[..., :12] > 3).all()) and bool((found.movable[..., 12:] < -3).all())
+
+
+def test_displacement_follows_the_probability_and_the_grid():
+    movable = torch.full((1, 1, 40, 64), -9.0)
+    movable[..., :32] = 9.0
+    image = torch.zeros(1, 3, HEIGHT, WIDTH)
+    image[..., :128] = 1.0
+    placement = Placement(movable, torch.full((1, 1, 40, 64), np.log(1.1)), torch.tensor([2.0]).log())
+    displacement = placed_displacement(placement, image)
+    assert displacement[..., :120].min() == pytest.approx(2.0, abs=1e-3)
+    assert displacement[..., 136:].max() == 0
+    doubled = placed_displacement(placement, torch.nn.functional.interpolate(image, scale_factor=2.0))
+    assert doubled.max() == pytest.approx(4.0, abs=1e-3)
+
+
+def _sample(kind: str, head: PlacementHead, **maps: float) -> PlacementSample:
+    size = (20, 32)
+    features = torch.rand(sum(head.parts), *size).half()
+    values = {"movable": 0.0, "known": 0.0, "displacement": 0.0, "confidence": 1.0} | maps
+    strength = values.pop("strength_px", 1.0)
+    return PlacementSample(
+        kind, features, *(torch.full((1, *size), value).half() for value in values.values()), strength, 1.0
+    )
+
+
+def test_windows_depend_on_the_seed_alone(head):
+    dataset = PlacementDataset([_sample("photograph", head, known=1.0), _sample("scene", head)])
+    one, other = dataset[SampleKey(0, 0, 5)], dataset[SampleKey(1, 3, 5)]
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert one["features"].shape == (sum(head.parts), 24, 24)
+    assert one["known"][:, 20:].sum() == 0  # the sample has 20 rows
+
+
+def test_clip_labels_trust_rest_only_where_segmentation_agrees(head):
+    batch = {
+        "displacement": torch.tensor([1.0, 0.0, 0.0, 0.1]).view(1, 1, 1, 4),
+        "confidence": torch.full((1, 1, 1, 4), 0.5),
+    }
+    static = torch.tensor([1.0, 1.0, 0.0, 1.0]).view(1, 1, 1, 4)
+    movable, known = clip_labels(batch, torch.ones(1, 1, 1, 1), static)
+    assert movable.flatten().tolist() == [1, 0, 0, 0]
+    assert known.flatten().tolist() == [0.5, 0.5, 0, 0]
+
+
+def test_head_learns_a_mask(head):
+    sample = _sample("photograph", head, known=1.0)
+    sample.movable.copy_((sample.features[:1] > 0.5).half())
+    dataset = PlacementDataset([sample])
+    optimizer = torch.optim.AdamW([p for p in head.parameters() if p.requires_grad], lr=3e-3)
+    losses = []
+    for step in range(60):
+        items = [dataset[SampleKey(0, 0, 4 * step + i)] for i in range(4)]
+        batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
+        batch["seed"] = torch.arange(4) + 4 * step
+        loss = placement_loss(head, batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
+
+
+def test_photographs_become_samples_of_their_masks(folders):
+    photos, masks, _ = folders
+
+    def features(image: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.avg_pool2d(image, 4)
+
+    pine, pine_crop, wall, _ = photograph_samples(find_masked_photographs(photos, masks), features, variants=1, seed=0)
+    assert pine.features.shape[-2:] == pine.movable.shape[-2:]
+    assert pine.movable[:, :10].min() == 1 and pine.known[:, -10:].max() == 0
+    assert wall.movable.max() == 0
+    assert pine_crop.features.shape[-2:] == (40, 64)
