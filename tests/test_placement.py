@@ -14,7 +14,16 @@ from data.files import MediaError
 from data.masks import find_masked_photographs, read_placement_mask
 from metrics.placement import mean_by_repository, placement_metrics
 from models.image_encoder import SQUEEZENET_TAPS
-from models.placement import Placement, PlacementHead, PrincipalComponents, placed_displacement, segmentation_maps
+from models.placement import (
+    STRENGTH_FACTOR,
+    TRACE,
+    Placement,
+    PlacementHead,
+    PrincipalComponents,
+    class_log_odds,
+    placed_displacement,
+    segmentation_maps,
+)
 from models.segmentation import SegmentationModel
 from training.placement import PlacementDataset, PlacementSample, clip_labels, photograph_samples, placement_loss
 
@@ -130,13 +139,15 @@ def test_segmentation_maps_lie_on_the_images_grid():
     torch.manual_seed(0)
     network = SegmentationModel().eval()
     with torch.no_grad():
-        features, logits = segmentation_maps(network, torch.rand(1, 3, 64, 96))
+        image = torch.rand(1, 3, 64, 96)
+        features, logits = segmentation_maps(network, image)
+        assert class_log_odds(network, image).shape == (1, 1, 16, 24)
     assert [maps.shape[1:] for maps in features] == [(64, 16, 24), (192, 16, 24), (448, 16, 24)]
     assert logits.shape == (1, 32, 16, 24)
 
 
 def test_untrained_head_moves_what_segmentation_calls_movable(head):
-    features = torch.zeros(1, sum(head.parts), 16, 24)
+    features = torch.zeros(1, sum(head.parts) + 1, 16, 24)
     probabilities = head.class_probabilities(features)  # a view
     probabilities[:, 5, :, :12] = 1.0  # tree
     probabilities[:, 1, :, 12:] = 1.0  # wall
@@ -149,17 +160,25 @@ def test_displacement_follows_the_probability_and_the_grid():
     movable[..., :32] = 9.0
     image = torch.zeros(1, 3, HEIGHT, WIDTH)
     image[..., :128] = 1.0
-    placement = Placement(movable, torch.full((1, 1, 40, 64), np.log(1.1)), torch.tensor([2.0]).log())
+    placement = Placement(movable, movable, torch.full((1, 1, 40, 64), np.log(1.1)), torch.tensor([2.0]).log())
     displacement = placed_displacement(placement, image)
-    assert displacement[..., :120].min() == pytest.approx(2.0, abs=1e-3)
-    assert displacement[..., 136:].max() == 0
+    strength_px = STRENGTH_FACTOR * 2.0
+    assert displacement[..., :120].min() == pytest.approx((1 + TRACE) * strength_px, rel=1e-3)
+    assert 0 < displacement[..., 136:].max() < 0.01 * strength_px
     doubled = placed_displacement(placement, torch.nn.functional.interpolate(image, scale_factor=2.0))
-    assert doubled.max() == pytest.approx(4.0, abs=1e-3)
+    assert doubled.max() == pytest.approx(2 * (1 + TRACE) * strength_px, rel=1e-3)
+
+
+def test_classes_alone_keep_a_wall_still_that_the_network_doubts():
+    size = (1, 1, 40, 64)
+    values = torch.full(size, 6.0), torch.full(size, -6.0), torch.zeros(size), torch.zeros(1)
+    displacement = placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH))
+    assert displacement.max() < 0.05
 
 
 def _sample(kind: str, head: PlacementHead, **maps: float) -> PlacementSample:
     size = (20, 32)
-    features = torch.rand(sum(head.parts), *size).half()
+    features = torch.rand(sum(head.parts) + 1, *size).half()
     values = {"movable": 0.0, "known": 0.0, "displacement": 0.0, "confidence": 1.0} | maps
     strength = values.pop("strength_px", 1.0)
     return PlacementSample(
@@ -171,7 +190,7 @@ def test_windows_depend_on_the_seed_alone(head):
     dataset = PlacementDataset([_sample("photograph", head, known=1.0), _sample("scene", head)])
     one, other = dataset[SampleKey(0, 0, 5)], dataset[SampleKey(1, 3, 5)]
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert one["features"].shape == (sum(head.parts), 24, 24)
+    assert one["features"].shape == (sum(head.parts) + 1, 24, 24)
     assert one["known"][:, 20:].sum() == 0  # the sample has 20 rows
 
 
