@@ -15,13 +15,15 @@ TABLES = {
     "frames": ("PSNR, SSIM, LPIPS of frames rendered from frame 0 and their flow", "evaluation.frames.table"),
     "splats": ("one image under a strong smooth flow, by each operator, side by side", "evaluation.splats"),
     "motion": ("motion predicted for the first frames of clips against their own", "evaluation.motion.table"),
-    "still": ("motion predicted for images in which nothing can move", "evaluation.motion.static_scenes"),
+    "placement": ("motion predicted for photographs by masks of what can move", "evaluation.placement"),
     "video": ("FID, KID, FVD, DTFVD of generated videos against real ones", "evaluation.video.table"),
     "ablation": ("variants trained with the same budget; called again it goes on", "evaluation.ablation"),
     "data": ("clip sets side by side: mean amplitude per bin, clips, confidence", "evaluation.clip_sets"),
     "sources": ("the sources of clip sets with their licences, for a model card", "evaluation.licences"),
     "flow": ("flow methods on videos, and on rendered scenes whose flow is known", "evaluation.flow"),
 }
+# {table: its earlier name, which still works}
+EARLIER_NAMES = {"placement": "still"}
 
 
 @command
@@ -30,10 +32,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="table", required=True, metavar="|".join(TABLES))
     for name, (help_text, _) in TABLES.items():
-        getattr(flags, f"add_{name}_flags")(commands.add_parser(name, help=help_text))
+        aliases = [EARLIER_NAMES[name]] if name in EARLIER_NAMES else []
+        getattr(flags, f"add_{name}_flags")(commands.add_parser(name, help=help_text, aliases=aliases))
     args = parser.parse_args(argv)
     options = vars(args)
     table, check = options.pop("table"), options.pop("check", None)
+    table = next((name for name, earlier in EARLIER_NAMES.items() if earlier == table), table)
     if check:
         check(args)
     options["command"] = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cli.flags import add_training_flags
-from cli.parser import Parser, UsageError, fraction, positive_int, size_px
+from cli.parser import Parser, UsageError, fraction, positive_int, refuse_flags, size_px
 from cli.run import command, run
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def make_parser() -> Parser:
     add("--mode", choices=("coordinated", "independent", "volume"), default="coordinated", help=modes)
     stages = (
         "joint: all; image-encoder: the encoder of the image; denoiser: all but the encoder; slices: all but the "
-        "attention across frequencies; coordination: that attention; displacement: a head that predicts how far each "
-        "place moves, to which samples are then scaled"
+        "attention across frequencies; coordination: that attention; displacement: the placement head, which predicts "
+        "how far each place moves, and to which samples are then scaled"
     )
     add("--stage", type=stage_name, choices=STAGES, default="joint", help=f"what trains. {stages}")
     add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example an earlier stage's")
@@ -57,6 +57,11 @@ def make_parser() -> Parser:
     add("--no-augment", action="store_true", help="clips as they are, to over-fit a few")
     hidden = "of the image's features, hidden from a sample; default: 0.3; --no-augment, --stage denoiser: 0"
     add("--feature-dropout", type=fraction, metavar="FRACTION", help=hidden)
+    add("--photos", type=Path, metavar="DIR", help="photographs with masks, for --stage displacement")
+    masks = "grey PNG files named like them: 255 can move, 0 cannot, 128 not known"
+    add("--masks", type=Path, metavar="DIR", help=masks)
+    table = "columns file, source, subject, split: trains on train, validates on test; without, trains on all"
+    add("--photo-table", type=Path, metavar="CSV", help=table)
     static = "photographs, or folders of them, in which nothing moves, for --stage displacement"
     add("--static-images", "--still-pictures", type=Path, nargs="+", default=[], metavar="PATH", help=static)
     add("--cache", type=Path, default=Path("outputs/latents"), metavar="DIR", help="where encoded latents are kept")
@@ -75,11 +80,15 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--backbone-weights: the U-Net of --init has its image network; give one of the two")
     if args.backbone_weights and args.backbone != "squeezenet":
         raise UsageError(f"--backbone-weights: --backbone {args.backbone} takes none; right: --backbone squeezenet")
-    if args.static_images and args.stage != "displacement":
-        raise UsageError("--static-images: only --stage displacement uses them; right: leave it out")
-    if args.stage in ("image-encoder", "displacement"):
-        if args.weighting != "none":
-            raise UsageError(f"--weighting {args.weighting}: --stage {args.stage} has no noise levels; right: none")
+    if args.stage != "displacement":
+        why = "only --stage displacement uses it; right: leave it out"
+        refuse_flags(args, ["--photos", "--masks", "--photo-table", "--static-images", "--still-pictures"], why)
+    if (args.photos is None) != (args.masks is None) or (args.photo_table and not args.photos):
+        raise UsageError("--photos, --masks: one without the other; right: both, and --photo-table with them")
+    else:
+        refuse_flags(args, ["--feature-dropout"], "--stage displacement hides a fixed fraction; right: leave it out")
+    if args.stage in ("image-encoder", "displacement") and args.weighting != "none":
+        raise UsageError(f"--weighting {args.weighting}: --stage {args.stage} has no noise levels; right: none")
     if args.feature_dropout == 1:
         raise UsageError("--feature-dropout 1: hides the whole image; right: 0 or above, below 1")
 
@@ -135,12 +144,13 @@ def main(argv: list[str] | None = None) -> int:
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.device import check_precision
     from models.motion_pipeline import MotionPipeline
+    from models.placement import PlacementHead
     from models.segmentation import SegmentationModel
     from training.data_sets import motion_sets, open_sets
     from training.export import export_pipeline
     from training.loop import LoopOptions, train
     from training.motion_diffusion import TRAINING_PRESETS
-    from training.motion_stages import denoising_stage, displacement_stage
+    from training.motion_stages import denoising_stage, masked_photographs, placement_stage
     from training.processes import start_processes
     from training.run_folder import open_run
 
@@ -152,8 +162,10 @@ def main(argv: list[str] | None = None) -> int:
     flags, args.vae = dict(vars(args)), args.vae or DEFAULT_CHECKPOINT / "vae"
     vae, unet, schedule = make_models(args)
     segmentation = SegmentationModel.from_pretrained(DEFAULT_CHECKPOINT / "segmentation")  # never trained here
+    placement = PlacementHead.beside(args.init)
 
     # Data
+    masked = masked_photographs(args.photos, args.masks, args.photo_table, args.static_images)
     sets = []
     if args.data or not args.dry_run:
         sets = motion_sets(open_sets(args.data, args.seed), args.grid, args.bins, period_s=vae.config.period_s)
@@ -169,17 +181,18 @@ def main(argv: list[str] | None = None) -> int:
         unet.to(memory_format=torch.channels_last)
     with open_run(args.out, "train_unet", flags, resume=args.resume, name=args.preset) as run_folder:
         batch = options.batch_size * options.gradient_accumulation_steps * PartialState().num_processes
-        samples = {"grid": args.grid, "augment": not args.no_augment, "batch": batch}
-        samples["feature_dropout"] = args.feature_dropout
+        samples = {"augment": not args.no_augment, "seed": args.seed, "cache": args.cache, "device": device}
         if args.stage == "displacement":
-            stage = displacement_stage(unet, sets, **samples, static_images=args.static_images)
+            stage = placement_stage(placement, unet, segmentation, sets, *masked, **samples)
+            placement, trained = stage["model"], "placement"
         else:
-            latents = {"seed": args.seed, "cache": args.cache, "device": device, "weighting": args.weighting}
-            stage = denoising_stage(args.stage, unet, vae, schedule, sets, **samples, **latents)
+            samples |= {"grid": args.grid, "batch": batch, "feature_dropout": args.feature_dropout}
+            stage = denoising_stage(args.stage, unet, vae, schedule, sets, **samples, weighting=args.weighting)
+            trained = "unet"
         result = train(**stage, options=options, run=run_folder, progress=True)
         folder = args.export or run_folder.path / "pipeline"
-        pipeline = MotionPipeline(vae, unet, schedule, segmentation)
-        export_pipeline(pipeline, folder, run_folder, result, vae_folder=args.vae, init_folder=args.init)
+        pipeline, folders = MotionPipeline(vae, unet, schedule, segmentation, placement), (args.vae, args.init)
+        export_pipeline(pipeline, folder, run_folder, result, trained, *folders)
     return 0
 
 

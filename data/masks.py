@@ -24,7 +24,7 @@ class MaskedPhotograph(NamedTuple):
     """A photograph and its mask; photographs of one source (a repository, a place) are not independent."""
 
     path: Path
-    mask_path: Path
+    mask_path: Path | None  # None: nothing can move
     source: str
     subject: str = ""
 
@@ -34,7 +34,10 @@ class MaskedPhotograph(NamedTuple):
         Raises:
             MediaError: a file that cannot be read, a mask of other values or another aspect.
         """
-        image, mask = read_image(self.path), read_placement_mask(self.mask_path)
+        image = read_image(self.path)
+        if self.mask_path is None:
+            return image, torch.full((1, *image.shape[-2:]), STATIC, dtype=torch.uint8)
+        mask = read_placement_mask(self.mask_path)
         (height, width), (mask_height, mask_width) = image.shape[-2:], mask.shape[-2:]
         ratio = mask_width * height / (mask_height * width)
         if not 1 / ASPECT_TOLERANCE <= ratio <= ASPECT_TOLERANCE:

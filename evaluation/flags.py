@@ -133,15 +133,34 @@ def _check_motion_flags(args: Arguments) -> None:
         refuse_flags(args, ["--loop-guidance"], "belongs to --loop-frames L; right: both, or neither")
 
 
-def add_still_flags(parser: Parser) -> None:
+def add_placement_flags(parser: Parser) -> None:
+    parser.set_defaults(check=_check_placement_flags)
     add = parser.add_argument_group("what is measured").add_argument
-    add("--scenes", type=positive_int, default=16, metavar="N", help="rendered walls, houses, rocks and furniture")
+    add("--photos", type=Path, metavar="DIR", help="photographs")
+    masks_help = "grey PNG files named like them: 255 can move, 0 cannot, 128 not known"
+    add("--masks", type=Path, metavar="DIR", help=masks_help)
+    table_help = "columns file, source, subject, split; without, each photograph is its own source"
+    add("--photo-table", type=Path, metavar="CSV", help=table_help)
+    add("--split", choices=("test", "train"), help="photographs of this split of --photo-table; default: all")
     images_help = "photographs without plant, cloth, water or flame, or parts of them, in fractions of their sides"
     form = {"metavar": "FILE[:LEFT,TOP,RIGHT,BOTTOM]", "help": images_help}
-    add("--images", "--pictures", type=Crop.parse, nargs="+", default=[], **form)
-    add("--samples", type=positive_int, default=2, metavar="M", help="motions for each image")
+    add("--static-images", "--images", "--pictures", type=Crop.parse, nargs="+", default=[], **form)
+    scenes_help = "rendered walls, houses, rocks and furniture; default: 16, with --photos none"
+    add("--scenes", type=positive_int, metavar="N", help=scenes_help)
+    add("--samples", type=positive_int, default=1, metavar="M", help="motions for each image")
+    add("--sheet", type=positive_int, default=24, metavar="N", help="images shown in sheet.png")
     add_sampling_flags(parser)
-    _add_shared(parser, "still", "device", "precision")
+    _add_shared(parser, "placement", "device", "precision")
+
+
+def _check_placement_flags(args: Arguments) -> None:
+    if (args.photos is None) != (args.masks is None):
+        have, lack = ("masks", "photos") if args.photos is None else ("photos", "masks")
+        raise UsageError(f"missing: --{lack}, for --{have}")
+    if args.photos is None:
+        refuse_flags(args, ["--photo-table", "--split"], "belongs to --photos DIR --masks DIR")
+    if args.split and args.photo_table is None:
+        raise UsageError("--split: no table says which photographs are of it; right: --photo-table CSV")
 
 
 def add_video_flags(parser: Parser) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor
 from models.checkpoints import CheckpointError, one_line, read_json
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import rescale_to_displacement, smooth_spectrum
+from models.placement import DETAIL, PlacementHead
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
@@ -69,12 +70,13 @@ def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool
 
 
 class MotionPipeline(DiffusionPipeline):
-    """Predict spectral volumes from images; a diffusers folder of vae, unet, scheduler and segmentation.
+    """Predict spectral volumes from images; a diffusers folder of vae, unet, scheduler, segmentation and placement.
 
-    The segmentation network says what a photograph shows (`models.class_masks`); older checkpoints have none.
+    The segmentation network says what a photograph shows (`models.class_masks`), and the placement head, which reads
+    it, how far each place moves. Older checkpoints have neither, and a head in the U-Net or nothing says how far.
     """
 
-    _optional_components = ["segmentation"]  # noqa: RUF012
+    _optional_components = ["segmentation", "placement"]  # noqa: RUF012
 
     def __init__(
         self,
@@ -82,10 +84,18 @@ class MotionPipeline(DiffusionPipeline):
         unet: FrequencyUNet,
         scheduler: SchedulerMixin,
         segmentation: SegmentationModel | None = None,
+        placement: PlacementHead | None = None,
     ) -> None:
         super().__init__()
-        self.register_modules(vae=vae, unet=unet, scheduler=scheduler, segmentation=segmentation)
+        networks = {"vae": vae, "unet": unet, "segmentation": segmentation, "placement": placement}
+        self.register_modules(scheduler=scheduler, **networks)
         check_components(vae, unet, scheduler)
+        if placement is not None:
+            if segmentation is None:
+                raise ValueError("placement reads segmentation, which is not there; right: both, or neither")
+            wanted, channels = tuple(placement.config.image_channels), tuple(unet.image_encoder.tap_channels)
+            if wanted != channels:
+                raise ValueError(f"placement reads maps of {wanted} channels, the U-Net's image network has {channels}")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -100,10 +110,13 @@ class MotionPipeline(DiffusionPipeline):
         schedule = load_schedule(folder / "scheduler")
         vae, unet = MotionVAE.from_pretrained(folder / "vae"), FrequencyUNet.from_pretrained(folder / "unet")
         # A copied folder counts too: the way to bring an older checkpoint up to date.
-        has_segmentation = any(index.get("segmentation") or []) or (folder / "segmentation").exists()
-        segmentation = SegmentationModel.from_pretrained(folder / "segmentation") if has_segmentation else None
+        optional = {
+            name: kind.from_pretrained(folder / name)
+            for name, kind in (("segmentation", SegmentationModel), ("placement", PlacementHead))
+            if any(index.get(name) or []) or (folder / name).exists()
+        }
         try:
-            return cls(vae, unet, schedule, segmentation)
+            return cls(vae, unet, schedule, **optional)
         except (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError) as error:
             raise CheckpointError(f"{folder}: {one_line(error)}") from error
 
@@ -112,6 +125,7 @@ class MotionPipeline(DiffusionPipeline):
         self,
         images: Tensor,  # (B, 3, H, W) float32 RGB in [0, 1] on the motion grid, sides multiples of 32 px
         *,
+        detailed: Tensor | None = None,  # (B, 3, 2 H, 2 W) the same, for what is in them; None: enlarged
         num_samples: int = 1,  # M different motions an image
         seed: int = 0,  # fixes, with the sample's number, the start noise, whatever the batch size and device
         guidance: float = DEFAULT_GUIDANCE,  # w of classifier-free guidance; 0: none, at half the cost
@@ -136,16 +150,24 @@ class MotionPipeline(DiffusionPipeline):
         spectra: list[Tensor] = []
         for start in range(0, len(jobs), max_batch):
             batch = jobs[start : start + max_batch]
-            spectra += self._sample_batch(images, batch, seed, guidance=guidance, precision=precision, **sampling)
+            chosen = sorted({index for index, _ in batch})
+            found = self.read_images(images[chosen], precision, None if detailed is None else detailed[chosen])
+            batch = [(chosen.index(index), sample) for index, sample in batch]
+            spectra += self._sample_batch(*found, batch, seed, guidance=guidance, precision=precision, **sampling)
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
 
     def _sample_batch(
-        self, images: Tensor, batch: list[tuple[int, int]], seed: int, *, precision: str, **sampling: Any
+        self,
+        condition: Tensor,
+        expected_px: Tensor | None,
+        batch: list[tuple[int, int]],
+        seed: int,
+        *,
+        precision: str,
+        **sampling: Any,
     ) -> list[Tensor]:
-        """Return a spectrum (1, K, 4, H, W) for each (index of the image, number of the sample)."""
-        indices = sorted({index for index, _ in batch})
-        condition, expected_px = self.read_images(images[indices], precision)
-        places = torch.tensor([indices.index(index) for index, _ in batch], device=self.unet.device)
+        """Return a spectrum (1, K, 4, H, W) for each (index of what `read_images` returned, number of the sample)."""
+        places = torch.tensor([index for index, _ in batch], device=self.unet.device)
         shape = (self.unet.config.num_bins, self.vae.latent_channels, *condition.shape[-2:])
         latents = denoise(
             self.unet,
@@ -165,14 +187,23 @@ class MotionPipeline(DiffusionPipeline):
             spectra.append(spectrum.cpu())  # (1, K, 4, H, W)
         return spectra
 
-    def read_images(self, images: Tensor, precision: str = "no") -> tuple[Tensor, Tensor | None]:
-        """Encode images (B, 3, H, W) in [0, 1], once for all their samples.
+    def read_images(
+        self, images: Tensor, precision: str = "no", detailed: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Encode images as `__call__` takes them, once for all their samples.
 
         Returns the U-Net's condition (B, Cc + K C, h, w), and the expected displacement (B, 1, H, W) px or None.
         """
         images = images.to(self.unet.device, self.unet.dtype)
         with autocast(images.device, precision):
-            return self.unet.encode_image(images), self.unet.expected_displacement(images)
+            condition = self.unet.encode_image(images)
+            if self.placement is None:
+                return condition, self.unet.expected_displacement(images)
+            backbone = self.unet.image_encoder.backbone_features
+            if detailed is None:
+                detailed = resize_maps(images, tuple(DETAIL * side for side in images.shape[-2:]))
+            features = self.placement.features(detailed.to(images), backbone, self.segmentation)
+            return condition, self.placement.expected_displacement(features, images)
 
     def predict(self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, **options: Any) -> Motion:
         """Predict one motion for an image of any size, (3, H, W) in [0, 1], on its motion grid.
@@ -186,7 +217,8 @@ class MotionPipeline(DiffusionPipeline):
         if loop is not None and not loop.is_needed:
             logger.info("the loop is a whole number of periods, which any motion without drift closes: not guided")
             loop = None
-        spectrum = self(resize_maps(image, grid)[None], seed=seed, loop=loop, **options)[0, 0]
+        detailed = resize_maps(image, tuple(DETAIL * side for side in grid))[None]
+        spectrum = self(resize_maps(image, grid)[None], detailed=detailed, seed=seed, loop=loop, **options)[0, 0]
         sampler = options.get("sampler", DEFAULT_SAMPLER)
         meta = {
             "seed": seed,

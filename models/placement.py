@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from models.checkpoints import SavedModel
 from models.displacement import STILL_SHARE, guided_filter
+from models.image_encoder import SQUEEZENET_TAPS
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel, resize_from_corner
 from models.segmentation_classes import CLASSES
 from motion.flow import default_grid_scale, resize_maps
 
-# px of the image for one number of the maps.
+# px of the motion grid for one number of the maps.
 STRIDE = 4
-# MOSAIC sees the motion grid doubled: on the training photographs its classes fit their masks as well as those of the
-# full photograph of that size, and better than those of the grid itself.
-SEGMENTATION_SCALE = 2
-# Principal components kept of each feature map: of SqueezeNet's taps, of MOSAIC's encoder.
-SQUEEZENET_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
+# The head is given images of the motion grid's size times this: MOSAIC sees more in them, SqueezeNet does not need it.
+DETAIL = 2
+# MOSAIC's classes are the mean of its probabilities at these scales of the image, of which no single one is best.
+CLASS_SCALES = (0.5, 0.75, 1.0)
+# Principal components kept of each feature map: of the U-Net's image network, of MOSAIC's encoder.
+IMAGE_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
 # Windows, in numbers of the maps, over which the image gradient is averaged.
 GRADIENT_WINDOWS = (1, 3, 5, 9)
 # Classes that move, and the log odds that they start with.
-MOVABLE_CLASSES = ("tree", "grass", "plant", "water", "sea", "field")
+MOVABLE_CLASSES = ("tree", "grass", "plant", "curtain", "water", "sea", "field")
 CLASS_LOG_ODDS = 4.0
 WIDTH = 64
 GROUPS, BLOCKS = 4, 2
 # The strength is read where the image moves most: weights are the relative displacement to this power.
 STRENGTH_FOCUS = 3.0
-# MOSAIC's classes alone are read at these scales of the grid, of which no single one is best. The log odds of the head
-# are the mean of theirs and the network's, with this weight of the network: by itself it fits the few hundred masks,
-# and cross-validated over repositories it leaks more motion at the same coverage.
-CLASS_SCALES, NETWORK_WEIGHT = (1.0, 1.5, 2.0), 1 / 3
+# The log odds of the head are the mean of those of MOSAIC's classes and of the network's, with this weight of the
+# network: by itself it fits the few hundred masks, and cross-validated over repositories it leaks more motion at the
+# same coverage.
+NETWORK_WEIGHT = 1 / 3
 LEAST_PROBABILITY = 1e-3
 # Edges of the map follow those of the image: radius, px of the grid, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
@@ -63,27 +68,26 @@ class Placement(NamedTuple):
     log_strength: Tensor
 
 
-def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[list[Tensor], Tensor]:
-    """Return MOSAIC's encoder features and logits of images (B, 3, H, W) in [0, 1], all (B, c, H/4, W/4)."""
-    fine, *others = segmentation.features(F.interpolate(image, scale_factor=SEGMENTATION_SCALE, mode="bicubic"))
-    maps = [fine, *others, segmentation.decode([fine, *others])]
-    size = tuple(fine.shape[-2:])
-    # Pixel i of a map lies at pixel i s of the image: after the pooling cells lie where those of other maps do.
-    *features, logits = (F.avg_pool2d(resize_from_corner(found, size), SEGMENTATION_SCALE) for found in maps)
-    return features, logits
+def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return what MOSAIC says of images (B, 3, H, W) in [0, 1], sides multiples of 8 px.
 
-
-def class_log_odds(segmentation: SegmentationModel, image: Tensor) -> Tensor:
-    """Return the log odds of MOSAIC's movable classes, mean over several scales, (B, 1, H/4, W/4)."""
-    movable = [CLASSES.index(name) for name in MOVABLE_CLASSES]
+    Returns:
+        the encoder's three feature maps, the logits, and the class probabilities, mean over CLASS_SCALES; all
+        (B, c, H/8, W/8).
+    """
     height, width = image.shape[-2:]
-    total = 0.0
+
+    def halved(maps: Tensor) -> Tensor:
+        # Pixel i of a map lies at pixel i s of the image: after the pooling cells lie where those of other maps do.
+        return F.avg_pool2d(resize_from_corner(maps, (height // 4, width // 4)), 2)
+
+    features, probabilities = [], []
     for scale in CLASS_SCALES:
-        scaled = F.interpolate(image, size=(round(height * scale), round(width * scale)), mode="bicubic")
-        probability = segmentation(scaled).softmax(1)[:, movable].sum(1, keepdim=True)
-        twice = resize_from_corner(probability, (2 * height // STRIDE, 2 * width // STRIDE))
-        total = total + F.avg_pool2d(twice, 2)
-    return (total / len(CLASS_SCALES)).clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY).logit()
+        features = segmentation.features(resize_maps(image, (round(scale * height), round(scale * width))))
+        logits = segmentation.decode(features)
+        probabilities.append(halved(logits.softmax(1)))
+    # Those of the last scale, the image itself.
+    return [halved(maps) for maps in features], halved(logits), torch.stack(probabilities).mean(0)
 
 
 def gradient_maps(image: Tensor) -> Tensor:
@@ -93,6 +97,17 @@ def gradient_maps(image: Tensor) -> Tensor:
     size = F.avg_pool2d((across.square() + down.square()).sqrt(), STRIDE)  # (B, 1, h, w)
     means = [F.avg_pool2d(size, n, 1, n // 2, count_include_pad=False) for n in GRADIENT_WINDOWS]
     return 0.5 * (torch.cat(means, dim=1) + 0.003).log() + 1.5
+
+
+def class_probabilities(features: Tensor) -> Tensor:
+    """Return MOSAIC's (B, 32, h, w) among `PlacementHead.features`."""
+    after = 3 + len(GRADIENT_WINDOWS)
+    return features[:, -after - len(CLASSES) : -after]
+
+
+def colours(features: Tensor) -> Tensor:
+    """Return the images (B, 3, h, w) in [0, 1] among `PlacementHead.features`, as coarse as these."""
+    return features[:, -3 - len(GRADIENT_WINDOWS) : -len(GRADIENT_WINDOWS)] + 0.5
 
 
 class PrincipalComponents(nn.Module):
@@ -134,25 +149,30 @@ class PrincipalComponents(nn.Module):
         return maps.sign() * maps.abs().sqrt()  # few features are large
 
 
-class PlacementHead(nn.Module):
+class PlacementHead(SavedModel):
     """Predict where a photograph can move, how far relative to the rest, and how strongly.
 
     Ours. MOSAIC's classes start as the answer to the first, and everything else begins at no correction of it.
 
     Args:
-        squeezenet_channels: of SqueezeNet's feature maps.
+        image_channels: of the feature maps of the U-Net's image network (`ImageEncoder.backbone_features`).
     """
 
-    def __init__(self, squeezenet_channels: Sequence[int]) -> None:
+    component = "placement head"
+
+    @register_to_config
+    def __init__(self, image_channels: Sequence[int] = tuple(channels for _, channels in SQUEEZENET_TAPS)) -> None:
         super().__init__()
-        channels = (*squeezenet_channels, *FEATURE_CHANNELS)
-        components = (*SQUEEZENET_COMPONENTS, *SEGMENTATION_COMPONENTS)
+        kept = [min(pair) for pair in zip(image_channels, IMAGE_COMPONENTS, strict=False)]
         self.components = nn.ModuleList(
-            PrincipalComponents(number, kept) for number, kept in zip(channels, components, strict=True)
+            PrincipalComponents(number, components)
+            for number, components in zip(
+                (*image_channels, *FEATURE_CHANNELS), (*kept, *SEGMENTATION_COMPONENTS), strict=True
+            )
         )
         # Parts of `features`, which training hides one at a time.
         self.parts = (
-            sum(SQUEEZENET_COMPONENTS),
+            sum(kept),
             sum(SEGMENTATION_COMPONENTS) + 2 * len(CLASSES),
             3 + len(GRADIENT_WINDOWS),
         )
@@ -170,48 +190,66 @@ class PlacementHead(nn.Module):
         odds = torch.tensor([CLASS_LOG_ODDS if name in MOVABLE_CLASSES else -CLASS_LOG_ODDS for name in CLASSES])
         self.class_log_odds = nn.Parameter(odds)
 
-    def features(self, image: Tensor, squeezenet: Sequence[Tensor], segmentation: SegmentationModel) -> Tensor:
-        """Return what the head reads of images, to be computed once: it has no trained part.
+    @classmethod
+    def beside(cls, unet_folder: Path | None) -> PlacementHead | None:
+        """Load the head of the checkpoint that a U-Net's folder belongs to; None where there is none."""
+        folder = unet_folder.parent / "placement" if unet_folder else None
+        return cls.from_pretrained(folder) if folder and folder.is_dir() else None
 
-        Args:
-            image: (B, 3, H, W) in [0, 1], sides multiples of 32 px.
-            squeezenet: its feature maps of them.
-            segmentation: MOSAIC.
+    @torch.no_grad()
+    def fit_components(
+        self, images: Iterable[Tensor], backbone: Callable[[Tensor], list[Tensor]], segmentation: SegmentationModel
+    ) -> None:
+        """Take the principal components from images (1, 3, 2 H, 2 W); the rest as in `features`."""
+        maps = [[found.half() for found in self._maps(image, backbone, segmentation)[0]] for image in images]
+        for component, found in zip(self.components, zip(*maps, strict=True), strict=True):
+            component.fit(one.float() for one in found)
 
-        Returns:
-            (B, C + 1, H/4, W/4): components, logits, class probabilities, colours, gradients, `class_log_odds`.
-        """
-        size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
+    @staticmethod
+    def _maps(
+        image: Tensor, backbone: Callable[[Tensor], list[Tensor]], segmentation: SegmentationModel
+    ) -> tuple[list[Tensor], Tensor, Tensor]:
+        """Return the feature maps of both networks, (B, c, H/4, W/4) each, and MOSAIC's logits and probabilities."""
+        size = tuple(side // (DETAIL * STRIDE) for side in image.shape[-2:])
         resized = [
             F.adaptive_avg_pool2d(maps, size)
             if maps.shape[-1] > size[1]
             else F.interpolate(maps, size=size, mode="bilinear")
-            for maps in squeezenet
+            for maps in backbone(F.avg_pool2d(image, DETAIL))
         ]
-        found, logits = segmentation_maps(segmentation, image)
-        reduced = [project(maps) for project, maps in zip(self.components, [*resized, *found], strict=True)]
-        colours = F.avg_pool2d(image - 0.5, STRIDE)
-        by_class = class_log_odds(segmentation, image)
-        maps = [*reduced, 0.25 * logits, logits.softmax(1), colours, gradient_maps(image), by_class]
-        return torch.cat(maps, dim=1)
+        found, logits, probabilities = segmentation_maps(segmentation, image)
+        return [*resized, *found], logits, probabilities
 
-    def class_probabilities(self, features: Tensor) -> Tensor:
-        """Return MOSAIC's (B, 32, h, w) among `features`."""
-        last = sum(self.parts) - self.parts[-1]
-        return features[:, last - len(CLASSES) : last]
+    @torch.no_grad()
+    def features(
+        self, image: Tensor, backbone: Callable[[Tensor], list[Tensor]], segmentation: SegmentationModel
+    ) -> Tensor:
+        """Return what the head reads of images, to be computed once: it has no trained part.
+
+        Args:
+            image: (B, 3, 2 H, 2 W) in [0, 1], H and W multiples of 32 px.
+            backbone: gives feature maps of images (B, 3, H, W), `ImageEncoder.backbone_features`.
+            segmentation: MOSAIC.
+
+        Returns:
+            (B, C, H/4, W/4): components, logits, class probabilities, colours, gradients.
+        """
+        maps, logits, probabilities = self._maps(image, backbone, segmentation)
+        reduced = [project(found) for project, found in zip(self.components, maps, strict=True)]
+        image = F.avg_pool2d(image, DETAIL)
+        coarse = F.avg_pool2d(image - 0.5, STRIDE)
+        return torch.cat([*reduced, 0.25 * logits, probabilities, coarse, gradient_maps(image)], dim=1)
 
     def forward(self, features: Tensor, mean: Tensor | None = None, dropout_mask: Tensor | None = None) -> Placement:
-        """Predict from `features` (B, C + 1, h, w).
+        """Predict from `features` (B, C, h, w).
 
         Args:
             features: of whole images, or crops of them.
-            mean: (B, C + 1) over the whole images; None takes that of `features`.
+            mean: (B, C) over the whole images; None takes that of `features`.
             dropout_mask: (B, C) 0 for what training hides, above 1 for the rest.
         """
-        probabilities = self.class_probabilities(features)
+        probabilities = class_probabilities(features)
         mean = features.mean((2, 3)) if mean is None else mean
-        features, by_class = features[:, :-1], features[:, -1:]
-        mean = mean[:, :-1]
         if dropout_mask is not None:
             features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask
         hidden = F.silu(self.read(features) + self.context(mean)[:, :, None, None])  # (B, W, h, w)
@@ -225,7 +263,18 @@ class PlacementHead(nn.Module):
         # A flame is a hundredth of its photograph.
         weight = (STRENGTH_FOCUS * relative + F.logsigmoid(movable)).detach().flatten(1).softmax(-1)  # (B, h w)
         log_strength = (self.strength(hidden).flatten(1) * weight).sum(-1)  # (B,)
+        by_class = probabilities[:, [CLASSES.index(name) for name in MOVABLE_CLASSES]].sum(1, keepdim=True)
+        by_class = by_class.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY).logit()
         return Placement(movable.float(), by_class.float(), relative.float(), log_strength.float())
+
+    def expected_displacement(self, features: Tensor, image: Tensor) -> Tensor:
+        """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
+
+        The mean over an image and its mirror image; `features`: of the images.
+        """
+        here, mirrored = self(features), self(features.flip(-1))
+        maps = [(one + other.flip(-1)) / 2 for one, other in zip(here[:3], mirrored[:3], strict=True)]
+        return placed_displacement(Placement(*maps, (here[3] + mirrored[3]) / 2), image)
 
 
 def placed_displacement(placement: Placement, image: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ class FrequencyUNet(SavedModel):
         prediction_type: str = "v_prediction",  # or "epsilon"; as in the noise schedule
         backbone_frozen: bool = True,  # weights were loaded into the backbone, and training does not change them
         image_vae: dict | None = None,  # for "vae", see `ImageEncoder`
-        displacement: bool = False,  # it has a `DisplacementHead`, to which samples are scaled
+        displacement: bool = False,  # of earlier checkpoints: a `DisplacementHead`, to which samples are scaled
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -98,7 +98,9 @@ class FrequencyUNet(SavedModel):
         nn.init.zeros_(self.conv_out.bias)
         self.displacement_head: DisplacementHead | None = None
         if displacement:
-            self.add_displacement()
+            if self.image_encoder.backbone is None:
+                raise ValueError(f'"displacement" reads an image network, and the backbone is {backbone!r}')
+            self.displacement_head = DisplacementHead(self.image_encoder.tap_channels)
 
     def _add_levels(self, block_channels: Sequence[int], layers: int, shape: tuple[int, int, int | None]) -> None:
         """Add the levels down, in the middle and up; `shape`: see `Level`."""
@@ -139,13 +141,6 @@ class FrequencyUNet(SavedModel):
         self.image_encoder.freeze_backbone()
         self.register_to_config(backbone_frozen=True)
 
-    def add_displacement(self) -> None:
-        """Add an untrained `DisplacementHead`; ValueError without an image network for it to read."""
-        if self.image_encoder.backbone is None:
-            raise ValueError(f'"displacement" reads an image network, and the backbone is {self.config.backbone!r}')
-        self.displacement_head = DisplacementHead(self.image_encoder.tap_channels).to(self.conv_in.weight)
-        self.register_to_config(displacement=True)
-
     def coordination_parameters(self) -> Iterator[nn.Parameter]:
         """Parameters of the attention across frequencies, trained in stage 2."""
         return (p for m in self.modules() if isinstance(m, FrequencyAttention) for p in m.parameters())
@@ -153,14 +148,16 @@ class FrequencyUNet(SavedModel):
     def set_stage(self, stage: str) -> None:
         """Choose what trains; a frozen backbone stays frozen.
 
-        "joint": all but the `DisplacementHead`; "image-encoder": the image encoder and its magnitudes; "denoiser":
-        "joint" without these; "slices": "joint" without the attention across frequencies; "coordination": that
-        attention; "displacement": the `DisplacementHead`, added where there is none.
+        "joint": all but the `DisplacementHead`, which no stage trains any more; "image-encoder": the image encoder and
+        its magnitudes; "denoiser": "joint" without these; "slices": "joint" without the attention across frequencies;
+        "coordination": that attention; "displacement": nothing of it, but a `PlacementHead`, which takes the place of
+        its `DisplacementHead`.
         """
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
-        if stage == "displacement" and self.displacement_head is None:
-            self.add_displacement()
+        if stage == "displacement":
+            self.displacement_head = None
+            self.register_to_config(displacement=False)
         attention = set(self.coordination_parameters())
         if stage == "coordination" and not attention:
             raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
@@ -173,7 +170,7 @@ class FrequencyUNet(SavedModel):
             "denoiser": joint - encoder,
             "slices": joint - attention,
             "coordination": attention,
-            "displacement": displacement,
+            "displacement": set(),
         }[stage]
         backbone = self.image_encoder.backbone
         frozen = {p for p in backbone.parameters() if not p.requires_grad} if backbone is not None else set()

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import train_unet
-from data.clips import ClipSet, SampleKey
+from data.clips import ClipSet
 from models.displacement import (
     LIKELY,
     MOST_GAIN,
@@ -26,20 +24,8 @@ from models.displacement import (
     rescale_to_displacement,
     smooth_spectrum,
 )
-from models.motion_pipeline import MotionPipeline
 from models.unet import FrequencyUNet
 from motion.spectrum import mean_displacement
-from training import displacement
-from training.displacement import (
-    MOVES_WEIGHT,
-    STRENGTH_WEIGHT,
-    DisplacementDataset,
-    DisplacementStage,
-    _mirrored,
-    displacement_loss,
-    static_sample,
-    validation_displacement,
-)
 
 SHAPE = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
 
@@ -174,17 +160,6 @@ def test_the_networks_of_the_head_do_not_see_each_other():
     assert (relative[:, 0] - relative[:, 1]).abs().max() > 1e-3
 
 
-def test_no_gradient_goes_back_into_the_picture_network():
-    unet = unet_with_head()
-    unet.set_stage("displacement")
-    sum(said.sum() for said in unet.displacement_of_networks(picture())).backward()
-    trained = {name.split(".")[0] for name, p in unet.named_parameters() if p.grad is not None}
-    assert trained == {"displacement_head"}
-    for stage in ("joint", "image-encoder", "denoiser", "slices", "coordination"):
-        unet.set_stage(stage)
-        assert not any(p.requires_grad for p in unet.displacement_head.parameters()), stage
-
-
 def test_a_picture_and_its_mirror_image_move_alike():
     unet = unet_with_head()
     with torch.no_grad():
@@ -195,153 +170,8 @@ def test_a_picture_and_its_mirror_image_move_alike():
     assert FrequencyUNet(**SHAPE).expected_displacement(picture()) is None
 
 
-def test_without_a_picture_network_there_is_nothing_to_read():
-    with pytest.raises(ValueError, match="reads an image network, and the backbone is 'none'"):
-        FrequencyUNet(**SHAPE, backbone="none").set_stage("displacement")
-
-
-def test_loss_by_hand():
-    """Half of the picture moves 2 px, q = 2, and the network says 0 everywhere; a still sample has no map and no q."""
-
-    class Says(torch.nn.Module):
-        def forward(self, image, gain):
-            return torch.zeros(len(image), 1, 8, 12), torch.zeros(len(image), 1), torch.tensor([[1.0], [-3.0]])
-
-    displacement = torch.zeros(2, 1, 64, 96)
-    displacement[0, :, :, 48:] = 2.0
-    batch = {"image": torch.rand(2, 3, 64, 96), "displacement": displacement, "seed": torch.tensor([1, 2])}
-    figures = displacement_loss(Says(), batch, num_features=5, feature_dropout=0.0)
-    place = (abs(math.log(0.1)) + math.log(1.1)) / 2 / 2  # over both samples, of which one has a map
-    strength = math.log(2.0) / 2
-    moves = (math.log(1 + math.exp(-1.0)) + math.log(1 + math.exp(-3.0))) / 2
-    assert figures["place"].item() == pytest.approx(place, rel=0.1)  # one column of the coarse map is in between
-    assert figures["strength"].item() == pytest.approx(strength, rel=1e-4)
-    assert figures["moves"].item() == pytest.approx(moves, rel=1e-4)
-    expected = figures["place"] + STRENGTH_WEIGHT * figures["strength"] + MOVES_WEIGHT * figures["moves"]
-    torch.testing.assert_close(figures["loss"], expected)
-
-
-def test_displacements_are_lengths_of_the_sample(scene_set: ClipSet):
-    """Enlarged twice, motion is twice as far; mirrored and cropped as the photograph is."""
-    sets = [(scene_set, 1.0)]
-    row = sets[0][0].rows("train")[0]
-    height, width = sets[0][0].first(row.id).shape[-2:]
-    plain = DisplacementDataset(sets, "train", sizes=((height, width),), augment=False)
-    large = DisplacementDataset(sets, "train", sizes=((2 * height, 2 * width),), augment=False)
-    item = next(i for i in range(len(plain)) if plain.items[SampleKey(i, 0, 0)][1].id == row.id)
-    once = plain[SampleKey(item, 0, 0)]["displacement"]
-    twice = large[SampleKey(item, 0, 0)]["displacement"]
-    assert float(twice.mean()) == pytest.approx(2 * float(once.mean()), rel=0.02)
-    spectrum, _ = sets[0][0].spectrum(row.id, 16)
-    torch.testing.assert_close(once, mean_displacement(spectrum), rtol=2e-3, atol=2e-3)  # stored as float16
-
-
-def test_epochs_take_turns_at_the_sizes(scene_set: ClipSet):
-    sizes = ((64, 96), (96, 64))
-    dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=sizes, multiple=8)
-    assert len(dataset) % 8 == 0 and len(dataset) >= dataset.count
-    shapes = [tuple(dataset[SampleKey(0, epoch, 5)]["displacement"].shape[-2:]) for epoch in range(3)]
-    assert shapes == [(64, 96), (96, 64), (64, 96)]
-
-
-def test_still_samples_show_a_still_part_over_and_over():
-    """Left half of a 160 x 256 picture moves, right half stands still; red is the column, green the row."""
-    image = torch.zeros(3, 160, 256)
-    image[0], image[1] = torch.arange(256) / 255, torch.arange(160)[:, None] / 159
-    moves = torch.zeros(1, 160, 256)
-    moves[..., :128] = 2.0
-    found = [static_sample(image, moves, (96, 320), np.random.default_rng(seed)) for seed in range(30)]
-    samples = [sample for sample in found if sample is not None]
-    assert len(samples) > 10 and len(samples) < 30  # sides above a half find no still part
-    for sample in samples:
-        assert sample["image"].shape == (3, 96, 320) and sample["displacement"].shape == (1, 96, 320)
-        assert float(sample["displacement"].mean()) < 0.1
-        # Neighbours in the sample were neighbours in the picture: no seams but mirrors, nothing enlarged.
-        assert float(sample["image"][0].diff(dim=-1).abs().max()) < 2 / 255
-    moving = torch.ones(1, 160, 256)
-    assert all(static_sample(image, moving, (96, 96), np.random.default_rng(seed)) is None for seed in range(5))
-
-
-def test_mirrored_indices():
-    assert _mirrored(8, 3, 0).tolist() == [0, 1, 2, 2, 1, 0, 0, 1]
-    assert _mirrored(4, 3, 2).tolist() == [2, 2, 1, 0]
-
-
-def test_training_shows_still_parts_and_measuring_does_not(scene_set: ClipSet, monkeypatch):
-    calls = []
-    part = {"image": torch.zeros(3, 8, 8), "displacement": torch.zeros(1, 8, 8)}
-    monkeypatch.setattr(displacement, "static_sample", lambda *arguments: calls.append(arguments) or part)
-    for augment, expected in ((True, displacement.STATIC_SAMPLES), (False, 0.0)):
-        calls.clear()
-        dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment)
-        shown = sum(dataset[SampleKey(0, 0, seed)] is part for seed in range(100))
-        assert shown == len(calls) and shown / 100 == pytest.approx(expected, abs=0.15)
-
-
-def test_still_photographs_are_shown_in_crops(scene_set: ClipSet):
-    """Half of the still samples, and only in training; a photograph of one colour is told by it."""
-    grey = torch.full((3, 50, 300), 0.5)
-    for augment, share in ((True, displacement.STATIC_SAMPLES * displacement.STATIC_IMAGES), (False, 0.0)):
-        dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=augment, static=[grey])
-        samples = [dataset[SampleKey(0, 0, seed)] for seed in range(200)]
-        shown = [sample for sample in samples if float(sample["image"].std((1, 2)).max()) == 0]
-        assert len(shown) / 200 == pytest.approx(share, abs=0.08)
-        for sample in shown:
-            assert sample["image"].shape == (3, 64, 96) and not sample["displacement"].any()
-
-
-def test_still_pictures_belong_to_their_stage(tmp_path, capsys):
-    flags = ["--data", "x", "--vae", "x", "--still-pictures", str(tmp_path)]
-    assert train_unet.main([*flags, "--stage", "picture"]) == 2
-    assert "--static-images: only --stage displacement" in capsys.readouterr().err
-
-
-def test_validation_figures_of_a_known_map(scene_set: ClipSet):
-    """A head that knew the answer has an average precision near 1 and the gain that it is given."""
-    dataset = DisplacementDataset([(scene_set, 1.0)], "train", sizes=((64, 96),), augment=False)
-
-    class Knows(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.weight, self.count = torch.nn.Parameter(torch.zeros(1)), 0
-            self.unet = self
-
-        def expected_displacement(self, image):
-            sample = dataset[SampleKey(self.count, 0, 0)]
-            self.count += 1
-            return 3 * sample["displacement"][None]
-
-    figures = validation_displacement(Knows(), dataset, limit=dataset.count)
-    assert figures["validation_ap"] > 0.99 and figures["validation_gain"] == pytest.approx(3.0, rel=0.01)
-
-
 def run_unet(*flags: str) -> None:
     assert train_unet.main([*flags, "--device", "cpu", "--seed", "0"]) == 0
-
-
-def test_stage_displacement_adds_the_head_and_changes_nothing_else(scene_set: ClipSet, tmp_path: Path):
-    """The rest of the network comes through bit by bit, whatever has its own run folder; samples follow the head."""
-    start = FrequencyUNet(**SHAPE, downsample_factor=8)
-    start.half().save_pretrained(tmp_path / "start")
-    flags = ("--data", str(scene_set.folder), "--grid", "96x64", "--bins", "4", "--batch-size", "2", "--steps", "3")
-    out = tmp_path / "run"
-    run_unet(*flags, "--stage", "displacement", "--init", str(tmp_path / "start"), "--out", str(out))
-    pipeline = MotionPipeline.from_pretrained(out / "pipeline")
-    assert pipeline.unet.config.displacement and pipeline.segmentation is not None
-    before = start.state_dict()
-    after = pipeline.unet.state_dict()
-    assert {name.split(".")[0] for name in set(after) - set(before)} == {"displacement_head"}
-    assert all(torch.equal(after[name], value.float()) for name, value in before.items())
-    assert list((out / "samples").glob("displacement-*.png"))
-    record = json.loads((out / "pipeline" / "training.json").read_text())["unet"]
-    assert "validation_gain" in record["validation_after"]
-
-    image = picture(size=(64, 96))
-    sample = pipeline(image, steps=2)[0, 0]
-    with torch.no_grad():
-        expected = pipeline.unet.expected_displacement(image)[0]
-    found = mean_displacement(sample)
-    assert float((found - expected).abs().median()) < 1e-3 * float(expected.mean())
 
 
 def test_the_head_stays_when_other_stages_go_on(scene_set: ClipSet, tmp_path: Path):
@@ -366,5 +196,18 @@ def test_a_head_is_moved_and_cast_with_the_network():
     with torch.no_grad():
         expected = unet.expected_displacement(picture().bfloat16())
     assert expected.dtype == torch.float32 and bool(torch.isfinite(expected).all())
-    stage = DisplacementStage(unet)
-    assert stage(picture().bfloat16())[0].shape == (1, 4, 8, 12)
+
+
+def test_no_stage_trains_the_head_and_a_placement_head_replaces_it():
+    unet = unet_with_head()
+    for stage in ("joint", "image-encoder", "denoiser", "slices", "coordination"):
+        unet.set_stage(stage)
+        assert not any(p.requires_grad for p in unet.displacement_head.parameters()), stage
+    unet.set_stage("displacement")
+    assert not unet.config.displacement and unet.expected_displacement(picture()) is None
+    assert not any(p.requires_grad for p in unet.parameters())
+
+
+def test_a_head_needs_a_picture_network_to_read():
+    with pytest.raises(ValueError, match="reads an image network, and the backbone is 'none'"):
+        FrequencyUNet(**SHAPE, backbone="none", displacement=True)

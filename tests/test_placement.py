@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+import train_unet
 from data.clips import SampleKey
 from data.files import MediaError
 from data.masks import find_masked_photographs, read_placement_mask
 from metrics.placement import mean_by_repository, placement_metrics
 from models.image_encoder import SQUEEZENET_TAPS
+from models.motion_pipeline import MotionPipeline
 from models.placement import (
     STRENGTH_FACTOR,
     TRACE,
     Placement,
     PlacementHead,
     PrincipalComponents,
-    class_log_odds,
+    class_probabilities,
     placed_displacement,
     segmentation_maps,
 )
 from models.segmentation import SegmentationModel
-from training.placement import PlacementDataset, PlacementSample, clip_labels, photograph_samples, placement_loss
+from models.unet import FrequencyUNet
+from motion.spectrum import mean_displacement
+from training.placement import PlacementDataset, clip_labels, placement_loss, validation_placement
+from training.placement_samples import PlacementSample, photograph_samples
 
 HEIGHT, WIDTH = 160, 256
 
@@ -139,20 +145,33 @@ def test_segmentation_maps_lie_on_the_images_grid():
     torch.manual_seed(0)
     network = SegmentationModel().eval()
     with torch.no_grad():
-        image = torch.rand(1, 3, 64, 96)
-        features, logits = segmentation_maps(network, image)
-        assert class_log_odds(network, image).shape == (1, 1, 16, 24)
+        features, logits, probabilities = segmentation_maps(network, torch.rand(1, 3, 128, 192))
     assert [maps.shape[1:] for maps in features] == [(64, 16, 24), (192, 16, 24), (448, 16, 24)]
-    assert logits.shape == (1, 32, 16, 24)
+    assert logits.shape == probabilities.shape == (1, 32, 16, 24)
+    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 16, 24))
+
+
+def test_features_are_read_at_stride_4_of_the_grid():
+    """Also of an image network of another kind, and of none."""
+    torch.manual_seed(0)
+    network, image = SegmentationModel().eval(), torch.rand(2, 3, 128, 192)
+    for channels in ((), (4,), (64, 128)):
+        head = PlacementHead(channels)
+        features = head.features(image, lambda small: [small[:, :1].repeat(1, c, 1, 1) for c in channels], network)  # noqa: B023
+        assert features.shape == (2, sum(head.parts), 16, 24)
+        torch.testing.assert_close(class_probabilities(features).sum(1), torch.ones(2, 16, 24))
+        expected = head.expected_displacement(features, torch.rand(2, 3, 64, 96))
+        assert expected.shape == (2, 1, 64, 96) and bool(torch.isfinite(expected).all())
 
 
 def test_untrained_head_moves_what_segmentation_calls_movable(head):
-    features = torch.zeros(1, sum(head.parts) + 1, 16, 24)
-    probabilities = head.class_probabilities(features)  # a view
+    features = torch.zeros(1, sum(head.parts), 16, 24)
+    probabilities = class_probabilities(features)  # a view
     probabilities[:, 5, :, :12] = 1.0  # tree
     probabilities[:, 1, :, 12:] = 1.0  # wall
     found = head(features)
-    assert bool((found.movable[..., :12] > 3).all()) and bool((found.movable[..., 12:] < -3).all())
+    for odds in (found.movable, found.by_class):
+        assert bool((odds[..., :12] > 3).all()) and bool((odds[..., 12:] < -3).all())
 
 
 def test_displacement_follows_the_probability_and_the_grid():
@@ -178,7 +197,7 @@ def test_classes_alone_keep_a_wall_still_that_the_network_doubts():
 
 def _sample(kind: str, head: PlacementHead, **maps: float) -> PlacementSample:
     size = (20, 32)
-    features = torch.rand(sum(head.parts) + 1, *size).half()
+    features = torch.rand(sum(head.parts), *size).half()
     values = {"movable": 0.0, "known": 0.0, "displacement": 0.0, "confidence": 1.0} | maps
     strength = values.pop("strength_px", 1.0)
     return PlacementSample(
@@ -190,7 +209,7 @@ def test_windows_depend_on_the_seed_alone(head):
     dataset = PlacementDataset([_sample("photograph", head, known=1.0), _sample("scene", head)])
     one, other = dataset[SampleKey(0, 0, 5)], dataset[SampleKey(1, 3, 5)]
     assert all(torch.equal(one[name], other[name]) for name in one)
-    assert one["features"].shape == (sum(head.parts) + 1, 24, 24)
+    assert one["features"].shape == (sum(head.parts), 24, 24)
     assert one["known"][:, 20:].sum() == 0  # the sample has 20 rows
 
 
@@ -215,7 +234,7 @@ def test_head_learns_a_mask(head):
         items = [dataset[SampleKey(0, 0, 4 * step + i)] for i in range(4)]
         batch = {name: torch.stack([item[name] for item in items]) for name in items[0]}
         batch["seed"] = torch.arange(4) + 4 * step
-        loss = placement_loss(head, batch)["loss"]
+        loss = placement_loss(head, batch, parts=head.parts)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -227,10 +246,86 @@ def test_photographs_become_samples_of_their_masks(folders):
     photos, masks, _ = folders
 
     def features(image: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(image, 4)
+        return torch.nn.functional.avg_pool2d(image, 8)
 
     pine, pine_crop, wall, _ = photograph_samples(find_masked_photographs(photos, masks), features, variants=1, seed=0)
     assert pine.features.shape[-2:] == pine.movable.shape[-2:]
     assert pine.movable[:, :10].min() == 1 and pine.known[:, -10:].max() == 0
     assert wall.movable.max() == 0
     assert pine_crop.features.shape[-2:] == (40, 64)
+
+
+def test_validation_figures_of_a_known_map(head, monkeypatch):
+    """A head that knew the answer, but three times too strong."""
+    moves = torch.zeros(1, 20, 32)
+    moves[..., :16] = 1.0
+    photograph = _sample("photograph", head, known=1.0)._replace(movable=moves.half())
+    clip = _sample("clip", head)._replace(displacement=moves.half())
+    answer = torch.nn.functional.interpolate(moves[None], scale_factor=4.0) * 2  # px of a grid of 128 x 80
+
+    def knows(self, features, image):
+        return 0.5 * 3 * answer / 2
+
+    monkeypatch.setattr(PlacementHead, "expected_displacement", knows)
+    figures = validation_placement(head, samples=[photograph, clip])
+    assert figures["validation_ap"] > 0.95 and figures["validation_mask_ap"] > 0.95
+    assert figures["validation_gain"] == pytest.approx(3.0, rel=0.01)
+    assert figures["validation_coverage"] > 0.95 and figures["validation_leak"] < 0.1
+
+
+SHAPE = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2, "downsample_factor": 8}
+FLAGS = ("--grid", "96x64", "--bins", "4", "--batch-size", "2", "--steps", "2", "--device", "cpu")
+
+
+def test_stage_displacement_trains_a_placement_head_and_nothing_else(scene_set, folders, tmp_path):
+    """The network comes through bit by bit; a later stage keeps the head; a call again reads the cached samples."""
+    photos, masks, _ = folders
+    start = FrequencyUNet(**SHAPE, displacement=True)
+    start.half().save_pretrained(tmp_path / "start" / "unet")
+    data = ("--data", str(scene_set.folder), "--cache", str(tmp_path / "cache"), *FLAGS)
+    masked = ("--photos", str(photos), "--masks", str(masks), "--static-images", str(photos / "wall.jpg"))
+    stage = ("--stage", "displacement", "--init", str(tmp_path / "start" / "unet"))
+    assert train_unet.main([*data, *masked, *stage, "--out", str(tmp_path / "run")]) == 0
+    pipeline = MotionPipeline.from_pretrained(tmp_path / "run" / "pipeline")
+    after = pipeline.unet.state_dict()
+    assert not pipeline.unet.config.displacement and pipeline.placement is not None
+    for name, value in start.state_dict().items():
+        assert name.startswith("displacement_head.") or torch.equal(after[name], value.float()), name
+    assert list((tmp_path / "run" / "samples").glob("displacement-*.png"))
+    record = json.loads((tmp_path / "run" / "pipeline" / "training.json").read_text())["placement"]
+    assert "validation_gain" in record["validation_after"]
+    cached = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").glob("placement-*")}
+    assert len(cached) == 2  # train, test
+
+    image = torch.rand(1, 3, 64, 96)
+    condition, expected = pipeline.read_images(image)
+    found = mean_displacement(pipeline(image, steps=2)[0, 0])
+    assert float((found - expected[0]).abs().median()) < 1e-3 * float(expected.mean())
+
+    unet = str(tmp_path / "run" / "pipeline" / "unet")
+    assert train_unet.main([*data, "--stage", "denoiser", "--init", unet, "--out", str(tmp_path / "later")]) == 0
+    kept = MotionPipeline.from_pretrained(tmp_path / "later" / "pipeline").placement.state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in pipeline.placement.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--stage", "picture", "--still-pictures", "walls"], "--still-pictures: only --stage displacement uses it"),
+        (["--stage", "displacement", "--photos", "photos"], "--photos, --masks: one without the other"),
+        (["--stage", "displacement", "--feature-dropout", "0.1"], "--feature-dropout: --stage displacement hides"),
+        (["--stage", "displacement", "--photos", "gone", "--masks", "gone", "--data", "SET"], "gone: there is no such"),
+    ],
+)
+def test_mistaken_flags_are_one_line(flags, message, scene_set, capsys):
+    assert train_unet.main([str(scene_set.folder) if flag == "SET" else flag for flag in flags]) == 2
+    assert message in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_pipeline_refuses_a_head_that_cannot_read_it(checkpoint):
+    parts = MotionPipeline.from_pretrained(checkpoint).components
+    others = {name: part for name, part in parts.items() if name not in ("placement", "segmentation")}
+    with pytest.raises(ValueError, match="placement reads segmentation"):
+        MotionPipeline(**others, placement=PlacementHead())
+    with pytest.raises(ValueError, match=r"placement reads maps of \(7,\) channels"):
+        MotionPipeline(**others, segmentation=SegmentationModel(), placement=PlacementHead((7,)))

@@ -20,7 +20,7 @@ from training.run_folder import OPTIONS, RunFolder
 logger = logging.getLogger(__name__)
 
 RECORD = "training.json"
-_PIPELINE = ("vae", "unet", "scheduler", "model_index.json")
+_PIPELINE = ("vae", "unet", "scheduler", "segmentation", "placement", "model_index.json")
 
 
 def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
@@ -40,22 +40,26 @@ def export_pipeline(
     folder: Path,
     run: RunFolder,
     result: TrainingResult,
-    *,
+    trained: str,
     vae_folder: Path,
     init_folder: Path | None = None,
 ) -> None:
     """Write a pipeline's parts and model_index.json into a checkpoint folder, in float16; main process only.
 
-    Whatever else lies in the folder, such as renderers, stays. The record of the VAE's own training is copied from
-    beside `vae_folder`, and that of the U-Net's earlier stages, as "started_from", from beside `init_folder`.
+    Whatever else lies in the folder, such as renderers, stays. `trained` is the part that this run trained, "unet" or
+    "placement". The record of the VAE's own training is copied from beside `vae_folder`, and those of the U-Net's
+    earlier stages, of which the last is "started_from", and of the placement head from beside `init_folder`.
     """
     if not PartialState().is_main_process:
         return
-    records = {"unet": training_record(run, result)}
-    if init_folder is not None and (earlier := _record_of(init_folder)):
-        records["unet"]["started_from"] = earlier
-    if of_vae := _record_of(vae_folder):
-        records["vae"] = of_vae
+    folders = {"vae": vae_folder}
+    if init_folder is not None:
+        folders |= {"unet": init_folder, "placement": init_folder.parent / "placement"}
+    earlier = {name: _record_of(part) for name, part in folders.items()}
+    records = {name: record for name, record in earlier.items() if record}
+    records[trained] = training_record(run, result)
+    if earlier.get(trained):
+        records[trained]["started_from"] = earlier[trained]
     # One folder is made whole aside and then renamed: a run that dies leaves no mixture of old and new parts.
     with atomic_path(folder) as temporary:
         if folder.is_dir():

@@ -73,9 +73,9 @@ class LatentDataset(Dataset):
         self.sizes, self.num_bins, self.augment = [tuple(size) for size in sizes], num_bins, augment
         self.count, self.multiple, self.seed = len(self.items), multiple, seed
         repeats = [self.items.repeats(number) for number in range(len(self.items.parts))]
-        named = [_fingerprint_of_set(part.clip_set, part.rows) for part in self.items.parts]
+        named = [fingerprint_of_set(part.clip_set, part.rows) for part in self.items.parts]
         described = [CACHE_VERSION, named, repeats, split, self.sizes, augment and geometry_settings(), seed, num_bins]
-        described += [dict(vae.config), _fingerprint(vae)]
+        described += [dict(vae.config), fingerprint(vae)]
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
         self.folder = Path(folder) / f"{split}-{digest}"
 
@@ -147,7 +147,7 @@ def _as_bytes(latents: Tensor) -> tuple[Tensor, Tensor]:
     return (latents / step).round().to(torch.int8), step
 
 
-def _fingerprint_of_set(clip_set: ClipSet, rows: Sequence[ClipRow]) -> list:
+def fingerprint_of_set(clip_set: ClipSet, rows: Sequence[ClipRow]) -> list:
     """Describe a set's content, wherever it lies."""
     files = [clip_set.folder / part for row in rows for part in (f"first/{row.id}.png", f"spectra/{row.id}.npz")]
     # Sizes tell a clip that was prepared again with the same figures; reading 7,000 clips to hash them takes minutes.
@@ -155,9 +155,9 @@ def _fingerprint_of_set(clip_set: ClipSet, rows: Sequence[ClipRow]) -> list:
     return [(clip_set.folder / "clips.csv").read_text(encoding="utf-8"), clip_set.statistics, sizes]
 
 
-def _fingerprint(vae: MotionVAE) -> str:
+def fingerprint(network: torch.nn.Module) -> str:
     """Return a hash of the weights' bytes; a sum would depend on the number of threads that add it up."""
     digest = hashlib.sha256()
-    for tensor in vae.state_dict().values():
+    for tensor in network.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()

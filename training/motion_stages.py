@@ -11,20 +11,27 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from diffusers import SchedulerMixin
+from torch import Tensor
 
 from data.datasets import WeightedSets
-from data.media import list_images, read_image
+from data.files import MediaError
+from data.masks import MaskedPhotograph, find_masked_photographs
+from data.media import list_images
 from models.device import ArgumentError
+from models.placement import PlacementHead
+from models.segmentation import SegmentationModel
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import MotionVAE
-from training import displacement
 from training import motion_diffusion as diffusion
+from training import placement, placement_samples
 from training.data_sets import sets_with
-from training.latents import LatentDataset, variant_sizes
+from training.latents import LatentDataset, fingerprint, variant_sizes
 
 logger = logging.getLogger(__name__)
 
-STATIC_IMAGE_PX = 640  # long side of static images: crops of a tenth of one fill a sample of 256 x 160 px
+# Cropped and recoloured variants of each image that the placement head sees; more did not help it.
+VARIANTS = 2
+COMPONENT_IMAGES = 64  # that its principal components are taken from
 
 
 def make_unet(
@@ -135,34 +142,72 @@ def _encoded(
     return dataset, validation
 
 
-def displacement_stage(
-    unet: FrequencyUNet,
-    sets: WeightedSets,
-    *,
-    grid: tuple[int, int],
-    augment: bool = True,
-    batch: int = 1,
-    feature_dropout: float | None = None,
-    static_images: Sequence[Path] = (),
-) -> dict[str, Any]:
-    """Return the arguments of `train` for the displacement head; options as in `denoising_stage` and `_encoded`.
+def masked_photographs(
+    photos: Path | None, masks: Path | None, table: Path | None, static: Sequence[Path]
+) -> tuple[list[MaskedPhotograph], list[MaskedPhotograph]]:
+    """Return the photographs to train and to validate on; those of `static`, files and folders, can nowhere move."""
+    training = [MaskedPhotograph(path, None, path.stem, "static") for path in list_images(static)] if static else []
+    if photos is None:
+        return training, []
+    if table is None:
+        return training + find_masked_photographs(photos, masks), []
+    try:
+        tested = find_masked_photographs(photos, masks, table, "test")
+    except MediaError:  # a table without a test split
+        tested = []
+    return training + find_masked_photographs(photos, masks, table, "train"), tested
 
-    `static_images`: photographs, or folders of them, in which nothing moves; augmented samples show crops of them.
+
+def placement_stage(
+    head: PlacementHead | None,
+    unet: FrequencyUNet,
+    segmentation: SegmentationModel,
+    sets: WeightedSets,
+    photographs: Sequence[MaskedPhotograph],
+    tested: Sequence[MaskedPhotograph],
+    *,
+    augment: bool,
+    seed: int,
+    cache: Path,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Return the arguments of `train` for the placement head; samples that are not cached yet are made.
+
+    Args:
+        head: to go on from; None: a new one, its principal components taken from the images.
+        unet: whose image network is read.
+        photographs, tested: with masks, to train and to validate on.
+        augment, seed, cache, device: as in `denoising_stage`.
     """
-    if feature_dropout is None:
-        feature_dropout = diffusion.FEATURE_DROPOUT if augment else 0.0
-    sizes = variant_sizes(*grid) if augment else (grid,)
-    images = list_images(static_images) if static_images else []
-    static = [read_image(path, max_side=STATIC_IMAGE_PX) for path in images]
-    make = displacement.DisplacementDataset
-    dataset = make(sets, "train", sizes=sizes, augment=augment, multiple=batch, static=static)
-    test_sets = sets_with(sets, "test")
-    validation = make(test_sets, "test", sizes=(grid,), augment=False) if test_sets else None
-    seen = {"num_features": unet.displacement_head.num_features, "feature_dropout": feature_dropout}
+    backbone = unet.to(device).image_encoder.backbone_features
+    segmentation = segmentation.to(device)
+    torch.manual_seed(seed)
+    state = PartialState()
+    samples = []
+    with state.main_process_first():
+        if head is None:
+            head = PlacementHead(unet.image_encoder.tap_channels).to(device)
+            images = placement_samples.read_images(sets, photographs, at_most=COMPONENT_IMAGES)
+            head.fit_components((image.to(device) for image in images), backbone, segmentation)
+        head = head.to(device)
+        depends_on = [fingerprint(network) for network in (head.components, unet.image_encoder, segmentation)]
+
+        def features(image: Tensor) -> Tensor:
+            return head.features(image[None].to(device), backbone, segmentation)[0].cpu()
+
+        for split, masked in (("train", photographs), ("test", tested)):
+            of_split = sets if split == "train" else sets_with(sets, "test")
+            options = {"variants": VARIANTS if augment and split == "train" else 0, "seed": seed}
+            samples.append(
+                placement_samples.make_samples(
+                    of_split, masked, split, features, **options, cache=cache, depends_on=depends_on
+                )
+            )
+    training, validation = samples
     return {
-        "model": displacement.DisplacementStage(unet),
-        "dataset": dataset,
-        "loss_function": partial(displacement.displacement_loss, **seen),
-        "validate": partial(displacement.validation_displacement, dataset=validation) if validation else None,
-        "sample": partial(displacement.write_displacement_sheet, dataset=validation or dataset),
+        "model": head,
+        "dataset": placement.PlacementDataset(training),
+        "loss_function": partial(placement.placement_loss, parts=head.parts),
+        "validate": partial(placement.validation_placement, samples=validation) if validation else None,
+        "sample": partial(placement.write_placement_sheet, samples=validation or training),
     }
