@@ -13,6 +13,7 @@ from cli.parser import Parser, UsageError, fraction, positive_int, refuse_flags,
 from cli.run import command, run
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import SchedulerMixin
 
     from models.unet import FrequencyUNet
@@ -83,17 +84,17 @@ def check_flags(args: argparse.Namespace) -> None:
     if args.stage != "displacement":
         why = "only --stage displacement uses it; right: leave it out"
         refuse_flags(args, ["--photos", "--masks", "--photo-table", "--static-images", "--still-pictures"], why)
-    if (args.photos is None) != (args.masks is None) or (args.photo_table and not args.photos):
-        raise UsageError("--photos, --masks: one without the other; right: both, and --photo-table with them")
     else:
         refuse_flags(args, ["--feature-dropout"], "--stage displacement hides a fixed fraction; right: leave it out")
+    if (args.photos is None) != (args.masks is None) or (args.photo_table and not args.photos):
+        raise UsageError("--photos, --masks: one without the other; right: both, and --photo-table with them")
     if args.stage in ("image-encoder", "displacement") and args.weighting != "none":
         raise UsageError(f"--weighting {args.weighting}: --stage {args.stage} has no noise levels; right: none")
     if args.feature_dropout == 1:
         raise UsageError("--feature-dropout 1: hides the whole image; right: 0 or above, below 1")
 
 
-def make_models(args: argparse.Namespace) -> tuple[MotionVAE, FrequencyUNet, SchedulerMixin]:
+def make_models(args: argparse.Namespace, device: torch.device) -> tuple[MotionVAE, FrequencyUNet, SchedulerMixin]:
     """Load the VAE, make or load the U-Net with what trains of it, and make the noise schedule."""
     import torch
     from diffusers import DDPMScheduler
@@ -117,6 +118,8 @@ def make_models(args: argparse.Namespace) -> tuple[MotionVAE, FrequencyUNet, Sch
         unet = make_unet(vae, args.preset, **config, weights=args.backbone_weights)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
+    if device.type != "mps":  # Metal's convolutions are not written for it
+        unet.to(memory_format=torch.channels_last)
     schedule = DDPMScheduler(prediction_type=args.prediction, clip_sample=False)
     try:
         unet.set_stage(args.stage)
@@ -138,7 +141,6 @@ def main(argv: list[str] | None = None) -> int:
 
     import dataclasses
 
-    import torch
     from accelerate import PartialState
 
     from models.checkpoints import DEFAULT_CHECKPOINT
@@ -160,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
     device = start_processes(args.device)
     check_precision(args.precision, device)
     flags, args.vae = dict(vars(args)), args.vae or DEFAULT_CHECKPOINT / "vae"
-    vae, unet, schedule = make_models(args)
+    vae, unet, schedule = make_models(args, device)
     segmentation = SegmentationModel.from_pretrained(DEFAULT_CHECKPOINT / "segmentation")  # never trained here
     placement = PlacementHead.beside(args.init)
 
@@ -177,8 +179,6 @@ def main(argv: list[str] | None = None) -> int:
     # Training
     # One volume has no bins of its own to embed, so that layer goes without gradient.
     options = dataclasses.replace(options, find_unused_parameters=args.mode == "volume")
-    if device.type != "mps":  # Metal's convolutions are not written for it
-        unet.to(memory_format=torch.channels_last)
     with open_run(args.out, "train_unet", flags, resume=args.resume, name=args.preset) as run_folder:
         batch = options.batch_size * options.gradient_accumulation_steps * PartialState().num_processes
         samples = {"augment": not args.no_augment, "seed": args.seed, "cache": args.cache, "device": device}

@@ -10,7 +10,9 @@ usage: bash checkpoints/make_default.sh [flags]
   --rendered-only    learn from rendered scenes alone; --clips are then only measured on
   --backbone FILE    SqueezeNet 1.1's ImageNet features, for the image encoder and the renderers' loss
   --backbone-licence TEXT   where those come from and on what terms, for the card
-  --still-pictures DIR   photographs in which nothing moves, for the displacement head
+  --photos DIR --masks DIR --photo-table CSV   photographs with masks of what can move, for the placement head
+                     (train_unet.py --help)
+  --still-pictures DIR   photographs in which nothing moves, for the same
   --minutes M        train for about so long: of 25, 2 the VAE, 12 the U-Net, 5 the renderers; data and tables come on
                      top. Without: fixed numbers of steps, about 5 h on two CPU cores
   --slice M          stop after so long with checkpoints, exit code 3; a table is finished first
@@ -35,7 +37,7 @@ fail() {
 }
 
 # Flags
-clips= rendered= backbone= backbone_licence= still_pictures= minutes= slice= scenes=1000 workers= device=auto precision=bf16 seed=0
+clips= rendered= backbone= backbone_licence= photos= masks= photo_table= still_pictures= minutes= slice= scenes=1000 workers= device=auto precision=bf16 seed=0
 work= out= tiny= dry=
 while (($#)); do
     case $1 in
@@ -43,7 +45,7 @@ while (($#)); do
         --tiny) tiny=yes && shift && continue ;;
         --dry-run) dry=yes && shift && continue ;;
         --rendered-only) rendered=yes && shift && continue ;;
-        --clips | --backbone | --backbone-licence | --still-pictures | --minutes | --slice | --scenes | --workers | --device | --precision | --seed | --work | --out)
+        --clips | --backbone | --backbone-licence | --photos | --masks | --photo-table | --still-pictures | --minutes | --slice | --scenes | --workers | --device | --precision | --seed | --work | --out)
             (($# > 1)) || fail "$1: needs a value; --help lists the flags" ;;
         *) fail "$1: not a flag of this script; --help lists them" ;;
     esac
@@ -55,9 +57,15 @@ for name in minutes slice scenes workers seed; do
     [[ -z ${!name} || ${!name} =~ ^[0-9]+$ ]] || fail "--$name ${!name}: right: a whole number"
     [[ ${!name} != 0 || $name == seed ]] || fail "--$name 0: right: a whole number above 0"
 done
-for name in clips backbone; do [[ -z ${!name} || -f ${!name} ]] || fail "--$name ${!name}: no such file"; done
-[[ -z $still_pictures || -d $still_pictures ]] || fail "--still-pictures $still_pictures: no such folder"
-for name in clips backbone still_pictures; do [[ -z ${!name} ]] || declare "$name=$(realpath "${!name}")"; done
+for name in clips backbone photo_table; do
+    [[ -z ${!name} || -f ${!name} ]] || fail "--${name//_/-} ${!name}: no such file"
+done
+for name in photos masks still_pictures; do
+    [[ -z ${!name} || -d ${!name} ]] || fail "--${name//_/-} ${!name}: no such folder"
+done
+[[ ${photos:+yes} == ${masks:+yes} && (-n $photos || -z $photo_table) ]] || fail "--photos, --masks: one without the other"
+[[ -z $rendered || -z $photos$still_pictures ]] || fail "--rendered-only: learns from no photograph; leave --photos out"
+for name in clips backbone photos masks photo_table still_pictures; do [[ -z ${!name} ]] || declare "$name=$(realpath "${!name}")"; done
 work=${work:-outputs/make_$([[ -n $rendered ]] && echo rendered || echo default)}
 work=$(realpath -m "$work") out=${out:+$(realpath -m "$out")} checkpoint=$work/checkpoint
 cd "$(dirname "$0")/.."
@@ -149,7 +157,7 @@ learn() {
 
 # Sizes: a GPU takes larger batches, and as many steps as fit into --minutes where more of them do not harm.
 batch=8 crop=96 renderer=small loaders=0
-vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=400 renderer_steps=2800
+vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=1200 renderer_steps=2800
 if [[ $device != cpu ]] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     batch=32 crop=128 loaders=$((workers < 8 ? workers : 8))
 fi
@@ -161,7 +169,7 @@ fi
 
 # Settings that may not change under way
 settings="clips ${clips:-none}, rendered only ${rendered:-no}, backbone ${backbone:-none}, minutes ${minutes:-free}, scenes $scenes"
-settings+=", still pictures ${still_pictures:-none}, precision $precision, seed $seed, batch $batch, tiny ${tiny:-no}"
+settings+=", photographs ${photos:-none}, still pictures ${still_pictures:-none}, precision $precision, seed $seed, batch $batch, tiny ${tiny:-no}"
 if [[ -f $work/settings ]]; then
     begun=$(<"$work/settings")
     [[ $begun == "$settings" ]] || fail "--work $work: was begun with $begun; this is $settings; name another folder"
@@ -173,6 +181,7 @@ if [[ -z $dry ]]; then
     echo "$settings" >"$work/settings"
 fi
 features=(${backbone:+--backbone-weights "$backbone"})
+masked=(${photos:+--photos "$photos" --masks "$masks"} ${photo_table:+--photo-table "$photo_table"})
 
 # Data
 data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1" "$work/sets/still:0.2")
@@ -197,8 +206,8 @@ learn denoiser 80 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stag
     --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995 \
     --validate-every 1000 --sample-every 0
 learn displacement 25 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
-    --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 40 --weight-decay 0.05 \
-    --ema-decay 0.97 --sample-every 0 ${still_pictures:+--still-pictures "$still_pictures"} --export "$checkpoint"
+    --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 100 --weight-decay 0.05 \
+    --ema-decay 0.98 --sample-every 0 "${masked[@]}" ${still_pictures:+--still-pictures "$still_pictures"} --export "$checkpoint"
 
 # Rendering
 for operator in softsplat gaussian; do
@@ -213,7 +222,9 @@ measure=(--device "$device" --seed "$seed" --checkpoint "$checkpoint")
 few=(${tiny:+--clips 1})
 once evaluate_motion evaluate.py motion --data "$measured" --samples 2 "${few[@]}" "${measure[@]}" --out "$work/evaluate/motion"
 once evaluate_frames evaluate.py frames --data "$measured" --every 30 "${few[@]}" "${measure[@]}" --out "$work/evaluate/frames"
-once evaluate_still evaluate.py still --scenes $((scenes / 64 + 2)) "${measure[@]}" --out "$work/evaluate/still"
+held_out=(${photo_table:+"${masked[@]}" --split test})
+once evaluate_placement evaluate.py placement --scenes $((scenes / 64 + 2)) "${held_out[@]}" "${measure[@]}" \
+    --out "$work/evaluate/placement"
 once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licences "$clips"} --out "$work/evaluate/sources"
 [[ -z $dry ]] || exit 0
 {
@@ -228,8 +239,9 @@ once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licence
     fi
     echo "segmentation/, of checkpoints/default and not trained here: MOSAIC, MLCommons' mosaic_ade20k31_r4.tflite (MLCommons"
     echo "Association License, the text of Apache 2.0), trained on ADE20K, whose images are for research."
+    [[ -z $photos ]] || echo "Masked photographs, for the placement head: $(ls "$masks" | wc -l), of $(basename "$photos")."
     [[ -z $still_pictures ]] || echo "Photographs in which nothing moves: $(ls "$still_pictures" | tr '\n' ' ')."
-    for table in sources evaluate_motion evaluate_frames evaluate_still; do
+    for table in sources evaluate_motion evaluate_frames evaluate_placement; do
         file=$work/evaluate/${table#evaluate_}/results.md
         [[ ! -e $work/done/$table || ! -f $file ]] || { echo && cat "$file"; }
     done

@@ -204,7 +204,7 @@ def test_remap_reads_against_the_flow() -> None:
         (["frames", "--data", "SET", "--checkpoint", "nowhere"], "--checkpoint nowhere: no frame synthesis model"),
         (["frames", "--data", "SET", "--lpips-weights", "no.pth"], "no.pth: no such file"),
         (["frames", "--data", "SET", "--precision", "fp16", "--device", "cpu"], "--precision fp16: needs a GPU"),
-        (["pictures"], "right: frames, splats, motion, still, video, ablation, data, sources, flow"),
+        (["pictures"], "right: frames, splats, motion, placement, still, video, ablation, data, sources, flow"),
     ],
 )
 def test_mistakes_are_one_line(

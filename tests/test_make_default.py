@@ -20,7 +20,7 @@ from models.checkpoints import DEFAULT_CHECKPOINT
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "checkpoints" / "make_default.sh"
 PARTS = "scenes still clips vae picture denoiser displacement frame_synthesis_softmax frame_synthesis_gaussian".split()
-TABLES = ["evaluate_motion", "evaluate_frames", "evaluate_still", "sources"]
+TABLES = ["evaluate_motion", "evaluate_frames", "evaluate_placement", "sources"]
 # In place of python: notes what it was called with, and leaves the record that a training leaves.
 STAND_IN = """#!{python}
 import json, os, pathlib, subprocess, sys, time
@@ -227,6 +227,8 @@ def test_rendered_scenes_alone(tmp_path: Path) -> None:
         (["--slice", "0"], "--slice 0: right: a whole number above 0"),
         (["--clips", "gone.csv"], "--clips gone.csv: no such file"),
         (["--still-pictures", "gone"], "--still-pictures gone: no such folder"),
+        (["--photos", "/tmp"], "--photos, --masks: one without the other"),
+        (["--photos", "/tmp", "--masks", "/tmp", "--rendered-only"], "--rendered-only: learns from no photograph"),
         (["--scenes"], "--scenes: needs a value"),
     ],
 )
