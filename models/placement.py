@@ -28,22 +28,19 @@ CLASS_SCALES = (0.5, 0.75, 1.0)
 IMAGE_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
 # Windows, in numbers of the maps, over which the image gradient is averaged.
 GRADIENT_WINDOWS = (1, 3, 5, 9)
-# Classes that move, and the log odds that they start with.
 MOVABLE_CLASSES = ("tree", "grass", "plant", "curtain", "water", "sea", "field")
-CLASS_LOG_ODDS = 4.0
+LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
 WIDTH = 64
 GROUPS, BLOCKS = 4, 2
 # The strength is read where the image moves most: weights are the relative displacement to this power.
 STRENGTH_FOCUS = 3.0
-# The log odds of the head are the mean of those of MOSAIC's classes and of the network's, with this weight of the
-# network: by itself it fits the few hundred masks, and cross-validated over repositories it leaks more motion at the
-# same coverage.
-NETWORK_WEIGHT = 1 / 3
-LEAST_PROBABILITY = 1e-3
+# The network's correction of MOSAIC's classes counts so much: in full it fits the few hundred masks, and
+# cross-validated over repositories it leaks more motion at the same coverage.
+CORRECTION_WEIGHT = 0.6
 # Edges of the map follow those of the image: radius, px of the grid, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
 # What is less probable than the first is static; what is more probable than the second moves in full.
-STATIC_BELOW, MOVES_ABOVE = 0.4, 0.6
+STATIC_BELOW, MOVES_ABOVE = 0.5, 0.7
 # What moves does so by at least this fraction of the strength, and at most the other.
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
 # A trace of motion below the threshold, far below what is seen, orders what the threshold makes equal.
@@ -56,14 +53,14 @@ class Placement(NamedTuple):
     """What the head predicts for images.
 
     Attributes:
-        movable: (B, 1, h, w) log odds that a place can move, of the network.
-        by_class: (B, 1, h, w) the same of MOSAIC's classes alone.
+        by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes.
+        correction: (B, 1, h, w) what the network adds to them.
         relative: (B, 1, h, w) log(m / q + .1) of its mean displacement m, were it to move.
         log_strength: (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160.
     """
 
-    movable: Tensor
     by_class: Tensor
+    correction: Tensor
     relative: Tensor
     log_strength: Tensor
 
@@ -152,7 +149,7 @@ class PrincipalComponents(nn.Module):
 class PlacementHead(SavedModel):
     """Predict where a photograph can move, how far relative to the rest, and how strongly.
 
-    Ours. MOSAIC's classes start as the answer to the first, and everything else begins at no correction of it.
+    Ours. MOSAIC's classes are the answer to the first, which a network corrects; it begins at no correction.
 
     Args:
         image_channels: of the feature maps of the U-Net's image network (`ImageEncoder.backbone_features`).
@@ -184,11 +181,10 @@ class PlacementHead(SavedModel):
         self.blocks = nn.ModuleList(
             nn.Sequential(nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=GROUPS)) for _ in range(BLOCKS)
         )
-        self.movable, self.relative, self.strength = (nn.Conv2d(WIDTH, 1, 1) for _ in range(3))
-        nn.init.zeros_(self.movable.weight)
+        self.correction, self.relative, self.strength = (nn.Conv2d(WIDTH, 1, 1) for _ in range(3))
+        nn.init.zeros_(self.correction.weight)
+        nn.init.zeros_(self.correction.bias)
         nn.init.zeros_(self.strength.weight)
-        odds = torch.tensor([CLASS_LOG_ODDS if name in MOVABLE_CLASSES else -CLASS_LOG_ODDS for name in CLASSES])
-        self.class_log_odds = nn.Parameter(odds)
 
     @classmethod
     def beside(cls, unet_folder: Path | None) -> PlacementHead | None:
@@ -248,7 +244,9 @@ class PlacementHead(SavedModel):
             mean: (B, C) over the whole images; None takes that of `features`.
             dropout_mask: (B, C) 0 for what training hides, above 1 for the rest.
         """
-        probabilities = class_probabilities(features)
+        chosen = [CLASSES.index(name) for name in MOVABLE_CLASSES]
+        by_class = class_probabilities(features)[:, chosen].sum(1, keepdim=True)  # (B, 1, h, w)
+        by_class = by_class.float().logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:
             features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask
@@ -258,14 +256,12 @@ class PlacementHead(SavedModel):
         for block in self.blocks:
             hidden = hidden + block(hidden)
         hidden = F.silu(hidden)
-        movable = self.movable(hidden) + (self.class_log_odds[:, None, None] * probabilities).sum(1, keepdim=True)
-        relative = self.relative(hidden)  # (B, 1, h, w)
+        correction, relative = self.correction(hidden), self.relative(hidden)  # (B, 1, h, w) each
         # A flame is a hundredth of its photograph.
-        weight = (STRENGTH_FOCUS * relative + F.logsigmoid(movable)).detach().flatten(1).softmax(-1)  # (B, h w)
+        weight = STRENGTH_FOCUS * relative + F.logsigmoid(by_class + correction)
+        weight = weight.detach().flatten(1).softmax(-1)  # (B, h w)
         log_strength = (self.strength(hidden).flatten(1) * weight).sum(-1)  # (B,)
-        by_class = probabilities[:, [CLASSES.index(name) for name in MOVABLE_CLASSES]].sum(1, keepdim=True)
-        by_class = by_class.clamp(LEAST_PROBABILITY, 1 - LEAST_PROBABILITY).logit()
-        return Placement(movable.float(), by_class.float(), relative.float(), log_strength.float())
+        return Placement(by_class, correction.float(), relative.float(), log_strength.float())
 
     def expected_displacement(self, features: Tensor, image: Tensor) -> Tensor:
         """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
@@ -280,7 +276,7 @@ class PlacementHead(SavedModel):
 def placed_displacement(placement: Placement, image: Tensor) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges."""
     size = tuple(image.shape[-2:])
-    log_odds = NETWORK_WEIGHT * placement.movable + (1 - NETWORK_WEIGHT) * placement.by_class
+    log_odds = placement.by_class + CORRECTION_WEIGHT * placement.correction
     probability = resize_maps(log_odds.sigmoid(), size)
     probability = guided_filter(image.float(), probability, EDGE_RADIUS_PX, EDGE_VARIANCE).clamp(0, 1)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)

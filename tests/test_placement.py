@@ -170,8 +170,8 @@ def test_untrained_head_moves_what_segmentation_calls_movable(head):
     probabilities[:, 5, :, :12] = 1.0  # tree
     probabilities[:, 1, :, 12:] = 1.0  # wall
     found = head(features)
-    for odds in (found.movable, found.by_class):
-        assert bool((odds[..., :12] > 3).all()) and bool((odds[..., 12:] < -3).all())
+    assert bool((found.by_class[..., :12] > 3).all()) and bool((found.by_class[..., 12:] < -3).all())
+    assert not found.correction.any()
 
 
 def test_displacement_follows_the_probability_and_the_grid():
@@ -179,7 +179,9 @@ def test_displacement_follows_the_probability_and_the_grid():
     movable[..., :32] = 9.0
     image = torch.zeros(1, 3, HEIGHT, WIDTH)
     image[..., :128] = 1.0
-    placement = Placement(movable, movable, torch.full((1, 1, 40, 64), np.log(1.1)), torch.tensor([2.0]).log())
+    placement = Placement(
+        movable, torch.zeros_like(movable), torch.full((1, 1, 40, 64), np.log(1.1)), torch.tensor([2.0]).log()
+    )
     displacement = placed_displacement(placement, image)
     strength_px = STRENGTH_FACTOR * 2.0
     assert displacement[..., :120].min() == pytest.approx((1 + TRACE) * strength_px, rel=1e-3)
@@ -188,11 +190,23 @@ def test_displacement_follows_the_probability_and_the_grid():
     assert doubled.max() == pytest.approx(2 * (1 + TRACE) * strength_px, rel=1e-3)
 
 
-def test_classes_alone_keep_a_wall_still_that_the_network_doubts():
+def test_a_weak_correction_does_not_move_a_wall():
     size = (1, 1, 40, 64)
-    values = torch.full(size, 6.0), torch.full(size, -6.0), torch.zeros(size), torch.zeros(1)
-    displacement = placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH))
-    assert displacement.max() < 0.05
+    for correction, moves in ((6.0, False), (12.0, True)):
+        values = torch.full(size, -5.0), torch.full(size, correction), torch.zeros(size), torch.zeros(1)
+        displacement = placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH))
+        assert (displacement.max() > 0.25) == moves
+
+
+def test_both_parts_of_a_photograph_count_alike(head):
+    """A fifth can move; so little static in the other that its weight is at its limit."""
+    for fraction, expected in ((0.2, 0.5), (0.98, 4 * 0.02 / (4 * 0.02 + 0.5102 * 0.98))):
+        sample = _sample("photograph", head, known=1.0)
+        sample.movable.view(-1)[: int(fraction * 640)] = 1.0
+        (balanced,) = PlacementDataset([sample]).samples
+        known, part = balanced.known.float(), sample.movable if fraction < 0.5 else 1 - sample.movable
+        assert float(known.sum()) == pytest.approx(640, rel=1e-2)
+        assert float((known * part).sum() / known.sum()) == pytest.approx(expected, rel=0.05)
 
 
 def _sample(kind: str, head: PlacementHead, **maps: float) -> PlacementSample:

@@ -29,6 +29,9 @@ from training.placement_samples import MAPS, PlacementSample
 
 # Fraction of the samples of each kind.
 FRACTIONS = {"photograph": 0.6, "clip": 0.2, "scene": 0.2}
+# Weights that balance what can move and what cannot in a photograph are at most this, and at least its inverse. A part
+# that is smaller than the second is not balanced.
+MOST_BALANCE, LEAST_BALANCED = 4.0, 0.005
 # Training sees windows of this many numbers of the maps a side, of whole images' features.
 WINDOW = 24
 FEATURE_DROPOUT, PART_DROPOUT = 0.3, 0.15
@@ -54,7 +57,7 @@ class PlacementDataset(Dataset):
     """
 
     def __init__(self, samples: Sequence[PlacementSample]) -> None:
-        self.samples = list(samples)
+        self.samples = [_balanced(sample) if sample.kind == "photograph" else sample for sample in samples]
         by_kind = Counter()
         for sample in self.samples:
             by_kind[sample.kind] += sample.weight
@@ -68,6 +71,17 @@ class PlacementDataset(Dataset):
         """Draw a sample and a window of it."""
         rng = np.random.default_rng(key.seed)
         return _window(self.samples[int(rng.choice(len(self.samples), p=self.chances))], rng)
+
+
+def _balanced(sample: PlacementSample) -> PlacementSample:
+    """Let what can move and what cannot count alike in a photograph, as in coverage and leak; within MOST_BALANCE."""
+    known, movable = sample.known.float(), sample.movable.float()
+    total, fraction = known.sum(), float((known * movable).sum() / known.sum().clamp(min=1e-6))
+    if not LEAST_BALANCED < fraction < 1 - LEAST_BALANCED:
+        return sample
+    there, elsewhere = (min(max(0.5 / part, 1 / MOST_BALANCE), MOST_BALANCE) for part in (fraction, 1 - fraction))
+    weight = known * (movable * there + (1 - movable) * elsewhere)
+    return sample._replace(known=(weight * total / weight.sum()).half())
 
 
 def _window(sample: PlacementSample, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -108,7 +122,8 @@ def placement_loss(model: nn.Module, batch: dict[str, Tensor], *, parts: Sequenc
     movable, known = clip_labels(batch, strength, _static_probability(class_probabilities(batch["features"])))
     weight = batch["known"] * (1 - is_scene + SCENE_WEIGHT * is_scene) + CLIP_WEIGHT * is_clip * known
     target = torch.where(is_clip > 0, movable, batch["movable"])
-    placed = (F.binary_cross_entropy_with_logits(found.movable, target, reduction="none") * weight).mean()
+    log_odds = found.by_class + found.correction
+    placed = (F.binary_cross_entropy_with_logits(log_odds, target, reduction="none") * weight).mean()
     wanted = relative_displacement(batch["displacement"], strength.flatten())
     sure = moves * (is_scene + is_clip * (LEAST_CONFIDENCE + (1 - LEAST_CONFIDENCE) * batch["confidence"]))
     relative = ((found.relative - wanted).abs() * sure).mean()
