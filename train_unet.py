@@ -186,9 +186,9 @@ def main(argv: list[str] | None = None) -> int:
             stage = placement_stage(placement, unet, segmentation, sets, *masked, **samples)
             placement, trained = stage["model"], "placement"
         else:
-            samples |= {"grid": args.grid, "batch": batch, "feature_dropout": args.feature_dropout}
-            stage = denoising_stage(args.stage, unet, vae, schedule, sets, **samples, weighting=args.weighting)
-            trained = "unet"
+            samples |= {"grid": args.grid, "batch": batch, "segmentation": segmentation}
+            samples |= {"feature_dropout": args.feature_dropout, "weighting": args.weighting}
+            stage, trained = denoising_stage(args.stage, unet, vae, schedule, sets, **samples), "unet"
         result = train(**stage, options=options, run=run_folder, progress=True)
         folder = args.export or run_folder.path / "pipeline"
         pipeline, folders = MotionPipeline(vae, unet, schedule, segmentation, placement), (args.vae, args.init)

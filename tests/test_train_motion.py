@@ -19,6 +19,7 @@ import training.motion_diffusion
 from data.clips import ClipSet, SampleKey
 from data.scenes.render_set import render_scene_set
 from models.image_encoder import squeezenet_features
+from models.segmentation import SegmentationModel
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from training.latents import LatentDataset, variant_sizes
@@ -313,6 +314,7 @@ def test_variants_keep_the_area():
 def test_features_are_all_seen_without_augmentation_unless_asked_for(trained_vae, scene_set, tmp_path):
     vae, unet = MotionVAE.from_pretrained(trained_vae / "vae"), FrequencyUNet(num_bins=4, backbone="none")
     options = {"grid": (64, 96), "batch": 2, "seed": 0, "cache": tmp_path, "device": torch.device("cpu")}
+    options["segmentation"] = SegmentationModel().eval()
     for augment, given, fraction in ((True, None, 0.3), (False, None, 0.0), (False, 0.2, 0.2)):
         for name in ("joint", "image-encoder"):
             stage = denoising_stage(

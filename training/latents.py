@@ -21,13 +21,17 @@ from data.augmentation import Geometry, draw_geometry, geometry_settings, jitter
 from data.clips import ClipRow, ClipSet, ClipSetError, SampleKey
 from data.datasets import MotionDataset
 from data.media import atomic_path
+from models.class_masks import class_probabilities
+from models.segmentation import SegmentationModel
 from models.vae import MotionVAE
-from motion.flow import GRID_MULTIPLE, resize_maps
+from motion.flow import GRID_MULTIPLE, default_grid_scale, resize_maps
+from motion.spectrum import mean_displacement
 from training.data_order import sample_seed
+from training.flow_bleeding import find_bleeding
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 # Latents are stored as whole numbers -127 .. 127 of a step per bin and channel. Measured on real clips: 0.008 of
 # their standard deviation is lost, and 0.4 to 0.7 % of the decoded motion, a hundredth of a VAE's loss after 260 steps.
 _LEVELS = 127
@@ -119,14 +123,23 @@ class LatentDataset(Dataset):
         return {"image": image.contiguous(), "latents": latents, "confidence": confidence}
 
     @torch.no_grad()
-    def encode(self, vae: MotionVAE, device: torch.device) -> None:
-        """Write the clips' files that are not there yet, on `device`; call in one process while others wait."""
+    def encode(self, vae: MotionVAE, device: torch.device, segmentation: SegmentationModel | None = None) -> None:
+        """Write the clips' files that are not there yet, on `device`; call in one process while others wait.
+
+        Flow of real clips that bled onto what `segmentation` calls static has no confidence; None: it keeps its own.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         clips = [(number, row) for number, part in enumerate(self.items.parts) for row in part.rows]
         missing = [clip for clip in clips if not self.clip_path(*clip).is_file()]
         vae = vae.to(device).eval()
         for number, row in tqdm(missing, unit="clip", disable=not missing):
-            spectrum, confidence = self.items.parts[number].clip_set.spectrum(row.id, self.num_bins)
+            clip_set = self.items.parts[number].clip_set
+            spectrum, confidence = clip_set.spectrum(row.id, self.num_bins)
+            if segmentation is not None and not row.source.startswith("scene:"):
+                probabilities = class_probabilities(segmentation, clip_set.first(row.id))[None]
+                px_a_cell = default_grid_scale(*spectrum.shape[-2:])
+                moved_px = mean_displacement(spectrum)[None] * px_a_cell
+                confidence = confidence.masked_fill(find_bleeding(moved_px, probabilities, px_a_cell)[0], 0)
             tensors: dict[str, Tensor] = {}
             for variant in range(self.items.repeats(number) * len(self.sizes)):
                 geometry = self.geometry(row, variant, spectrum.shape[-2:])

@@ -124,10 +124,12 @@ def _encoded(
     seed: int,
     cache: Path,
     device: torch.device,
+    segmentation: SegmentationModel,
 ) -> tuple[LatentDataset, LatentDataset | None]:
     """Encode the latents to train and, where there are test clips, to validate with; the main process for all.
 
-    batch: samples of one step of all processes, which one shape fills; device: where the VAE encodes.
+    batch: samples of one step of all processes, which one shape fills; device: where the VAE encodes;
+    segmentation: tells what cannot move.
     """
     options = {"vae": vae, "num_bins": num_bins, "folder": cache, "seed": seed}
     sizes = variant_sizes(*grid) if augment else (grid,)
@@ -138,7 +140,7 @@ def _encoded(
     with state.main_process_first():
         for latents in filter(None, (dataset, validation)):
             if state.is_main_process:
-                latents.encode(vae, device)
+                latents.encode(vae, device, segmentation)
     return dataset, validation
 
 

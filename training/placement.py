@@ -21,9 +21,9 @@ from metrics.motion import corrected_precision
 from metrics.placement import placement_metrics
 from models.displacement import QUANTILE, relative_displacement
 from models.placement import STRIDE, PlacementHead, class_probabilities, colours
-from models.segmentation_classes import CLASSES
 from motion.flow import MOVING_PX, default_grid_scale, resize_maps
 from training.data_order import sample_uniform
+from training.flow_bleeding import find_bleeding, static_probability
 from training.motion_diffusion import feature_dropout_mask
 from training.placement_samples import MAPS, PlacementSample
 
@@ -38,7 +38,6 @@ FEATURE_DROPOUT, PART_DROPOUT = 0.3, 0.15
 # A clip's place moves above MOVING_PX and this fraction of its strength, and rests below the other two.
 CLIP_MOVES, CLIP_RESTS, CLIP_RESTS_PX = 0.25, 0.05, 0.05
 # Flow says that something moves; that it can never move it says only where segmentation agrees.
-MAY_MOVE = ("other", "tree", "grass", "person", "plant", "curtain", "water", "sea", "field")
 REST_WEIGHT = 0.5
 CLIP_WEIGHT, SCENE_WEIGHT = 0.5, 0.5
 RELATIVE_WEIGHT, STRENGTH_WEIGHT = 0.5, 0.25
@@ -57,7 +56,8 @@ class PlacementDataset(Dataset):
     """
 
     def __init__(self, samples: Sequence[PlacementSample]) -> None:
-        self.samples = [_balanced(sample) if sample.kind == "photograph" else sample for sample in samples]
+        prepare = {"photograph": _balanced, "clip": _without_bleeding, "scene": lambda sample: sample}
+        self.samples = [prepare[sample.kind](sample) for sample in samples]
         by_kind = Counter()
         for sample in self.samples:
             by_kind[sample.kind] += sample.weight
@@ -82,6 +82,13 @@ def _balanced(sample: PlacementSample) -> PlacementSample:
     there, elsewhere = (min(max(0.5 / part, 1 / MOST_BALANCE), MOST_BALANCE) for part in (fraction, 1 - fraction))
     weight = known * (movable * there + (1 - movable) * elsewhere)
     return sample._replace(known=(weight * total / weight.sum()).half())
+
+
+def _without_bleeding(sample: PlacementSample) -> PlacementSample:
+    """Take the confidence from flow that bled onto what cannot move."""
+    probabilities = class_probabilities(sample.features[None].float())
+    bled = find_bleeding(sample.displacement[None].float(), probabilities, STRIDE)[0]  # (1, h, w)
+    return sample._replace(confidence=sample.confidence.masked_fill(bled, 0))
 
 
 def _window(sample: PlacementSample, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -119,7 +126,7 @@ def placement_loss(model: nn.Module, batch: dict[str, Tensor], *, parts: Sequenc
     strength = batch["strength_px"].view(-1, 1, 1, 1)
     moves = (strength >= MOVING_PX).float() * (is_clip + is_scene)
     strength = strength.clamp(min=LEAST_STRENGTH_PX)
-    movable, known = clip_labels(batch, strength, _static_probability(class_probabilities(batch["features"])))
+    movable, known = clip_labels(batch, strength, static_probability(class_probabilities(batch["features"])))
     weight = batch["known"] * (1 - is_scene + SCENE_WEIGHT * is_scene) + CLIP_WEIGHT * is_clip * known
     target = torch.where(is_clip > 0, movable, batch["movable"])
     log_odds = found.by_class + found.correction
@@ -143,11 +150,6 @@ def clip_labels(batch: dict[str, Tensor], strength: Tensor, static: Tensor) -> t
     moving = (displacement > (CLIP_MOVES * strength).clamp(min=MOVING_PX)).float() * confidence
     resting = (displacement < (CLIP_RESTS * strength).clamp(min=CLIP_RESTS_PX)).float() * REST_WEIGHT * static
     return (moving > resting).float(), moving + resting
-
-
-def _static_probability(probabilities: Tensor) -> Tensor:
-    """Return the probability (B, 1, h, w) of the classes that never move, of those of all."""
-    return probabilities[:, [index for index, name in enumerate(CLASSES) if name not in MAY_MOVE]].sum(1, keepdim=True)
 
 
 def dropout_mask(parts: Sequence[int], seeds: Tensor, device: torch.device) -> Tensor:

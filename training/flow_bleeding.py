@@ -1,0 +1,42 @@
+"""Flow that bleeds from what moves onto what cannot, such as the sky between leaves."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from models.placement import MOVABLE_CLASSES
+from models.segmentation_classes import CLASSES
+from motion.flow import MOVING_PX
+
+# Classes that flow may be true of though they are not always movable: petals are taken for a person, flames for other.
+UNCERTAIN_CLASSES = ("other", "person")
+# How far flow bleeds, px of a grid of 256 x 160, and the probability of a class above which it is sure.
+BLEEDING_PX, SURE = 12, 0.8
+
+
+def static_probability(probabilities: Tensor) -> Tensor:
+    """Return the probability (B, 1, h, w) of the classes that never move, of those of all, (B, 32, h, w)."""
+    never = [name not in (*MOVABLE_CLASSES, *UNCERTAIN_CLASSES) for name in CLASSES]
+    return probabilities[:, torch.tensor(never, device=probabilities.device)].sum(1, keepdim=True)
+
+
+def find_bleeding(displacement_px: Tensor, probabilities: Tensor, px_a_cell: float) -> Tensor:
+    """Find where a clip's flow has bled: motion of what is surely static, near that of what surely can move.
+
+    What is called static far from anything else that moves is no bleeding, but a flag or a flame taken for a wall.
+
+    Args:
+        displacement_px: (B, 1, h, w) mean |F_t|, px of a grid of 256 x 160.
+        probabilities: (B, 32, h, w) of MOSAIC's classes.
+        px_a_cell: of that grid, for one number of the maps.
+
+    Returns:
+        (B, 1, h, w) booleans.
+    """
+    movable = probabilities[:, [CLASSES.index(name) for name in MOVABLE_CLASSES]].sum(1, keepdim=True)
+    moves = displacement_px > MOVING_PX
+    reach = max(1, round(BLEEDING_PX / px_a_cell))
+    near = F.max_pool2d((moves & (movable > SURE)).float(), 2 * reach + 1, stride=1, padding=reach) > 0
+    return moves & near & (static_probability(probabilities) > SURE)
