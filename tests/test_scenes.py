@@ -187,8 +187,8 @@ def test_strips_move_with_their_carriers() -> None:
     rise = Carrier(np.full((3, 1), number[0]), np.array([[[0.0, 0.0]], [[1.0, 0.5]], [[2.0, 1.0]]]), np.zeros((3, 1)))
     add_strips(mesh, Chain(line, rise), np.ones((1, 3)), np.ones((1, 3)), depth=0.0)
     arrays = mesh.finish()
-    out = np.zeros((9, 2, 1), np.float32)
-    rasteriser.apply_degrees(arrays["freedoms"], arrays["directions"], np.array([[0.0], [3.0]], np.float32), out)
+    amounts = np.array([[0.0], [3.0]], np.float32)
+    out = rasteriser.apply_degrees(arrays["freedoms"], arrays["directions"], amounts)
     np.testing.assert_allclose(out[:, :, 0], np.repeat([[0, 0], [3, 1.5], [6, 3]], 3, 0), atol=1e-6)
 
 

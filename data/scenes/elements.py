@@ -32,9 +32,8 @@ def add_strips(
     sides, half_width = np.array([-1.0, 0.0, 1.0]), np.broadcast_to(half_width, (items, points))
     offsets = sides[:, None] * half_width[:, :, None, None] * normals(chain.line)[:, :, None]
     vertices = chain.line[:, :, None] + offsets
-    flat = chain.carrier.take(np.repeat(np.arange(items * points), 3))
-    freedoms, directions = flat.moves(vertices.reshape(-1, 1, 2))
-    width = freedoms.shape[-1]
+    moves = chain.carrier.moves(vertices.reshape(-1, 3, 2))
+    moves = tuple(array.reshape(items, 3 * points, *array.shape[2:]) for array in moves)
     tint = colour[:, None, None] if colour.ndim == 2 else colour[:, :, None]
     tint = tint * np.asarray(shade)[:, None] * np.ones((items, points, 3, 1))
     scale = 4.0 if material == FIBRE else 2.0
@@ -44,7 +43,6 @@ def add_strips(
     uv = np.stack([across, np.broadcast_to(lengthwise[..., None], across.shape) + offset], -1)
     n = np.arange(points - 1)[:, None] * 3
     quads = np.concatenate([n + [[0, 1, 3]], n + [[1, 4, 3]], n + [[1, 2, 4]], n + [[2, 5, 4]]])
-    moves = (freedoms.reshape(items, -1, width), directions.reshape(items, -1, width, 2))
     vertices, tint, uv = (array.reshape(items, 3 * points, -1) for array in (vertices, tint, uv))
     mesh.add(vertices, quads, tint, moves, uv, Look(strength=strength, material=material, **look))
 

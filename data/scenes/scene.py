@@ -29,6 +29,7 @@ GUST_HZ = np.concatenate([np.geomspace(0.025, 1.0, 30), np.arange(1.13, 6.2, 0.1
 NUM_GUSTS = len(GUST_HZ)
 # |F| (px at 256 x 160) that a fiftieth of what moves may exceed: 12 px to either side.
 LARGEST_PX = 24.0
+SAMPLES = 3  # along a pixel's side; odd, so that its middle sample is its centre
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,10 @@ class Scene:
     kind: str
     size: tuple[int, int]
     seed: int
-    wind_seed: int
     mesh: dict[str, Array] = field(repr=False)
     background: Array = field(repr=False)
     finish: Finish = field(repr=False)
     _wind: Wind = field(repr=False)
-    _samples: int = 3  # odd, so that a pixel's middle sample is its centre
 
     @property
     def moving(self) -> bool:
@@ -121,8 +120,7 @@ class Scene:
         gain = wanted / max(float(np.linalg.norm(self._apply(angles, some), axis=1).mean()), 1e-9)
         # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the image.
         scale = math.sqrt(self.size[0] * self.size[1] / REFERENCE_AREA)
-        reach = np.zeros(len(response))
-        rasteriser.reach_of_degrees(self.mesh["freedoms"], self.mesh["directions"], reach)
+        reach = rasteriser.reach_of_degrees(self.mesh["freedoms"], self.mesh["directions"], len(response))
         limit = np.minimum(self.mesh["oscillators"][:, 7], 0.76 * LARGEST_PX * scale / np.maximum(reach, 1e-9))
         peak = gain * np.abs(angles).max(1) / np.maximum(limit, 1e-9)
         gain = (gain * (1 + peak**4) ** -0.25)[:, None].astype(np.float32)
@@ -134,25 +132,20 @@ class Scene:
         freedoms, directions = self.mesh["freedoms"], self.mesh["directions"]
         if some is not None:
             freedoms, directions = freedoms[some], directions[some]
-        out = np.zeros((len(freedoms), 2, amounts.shape[1]), np.float32)
-        rasteriser.apply_degrees(freedoms, directions, np.ascontiguousarray(amounts, np.float32), out)
-        return out
+        return rasteriser.apply_degrees(freedoms, directions, np.ascontiguousarray(amounts, np.float32))
 
     def _vertices_at(self, time_s: float) -> Array:
         """Displacement of every vertex: (V, 2)."""
         return self._apply(self._response @ _clock(self._wind.hertz, np.array([time_s])).astype(np.float32))[..., 0]
 
     @cached_property
-    def _layer_triangles(self) -> list[tuple[int, int, int]]:
-        """(layer, first triangle, last triangle + 1) of the layers present, far to near."""
-        layers = self.mesh["layers"]
-        return [(int(n), int((layers < n).sum()), int((layers <= n).sum())) for n in np.unique(layers)]
+    def _layers(self) -> list[tuple[int, Array, Array]]:
+        """(layer, its triangles, their materials) of the layers present, far to near."""
+        layers, triangles, materials = (self.mesh[name] for name in ("layers", "triangles", "materials"))
+        return [(int(n), triangles[layers == n], materials[layers == n]) for n in np.unique(layers)]
 
     def _paint(self, vertices: Array) -> list[Array]:
-        return [
-            rasteriser.paint_ids(vertices, self.mesh["triangles"][first:last], self.size, self._samples)
-            for _, first, last in self._layer_triangles
-        ]
+        return [rasteriser.paint_ids(vertices, triangles, self.size, SAMPLES) for _, triangles, _ in self._layers]
 
     @cached_property
     def _first_ids(self) -> list[Array]:
@@ -161,10 +154,9 @@ class Scene:
     def _compose(self, ids: list[Array], vertices: Array) -> tuple[Array, list[Array]]:
         """Shade the layers over the background: (H, W, 3) in [0, 1], and each layer's coverage (H, W)."""
         out, coverage = self.background.copy(), []
-        for number, (layer, first, last) in zip(ids, self._layer_triangles, strict=True):
-            triangles, materials = self.mesh["triangles"][first:last], self.mesh["materials"][first:last]
+        for number, (layer, triangles, materials) in zip(ids, self._layers, strict=True):
             looks = (materials, self.mesh["looks"], texture_atlas())
-            painted = rasteriser.shade_ids(number, vertices, triangles, *looks, self._samples)
+            painted = rasteriser.shade_ids(number, vertices, triangles, *looks, SAMPLES)
             sigma = self.finish.blurs[layer]
             if sigma > 0.3:
                 painted = cv2.GaussianBlur(painted, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
@@ -210,11 +202,9 @@ class Scene:
     def _at_pixels(self, values: Array, vertices: Array, all_ids: list[Array]) -> Array:
         """Vertex values (V, C) at the frontmost thing of every pixel centre, (H, W, C); 0 on the background."""
         out = np.zeros((*self.size, values.shape[1]), np.float32)
-        middle = self._samples // 2
-        for ids, alpha, (layer, first, last) in zip(all_ids, self._first_frame[1], self._layer_triangles, strict=True):
-            centre = np.ascontiguousarray(ids[middle :: self._samples, middle :: self._samples])
+        for ids, alpha, (layer, triangles, _) in zip(all_ids, self._first_frame[1], self._layers, strict=True):
+            centre = np.ascontiguousarray(ids[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES])
             sources = self._sources(centre, alpha, self.finish.blurs[layer])
-            triangles = self.mesh["triangles"][first:last]
             rasteriser.interpolate_at_centres(vertices, triangles, centre, *sources, values, out)
         return out
 
@@ -294,12 +284,12 @@ def make_scene(
     drawn = KINDS[int(rng.choice(len(KINDS), p=FREQUENCIES))]
     kind = kind or drawn
     mesh, background, finish = draw(kind, rng, size)
-    wind_seed = seed if wind_seed is None else wind_seed
     scale = math.sqrt(size[0] * size[1] / REFERENCE_AREA)
+    wind = Wind.draw(seed if wind_seed is None else wind_seed, scale)
     arrays = mesh.finish()
     background = _step_closer(arrays, background, rng)
     oscillators = arrays["oscillators"]
     # Young and slack, or dry and stiff: first modes stay below 3 Hz.
     pace = math.exp(abs(rng.normal(0, 0.4)))
     oscillators[:, 2] = np.where(oscillators[:, 2] < 3, np.minimum(oscillators[:, 2] * pace, 3), oscillators[:, 2])
-    return Scene(kind, tuple(size), seed, wind_seed, arrays, background, finish, Wind.draw(wind_seed, scale))
+    return Scene(kind, tuple(size), seed, arrays, background, finish, wind)
