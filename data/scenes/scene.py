@@ -260,11 +260,7 @@ def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Gener
 
 
 def make_scene(
-    seed: int,
-    *,
-    size: tuple[int, int] = (160, 256),
-    kind: str | None = None,
-    wind_seed: int | None = None,
+    seed: int, *, size: tuple[int, int] = (160, 256), kind: str | None = None, wind_seed: int | None = None
 ) -> Scene:
     """Draw the scene of a seed: the same for the same arguments on every machine.
 
