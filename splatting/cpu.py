@@ -65,8 +65,8 @@ def forward(
     batch, channels, height, width = values.shape
     out, weight = _empty_like(values, dtype), _empty((batch, 1, height, width), dtype)
     largest = flow.new_empty(0 if importance is None else (batch, 1, height, width))
-    arrays = [_array(tensor, dtype) for tensor in (values, importance, flow, out, weight, largest)]
-    source, z, flows, *results = arrays
+    tensors = (values, importance, flow, out, weight, largest)
+    source, z, flows, *results = (_array(tensor, dtype) for tensor in tensors)
     landing = _land(flows, z, sigma, ewa)
 
     # Bands of target rows, several a thread
@@ -97,10 +97,7 @@ def backward(
     item_bytes = height * width * (channels + 1) * flow.element_size()
     size = max(1, SCRATCH_BYTES // item_bytes)  # items a round
     for start in range(0, batch, size):
-
-        def part(tensor: Tensor | None, start: int = start) -> np.ndarray:
-            return _array(tensor if tensor is None else tensor[start : start + size], dtype)
-
+        part = functools.partial(_array, dtype=dtype, items=slice(start, start + size))
         source, z, flows = part(values), part(importance), part(flow)
         points, conic, _ = _land(flows, z, sigma, ewa)
         items = len(flows)
@@ -149,11 +146,11 @@ def _empty_like(values: Tensor, dtype: torch.dtype) -> Tensor:
     return _empty((batch, channels, height, width), dtype)
 
 
-def _array(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    """Return a tensor as an array; for none, or an empty one, (0, 1, 1, 1)."""
+def _array(tensor: Tensor | None, dtype: torch.dtype, items: slice = slice(None)) -> np.ndarray:
+    """Return items of a tensor as an array; for none, or an empty one, (0, 1, 1, 1)."""
     if tensor is None or tensor.ndim == 1:
         tensor = torch.empty(0, 1, 1, 1)
-    return tensor.detach().to(dtype).numpy()
+    return tensor[items].detach().to(dtype).numpy()
 
 
 def _share(batch: int, height: int, work: int, fewest: int = 1, most: float = math.inf) -> tuple[np.ndarray, int]:
