@@ -26,7 +26,7 @@ def sharp(scene: Scene) -> Scene:
 
 def clean_frame(scene: Scene, time_s: float) -> torch.Tensor:
     vertices = scene.mesh["vertices"] + scene._vertices_at(time_s)
-    frame, _ = sharp(scene)._compose(scene._paint(vertices), vertices)
+    frame, _ = sharp(scene)._draw(vertices)
     return torch.from_numpy(frame.transpose(2, 0, 1).copy()).float()
 
 
@@ -34,7 +34,7 @@ def backward_flow(scene: Scene, time_s: float) -> torch.Tensor:
     """Exact displacement of every pixel of `clean_frame(time_s)` back to frame 0: (2, H, W) px."""
     moved = scene._vertices_at(time_s)
     vertices = scene.mesh["vertices"] + moved
-    return torch.from_numpy(sharp(scene)._at_pixels(-moved, vertices, scene._paint(vertices)).transpose(2, 0, 1))
+    return torch.from_numpy(sharp(scene)._at_pixels(-moved, vertices, scene._draw(vertices)[1]).transpose(2, 0, 1))
 
 
 def returns(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:

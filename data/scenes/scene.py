@@ -127,11 +127,9 @@ class Scene:
         size = np.linalg.norm(self._apply(angles * gain, some), axis=1)
         return response * gain * np.float32(min(1.0, LARGEST_PX * scale / max(float(np.percentile(size, 98)), 1e-9)))
 
-    def _apply(self, amounts: Array, some: Array | None = None) -> Array:
+    def _apply(self, amounts: Array, some: Array | slice = slice(None)) -> Array:
         """Values (J, C) of the oscillators to vertices: (V, 2, C)."""
-        freedoms, directions = self.mesh["freedoms"], self.mesh["directions"]
-        if some is not None:
-            freedoms, directions = freedoms[some], directions[some]
+        freedoms, directions = self.mesh["freedoms"][some], self.mesh["directions"][some]
         return rasteriser.apply_degrees(freedoms, directions, np.ascontiguousarray(amounts, np.float32))
 
     def _vertices_at(self, time_s: float) -> Array:
@@ -144,29 +142,23 @@ class Scene:
         layers, triangles, materials = (self.mesh[name] for name in ("layers", "triangles", "materials"))
         return [(int(n), triangles[layers == n], materials[layers == n]) for n in np.unique(layers)]
 
-    def _paint(self, vertices: Array) -> list[Array]:
-        return [rasteriser.paint_ids(vertices, triangles, self.size, SAMPLES) for _, triangles, _ in self._layers]
-
-    @cached_property
-    def _first_ids(self) -> list[Array]:
-        return self._paint(self.mesh["vertices"])
-
-    def _compose(self, ids: list[Array], vertices: Array) -> tuple[Array, list[Array]]:
-        """Shade the layers over the background: (H, W, 3) in [0, 1], and each layer's coverage (H, W)."""
-        out, coverage = self.background.copy(), []
-        for number, (layer, triangles, materials) in zip(ids, self._layers, strict=True):
+    def _draw(self, vertices: Array) -> tuple[Array, list[tuple[Array, Array]]]:
+        """Draw the layers over the background: (H, W, 3) in [0, 1]; also each layer's ids and its coverage (H, W)."""
+        out, drawn = self.background.copy(), []
+        for layer, triangles, materials in self._layers:
+            ids = rasteriser.paint_ids(vertices, triangles, self.size, SAMPLES)
             looks = (materials, self.mesh["looks"], texture_atlas())
-            painted = rasteriser.shade_ids(number, vertices, triangles, *looks, SAMPLES)
+            painted = rasteriser.shade_ids(ids, vertices, triangles, *looks, SAMPLES)
             sigma = self.finish.blurs[layer]
             if sigma > 0.3:
                 painted = cv2.GaussianBlur(painted, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-            coverage.append(painted[..., 3])
+            drawn.append((ids, painted[..., 3]))
             out = out * (1 - painted[..., 3:]) + painted[..., :3]
-        return out, coverage
+        return out, drawn
 
     @cached_property
-    def _first_frame(self) -> tuple[Array, list[Array]]:
-        return self._compose(self._first_ids, self.mesh["vertices"])
+    def _first(self) -> tuple[Array, list[tuple[Array, Array]]]:
+        return self._draw(self.mesh["vertices"])
 
     def _finished(self, frame: Array, time_s: float) -> Tensor:
         frame = self.finish.apply(frame, np.random.default_rng([self.seed, 3, round(time_s * 1000)]))
@@ -174,14 +166,13 @@ class Scene:
 
     def picture(self) -> Tensor:
         """Return frame 0, the photograph: (3, H, W) float32 in [0, 1]."""
-        return self._finished(self._first_frame[0], 0.0)
+        return self._finished(self._first[0], 0.0)
 
     def frame(self, time_s: float) -> Tensor:
         """Return the frame at time_s, (3, H, W): the same things moved, grain of its own; frame(0) is picture()."""
         if time_s == 0:
             return self.picture()
-        vertices = self.mesh["vertices"] + self._vertices_at(time_s)
-        return self._finished(self._compose(self._paint(vertices), vertices)[0], time_s)
+        return self._finished(self._draw(self.mesh["vertices"] + self._vertices_at(time_s))[0], time_s)
 
     def _sources(self, ids: Array, coverage: Array, sigma: float) -> tuple[Array, Array]:
         """Pixel whose triangle moves each pixel, rows and columns (H, W) int32; -1 where the layer is not in front."""
@@ -199,12 +190,12 @@ class Scene:
         rows = np.where(seen, nearest // ids.shape[1], -1).astype(np.int32)
         return rows, (nearest % ids.shape[1]).astype(np.int32)
 
-    def _at_pixels(self, values: Array, vertices: Array, all_ids: list[Array]) -> Array:
+    def _at_pixels(self, values: Array, vertices: Array, drawn: list[tuple[Array, Array]]) -> Array:
         """Vertex values (V, C) at the frontmost thing of every pixel centre, (H, W, C); 0 on the background."""
         out = np.zeros((*self.size, values.shape[1]), np.float32)
-        for ids, alpha, (layer, triangles, _) in zip(all_ids, self._first_frame[1], self._layers, strict=True):
+        for (ids, coverage), (layer, triangles, _) in zip(drawn, self._layers, strict=True):
             centre = np.ascontiguousarray(ids[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES])
-            sources = self._sources(centre, alpha, self.finish.blurs[layer])
+            sources = self._sources(centre, coverage, self.finish.blurs[layer])
             rasteriser.interpolate_at_centres(vertices, triangles, centre, *sources, values, out)
         return out
 
@@ -215,13 +206,11 @@ class Scene:
         """
         if not self.moving or time_s == 0:
             return torch.zeros(2, *self.size)
-        out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first_ids)
+        out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first[1])
         return torch.from_numpy(out.transpose(2, 0, 1).copy())
 
     def spectrum(self, num_bins: int = 24, period_s: float = PERIOD_S) -> Tensor:
         """Return the packed spectrum of the motion, fitted over one period at 30 frames/s: (K, 4, H, W) px."""
-        if not self.moving:
-            return torch.zeros(num_bins, 4, *self.size)
         times = np.arange(round(NUM_FRAMES * period_s / PERIOD_S)) / FPS
         # The fit is linear: fit the gusts' own sinusoids, then combine them for every oscillator and vertex.
         clock = torch.from_numpy(_clock(self._wind.hertz, times).T.copy())  # (T, 2M)
@@ -232,7 +221,7 @@ class Scene:
         basis = parts.reshape(2 * num_bins, -1).T.float().numpy()  # (2M, 2K)
         vertices = self._apply(self._response @ basis)  # (V, 2, 2K)
         values = np.ascontiguousarray(vertices.reshape(len(vertices), -1))
-        packed = self._at_pixels(values, self.mesh["vertices"], self._first_ids)  # (H, W, 2 * 2K)
+        packed = self._at_pixels(values, self.mesh["vertices"], self._first[1])  # (H, W, 2 * 2K)
         packed = packed.reshape(*self.size, 2, num_bins, 2).transpose(3, 2, 4, 0, 1)  # (K, x/y, re/im, H, W)
         return torch.from_numpy(np.ascontiguousarray(packed)).reshape(num_bins, 4, *self.size)
 
