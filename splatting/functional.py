@@ -117,7 +117,7 @@ def gaussian_splat(
         if not SIGMA_RANGE_PX[0] <= sigma <= SIGMA_RANGE_PX[1]:
             raise ValueError(f"sigma: expected {SIGMA_RANGE_PX[0]:g} to {SIGMA_RANGE_PX[1]:g} px, got {sigma}")
         sigma = float(sigma)
-    return _splat(backend, return_weight, values, flow, importance, sigma=sigma, ewa=ewa)
+    return _splat(backend, return_weight, values, flow, importance, sigma, ewa)
 
 
 def average_splat(
@@ -141,9 +141,9 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if _unavailable_reason(name) is None)
 
 
-def _splat(backend: str, return_weight: bool, values: Tensor, *arguments: Tensor, **options: float | Tensor | bool):
+def _splat(backend, return_weight, values, flow, importance=None, sigma=None, ewa=False, normalise=True):
     chosen = reference if _backend_name(backend, values.device.type) == "reference" else fused
-    pair = chosen.splat(values, *arguments, **options)
+    pair = chosen.splat(values, flow, importance, sigma, ewa, normalise)
     return pair if return_weight else pair[0]
 
 
