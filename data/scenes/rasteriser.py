@@ -103,17 +103,17 @@ def shade_ids(
 
 
 @njit(cache=True, nogil=True)
-def interpolate_at_centres(vertices, triangles, ids, nearest_y, nearest_x, values, out):
-    """Write barycentric values (V, C) into out (H, W, C), taken for each pixel at the pixel of row nearest_y.
+def interpolate_at_centres(vertices, triangles, ids, sources, values, out):
+    """Write barycentric values (V, C) into out (H, W, C), taken for each pixel at the pixel that is its source.
 
-    ids (H, W): triangle at each pixel centre. nearest_y, nearest_x (H, W) int32: -1 leaves out as it is.
+    ids (H, W): triangle at each pixel centre. sources (H, W) int64: row * W + column, -1 leaves out as it is.
     """
     height, width = ids.shape
     for y in range(height):
         for x in range(width):
-            sy, sx = nearest_y[y, x], nearest_x[y, x]
-            if sy < 0:
+            if sources[y, x] < 0:
                 continue
+            sy, sx = sources[y, x] // width, sources[y, x] % width
             n = ids[sy, sx]
             i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
             p, q, r = _barycentric(vertices, i, j, k, float(sx), float(sy))

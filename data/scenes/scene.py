@@ -174,29 +174,13 @@ class Scene:
             return self.picture()
         return self._finished(self._draw(self.mesh["vertices"] + self._vertices_at(time_s))[0], time_s)
 
-    def _sources(self, ids: Array, coverage: Array, sigma: float) -> tuple[Array, Array]:
-        """Pixel whose triangle moves each pixel, rows and columns (H, W) int32; -1 where the layer is not in front."""
-        rows, columns = np.indices(ids.shape, dtype=np.int32)
-        present = ids >= 0
-        if sigma <= 0.6 or not present.any():
-            return np.where(present, rows, -1).astype(np.int32), columns
-        # Out of focus a thing is seen beyond its outline: there the nearest point of it lends its motion.
-        absent = np.where(present, 0, 255).astype(np.uint8)
-        _, labels = cv2.distanceTransformWithLabels(absent, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-        place = np.zeros(labels.max() + 1, np.int64)
-        place[labels[present]] = np.flatnonzero(present.reshape(-1))
-        nearest = place[labels]
-        seen = coverage > 0.5
-        rows = np.where(seen, nearest // ids.shape[1], -1).astype(np.int32)
-        return rows, (nearest % ids.shape[1]).astype(np.int32)
-
     def _at_pixels(self, values: Array, vertices: Array, drawn: list[tuple[Array, Array]]) -> Array:
         """Vertex values (V, C) at the frontmost thing of every pixel centre, (H, W, C); 0 on the background."""
         out = np.zeros((*self.size, values.shape[1]), np.float32)
         for (ids, coverage), (layer, triangles, _) in zip(drawn, self._layers, strict=True):
             centre = np.ascontiguousarray(ids[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES])
-            sources = self._sources(centre, coverage, self.finish.blurs[layer])
-            rasteriser.interpolate_at_centres(vertices, triangles, centre, *sources, values, out)
+            sources = _sources(centre, coverage, self.finish.blurs[layer])
+            rasteriser.interpolate_at_centres(vertices, triangles, centre, sources, values, out)
         return out
 
     def flow(self, time_s: float) -> Tensor:
@@ -224,6 +208,19 @@ class Scene:
         packed = self._at_pixels(values, self.mesh["vertices"], self._first[1])  # (H, W, 2 * 2K)
         packed = packed.reshape(*self.size, 2, num_bins, 2).transpose(3, 2, 4, 0, 1)  # (K, x/y, re/im, H, W)
         return torch.from_numpy(np.ascontiguousarray(packed)).reshape(num_bins, 4, *self.size)
+
+
+def _sources(ids: Array, coverage: Array, sigma: float) -> Array:
+    """Pixel whose triangle moves each pixel, row * W + column (H, W); -1 where the layer is not in front."""
+    present = ids >= 0
+    if sigma <= 0.6 or not present.any():
+        return np.where(present, np.arange(ids.size).reshape(ids.shape), -1)
+    # Out of focus a thing is seen beyond its outline: there the nearest point of it lends its motion.
+    absent = np.logical_not(present).astype(np.uint8)
+    _, labels = cv2.distanceTransformWithLabels(absent, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    nearest = np.zeros(labels.max() + 1, np.int64)
+    nearest[labels[present]] = np.flatnonzero(present)
+    return np.where(coverage > 0.5, nearest[labels], -1)
 
 
 def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Generator) -> Array:
