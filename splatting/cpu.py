@@ -146,11 +146,13 @@ def _empty_like(values: Tensor, dtype: torch.dtype) -> Tensor:
     return _empty((batch, channels, height, width), dtype)
 
 
-def _array(tensor: Tensor | None, dtype: torch.dtype, items: slice = slice(None)) -> np.ndarray:
-    """Return items of a tensor as an array; for none, or an empty one, (0, 1, 1, 1)."""
+def _array(tensor: Tensor | None, dtype: torch.dtype, items: slice | None = None) -> np.ndarray:
+    """Return a tensor, or items of it, as an array; for none, or an empty one, (0, 1, 1, 1)."""
     if tensor is None or tensor.ndim == 1:
         tensor = torch.empty(0, 1, 1, 1)
-    return tensor[items].detach().to(dtype).numpy()
+    elif items is not None:
+        tensor = tensor[items]
+    return tensor.detach().to(dtype).numpy()
 
 
 def _share(batch: int, height: int, work: int, fewest: int = 1, most: float = math.inf) -> tuple[np.ndarray, int]:
