@@ -33,8 +33,6 @@ _LARGEST_SCALED_IMPORTANCE = {torch.float32: 1e18, torch.float64: 1e150}
 SIGMA_RANGE_PX = (1e-3, 1e3)
 FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_announced: set[str] = set()
-
 
 def softmax_splat(
     values: Tensor,
@@ -181,14 +179,13 @@ def _backend_name(backend: str, device: str) -> str:
 _backend_name._dynamo_marked_constant = True
 
 
+@functools.cache
 def _automatic_backend(device: str) -> str:
     """Return the fastest backend for a device type, and log the choice the first time."""
     reason = _unavailable_reason(device) if device in BACKENDS else f"there is no kernel for {device} tensors"
     chosen = device if reason is None else "reference"
-    if device not in _announced:
-        _announced.add(device)
-        note = "" if reason is None else f" (plain torch, slower): {reason}"
-        logger.info("splatting %s tensors with the %r backend%s", device, chosen, note)
+    note = "" if reason is None else f" (plain torch, slower): {reason}"
+    logger.info("splatting %s tensors with the %r backend%s", device, chosen, note)
     return chosen
 
 

@@ -171,7 +171,6 @@ __device__ inline Gaussian make_gaussian(Sum sigma, const Stretch& stretch, Sum 
     return {mean + difference * cos, mean - difference * cos, difference * sin, scale};
 }
 
-
 struct Slope {
     Sum x, y;  // of the flow's two components along one direction
 };
