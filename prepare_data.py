@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +111,7 @@ def _select(args: Any) -> int:
 def _videos(args: Any) -> int:
     from data.clip_writer import ClipSetWriter, rows_of_set
     from data.find_clips import check_splits, find_clips, list_videos, unfinished_jobs
-    from data.jobs import run_jobs, show_progress
+    from data.jobs import run_jobs
     from data.prepare_clip import is_unreadable, prepare_video
 
     options = {"fps": args.fps, "area": args.size[0] * args.size[1], "method": args.method}
@@ -132,8 +131,8 @@ def _videos(args: Any) -> int:
         todo = unfinished_jobs(jobs, writer)
         if len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already")
-        with closing(run_jobs(prepare_video, [(writer.folder, job) for job in todo], args.workers)) as results:
-            for rows in show_progress(results, len(todo), "video"):
+        with run_jobs(prepare_video, [(writer.folder, job) for job in todo], args.workers, "video") as results:
+            for rows in results:
                 writer.add(*rows)
                 if is_unreadable(rows[-1]):
                     print(f"{rows[-1].id}: {rows[-1].reason}", file=sys.stderr)
@@ -162,13 +161,11 @@ def _flow_settings(args: Any) -> dict[str, Any]:
 
 def _dry_run(jobs: list[Any], workers: int, skipped: bool) -> int:
     """List what would be kept and why, judged by a few frames of each clip; write nothing."""
-    from data.jobs import run_jobs, show_progress
+    from data.jobs import run_jobs
     from data.prepare_clip import describe_clip, is_unreadable, prepare_video
 
-    found: list[Any] = []
-    with closing(run_jobs(prepare_video, [(None, job) for job in jobs], workers)) as results:
-        for rows in show_progress(results, len(jobs), "video"):
-            found += rows
+    with run_jobs(prepare_video, [(None, job) for job in jobs], workers, "video") as results:
+        found = [row for rows in results for row in rows]
     for row in sorted(found, key=lambda row: (row.source, row.start_s)):
         skipped |= is_unreadable(row)
         print(f"{row.status:10} {row.split:5} {row.id}: {describe_clip(row)}")

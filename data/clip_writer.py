@@ -191,10 +191,9 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
             raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
         return {}
     made_with = read_statistics(folder).get("settings", {})
-    pairs = {key: (made_with.get(key, _ABSENT), settings.get(key, _ABSENT)) for key in {*made_with, *settings}}
-    differing = sorted(key for key, (was, now) in pairs.items() if was != now)
-    if differing:
-        changes = "; ".join(f"{key} was {pairs[key][0]}, is {pairs[key][1]}" for key in differing)
+    both = [(key, made_with.get(key, _ABSENT), settings.get(key, _ABSENT)) for key in sorted({*made_with, *settings})]
+    changes = "; ".join(f"{key} was {was}, is {now}" for key, was, now in both if was != now)
+    if changes:
         raise ClipSetError(f"{folder}: made with other settings ({changes}); repeat them or name another folder")
     return {row.id: row for row in read_rows(folder / "clips.csv")}
 

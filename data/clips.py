@@ -201,9 +201,9 @@ def format_rows(rows: Iterable[ClipRow]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     for row in rows:
-        cells = {key: "" if cell is None else str(cell) for key, cell in asdict(row).items()}
         # a line break inside a cell would look like a row cut short
-        writer.writerow({key: re.sub(r"[\r\n]+", " ", cell) for key, cell in cells.items()})
+        texts = {name: re.sub(r"[\r\n]+", " ", getattr(row, name)) for name in _TEXTS}
+        writer.writerow({**asdict(row), **texts})
     return buffer.getvalue()
 
 
@@ -236,11 +236,8 @@ def column_names(folders: Sequence[Path]) -> list[str]:
     folders = [folder.resolve() for folder in folders]
     if len(set(folders)) < len(folders):
         raise ValueError("a set is named twice")
-    for parts in itertools.count(1):
-        names = ["/".join(folder.parts[-parts:]) for folder in folders]
-        if len(set(names)) == len(names):
-            return names
-    raise AssertionError
+    candidates = (["/".join(folder.parts[-parts:]) for folder in folders] for parts in itertools.count(1))
+    return next(names for names in candidates if len(set(names)) == len(names))
 
 
 def choose_rows(clip_set: ClipSet, split: str | None, limit: int | None, seed: int) -> list[ClipRow]:

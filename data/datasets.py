@@ -208,6 +208,5 @@ class RenderingDataset(_ClipDataset):
             "importance": geometry.maps(importance),  # (1, h, w), px of the motion grid at every size
         }
         if rng is not None:
-            both = jitter_colours(torch.stack([sample["image"], sample["target"]]), rng)  # (2, 3, h, w)
-            sample["image"], sample["target"] = both[0], both[1]
+            sample["image"], sample["target"] = jitter_colours(torch.stack([sample["image"], sample["target"]]), rng)
         return {name: maps.contiguous() for name, maps in sample.items()}

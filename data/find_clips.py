@@ -60,10 +60,7 @@ def clip_id(path: Path, start_s: float, seconds: float | None) -> str:
 def _fill_in(parts: list[dict[str, Any]], split_from: list[Path]) -> None:
     """Give parts without a split or group those of their video, else of its file name, else a split by chance."""
     for key in ("split", "group"):
-        of_video: dict[Path, str] = {}
-        for part in parts:
-            if part[key]:
-                of_video.setdefault(part["path"].resolve(), part[key])
+        of_video = {part["path"].resolve(): part[key] for part in reversed(parts) if part[key]}  # the first one's
         for part in parts:
             part[key] = part[key] or of_video.get(part["path"].resolve(), "")
     known = {found["path"].name: found for path in split_from for found in _read_csv(path)}

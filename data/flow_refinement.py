@@ -33,8 +33,7 @@ class FlowRefinement:
 
     def __init__(self, first: np.ndarray) -> None:
         self.first = first
-        rows, columns = np.indices(first.shape[:2], dtype=np.float32)
-        self._x, self._y = np.ascontiguousarray(columns), np.ascontiguousarray(rows)
+        self._y, self._x = np.indices(first.shape[:2], dtype=np.float32)
         self._slopes = _slopes(first)
 
     def refine(self, frame: np.ndarray, flow: np.ndarray, *, iterations: int = ITERATIONS) -> np.ndarray:

@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from typing import Any
 
 import cv2
@@ -15,27 +16,25 @@ import torch
 from tqdm import tqdm
 
 
-def show_progress(items: Iterable[Any], total: int, unit: str, show: bool = True) -> Iterable[Any]:
-    """Pass items on with a progress bar, where there are any."""
-    return tqdm(items, total=total, unit=unit, disable=not show or not total)
+@contextmanager
+def run_jobs(
+    function: Callable[..., Any], jobs: Sequence[tuple], workers: int, unit: str, *, progress: bool = True
+) -> Iterator[Iterable[Any]]:
+    """Give function(*job) of every job, as they end, from `workers` processes (0 or 1: in this one, in order).
 
-
-def run_jobs(function: Callable[..., Any], jobs: Sequence[tuple], workers: int) -> Iterator[Any]:
-    """Yield function(*job) of every job, as they end, from `workers` processes (0 or 1: in this one, in order).
-
-    Each process computes with one thread. Closing the generator, or an error, ends the processes at once.
+    Each process computes with one thread. An error in the block ends them at once. The bar counts the jobs by `unit`.
     """
+    bar = {"total": len(jobs), "unit": unit, "disable": not progress or not jobs}
     if workers <= 1 or len(jobs) <= 1:
-        for job in jobs:
-            yield function(*job)
+        yield tqdm((function(*job) for job in jobs), **bar)
         return
     # fork would copy threads of torch and OpenCV in an unknown state
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
     try:
-        for done in as_completed([pool.submit(function, *job) for job in jobs]):
-            yield done.result()
+        running = as_completed([pool.submit(function, *job) for job in jobs])
+        yield tqdm((done.result() for done in running), **bar)
     except BaseException:
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()

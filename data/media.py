@@ -51,15 +51,12 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         inside = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
         if not inside:
             raise MediaError(f"{path}: holds no images ({' '.join(s[1:] for s in IMAGE_SUFFIXES)})")
-        found.update(dict.fromkeys(sorted(inside, key=_natural_key)))
+        # Split at runs of digits, texts and numbers alternate.
+        parts = {p: [int(s) if s.isdecimal() else s for s in re.split(r"(\d+)", p.name.lower())] for p in inside}
+        found.update(dict.fromkeys(sorted(inside, key=parts.get)))
     if not found:
         raise MediaError("no images were given; name image files or folders of images")
     return list(found)
-
-
-def _natural_key(path: Path) -> list[tuple[int, int, str]]:
-    parts = re.split(r"(\d+)", path.name.lower())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts]
 
 
 def to_bytes(image: torch.Tensor) -> np.ndarray:

@@ -115,10 +115,7 @@ def static_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """
     if len(frames) < MANY_FRAMES:
         return torch.zeros_like(first[:1], dtype=torch.bool)
-    total = torch.zeros_like(first[:1])
-    for frame in frames:
-        total += _change(first, frame[None])[0]
-    return total / len(frames) < STILL_CHANGE
+    return sum(_change(first, frame[None])[0] for frame in frames) / len(frames) < STILL_CHANGE
 
 
 def static_frames(first: torch.Tensor, frames: torch.Tensor, *, still: torch.Tensor | None = None) -> torch.Tensor:

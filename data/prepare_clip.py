@@ -244,7 +244,7 @@ def read_clip(
     return Video(images[keep], times_s[keep], min(fps, info.fps), info.fps)
 
 
-def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor | None = None) -> torch.Tensor:
+def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor) -> torch.Tensor:
     """Find frames (T, 3, H, W) that repeat the one before, as conversions from 24 or 25 to 30 frames/s do: (T,) bool.
 
     Where most frames look like repeats hardly anything moves, and none is marked. Times (T,) tell a short step at a
@@ -253,11 +253,9 @@ def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor | None = None) -
     repeated = torch.zeros(len(frames), dtype=torch.bool)
     if len(frames) < 3:
         return repeated
-    steps = torch.stack([(b - a).abs().mean() for a, b in zip(frames[:-1], frames[1:], strict=True)])  # (T-1,)
-    changes = steps
-    if times_s is not None:
-        gaps = times_s.diff().float()  # (T-1,)
-        steps = steps * (gaps.median() / gaps.clamp(min=1e-6))
+    changes = torch.stack([(b - a).abs().mean() for a, b in zip(frames[:-1], frames[1:], strict=True)])  # (T-1,)
+    gaps = times_s.diff().float()  # (T-1,)
+    steps = changes * (gaps.median() / gaps.clamp(min=1e-6))
     padded = torch.cat([steps[1 : REPEAT_WINDOW + 1].flip(0), steps, steps[-REPEAT_WINDOW - 1 : -1].flip(0)])
     around = padded.unfold(0, len(padded) - len(steps) + 1, 1).median(1).values  # (T-1,)
     both = torch.stack([torch.cat([steps[1:2], steps[:-1]]), torch.cat([steps[1:], steps[-2:-1]])])

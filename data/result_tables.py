@@ -37,20 +37,15 @@ def write_results(out: Path | str, rows: Sequence[Mapping[str, Any]], *, title: 
     writer = csv.DictWriter(lines, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(plain)
-    markdown = markdown_table(plain, columns, title, notes)
+    table = [f"## {title}", "", f"| {' | '.join(columns)} |"]
+    table.append("|" + "|".join("---" if column == "row" else "---:" for column in columns) + "|")
+    table += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in plain]
+    table += ["", *(f"- {note}" for note in notes)] if notes else []
+    markdown = "\n".join(table) + "\n"
     write_text(out / "results.json", json.dumps(plain, indent=2) + "\n")
     write_text(out / "results.csv", lines.getvalue())
     write_text(out / "results.md", markdown)
     return markdown
-
-
-def markdown_table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], title: str, notes: Sequence[str]) -> str:
-    """Return a Markdown section: heading, table, notes as a list."""
-    lines = [f"## {title}", "", f"| {' | '.join(columns)} |"]
-    lines.append("|" + "|".join("---" if column == "row" else "---:" for column in columns) + "|")
-    lines += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in rows]
-    lines += ["", *(f"- {note}" for note in notes)] if notes else []
-    return "\n".join(lines) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -57,39 +57,34 @@ class Shot:
         return self.end_s - self.start_s >= fraction * PERIOD_S - 1e-6
 
 
-class CutFinder:
-    """Takes the frames of a video one after the other and reports where a new shot begins; constant memory.
+def find_cuts(frames: Iterable[tuple[float, torch.Tensor]]) -> Iterator[tuple[float, float | None]]:
+    """Yield for each (time, frame (3, h, w) in [0, 1]) its time and that of the cut that it proves, a frame late.
 
     A cut is a step far above those before, after which the next frame is as far from the frame before (else it was a
-    flash). Brightness and contrast are divided out, so a flickering flame is no cut. Dissolves are not found.
+    flash). Brightness and contrast are divided out, so a flickering flame is no cut. Dissolves are not found. Memory is
+    constant.
     """
-
-    def __init__(self) -> None:
-        self._steps: deque[float] = deque(maxlen=CUT_HISTORY)
-        self._last: np.ndarray | None = None
-        self._candidate: tuple[float, np.ndarray] | None = None
-
-    def add(self, time_s: float, frame: torch.Tensor) -> float | None:
-        """Take a frame (3, h, w) in [0, 1]; returns the time of the cut that it proves, one frame late, or None."""
+    steps: deque[float] = deque(maxlen=CUT_HISTORY)
+    last = candidate = None  # the thumbnail before; the time of what may be a cut and the thumbnail before that
+    for time_s, frame in frames:
         grey = cv2.resize(frame.mean(0).numpy(), THUMBNAIL_SIZE[::-1], interpolation=cv2.INTER_AREA)
         grey = grey - grey.mean()
-        last, self._last = self._last, grey / max(float(grey.std()), LEAST_CONTRAST)
-        if self._candidate is not None:
-            (cut_s, before), self._candidate = self._candidate, None
-            if _step(before, self._last) <= CUT_STEP:
-                return None  # a flash; the step back from it says nothing
-            self._steps.clear()
-            self._steps.append(_step(last, self._last))
-            return cut_s
-        if last is not None:
-            step = _step(last, self._last)
-            usual = float(np.median(self._steps)) if self._steps else 0.0
-            least = CUT_STEP if len(self._steps) >= FEWEST_STEPS else 2 * CUT_STEP
+        before, last, cut_s = last, grey / max(float(grey.std()), LEAST_CONTRAST), None
+        if candidate is not None:
+            (candidate_s, earlier), candidate = candidate, None
+            if _step(earlier, last) > CUT_STEP:  # else it was a flash, and the step back from it says nothing
+                steps.clear()
+                steps.append(_step(before, last))
+                cut_s = candidate_s
+        elif before is not None:
+            step = _step(before, last)
+            usual = float(np.median(steps)) if steps else 0.0
+            least = CUT_STEP if len(steps) >= FEWEST_STEPS else 2 * CUT_STEP
             if step > max(least, CUT_RATIO * usual):
-                self._candidate = (time_s, last)
+                candidate = (time_s, before)
             else:
-                self._steps.append(step)
-        return None
+                steps.append(step)
+        yield time_s, cut_s
 
 
 def _step(one: np.ndarray, other: np.ndarray) -> float:
@@ -102,14 +97,12 @@ def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None 
     `start_s` and `seconds` (None: to the end) bound what is read. Raises MediaError as `iterate_video`.
     """
     frame_s = 1 / probe_video(path).fps
-    finder = CutFinder()
     begin_s = start_s
-    for time_s, frame in iterate_video(path, start_s=start_s, seconds=seconds, size=THUMBNAIL_SIZE):
-        cut_s = finder.add(start_s + time_s, frame)
+    # Times count from the first frame, which may lie up to a frame after `start_s`.
+    for time_s, cut_s in find_cuts(iterate_video(path, start_s=start_s, seconds=seconds, size=THUMBNAIL_SIZE)):
         if cut_s is not None:
-            yield Shot(begin_s, cut_s)
-            # Times count from the first frame, which may lie up to a frame after `start_s`.
-            begin_s = max(cut_s, start_s)
+            yield Shot(begin_s, start_s + cut_s)
+            begin_s = start_s + cut_s
         yield Shot(begin_s, start_s + time_s + frame_s)
 
 

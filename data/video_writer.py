@@ -169,7 +169,17 @@ def check_video(path: str | Path, *, fps: float, format: str | None = None) -> s
     that cannot be written.
     """
     path = Path(path)
-    format = _format_of(path, format)
+    suffix = path.suffix.lower()
+    if format is None:
+        format = suffix[1:] or "frames"
+        if suffix and format not in _CODECS:
+            raise MediaError(f"{path}: cannot write a '{suffix}' video; use .mp4, .webm, .gif or a folder for frames")
+    if format not in FORMATS:
+        raise MediaError(f"{path}: unknown video format '{format}'; use one of {', '.join(FORMATS)}")
+    if format == "frames" and suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
+        raise MediaError(f"{path}: is a folder's name in the format frames; leave '{suffix}' away")
+    if format != "frames" and suffix != f".{format}":
+        raise MediaError(f"{path}: the format {format} needs a name ending in .{format}")
     lowest, highest = fps_limits(format)
     if not lowest <= fps <= highest:
         raise MediaError(f"{path}: {format} takes {lowest:g} to {highest:g} frames/s, not {fps:g}")
@@ -184,19 +194,4 @@ def check_video(path: str | Path, *, fps: float, format: str | None = None) -> s
         problem = f"is a folder; give the name of a {format} file"
     if problem:
         raise MediaError(f"{path}: {problem}")
-    return format
-
-
-def _format_of(path: Path, format: str | None) -> str:
-    suffix = path.suffix.lower()
-    if format is None:
-        format = suffix[1:] or "frames"
-        if suffix and format not in _CODECS:
-            raise MediaError(f"{path}: cannot write a '{suffix}' video; use .mp4, .webm, .gif or a folder for frames")
-    if format not in FORMATS:
-        raise MediaError(f"{path}: unknown video format '{format}'; use one of {', '.join(FORMATS)}")
-    if format == "frames" and suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
-        raise MediaError(f"{path}: is a folder's name in the format frames; leave '{suffix}' away")
-    if format != "frames" and suffix != f".{format}":
-        raise MediaError(f"{path}: the format {format} needs a name ending in .{format}")
     return format

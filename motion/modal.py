@@ -272,17 +272,12 @@ def simulate_interactions(
     for pointer, item in enumerate(interactions):
         hold = partial(simulation.hold, item.x, item.y, item.dx, item.dy, pointer=pointer)
         events += [(item.start_s, hold), (item.start_s + HOLD_S, partial(simulation.release, pointer))]
-    events.sort(key=lambda event: event[0])
     frames, now = [], 0.0
-    for number in range(num_frames):
-        while events and events[0][0] <= number / fps:
-            start_s, happen = events.pop(0)
-            simulation.step(max(start_s - now, 0.0))
-            now = max(now, start_s)
-            happen()
-        simulation.step(number / fps - now)
-        now = number / fps
-        frames.append(simulation.displacement())
+    events += [(number / fps, lambda: frames.append(simulation.displacement())) for number in range(num_frames)]
+    for time_s, happen in sorted(events, key=lambda event: event[0]):  # frames come last among those of one time
+        simulation.step(max(time_s - now, 0.0))
+        now = max(now, time_s)
+        happen()
     return torch.stack(frames)
 
 

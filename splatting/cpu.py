@@ -11,18 +11,15 @@ The threads are Python's, the loops run without its lock: Numba's own threading 
 
 from __future__ import annotations
 
-import collections
 import functools
 import math
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
-from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from splatting.fused import Saved
@@ -68,20 +65,19 @@ def forward(
     batch, channels, height, width = values.shape
     out, weight = _empty_like(values, dtype), _empty((batch, 1, height, width), dtype)
     largest = flow.new_empty(0 if importance is None else (batch, 1, height, width))
-    source, z, peaks = _array(values.to(dtype)), _optional(importance, dtype), _optional(largest, dtype)
-    landing = _land(_array(flow), z, sigma, ewa)
+    tensors = (values, importance, flow, out, weight, largest)
+    source, z, flows, *results = (_array(tensor, dtype) for tensor in tensors)
+    landing = _land(flows, z, sigma, ewa)
 
     # Bands of target rows, several a thread
     rounds = max(1, -(-channels // MAX_CHANNELS))
     count = -(-channels // rounds)
     rows = max(4, BAND_BYTES // ((width + 2) * (count + 1) * source.itemsize))
-    threads = _num_threads(batch * height * width * (count + 1) * (4 if sigma is None else 16))
-    rows = min(rows, max(4, -(-batch * height // (CHUNKS * threads))))
-    tasks = _share(batch, height, rows)
+    work = batch * height * width * (count + 1) * (4 if sigma is None else 16)
+    tasks, threads = _share(batch, height, work, 4, rows)
     for first in range(0, max(1, channels), max(1, count)):
         chosen = np.array([first, min(channels, first + count)])
-        arguments = (landing.points, landing.conic, landing.limits, chosen, normalise, rows)
-        _run(_kernels().splat_bands, tasks, threads, source, z, *arguments, _array(out), _array(weight), peaks)
+        _run(_kernels().splat_bands, tasks, threads, source, z, *landing, chosen, normalise, rows, *results)
     return out.to(values.dtype), weight, largest
 
 
@@ -101,36 +97,26 @@ def backward(
     item_bytes = height * width * (channels + 1) * flow.element_size()
     size = max(1, SCRATCH_BYTES // item_bytes)  # items a round
     for start in range(0, batch, size):
-
-        def part(tensor: Tensor | None, start: int = start) -> Tensor | None:
-            return None if tensor is None or tensor.ndim == 1 else tensor[start : start + size].to(dtype)
-
-        source, z, flows = _array(part(values)), _optional(part(importance), dtype), _array(part(flow))
-        landing = _land(flows, z, sigma, ewa)
+        part = functools.partial(_array, dtype=dtype, items=slice(start, start + size))
+        source, z, flows = part(values), part(importance), part(flow)
+        points, conic, _ = _land(flows, z, sigma, ewa)
         items = len(flows)
-        threads = _num_threads(items * height * width * (channels + 1) * side * side)
-        tasks = _share(items, height, max(1, -(-items * height // (CHUNKS * threads))))
+        tasks, threads = _share(items, height, items * height * width * (channels + 1) * side * side)
         # At the targets, with a margin of zeros
         total = np.zeros((items, height + 2 * pad, width + 2 * pad, channels), source.dtype)
         mass = np.zeros(total.shape[:3], source.dtype)
-        peak = _array(F.pad(part(weight if importance is None else largest)[:, 0], (pad,) * 4))
-        mean = part(out) if normalise and any(needs[1:]) else None
-        outer = (_array(part(grad_out)), _optional(part(grad_weight), dtype), _optional(mean, dtype))
-        _run(weigh_gradients, tasks, threads, *outer, _array(part(weight)), normalise, pad, total, mass)
-        arguments = (landing.points, landing.conic, (total, mass, peak), *scale, any(needs[1:]))
-        results = tuple(_optional(part(gradient), dtype) for gradient in (grad_values, grad_flow, grad_z, grad_sigma))
+        peak = np.pad(part(weight if importance is None else largest)[:, 0], ((0, 0), (pad, pad), (pad, pad)))
+        outer = map(part, (grad_out, grad_weight, out if normalise and any(needs[1:]) else None, weight))
+        _run(weigh_gradients, tasks, threads, *outer, normalise, pad, total, mass)
+        arguments = (points, conic, (total, mass, peak), *scale, any(needs[1:]))
+        results = tuple(map(part, (grad_values, grad_flow, grad_z, grad_sigma)))
         _run(_kernels().gather_gradients, tasks, threads, source, z, *arguments, results)
     gradients = (grad_values.to(values.dtype), grad_flow, grad_z, grad_sigma.sum())
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
 
 
-class _Landing(NamedTuple):
-    points: tuple[np.ndarray, ...]  # column, row, fx, fy of `cpu_preparation.land`: (B, H, W)
-    limits: tuple[np.ndarray, ...]  # top, bottom: (B, H, tiles)
-    conic: np.ndarray  # (4, B, H, W), or (0, 1, 1, 1) for the bilinear footprint
-
-
-def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> _Landing:
+def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> tuple[tuple, np.ndarray, tuple]:
+    """Return the landing points, Gaussians and limits of the sources, as `splat_bands` takes them."""
     from splatting.cpu_preparation import TILE, land, make_conics
 
     batch, _, height, width = flow.shape
@@ -139,12 +125,11 @@ def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> _
     limits = (np.empty(tiles, np.int32), np.empty(tiles, np.int32))
     conic = np.empty((0, 1, 1, 1) if sigma is None else (4, *shape), flow.dtype)
     low, high = (0, 1) if sigma is None else (-1, 2)
-    threads = _num_threads(10 * batch * height * width)
-    tasks = _share(batch, height, max(1, -(-batch * height // (CHUNKS * threads))))
+    tasks, threads = _share(batch, height, 10 * batch * height * width)
     _run(land, tasks, threads, flow, z, low, high, *points, *limits)
     if sigma is not None:
         _run(make_conics, tasks, threads, flow, z, float(sigma), ewa, conic)
-    return _Landing(points, limits, conic)
+    return points, conic, limits
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -161,25 +146,24 @@ def _empty_like(values: Tensor, dtype: torch.dtype) -> Tensor:
     return _empty((batch, channels, height, width), dtype)
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.detach().numpy()
-
-
-def _optional(tensor: Tensor | None, dtype: torch.dtype) -> np.ndarray:
-    """Return a tensor as an array; for none, or an empty one, (0, 1, 1, 1)."""
+def _array(tensor: Tensor | None, dtype: torch.dtype, items: slice | None = None) -> np.ndarray:
+    """Return a tensor, or items of it, as an array; for none, or an empty one, (0, 1, 1, 1)."""
     if tensor is None or tensor.ndim == 1:
         tensor = torch.empty(0, 1, 1, 1)
-    return _array(tensor.to(dtype))
+    elif items is not None:
+        tensor = tensor[items]
+    return tensor.detach().to(dtype).numpy()
 
 
-def _num_threads(work: int) -> int:
-    return max(1, min(torch.get_num_threads(), work // SMALLEST_FRACTION))
+def _share(batch: int, height: int, work: int, fewest: int = 1, most: float = math.inf) -> tuple[np.ndarray, int]:
+    """Cut a batch into tasks (item, first row, last row + 1), `fewest` to `most` rows each.
 
-
-def _share(batch: int, height: int, rows: int) -> np.ndarray:
-    """Cut a batch into tasks (item, first row, last row + 1) of at most `rows` rows."""
+    Returns them and how many threads share them, which depends on the work, in multiplications.
+    """
+    threads = max(1, min(torch.get_num_threads(), work // SMALLEST_FRACTION))
+    rows = min(most, max(fewest, -(-batch * height // (CHUNKS * threads))))
     tasks = [(b, y, min(height, y + rows)) for b in range(batch) for y in range(0, height, rows)]
-    return np.array(tasks, np.int64).reshape(-1, 3)
+    return np.array(tasks, np.int64).reshape(-1, 3), threads
 
 
 def _run(kernel: Callable, tasks: np.ndarray, threads: int, *arguments: object) -> None:
@@ -189,14 +173,10 @@ def _run(kernel: Callable, tasks: np.ndarray, threads: int, *arguments: object) 
     ours on the same core is that much slower.
     """
     threads = max(1, min(threads, len(tasks)))
-    waiting = collections.deque(np.array_split(tasks, max(1, min(len(tasks), CHUNKS * threads))))
+    waiting = iter(np.array_split(tasks, max(1, min(len(tasks), CHUNKS * threads))))
 
     def work() -> None:
-        while waiting:
-            try:
-                chunk = waiting.popleft()
-            except IndexError:  # another thread took the last one
-                return
+        for chunk in waiting:  # from one iterator of a list, which threads may share
             kernel(chunk, *arguments)
 
     others = [_pool(os.getpid()).submit(work) for _ in range(threads - 1)]

@@ -92,24 +92,13 @@ def _exponentiate(taps, n):
 @njit(**OPTIONS)
 def _weigh(landing, conic, place, window, z, peak, taps, decay):
     """Weigh by the importance: decay (4, n) becomes exp(z - peak); Gaussian exponents, taps (16, n), whole weights."""
-    column, row, _, _ = landing
     b, y, x0, n = place
-    first, last, side, pad = window
-    low, number = -(side // 2 - 1), taps.dtype.type
+    side = window[2]
     exponents = taps if side == 4 else decay
     if side == 2:
         decay[:] = 0
     if z.shape[0] > 0:
-        for j in range(n):
-            x = x0 + j
-            if row[b, y, x] + side // 2 < first or row[b, y, x] + low >= last:
-                continue
-            left, importance = column[b, y, x] + pad + low, z[b, 0, y, x]
-            for ky in range(side):
-                line = peak[row[b, y, x] - first + pad + low + ky, left : left + side]
-                for kx in range(side):
-                    # Where nothing arrives the difference is infinite, and the weight 0 anyway.
-                    exponents[side * ky + kx, j] += min(importance - line[kx], number(0))
+        _meet_peaks(landing, place, window, z, peak, exponents, False)
     _exponentiate(exponents, n)
     if side == 4:
         scale = conic[3, b, y, x0 : x0 + n]
@@ -178,7 +167,7 @@ def splat_bands(tasks, values, z, landing, conic, limits, channels, normalise, t
                     place = (b, y, k * TILE, min(TILE, width - k * TILE))
                     _footprint(landing, conic, place, taps)
                     if find_peaks:
-                        _raise_peak(column, row, place, window, taps, z, peak)
+                        _meet_peaks(landing, place, window, z, peak, taps, True)
                         continue
                     if gaussian or has_importance:
                         _weigh(landing, conic, place, window, z, peak, taps, decay)
@@ -189,13 +178,17 @@ def splat_bands(tasks, values, z, landing, conic, limits, channels, normalise, t
 
 
 @njit(**OPTIONS)
-def _raise_peak(column, row, place, window, taps, z, peak):
-    """Raise peak (rows + 2 P, W + 2 P) to the largest z of the sources whose taps touch it."""
+def _meet_peaks(landing, place, window, z, peak, taps, rising):
+    """Raise peak (rows + 2 P, W + 2 P) to the largest z of the sources whose taps (T, n) touch it.
+
+    Not `rising`, add z - peak to the taps, exponents, where it is negative.
+    """
+    column, row, _, _ = landing
     b, y, x0, n = place
     first, last, side, pad = window
-    low = -(side // 2 - 1)
+    low, number = -(side // 2 - 1), peak.dtype.type
     # What does not arrive is a weight of 0, or an exponent of -inf.
-    nothing = peak.dtype.type(-np.inf if side == 4 else 0)
+    nothing = number(-np.inf if side == 4 else 0)
     for j in range(n):
         x = x0 + j
         if row[b, y, x] + side // 2 < first or row[b, y, x] + low >= last:
@@ -204,7 +197,10 @@ def _raise_peak(column, row, place, window, taps, z, peak):
         for ky in range(side):
             line = peak[row[b, y, x] - first + pad + low + ky, left : left + side]
             for kx in range(side):
-                if taps[side * ky + kx, j] > nothing and importance > line[kx]:
+                if not rising:
+                    # Where nothing arrives the difference is infinite, and the weight 0 anyway.
+                    taps[side * ky + kx, j] += min(importance - line[kx], number(0))
+                elif taps[side * ky + kx, j] > nothing and importance > line[kx]:
                     line[kx] = importance
 
 

@@ -29,12 +29,9 @@ KERNELS += ("target_gradients", "source_gradients_2x2", "source_gradients_4x4")
 COMPILE_OPTIONS = ("--std=c++17",)  # CuPy adds the architecture, -ftz=true and its include folders
 TILE_WIDTH, TILE_HEIGHT = 32, 8  # a block: a tile of this many pixels, as wide as a warp
 CHUNK = 16  # channels that a thread of the gather kernels sums up in registers
-programs_built = 0  # how often NVRTC, or CuPy's cache, was asked for a program; tests read it
 
 _SHARED_CONSTANTS = ("MIN_TAP_WEIGHT", "MARGIN_PX", "MAX_DERIVATIVE")  # of reference.py
 _SHARED_CONSTANTS += ("EWA_MIN_STRETCH", "EWA_MAX_STRETCH", "EWA_VARIANCE_FLOOR")
-_VALUE_NAMES = {torch.float16: "VALUES_FLOAT16", torch.bfloat16: "VALUES_BFLOAT16"}
-_VALUE_NAMES |= {torch.float32: "VALUES_FLOAT32", torch.float64: "VALUES_FLOAT64"}
 _MOST_INT = 2**31 - 1
 _build_lock = threading.Lock()  # autograd calls backward from a thread of its own
 
@@ -45,7 +42,9 @@ def forward(
     """Splat; arguments and results as in `fused.py`. ValueError: an image with 2^31 pixels or more."""
     batch, channels, height, width = values.shape
     side = 2 if sigma is None else 4
-    _check_size(height, width)
+    # The kernels count pixels and cells in int, landing points beyond the image's margin included.
+    if (height + 4 * reference.MARGIN_PX) * (width + 4 * reference.MARGIN_PX) > _MOST_INT:
+        raise ValueError(f"values: expected fewer than 2^31 pixels, margin included, got {height} x {width}")
     values, flow, importance = _contiguous(values, flow, importance)
     out = _empty((batch, channels, height, width), values)
     weight = _empty((batch, 1, height, width), flow)
@@ -127,8 +126,8 @@ def unavailable_reason() -> str | None:
 
 def source(dtype: torch.dtype) -> str:
     """Return the program for values of this dtype: the constants, then kernels/*.cu one after another."""
-    constants = {_VALUE_NAMES[dtype]: "", "CHUNK": CHUNK, "PI": math.pi, "THREADS": TILE_WIDTH * TILE_HEIGHT}
-    constants |= {"TILE_WIDTH": TILE_WIDTH, "TILE_HEIGHT": TILE_HEIGHT}
+    constants = {f"VALUES_{str(dtype).removeprefix('torch.').upper()}": "", "CHUNK": CHUNK, "PI": math.pi}
+    constants |= {"THREADS": TILE_WIDTH * TILE_HEIGHT, "TILE_WIDTH": TILE_WIDTH, "TILE_HEIGHT": TILE_HEIGHT}
     constants |= {name: f"Sum({getattr(reference, name)!r})" for name in _SHARED_CONSTANTS}
     parts = [f"#define {name} {value}\n" for name, value in constants.items()]
     for name in ("taps.cu", "forward.cu", "backward.cu"):
@@ -144,12 +143,6 @@ def _empty(shape: tuple[int, ...], like: Tensor, dtype: torch.dtype | None = Non
 
 def _contiguous(*tensors: Tensor | None) -> list[Tensor | None]:
     return [None if tensor is None else tensor.contiguous() for tensor in tensors]
-
-
-def _check_size(height: int, width: int) -> None:
-    # The kernels count pixels and cells in int, landing points beyond the image's margin included.
-    if (height + 4 * reference.MARGIN_PX) * (width + 4 * reference.MARGIN_PX) > _MOST_INT:
-        raise ValueError(f"values: expected fewer than 2^31 pixels, margin included, got {height} x {width}")
 
 
 def _tiles(height: int, width: int) -> int:
@@ -189,8 +182,6 @@ def _program(dtype: torch.dtype, device_index: int) -> dict[str, Any]:
     """Compile the kernels, or take them from CuPy's cache, and load them on the current device."""
     import cupy
 
-    global programs_built
-    programs_built += 1
     module = cupy.RawModule(code=source(dtype), options=COMPILE_OPTIONS)
     return {name: module.get_function(name) for name in KERNELS}
 

@@ -33,8 +33,6 @@ _LARGEST_SCALED_IMPORTANCE = {torch.float32: 1e18, torch.float64: 1e150}
 SIGMA_RANGE_PX = (1e-3, 1e3)
 FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_announced: set[str] = set()
-
 
 def softmax_splat(
     values: Tensor,
@@ -117,7 +115,7 @@ def gaussian_splat(
         if not SIGMA_RANGE_PX[0] <= sigma <= SIGMA_RANGE_PX[1]:
             raise ValueError(f"sigma: expected {SIGMA_RANGE_PX[0]:g} to {SIGMA_RANGE_PX[1]:g} px, got {sigma}")
         sigma = float(sigma)
-    return _splat(backend, return_weight, values, flow, importance, sigma=sigma, ewa=ewa)
+    return _splat(backend, return_weight, values, flow, importance, sigma, ewa)
 
 
 def average_splat(
@@ -141,9 +139,9 @@ def available_backends() -> tuple[str, ...]:
     return tuple(name for name in BACKENDS if _unavailable_reason(name) is None)
 
 
-def _splat(backend: str, return_weight: bool, values: Tensor, *arguments: Tensor, **options: float | Tensor | bool):
+def _splat(backend, return_weight, values, flow, importance=None, sigma=None, ewa=False, normalise=True):
     chosen = reference if _backend_name(backend, values.device.type) == "reference" else fused
-    pair = chosen.splat(values, *arguments, **options)
+    pair = chosen.splat(values, flow, importance, sigma, ewa, normalise)
     return pair if return_weight else pair[0]
 
 
@@ -181,14 +179,13 @@ def _backend_name(backend: str, device: str) -> str:
 _backend_name._dynamo_marked_constant = True
 
 
+@functools.cache
 def _automatic_backend(device: str) -> str:
     """Return the fastest backend for a device type, and log the choice the first time."""
     reason = _unavailable_reason(device) if device in BACKENDS else f"there is no kernel for {device} tensors"
     chosen = device if reason is None else "reference"
-    if device not in _announced:
-        _announced.add(device)
-        note = "" if reason is None else f" (plain torch, slower): {reason}"
-        logger.info("splatting %s tensors with the %r backend%s", device, chosen, note)
+    note = "" if reason is None else f" (plain torch, slower): {reason}"
+    logger.info("splatting %s tensors with the %r backend%s", device, chosen, note)
     return chosen
 
 

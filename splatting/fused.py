@@ -46,13 +46,7 @@ _BACKWARD = (
 
 
 def splat(
-    values: Tensor,
-    flow: Tensor,
-    importance: Tensor | None = None,
-    *,
-    sigma: float | Tensor | None = None,
-    ewa: bool = False,
-    normalise: bool = True,
+    values: Tensor, flow: Tensor, importance: Tensor | None, sigma: float | Tensor | None, ewa: bool, normalise: bool
 ) -> tuple[Tensor, Tensor]:
     """Do the same as `reference.splat`."""
     dtype = summing_dtype(values, flow, importance)

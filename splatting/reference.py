@@ -42,13 +42,7 @@ Taps = list[tuple[Tensor, Tensor]]  # target index (B, N) int64 and spatial weig
 
 
 def splat(
-    values: Tensor,
-    flow: Tensor,
-    importance: Tensor | None = None,
-    *,
-    sigma: float | Tensor | None = None,
-    ewa: bool = False,
-    normalise: bool = True,
+    values: Tensor, flow: Tensor, importance: Tensor | None, sigma: float | Tensor | None, ewa: bool, normalise: bool
 ) -> tuple[Tensor, Tensor]:
     """Sum what arrives, and with `normalise` divide it by its weights; return (output, sum of the weights).
 
@@ -73,7 +67,7 @@ def summing_dtype(*tensors: Tensor | None) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _land(flow: Tensor, importance: Tensor | None = None) -> Landing:
+def _land(flow: Tensor, importance: Tensor | None) -> Landing:
     height, width = flow.shape[-2:]
     valid = flow.isfinite().all(dim=1)  # (B, H, W)
     if importance is not None:

@@ -71,6 +71,9 @@ static inline uint16_t float_to_half(float x)
     return sign | uint16_t(((exponent + 13) << 10) + int(mantissa));
 }
 
+#define HALF_TO_FLOAT(single, half) single = half_to_float(half)
+#define FLOAT_TO_HALF(half, single) half = float_to_half(single)
+
 // Launching, from an array of pointers to the arguments as the driver gets it ---------------------------------------
 
 template <typename... Parameters, size_t... I>

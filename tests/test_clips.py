@@ -256,8 +256,9 @@ def test_a_run_killed_at_its_very_start_is_gone_on_with(tmp_path):
 
 
 def test_an_error_in_a_job_ends_the_processes_and_reaches_the_caller():
-    assert list(run_jobs(divmod, [(3, 2), (5, 2)], 0)) == [(1, 1), (2, 1)]
+    with run_jobs(divmod, [(3, 2), (5, 2)], 0, "job") as results:
+        assert list(results) == [(1, 1), (2, 1)]
     before = set(multiprocessing.active_children())
-    with pytest.raises(ZeroDivisionError):
-        list(run_jobs(divmod, [(1, 1), (1, 0), (2, 1)], 2))
+    with pytest.raises(ZeroDivisionError), run_jobs(divmod, [(1, 1), (1, 0), (2, 1)], 2, "job") as results:
+        list(results)
     assert set(multiprocessing.active_children()) <= before

@@ -26,8 +26,9 @@ def test_repeats_are_dropped_and_the_other_stamps_kept(tmp_path):
     assert len(clip.frames) == 25
     expected = [i / 30 for i in range(30) if i not in repeats]
     assert clip.times_s.tolist() == pytest.approx(expected, abs=1e-3)
-    assert not repeated_frames(torch.zeros(9, 3, 4, 4) + 0.5).any()  # a still picture is no conversion
-    assert not repeated_frames(swaying(150, 30)).any()  # turning back twice is none either
+    times_s = torch.arange(150, dtype=torch.float64) / 30
+    assert not repeated_frames(torch.zeros(9, 3, 4, 4) + 0.5, times_s[:9]).any()  # a still picture is no conversion
+    assert not repeated_frames(swaying(150, 30), times_s).any()  # turning back twice is none either
 
 
 def test_a_slow_source_keeps_its_stamps_and_a_fast_one_is_thinned(tmp_path):

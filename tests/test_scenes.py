@@ -26,7 +26,7 @@ def sharp(scene: Scene) -> Scene:
 
 def clean_frame(scene: Scene, time_s: float) -> torch.Tensor:
     vertices = scene.mesh["vertices"] + scene._vertices_at(time_s)
-    frame, _ = sharp(scene)._compose(scene._paint(vertices), vertices)
+    frame, _ = sharp(scene)._draw(vertices)
     return torch.from_numpy(frame.transpose(2, 0, 1).copy()).float()
 
 
@@ -34,7 +34,7 @@ def backward_flow(scene: Scene, time_s: float) -> torch.Tensor:
     """Exact displacement of every pixel of `clean_frame(time_s)` back to frame 0: (2, H, W) px."""
     moved = scene._vertices_at(time_s)
     vertices = scene.mesh["vertices"] + moved
-    return torch.from_numpy(sharp(scene)._at_pixels(-moved, vertices, scene._paint(vertices)).transpose(2, 0, 1))
+    return torch.from_numpy(sharp(scene)._at_pixels(-moved, vertices, scene._draw(vertices)[1]).transpose(2, 0, 1))
 
 
 def returns(there: torch.Tensor, back: torch.Tensor) -> torch.Tensor:
@@ -187,8 +187,8 @@ def test_strips_move_with_their_carriers() -> None:
     rise = Carrier(np.full((3, 1), number[0]), np.array([[[0.0, 0.0]], [[1.0, 0.5]], [[2.0, 1.0]]]), np.zeros((3, 1)))
     add_strips(mesh, Chain(line, rise), np.ones((1, 3)), np.ones((1, 3)), depth=0.0)
     arrays = mesh.finish()
-    out = np.zeros((9, 2, 1), np.float32)
-    rasteriser.apply_degrees(arrays["freedoms"], arrays["directions"], np.array([[0.0], [3.0]], np.float32), out)
+    amounts = np.array([[0.0], [3.0]], np.float32)
+    out = rasteriser.apply_degrees(arrays["freedoms"], arrays["directions"], amounts)
     np.testing.assert_allclose(out[:, :, 0], np.repeat([[0, 0], [3, 1.5], [6, 3]], 3, 0), atol=1e-6)
 
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 
 from data.shots import (
     CAMERA_PX,
-    CutFinder,
     Plan,
     Shot,
     camera_motion,
+    find_cuts,
     find_shots,
     grid_scale,
     plan_sequences,
@@ -31,8 +31,7 @@ def texture(seed: int, size: tuple[int, int] = SIZE, cell: int = 4) -> torch.Ten
 
 
 def cuts_of(frames: list[torch.Tensor]) -> list[float]:
-    finder = CutFinder()
-    return [cut for i, frame in enumerate(frames) if (cut := finder.add(float(i), frame)) is not None]
+    return [cut for _, cut in find_cuts(enumerate(frames)) if cut is not None]
 
 
 def test_a_cut_is_found_at_its_frame_and_a_flash_or_a_flicker_is_none():

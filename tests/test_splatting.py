@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 
@@ -11,7 +12,7 @@ import torch
 import splatting
 from splatting import average_splat, cpu, functional, fused, gaussian_splat, reference, softmax_splat, sum_splat
 
-AUTOMATIC_BACKEND = functional._automatic_backend
+AUTOMATIC_BACKEND = functional._automatic_backend.__wrapped__
 
 
 def constant_flow(dx: float, dy: float, height: int, width: int, batch: int = 1) -> torch.Tensor:
@@ -399,8 +400,7 @@ def test_reference_and_cpu_are_there_and_take_their_names(monkeypatch):
 
 
 def test_the_automatic_choice_is_logged_once(monkeypatch, caplog):
-    monkeypatch.setattr(functional, "_automatic_backend", AUTOMATIC_BACKEND)
-    monkeypatch.setattr(functional, "_announced", set())
+    monkeypatch.setattr(functional, "_automatic_backend", functools.cache(AUTOMATIC_BACKEND))
     monkeypatch.setattr(functional, "_unavailable_reason", lambda name: None if name == "reference" else f"get {name}")
     with caplog.at_level(logging.INFO, logger="splatting.functional"):
         for _ in range(3):
@@ -409,7 +409,6 @@ def test_the_automatic_choice_is_logged_once(monkeypatch, caplog):
     assert "'reference'" in caplog.text and "get cpu" in caplog.text
 
 
-def test_the_automatic_choice_on_a_cpu_is_the_fast_one(monkeypatch):
-    monkeypatch.setattr(functional, "_announced", set())
+def test_the_automatic_choice_on_a_cpu_is_the_fast_one():
     assert AUTOMATIC_BACKEND("cpu") == "cpu"
     assert AUTOMATIC_BACKEND("meta") == "reference"

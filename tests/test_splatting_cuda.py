@@ -298,7 +298,7 @@ def test_a_launch_uses_the_device_and_the_stream_of_torch(monkeypatch, fake_cupy
     cupy = fake_cupy(version)
     streams = {1: SimpleNamespace(cuda_stream=77, device_index=1)}
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: streams[device.index])
-    arguments, built = (np.uint64(2**63), np.int32(4)), cuda.programs_built
+    arguments = (np.uint64(2**63), np.int32(4))
     cuda._launch("gather_2x2", 5, arguments, torch.bfloat16, torch.device("cuda", 1))
     assert cupy.log == [
         ("device", 1),
@@ -309,11 +309,11 @@ def test_a_launch_uses_the_device_and_the_stream_of_torch(monkeypatch, fake_cupy
         ("left", "device"),
     ]
     cuda._launch("link_sources", 5, arguments, torch.bfloat16, torch.device("cuda", 1))
-    assert cuda.programs_built == built + 1
+    assert cuda._program.cache_info().misses == 1
     cuda._launch("link_sources", 5, arguments, torch.float16, torch.device("cuda", 1))
     streams[0] = SimpleNamespace(cuda_stream=78, device_index=0)
     cuda._launch("link_sources", 5, arguments, torch.bfloat16, torch.device("cuda", 0))
-    assert cuda.programs_built == built + 3
+    assert cuda._program.cache_info().misses == 3
 
 
 def fail(*_):

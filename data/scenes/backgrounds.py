@@ -116,11 +116,6 @@ class Finish:
         return np.clip(frame, 0, 1).astype(np.float32)
 
 
-def mix(low: Array, high: Array, fraction: Array) -> Array:
-    """Blend two colours (3,) by a fraction (H, W): (H, W, 3)."""
-    return np.asarray(low) + (np.asarray(high) - np.asarray(low)) * fraction[..., None]
-
-
 # Colours of the sky by mood: above, at the horizon, of the clouds
 SKIES = {
     "day": ((0.20, 0.45, 0.82), (0.72, 0.86, 0.96), (1, 1, 1)),
@@ -135,9 +130,9 @@ def sky(rng: np.random.Generator, size: tuple[int, int], mood: str) -> Array:
     """Sky (H, W, 3): mood day, overcast, sunset, dusk or white."""
     height, width = size
     down = np.linspace(0, 1, height)[:, None] * np.ones((1, width))
-    top, low, white = SKIES[mood]
-    jitter = rng.normal(0, 0.04, 3)
-    out = mix(np.array(top) + jitter, np.array(low) + jitter, down ** rng.uniform(0.6, 1.6))
+    *colours, white = SKIES[mood]
+    top, low = np.array(colours) + rng.normal(0, 0.04, 3)
+    out = top + (low - top) * (down ** rng.uniform(0.6, 1.6))[..., None]
     amount = rng.choice([0.0, rng.uniform(0.2, 1.0)], p=[0.3, 0.7])
     if white is not None and amount > 0:
         clouds = noise(rng, size, (rng.uniform(2, 5), rng.uniform(1.5, 4)), 5)

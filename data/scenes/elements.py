@@ -20,8 +20,6 @@ def add_strips(
     colour: Array,
     *,
     shade: tuple[float, float, float] = (0.75, 1.05, 0.9),
-    material: int = FIBRE,
-    strength: float = 0.2,
     **look: Any,
 ) -> None:
     """Add ribbons around the lines of a chain: stems, blades, trunks, branches.
@@ -32,21 +30,20 @@ def add_strips(
     sides, half_width = np.array([-1.0, 0.0, 1.0]), np.broadcast_to(half_width, (items, points))
     offsets = sides[:, None] * half_width[:, :, None, None] * normals(chain.line)[:, :, None]
     vertices = chain.line[:, :, None] + offsets
-    flat = chain.carrier.take(np.repeat(np.arange(items * points), 3))
-    freedoms, directions = flat.moves(vertices.reshape(-1, 1, 2))
-    width = freedoms.shape[-1]
+    moves = chain.carrier.moves(vertices.reshape(-1, 3, 2))
+    moves = tuple(array.reshape(items, 3 * points, *array.shape[2:]) for array in moves)
     tint = colour[:, None, None] if colour.ndim == 2 else colour[:, :, None]
     tint = tint * np.asarray(shade)[:, None] * np.ones((items, points, 3, 1))
-    scale = 4.0 if material == FIBRE else 2.0
+    look = Look(**{"strength": 0.2, "material": FIBRE, **look})
+    scale = 4.0 if look.material == FIBRE else 2.0
     lengthwise = np.cumsum(np.linalg.norm(np.gradient(chain.line, axis=1), axis=-1), 1) * scale
     offset = (np.arange(items) * 37.0 % TEXELS)[:, None, None]
     across = sides * half_width[..., None] * scale + offset
     uv = np.stack([across, np.broadcast_to(lengthwise[..., None], across.shape) + offset], -1)
     n = np.arange(points - 1)[:, None] * 3
     quads = np.concatenate([n + [[0, 1, 3]], n + [[1, 4, 3]], n + [[1, 2, 4]], n + [[2, 5, 4]]])
-    moves = (freedoms.reshape(items, -1, width), directions.reshape(items, -1, width, 2))
     vertices, tint, uv = (array.reshape(items, 3 * points, -1) for array in (vertices, tint, uv))
-    mesh.add(vertices, quads, tint, moves, uv, Look(strength=strength, material=material, **look))
+    mesh.add(vertices, quads, tint, moves, uv, look)
 
 
 PROFILES: dict[str, tuple[float, ...]] = {
@@ -97,7 +94,6 @@ def add_leaves(
     flutter: float = 0.3,
     fold: float = 0.12,
     tip: float = 1.0,
-    strength: float = 0.25,
     twist: bool = True,
     squash: tuple[Array, float, float] | None = None,
     **look: Any,
@@ -132,7 +128,8 @@ def add_leaves(
         directions = np.concatenate([directions, way[:, :, None]], 2)
     tint = colour[:, None] * ((1 + fold * side) * (1 + (tip - 1) * x))[None, :, None]
     uv = np.stack([128 + 110 * y, 250 * x], -1)[None] + np.zeros((len(base), 1, 1))
-    mesh.add(points, triangles, tint, (freedoms, directions), uv, Look(strength=strength, material=VEINS, **look))
+    look = Look(**{"strength": 0.25, "material": VEINS, **look})
+    mesh.add(points, triangles, tint, (freedoms, directions), uv, look)
 
 
 def add_blobs(

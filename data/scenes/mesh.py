@@ -103,7 +103,7 @@ class Mesh:
     def __init__(self) -> None:
         self._batches: list[tuple[Array, ...]] = []
         self._oscillators: list[Array] = [np.zeros((1, 9))]
-        self._vertex_count, self._freedom_count, self._group_count = 0, 1, 0
+        self._vertex_count, self._group_count = 0, 0
 
     def add_freedoms(self, position: Array, *, same_group: bool = False, **oscillator: Array | float) -> Array:
         """Add damped oscillators at position (N, 2) driven by the wind; returns their numbers (N,).
@@ -116,14 +116,10 @@ class Mesh:
         if not same_group:
             self._group_count += count
         oscillator = {"damping": 0.12, "scatter": 0.3, "quadrature": 0.0, "limit": 0.5, **oscillator}
-        table = np.zeros((count, 9))
-        table[:, 0:2] = position
-        for column, name in enumerate(("hertz", "gain", "damping", "scatter", "quadrature", "limit"), start=2):
-            table[:, column] = oscillator[name]
-        table[:, 8] = np.arange(self._group_count - count, self._group_count)
-        self._oscillators.append(table)
-        self._freedom_count += count
-        return np.arange(self._freedom_count - count, self._freedom_count)
+        columns = [oscillator[name] for name in ("hertz", "gain", "damping", "scatter", "quadrature", "limit")]
+        group, first = np.arange(self._group_count - count, self._group_count), sum(map(len, self._oscillators))
+        self._oscillators.append(np.stack(np.broadcast_arrays(*position.T, *columns, group), 1, dtype=float))
+        return np.arange(first, first + count)
 
     def add(
         self, points: Array, triangles: Array, colour: Array, moves: tuple[Array, Array], uv: Array, look: Look

@@ -14,8 +14,13 @@ from numpy import ndarray as Array
 
 
 @njit(cache=True, nogil=True)
-def _paint(vertices, triangles, ids, samples):
-    height, width = ids.shape
+def paint_ids(vertices: Array, triangles: Array, size: tuple[int, int], samples: int) -> Array:
+    """Number of the frontmost triangle at each sample, -1 where there is none: (H * samples, W * samples) int32.
+
+    vertices (V, 2) float64 px, triangles (N, 3) int32 in painting order.
+    """
+    height, width = size[0] * samples, size[1] * samples
+    ids = np.full((height, width), -1, np.int32)
     for n in range(triangles.shape[0]):
         i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
         ax, ay = (vertices[i, 0] + 0.5) * samples - 0.5, (vertices[i, 1] + 0.5) * samples - 0.5
@@ -43,6 +48,7 @@ def _paint(vertices, triangles, ids, samples):
             if high >= low:
                 for x in range(int(math.ceil(low)), int(math.floor(high)) + 1):
                     ids[y, x] = n
+    return ids
 
 
 @njit(cache=True, nogil=True, inline="always")
@@ -57,8 +63,16 @@ def _barycentric(vertices, i, j, k, x, y):
 
 
 @njit(cache=True, nogil=True)
-def _shade(vertices, triangles, materials, looks, atlas, ids, samples, out):
-    height, width = out.shape[0], out.shape[1]
+def shade_ids(
+    ids: Array, vertices: Array, triangles: Array, materials: Array, looks: Array, atlas: Array, samples: int
+) -> Array:
+    """Colour the samples and reduce them to pixels: (H, W, 4) float32, premultiplied RGB and coverage.
+
+    looks (V, 6) float32: red, green, blue, texture u, v (texels), texture strength; materials (N,) int32 into
+    atlas (M, S, S) float32 in [-1, 1].
+    """
+    height, width = ids.shape[0] // samples, ids.shape[1] // samples
+    out = np.zeros((height, width, 4), np.float32)
     side = atlas.shape[1]
     part = np.float32(1.0 / (samples * samples))
     look = np.zeros(6, np.float32)
@@ -85,20 +99,21 @@ def _shade(vertices, triangles, materials, looks, atlas, ids, samples, out):
                 for c in range(3):
                     out[y, x, c] += part * min(max(look[c] * gain, 0.0), 1.0)
                 out[y, x, 3] += part
+    return out
 
 
 @njit(cache=True, nogil=True)
-def interpolate_at_centres(vertices, triangles, ids, nearest_y, nearest_x, values, out):
-    """Write barycentric values (V, C) into out (H, W, C), taken for each pixel at the pixel of row nearest_y.
+def interpolate_at_centres(vertices, triangles, ids, sources, values, out):
+    """Write barycentric values (V, C) into out (H, W, C), taken for each pixel at the pixel that is its source.
 
-    ids (H, W): triangle at each pixel centre. nearest_y, nearest_x (H, W) int32: -1 leaves out as it is.
+    ids (H, W): triangle at each pixel centre. sources (H, W) int64: row * W + column, -1 leaves out as it is.
     """
     height, width = ids.shape
     for y in range(height):
         for x in range(width):
-            sy, sx = nearest_y[y, x], nearest_x[y, x]
-            if sy < 0:
+            if sources[y, x] < 0:
                 continue
+            sy, sx = sources[y, x] // width, sources[y, x] % width
             n = ids[sy, sx]
             i, j, k = triangles[n, 0], triangles[n, 1], triangles[n, 2]
             p, q, r = _barycentric(vertices, i, j, k, float(sx), float(sy))
@@ -107,8 +122,9 @@ def interpolate_at_centres(vertices, triangles, ids, nearest_y, nearest_x, value
 
 
 @njit(cache=True, nogil=True)
-def apply_degrees(freedoms, directions, amounts, out):
-    """Add to out (V, 2, C) the sum over degrees of freedom d of directions (V, D, 2) times amounts[freedoms (V, D)]."""
+def apply_degrees(freedoms, directions, amounts):
+    """Sum directions (V, D, 2) times amounts (J, C) [freedoms (V, D)] over degrees of freedom d: (V, 2, C) float32."""
+    out = np.zeros((len(freedoms), 2, amounts.shape[1]), np.float32)
     for v in range(freedoms.shape[0]):
         for d in range(freedoms.shape[1]):
             j = freedoms[v, d]
@@ -118,36 +134,16 @@ def apply_degrees(freedoms, directions, amounts, out):
             for c in range(amounts.shape[1]):
                 out[v, 0, c] += dx * amounts[j, c]
                 out[v, 1, c] += dy * amounts[j, c]
+    return out
 
 
 @njit(cache=True, nogil=True)
-def reach_of_degrees(freedoms, directions, out):
-    """Raise out (J,) to the farthest that a unit of each degree of freedom moves any vertex, px."""
+def reach_of_degrees(freedoms, directions, count):
+    """How far a unit of each degree of freedom moves any vertex at most, px: (count,)."""
+    out = np.zeros(count)
     for v in range(freedoms.shape[0]):
         for d in range(freedoms.shape[1]):
             j = freedoms[v, d]
             if j > 0:
                 out[j] = max(out[j], math.hypot(directions[v, d, 0], directions[v, d, 1]))
-
-
-def paint_ids(vertices: Array, triangles: Array, size: tuple[int, int], samples: int) -> Array:
-    """Number of the frontmost triangle at each sample, -1 where there is none: (H * samples, W * samples) int32.
-
-    vertices (V, 2) float64 px, triangles (N, 3) int32 in painting order.
-    """
-    ids = np.full((size[0] * samples, size[1] * samples), -1, np.int32)
-    _paint(vertices, triangles, ids, samples)
-    return ids
-
-
-def shade_ids(
-    ids: Array, vertices: Array, triangles: Array, materials: Array, looks: Array, atlas: Array, samples: int
-) -> Array:
-    """Colour the samples and reduce them to pixels: (H, W, 4) float32, premultiplied RGB and coverage.
-
-    looks (V, 6) float32: red, green, blue, texture u, v (texels), texture strength; materials (N,) int32 into
-    atlas (M, S, S) float32 in [-1, 1].
-    """
-    out = np.zeros((ids.shape[0] // samples, ids.shape[1] // samples, 4), np.float32)
-    _shade(vertices, triangles, materials, looks, atlas, ids, samples, out)
     return out

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from data.clip_writer import ClipContent, ClipSetWriter, rows_of_set, write_clip
 from data.clips import STORED_BINS, ClipRow, ClipSet, Pair, motion_metrics
-from data.jobs import run_jobs, show_progress
+from data.jobs import run_jobs
 from data.scenes.scene import SCENES_VERSION, make_scene
 from motion.spectrum import PERIOD_S, mean_displacement
 
@@ -59,8 +58,8 @@ def render_scene_set(
             scene_seed = seed * _SEEDS_A_SET + index
             if scene_id(scene_seed) not in writer.rows:
                 jobs.append((writer.folder, scene_seed, split, pairs, {"kind": kind, "size": tuple(size)}))
-        with closing(run_jobs(_render_scene, jobs, workers)) as rows:
-            for row in show_progress(rows, len(jobs), "scene", progress):
+        with run_jobs(_render_scene, jobs, workers, "scene", progress=progress) as rows:
+            for row in rows:
                 writer.add(row)
         return writer.finish()
 

@@ -29,6 +29,7 @@ GUST_HZ = np.concatenate([np.geomspace(0.025, 1.0, 30), np.arange(1.13, 6.2, 0.1
 NUM_GUSTS = len(GUST_HZ)
 # |F| (px at 256 x 160) that a fiftieth of what moves may exceed: 12 px to either side.
 LARGEST_PX = 24.0
+SAMPLES = 3  # along a pixel's side; odd, so that its middle sample is its centre
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,10 @@ class Scene:
     kind: str
     size: tuple[int, int]
     seed: int
-    wind_seed: int
     mesh: dict[str, Array] = field(repr=False)
     background: Array = field(repr=False)
     finish: Finish = field(repr=False)
     _wind: Wind = field(repr=False)
-    _samples: int = 3  # odd, so that a pixel's middle sample is its centre
 
     @property
     def moving(self) -> bool:
@@ -121,60 +120,45 @@ class Scene:
         gain = wanted / max(float(np.linalg.norm(self._apply(angles, some), axis=1).mean()), 1e-9)
         # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the image.
         scale = math.sqrt(self.size[0] * self.size[1] / REFERENCE_AREA)
-        reach = np.zeros(len(response))
-        rasteriser.reach_of_degrees(self.mesh["freedoms"], self.mesh["directions"], reach)
+        reach = rasteriser.reach_of_degrees(self.mesh["freedoms"], self.mesh["directions"], len(response))
         limit = np.minimum(self.mesh["oscillators"][:, 7], 0.76 * LARGEST_PX * scale / np.maximum(reach, 1e-9))
         peak = gain * np.abs(angles).max(1) / np.maximum(limit, 1e-9)
         gain = (gain * (1 + peak**4) ** -0.25)[:, None].astype(np.float32)
         size = np.linalg.norm(self._apply(angles * gain, some), axis=1)
         return response * gain * np.float32(min(1.0, LARGEST_PX * scale / max(float(np.percentile(size, 98)), 1e-9)))
 
-    def _apply(self, amounts: Array, some: Array | None = None) -> Array:
+    def _apply(self, amounts: Array, some: Array | slice = slice(None)) -> Array:
         """Values (J, C) of the oscillators to vertices: (V, 2, C)."""
-        freedoms, directions = self.mesh["freedoms"], self.mesh["directions"]
-        if some is not None:
-            freedoms, directions = freedoms[some], directions[some]
-        out = np.zeros((len(freedoms), 2, amounts.shape[1]), np.float32)
-        rasteriser.apply_degrees(freedoms, directions, np.ascontiguousarray(amounts, np.float32), out)
-        return out
+        freedoms, directions = self.mesh["freedoms"][some], self.mesh["directions"][some]
+        return rasteriser.apply_degrees(freedoms, directions, np.ascontiguousarray(amounts, np.float32))
 
     def _vertices_at(self, time_s: float) -> Array:
         """Displacement of every vertex: (V, 2)."""
         return self._apply(self._response @ _clock(self._wind.hertz, np.array([time_s])).astype(np.float32))[..., 0]
 
     @cached_property
-    def _layer_triangles(self) -> list[tuple[int, int, int]]:
-        """(layer, first triangle, last triangle + 1) of the layers present, far to near."""
-        layers = self.mesh["layers"]
-        return [(int(n), int((layers < n).sum()), int((layers <= n).sum())) for n in np.unique(layers)]
+    def _layers(self) -> list[tuple[int, Array, Array]]:
+        """(layer, its triangles, their materials) of the layers present, far to near."""
+        layers, triangles, materials = (self.mesh[name] for name in ("layers", "triangles", "materials"))
+        return [(int(n), triangles[layers == n], materials[layers == n]) for n in np.unique(layers)]
 
-    def _paint(self, vertices: Array) -> list[Array]:
-        return [
-            rasteriser.paint_ids(vertices, self.mesh["triangles"][first:last], self.size, self._samples)
-            for _, first, last in self._layer_triangles
-        ]
-
-    @cached_property
-    def _first_ids(self) -> list[Array]:
-        return self._paint(self.mesh["vertices"])
-
-    def _compose(self, ids: list[Array], vertices: Array) -> tuple[Array, list[Array]]:
-        """Shade the layers over the background: (H, W, 3) in [0, 1], and each layer's coverage (H, W)."""
-        out, coverage = self.background.copy(), []
-        for number, (layer, first, last) in zip(ids, self._layer_triangles, strict=True):
-            triangles, materials = self.mesh["triangles"][first:last], self.mesh["materials"][first:last]
+    def _draw(self, vertices: Array) -> tuple[Array, list[tuple[Array, Array]]]:
+        """Draw the layers over the background: (H, W, 3) in [0, 1]; also each layer's ids and its coverage (H, W)."""
+        out, drawn = self.background.copy(), []
+        for layer, triangles, materials in self._layers:
+            ids = rasteriser.paint_ids(vertices, triangles, self.size, SAMPLES)
             looks = (materials, self.mesh["looks"], texture_atlas())
-            painted = rasteriser.shade_ids(number, vertices, triangles, *looks, self._samples)
+            painted = rasteriser.shade_ids(ids, vertices, triangles, *looks, SAMPLES)
             sigma = self.finish.blurs[layer]
             if sigma > 0.3:
                 painted = cv2.GaussianBlur(painted, (0, 0), sigma, borderType=cv2.BORDER_REFLECT)
-            coverage.append(painted[..., 3])
+            drawn.append((ids, painted[..., 3]))
             out = out * (1 - painted[..., 3:]) + painted[..., :3]
-        return out, coverage
+        return out, drawn
 
     @cached_property
-    def _first_frame(self) -> tuple[Array, list[Array]]:
-        return self._compose(self._first_ids, self.mesh["vertices"])
+    def _first(self) -> tuple[Array, list[tuple[Array, Array]]]:
+        return self._draw(self.mesh["vertices"])
 
     def _finished(self, frame: Array, time_s: float) -> Tensor:
         frame = self.finish.apply(frame, np.random.default_rng([self.seed, 3, round(time_s * 1000)]))
@@ -182,40 +166,21 @@ class Scene:
 
     def picture(self) -> Tensor:
         """Return frame 0, the photograph: (3, H, W) float32 in [0, 1]."""
-        return self._finished(self._first_frame[0], 0.0)
+        return self._finished(self._first[0], 0.0)
 
     def frame(self, time_s: float) -> Tensor:
         """Return the frame at time_s, (3, H, W): the same things moved, grain of its own; frame(0) is picture()."""
         if time_s == 0:
             return self.picture()
-        vertices = self.mesh["vertices"] + self._vertices_at(time_s)
-        return self._finished(self._compose(self._paint(vertices), vertices)[0], time_s)
+        return self._finished(self._draw(self.mesh["vertices"] + self._vertices_at(time_s))[0], time_s)
 
-    def _sources(self, ids: Array, coverage: Array, sigma: float) -> tuple[Array, Array]:
-        """Pixel whose triangle moves each pixel, rows and columns (H, W) int32; -1 where the layer is not in front."""
-        rows, columns = np.indices(ids.shape, dtype=np.int32)
-        present = ids >= 0
-        if sigma <= 0.6 or not present.any():
-            return np.where(present, rows, -1).astype(np.int32), columns
-        # Out of focus a thing is seen beyond its outline: there the nearest point of it lends its motion.
-        absent = np.where(present, 0, 255).astype(np.uint8)
-        _, labels = cv2.distanceTransformWithLabels(absent, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
-        place = np.zeros(labels.max() + 1, np.int64)
-        place[labels[present]] = np.flatnonzero(present.reshape(-1))
-        nearest = place[labels]
-        seen = coverage > 0.5
-        rows = np.where(seen, nearest // ids.shape[1], -1).astype(np.int32)
-        return rows, (nearest % ids.shape[1]).astype(np.int32)
-
-    def _at_pixels(self, values: Array, vertices: Array, all_ids: list[Array]) -> Array:
+    def _at_pixels(self, values: Array, vertices: Array, drawn: list[tuple[Array, Array]]) -> Array:
         """Vertex values (V, C) at the frontmost thing of every pixel centre, (H, W, C); 0 on the background."""
         out = np.zeros((*self.size, values.shape[1]), np.float32)
-        middle = self._samples // 2
-        for ids, alpha, (layer, first, last) in zip(all_ids, self._first_frame[1], self._layer_triangles, strict=True):
-            centre = np.ascontiguousarray(ids[middle :: self._samples, middle :: self._samples])
-            sources = self._sources(centre, alpha, self.finish.blurs[layer])
-            triangles = self.mesh["triangles"][first:last]
-            rasteriser.interpolate_at_centres(vertices, triangles, centre, *sources, values, out)
+        for (ids, coverage), (layer, triangles, _) in zip(drawn, self._layers, strict=True):
+            centre = np.ascontiguousarray(ids[SAMPLES // 2 :: SAMPLES, SAMPLES // 2 :: SAMPLES])
+            sources = _sources(centre, coverage, self.finish.blurs[layer])
+            rasteriser.interpolate_at_centres(vertices, triangles, centre, sources, values, out)
         return out
 
     def flow(self, time_s: float) -> Tensor:
@@ -225,13 +190,11 @@ class Scene:
         """
         if not self.moving or time_s == 0:
             return torch.zeros(2, *self.size)
-        out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first_ids)
+        out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first[1])
         return torch.from_numpy(out.transpose(2, 0, 1).copy())
 
     def spectrum(self, num_bins: int = 24, period_s: float = PERIOD_S) -> Tensor:
         """Return the packed spectrum of the motion, fitted over one period at 30 frames/s: (K, 4, H, W) px."""
-        if not self.moving:
-            return torch.zeros(num_bins, 4, *self.size)
         times = np.arange(round(NUM_FRAMES * period_s / PERIOD_S)) / FPS
         # The fit is linear: fit the gusts' own sinusoids, then combine them for every oscillator and vertex.
         clock = torch.from_numpy(_clock(self._wind.hertz, times).T.copy())  # (T, 2M)
@@ -242,9 +205,22 @@ class Scene:
         basis = parts.reshape(2 * num_bins, -1).T.float().numpy()  # (2M, 2K)
         vertices = self._apply(self._response @ basis)  # (V, 2, 2K)
         values = np.ascontiguousarray(vertices.reshape(len(vertices), -1))
-        packed = self._at_pixels(values, self.mesh["vertices"], self._first_ids)  # (H, W, 2 * 2K)
+        packed = self._at_pixels(values, self.mesh["vertices"], self._first[1])  # (H, W, 2 * 2K)
         packed = packed.reshape(*self.size, 2, num_bins, 2).transpose(3, 2, 4, 0, 1)  # (K, x/y, re/im, H, W)
         return torch.from_numpy(np.ascontiguousarray(packed)).reshape(num_bins, 4, *self.size)
+
+
+def _sources(ids: Array, coverage: Array, sigma: float) -> Array:
+    """Pixel whose triangle moves each pixel, row * W + column (H, W); -1 where the layer is not in front."""
+    present = ids >= 0
+    if sigma <= 0.6 or not present.any():
+        return np.where(present, np.arange(ids.size).reshape(ids.shape), -1)
+    # Out of focus a thing is seen beyond its outline: there the nearest point of it lends its motion.
+    absent = np.logical_not(present).astype(np.uint8)
+    _, labels = cv2.distanceTransformWithLabels(absent, cv2.DIST_L2, 5, labelType=cv2.DIST_LABEL_PIXEL)
+    nearest = np.zeros(labels.max() + 1, np.int64)
+    nearest[labels[present]] = np.flatnonzero(present)
+    return np.where(coverage > 0.5, nearest[labels], -1)
 
 
 def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Generator) -> Array:
@@ -270,11 +246,7 @@ def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Gener
 
 
 def make_scene(
-    seed: int,
-    *,
-    size: tuple[int, int] = (160, 256),
-    kind: str | None = None,
-    wind_seed: int | None = None,
+    seed: int, *, size: tuple[int, int] = (160, 256), kind: str | None = None, wind_seed: int | None = None
 ) -> Scene:
     """Draw the scene of a seed: the same for the same arguments on every machine.
 
@@ -294,12 +266,12 @@ def make_scene(
     drawn = KINDS[int(rng.choice(len(KINDS), p=FREQUENCIES))]
     kind = kind or drawn
     mesh, background, finish = draw(kind, rng, size)
-    wind_seed = seed if wind_seed is None else wind_seed
     scale = math.sqrt(size[0] * size[1] / REFERENCE_AREA)
+    wind = Wind.draw(seed if wind_seed is None else wind_seed, scale)
     arrays = mesh.finish()
     background = _step_closer(arrays, background, rng)
     oscillators = arrays["oscillators"]
     # Young and slack, or dry and stiff: first modes stay below 3 Hz.
     pace = math.exp(abs(rng.normal(0, 0.4)))
     oscillators[:, 2] = np.where(oscillators[:, 2] < 3, np.minimum(oscillators[:, 2] * pace, 3), oscillators[:, 2])
-    return Scene(kind, tuple(size), seed, wind_seed, arrays, background, finish, Wind.draw(wind_seed, scale))
+    return Scene(kind, tuple(size), seed, arrays, background, finish, wind)

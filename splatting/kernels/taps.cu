@@ -23,12 +23,9 @@ using Value = Sum;
 #endif
 
 #if defined(VALUES_FLOAT16)
-#if defined(__CUDA_ARCH__)  // not cuda_fp16.h: it would have to be found
+#ifndef HALF_TO_FLOAT  // not cuda_fp16.h: it would have to be found
 #define HALF_TO_FLOAT(single, half) asm("cvt.f32.f16 %0, %1;" : "=f"(single) : "h"(half))
 #define FLOAT_TO_HALF(half, single) asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half) : "f"(single))
-#else
-#define HALF_TO_FLOAT(single, half) single = half_to_float(half)
-#define FLOAT_TO_HALF(half, single) half = float_to_half(single)
 #endif
 
 __device__ inline Sum to_sum(Value value)
@@ -173,7 +170,6 @@ __device__ inline Gaussian make_gaussian(Sum sigma, const Stretch& stretch, Sum 
     const Sum scale = 1 / (Sum(2 * PI) * sqrt(determinant));
     return {mean + difference * cos, mean - difference * cos, difference * sin, scale};
 }
-
 
 struct Slope {
     Sum x, y;  // of the flow's two components along one direction
