@@ -41,8 +41,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         default = action.default
         if default is None or default is False or default in ([], (), ""):
             return action.help
-        if action.type is size_px and isinstance(default, tuple):
+        if isinstance(default, tuple):  # (height, width); an empty one returned above
             return f"{action.help} (default: {default[1]}x{default[0]})"
+        if isinstance(default, list):
+            return f"{action.help} (default: {' '.join(map(str, default))})"
         return super()._get_help_string(action)
 
 

@@ -72,11 +72,12 @@ def test_help_shows_telling_defaults_and_returns_0(capsys):
 def test_help_shows_sizes_and_keeps_line_breaks(capsys):
     parser = Parser(description="first line\nsecond   line")
     parser.add_argument("--size", type=size_px, default=(160, 256), metavar="WxH", help="area")
+    parser.add_argument("--steps", nargs="+", default=[20, 50], metavar="N", help="rows")
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     text = capsys.readouterr().out
     assert "first line\nsecond   line\n" in text
-    assert "area (default: 256x160)" in " ".join(text.split())
+    assert "area (default: 256x160)" in " ".join(text.split()) and "rows (default: 20 50)" in " ".join(text.split())
 
 
 def test_values_arrive():

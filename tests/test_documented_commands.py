@@ -53,6 +53,7 @@ benchmark.py animate
 benchmark.py motion
 benchmark.py render
 benchmark.py splatting
+benchmark.py data
 benchmark.py page
 app.py
 """
