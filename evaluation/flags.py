@@ -71,6 +71,8 @@ def add_frames_flags(parser: Parser) -> None:
     older_name = {"type": lambda text: "single-video" if text == "seed" else text}
     add("--protocol", choices=("clips", "single-video"), default="clips", help=protocols, **older_name)
     add("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
+    videos = "of N clips, spread over them, a comparison video with error maps, and x-t slices"
+    add("--videos", type=non_negative_int, default=0, metavar="N", help=videos)
     add = parser.add_argument_group("protocol clips").add_argument
     add("--data", type=Path, metavar="SET", help="clip set of prepare_data.py; needed")
     add("--split", choices=("test", "train"), default="test", help="clips of this split")

@@ -28,6 +28,8 @@ prepare_data.py videos clips/ --out sets/real
 prepare_data.py select sets/real --max-mean-px 1.35 --out sets/calm
 evaluate.py data --data sets/real sets/scenes
 evaluate.py frames --data sets/real --split test
+evaluate.py frames --data sets/real --videos 3
+evaluate.py frames --data sets/real --every 5 --videos 3
 evaluate.py frames --data sets/real --seeds-of runs/softmax runs/gaussian
 evaluate.py frames --protocol seed --video ten_seconds.mp4
 evaluate.py motion --data sets/real --split test
