@@ -154,7 +154,7 @@ def add_video_flags(parser: Parser) -> None:
     splat = {"choices": ("softmax", "gaussian"), "default": ["softmax"], "metavar": "softmax|gaussian"}
     add("--splat", nargs="+", help="renderers of the checkpoint, each a row", **splat)
     add("--full-strength", action="store_true", help="predicted motion without the amplitude limit")
-    add("--real", type=Path, metavar="DIR", help="folder of videos instead of --data")
+    add("--real", type=Path, metavar="DIR", help="folder of videos, or of folders of frames, instead of --data")
     generated_help = "folders with videos of the same names, each a row"
     add("--generated", type=Path, nargs="+", default=[], metavar="DIR", help=generated_help)
     add("--fps", type=positive_float, metavar="HZ", help="read --real and --generated at this rate; default: as it is")
@@ -162,6 +162,9 @@ def add_video_flags(parser: Parser) -> None:
     add("--crop", type=size_px, default=(128, 256), metavar="WIDTHxHEIGHT", help="centre crop, after scaling to cover")
     add("--frames", type=positive_int, default=150, metavar="N", help="at most the first N frames of a video")
     add("--windows", type=whole_number(2), nargs="+", default=[16, 32], metavar="FRAMES", help="of fvd and dtfvd")
+    add("--window-step", type=positive_int, metavar="FRAMES", help="from window to window; default: they touch")
+    slide = "from place to place of the sliding fid (of 30 frames) and dtfvd (of 16); 0 = without them"
+    add("--slide-step", type=non_negative_int, default=10, metavar="FRAMES", help=slide)
     title = "networks that measure; nothing is downloaded"
     maps = "a TorchScript FILE that maps (N, 3, H, W), or for videos (N, 3, T, H, W), in [0, 1] to features (N, D)"
     add = parser.add_argument_group(title, maps).add_argument

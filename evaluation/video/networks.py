@@ -52,7 +52,7 @@ class FeatureNetwork:
         return torch.cat([self._features(part) for part in frames.split(batch_size)])
 
     def _features(self, frames: Tensor) -> Tensor:
-        frames = frames.clamp(0, 1)
+        frames = frames.contiguous().clamp(0, 1)
         if "return_features" in self._options:
             frames = torch.from_numpy(to_bytes(frames)).movedim(-1, -3).float()
         if self.on_videos:
