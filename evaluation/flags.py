@@ -26,6 +26,8 @@ from evaluation import DEFAULT_OUT
 # As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
 KEYS = ("full", "linear", "independent", "volume", "k4", "k8", "k24", "multi-scale", "single-scale")
 PRESETS = ("tiny", "small", "paper")
+# As in data/optical_flow.py, likewise.
+FLOW_METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
 # Flags that only one protocol of the table "frames" has, and those of a clip set in the table "video".
 CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights")
 SINGLE_VIDEO_FLAGS = ("--video", "--preset", "--steps", "--batch-size", "--crop", "--num-seeds")
@@ -213,16 +215,22 @@ def add_sources_flags(parser: Parser) -> None:
 
 
 def add_flow_flags(parser: Parser) -> None:
+    parser.set_defaults(check=_check_flow_flags)
     add = parser.add_argument_group("what is measured").add_argument
     add("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="videos, or folders of them")
     add("--scenes", type=non_negative_int, default=16, metavar="N", help="rendered scenes of ~2 px")
     methods = ["dis_fast", "dis_x2", "dis", "farneback"]
-    add("--methods", nargs="+", default=methods, metavar="NAME", help="also raft")
+    add("--methods", nargs="+", choices=FLOW_METHODS, default=methods, metavar="NAME", help="also raft")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT, for raft")
     add("--every", type=positive_int, default=12, metavar="N", help="only frames N, 2 N, ... of a video")
     seed = {"default": 5000, "help": "first seed of the scenes"}
     device = {"default": "cpu", "help": "where RAFT computes; the others use the CPU"}
     _add_shared(parser, "flow", "device", seed=seed, device=device)
+
+
+def _check_flow_flags(args: Arguments) -> None:
+    if "raft" not in args.methods:
+        refuse_flags(args, ["--raft-weights"], "belongs to --methods raft; right: both, or neither")
 
 
 def _add_shared(parser: Parser, folder: str, *flags: str, **changes: dict[str, Any]) -> None:

@@ -267,7 +267,7 @@ def test_flow_table_measures_real_clips_and_scenes(tmp_path, caplog):
     assert not clear[:, 17:23].any() and not clear[:, 30:38].any()
 
 
-def test_the_table_of_methods_is_written(tmp_path, capsys):
+def test_the_table_of_methods_is_written(tmp_path):
     import json
 
     import evaluate
@@ -278,16 +278,32 @@ def test_the_table_of_methods_is_written(tmp_path, capsys):
     rows = json.loads((out / "results.json").read_text())
     assert [row["row"] for row in rows] == ["dis_fast", "farneback"]
     assert all(0 < row["epe_px"] < 3 for row in rows)
-    assert evaluate.main(["flow", "--methods", "dis", "best"]) == 2
-    assert "flow method 'best': choose one of" in capsys.readouterr().err
-    assert evaluate.main(["flow", "--videos", str(tmp_path / "none.mp4"), "--scenes", "0"]) == 2
-    assert "none.mp4" in capsys.readouterr().err
-    assert (
-        evaluate.main(["flow", "--methods", "raft", "--scenes", "1", "--raft-weights", str(tmp_path / "raft.pth")]) == 2
-    )
-    assert "raft.pth: no such file" in capsys.readouterr().err.strip().splitlines()[-1]
-    assert evaluate.main(["flow", "--methods", "dis", "--device", "cuda:77"]) == 2
-    assert "--device cuda:77" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--methods", "dis", "best"], "--methods best: right: dis, dis_fast"),
+        (["--videos", "none.mp4", "--scenes", "0"], "none.mp4"),
+        (["--methods", "raft", "--raft-weights", "raft.pth"], "raft.pth: no such file"),
+        (["--methods", "dis", "--raft-weights", "raft.pth"], "--raft-weights: belongs to --methods raft"),
+        (["--methods", "dis", "--device", "cuda:77"], "--device cuda:77"),
+    ],
+)
+def test_mistakes_are_told_before_a_scene_is_rendered(flags, said, tmp_path, monkeypatch, capsys):
+    import evaluate
+    import evaluation.flow
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation.flow, "make_scene", lambda *_: pytest.fail("a scene was rendered"))
+    assert evaluate.main(["flow", *flags]) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_flag_has_the_methods_there_are():
+    from evaluation.flags import FLOW_METHODS
+
+    assert FLOW_METHODS == METHODS
 
 
 def test_videos_that_cannot_be_measured_are_left_out_and_said(tmp_path, capsys, caplog):
