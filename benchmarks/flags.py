@@ -130,6 +130,8 @@ def _add_page(group: Group) -> None:
     sizes = "long sides of the image in the page, enlarged where it is smaller"
     add("--sizes", type=whole_number(32), nargs="+", default=[512, 1024], metavar="PX", help=sizes)
     add("--seconds", type=positive_float, default=5.0, metavar="S", help="over which frames are counted")
+    minutes = "wind and pulls over which the growth of memory is measured; 0 = not"
+    add("--minutes", type=non_negative_float, default=0.0, metavar="MIN", help=minutes)
     add("--browser", metavar="FILE", help="default: chromium, chromium-browser or google-chrome, whichever there is")
     add("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
 

@@ -59,6 +59,7 @@ benchmark.py render
 benchmark.py splatting
 benchmark.py data
 benchmark.py page
+benchmark.py page --minutes 5
 app.py
 """
 
