@@ -30,7 +30,9 @@ PRESETS = ("tiny", "small", "paper")
 FLOW_METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
 # Flags that only one protocol of the table "frames" has, and those of a clip set in the table "video".
 CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights")
-SINGLE_VIDEO_FLAGS = ("--video", "--preset", "--steps", "--batch-size", "--crop", "--num-seeds")
+SINGLE_VIDEO_FLAGS = (
+    "--video", "--preset", "--steps", "--minutes", "--batch-size", "--crop", "--perceptual-weights", "--num-seeds",
+)  # fmt: skip
 SAMPLED_FLAGS = (
     "--split", "--clips", "--splat", "--full-strength", "--checkpoint", "--precision", "--sampler", "--steps",
     "--guidance",
@@ -89,8 +91,11 @@ def add_frames_flags(parser: Parser) -> None:
     add("--video", type=Path, metavar="FILE", help="of 10 s: trained on its first 5 s, tested on the next")
     add("--preset", choices=PRESETS, default="tiny", help="size of the networks")
     add("--steps", type=positive_int, metavar="N", help="of each training; default: the preset's")
+    add("--minutes", type=positive_float, metavar="MIN", help="stop each training at this time")
     add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
     add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4; default: the preset's")
+    perceptual = "SqueezeNet 1.1 for the feature distance in the loss; off without"
+    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual)
     add("--num-seeds", type=positive_int, default=1, metavar="N", help="trainings of each operator, from --seed on")
     add = parser.add_argument_group("networks that measure").add_argument
     lpips_help = "torchvision's ImageNet weights, or `hub` to download them; no LPIPS without"
@@ -182,10 +187,13 @@ def _check_video_flags(args: Arguments) -> None:
 
 
 def add_ablation_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("what is trained").add_argument
+    group = parser.add_argument_group("what is trained")
+    add = group.add_argument
     add("--data", nargs="+", required=True, metavar="SET[:WEIGHT]", help="clip sets to train on")
     add("--variants", nargs="+", choices=KEYS, default=list(KEYS), metavar="KEY", help=f"of {', '.join(KEYS)}")
-    add("--steps", type=positive_int, required=True, metavar="N", help="budget of each training, a VAE's too")
+    budget = group.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--steps", type=positive_int, metavar="N", help="budget of each training, a VAE's too")
+    budget.add_argument("--minutes", type=positive_float, metavar="MIN", help="the same as time")
     add("--preset", choices=PRESETS, default="tiny", help="size of the networks")
     add("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px")
     add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")

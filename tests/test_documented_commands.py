@@ -32,12 +32,14 @@ evaluate.py frames --data sets/real --videos 3
 evaluate.py frames --data sets/real --every 5 --videos 3
 evaluate.py frames --data sets/real --seeds-of runs/softmax runs/gaussian
 evaluate.py frames --protocol seed --video ten_seconds.mp4
+evaluate.py frames --protocol seed --video ten_seconds.mp4 --minutes 5 --perceptual-weights squeezenet.pth
 evaluate.py motion --data sets/real --split test
 evaluate.py sources --data sets/real --licences clips.csv
 evaluate.py video --data sets/real --split test --fvd-network i3d_torchscript.pt
 evaluate.py video --data sets/real --splat softmax gaussian --dtfvd-network mine.pt --slide-step 8 --window-step 8
 evaluate.py video --real clips/ --generated videos/ours videos/theirs --image-network i.pt --fps 20 --slide-step 0
 evaluate.py ablation --data sets/real sets/scenes --steps 300
+evaluate.py ablation --data sets/real --minutes 3 --variants full volume
 evaluate.py splats --image photo.jpg
 train_vae.py --data sets/real:3 sets/scenes:0.5
 train_unet.py --data sets/real:3 sets/scenes:0.6 --vae vae --stage picture

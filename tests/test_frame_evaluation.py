@@ -258,7 +258,7 @@ def test_single_video_trains_on_one_half_and_tests_on_the_other(tmp_path: Path, 
     monkeypatch.setattr(single_video, "run_script", run_here)
     monkeypatch.setattr(single_video, "PERIOD_S", 0.5)  # instead of five seconds
     video, out = write_video(tmp_path / "video.mp4", 10), tmp_path / "out"
-    flags = ["--steps", "1", "--batch-size", "1", "--crop", "32", "--seed", "5", "--device", "cpu"]
+    flags = ["--steps", "1", "--minutes", "9", "--batch-size", "1", "--crop", "32", "--seed", "5", "--device", "cpu"]
     assert evaluate.main(["frames", "--protocol", "seed", "--video", str(video), "--out", str(out), *flags]) == 0
     rows = read_rows(out)
     names = ["softmax", "gaussian EWA", "gaussian iso", "Gaussian importance"]
@@ -271,7 +271,7 @@ def test_single_video_trains_on_one_half_and_tests_on_the_other(tmp_path: Path, 
     assert (float(clips["first"]["start_s"]), float(clips["next"]["start_s"])) == (0.0, 0.5)
     record = json.loads((out / "training" / "softmax-seed5" / "training.json").read_text())
     assert record["frame_synthesis_softmax"]["flags"]["data"] == [str(out / "set")]
-    assert record["frame_synthesis_softmax"]["flags"]["seed"] == 5
+    assert [record["frame_synthesis_softmax"]["flags"][name] for name in ("seed", "minutes")] == [5, 9]
 
 
 def test_single_video_trains_each_operator_with_each_seed(tmp_path: Path, monkeypatch) -> None:
@@ -307,6 +307,8 @@ def test_mistakes_of_protocols_are_one_line(tmp_path: Path, capsys: pytest.Captu
             ["--protocol", "single-video", "--video", video, "--checkpoint", "x"],
             "--checkpoint: belongs to --protocol clips",
         ),
+        (["--protocol", "seed", "--video", video, "--perceptual-weights", "x"], "2.00 s; right: 10 s or more"),
+        (["--data", "set", "--minutes", "3"], "--minutes: belongs to --protocol single-video"),
         (["--data", "set", "--num-seeds", "3"], "--num-seeds: belongs to --protocol single-video"),
         (["--data", "set", "--seeds-of"], "--seeds-of"),
     ):
