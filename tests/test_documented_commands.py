@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from cli.parser import Parser
 
+ROOT = Path(__file__).resolve().parents[1]
 # In an empty folder these end with one line that names the file which is not there.
 MISSING_FILE = """
 animate.py photo.jpg --loop
@@ -67,7 +70,7 @@ app.py
 
 
 def call(line: str) -> int:
-    script, *flags = shlex.split(line)
+    script, *flags = shlex.split(line, comments=True)
     return importlib.import_module(script.removesuffix(".py")).main(flags)
 
 
@@ -81,7 +84,19 @@ def test_flags_are_known_and_the_missing_file_is_named(line, tmp_path, monkeypat
     assert any(name in message for name in named if not name.startswith("-") and len(name) > 2), message
 
 
-@pytest.mark.parametrize("line", WORKING.strip().splitlines())
+def documented() -> list[str]:
+    """Return the command lines of README.md and docs/: in code blocks, and between backticks where python is named."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    text = re.sub(r"\\\n *", "", "\n".join(texts))
+    lines = re.findall(r"^ *python (\w+\.py .*)$", text, re.MULTILINE) + re.findall(r"`python (\w+\.py [^`]*)`", text)
+    return [" ".join(line.split()) for line in lines if "--help" not in line]
+
+
+def test_commands_of_the_documents_are_found():
+    assert len(documented()) > 40
+
+
+@pytest.mark.parametrize("line", [*WORKING.strip().splitlines(), *documented()])
 def test_flags_are_read(line, monkeypatch):
     parse = Parser.parse_args
 
