@@ -39,10 +39,38 @@ SAMPLED_FLAGS = (
 )  # fmt: skip
 # {flag: metric, what the network is}
 VIDEO_METRICS = {
-    "image": ("fid", "FID's Inception as TorchScript, also for KID"),
-    "fvd": ("fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V)"),
+    "image": ("fid", "FID's Inception as TorchScript or inception=FILE, also for KID"),
+    "fvd": ("fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V), or torchvision:r3d_18=FILE"),
     "dtfvd": ("dtfvd", "a network trained on dynamic textures, as TorchScript"),
 }
+# {video model of torchvision: side of the frames that it was trained on, px}
+TORCHVISION_VIDEO = {"r3d_18": 112, "mc3_18": 112, "r2plus1d_18": 112, "s3d": 224}
+
+
+def image_network(text: str) -> tuple[str, Path]:
+    """Parse FILE or inception=FILE; return the kind of network and the file."""
+    kind, _, path = text.partition("=")
+    return (kind, Path(path)) if kind == "inception" else ("torchscript", Path(text))
+
+
+def video_network(text: str) -> tuple[str, Path]:
+    """Parse FILE or torchvision:NAME=FILE; return the kind of network and the file."""
+    kind, _, path = text.partition("=")
+    name = kind.removeprefix("torchvision:")
+    if name == kind:
+        return "torchscript", Path(text)
+    if name not in TORCHVISION_VIDEO or not path:
+        raise argparse.ArgumentTypeError(f"{text}: right: torchvision:NAME=FILE, of {', '.join(TORCHVISION_VIDEO)}")
+    return name, Path(path)
+
+
+def network_input(text: str) -> tuple[str, tuple[int, int] | None]:
+    """Parse unit, signed or bytes, with or without ,WIDTHxHEIGHT; return it and (height, width) or None."""
+    values, comma, size = text.partition(",")
+    if values not in ("unit", "signed", "bytes"):
+        right = "right: unit ([0, 1]), signed ([-1, 1]) or bytes (0 to 255), with a size: signed,224x224"
+        raise argparse.ArgumentTypeError(f"{text}: {right}")
+    return values, size_px(size) if comma else None
 
 
 @dataclass(frozen=True)
@@ -176,7 +204,10 @@ def add_video_flags(parser: Parser) -> None:
     maps = "a TorchScript FILE that maps (N, 3, H, W), or for videos (N, 3, T, H, W), in [0, 1] to features (N, D)"
     add = parser.add_argument_group(title, maps).add_argument
     for name, (metric, network) in VIDEO_METRICS.items():
-        add(f"--{name}-network", type=Path, metavar="FILE", help=f"for {metric}: {network}")
+        kind = image_network if name == "image" else video_network
+        add(f"--{name}-network", type=kind, metavar="NETWORK", help=f"for {metric}: {network}")
+        shown = "what a TorchScript is shown: unit, signed or bytes, and a size: signed,224x224"
+        add(f"--{name}-input", type=network_input, metavar="INPUT", help=shown)
     add_sampling_flags(parser)
     _add_shared(parser, "video-NAME", "device", "precision")
 
@@ -184,6 +215,10 @@ def add_video_flags(parser: Parser) -> None:
 def _check_video_flags(args: Arguments) -> None:
     if args.data is None:
         refuse_flags(args, SAMPLED_FLAGS, "the videos of --generated exist already; right: --data SET")
+    for name in VIDEO_METRICS:
+        kind, _ = getattr(args, f"{name}_network") or ("", None)
+        if kind != "torchscript":
+            refuse_flags(args, [f"--{name}-input"], f"belongs to a TorchScript; right: --{name}-network FILE beside it")
 
 
 def add_ablation_flags(parser: Parser) -> None:

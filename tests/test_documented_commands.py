@@ -40,6 +40,8 @@ evaluate.py motion --data sets/real --split test
 evaluate.py sources --data sets/real --licences clips.csv
 evaluate.py video --data sets/real --split test --fvd-network i3d_torchscript.pt
 evaluate.py video --data sets/real --splat softmax gaussian --dtfvd-network mine.pt --slide-step 8 --window-step 8
+evaluate.py video --data sets/real --image-network inception=i.pth --dtfvd-network mine.pt --dtfvd-input signed,224x224
+evaluate.py video --real clips/ --generated videos/ours --fvd-network torchvision:r3d_18=r3d_18.pth
 evaluate.py video --real clips/ --generated videos/ours videos/theirs --image-network i.pt --fps 20 --slide-step 0
 evaluate.py ablation --data sets/real sets/scenes --steps 300
 evaluate.py ablation --data sets/real --minutes 3 --variants full volume
@@ -79,7 +81,7 @@ def test_flags_are_known_and_the_missing_file_is_named(line, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert call(line) == 2
     (message,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    named = [word.split(":")[0].rstrip("/") for word in shlex.split(line)[1:]]
+    named = [part.rstrip("/") for word in shlex.split(line)[1:] for part in re.split("[:=]", word)]
     assert ": error: " in message and "see --help" not in message, message
     assert any(name in message for name in named if not name.startswith("-") and len(name) > 2), message
 

@@ -8,13 +8,15 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 import evaluate
 from data.media import write_image
 from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
+from evaluation.flags import network_input, video_network
 from evaluation.video.measure import VideoComparison
-from evaluation.video.networks import FeatureNetwork
+from evaluation.video.networks import FeatureNetwork, NetworkError, show
 from evaluation.video.sources import ClipVideos, FolderVideos, PredictedVideos, centre_crop
 from metrics.frechet import GaussianStatistics
 from models.motion_pipeline import MotionPipeline
@@ -129,7 +131,7 @@ def rows_of(folder: Path) -> dict[str, dict]:
 
 def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
     flags = ["video", "--real", "real", "--generated", "real", "faster", "--image-network", "image.pt"]
-    flags += ["--fvd-network", "video.pt", "--dtfvd-network", "video.pt"]
+    flags += ["--fvd-network", "video.pt", "--dtfvd-network", "video.pt", "--dtfvd-input", "signed,16x16"]
     flags += ["--windows", "8", "12"]
     assert evaluate.main([*flags, *CROP, *CPU, "--slide-step", "4", "--out", str(tmp_path / "out")]) == 0
     rows = rows_of(tmp_path / "out")
@@ -285,6 +287,45 @@ def test_what_a_network_is_shown() -> None:
     windows[0, 1] = 1.0
     published = FeatureNetwork(Path("published.pt"), on_videos=True)
     assert published(windows).tolist() == [[3.0, 255.0, 0.0, 255.0]]  # it prepares itself; channels before time
+    by_hand = FeatureNetwork(Path("published.pt"), on_videos=True, form=network_input("signed,8x8"))
+    assert by_hand(windows).tolist() == [[0.0, 1.0, -1.0, 1.0]]
+    frames = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1).expand(2, 3, 4, 6)
+    assert show(frames, *network_input("bytes"))[0, :, 0, 0].tolist() == [0, 128, 255]
+    assert show(frames, *network_input("unit,3x2")).shape == (2, 3, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "s3d"])
+def test_a_video_network_of_torchvision(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(get_model(name, weights=None, num_classes=3).state_dict(), path)
+    kind, file = video_network(f"torchvision:{name}={path}")
+    network = FeatureNetwork(file, on_videos=True, kind=kind)
+    features = network(torch.rand(2, 14, 3, 16, 32, generator=torch.Generator().manual_seed(0)))
+    assert features.shape == (2, 512 if name == "r3d_18" else 1024) and not torch.equal(*features)
+    with pytest.raises(NetworkError, match=r"weights.pth: cannot be read as weights of r2plus1d_18 \("):
+        FeatureNetwork(file, on_videos=True, kind="r2plus1d_18")
+
+
+def test_inception_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({}, tmp_path / "weights.pth")
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    with pytest.raises(NetworkError, match="weights.pth: needs torch-fidelity; right: pip install torch-fidelity"):
+        FeatureNetwork(tmp_path / "weights.pth", on_videos=False, kind="inception")
+
+
+def test_inception_by_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity")
+    torch.save({}, tmp_path / "other.pth")
+    with pytest.raises(NetworkError, match="other.pth: cannot be read as weights of inception"):
+        FeatureNetwork(tmp_path / "other.pth", on_videos=False, kind="inception")
+    with monkeypatch.context() as patch:  # random weights: nothing is loaded
+        patch.setattr(package, "load_state_dict_from_url", lambda *args, **options: {})
+        patch.setattr(package.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        net = package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    network = FeatureNetwork(tmp_path / "weights.pth", on_videos=False, kind="inception")
+    network.check((16, 32))
+    assert network(torch.rand(1, 3, 16, 32)).shape == (1, 2048)
 
 
 def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
@@ -308,6 +349,13 @@ def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
         (["--data", "s", "--fps", "9"], "--fps 9: a clip set is compared at its clips' own time stamps"),
         (["PAIR"], "--image-network: nothing is measured without a network"),
         (["PAIR", "--fvd-network", "no.pt"], "no.pt: no such file"),
+        (["PAIR", "--fvd-network", "torchvision:i3d=x"], "right: torchvision:NAME=FILE, of r3d_18"),
+        (["PAIR", "--fvd-network", "torchvision:s3d=corrupt.pt"], "corrupt.pt: cannot be read as weights of s3d ("),
+        (["PAIR", "--image-network", "inception=corrupt.pt"], "corrupt.pt: cannot be read as weights of inception ("),
+        (["PAIR", "--image-network", "inception=x", "--image-input", "unit"], "--image-input: belongs to a"),
+        (["PAIR", "--fvd-network", "video.pt", "--dtfvd-input", "unit"], "--dtfvd-input: belongs to a TorchScript"),
+        (["PAIR", "--fvd-network", "video.pt", "--fvd-input", "0..1"], "--fvd-input: 0..1: right: unit ([0, 1])"),
+        (["PAIR", "--fvd-network", "video.pt", "--fvd-input", "unit,9"], "--fvd-input: expected WIDTHxHEIGHT"),
         (["PAIR", "--fvd-network", "corrupt.pt"], "corrupt.pt: cannot be read as TorchScript ("),
         (["PAIR", "--fvd-network", "image.pt"], "image.pt: fails on an input (2, 3, 16, 16, 32) ("),
         (["PAIR", "--image-network", "video.pt"], "video.pt: fails on an input (2, 3, 16, 32) ("),

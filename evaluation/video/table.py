@@ -84,11 +84,12 @@ def load_networks(
     """Load and try out the networks; return them by metric, and a line for each that is missing."""
     networks, missing = {}, []
     for name, (metric, wanted) in VIDEO_METRICS.items():
-        path = options[f"{name}_network"]
-        if path is None:
+        if options[f"{name}_network"] is None:
             missing.append(f"left out: {metric}; the {name} network is {wanted}")
             continue
-        networks[metric] = FeatureNetwork(path, on_videos=name != "image", device=device)
+        kind, path = options[f"{name}_network"]
+        form = options[f"{name}_input"]
+        networks[metric] = FeatureNetwork(path, on_videos=name != "image", kind=kind, form=form, device=device)
         slides = [SLIDING[metric]] if metric in SLIDING and options["slide_step"] else []
         networks[metric].check(crop, [*options["windows"], *slides])
     if not networks:
