@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
-from data.media import contact_sheet, read_image, write_image
+from data.media import read_image
 from data.result_tables import write_results
 from data.scenes.scene import make_scene
-from data.visualisation import magnitude_image
 from evaluation import EvaluationError, out_folder
 from evaluation.flags import Crop
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -22,17 +20,13 @@ from motion.spectrum import mean_displacement
 
 # `prepare_data.py scenes --seed S` renders the scenes from 1,000,000 S on: no training set has those of such an S.
 FIRST_SCENE_SEED, SCENE_SEEDS = 900_000_000, 1_000_000
-SHEET_COLUMNS, SHEET_SIZE = 8, (160, 256)
 
 
 def make_table(
     *, scenes: int, images: list[Crop], samples: int, checkpoint: Path | None, seed: int, device: str,
     out: Path | None, command: str, **sampling: Any,
 ) -> bool:  # fmt: skip
-    """Predict motion for rendered scenes and parts of photographs, print the table, and write it and sheet.png.
-
-    The sheet has each image beside the mean displacement of its first sample, black 0 to white 4 px.
-    """
+    """Predict motion for rendered scenes and parts of photographs, print the table, and write it."""
     out, place, sources = out_folder(out, "still"), choose_device(device), []
     check_precision(sampling["precision"], place)
     for crop in images:
@@ -44,7 +38,6 @@ def make_table(
         sources.append((crop.path.stem, "photograph", part))
     first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
     sources += [(f"scene {n}", "rendered", make_scene(n, kind="still").picture()) for n in range(first, first + scenes)]
-    cells: list[Tensor] = []
     pipeline, rows = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place), []
     for name, origin, image in tqdm(sources, unit="image", disable=None, dynamic_ncols=True):
         grid = motion_grid_size(*image.shape[-2:])
@@ -52,7 +45,6 @@ def make_table(
         motion = mean_displacement(spectra.float().cpu())  # (M, 1, h, w)
         metrics = {"mean_motion_px": float(motion.mean()), "largest_motion_px": float(motion.max())}
         rows.append({"row": name, "origin": origin, **metrics})
-        cells += [resize_maps(maps, SHEET_SIZE) for maps in (image, magnitude_image(motion[0]))]
     for origin in dict.fromkeys(row["origin"] for row in rows):
         of = [row for row in rows if row["origin"] == origin]
         means = [row["mean_motion_px"] for row in of]
@@ -63,7 +55,5 @@ def make_table(
         "mean |F| over frames, pixels and samples, px of the motion grid, before its amplitude is limited",
         f"{samples} samples an image; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; seed {seed}; command: {command}",
     ]
-    starts = range(0, len(cells), SHEET_COLUMNS)
-    write_image(out / "sheet.png", contact_sheet([cells[start : start + SHEET_COLUMNS] for start in starts]))
     print(write_results(out, rows, title="Motion predicted where nothing can move", notes=notes))
     return True
