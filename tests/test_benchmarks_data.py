@@ -4,12 +4,23 @@ from __future__ import annotations
 
 import json
 
+import cv2
 import pytest
+import torch
 
 import benchmark
 from benchmarks import data as data_benchmark
 from benchmarks.flags import FLOW_METHODS
 from data.optical_flow import METHODS
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Give torch and OpenCV their numbers of threads back."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    yield
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
 
 
 def run_data(*flags: object) -> int:
