@@ -75,8 +75,8 @@ def make_table(
         f"enlarged {FLOW_SCALE} times (bicubic); importance: its magnitude; seed {seed}",
         f"ms, min_ms, max_ms: median, least and most of {repeats} repeats in which all cases of a size take turns; "
         f"{FLUSH_BYTES // 10**6} MB are written before each call, so that caches are cold",
-        "gb_per_s: of the least bytes, each input read and each output written once; fraction_of_copy: time of a copy of "
-        "as many bytes over this time",
+        "gb_per_s: of the least bytes, each input read and each output written once; fraction_of_copy: time of a copy "
+        "of as many bytes over this time",
         "times_torch: how many times as fast as the faster hand-written average of the same pass; times_average: time "
         "over that of the same backend's average, same pass",
         MEMORY_NOTE,
