@@ -27,7 +27,7 @@ from evaluation import DEFAULT_OUT
 KEYS = ("full", "linear", "independent", "volume", "k4", "k8", "k24", "multi-scale", "single-scale")
 PRESETS = ("tiny", "small", "paper")
 # As in data/optical_flow.py, likewise.
-FLOW_METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
+FLOW_METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 # Flags that only one protocol of the table "frames" has, and those of a clip set in the table "video".
 CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights")
 SINGLE_VIDEO_FLAGS = (
@@ -263,7 +263,7 @@ def add_flow_flags(parser: Parser) -> None:
     add("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="videos, or folders of them")
     add("--scenes", type=non_negative_int, default=16, metavar="N", help="rendered scenes of ~2 px")
     methods = ["dis_fast", "dis_x2", "dis", "farneback"]
-    add("--methods", nargs="+", choices=FLOW_METHODS, default=methods, metavar="NAME", help="also raft")
+    add("--methods", nargs="+", choices=FLOW_METHODS, default=methods, metavar="NAME", help="also raft, pyflow")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT, for raft")
     add("--every", type=positive_int, default=12, metavar="N", help="only frames N, 2 N, ... of a video")
     seed = {"default": 5000, "help": "first seed of the scenes"}

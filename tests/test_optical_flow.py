@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,12 +186,29 @@ def test_chunks_do_not_change_the_result(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("method", "said"), [("raft", "needs the file of"), ("magic", "choose one of")])
-def test_a_method_that_cannot_run_says_how_to_get_it(method, said):
+@pytest.mark.parametrize(
+    ("method", "said"), [("raft", "needs the file of"), ("pyflow", "setup.py build_ext"), ("magic", "choose one of")]
+)
+def test_a_method_that_cannot_run_says_how_to_get_it(method, said, monkeypatch):
+    # PyPI's pyflow is another program: it can be imported and has no flow
+    monkeypatch.setitem(sys.modules, "pyflow", types.ModuleType("pyflow"))
     picture = torch.zeros(3, 32, 32)
     with pytest.raises(FlowError, match=said) as caught:
         estimate_flow(picture, picture[None], method=method)
     assert "\n" not in str(caught.value) and caught.value.is_user_error
+
+
+def test_pyflow_is_called_with_doubles_and_its_two_maps_are_stacked(monkeypatch):
+    def coarse2fine_flow(a, b, *_):
+        assert a.dtype == b.dtype == "float64" and a.shape == (16, 24, 3)
+        return a[..., 0] + 1, a[..., 0] + 2, None
+
+    module = types.ModuleType("pyflow")
+    module.coarse2fine_flow = coarse2fine_flow
+    monkeypatch.setitem(sys.modules, "pyflow", module)
+    picture = torch.zeros(3, 16, 24)
+    flow = estimate_flow(picture, picture[None], method="pyflow")
+    assert flow[0, 0].unique().tolist() == [1.0] and flow[0, 1].unique().tolist() == [2.0]
 
 
 def test_raft_runs_from_a_weights_file_and_refuses_another_file(tmp_path):
