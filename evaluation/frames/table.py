@@ -12,7 +12,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.clips import ClipRow, ClipSet
-from data.result_tables import markdown_table, write_results
+from data.result_tables import write_results
 from evaluation import out_folder
 from evaluation.clips import choose_clips, open_clip
 from evaluation.frames.measure import SPLAT_ROWS, make_methods, measure
@@ -141,5 +141,5 @@ def _write(out: Path, tables: FrameTables, name: str, notes: list[str]) -> None:
         rows, title = tables.buckets(column), f"By {column}, {name}"
         write_results(out / folder, rows, title=title, notes=[BUCKET_NOTE, *notes])
         wide = spread(rows, column, "psnr_db")
-        print(markdown_table(wide, list(wide[0]), f"{title}: psnr_db, the other metrics are in {folder}", []))
+        print(write_results(out / folder / "psnr_db", wide, title=f"{title}: psnr_db, the rest in {folder}/"))
     logger.info("written to %s; more tables in its folders", out)
