@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -62,20 +62,15 @@ def remap(image: Tensor, flow: Tensor) -> Tensor:
     return torch.stack(frames).to(flow.device)  # (N, 3, H, W)
 
 
-def show_nothing(clip: EvaluationClip) -> AbstractContextManager[Add]:
-    """Open what takes the frames of a clip and does nothing with them."""
-    return nullcontext(lambda targets, frames: None)
-
-
 @torch.no_grad()
 def measure(
     clips: Iterable[EvaluationClip],
     methods: dict[str, Method],
     device: torch.device,
+    show: Callable[[EvaluationClip], AbstractContextManager[Add]],
     *,
     lpips: Lpips | None = None,
     features: PerceptualLoss | None = None,
-    show: Callable[[EvaluationClip], AbstractContextManager[Add]] = show_nothing,
 ) -> list[ClipMetrics]:
     """Render and measure every clip with every method, all with the same flow, one clip in memory at a time.
 

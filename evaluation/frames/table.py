@@ -74,7 +74,7 @@ def make_table(
     opened = (open_clip(clip_set, row, every, raft_weights=raft_weights, device=str(device)) for row in bar)
     methods = make_methods(models, device, precision)
     show = partial(comparison_video, folder=out, ids=_spread_over(rows, videos), shown=_shown(models))
-    measured = measure(opened, methods, device, lpips=lpips, features=features, show=show)
+    measured = measure(opened, methods, device, show, lpips=lpips, features=features)
 
     # Write
     weights = {f"lpips_{lpips_network}": lpips_weights, "feature_distance": feature_weights}
