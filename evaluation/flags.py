@@ -208,6 +208,9 @@ def add_video_flags(parser: Parser) -> None:
         add(f"--{name}-network", type=kind, metavar="NETWORK", help=f"for {metric}: {network}")
         shown = "what a TorchScript is shown: unit, signed or bytes, and a size: signed,224x224"
         add(f"--{name}-input", type=network_input, metavar="INPUT", help=shown)
+    add("--batch-size", type=positive_int, default=8, metavar="N", help="images or windows in one pass of a network")
+    add("--kid-subsets", type=positive_int, default=100, metavar="N", help="that KID averages over")
+    add("--kid-subset-size", type=whole_number(2), default=1000, metavar="N", help="frames in each, at most")
     add_sampling_flags(parser)
     _add_shared(parser, "video-NAME", "device", "precision")
 

@@ -132,7 +132,7 @@ def rows_of(folder: Path) -> dict[str, dict]:
 def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
     flags = ["video", "--real", "real", "--generated", "real", "faster", "--image-network", "image.pt"]
     flags += ["--fvd-network", "video.pt", "--dtfvd-network", "video.pt", "--dtfvd-input", "signed,16x16"]
-    flags += ["--windows", "8", "12"]
+    flags += ["--windows", "8", "12", "--batch-size", "3", "--kid-subsets", "7", "--kid-subset-size", "20"]
     assert evaluate.main([*flags, *CROP, *CPU, "--slide-step", "4", "--out", str(tmp_path / "out")]) == 0
     rows = rows_of(tmp_path / "out")
     assert list(rows) == ["real", "faster", "frame 0 repeated"]
@@ -151,6 +151,7 @@ def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
     assert all(row["fid_30"] is None and row["frames"] == 0 for row in sliding)
 
     printed = capsys.readouterr().out
+    assert "kid: 7 subsets of at most 20 frames" in printed
     assert "| frame 0 repeated |" in printed and "3 videos of 20 to 24 frames, 66 frames" in printed
     assert "dtfvd: video.pt (" in printed and "4 features" in printed and "evaluate.py video --real" in printed
     said = "fvd_12: 4 samples for 4 features, so the covariance is singular"
@@ -261,7 +262,7 @@ def test_windows_are_taken_in_one_pass_or_in_several_alike() -> None:
 def test_windows_that_overlap_and_slide_are_those_of_their_frames() -> None:
     networks = {name: FeatureNetwork(Path(f"{file}.pt"), on_videos=name != "fid") for name, file in
                 {"fid": "image", "fvd": "video", "dtfvd": "video"}.items()}  # fmt: skip
-    comparison = VideoComparison(["fast"], networks, windows=(8,), step=5, slide_step=7)
+    comparison = VideoComparison(["fast"], networks, windows=(8,), window_step=5, slide_step=7)
     for seed in range(2):
         comparison.add(ClipVideos(f"clip{seed}", pan(seed, 1, 40), {"fast": pan(seed, 3, 40)}))
     assert comparison.count(8) == comparison.statistics["real", "fvd", 8].count == 2 * 7  # from 0, 5, ... 30

@@ -24,8 +24,7 @@ SLIDING = {"fid": 30, "dtfvd": 16}
 COLUMN_NOTES = (
     "fid (single frames, frame 0 included), fvd_N, dtfvd_N (windows of N frames): squared Frechet distance in float64 "
     "between the Gaussians of real and generated features",
-    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over 100 subsets of at most 1000 "
-    "frames",
+    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over subsets of the frames",
     "compare a metric only with others of the same network file, crop and counts",
 )
 
@@ -35,17 +34,19 @@ SLIDING_NOTE = "windows of real and generated videos begin at the same frame; ev
 class VideoComparison:
     """Real videos against each way (row) of generating them, over networks {"fid" | "fvd" | "dtfvd": network}.
 
-    `windows` are the frames of the windows of fvd and dtfvd, `step` those from window to window (None: they touch) and
-    `slide_step` those from place to place of the sliding metrics (0: none are measured), `batch_size` images or windows
-    in one pass of a network.
+    `windows` are the frames of the windows of fvd and dtfvd, `window_step` those from window to window (None: they
+    touch) and `slide_step` those from place to place of the sliding metrics (0: none are measured), `batch_size` images
+    or windows in one pass of a network.
     """
 
     def __init__(
         self, rows: Sequence[str], networks: dict[str, FeatureNetwork], *, windows: Sequence[int] = (16, 32),
-        step: int | None = None, slide_step: int = 0, batch_size: int = 8, seed: int = 0,
+        window_step: int | None = None, slide_step: int = 0, batch_size: int = 8, kid_subsets: int = 100,
+        kid_subset_size: int = 1000, seed: int = 0,
     ) -> None:  # fmt: skip
         self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
-        self.step, self.slide_step, self.batch_size, self.seed = step, slide_step, batch_size, seed
+        self.window_step, self.slide_step, self.batch_size = window_step, slide_step, batch_size
+        self.kid = {"subsets": kid_subsets, "subset_size": kid_subset_size, "seed": seed}
         self.lengths: list[int] = []
         # {(row, metric, frames of a window): statistics}, and all features of frames
         self.statistics: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
@@ -70,7 +71,7 @@ class VideoComparison:
             slides = cut_windows(features, SLIDING[metric], self.slide_step)  # (n, 30, D)
         else:
             for window in self.windows:
-                parts = cut_windows(frames, window, self.step or window)  # (n, window, 3, H, W)
+                parts = cut_windows(frames, window, self.window_step or window)  # (n, window, 3, H, W)
                 if len(parts):
                     self.statistics[row, metric, window].add(measured(parts))
             parts = cut_windows(frames, SLIDING.get(metric, 1), self.slide_step if metric in SLIDING else 0)
@@ -80,7 +81,7 @@ class VideoComparison:
 
     def count(self, window: int) -> int:
         """Return the number of windows of so many frames."""
-        step = self.step or window
+        step = self.window_step or window
         return sum((length - window) // step + 1 for length in self.lengths if length >= window)
 
     def check_counts(self) -> None:
@@ -100,7 +101,7 @@ class VideoComparison:
             row["kid_deviation"] = None
             if self.features:
                 real, found = (torch.cat(self.features[of]) for of in (REAL_ROW, name))
-                row["kid"], row["kid_deviation"] = kernel_distance(real, found, seed=self.seed)
+                row["kid"], row["kid_deviation"] = kernel_distance(real, found, **self.kid)
             for metric in ("fvd", "dtfvd"):
                 row |= {f"{metric}_{window}": self._distance(name, metric, window) for window in self.windows}
             row |= {"videos": len(self.lengths), "frames": sum(self.lengths)}
@@ -144,10 +145,11 @@ class VideoComparison:
     def notes(self) -> list[str]:
         """Give the counts and the networks."""
         lengths = f"{len(self.lengths)} videos of {min(self.lengths)} to {max(self.lengths)} frames"
-        step = "that touch" if self.step is None else f"{self.step} frames apart"
+        step = "that touch" if self.window_step is None else f"{self.window_step} frames apart"
         networks = "; ".join(f"{metric}: {network.name}" for metric, network in self.networks.items())
         counts = f"counts: {lengths}, {sum(self.lengths)} frames, windows {step}; networks: {networks}"
-        return [counts, *self.bias_notes()]
+        kid = "kid: {subsets} subsets of at most {subset_size} frames".format(**self.kid)
+        return [counts, *([kid] if self.features else []), *self.bias_notes()]
 
 
 def cut_windows(frames: Tensor, window: int, step: int) -> Tensor:

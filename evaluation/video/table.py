@@ -51,8 +51,8 @@ def make_table(
         source, model_notes = predicted_videos(data, seed, place, precision, options, **cut)
 
     # Measure
-    steps = {"step": options["window_step"], "slide_step": options["slide_step"]}
-    comparison = VideoComparison(source.rows, networks, windows=options["windows"], **steps, seed=seed)
+    names = ("windows", "window_step", "slide_step", "batch_size", "kid_subsets", "kid_subset_size")
+    comparison = VideoComparison(source.rows, networks, **{name: options[name] for name in names}, seed=seed)
     left_out = []
     for clip in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
         try:
