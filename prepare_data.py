@@ -51,9 +51,10 @@ def _parser() -> Parser:
     add("--clips-per-video", type=positive_int, default=1, metavar="N", help="clips taken of a video")
     add("--stride", type=positive_float, default=5.0, metavar="S", help="from the start of a clip to the next one's")
     add("--max-camera-px", type=positive_float, default=0.75, metavar="PX", help="camera motion allowed, at 256x160")
+    add("--max-clips", type=positive_int, metavar="N", help="stop after the first N clips")
     add("--split-from", type=Path, action="append", default=[], metavar="CSV", help="look up splits by file name")
     add = videos.add_argument_group("optical flow").add_argument
-    methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
+    methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
     add("--method", choices=methods, default="dis", help="how flow is estimated")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT")
     add_shared_flags(videos, "device", "out", "workers", "dry-run", device={"default": "cpu"})
@@ -117,7 +118,7 @@ def _videos(args: Any) -> int:
     options = {"fps": args.fps, "area": args.size[0] * args.size[1], "method": args.method}
     options |= {"clips": args.clips_per_video, "stride_s": args.stride, "max_camera_px": args.max_camera_px}
     more = {"num_pairs": args.pairs, "raft_weights": args.raft_weights, "device": args.device}
-    jobs = find_clips(args.paths, args.split_from, options | more)
+    jobs = find_clips(args.paths, args.split_from, options | more)[: args.max_clips]
     if not jobs:
         raise UsageError(f"{', '.join(map(str, args.paths))}: no videos there; name videos, their folder, or a CSV")
     empty = [path for path in args.paths if path.is_dir() and not list_videos(path)]
@@ -150,13 +151,13 @@ def _flow_settings(args: Any) -> dict[str, Any]:
     choose_device(args.device)
     if args.method != "raft":
         refuse_flags(args, ["--raft-weights"], "belongs to --method raft; right: both, or neither")
-        return {"flow_version": FLOW_VERSION}
     image = torch.zeros(3, 64, 64)
     try:
-        estimate_flow(image, image[None], method="raft", weights=args.raft_weights, device=args.device)
+        estimate_flow(image, image[None], method=args.method, weights=args.raft_weights, device=args.device)
     except FlowError as error:
-        raise UsageError(f"--raft-weights FILE: {error}") from None
-    return {"flow_version": FLOW_VERSION, "raft_weights": weights_digest(args.raft_weights)}
+        raise UsageError(f"{'--raft-weights FILE' if args.method == 'raft' else '--method'}: {error}") from None
+    weights = {"raft_weights": weights_digest(args.raft_weights)} if args.raft_weights else {}
+    return {"flow_version": FLOW_VERSION} | weights
 
 
 def _dry_run(jobs: list[Any], workers: int, skipped: bool) -> int:

@@ -124,15 +124,18 @@ def write_frames(
     path: Path, batches: Iterable[torch.Tensor], playback: Playback, *, video_format: str | None = None
 ) -> None:
     """Write batches of frames as a video, with a progress bar on a terminal; it appears when it is complete."""
+    width = height = 0
     with tqdm(total=playback.num_frames, desc=path.name, unit="frame", dynamic_ncols=True, disable=None) as bar:
 
         def counted() -> Iterator[torch.Tensor]:
+            nonlocal width, height
             for batch in batches:
+                height, width = batch.shape[-2:]
                 yield batch
                 bar.update(len(batch))
 
         write_video(path, counted(), playback.fps, format=video_format)
-    logger.info("%s: %d frames", path, playback.num_frames)
+    logger.info("%s: %d frames of %d x %d px", path, playback.num_frames, width, height)
 
 
 def played(motion: Motion, options: PlaybackOptions, mask: torch.Tensor | None = None) -> Motion:

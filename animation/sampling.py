@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from models.checkpoints import DEFAULT_CHECKPOINT
-from models.device import ArgumentError, choose_device
+from models.device import ArgumentError
 from models.motion_pipeline import MotionPipeline
 from models.self_guidance import LoopGuidance
 from motion.looping import MAX_FRAMES
@@ -16,9 +16,9 @@ from motion.spectrum import FPS, PERIOD_S
 FEWEST_LOOP_FRAMES = 2
 
 
-def load_pipeline(checkpoint: Path | None, device: torch.device | str) -> MotionPipeline:
+def load_pipeline(checkpoint: Path | None, device: torch.device) -> MotionPipeline:
     """Load a checkpoint folder (None: the default one) onto a device; CheckpointError when it cannot be used."""
-    return MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(choose_device(str(device)))
+    return MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(device)
 
 
 def loop_phase(loop_seconds: float, *, period_s: float = PERIOD_S, fps: float = FPS, slow: float = 1.0) -> float:

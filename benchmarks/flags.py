@@ -16,6 +16,7 @@ PRESETS = ("tiny", "small", "paper")
 SIZES = ((160, 256), (320, 512), (640, 1024), (1080, 1920))
 SPLATS = ("sum", "average", "softmax", "gaussian", "ewa")
 BACKENDS = ("reference", "cpu", "cuda")
+FLOW_METHODS = ("dis_fast", "dis", "dis_x2", "farneback")
 RENDERERS = ("preview", "softmax", "gaussian")
 
 Group = argparse._ArgumentGroup
@@ -62,7 +63,8 @@ def add_tables(commands: argparse._SubParsersAction) -> None:
         repeats = {"default": 7 if name == "splatting" else 3, "help": "measure so often, take the median"}
         parser.add_argument("--repeats", type=positive_int, metavar="N", **repeats)
         out = {"metavar": "DIR", "help": "folder of the tables", "default": DEFAULT_OUT / name}
-        add_shared_flags(parser, "seed", *shared, "out", out=out)
+        workers = {"default": 1, "type": positive_int, "help": "processes that render, each with one thread"}
+        add_shared_flags(parser, "seed", *shared, "out", out=out, workers=workers)
 
 
 def _add_networks(group: Group) -> None:
@@ -112,12 +114,24 @@ def _add_splatting(group: Group) -> None:
     add("--threads", type=positive_int, metavar="N", help="of torch and the cpu backend; default: torch's")
 
 
+def _add_data(group: Group) -> None:
+    add = group.add_argument
+    add("--scenes", type=positive_int, default=8, metavar="N", help="rendered in each row, a kind after the other")
+    add("--size", type=image_size, default=(160, 256), metavar="WxH", help="of the images")
+    methods = {"choices": FLOW_METHODS, "default": list(FLOW_METHODS), "metavar": "NAME"}
+    add("--methods", nargs="+", help="of optical flow", **methods)
+    add("--pairs", type=positive_int, default=8, metavar="N", help="of frames that flow is estimated between")
+    add("--data", type=Path, metavar="SET", help="clip set that training items are read from; default: none")
+
+
 def _add_page(group: Group) -> None:
     add = group.add_argument
     add("--image", "--picture", type=Path, metavar="FILE", help="default: a sample of data/samples")
     sizes = "long sides of the image in the page, enlarged where it is smaller"
     add("--sizes", type=whole_number(32), nargs="+", default=[512, 1024], metavar="PX", help=sizes)
     add("--seconds", type=positive_float, default=5.0, metavar="S", help="over which frames are counted")
+    minutes = "wind and pulls over which the growth of memory is measured; 0 = not"
+    add("--minutes", type=non_negative_float, default=0.0, metavar="MIN", help=minutes)
     add("--browser", metavar="FILE", help="default: chromium, chromium-browser or google-chrome, whichever there is")
     add("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
 
@@ -127,5 +141,6 @@ TABLES = {
     "motion": ("predicting motion, beside sequential sampling", _add_motion, ("device", "precision")),
     "render": ("frames a second and memory by size, beside the preview", _add_render, ("device", "precision")),
     "splatting": ("operators and backends, beside hand-written torch and a copy", _add_splatting, ("device",)),
+    "data": ("scenes for training a second, flow methods, reading a set", _add_data, ("workers",)),
     "page": ("the page of interact.py in a browser: first frame, frames a second", _add_page, ("device",)),
 }

@@ -21,12 +21,14 @@ from models.motion_pipeline import MotionPipeline
 from motion.flow import resize_maps
 
 if importlib.util.find_spec("playwright"):
-    from playwright.sync_api import Browser, sync_playwright
+    from playwright.sync_api import Browser, Page, sync_playwright
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # WebGL on the CPU, as where there is no graphics card.
 SOFTWARE_RENDERING = "--no-sandbox --use-angle=swiftshader --enable-unsafe-swiftshader --ignore-gpu-blocklist".split()
 VIEWPORT = {"width": 1280, "height": 900}
+# Before memory counts: the browser compiles the page's code.
+SETTLING_S = 20.0
 # Notes when the first frame was shown: it is on the screen two frames after it was drawn.
 NOTE_FIRST_FRAME = """
 const look = () => requestAnimationFrame(() => {
@@ -58,8 +60,8 @@ def find_browser() -> str | None:
 
 
 def make_table(
-    *, image: Path | None, sizes: Sequence[int], seconds: float, browser: str | None, checkpoint: Path | None,
-    repeats: int, seed: int, device: torch.device,
+    *, image: Path | None, sizes: Sequence[int], seconds: float, minutes: float, browser: str | None,
+    checkpoint: Path | None, repeats: int, seed: int, device: torch.device,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Open the page of each size in a browser and count frames; return rows and notes."""
     program = browser or find_browser()
@@ -81,7 +83,8 @@ def make_table(
             openings = [_open(opened, page, seconds) for _ in range(repeats)]
             row: dict[str, Any] = {"row": f"{size} px", "page_mb": page.stat().st_size / 1e6}
             row |= {name: statistics.median(opening[name] for opening in openings) for name in openings[0]}
-            rows.append(row | {"times_rest": row["frames_per_s"] / row["rest_frames_per_s"]})
+            row["times_rest"] = row["frames_per_s"] / row["rest_frames_per_s"]
+            rows.append(row | ({"heap_growth_kb": heap_growth_kb(opened, page, 60 * minutes)} if minutes else {}))
         version = opened.version
         opened.close()
     return rows, [
@@ -89,6 +92,7 @@ def make_table(
         f"{VIEWPORT['height']} px; median of {repeats} openings",
         "from opening the file, picture_s: until the image was painted; first_frame_s: until it could be moved",
         f"frames counted over {seconds:g} s, without wind (rest) and in wind; times_rest: wind over rest",
+        *([f"heap_growth_kb: of the JavaScript heap over {minutes:g} min in wind, with pulls"] if minutes else []),
     ]
 
 
@@ -105,3 +109,30 @@ def _open(browser: Browser, path: Path, seconds: float) -> dict[str, float]:
         wind = page.evaluate(COUNT_FRAMES, seconds)
     names = ("picture_s", "first_frame_s", "rest_frames_per_s", "frames_per_s")
     return dict(zip(names, (shown / 1000, drawn / 1000, rest, wind), strict=True))
+
+
+def heap_growth_kb(browser: Browser, path: Path, seconds: float) -> float:
+    """Return how far the page's heap grows while the wind blows and somebody pulls once a second, after settling."""
+    with browser.new_context(viewport=VIEWPORT, bypass_csp=True) as context:
+        page = context.new_page()
+        page.goto(path.as_uri())
+        page.wait_for_function("window.dynamics !== undefined")
+        page.evaluate("dynamics.setWind(1)")
+        client, heap = context.new_cdp_session(page), []
+        for length in (min(SETTLING_S, seconds), seconds):
+            _pull(page, round(length))
+            client.send("HeapProfiler.collectGarbage")
+            heap.append(client.send("Runtime.getHeapUsage")["usedSize"])
+    return (heap[1] - heap[0]) / 1e3
+
+
+def _pull(page: Page, times: int) -> None:
+    box = page.locator("#canvas").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    for number in range(times):
+        page.mouse.move(x, y)
+        page.mouse.down()
+        page.mouse.move(x + 20 + number % 20, y - 10, steps=4)
+        page.wait_for_timeout(300)
+        page.mouse.up()
+        page.wait_for_timeout(600)

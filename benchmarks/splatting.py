@@ -75,6 +75,8 @@ def make_table(
         f"enlarged {FLOW_SCALE} times (bicubic); importance: its magnitude; seed {seed}",
         f"ms, min_ms, max_ms: median, least and most of {repeats} repeats in which all cases of a size take turns; "
         f"{FLUSH_BYTES // 10**6} MB are written before each call, so that caches are cold",
+        "gb_per_s: of the least bytes, each input read and each output written once; fraction_of_copy: time of a copy "
+        "of as many bytes over this time",
         "times_torch: how many times as fast as the faster hand-written average of the same pass; times_average: time "
         "over that of the same backend's average, same pass",
         MEMORY_NOTE,
@@ -140,10 +142,22 @@ def make_rows(size: Size, found: dict[tuple[str, str, str], dict[str, float | No
         average = found.get(("average", backend, direction))
         row = {"row": f"{name_of(size)}, {op}, {backend}, {direction}", "ms": 1000 * seconds}
         row |= {"min_ms": 1000 * metrics["min_s"], "max_ms": 1000 * metrics["max_s"]}
+        least, copy = least_bytes(op, direction, size), found.get(("copy", "torch", FORWARD))
+        row["gb_per_s"] = least / seconds / 1e9
+        copied = copy and copy["seconds"] * least / least_bytes("copy", FORWARD, size)  # a copy of as many bytes
+        row["fraction_of_copy"] = copied and copied / seconds
         row["times_torch"] = min(by_hand) / seconds if by_hand else None
         row["times_average"] = average and seconds / average["seconds"]
         rows.append(row | {"peak_memory_mb": metrics["peak_memory_mb"]})
     return rows
+
+
+def least_bytes(op: str, direction: str, size: Size) -> int:
+    """Return the float32 bytes that must move: inputs and upstream gradient read once, output and gradients written."""
+    batch, channels, height, width = size
+    inputs = channels if op == "copy" else channels + (3 if op in WITH_IMPORTANCE else 2)
+    numbers = inputs + channels if direction == FORWARD else 3 * inputs + 2 * channels
+    return 4 * batch * height * width * numbers
 
 
 def name_of(size: Size) -> str:

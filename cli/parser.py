@@ -8,6 +8,7 @@ Ctrl-C. Mistakes of our own keep their traceback.
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
 import os
 import re
@@ -41,8 +42,10 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefa
         default = action.default
         if default is None or default is False or default in ([], (), ""):
             return action.help
-        if action.type is size_px and isinstance(default, tuple):
+        if isinstance(default, tuple):  # (height, width); an empty one returned above
             return f"{action.help} (default: {default[1]}x{default[0]})"
+        if isinstance(default, list):
+            return f"{action.help} (default: {' '.join(map(str, default))})"
         return super()._get_help_string(action)
 
 
@@ -87,7 +90,8 @@ class Parser(argparse.ArgumentParser):
         message = re.sub(r"^the following arguments are required: ", "missing: ", message)
         unknown = re.match(r"unrecognized arguments: (\S+)", message)
         if unknown:
-            message = f"unknown flag or argument {unknown[1]}"
+            close = difflib.get_close_matches(unknown[1].split("=")[0], FLAG_NAMES.values(), n=1)
+            message = f"unknown flag or argument {unknown[1]}" + "".join(f"; did you mean {flag}?" for flag in close)
         raise UsageError(f"{message}; see --help")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ from data.media import to_bytes
 
 # Part of the settings of clip sets, so that flow of different versions is not mixed: raise it when flow changes.
 FLOW_VERSION = 3
-METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft")
+METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 
 BLUR_SIGMA_PX = 1.5  # of the blur that every photometric difference passes through
 UNCHANGED = 2.5 / 255  # a pixel whose blurred change is below this shows no motion
@@ -62,7 +63,7 @@ def estimate_flow(
         first: (3, H, W) float32 in [0, 1], frame 0.
         frames: (T, 3, H, W) float32 in [0, 1], consecutive frames of the clip.
         method: "dis" (tuned DIS, `flow_refinement`, then 0 where `static_frames` holds), "dis_fast" (tuned DIS alone),
-            "dis_x2" (tuned DIS on images enlarged twice), "farneback", or "raft" (torchvision's).
+            "dis_x2" (tuned DIS on images enlarged twice), "farneback", "raft" (torchvision's) or "pyflow" (built here).
         weights: file with a state dict of torchvision's raft_small or raft_large; only for "raft".
         device: where RAFT runs; the other methods run on the CPU.
         still: (1, H, W) bool, `static_pixels` of the whole clip where `frames` are only some of it.
@@ -77,6 +78,7 @@ def estimate_flow(
         "dis_x2": functools.partial(_dis, enlarge=2),
         "farneback": _farneback,
         "raft": functools.partial(_raft, weights=weights, device=device),
+        "pyflow": _pyflow,
     }
     if method not in methods:
         raise FlowError(f"flow method {method!r}: choose one of {', '.join(METHODS)}")
@@ -277,6 +279,25 @@ def _load_raft(path: Path, _modified_ns: int) -> torch.nn.Module:
         reason = str(error).splitlines()[0][:120]
         raise FlowError(f"{path}: not a state dict of raft_small or raft_large ({reason})") from None
     return model.eval()
+
+
+def _pyflow(first: torch.Tensor) -> FlowTo:
+    try:
+        module: Any = importlib.import_module("pyflow")
+    except ImportError:
+        module = None
+    if not hasattr(module, "coarse2fine_flow"):  # `pip install pyflow` is another program
+        how = "clone github.com/pathak22/pyflow, run `python setup.py build_ext -i` in it and put it on PYTHONPATH"
+        raise FlowError(f"flow method pyflow: not built here; {how}")
+
+    def doubles(image: torch.Tensor) -> np.ndarray:
+        return np.ascontiguousarray(image.permute(1, 2, 0).numpy().astype(np.float64))  # (H, W, 3)
+
+    def flow_to(frame: torch.Tensor) -> torch.Tensor:
+        dx, dy, _ = module.coarse2fine_flow(doubles(first), doubles(frame), 0.012, 0.75, 20, 7, 1, 30, 0)
+        return torch.from_numpy(np.stack([dx, dy]).astype(np.float32))  # (2, H, W)
+
+    return flow_to
 
 
 def weights_digest(path: str | Path) -> str:

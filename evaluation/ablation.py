@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 # What is reported of the motion beside amplitude_ratio and shape; see evaluation/motion/measure.py.
 COLUMNS = (HEADLINE, "ap_lead", "motion_px", "epe_best_px", "epe_best_relative", "diversity", "normalised_gradient")
+# Steps of a training that ends after minutes.
+OPEN_END = 1_000_000_000
 # A train_vae.py crop; smaller grids are taken whole.
 CROP_PX = 128
 # {key: (title, what differs from the full method in motion prediction, or flags of a renderer's training)}
@@ -69,7 +71,8 @@ class Settings:
     """What all variants share: the flags of the table, those of the training scripts among them."""
 
     data: Sequence[str]
-    steps: int
+    steps: int | None  # of each training; None: as many as `minutes` allow
+    minutes: float | None = None
     test_data: Sequence[Path] = ()
     preset: str = "tiny"
     grid: tuple[int, int] = (160, 256)
@@ -141,9 +144,10 @@ def make_table(
     if not rows:
         raise EvaluationError(f"variants: none could be trained; {'; '.join(failures)}")
     measured_on = ", ".join(str(clip_set.folder) for clip_set in test_sets)
+    budget = f"{settings.steps} steps" if settings.steps else f"{settings.minutes:g} minutes"
     notes = [
         f"data: {', '.join(settings.data)}; measured on {settings.clips or 'all'} test clips of each of {measured_on}",
-        f"budget: {settings.steps} steps for each training, preset {settings.preset}; {settings.samples} samples an "
+        f"budget: {budget} for each training, preset {settings.preset}; {settings.samples} samples an "
         f"image by the default sampler and guidance, seed {settings.seed}",
         *NOTES,
     ]
@@ -158,8 +162,9 @@ def trainings(key: str, settings: Settings, pairs: Sequence[str], out: Path) -> 
     """Return the calls that train a renderer on `pairs`, the data that has rendering pairs, or a VAE and U-Net."""
     (_, changes), run = VARIANTS[key], out / key
     height, width = settings.grid
-    same = ("steps", "preset", "batch_size", "seed", "device", "precision", "workers")
-    shared = {name: getattr(settings, name) for name in same}
+    same = ("preset", "batch_size", "seed", "device", "precision", "workers")
+    shared = {"steps": settings.steps or OPEN_END, "finish_in": settings.minutes}
+    shared |= {name: getattr(settings, name) for name in same}
     if key in RENDERER_VARIANTS:
         crop = min(CROPS_PX[settings.preset], height, width)
         flags = as_flags(data=pairs, **shared, crop=crop, **changes, out=run)

@@ -26,19 +26,51 @@ from evaluation import DEFAULT_OUT
 # As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
 KEYS = ("full", "linear", "independent", "volume", "k4", "k8", "k24", "multi-scale", "single-scale")
 PRESETS = ("tiny", "small", "paper")
+# As in data/optical_flow.py, likewise.
+FLOW_METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 # Flags that only one protocol of the table "frames" has, and those of a clip set in the table "video".
 CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights")
-SINGLE_VIDEO_FLAGS = ("--video", "--preset", "--steps", "--batch-size", "--crop", "--num-seeds")
+SINGLE_VIDEO_FLAGS = (
+    "--video", "--preset", "--steps", "--minutes", "--batch-size", "--crop", "--perceptual-weights", "--num-seeds",
+)  # fmt: skip
 SAMPLED_FLAGS = (
     "--split", "--clips", "--splat", "--full-strength", "--checkpoint", "--precision", "--sampler", "--steps",
     "--guidance",
 )  # fmt: skip
 # {flag: metric, what the network is}
 VIDEO_METRICS = {
-    "image": ("fid", "FID's Inception as TorchScript, also for KID"),
-    "fvd": ("fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V)"),
+    "image": ("fid", "FID's Inception as TorchScript or inception=FILE, also for KID"),
+    "fvd": ("fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V), or torchvision:r3d_18=FILE"),
     "dtfvd": ("dtfvd", "a network trained on dynamic textures, as TorchScript"),
 }
+# {video model of torchvision: side of the frames that it was trained on, px}
+TORCHVISION_VIDEO = {"r3d_18": 112, "mc3_18": 112, "r2plus1d_18": 112, "s3d": 224}
+
+
+def image_network(text: str) -> tuple[str, Path]:
+    """Parse FILE or inception=FILE; return the kind of network and the file."""
+    kind, _, path = text.partition("=")
+    return (kind, Path(path)) if kind == "inception" else ("torchscript", Path(text))
+
+
+def video_network(text: str) -> tuple[str, Path]:
+    """Parse FILE or torchvision:NAME=FILE; return the kind of network and the file."""
+    kind, _, path = text.partition("=")
+    name = kind.removeprefix("torchvision:")
+    if name == kind:
+        return "torchscript", Path(text)
+    if name not in TORCHVISION_VIDEO or not path:
+        raise argparse.ArgumentTypeError(f"{text}: right: torchvision:NAME=FILE, of {', '.join(TORCHVISION_VIDEO)}")
+    return name, Path(path)
+
+
+def network_input(text: str) -> tuple[str, tuple[int, int] | None]:
+    """Parse unit, signed or bytes, with or without ,WIDTHxHEIGHT; return it and (height, width) or None."""
+    values, comma, size = text.partition(",")
+    if values not in ("unit", "signed", "bytes"):
+        right = "right: unit ([0, 1]), signed ([-1, 1]) or bytes (0 to 255), with a size: signed,224x224"
+        raise argparse.ArgumentTypeError(f"{text}: {right}")
+    return values, size_px(size) if comma else None
 
 
 @dataclass(frozen=True)
@@ -71,6 +103,8 @@ def add_frames_flags(parser: Parser) -> None:
     older_name = {"type": lambda text: "single-video" if text == "seed" else text}
     add("--protocol", choices=("clips", "single-video"), default="clips", help=protocols, **older_name)
     add("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
+    videos = "of N clips, spread over them, a comparison video with error maps, and x-t slices"
+    add("--videos", type=non_negative_int, default=0, metavar="N", help=videos)
     add = parser.add_argument_group("protocol clips").add_argument
     add("--data", type=Path, metavar="SET", help="clip set of prepare_data.py; needed")
     add("--split", choices=("test", "train"), default="test", help="clips of this split")
@@ -85,8 +119,11 @@ def add_frames_flags(parser: Parser) -> None:
     add("--video", type=Path, metavar="FILE", help="of 10 s: trained on its first 5 s, tested on the next")
     add("--preset", choices=PRESETS, default="tiny", help="size of the networks")
     add("--steps", type=positive_int, metavar="N", help="of each training; default: the preset's")
+    add("--minutes", type=positive_float, metavar="MIN", help="stop each training at this time")
     add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
     add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4; default: the preset's")
+    perceptual = "SqueezeNet 1.1 for the feature distance in the loss; off without"
+    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual)
     add("--num-seeds", type=positive_int, default=1, metavar="N", help="trainings of each operator, from --seed on")
     add = parser.add_argument_group("networks that measure").add_argument
     lpips_help = "torchvision's ImageNet weights, or `hub` to download them; no LPIPS without"
@@ -171,7 +208,7 @@ def add_video_flags(parser: Parser) -> None:
     splat = {"choices": ("softmax", "gaussian"), "default": ["softmax"], "metavar": "softmax|gaussian"}
     add("--splat", nargs="+", help="renderers of the checkpoint, each a row", **splat)
     add("--full-strength", action="store_true", help="predicted motion without the amplitude limit")
-    add("--real", type=Path, metavar="DIR", help="folder of videos instead of --data")
+    add("--real", type=Path, metavar="DIR", help="folder of videos, or of folders of frames, instead of --data")
     generated_help = "folders with videos of the same names, each a row"
     add("--generated", type=Path, nargs="+", default=[], metavar="DIR", help=generated_help)
     add("--fps", type=positive_float, metavar="HZ", help="read --real and --generated at this rate; default: as it is")
@@ -179,11 +216,20 @@ def add_video_flags(parser: Parser) -> None:
     add("--crop", type=size_px, default=(128, 256), metavar="WIDTHxHEIGHT", help="centre crop, after scaling to cover")
     add("--frames", type=positive_int, default=150, metavar="N", help="at most the first N frames of a video")
     add("--windows", type=whole_number(2), nargs="+", default=[16, 32], metavar="FRAMES", help="of fvd and dtfvd")
+    add("--window-step", type=positive_int, metavar="FRAMES", help="from window to window; default: they touch")
+    slide = "from place to place of the sliding fid (of 30 frames) and dtfvd (of 16); 0 = without them"
+    add("--slide-step", type=non_negative_int, default=10, metavar="FRAMES", help=slide)
     title = "networks that measure; nothing is downloaded"
     maps = "a TorchScript FILE that maps (N, 3, H, W), or for videos (N, 3, T, H, W), in [0, 1] to features (N, D)"
     add = parser.add_argument_group(title, maps).add_argument
     for name, (metric, network) in VIDEO_METRICS.items():
-        add(f"--{name}-network", type=Path, metavar="FILE", help=f"for {metric}: {network}")
+        kind = image_network if name == "image" else video_network
+        add(f"--{name}-network", type=kind, metavar="NETWORK", help=f"for {metric}: {network}")
+        shown = "what a TorchScript is shown: unit, signed or bytes, and a size: signed,224x224"
+        add(f"--{name}-input", type=network_input, metavar="INPUT", help=shown)
+    add("--batch-size", type=positive_int, default=8, metavar="N", help="images or windows in one pass of a network")
+    add("--kid-subsets", type=positive_int, default=100, metavar="N", help="that KID averages over")
+    add("--kid-subset-size", type=whole_number(2), default=1000, metavar="N", help="frames in each, at most")
     add_sampling_flags(parser)
     _add_shared(parser, "video-NAME", "device", "precision")
 
@@ -191,13 +237,20 @@ def add_video_flags(parser: Parser) -> None:
 def _check_video_flags(args: Arguments) -> None:
     if args.data is None:
         refuse_flags(args, SAMPLED_FLAGS, "the videos of --generated exist already; right: --data SET")
+    for name in VIDEO_METRICS:
+        kind, _ = getattr(args, f"{name}_network") or ("", None)
+        if kind != "torchscript":
+            refuse_flags(args, [f"--{name}-input"], f"belongs to a TorchScript; right: --{name}-network FILE beside it")
 
 
 def add_ablation_flags(parser: Parser) -> None:
-    add = parser.add_argument_group("what is trained").add_argument
+    group = parser.add_argument_group("what is trained")
+    add = group.add_argument
     add("--data", nargs="+", required=True, metavar="SET[:WEIGHT]", help="clip sets to train on")
     add("--variants", nargs="+", choices=KEYS, default=list(KEYS), metavar="KEY", help=f"of {', '.join(KEYS)}")
-    add("--steps", type=positive_int, required=True, metavar="N", help="budget of each training, a VAE's too")
+    budget = group.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--steps", type=positive_int, metavar="N", help="budget of each training, a VAE's too")
+    budget.add_argument("--minutes", type=positive_float, metavar="MIN", help="the same as time")
     add("--preset", choices=PRESETS, default="tiny", help="size of the networks")
     add("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px")
     add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
@@ -227,16 +280,22 @@ def add_sources_flags(parser: Parser) -> None:
 
 
 def add_flow_flags(parser: Parser) -> None:
+    parser.set_defaults(check=_check_flow_flags)
     add = parser.add_argument_group("what is measured").add_argument
     add("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="videos, or folders of them")
     add("--scenes", type=non_negative_int, default=16, metavar="N", help="rendered scenes of ~2 px")
     methods = ["dis_fast", "dis_x2", "dis", "farneback"]
-    add("--methods", nargs="+", default=methods, metavar="NAME", help="also raft")
+    add("--methods", nargs="+", choices=FLOW_METHODS, default=methods, metavar="NAME", help="also raft, pyflow")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT, for raft")
     add("--every", type=positive_int, default=12, metavar="N", help="only frames N, 2 N, ... of a video")
     seed = {"default": 5000, "help": "first seed of the scenes"}
     device = {"default": "cpu", "help": "where RAFT computes; the others use the CPU"}
     _add_shared(parser, "flow", "device", seed=seed, device=device)
+
+
+def _check_flow_flags(args: Arguments) -> None:
+    if "raft" not in args.methods:
+        refuse_flags(args, ["--raft-weights"], "belongs to --methods raft; right: both, or neither")
 
 
 def _add_shared(parser: Parser, folder: str, *flags: str, **changes: dict[str, Any]) -> None:

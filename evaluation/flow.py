@@ -80,10 +80,12 @@ def make_table(
     files = [file for path in videos for file in found[path]]
     if not files and not scenes:
         raise EvaluationError("videos: right: some videos, or scenes")
+    raft = {"weights": raft_weights, "device": str(place)}
+    for method in methods:  # one that cannot run fails before a scene is rendered
+        estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method=method, **raft)
 
     # Measure
-    options = {"weights": raft_weights, "device": str(place), "scenes": find_scenes(scenes, first_seed=seed)}
-    by_clip, bad = measure_flow(files, methods, every=every, **options)
+    by_clip, bad = measure_flow(files, methods, every=every, scenes=find_scenes(scenes, first_seed=seed), **raft)
     if not by_clip:
         raise EvaluationError(f"videos: none of the {len(files)} can be measured")
     rows = [{"row": method} | _summarise([row for row in by_clip if row["row"] == method]) for method in methods]
@@ -132,8 +134,6 @@ def measure_flow(
     rows, left_out = [], []
     # The result of DIS, and its time, depend on how many threads share an image.
     cv2.setNumThreads(1)
-    for method in methods:  # one that cannot run fails before the first clip is measured
-        estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method=method, **options)
     for source in [*videos, *scenes]:
         try:
             clip = _rendered(source, scene_every) if isinstance(source, Scene) else _read(source, every)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from models.gridnet import GridNet
 from motion.flow import resize_flow, resize_maps
 from motion.looping import Playback, plan_playback
 from motion.motion_file import Motion
+
+logger = logging.getLogger(__name__)
 
 # Memory of the decoder on a CPU. The limit is one of speed: the system maps much larger blocks anew each time (measured
 # at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
@@ -119,6 +122,14 @@ def _compiled_stream(
         yield frames
 
 
+def leaves_image(flow: Tensor) -> Tensor:
+    """Return in which of flows (n, 2, H, W) px no pixel arrives inside the image, (n,) bool."""
+    height, width = flow.shape[-2:]
+    x = flow[:, 0] + torch.arange(width, device=flow.device)  # (n, H, W)
+    y = flow[:, 1] + torch.arange(height, device=flow.device)[:, None]
+    return ~((x > -1) & (x < width) & (y > -1) & (y < height)).flatten(1).any(1)
+
+
 def _make_renderer(
     image: Tensor,
     motion: Motion,
@@ -140,9 +151,16 @@ def _make_renderer(
             with autocast(device, precision):
                 features = model.encode(image, tile=tile)
 
+    warned = False
+
     @torch.inference_mode()
     def render(phase: Tensor) -> Tensor:
+        nonlocal warned
         flow = resize_flow(motion.flow_at(phase).float().to(device), size)  # (n, 2, H, W)
+        empty = leaves_image(flow).cpu()
+        if empty.any() and not warned:
+            first, warned = float(phase[empty][0]), True
+            logger.warning("motion: at t = %.3g T everything leaves the image; the photograph is shown there", first)
         if model is not None:
             with autocast(device, precision):
                 frames = model.synthesize(image, features, flow, importance, tile=tile)

@@ -126,6 +126,13 @@ def test_the_scripts_really_train(scene_set, runner, tmp_path) -> None:
     assert (model.config.scales, model.config.importance) == (1, "learned")
 
 
+def test_a_budget_of_minutes_ends_each_training(scene_set, runner, tmp_path, capsys) -> None:
+    runner.trains = True
+    assert run(scene_set, tmp_path, "--minutes", "0.03", "--batch-size", "1", "--variants", "single-scale") == 0
+    assert 1 <= rows_of(tmp_path)[SINGLE_SCALE]["steps"] < 1000
+    assert "budget: 0.03 minutes for each training" in capsys.readouterr().out
+
+
 def test_a_variant_that_fails_does_not_stop_the_others(scene_set, runner, tmp_path, capsys) -> None:
     runner.failing = "--bins 4 "
     assert run(scene_set, tmp_path, "--steps", "1", "--variants", "k4", "full") == 2
@@ -178,6 +185,7 @@ def test_what_a_script_refuses_is_one_line(tmp_path) -> None:
     ("flags", "named"),
     [
         ([], "--steps"),
+        (["--steps", "1", "--minutes", "1"], "--minutes: not allowed with argument --steps"),
         (["--steps", "1", "--variants", "k5"], "k5"),
         (["--steps", "1", "--test-data", "nowhere"], "nowhere"),
     ],

@@ -15,14 +15,16 @@ from benchmarks.page import find_browser
 @pytest.mark.skipif(importlib.util.find_spec("playwright") is None, reason="playwright is not installed")
 def test_the_page_is_timed(photograph, checkpoint, tmp_path, capsys):
     flags = ["--picture", photograph, "--sizes", 64, 96, "--seconds", 0.3, "--repeats", 1]
-    flags += ["--checkpoint", checkpoint, "--device", "cpu", "--out", tmp_path]
+    flags += ["--minutes", 0.02, "--checkpoint", checkpoint, "--device", "cpu", "--out", tmp_path]
     assert benchmark.main(["page", *map(str, flags)]) == 0
     rows = json.loads((tmp_path / "results.json").read_text())
     assert [row["row"] for row in rows] == ["64 px", "96 px"]
     for row in rows:
         assert row["times_rest"] == pytest.approx(row["frames_per_s"] / row["rest_frames_per_s"])
         assert row["frames_per_s"] > 0 and row["first_frame_s"] > 0 and row["picture_s"] > 0 and 0 < row["page_mb"] < 1
-    assert "Chromium" in capsys.readouterr().out
+        assert abs(row["heap_growth_kb"]) < 2000
+    printed = capsys.readouterr().out
+    assert "Chromium" in printed and "0.02 min in wind" in printed
 
 
 def test_mistakes_about_the_page_are_one_line(tmp_path, capsys):

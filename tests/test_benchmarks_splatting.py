@@ -49,10 +49,17 @@ def test_the_table_is_complete_and_agrees_with_itself(tmp_path, capsys):
 
     for size in ("1x3x10x14", "2x2x9x8"):
         copy = rows[f"{size}, copy, torch, forward"]
+        batch, channels, height, width = map(int, size.split("x"))
         assert copy["times_torch"] is None and copy["times_average"] is None
         for name in wanted:
             (op, backend, direction), row = name.split(", "), rows[f"{size}, {name}"]
             assert 0 < row["min_ms"] <= row["ms"] <= row["max_ms"]
+            # values, flow and importance, read; the output, written; and the same backwards
+            inputs = channels + {"copy": 0, "sum": 2, "average": 2}.get(op, 3)
+            numbers = inputs + channels + (channels + 2 * inputs) * (direction != "forward")
+            moved = 4 * batch * height * width * numbers
+            assert row["gb_per_s"] == pytest.approx(moved / row["ms"] / 1e6)
+            assert row["fraction_of_copy"] == pytest.approx(row["gb_per_s"] / copy["gb_per_s"])
             if op != "copy":
                 by_hand = [rows[f"{size}, average, {baseline}, {direction}"]["ms"] for baseline in BASELINES]
                 assert row["times_torch"] == pytest.approx(min(by_hand) / row["ms"])

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import evaluate
 from cli.flags import add_shared_flags, add_training_flags
 from cli.parser import (
     Parser,
@@ -50,8 +51,10 @@ def make_main(action=lambda args: None):
         (["--splat", "mean"], "--splat mean: right: softmax, gaussian; see --help"),
         (["--fps", "0"], "--fps: expected a number above 0, got '0'; see --help"),
         (["--fps", "nan"], "--fps: expected a number above 0, got 'nan'; see --help"),
-        (["--fsp", "3"], "unknown flag or argument --fsp; see --help"),
-        (["--see", "3"], "unknown flag or argument --see; see --help"),
+        (["--fsp", "3"], "unknown flag or argument --fsp; did you mean --fps?; see --help"),
+        (["--see", "3"], "unknown flag or argument --see; did you mean --seed?; see --help"),
+        (["--lop=3"], "unknown flag or argument --lop=3; did you mean --loop?; see --help"),
+        (["--quality"], "unknown flag or argument --quality; see --help"),
         (["--size", "256"], "--size: expected WIDTHxHEIGHT in px such as 256x160, got '256'; see --help"),
         (["--device", "gpu"], "--device: expected auto, cpu, cuda, cuda:N or mps, got 'gpu'; see --help"),
         (["--out"], "--out: expected one argument; see --help"),
@@ -60,6 +63,13 @@ def make_main(action=lambda args: None):
 def test_wrong_flag_is_one_line(argv, message, capsys):
     assert make_main()(argv) == 2
     assert capsys.readouterr().err == f"test_cli.py: error: {message}\n"
+
+
+def test_a_mistyped_flag_is_compared_with_those_of_its_own_command(capsys):
+    assert evaluate.main(["data", "--data", "x", "--spilt", "test"]) == 2
+    assert "--spilt; did you mean --split?" in capsys.readouterr().err
+    assert evaluate.main(["data", "--data", "x", "--raft-weight", "y"]) == 2  # a flag of frames and flow
+    assert "did you mean" not in capsys.readouterr().err
 
 
 def test_help_shows_telling_defaults_and_returns_0(capsys):
@@ -72,11 +82,12 @@ def test_help_shows_telling_defaults_and_returns_0(capsys):
 def test_help_shows_sizes_and_keeps_line_breaks(capsys):
     parser = Parser(description="first line\nsecond   line")
     parser.add_argument("--size", type=size_px, default=(160, 256), metavar="WxH", help="area")
+    parser.add_argument("--steps", nargs="+", default=[20, 50], metavar="N", help="rows")
     with pytest.raises(SystemExit):
         parser.parse_args(["--help"])
     text = capsys.readouterr().out
     assert "first line\nsecond   line\n" in text
-    assert "area (default: 256x160)" in " ".join(text.split())
+    assert "area (default: 256x160)" in " ".join(text.split()) and "rows (default: 20 50)" in " ".join(text.split())
 
 
 def test_values_arrive():

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shlex
+from pathlib import Path
 
 import pytest
 
 from cli.parser import Parser
 
+ROOT = Path(__file__).resolve().parents[1]
 # In an empty folder these end with one line that names the file which is not there.
 MISSING_FILE = """
 animate.py photo.jpg --loop
@@ -28,12 +31,20 @@ prepare_data.py videos clips/ --out sets/real
 prepare_data.py select sets/real --max-mean-px 1.35 --out sets/calm
 evaluate.py data --data sets/real sets/scenes
 evaluate.py frames --data sets/real --split test
+evaluate.py frames --data sets/real --videos 3
+evaluate.py frames --data sets/real --every 5 --videos 3
 evaluate.py frames --data sets/real --seeds-of runs/softmax runs/gaussian
 evaluate.py frames --protocol seed --video ten_seconds.mp4
+evaluate.py frames --protocol seed --video ten_seconds.mp4 --minutes 5 --perceptual-weights squeezenet.pth
 evaluate.py motion --data sets/real --split test
 evaluate.py sources --data sets/real --licences clips.csv
 evaluate.py video --data sets/real --split test --fvd-network i3d_torchscript.pt
+evaluate.py video --data sets/real --splat softmax gaussian --dtfvd-network mine.pt --slide-step 8 --window-step 8
+evaluate.py video --data sets/real --image-network inception=i.pth --dtfvd-network mine.pt --dtfvd-input signed,224x224
+evaluate.py video --real clips/ --generated videos/ours --fvd-network torchvision:r3d_18=r3d_18.pth
+evaluate.py video --real clips/ --generated videos/ours videos/theirs --image-network i.pt --fps 20 --slide-step 0
 evaluate.py ablation --data sets/real sets/scenes --steps 300
+evaluate.py ablation --data sets/real --minutes 3 --variants full volume
 evaluate.py splats --image photo.jpg
 train_vae.py --data sets/real:3 sets/scenes:0.5
 train_unet.py --data sets/real:3 sets/scenes:0.6 --vae vae --stage picture
@@ -53,13 +64,15 @@ benchmark.py animate
 benchmark.py motion
 benchmark.py render
 benchmark.py splatting
+benchmark.py data
 benchmark.py page
+benchmark.py page --minutes 5
 app.py
 """
 
 
 def call(line: str) -> int:
-    script, *flags = shlex.split(line)
+    script, *flags = shlex.split(line, comments=True)
     return importlib.import_module(script.removesuffix(".py")).main(flags)
 
 
@@ -68,12 +81,24 @@ def test_flags_are_known_and_the_missing_file_is_named(line, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert call(line) == 2
     (message,) = capsys.readouterr().err.strip().splitlines()[-1:]
-    named = [word.split(":")[0].rstrip("/") for word in shlex.split(line)[1:]]
+    named = [part.rstrip("/") for word in shlex.split(line)[1:] for part in re.split("[:=]", word)]
     assert ": error: " in message and "see --help" not in message, message
     assert any(name in message for name in named if not name.startswith("-") and len(name) > 2), message
 
 
-@pytest.mark.parametrize("line", WORKING.strip().splitlines())
+def documented() -> list[str]:
+    """Return the command lines of README.md and docs/: in code blocks, and between backticks where python is named."""
+    texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
+    text = re.sub(r"\\\n *", "", "\n".join(texts))
+    lines = re.findall(r"^ *python (\w+\.py .*)$", text, re.MULTILINE) + re.findall(r"`python (\w+\.py [^`]*)`", text)
+    return [" ".join(line.split()) for line in lines if "--help" not in line]
+
+
+def test_commands_of_the_documents_are_found():
+    assert len(documented()) > 40
+
+
+@pytest.mark.parametrize("line", [*WORKING.strip().splitlines(), *documented()])
 def test_flags_are_read(line, monkeypatch):
     parse = Parser.parse_args
 

@@ -8,13 +8,17 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import get_model
 
 import evaluate
+from data.media import write_image
 from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
+from evaluation.flags import network_input, video_network
 from evaluation.video.measure import VideoComparison
-from evaluation.video.networks import FeatureNetwork
+from evaluation.video.networks import FeatureNetwork, NetworkError, show
 from evaluation.video.sources import ClipVideos, FolderVideos, PredictedVideos, centre_crop
+from metrics.frechet import GaussianStatistics
 from models.motion_pipeline import MotionPipeline
 from motion.motion_file import Motion
 
@@ -102,6 +106,8 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         name = f"clip{index}.mp4"
         write(root / "real" / name, pan(index, 1))
         write(root / "faster" / name, pan(index, 3, FRAMES - 2 * index))
+    for index, frame in enumerate(pan(0, 1)):
+        write_image(root / "frames" / "clip0" / f"{index}.png", frame)  # 10.png after 9.png
     write(root / "other" / "other.mp4", pan(9, 1, 2))
     write(root / "slow" / "clip1.mp4", pan(1, 1), fps=15)
     (root / "empty").mkdir()
@@ -125,9 +131,9 @@ def rows_of(folder: Path) -> dict[str, dict]:
 
 def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
     flags = ["video", "--real", "real", "--generated", "real", "faster", "--image-network", "image.pt"]
-    flags += ["--fvd-network", "video.pt", "--dtfvd-network", "video.pt"]
-    flags += ["--windows", "8", "12"]
-    assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
+    flags += ["--fvd-network", "video.pt", "--dtfvd-network", "video.pt", "--dtfvd-input", "signed,16x16"]
+    flags += ["--windows", "8", "12", "--batch-size", "3", "--kid-subsets", "7", "--kid-subset-size", "20"]
+    assert evaluate.main([*flags, *CROP, *CPU, "--slide-step", "4", "--out", str(tmp_path / "out")]) == 0
     rows = rows_of(tmp_path / "out")
     assert list(rows) == ["real", "faster", "frame 0 repeated"]
     same, faster, still = rows.values()
@@ -138,8 +144,14 @@ def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
         assert same[figure] == pytest.approx(0, abs=1e-9) and still[figure] > 1e3 * abs(same[figure])
         assert still[figure] > 1e-7 and faster[figure] > 1e-7
     assert same["kid"] <= still["kid"] and same["kid_deviation"] > 0
+    sliding = json.loads((tmp_path / "out" / "sliding" / "results.json").read_text())
+    # places 0, 4 and 8 of windows of 16 frames: the third fits into the longest video alone, and one has no covariance
+    found = [(row["from_frame"], row["dtfvd_16"] is not None, row["windows"]) for row in sliding]
+    assert found[:3] == [(0, True, 3), (4, True, 3), (8, False, 1)] and len(sliding) == 9
+    assert all(row["fid_30"] is None and row["frames"] == 0 for row in sliding)
 
     printed = capsys.readouterr().out
+    assert "kid: 7 subsets of at most 20 frames" in printed
     assert "| frame 0 repeated |" in printed and "3 videos of 20 to 24 frames, 66 frames" in printed
     assert "dtfvd: video.pt (" in printed and "4 features" in printed and "evaluate.py video --real" in printed
     said = "fvd_12: 4 samples for 4 features, so the covariance is singular"
@@ -247,11 +259,74 @@ def test_windows_are_taken_in_one_pass_or_in_several_alike() -> None:
     assert found[0].count == 10 and comparison.count(16) == 1 and comparison.count(31) == 0
 
 
+def test_windows_that_overlap_and_slide_are_those_of_their_frames() -> None:
+    networks = {name: FeatureNetwork(Path(f"{file}.pt"), on_videos=name != "fid") for name, file in
+                {"fid": "image", "fvd": "video", "dtfvd": "video"}.items()}  # fmt: skip
+    comparison = VideoComparison(["fast"], networks, windows=(8,), window_step=5, slide_step=7)
+    for seed in range(2):
+        comparison.add(ClipVideos(f"clip{seed}", pan(seed, 1, 40), {"fast": pan(seed, 3, 40)}))
+    assert comparison.count(8) == comparison.statistics["real", "fvd", 8].count == 2 * 7  # from 0, 5, ... 30
+    places = [(row["from_frame"], row["frames"], row["windows"]) for row in comparison.sliding_table()[:4]]
+    assert places == [(0, 60, 2), (7, 60, 2), (14, 0, 2), (21, 0, 2)]  # of 30 frames two fit, of 16 four
+    expected = GaussianStatistics()
+    for seed in range(2):
+        expected.add(networks["dtfvd"](pan(seed, 3, 40)[None, 14:30]))
+    torch.testing.assert_close(comparison.sliding["fast", "dtfvd", 14].mean, expected.mean)
+
+
+def test_folders_of_frames_are_read_as_videos(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    clip = FolderVideos(Path("real"), [Path("frames")], crop=(16, 32), num_frames=20).read("clip0")
+    assert len(clip.real) == 20
+    torch.testing.assert_close(clip.generated["frames"], pan(0, 1)[:20, :, 4:20], atol=1 / 255, rtol=0)
+    flags = ["--real", "real", "--generated", "frames", "--image-network", "image.pt", "--fps", "9"]
+    assert evaluate.main(["video", *flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 2
+    assert "--fps 9: frames/clip0 is a folder of frames, which have no rate" in capsys.readouterr().err
+
+
 def test_what_a_network_is_shown() -> None:
     windows = torch.zeros(1, 2, 3, 4, 4)
     windows[0, 1] = 1.0
     published = FeatureNetwork(Path("published.pt"), on_videos=True)
     assert published(windows).tolist() == [[3.0, 255.0, 0.0, 255.0]]  # it prepares itself; channels before time
+    by_hand = FeatureNetwork(Path("published.pt"), on_videos=True, form=network_input("signed,8x8"))
+    assert by_hand(windows).tolist() == [[0.0, 1.0, -1.0, 1.0]]
+    frames = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1).expand(2, 3, 4, 6)
+    assert show(frames, *network_input("bytes"))[0, :, 0, 0].tolist() == [0, 128, 255]
+    assert show(frames, *network_input("unit,3x2")).shape == (2, 3, 2, 3)
+
+
+@pytest.mark.parametrize("name", ["r3d_18", "s3d"])
+def test_a_video_network_of_torchvision(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save(get_model(name, weights=None, num_classes=3).state_dict(), path)
+    kind, file = video_network(f"torchvision:{name}={path}")
+    network = FeatureNetwork(file, on_videos=True, kind=kind)
+    features = network(torch.rand(2, 14, 3, 16, 32, generator=torch.Generator().manual_seed(0)))
+    assert features.shape == (2, 512 if name == "r3d_18" else 1024) and not torch.equal(*features)
+    with pytest.raises(NetworkError, match=r"weights.pth: cannot be read as weights of r2plus1d_18 \("):
+        FeatureNetwork(file, on_videos=True, kind="r2plus1d_18")
+
+
+def test_inception_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({}, tmp_path / "weights.pth")
+    monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
+    with pytest.raises(NetworkError, match="weights.pth: needs torch-fidelity; right: pip install torch-fidelity"):
+        FeatureNetwork(tmp_path / "weights.pth", on_videos=False, kind="inception")
+
+
+def test_inception_by_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity")
+    torch.save({}, tmp_path / "other.pth")
+    with pytest.raises(NetworkError, match="other.pth: cannot be read as weights of inception"):
+        FeatureNetwork(tmp_path / "other.pth", on_videos=False, kind="inception")
+    with monkeypatch.context() as patch:  # random weights: nothing is loaded
+        patch.setattr(package, "load_state_dict_from_url", lambda *args, **options: {})
+        patch.setattr(package.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        net = package.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"])
+    torch.save(net.state_dict(), tmp_path / "weights.pth")
+    network = FeatureNetwork(tmp_path / "weights.pth", on_videos=False, kind="inception")
+    network.check((16, 32))
+    assert network(torch.rand(1, 3, 16, 32)).shape == (1, 2048)
 
 
 def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
@@ -275,6 +350,13 @@ def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
         (["--data", "s", "--fps", "9"], "--fps 9: a clip set is compared at its clips' own time stamps"),
         (["PAIR"], "--image-network: nothing is measured without a network"),
         (["PAIR", "--fvd-network", "no.pt"], "no.pt: no such file"),
+        (["PAIR", "--fvd-network", "torchvision:i3d=x"], "right: torchvision:NAME=FILE, of r3d_18"),
+        (["PAIR", "--fvd-network", "torchvision:s3d=corrupt.pt"], "corrupt.pt: cannot be read as weights of s3d ("),
+        (["PAIR", "--image-network", "inception=corrupt.pt"], "corrupt.pt: cannot be read as weights of inception ("),
+        (["PAIR", "--image-network", "inception=x", "--image-input", "unit"], "--image-input: belongs to a"),
+        (["PAIR", "--fvd-network", "video.pt", "--dtfvd-input", "unit"], "--dtfvd-input: belongs to a TorchScript"),
+        (["PAIR", "--fvd-network", "video.pt", "--fvd-input", "0..1"], "--fvd-input: 0..1: right: unit ([0, 1])"),
+        (["PAIR", "--fvd-network", "video.pt", "--fvd-input", "unit,9"], "--fvd-input: expected WIDTHxHEIGHT"),
         (["PAIR", "--fvd-network", "corrupt.pt"], "corrupt.pt: cannot be read as TorchScript ("),
         (["PAIR", "--fvd-network", "image.pt"], "image.pt: fails on an input (2, 3, 16, 16, 32) ("),
         (["PAIR", "--image-network", "video.pt"], "video.pt: fails on an input (2, 3, 16, 32) ("),
@@ -301,7 +383,7 @@ def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
             ["--real", "real", "--generated", "nowhere", "--image-network", "image.pt"],
             "nowhere: no such folder",
         ),
-        (["--real", "real", "--generated", "empty", "--image-network", "image.pt"], "holds no videos"),
+        (["--real", "real", "--generated", "empty", "--image-network", "image.pt"], "holds neither videos"),
         (
             ["--real", "real", "--generated", "other", "--image-network", "image.pt"],
             "no video has the name of one in real",
@@ -323,6 +405,8 @@ def test_mistakes_are_one_line(flags: list[str], message: str, tmp_path: Path, c
 def test_videos_are_read_at_one_rate(caplog: pytest.LogCaptureFixture) -> None:
     source = FolderVideos(Path("real"), [Path("slow")], crop=(16, 32), num_frames=4, fps=15)
     assert "2 names that are not in all folders" in caplog.text
+    FolderVideos(Path("real"), [Path("slow")], crop=(16, 32), num_frames=4).read("clip1")
+    assert "clip1: 15 and 30 frames/s, so that its windows last differently; fps HZ reads" in caplog.text
     clip = source.read("clip1")  # every second frame of the real one
     frames = pan(1, 1)[:8, :, 4:20]
     for found, places in [(clip.real, [0, 2, 4, 6]), (clip.generated["slow"], [0, 1, 2, 3])]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from videos import read_video
 
 import evaluate
 import evaluation.frames.single_video as single_video
@@ -17,8 +18,12 @@ import train_frame_synthesis_softsplat
 from data.clip_writer import ClipContent, ClipSetWriter
 from data.clips import PAIRS_ONLY, ClipRow, ClipSet, Pair
 from data.media import read_image
+from data.video import probe_video
 from data.video_writer import VideoWriter
 from evaluation.frames.measure import make_methods
+from evaluation.frames.models import find_seeds
+from evaluation.frames.table import _shown
+from evaluation.frames.videos import frames_per_second
 from models.frame_synthesis import FrameSynthesis, splat_image
 
 SIZE = (32, 48)
@@ -191,6 +196,46 @@ def test_seeds_of_both_operators_and_their_difference(tmp_path: Path) -> None:
     assert (line["sources"], line["p_value"]) == (3, 0.25)  # three sources of one sign: 2 of 8 patterns
 
 
+def test_videos_and_slices(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    data, out = make_set(tmp_path / "set", torch.zeros(2, *SIZE), clips=4), tmp_path / "out"
+    assert frames(data, out, "--checkpoint", make_model(tmp_path / "model"), "--videos", 2) == 0
+    # spread over four, one, three, two
+    assert sorted(path.name for path in (out / "videos").iterdir()) == ["four.mp4", "three.mp4"]
+    video = read_video(out / "videos" / "four.mp4").frames  # (2, 3, H, W)
+    # two images beside each other, 2 px apart, and two below, each under a title of 11 px
+    assert video.shape == (2, 3, 2 * (32 + 11) + 2, 2 * 48 + 2)
+    # nothing moves: the rendering is frame 0, its error 0.2 and 0.4, shown four times as bright, 1 at most
+    for index, error in enumerate((0.8, 1.0)):
+        for left in (0, 50):
+            assert float(video[index, :, 58:, left + 2 : left + 46].mean()) == pytest.approx(error, abs=0.02)
+    assert probe_video(out / "videos" / "four.mp4").fps == 1
+    # real, model, frame 0: three lines of time each, repeated to 33 px, brighter in the real one alone
+    sheet = read_image(out / "slices" / "four.png")
+    assert sheet.shape == (3, 11 + 33, 3 * 48 + 2 * 2)
+    lines = sheet[:, 11:].reshape(3, 3, 11, -1).mean(2)  # (3, T, W)
+    first = read_image(data / "first" / "four.png")
+    assert float((lines[:, 0, :48] - first[:, BUSY_ROW]).abs().max()) < 0.01
+    for left, step in ((0, 0.2), (50, 0.0), (100, 0.0)):
+        steps = lines[:, :, left : left + 48].diff(dim=1)
+        assert float((steps - step).abs().max()) < 0.01
+    printed = capsys.readouterr().out
+    assert "| row | 1 to 2 | 2 to 3 |" in printed and "| row | 0 to 0.5 |" in printed
+
+
+def test_both_operators_and_the_first_of_their_seeds_are_shown(tmp_path: Path) -> None:
+    runs = [make_model(tmp_path / f"{operator}{seed}", operator, seed=seed) for operator in ("softmax", "gaussian")
+            for seed in (3, 4)]  # fmt: skip
+    names = ["softmax, 2 seeds", "gaussian EWA, 2 seeds"]
+    assert list(_shown(find_seeds(runs)).items()) == [(name, f"model {name}: 3") for name in names]
+    assert list(_shown([])) == ["softmax splat", "gaussian splat EWA"]
+
+
+def test_videos_are_shown_at_natural_speed() -> None:
+    assert frames_per_second([0.05, 0.1, 0.15]) == pytest.approx(20)
+    assert frames_per_second([1.5, 3.0]) == 1 and frames_per_second([0.001, 0.002]) == 60
+    assert frames_per_second([0.0]) == 60 and frames_per_second([]) == 1
+
+
 # ------------------------------------------------------------------------------------------------ single video
 
 
@@ -213,7 +258,7 @@ def test_single_video_trains_on_one_half_and_tests_on_the_other(tmp_path: Path, 
     monkeypatch.setattr(single_video, "run_script", run_here)
     monkeypatch.setattr(single_video, "PERIOD_S", 0.5)  # instead of five seconds
     video, out = write_video(tmp_path / "video.mp4", 10), tmp_path / "out"
-    flags = ["--steps", "1", "--batch-size", "1", "--crop", "32", "--seed", "5", "--device", "cpu"]
+    flags = ["--steps", "1", "--minutes", "9", "--batch-size", "1", "--crop", "32", "--seed", "5", "--device", "cpu"]
     assert evaluate.main(["frames", "--protocol", "seed", "--video", str(video), "--out", str(out), *flags]) == 0
     rows = read_rows(out)
     names = ["softmax", "gaussian EWA", "gaussian iso", "Gaussian importance"]
@@ -226,7 +271,7 @@ def test_single_video_trains_on_one_half_and_tests_on_the_other(tmp_path: Path, 
     assert (float(clips["first"]["start_s"]), float(clips["next"]["start_s"])) == (0.0, 0.5)
     record = json.loads((out / "training" / "softmax-seed5" / "training.json").read_text())
     assert record["frame_synthesis_softmax"]["flags"]["data"] == [str(out / "set")]
-    assert record["frame_synthesis_softmax"]["flags"]["seed"] == 5
+    assert [record["frame_synthesis_softmax"]["flags"][name] for name in ("seed", "minutes")] == [5, 9]
 
 
 def test_single_video_trains_each_operator_with_each_seed(tmp_path: Path, monkeypatch) -> None:
@@ -262,6 +307,8 @@ def test_mistakes_of_protocols_are_one_line(tmp_path: Path, capsys: pytest.Captu
             ["--protocol", "single-video", "--video", video, "--checkpoint", "x"],
             "--checkpoint: belongs to --protocol clips",
         ),
+        (["--protocol", "seed", "--video", video, "--perceptual-weights", "x"], "2.00 s; right: 10 s or more"),
+        (["--data", "set", "--minutes", "3"], "--minutes: belongs to --protocol single-video"),
         (["--data", "set", "--num-seeds", "3"], "--num-seeds: belongs to --protocol single-video"),
         (["--data", "set", "--seeds-of"], "--seeds-of"),
     ):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -183,12 +186,29 @@ def test_chunks_do_not_change_the_result(monkeypatch):
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize(("method", "said"), [("raft", "needs the file of"), ("magic", "choose one of")])
-def test_a_method_that_cannot_run_says_how_to_get_it(method, said):
+@pytest.mark.parametrize(
+    ("method", "said"), [("raft", "needs the file of"), ("pyflow", "setup.py build_ext"), ("magic", "choose one of")]
+)
+def test_a_method_that_cannot_run_says_how_to_get_it(method, said, monkeypatch):
+    # PyPI's pyflow is another program: it can be imported and has no flow
+    monkeypatch.setitem(sys.modules, "pyflow", types.ModuleType("pyflow"))
     picture = torch.zeros(3, 32, 32)
     with pytest.raises(FlowError, match=said) as caught:
         estimate_flow(picture, picture[None], method=method)
     assert "\n" not in str(caught.value) and caught.value.is_user_error
+
+
+def test_pyflow_is_called_with_doubles_and_its_two_maps_are_stacked(monkeypatch):
+    def coarse2fine_flow(a, b, *_):
+        assert a.dtype == b.dtype == "float64" and a.shape == (16, 24, 3)
+        return a[..., 0] + 1, a[..., 0] + 2, None
+
+    module = types.ModuleType("pyflow")
+    module.coarse2fine_flow = coarse2fine_flow
+    monkeypatch.setitem(sys.modules, "pyflow", module)
+    picture = torch.zeros(3, 16, 24)
+    flow = estimate_flow(picture, picture[None], method="pyflow")
+    assert flow[0, 0].unique().tolist() == [1.0] and flow[0, 1].unique().tolist() == [2.0]
 
 
 def test_raft_runs_from_a_weights_file_and_refuses_another_file(tmp_path):
@@ -267,7 +287,7 @@ def test_flow_table_measures_real_clips_and_scenes(tmp_path, caplog):
     assert not clear[:, 17:23].any() and not clear[:, 30:38].any()
 
 
-def test_the_table_of_methods_is_written(tmp_path, capsys):
+def test_the_table_of_methods_is_written(tmp_path):
     import json
 
     import evaluate
@@ -278,16 +298,32 @@ def test_the_table_of_methods_is_written(tmp_path, capsys):
     rows = json.loads((out / "results.json").read_text())
     assert [row["row"] for row in rows] == ["dis_fast", "farneback"]
     assert all(0 < row["epe_px"] < 3 for row in rows)
-    assert evaluate.main(["flow", "--methods", "dis", "best"]) == 2
-    assert "flow method 'best': choose one of" in capsys.readouterr().err
-    assert evaluate.main(["flow", "--videos", str(tmp_path / "none.mp4"), "--scenes", "0"]) == 2
-    assert "none.mp4" in capsys.readouterr().err
-    assert (
-        evaluate.main(["flow", "--methods", "raft", "--scenes", "1", "--raft-weights", str(tmp_path / "raft.pth")]) == 2
-    )
-    assert "raft.pth: no such file" in capsys.readouterr().err.strip().splitlines()[-1]
-    assert evaluate.main(["flow", "--methods", "dis", "--device", "cuda:77"]) == 2
-    assert "--device cuda:77" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--methods", "dis", "best"], "--methods best: right: dis, dis_fast"),
+        (["--videos", "none.mp4", "--scenes", "0"], "none.mp4"),
+        (["--methods", "raft", "--raft-weights", "raft.pth"], "raft.pth: no such file"),
+        (["--methods", "dis", "--raft-weights", "raft.pth"], "--raft-weights: belongs to --methods raft"),
+        (["--methods", "dis", "--device", "cuda:77"], "--device cuda:77"),
+    ],
+)
+def test_mistakes_are_told_before_a_scene_is_rendered(flags, said, tmp_path, monkeypatch, capsys):
+    import evaluate
+    import evaluation.flow
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation.flow, "make_scene", lambda *_: pytest.fail("a scene was rendered"))
+    assert evaluate.main(["flow", *flags]) == 2
+    assert said in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_the_flag_has_the_methods_there_are():
+    from evaluation.flags import FLOW_METHODS
+
+    assert FLOW_METHODS == METHODS
 
 
 def test_videos_that_cannot_be_measured_are_left_out_and_said(tmp_path, capsys, caplog):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import animate
 import animation.rendering
@@ -91,10 +92,13 @@ def test_motion_of_another_picture_is_refused_or_noted(photograph, tmp_path, cap
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("preview", [True, False])
-def test_flow_out_of_the_picture_shows_the_photograph(script, preview, checkpoint, photograph, tmp_path):
+def test_flow_out_of_the_picture_shows_the_photograph(script, preview, checkpoint, photograph, tmp_path, caplog):
     flow = plain_flow(tmp_path / "f.npz", (90, 60), 1e6)
     flags = ["--preview"] if preview else ["--checkpoint", checkpoint]
-    assert run(script, photograph, flow, tmp_path / "out", *flags) == 0
+    with caplog.at_level("INFO"):
+        assert run(script, photograph, flow, tmp_path / "out", *flags) == 0
+    assert caplog.text.count("everything leaves the image; the photograph is shown there") == 1
+    assert f"frames of {' x '.join(map(str, Image.open(photograph).size))} px" in caplog.text
     frames = frames_of(tmp_path / "out")  # the network of the fixture is untrained: it adds nothing
     assert (frames - read_image(photograph)).abs().max() < 1e-6
 

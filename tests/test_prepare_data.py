@@ -120,6 +120,9 @@ def test_a_dry_run_lists_what_would_be_kept_and_why_and_writes_nothing(videos, t
     assert said["short"].startswith("pairs_only") and "covers 2.0" in said["short"]
     assert said["still"].startswith("dropped") and "static: 0.00%" in said["still"]
     assert said["broken"].startswith("dropped") and "unreadable" in said["broken"]
+    prepare_data.main([*flags, "--max-clips", "2"])
+    listed = [name_of(line.split(": ")[0].split()[-1]) for line in capsys.readouterr().out.splitlines()[:-1]]
+    assert len(listed) == 2 and set(listed) < set(said)
     assert not (tmp_path / "set").exists()
 
 
@@ -270,6 +273,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(videos, prepared, tmp_path,
         (["videos", video, "--out", str(out), *FAST[2:]], "method was dis_fast, is dis"),
         (["videos", video, "--out", str(tmp_path / "full"), *FAST], "not a clip set"),
         (["videos", video, "--out", str(tmp_path / "x"), "--method", "raft"], "--raft-weights FILE"),
+        (["videos", video, "--out", str(tmp_path / "x"), "--method", "pyflow"], "flow method pyflow: not built"),
         (["videos", video, "--out", str(tmp_path / "x"), *FAST, "--device", "cuda:99"], "--device cuda:99"),
         ([*scenes, "--out", str(out)], "made_of was videos, is scenes"),
         ([*scenes, "--out", str(tmp_path / "full")], "not a clip set"),

@@ -117,7 +117,7 @@ def test_wrong_arguments_are_refused_at_the_call(changes: dict, message: str) ->
 
 
 @pytest.mark.parametrize("network", [True, False])
-def test_motion_out_of_the_image_shows_the_source(network: bool) -> None:
+def test_motion_out_of_the_image_shows_the_source_and_is_told_once(network: bool, caplog) -> None:
     flow = torch.zeros(4, 2, 16, 24)
     flow[1:, 0] = 1e9
     motion, model = Motion(None, flow, 4), make_model() if network else None
@@ -125,6 +125,11 @@ def test_motion_out_of_the_image_shows_the_source(network: bool) -> None:
     if model is None:
         assert torch.equal(frames, IMAGE.expand_as(frames))
     assert frames.isfinite().all()
+    assert caplog.text.count("everything leaves the image") == 1 and "at t = 0.25 T" in caplog.text
+    caplog.clear()
+    flow[1:, 0] = 23.9  # a column of pixels still touches the last one
+    list(render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False)))
+    assert not caplog.text
 
 
 @pytest.mark.parametrize("operator", ["softmax", "gaussian"])

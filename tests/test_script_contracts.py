@@ -18,7 +18,7 @@ from cli.run import OUT_OF_MEMORY
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 # Command lines that read and write files, without networks.
-WITHOUT_DEVICE = {("prepare_data", "scenes"), ("prepare_data", "select")}
+WITHOUT_DEVICE = {("prepare_data", "scenes"), ("prepare_data", "select"), ("benchmark", "data")}
 WITHOUT_DEVICE |= {("evaluate", "splats"), ("evaluate", "data"), ("evaluate", "sources")}
 # What each command line with --precision needs before it can be looked at; PICTURE is a real file, nothing else is.
 FP16 = {

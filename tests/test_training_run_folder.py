@@ -53,6 +53,16 @@ def test_resume_lists_the_keys_that_differ(tmp_path):
     assert "steps" not in str(caught.value)
 
 
+def test_a_run_of_former_flags_is_resumed(tmp_path):
+    """Those of `train_unet.py --stage picture` as it was, which today's command line has under other names."""
+    former = {"stage": "picture", "accumulate": 2, "still_pictures": ["walls"], "factor": None}
+    today = {"stage": "image-encoder", "gradient_accumulation_steps": 2, "static_images": ["walls"]}
+    open_run(tmp_path / "run", "toy", FLAGS | former).close()
+    open_run(tmp_path / "run", "toy", FLAGS | today | {"downsample_factor": None}, resume="auto").close()
+    with pytest.raises(ArgumentError, match=r"other settings: stage \(was image-encoder, now denoiser\);"):
+        open_run(tmp_path / "run", "toy", FLAGS | today | {"stage": "denoiser"}, resume="auto")
+
+
 def test_resume_auto_says_when_there_is_none(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     with open_run(tmp_path / "new", "toy", FLAGS, resume="auto") as run:

@@ -49,6 +49,10 @@ MAY_DIFFER = frozenset(
     "steps stop_at minutes out resume workers device dry_run compile name export cache gradient_checkpointing "
     "log_every save_every sample_every validate_every".split()
 )
+# Flags of runs of before: {former name: today's}, and {(name, former value): today's}.
+FORMER_NAMES = {"accumulate": "gradient_accumulation_steps", "factor": "downsample_factor"}
+FORMER_NAMES["still_pictures"] = "static_images"
+FORMER_VALUES = {("stage", "picture"): "image-encoder"}
 _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "safetensors")
 
 
@@ -157,7 +161,9 @@ def _open_again(path: Path, options: Mapping[str, Any] | None, resume: str) -> R
     except (OSError, ValueError) as error:
         raise ArgumentError(f"resume {path}: is not a run's folder (no readable {OPTIONS})") from error
     if options is not None:
-        before, now = written.get("flags", {}), _plain(options)
+        before = {FORMER_NAMES.get(key, key): value for key, value in written.get("flags", {}).items()}
+        before = {key: FORMER_VALUES.get((key, str(value)), value) for key, value in before.items()}
+        now = _plain(options)
         keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
         raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
     named = (Path(resume) / CHECKPOINT_MARK).is_file()

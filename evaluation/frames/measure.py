@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
@@ -15,6 +16,7 @@ from evaluation import EvaluationError
 from evaluation.clips import EvaluationClip
 from evaluation.frames.models import TrainedRenderer
 from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics
+from evaluation.frames.videos import Add
 from metrics.images import Lpips, frame_metrics
 from metrics.perceptual import LEAST_SIDE_PX, PerceptualLoss
 from models.device import autocast
@@ -65,38 +67,50 @@ def measure(
     clips: Iterable[EvaluationClip],
     methods: dict[str, Method],
     device: torch.device,
+    show: Callable[[EvaluationClip], AbstractContextManager[Add]],
     *,
     lpips: Lpips | None = None,
     features: PerceptualLoss | None = None,
 ) -> list[ClipMetrics]:
     """Render and measure every clip with every method, all with the same flow, one clip in memory at a time.
 
+    `show` opens what takes the frames of a clip, to look at them.
+
     Raises:
         EvaluationError: a model renders frames that are not finite, or images are too small for the networks.
     """
     found = []
     for clip in clips:
-        height, width = clip.first.shape[-2:]
-        if (lpips or features) and min(height, width) < LEAST_SIDE_PX:
-            right = f"right: sides of at least {LEAST_SIDE_PX} px for LPIPS and feature_distance"
-            raise EvaluationError(f"data: clip {clip.id} has {width} x {height} px; {right}")
-        first, importance = clip.first[None].to(device), clip.importance[None].to(device)
-        renderers = {name: method(first) for name, method in methods.items()}
-        parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
-        motion_px: list[Tensor] = []
-        for targets, flow in clip.batches(BATCH_SIZE):
-            targets, flow = targets.to(device), flow.to(device)
-            motion_px.append((magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)).double().cpu())
-            for name, render in renderers.items():
-                frames = render(flow, importance)
-                if not bool(frames.isfinite().all()):
-                    right = "right: precision no, or a model whose training did not break down"
-                    raise EvaluationError(f"{name}: the frames it renders of clip {clip.id} are not finite; {right}")
-                parts[name].append(frame_metrics(frames, targets, lpips=lpips, features=features))
-        metrics = {name: {key: torch.cat([one[key] for one in of]) for key in of[0]} for name, of in parts.items()}
-        time_s = torch.tensor(clip.times_s, dtype=torch.float64)
-        found.append(ClipMetrics(clip.id, clip.source, clip.origin, time_s, torch.cat(motion_px), metrics))
+        with show(clip) as add:
+            found.append(_measure_clip(clip, methods, device, lpips, features, add))
     return found
+
+
+def _measure_clip(
+    clip: EvaluationClip, methods: dict[str, Method], device: torch.device, lpips: Lpips | None,
+    features: PerceptualLoss | None, add: Add,
+) -> ClipMetrics:  # fmt: skip
+    height, width = clip.first.shape[-2:]
+    if (lpips or features) and min(height, width) < LEAST_SIDE_PX:
+        right = f"right: sides of at least {LEAST_SIDE_PX} px for LPIPS and feature_distance"
+        raise EvaluationError(f"data: clip {clip.id} has {width} x {height} px; {right}")
+    first, importance = clip.first[None].to(device), clip.importance[None].to(device)
+    renderers = {name: method(first) for name, method in methods.items()}
+    parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
+    motion_px: list[Tensor] = []
+    for targets, flow in clip.batches(BATCH_SIZE):
+        targets, flow = targets.to(device), flow.to(device)
+        motion_px.append((magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)).double().cpu())
+        rendered = {name: render(flow, importance) for name, render in renderers.items()}
+        for name, frames in rendered.items():
+            if not bool(frames.isfinite().all()):
+                right = "right: precision no, or a model whose training did not break down"
+                raise EvaluationError(f"{name}: the frames it renders of clip {clip.id} are not finite; {right}")
+            parts[name].append(frame_metrics(frames, targets, lpips=lpips, features=features))
+        add(targets, rendered)
+    metrics = {name: {key: torch.cat([one[key] for one in of]) for key in of[0]} for name, of in parts.items()}
+    time_s = torch.tensor(clip.times_s, dtype=torch.float64)
+    return ClipMetrics(clip.id, clip.source, clip.origin, time_s, torch.cat(motion_px), metrics)
 
 
 def _model_method(model: FrameSynthesis, device: torch.device, precision: str) -> Method:

@@ -173,3 +173,11 @@ class FrameTables:
             seed = self.seeds.get(method)
             found[method if seed is None else seed] = fmean(metrics[metric] for metrics in self.pooled[method])
         return found
+
+
+def spread(rows: Sequence[Row], column: str, metric: str) -> list[Row]:
+    """Turn rows of one bucket each into rows {"row": name, bucket: metric, ...} of all buckets."""
+    found: dict[str, Row] = {}
+    for row in rows:
+        found.setdefault(row["row"], {"row": row["row"]})[row[column]] = row[metric]
+    return list(found.values())

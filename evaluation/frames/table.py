@@ -5,19 +5,21 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data.clips import ClipSet
+from data.clips import ClipRow, ClipSet
 from data.result_tables import write_results
 from evaluation import out_folder
 from evaluation.clips import choose_clips, open_clip
 from evaluation.frames.measure import SPLAT_ROWS, make_methods, measure
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, check_video, prepare_halves, train_operators
-from evaluation.frames.statistics import BUCKET_NOTE, BUCKETS, INTERVAL_NOTE, PAIRED_NOTE, FrameTables
+from evaluation.frames.statistics import BUCKET_NOTE, BUCKETS, INTERVAL_NOTE, PAIRED_NOTE, FrameTables, spread
+from evaluation.frames.videos import comparison_video
 from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -41,9 +43,9 @@ METHOD_NOTES = (
 
 def make_table(
     *, out: Path | None, command: str, protocol: str, data: Path | None, split: str, clips: int | None, every: int,
-    checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None, raft_weights: Path | None, video: Path | None,
-    lpips_network: LpipsNetwork, lpips_weights: str | None, feature_weights: Path | None, seed: int, device: str,
-    precision: str, **training: Any,
+    videos: int, checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None, raft_weights: Path | None,
+    video: Path | None, lpips_network: LpipsNetwork, lpips_weights: str | None, feature_weights: Path | None, seed: int,
+    device: str, precision: str, **training: Any,
 ) -> bool:  # fmt: skip
     """Render the clips in every way with the same flow, print the tables, and write them to `out`.
 
@@ -70,7 +72,9 @@ def make_table(
     # Measure
     bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
     opened = (open_clip(clip_set, row, every, raft_weights=raft_weights, device=str(device)) for row in bar)
-    measured = measure(opened, make_methods(models, device, precision), device, lpips=lpips, features=features)
+    methods = make_methods(models, device, precision)
+    show = partial(comparison_video, folder=out, ids=_spread_over(rows, videos), shown=_shown(models))
+    measured = measure(opened, methods, device, show, lpips=lpips, features=features)
 
     # Write
     weights = {f"lpips_{lpips_network}": lpips_weights, "feature_distance": feature_weights}
@@ -102,6 +106,19 @@ def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | N
     return find_models(checkpoint or []) + find_seeds(seeds_of or [])
 
 
+def _spread_over(rows: Sequence[ClipRow], videos: int) -> set[str]:
+    count = min(videos, len(rows))
+    return {rows[place * len(rows) // count].id for place in range(count)}
+
+
+def _shown(models: Sequence[TrainedRenderer]) -> dict[str, str]:
+    """Return {title: method} of the renderings in a video: a row's first seed; without models two splats."""
+    names: dict[str, str] = {}
+    for one in models:
+        names.setdefault(one.row.removeprefix("model "), one.name)
+    return names or {name: name for name in ("softmax splat", "gaussian splat EWA")}
+
+
 def _make_tables(models: Sequence[TrainedRenderer], measured: list, seed: int, absent: list[str]) -> FrameTables:
     """Pool what was measured: a row's models are its training seeds."""
     rows: dict[str, list[str]] = {}
@@ -121,5 +138,8 @@ def _write(out: Path, tables: FrameTables, name: str, notes: list[str]) -> None:
         title = f"Differences on the same clips, {name}"
         print(write_results(out / "paired", paired, title=title, notes=[PAIRED_NOTE, *notes]))
     for folder, column in zip(("by_motion", "by_time"), BUCKETS, strict=True):
-        write_results(out / folder, tables.buckets(column), title=f"By {column}, {name}", notes=[BUCKET_NOTE, *notes])
+        rows, title = tables.buckets(column), f"By {column}, {name}"
+        write_results(out / folder, rows, title=title, notes=[BUCKET_NOTE, *notes])
+        wide = spread(rows, column, "psnr_db")
+        print(write_results(out / folder / "psnr_db", wide, title=f"{title}: psnr_db, the rest in {folder}/"))
     logger.info("written to %s; more tables in its folders", out)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,52 +18,71 @@ from metrics.frechet import GaussianStatistics, frechet_distance, kernel_distanc
 REAL_ROW, STATIC_ROW = "real", "frame 0 repeated"
 # A covariance takes two.
 FEWEST_SAMPLES = 2
+# {metric: frames of the window that [GID] slides along the videos}
+SLIDING = {"fid": 30, "dtfvd": 16}
 
 COLUMN_NOTES = (
-    "fid (single frames, frame 0 included), fvd_N, dtfvd_N (windows of N frames that touch): squared Frechet distance "
-    "in float64 between the Gaussians of real and generated features",
-    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over 100 subsets of at most 1000 "
-    "frames",
+    "fid (single frames, frame 0 included), fvd_N, dtfvd_N (windows of N frames): squared Frechet distance in float64 "
+    "between the Gaussians of real and generated features",
+    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over subsets of the frames",
     "compare a metric only with others of the same network file, crop and counts",
 )
+
+SLIDING_NOTE = "windows of real and generated videos begin at the same frame; every place has its own Gaussians"
 
 
 class VideoComparison:
     """Real videos against each way (row) of generating them, over networks {"fid" | "fvd" | "dtfvd": network}.
 
-    `windows` are the frames of the windows of fvd and dtfvd, `batch_size` images or windows in one pass of a network.
+    `windows` are the frames of the windows of fvd and dtfvd, `window_step` those from window to window (None: they
+    touch) and `slide_step` those from place to place of the sliding metrics (0: none are measured), `batch_size` images
+    or windows in one pass of a network.
     """
 
     def __init__(
-        self, rows: Sequence[str], networks: dict[str, FeatureNetwork], *,
-        windows: Sequence[int] = (16, 32), batch_size: int = 8, seed: int = 0,
+        self, rows: Sequence[str], networks: dict[str, FeatureNetwork], *, windows: Sequence[int] = (16, 32),
+        window_step: int | None = None, slide_step: int = 0, batch_size: int = 8, kid_subsets: int = 100,
+        kid_subset_size: int = 1000, seed: int = 0,
     ) -> None:  # fmt: skip
         self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
-        self.batch_size, self.seed = batch_size, seed
+        self.window_step, self.slide_step, self.batch_size = window_step, slide_step, batch_size
+        self.kid = {"subsets": kid_subsets, "subset_size": kid_subset_size, "seed": seed}
         self.lengths: list[int] = []
         # {(row, metric, frames of a window): statistics}, and all features of frames
         self.statistics: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
         self.features: dict[str, list[Tensor]] = defaultdict(list)
+        # {(row, metric, first frame): statistics}
+        self.sliding: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
 
     def add(self, clip: ClipVideos) -> None:
         """Measure one clip in every way."""
         static = clip.real[:1].expand_as(clip.real)
         for row, frames in {REAL_ROW: clip.real, **clip.generated, STATIC_ROW: static}.items():
-            for metric, network in self.networks.items():
-                if metric == "fid":
-                    self.features[row].append(network(frames, batch_size=self.batch_size))  # (T, D)
-                    self.statistics[row, "fid", 1].add(self.features[row][-1])
-                    continue
-                for window in self.windows:
-                    count = len(frames) // window
-                    if count:
-                        parts = torch.stack(frames[: count * window].split(window))  # (n, window, 3, H, W)
-                        self.statistics[row, metric, window].add(network(parts, batch_size=self.batch_size))
+            for metric in self.networks:
+                self._add(row, metric, frames)
         self.lengths.append(len(clip.real))
+
+    def _add(self, row: str, metric: str, frames: Tensor) -> None:
+        measured = partial(self.networks[metric], batch_size=self.batch_size)
+        if metric == "fid":
+            features = measured(frames)  # (T, D)
+            self.features[row].append(features)
+            self.statistics[row, metric, 1].add(features)
+            slides = cut_windows(features, SLIDING[metric], self.slide_step)  # (n, 30, D)
+        else:
+            for window in self.windows:
+                parts = cut_windows(frames, window, self.window_step or window)  # (n, window, 3, H, W)
+                if len(parts):
+                    self.statistics[row, metric, window].add(measured(parts))
+            parts = cut_windows(frames, SLIDING.get(metric, 1), self.slide_step if metric in SLIDING else 0)
+            slides = measured(parts)[:, None] if len(parts) else []  # (n, 1, D)
+        for place, features in enumerate(slides):
+            self.sliding[row, metric, place * self.slide_step].add(features)
 
     def count(self, window: int) -> int:
         """Return the number of windows of so many frames."""
-        return sum(length // window for length in self.lengths)
+        step = self.window_step or window
+        return sum((length - window) // step + 1 for length in self.lengths if length >= window)
 
     def check_counts(self) -> None:
         """Raise EvaluationError where the videos have too few frames or windows for a covariance."""
@@ -81,13 +101,27 @@ class VideoComparison:
             row["kid_deviation"] = None
             if self.features:
                 real, found = (torch.cat(self.features[of]) for of in (REAL_ROW, name))
-                row["kid"], row["kid_deviation"] = kernel_distance(real, found, seed=self.seed)
+                row["kid"], row["kid_deviation"] = kernel_distance(real, found, **self.kid)
             for metric in ("fvd", "dtfvd"):
                 row |= {f"{metric}_{window}": self._distance(name, metric, window) for window in self.windows}
             row |= {"videos": len(self.lengths), "frames": sum(self.lengths)}
             has_windows = bool(self.networks.keys() - {"fid"})
             row |= {f"windows_{window}": self.count(window) if has_windows else None for window in self.windows}
             rows.append(row)
+        return rows
+
+    def sliding_table(self) -> list[dict[str, Any]]:
+        """Return a row for each way and place in time; real and generated windows begin at the same frame."""
+        rows = []
+        for name in self.rows:
+            for start in sorted({start for row, _, start in self.sliding if row == name}):
+                line: dict[str, Any] = {"row": name, "from_frame": start}
+                for metric, window in SLIDING.items():
+                    real, found = (self.sliding.get((row, metric, start)) for row in (REAL_ROW, name))
+                    enough = found is not None and found.count >= FEWEST_SAMPLES
+                    line[f"{metric}_{window}"] = frechet_distance(real, found) if enough else None
+                    line["frames" if metric == "fid" else "windows"] = found.count if found else 0
+                rows.append(line)
         return rows
 
     def _distance(self, row: str, metric: str, window: int) -> float | None:
@@ -98,7 +132,9 @@ class VideoComparison:
     def bias_notes(self) -> list[str]:
         """Name the metrics of which the covariance is singular, so that they are too large."""
         notes = []
-        for (row, metric, window), found in self.statistics.items():
+        first = {key: found for key, found in self.sliding.items() if key[2] == 0}
+        slides = {(row, f"sliding {metric}", SLIDING[metric]): found for (row, metric, _), found in first.items()}
+        for (row, metric, window), found in (self.statistics | slides).items():
             dimension = len(found.mean)
             if row == REAL_ROW and found.count <= dimension:
                 name = metric if window == 1 else f"{metric}_{window}"
@@ -109,5 +145,15 @@ class VideoComparison:
     def notes(self) -> list[str]:
         """Give the counts and the networks."""
         lengths = f"{len(self.lengths)} videos of {min(self.lengths)} to {max(self.lengths)} frames"
+        step = "that touch" if self.window_step is None else f"{self.window_step} frames apart"
         networks = "; ".join(f"{metric}: {network.name}" for metric, network in self.networks.items())
-        return [f"counts: {lengths}, {sum(self.lengths)} frames; networks: {networks}", *self.bias_notes()]
+        counts = f"counts: {lengths}, {sum(self.lengths)} frames, windows {step}; networks: {networks}"
+        kid = "kid: {subsets} subsets of at most {subset_size} frames".format(**self.kid)
+        return [counts, *([kid] if self.features else []), *self.bias_notes()]
+
+
+def cut_windows(frames: Tensor, window: int, step: int) -> Tensor:
+    """Return the windows that begin every `step` of T frames (T, ...): (n, window, ...); none where `step` is 0."""
+    if not step or len(frames) < window:
+        return frames.new_empty(0, window, *frames.shape[1:])
+    return frames.unfold(0, window, step).movedim(-1, 1)

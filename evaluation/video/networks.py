@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torchmetrics.image.fid import NoTrainInceptionV3
+from torchvision.models import get_model
 
 from data.media import to_bytes
 from data.optical_flow import weights_digest
+from evaluation.flags import TORCHVISION_VIDEO
+from motion.flow import resize_maps
+
+# Mean and standard deviation of the colours that torchvision's video models were trained on.
+KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
+
+Form = tuple[str, tuple[int, int] | None]  # values, and (H, W) or None
 
 
 class NetworkError(ValueError):
@@ -21,26 +31,35 @@ class NetworkError(ValueError):
 
 
 class FeatureNetwork:
-    """A TorchScript file that maps images (N, 3, H, W), or videos (N, 3, T, H, W), in [0, 1] to features (N, D).
+    """A network that maps images (N, 3, H, W), or videos (N, 3, T, H, W), to features (N, D).
 
-    The published I3D of StyleGAN-V and Inception of StyleGAN2-ADA, which have an argument return_features, get 0 to 255
-    and prepare it themselves. NetworkError where the file is missing or damaged.
+    `kind` is "torchscript", "inception" (FID's Inception v3 of torch-fidelity) or a video model of torchvision, of
+    which `path` is the state dict. `form` is what a TorchScript is shown: "unit" ([0, 1], the default), "signed"
+    ([-1, 1]) or "bytes" (0 to 255), and (H, W) to resample to or None. Without it the published I3D of StyleGAN-V and
+    Inception of StyleGAN2-ADA, which have an argument return_features, get 0 to 255 and prepare it themselves.
+    NetworkError where the file is missing, damaged or of another network.
     """
 
-    def __init__(self, path: Path, *, on_videos: bool, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, path: Path, *, on_videos: bool, kind: str = "torchscript", form: Form | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:  # fmt: skip
         self.path, self.on_videos, self.device = path, on_videos, device
         if not path.is_file():
             raise NetworkError(f"{path}: no such file")
+        load = {"torchscript": _torchscript, "inception": _inception}.get(kind, partial(_torchvision, kind))
         try:
-            with warnings.catch_warnings():
-                # torch advises to export otherwise; who has a published file cannot
-                warnings.simplefilter("ignore", FutureWarning)
-                self._module = torch.jit.load(str(path), map_location="cpu").eval().to(device)
-            names = {argument.name for argument in self._module.forward.schema.arguments}
+            self._module, self._options, own_form = load(path)
+        except ModuleNotFoundError as error:
+            raise NetworkError(f"{path}: needs torch-fidelity; right: pip install torch-fidelity") from error
         except Exception as error:  # a damaged archive fails in many ways
-            right = "right: a file of torch.jit.save"
-            raise NetworkError(f"{path}: cannot be read as TorchScript ({_reason(error)}); {right}") from error
-        self._options = {name: True for name in ("rescale", "resize", "return_features") if name in names}
+            what = "TorchScript" if kind == "torchscript" else f"weights of {kind}"
+            right = "right: a file of torch.jit.save" if kind == "torchscript" else "right: a state dict"
+            raise NetworkError(f"{path}: cannot be read as {what} ({_reason(error)}); {right}") from error
+        self._module.to(device)
+        self._values, self._size = form or own_form
+        if form:
+            self._options |= dict.fromkeys(self._options.keys() & {"rescale", "resize"}, False)
         self.name = f"{path.name} ({weights_digest(path)})"
 
     @torch.inference_mode()
@@ -52,9 +71,7 @@ class FeatureNetwork:
         return torch.cat([self._features(part) for part in frames.split(batch_size)])
 
     def _features(self, frames: Tensor) -> Tensor:
-        frames = frames.clamp(0, 1)
-        if "return_features" in self._options:
-            frames = torch.from_numpy(to_bytes(frames)).movedim(-1, -3).float()
+        frames = show(frames.contiguous().clamp(0, 1), self._values, self._size)
         if self.on_videos:
             frames = frames.transpose(1, 2)  # (N, 3, T, H, W)
         shape = tuple(frames.shape)
@@ -82,6 +99,44 @@ class FeatureNetwork:
             features = self(torch.rand(shape, generator=generator))
             if torch.equal(features[0], features[1]):
                 raise NetworkError(f"{self.path}: gives the same features for any input; right: a trained network")
+
+
+def show(frames: Tensor, values: str, size: tuple[int, int] | None) -> Tensor:
+    """Bring frames (..., 3, H, W) in [0, 1] to the values and the size that a network was trained on."""
+    frames = frames if size is None else resize_maps(frames, size)
+    if values in ("bytes", "uint8"):
+        found = torch.from_numpy(to_bytes(frames)).movedim(-1, -3)
+        return found if values == "uint8" else found.float()
+    if values == "kinetics":
+        mean, deviation = (torch.tensor(numbers).view(3, 1, 1) for numbers in KINETICS)
+        return (frames - mean) / deviation
+    return frames * 2 - 1 if values == "signed" else frames
+
+
+def _torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, bool], Form]:
+    with warnings.catch_warnings():
+        # torch advises to export otherwise; who has a published file cannot
+        warnings.simplefilter("ignore", FutureWarning)
+        module = torch.jit.load(str(path), map_location="cpu").eval()
+    names = {argument.name for argument in module.forward.schema.arguments}
+    options = {name: True for name in ("rescale", "resize", "return_features") if name in names}
+    return module, options, ("bytes" if "return_features" in names else "unit", None)
+
+
+def _torchvision(name: str, path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    classifier = "classifier.1" if name == "s3d" else "fc"
+    model = get_model(name, weights=None, num_classes=len(state[f"{classifier}.weight"]))
+    model.load_state_dict(state)
+    setattr(model, classifier.split(".")[0], nn.Identity())
+    side = TORCHVISION_VIDEO[name]
+    return model.eval(), {}, ("kinetics", (side, side))
+
+
+def _inception(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
+    # torch-fidelity would run what a pickle contains: this refuses a file that holds more than tensors
+    torch.load(path, map_location="cpu", weights_only=True)
+    return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)), {}, ("uint8", None)
 
 
 def _reason(error: BaseException) -> str:

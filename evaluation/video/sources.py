@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from data.clips import ClipRow, ClipSet, ClipSetError, column_names
-from data.media import VIDEO_SUFFIXES, MediaError
+from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, read_image
 from data.scenes.scene import Scene
-from data.video import iterate_video
+from data.video import iterate_video, probe_video
 from evaluation import EvaluationError
 from evaluation.clips import SourceError, read_source
 from models.frame_synthesis import FrameSynthesis
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # What costs a clip and not the run.
 CLIP_ERRORS = (MediaError, SourceError, ClipSetError)
+# Rates whose ratio is above this are told.
+RATE_TOLERANCE = 1.02
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def centre_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class FolderVideos:
-    """Videos of the same name in a folder of real and one or more of generated ones.
+    """Videos, or folders of frames, of the same name in a folder of real and one or more of generated ones.
 
     `rows` name the folders of generated ones, `names` the clips. Each is read to `num_frames` frames at most, cropped
     to `crop` = (H, W); `fps` reads all at one rate. EvaluationError where a folder is missing or empty, two videos have
@@ -81,14 +83,28 @@ class FolderVideos:
 
     def read(self, name: str) -> ClipVideos:
         """Read one clip from every folder, all as long as the shortest; one of CLIP_ERRORS where it cannot be read."""
+        self._warn_of_rates(name)
         real = self._frames(self._real[name])
         generated = {row: self._frames(videos[name]) for row, videos in self._generated.items()}
         length = min(len(real), *(len(frames) for frames in generated.values()))
         return ClipVideos(name, real[:length], {row: frames[:length] for row, frames in generated.items()})
 
+    def _warn_of_rates(self, name: str) -> None:
+        paths = [videos[name] for videos in (self._real, *self._generated.values())]
+        rates = [probe_video(path).fps for path in paths if not path.is_dir()]
+        if self.fps is None and rates and max(rates) > RATE_TOLERANCE * min(rates):
+            problem = f"{min(rates):g} and {max(rates):g} frames/s, so that its windows last differently"
+            logger.warning("%s: %s; fps HZ reads all at one rate", name, problem)
+
     def _frames(self, path: Path) -> Tensor:
-        frames = islice(iterate_video(path, fps=self.fps), self.num_frames)
-        return torch.stack([centre_crop(frame, self.crop).clone() for _, frame in frames])  # (T, 3, H, W)
+        if not path.is_dir():
+            frames = (frame for _, frame in iterate_video(path, fps=self.fps))
+        elif self.fps is not None:
+            raise EvaluationError(f"fps {self.fps:g}: {path} is a folder of frames, which have no rate; right: without")
+        else:
+            frames = map(read_image, list_images(path))
+        cropped = [centre_crop(frame, self.crop).clone() for frame in islice(frames, self.num_frames)]
+        return torch.stack(cropped)  # (T, 3, H, W)
 
     def note(self) -> str:
         """Name the folders, for the table."""
@@ -97,12 +113,15 @@ class FolderVideos:
 
 
 def _videos_in(folder: Path) -> dict[str, Path]:
+    """Return {name: video file, or folder of frames}."""
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such folder; right: one that holds videos")
-    paths = [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES]
-    found = {path.stem: path for path in paths}
+    suffixes = {path: {file.suffix.lower() for file in (path.iterdir() if path.is_dir() else [path])}
+                for path in sorted(folder.iterdir())}  # fmt: skip
+    paths = [path for path in suffixes if suffixes[path] & set(IMAGE_SUFFIXES if path.is_dir() else VIDEO_SUFFIXES)]
+    found = {path.name if path.is_dir() else path.stem: path for path in paths}
     if not found or len(found) < len(paths):
-        problem = "two videos have one name" if found else "holds no videos"
+        problem = "two videos have one name" if found else "holds neither videos nor folders of frames"
         raise EvaluationError(f"{folder}: {problem}; right: videos of different names")
     return found
 

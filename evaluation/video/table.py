@@ -15,7 +15,7 @@ from data.clips import ClipSet, choose_rows
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
 from evaluation.flags import VIDEO_METRICS
-from evaluation.video.measure import COLUMN_NOTES, VideoComparison
+from evaluation.video.measure import COLUMN_NOTES, SLIDING, SLIDING_NOTE, VideoComparison
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, FolderVideos, PredictedVideos
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -32,7 +32,7 @@ def make_table(
 ) -> bool:  # fmt: skip
     """Compare real and generated videos, print the tables and write them; return False when a video was left out.
 
-    `options` has windows, the networks of `load_networks` and, for a clip set, what `predicted_videos` needs.
+    `options` has the windows, the networks of `load_networks` and, for a clip set, what `predicted_videos` needs.
     """
     # Early checks
     place = choose_device(device)
@@ -51,7 +51,8 @@ def make_table(
         source, model_notes = predicted_videos(data, seed, place, precision, options, **cut)
 
     # Measure
-    comparison = VideoComparison(source.rows, networks, windows=options["windows"], seed=seed)
+    names = ("windows", "window_step", "slide_step", "batch_size", "kid_subsets", "kid_subset_size")
+    comparison = VideoComparison(source.rows, networks, **{name: options[name] for name in names}, seed=seed)
     left_out = []
     for clip in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
         try:
@@ -71,6 +72,8 @@ def make_table(
         f"device {place}, precision {precision}; seed {seed}; command: {command}",
     ]
     print(write_results(out, comparison.table(), title=f"Videos, {name}", notes=[*COLUMN_NOTES, *notes]))
+    if sliding := comparison.sliding_table():
+        print(write_results(out / "sliding", sliding, title=f"Along the videos, {name}", notes=[SLIDING_NOTE, *notes]))
     logger.info("written to %s", out)
     return not left_out
 
@@ -81,12 +84,14 @@ def load_networks(
     """Load and try out the networks; return them by metric, and a line for each that is missing."""
     networks, missing = {}, []
     for name, (metric, wanted) in VIDEO_METRICS.items():
-        path = options[f"{name}_network"]
-        if path is None:
+        if options[f"{name}_network"] is None:
             missing.append(f"left out: {metric}; the {name} network is {wanted}")
             continue
-        networks[metric] = FeatureNetwork(path, on_videos=name != "image", device=device)
-        networks[metric].check(crop, options["windows"])
+        kind, path = options[f"{name}_network"]
+        form = options[f"{name}_input"]
+        networks[metric] = FeatureNetwork(path, on_videos=name != "image", kind=kind, form=form, device=device)
+        slides = [SLIDING[metric]] if metric in SLIDING and options["slide_step"] else []
+        networks[metric].check(crop, [*options["windows"], *slides])
     if not networks:
         raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:

@@ -1,0 +1,85 @@
+"""benchmark.py data: a complete table that agrees with itself, bad flags in one line."""
+
+from __future__ import annotations
+
+import json
+
+import cv2
+import pytest
+import torch
+
+import benchmark
+from benchmarks import data as data_benchmark
+from benchmarks.flags import FLOW_METHODS
+from data.optical_flow import METHODS
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    """Give torch and OpenCV their numbers of threads back."""
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    yield
+    torch.set_num_threads(before[0])
+    cv2.setNumThreads(before[1])
+
+
+def run_data(*flags: object) -> int:
+    return benchmark.main(["data", *map(str, flags)])
+
+
+def test_data_table(tmp_path, capsys, scene_set, monkeypatch):
+    monkeypatch.setattr(data_benchmark, "READ_ITEMS", 2)
+    monkeypatch.setattr(data_benchmark, "NUM_FRAMES", 60)  # of the slow baseline: enough for the fit of 24 bins
+    monkeypatch.setattr(data_benchmark, "FPS", 12.0)
+    flags = ["--scenes", 2, "--size", "64x32", "--methods", "farneback", "--pairs", 1, "--repeats", 1]
+    assert run_data(*flags, "--data", scene_set.folder, "--out", tmp_path) == 0
+    rows = {row["row"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert list(rows) == [
+        "scene, motion item",
+        "scene, motion item by fit (baseline)",
+        "scene, frame pair",
+        "set, motion item, augmented",
+        "flow, dis_fast (baseline)",
+        "flow, farneback",
+    ]
+    for row in rows.values():
+        assert row["items_per_s"] == pytest.approx(1 / row["seconds"]) and row["seconds"] > 0
+    slow = rows["scene, motion item by fit (baseline)"]
+    item, flow = rows["scene, motion item"], rows["flow, farneback"]
+    assert item["times_baseline"] == pytest.approx(item["items_per_s"] / slow["items_per_s"])
+    assert flow["times_baseline"] == pytest.approx(flow["seconds"] / rows["flow, dis_fast (baseline)"]["seconds"])
+    assert "command: benchmark.py data --scenes 2" in capsys.readouterr().out
+
+
+def test_rates_of_several_processes_add_up(monkeypatch):
+    asked = []
+
+    def run_jobs(function, jobs, workers):
+        asked.append(([(job[0].__name__, *job[1:]) for job in jobs], workers))
+        yield from (0.5 for _ in jobs)
+
+    monkeypatch.setattr(data_benchmark, "run_jobs", run_jobs)
+    rows = data_benchmark.measure_scenes(5, size=(64, 96), seed=10, workers=2)
+    assert rows[0]["items_per_s"] == 4.0  # 2 a second each
+    assert asked[0] == ([("motion_item", [10, 12, 14], (64, 96)), ("motion_item", [11, 13], (64, 96))], 2)
+    assert asked[1][0] == [("motion_item_by_fit", [10], (64, 96)), ("motion_item_by_fit", [11], (64, 96))]
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--size", "16x16"], "--size: expected at least 32x32, got '16x16'"),
+        (["--methods", "raft"], "--methods raft: right: dis_fast, dis"),
+        (["--data", "/nowhere"], "/nowhere"),
+        (["--scenes", 0], "--scenes"),
+    ],
+)
+def test_bad_data_flags_are_one_line(tmp_path, capsys, flags, named):
+    assert run_data("--out", tmp_path / "out", *flags) == 2
+    error = capsys.readouterr().err
+    assert named in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_methods_of_the_flag_exist():
+    assert set(FLOW_METHODS) <= set(METHODS)
