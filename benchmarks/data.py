@@ -86,7 +86,8 @@ def measure_scenes(count: int, *, size: Size, seed: int, workers: int) -> list[d
     for work in (motion_item, motion_item_by_fit, frame_pair):
         seeds = range(seed, seed + (min(count, SLOW_SCENES) if work is motion_item_by_fit else count))
         jobs = [(work, list(seeds[first::workers]), size) for first in range(min(workers, len(seeds)))]
-        rates[work] = sum(1 / seconds for seconds in run_jobs(seconds_of_scenes, jobs, workers))
+        with run_jobs(seconds_of_scenes, jobs, workers, "process", progress=False) as found:
+            rates[work] = sum(1 / seconds for seconds in found)
     slow = rates[motion_item_by_fit]
     return [
         _row("scene, motion item", 1 / rates[motion_item], rates[motion_item] / slow),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import contextmanager
 
 import cv2
 import pytest
@@ -54,9 +55,10 @@ def test_data_table(tmp_path, capsys, scene_set, monkeypatch):
 def test_rates_of_several_processes_add_up(monkeypatch):
     asked = []
 
-    def run_jobs(function, jobs, workers):
+    @contextmanager
+    def run_jobs(function, jobs, workers, unit, *, progress):
         asked.append(([(job[0].__name__, *job[1:]) for job in jobs], workers))
-        yield from (0.5 for _ in jobs)
+        yield (0.5 for _ in jobs)
 
     monkeypatch.setattr(data_benchmark, "run_jobs", run_jobs)
     rows = data_benchmark.measure_scenes(5, size=(64, 96), seed=10, workers=2)

@@ -37,6 +37,8 @@ evaluate.py frames --data sets/real --seeds-of runs/softmax runs/gaussian
 evaluate.py frames --protocol seed --video ten_seconds.mp4
 evaluate.py frames --protocol seed --video ten_seconds.mp4 --minutes 5 --perceptual-weights squeezenet.pth
 evaluate.py motion --data sets/real --split test
+evaluate.py placement --photos photos --masks masks --photo-table photos.csv --split test
+train_unet.py --data sets/real --stage displacement --init unet --photos photos --masks masks --photo-table photos.csv
 evaluate.py sources --data sets/real --licences clips.csv
 evaluate.py video --data sets/real --split test --fvd-network i3d_torchscript.pt
 evaluate.py video --data sets/real --splat softmax gaussian --dtfvd-network mine.pt --slide-step 8 --window-step 8

@@ -34,6 +34,7 @@ FP16 = {
     ("train_frame_synthesis_gaussian", ""): ["--data", "x"],
     ("evaluate", "frames"): ["--data", "x"],
     ("evaluate", "motion"): ["--data", "x"],
+    ("evaluate", "placement"): [],
     ("evaluate", "still"): [],
     ("evaluate", "video"): ["--data", "x"],
     ("evaluate", "ablation"): ["--data", "x", "--steps", "1"],
