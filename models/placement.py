@@ -47,6 +47,8 @@ LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
 TRACE = 0.05
 # The strength that the training clips suggest is too small by this factor: the median of skewed numbers.
 STRENGTH_FACTOR = 1.6
+# Bounds of the strength, px of a grid of 256 x 160: what can move moves visibly, however calm the training clips like it.
+LEAST_STRENGTH_PX, MOST_STRENGTH_PX = 1.0, 12.0
 
 
 class Placement(NamedTuple):
@@ -282,5 +284,6 @@ def placed_displacement(placement: Placement, image: Tensor) -> Tensor:
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
-    strength_px = STRENGTH_FACTOR * placement.log_strength.exp().clamp(0.05, 8).view(-1, 1, 1, 1)
+    strength_px = STRENGTH_FACTOR * placement.log_strength.exp().view(-1, 1, 1, 1)
+    strength_px = strength_px.clamp(LEAST_STRENGTH_PX, MOST_STRENGTH_PX)
     return fraction * strength_px / default_grid_scale(*size)

@@ -15,6 +15,7 @@ from data.clips import SampleKey
 from data.files import MediaError
 from data.masks import find_masked_photographs, read_placement_mask
 from metrics.placement import mean_by_repository, placement_metrics
+from models.displacement import STILL_SHARE
 from models.image_encoder import SQUEEZENET_TAPS
 from models.motion_pipeline import MotionPipeline
 from models.placement import (
@@ -188,6 +189,12 @@ def test_displacement_follows_the_probability_and_the_grid():
     assert 0 < displacement[..., 136:].max() < 0.01 * strength_px
     doubled = placed_displacement(placement, torch.nn.functional.interpolate(image, scale_factor=2.0))
     assert doubled.max() == pytest.approx(2 * (1 + TRACE) * strength_px, rel=1e-3)
+
+
+def test_what_can_move_moves_visibly_however_calm_the_photograph_looks():
+    size = (1, 1, 40, 64)
+    values = torch.full(size, 5.0), torch.zeros(size), torch.full(size, np.log(STILL_SHARE)), torch.tensor([0.01]).log()
+    assert placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH)).min() > 0.25
 
 
 def test_a_weak_correction_does_not_move_a_wall():
