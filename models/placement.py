@@ -47,7 +47,7 @@ LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
 TRACE = 0.05
 # The strength that the training clips suggest is too small by this factor: the median of skewed numbers.
 STRENGTH_FACTOR = 1.6
-# Bounds of the strength, px of a grid of 256 x 160: what can move moves visibly, however calm the training clips like it.
+# Bounds of the strength, px of a grid of 256 x 160: what can move moves visibly, however calm its kind is.
 LEAST_STRENGTH_PX, MOST_STRENGTH_PX = 1.0, 12.0
 
 
