@@ -40,7 +40,7 @@ CORRECTION_WEIGHT = 0.6
 # Edges of the map follow those of the image: radius, px of the grid, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
 # What is less probable than the first is static; what is more probable than the second moves in full.
-STATIC_BELOW, MOVES_ABOVE = 0.5, 0.7
+STATIC_BELOW, MOVES_ABOVE = 0.45, 0.65
 # What moves does so by at least this fraction of the strength, and at most the other.
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
 # A trace of motion below the threshold, far below what is seen, orders what the threshold makes equal.
