@@ -82,7 +82,8 @@ def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[l
 
     features, probabilities = [], []
     for scale in CLASS_SCALES:
-        features = segmentation.features(resize_maps(image, (round(scale * height), round(scale * width))))
+        scaled = resize_maps(image.float(), (round(scale * height), round(scale * width)))
+        features = segmentation.features(scaled.to(image.dtype))
         logits = segmentation.decode(features)
         probabilities.append(halved(logits.softmax(1)))
     # Those of the last scale, the image itself.
@@ -234,7 +235,7 @@ class PlacementHead(SavedModel):
         """
         maps, logits, probabilities = self._maps(image, backbone, segmentation)
         reduced = [project(found) for project, found in zip(self.components, maps, strict=True)]
-        image = F.avg_pool2d(image, DETAIL)
+        image = F.avg_pool2d(image.float(), DETAIL)
         coarse = F.avg_pool2d(image - 0.5, STRIDE)
         return torch.cat([*reduced, 0.25 * logits, probabilities, coarse, gradient_maps(image)], dim=1)
 
@@ -252,6 +253,7 @@ class PlacementHead(SavedModel):
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:
             features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask
+        features, mean = features.to(self.read.weight.dtype), mean.to(self.read.weight.dtype)
         hidden = F.silu(self.read(features) + self.context(mean)[:, :, None, None])  # (B, W, h, w)
         coarse = self.coarse(F.avg_pool2d(hidden, 2, ceil_mode=True))
         hidden = hidden + F.interpolate(coarse, size=hidden.shape[-2:], mode="bilinear")

@@ -165,6 +165,18 @@ def test_features_are_read_at_stride_4_of_the_grid():
         assert expected.shape == (2, 1, 64, 96) and bool(torch.isfinite(expected).all())
 
 
+def test_a_head_is_cast_with_the_pipeline():
+    torch.manual_seed(0)
+    network, head, image = SegmentationModel().eval(), PlacementHead((4,)), torch.rand(1, 3, 128, 192)
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        head, network, image = head.to(dtype), network.to(dtype), image.to(dtype)
+        features = head.features(image, lambda small: [small[:, :1].repeat(1, 4, 1, 1)], network)
+        found.append(head.expected_displacement(features, image[..., ::2, ::2]))
+    assert found[1].dtype == torch.float32
+    assert float((found[0] - found[1]).abs().mean()) < 0.05 * float(found[0].mean())
+
+
 def test_untrained_head_moves_what_segmentation_calls_movable(head):
     features = torch.zeros(1, sum(head.parts), 16, 24)
     probabilities = class_probabilities(features)  # a view
