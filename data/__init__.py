@@ -1,1 +1,1 @@
-"""Pictures, videos, optical flow, rendered scenes and clip sets: everything that comes from or goes to a file."""
+"""Images, videos, optical flow, rendered scenes and clip sets: everything that comes from or goes to a file."""

@@ -1,4 +1,4 @@
-"""How far each place of a photograph moves on average: a small head over picture features, learned by regression."""
+"""How far each place of an image moves on average: samples scaled to it, and the head of earlier checkpoints."""
 
 from __future__ import annotations
 
@@ -12,24 +12,20 @@ from torch import Tensor, nn
 from motion.flow import default_grid_scale, resize_maps
 from motion.spectrum import mean_displacement
 
-# px of the picture for one number of the map.
+# px of the image for one number of the map of a `DisplacementHead`.
 STRIDE = 8
 # Networks whose mean is taken, and the channels of each.
 MEMBERS, WIDTH = 4, 32
-# Displacements are compared as log(m / q + .1), q the 95th percentile of the picture: which places move more is learned
+# Displacements are compared as log(m / q + .1), q the 95th percentile of the image: which places move more is learned
 # from a calm clip as well as from a windy one, and a tenth of what moves most is as good as still.
 QUANTILE, STILL_SHARE = 0.95, 0.1
-# A place's say in how strongly the picture moves, and whether it does, is its (m / q + .1) to this power.
-LOOKS_AT = 3.0
-# A share of what moves most below the first is still, and above the second as it was predicted: of held-out pixels for
-# which a share under .25 is predicted the median does not move at all (mean .15, mostly flow that bleeds over edges),
-# at .3 to .4 it is .16, at .5 to .7 .42. What is rigid shall stay still.
+# Strength and log odds are weighted means over places, by (m / q + .1) to this power.
+STRENGTH_POWER = 3.0
+# Below the first fraction of q a place is static, above the second it moves as predicted.
 STILL_BELOW, MOVES_ABOVE = 0.15, 0.3
-# What is expected of a picture that may as well stand still: nothing below the first probability that anything in it
-# moves, all of it above the second. Clips are chosen for what moves in them, so of a photograph that looks like none of
-# them even a small probability is a sign; held-out walls, rooms and rocks have .03 to .09, mostly (docs/results.md).
+# Below the first probability that anything moves the whole image is static, above the second it moves in full.
 UNLIKELY, LIKELY = 0.1, 0.3
-# Edges of the map are drawn to those of the picture: radius, px, and the variance of colour that counts as an edge.
+# Edges of the map are drawn to those of the image: radius, px, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 8, 1e-3
 # What is nearer than this swings together, px of a grid of 256 x 160: standard deviation of the Gaussian over a sample.
 # Of 0, 8 and 16 the first bends stems and tentacles like worms, the second hardly, the last not at all.
@@ -46,25 +42,20 @@ def relative_displacement(displacement: Tensor, strength: Tensor) -> Tensor:
 
 
 class DisplacementHead(nn.Module):
-    """Predict mean |F_t| over a period from a photograph: where it moves, how strongly, and whether at all, apart.
+    """Predict mean |F_t| over a period: where an image moves, how strongly, and whether at all.
 
-    Ours. A few dozen clips teach a denoiser what moves only slowly, since noise hides the answer; a regression on
-    frozen ImageNet features learns it in minutes. Four small networks read the features at one number for 8 x 8 px,
-    compare each place with the mean of the picture, and say log(m / q + .1) for each place, and for the picture log q,
-    should anything move, and how probable that is. One number for both would be the median of two kinds of pictures,
-    which for an unusual candle is next to nothing. Contrast, colour and place beside the features added nothing
-    (cross-validated over sources).
+    Ours, of earlier checkpoints; a `models.placement.PlacementHead` has taken its place. Four small networks read image
+    features at one number for 8 x 8 px and compare each place with the mean of the image.
 
     Args:
-        feature_channels: of each map of picture features.
+        feature_channels: of each map of image features.
     """
 
     def __init__(self, feature_channels: Sequence[int]) -> None:
         super().__init__()
-        self.num_features = sum(feature_channels)
         width, groups = MEMBERS * WIDTH, {"groups": MEMBERS}
         self.feature_norms = nn.ModuleList(nn.GroupNorm(1, channels) for channels in feature_channels)
-        self.read = nn.Conv2d(self.num_features, width, 1)
+        self.read = nn.Conv2d(sum(feature_channels), width, 1)
         self.context = nn.Conv2d(width, width, 1, **groups)
         self.norm_fine, self.norm_out = nn.GroupNorm(4 * MEMBERS, width), nn.GroupNorm(4 * MEMBERS, width)
         self.coarse = nn.Conv2d(width, width, 3, padding=1, **groups)
@@ -72,39 +63,33 @@ class DisplacementHead(nn.Module):
         self.relative = nn.Conv2d(width, MEMBERS, 1, **groups)
         self.strength = nn.Conv2d(width, 2 * MEMBERS, 1, **groups)
 
-    def forward(
-        self, features: Sequence[Tensor], size: tuple[int, int], feature_dropout_mask: Tensor | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Say what each network expects.
+    def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what each network predicts.
 
         Args:
-            features: maps (B, c, h', w') of the picture at any resolutions; no gradient goes back into them.
+            features: maps (B, c, h', w') of the image at any resolutions.
             size: (h, w) of the prediction.
-            feature_dropout_mask: (B, num_features) 0 for what training hides, above 1 for the rest.
 
         Returns:
-            log(m / q + .1) (B, MEMBERS, h, w), log of q in px of the picture (B, MEMBERS), and the log odds that
+            log(m / q + .1) (B, MEMBERS, h, w), log of q in px of the image (B, MEMBERS), and the log odds that
             anything moves (B, MEMBERS).
         """
         maps = []
         for norm, found in zip(self.feature_norms, features, strict=True):
-            found = found.detach().float()
+            found = found.float()
             found = found.sign() * found.abs().sqrt()  # few features are large
             found = F.adaptive_avg_pool2d(found, size) if found.shape[-1] > size[1] else resize_maps(found, size)
             maps.append(norm(found.to(norm.weight.dtype)))
-        seen = torch.cat(maps, dim=1)  # (B, num_features, h, w)
-        if feature_dropout_mask is not None:
-            seen = seen * feature_dropout_mask[:, :, None, None].to(seen)
-        hidden = self.read(seen)  # (B, W, h, w)
+        hidden = self.read(torch.cat(maps, dim=1))  # (B, W, h, w)
         hidden = F.silu(self.norm_fine(hidden + self.context(hidden.mean((2, 3), keepdim=True))))
         coarse = F.silu(self.coarse(F.avg_pool2d(hidden, 2, ceil_mode=True)))
         hidden = hidden + F.interpolate(coarse, size=size, mode="bilinear")
         hidden = F.silu(self.norm_out(self.fine(hidden)))
         relative = self.relative(hidden).float()  # (B, MEMBERS, h, w)
-        # Said of the places that move most: a flame is a hundredth of its picture.
-        weight = (LOOKS_AT * relative.detach()).flatten(2).softmax(-1)  # (B, MEMBERS, h w)
-        said = self.strength(hidden).float().unflatten(1, (MEMBERS, 2)).flatten(3)  # (B, MEMBERS, 2, h w)
-        strength, moves = (said * weight[:, :, None]).sum(-1).unbind(-1)  # (B, MEMBERS) each
+        # Read where the image moves most: a flame is a hundredth of it.
+        weight = (STRENGTH_POWER * relative).flatten(2).softmax(-1)  # (B, MEMBERS, h w)
+        found = self.strength(hidden).float().unflatten(1, (MEMBERS, 2)).flatten(3)  # (B, MEMBERS, 2, h w)
+        strength, moves = (found * weight[:, :, None]).sum(-1).unbind(-1)  # (B, MEMBERS) each
         return relative, strength, moves
 
 
@@ -119,7 +104,7 @@ def expected_displacement(relative: Tensor, log_strength: Tensor, log_odds: Tens
 def guided_filter(
     guide: Tensor, maps: Tensor, radius_px: int = EDGE_RADIUS_PX, variance: float = EDGE_VARIANCE
 ) -> Tensor:
-    """Smooth maps along the edges of a colour picture (He, Sun, Tang, "Guided Image Filtering", 2013, section 3.5).
+    """Smooth maps along the edges of a colour image (He, Sun, Tang, "Guided Image Filtering", 2013, section 3.5).
 
     In each window the map is the affine function of the colours that fits it best, q = a . I + b with
     a = (Cov(I) + variance)^-1 Cov(I, p), b = mean(p) - a . mean(I); each pixel takes the mean over its windows.
@@ -152,7 +137,7 @@ def smooth_spectrum(spectrum: Tensor, expected_px: Tensor) -> Tensor:
     """Let what is near swing together: the mean of a sample around each pixel, by how far its surroundings move.
 
     Ours. A briefly trained denoiser gives directions and phases of its own to parts of one leaf, and stems bend like
-    worms. Still surroundings have no say (a normalised convolution), and each bin keeps its power over the picture, for
+    worms. Static surroundings have no weight (a normalised convolution). Each bin keeps its power over the image, for
     fast bins are less coherent than slow ones and would be lost. `rescale_to_displacement` sets how far each pixel
     moves afterwards, so nothing spreads over the edge of what moves.
 
@@ -176,7 +161,7 @@ def smooth_spectrum(spectrum: Tensor, expected_px: Tensor) -> Tensor:
 
 
 def _gaussian_mean(maps: Tensor, sigma_px: float) -> Tensor:
-    """Filter (..., H, W) by a Gaussian, of which only what lies in the picture counts when weights are filtered too."""
+    """Filter (..., H, W) by a Gaussian, of which only what lies in the image counts when weights are filtered too."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     for axis in (-1, -2):
         radius = min(math.ceil(3 * sigma_px), maps.shape[axis] - 1)

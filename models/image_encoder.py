@@ -121,12 +121,12 @@ def _vae_encoder(config: dict | None) -> MotionVAE:
 
 
 class ImageEncoder(nn.Module):
-    """Features of the photograph on the latent grid: a small trained head over raw pixels and a picture network.
+    """Features of the photograph on the latent grid: a small trained head over raw pixels and an image network.
 
     Args:
         channels: of the output.
         downsample_factor: f, the latent grid's reduction of each side.
-        backbone: "squeezenet" (frozen ImageNet features where weights are loaded), "vae" (latents of the picture from a
+        backbone: "squeezenet" (frozen ImageNet features where weights are loaded), "vae" (latents of the image from a
             motion VAE's encoder, always frozen; its weights come by `copy_encoder`) or "none" (raw pixels only).
         image_vae: `MotionVAE.encoder_config` of the VAE, for "vae".
     """
@@ -171,7 +171,7 @@ class ImageEncoder(nn.Module):
         self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
 
     def backbone_features(self, image: Tensor) -> list[Tensor]:
-        """Return what the picture network says of pictures in [0, 1]: maps (B, c, h', w') of any resolutions."""
+        """Return the feature maps of the image network, of images in [0, 1]: maps (B, c, h', w') of any resolutions."""
         if self.backbone is None:
             return []
         if isinstance(self.backbone, MotionVAE):
@@ -186,7 +186,7 @@ class ImageEncoder(nn.Module):
         return found
 
     def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
-        """Encode pictures (B, 3, H, W) in [0, 1], sides multiples of f, as (B, C, H/f, W/f).
+        """Encode images (B, 3, H, W) in [0, 1], sides multiples of f, as (B, C, H/f, W/f).
 
         `feature_dropout_mask` (B, num_features) is 0 for features that training hides, and above 1 for the rest.
         """

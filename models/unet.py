@@ -187,11 +187,6 @@ class FrequencyUNet(SavedModel):
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
-    def displacement_of_networks(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Return the outputs of the `DisplacementHead`'s networks for images (B, 3, H, W) in [0, 1]."""
-        size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
-        return self.displacement_head(self.image_encoder.backbone_features(image), size, feature_dropout_mask)
-
     def expected_displacement(self, image: Tensor) -> Tensor | None:
         """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
 
@@ -200,7 +195,10 @@ class FrequencyUNet(SavedModel):
         """
         if self.displacement_head is None:
             return None
-        here, mirrored = self.displacement_of_networks(image), self.displacement_of_networks(image.flip(-1))
+        size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
+        here, mirrored = (
+            self.displacement_head(self.image_encoder.backbone_features(seen), size) for seen in (image, image.flip(-1))
+        )
         mirrored = (mirrored[0].flip(-1), *mirrored[1:])
         means = [(one + other) / 2 for one, other in zip(here, mirrored, strict=True)]
         expected = resize_maps(expected_displacement(*means), tuple(image.shape[-2:]))  # (B, 1, H, W)
