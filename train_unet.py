@@ -59,12 +59,11 @@ def make_parser() -> Parser:
     hidden = "of the image's features, hidden from a sample; default: 0.3; --no-augment, --stage denoiser: 0"
     add("--feature-dropout", type=fraction, metavar="FRACTION", help=hidden)
     add("--photos", type=Path, metavar="DIR", help="photographs with masks, for --stage displacement")
-    masks = "grey PNG files named like them: 255 can move, 0 cannot, 128 not known"
-    add("--masks", type=Path, metavar="DIR", help=masks)
+    add("--masks", type=Path, metavar="DIR", help="grey PNG files of their names: 255 moves, 0 cannot, 128 not known")
     table = "columns file, source, subject, split: trains on train, validates on test; without, trains on all"
     add("--photo-table", type=Path, metavar="CSV", help=table)
-    static = "photographs, or folders of them, in which nothing moves, for --stage displacement"
-    add("--static-images", "--still-pictures", type=Path, nargs="+", default=[], metavar="PATH", help=static)
+    static = {"nargs": "+", "default": [], "metavar": "PATH", "help": "photographs, or folders of them, without motion"}
+    add("--static-images", "--still-pictures", type=Path, **static)
     add("--cache", type=Path, default=Path("outputs/latents"), metavar="DIR", help="where encoded latents are kept")
     add("--export", type=Path, metavar="DIR", help="where the trained pipeline goes; default: RUN/pipeline")
     add_training_flags(parser)
@@ -81,11 +80,13 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--backbone-weights: the U-Net of --init has its image network; give one of the two")
     if args.backbone_weights and args.backbone != "squeezenet":
         raise UsageError(f"--backbone-weights: --backbone {args.backbone} takes none; right: --backbone squeezenet")
-    if args.stage != "displacement":
+    if args.stage == "displacement":
+        if args.init is None:
+            raise UsageError("--stage displacement: needs --init; right: a trained U-Net, whose image network it reads")
+        refuse_flags(args, ["--feature-dropout"], "--stage displacement hides a fixed fraction; right: leave it out")
+    else:
         why = "only --stage displacement uses it; right: leave it out"
         refuse_flags(args, ["--photos", "--masks", "--photo-table", "--static-images", "--still-pictures"], why)
-    else:
-        refuse_flags(args, ["--feature-dropout"], "--stage displacement hides a fixed fraction; right: leave it out")
     if (args.photos is None) != (args.masks is None) or (args.photo_table and not args.photos):
         raise UsageError("--photos, --masks: one without the other; right: both, and --photo-table with them")
     if args.stage in ("image-encoder", "displacement") and args.weighting != "none":
@@ -146,13 +147,12 @@ def main(argv: list[str] | None = None) -> int:
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.device import check_precision
     from models.motion_pipeline import MotionPipeline
-    from models.placement import PlacementHead
     from models.segmentation import SegmentationModel
     from training.data_sets import motion_sets, open_sets
     from training.export import export_pipeline
     from training.loop import LoopOptions, train
     from training.motion_diffusion import TRAINING_PRESETS
-    from training.motion_stages import denoising_stage, masked_photographs, placement_stage
+    from training.motion_stages import denoising_stage, load_placement, masked_photographs, placement_stage
     from training.processes import start_processes
     from training.run_folder import open_run
 
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> int:
     flags, args.vae = dict(vars(args)), args.vae or DEFAULT_CHECKPOINT / "vae"
     vae, unet, schedule = make_models(args, device)
     segmentation = SegmentationModel.from_pretrained(DEFAULT_CHECKPOINT / "segmentation")  # never trained here
-    placement = PlacementHead.beside(args.init)
+    placement = load_placement(args.init, unet)
 
     # Data
     masked = masked_photographs(args.photos, args.masks, args.photo_table, args.static_images)
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
         batch = options.batch_size * options.gradient_accumulation_steps * PartialState().num_processes
         samples = {"augment": not args.no_augment, "seed": args.seed, "cache": args.cache, "device": device}
         if args.stage == "displacement":
-            stage = placement_stage(placement, unet, segmentation, sets, *masked, **samples)
+            stage = placement_stage(run_folder.path, placement, unet, segmentation, sets, *masked, **samples)
             placement, trained = stage["model"], "placement"
         else:
             samples |= {"grid": args.grid, "batch": batch, "segmentation": segmentation}

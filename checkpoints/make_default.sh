@@ -63,8 +63,8 @@ done
 for name in photos masks still_pictures; do
     [[ -z ${!name} || -d ${!name} ]] || fail "--${name//_/-} ${!name}: no such folder"
 done
-[[ ${photos:+yes} == ${masks:+yes} && (-n $photos || -z $photo_table) ]] || fail "--photos, --masks: one without the other"
-[[ -z $rendered || -z $photos$still_pictures ]] || fail "--rendered-only: learns from no photograph; leave --photos out"
+[[ ${photos:+yes} == ${masks:+yes} && (-n $photos || -z $photo_table) ]] || fail "--photos, --masks: one without the other, or --photo-table without them"
+[[ -z $rendered || -z $photos$still_pictures ]] || fail "--rendered-only: learns from no photograph; leave --photos and --still-pictures out"
 for name in clips backbone photos masks photo_table still_pictures; do [[ -z ${!name} ]] || declare "$name=$(realpath "${!name}")"; done
 work=${work:-outputs/make_$([[ -n $rendered ]] && echo rendered || echo default)}
 work=$(realpath -m "$work") out=${out:+$(realpath -m "$out")} checkpoint=$work/checkpoint
@@ -169,7 +169,7 @@ fi
 
 # Settings that may not change under way
 settings="clips ${clips:-none}, rendered only ${rendered:-no}, backbone ${backbone:-none}, minutes ${minutes:-free}, scenes $scenes"
-settings+=", photographs ${photos:-none}, still pictures ${still_pictures:-none}, precision $precision, seed $seed, batch $batch, tiny ${tiny:-no}"
+settings+=", photographs ${photos:-none} ${masks:-} ${photo_table:-}, still pictures ${still_pictures:-none}, precision $precision, seed $seed, batch $batch, tiny ${tiny:-no}"
 if [[ -f $work/settings ]]; then
     begun=$(<"$work/settings")
     [[ $begun == "$settings" ]] || fail "--work $work: was begun with $begun; this is $settings; name another folder"
@@ -239,7 +239,7 @@ once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licence
     fi
     echo "segmentation/, of checkpoints/default and not trained here: MOSAIC, MLCommons' mosaic_ade20k31_r4.tflite (MLCommons"
     echo "Association License, the text of Apache 2.0), trained on ADE20K, whose images are for research."
-    [[ -z $photos ]] || echo "Masked photographs, for the placement head: $(ls "$masks" | wc -l), of $(basename "$photos")."
+    [[ -z $photos ]] || echo "Masked photographs, for the placement head and, of split test, its table: $(ls "$masks" | wc -l)."
     [[ -z $still_pictures ]] || echo "Photographs in which nothing moves: $(ls "$still_pictures" | tr '\n' ' ')."
     for table in sources evaluate_motion evaluate_frames evaluate_placement; do
         file=$work/evaluate/${table#evaluate_}/results.md

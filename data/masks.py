@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +28,11 @@ class MaskedPhotograph(NamedTuple):
     mask_path: Path | None  # None: nothing can move
     source: str
     subject: str = ""
+
+    def fingerprint(self) -> list[str]:
+        """Return hashes of the files' bytes, wherever they lie."""
+        paths = [path for path in (self.path, self.mask_path) if path is not None]
+        return [hashlib.sha256(check_input_file(path, "a photograph").read_bytes()).hexdigest() for path in paths]
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the photograph (3, H, W) in [0, 1] and its mask (1, h, w) of 0, 128 and 255.
@@ -63,7 +69,12 @@ def read_placement_mask(path: str | Path) -> torch.Tensor:
 
 
 def find_masked_photographs(
-    photos: str | Path, masks: str | Path, table: str | Path | None = None, split: str | None = None
+    photos: str | Path,
+    masks: str | Path,
+    table: str | Path | None = None,
+    split: str | None = None,
+    *,
+    may_be_empty: bool = False,
 ) -> list[MaskedPhotograph]:
     """List the photographs of a folder that have a mask, PNG files of the same name.
 
@@ -72,12 +83,17 @@ def find_masked_photographs(
         table: CSV with the columns file and source, and, for `split`, split; photographs are looked up by file name.
             Without it each photograph is its own source.
         split: of the table, the photographs to take; None: all.
+        may_be_empty: no photograph of the split is no error.
 
     Raises:
-        MediaError: no photograph with a mask, a mask without a photograph, a table without these columns.
+        MediaError: no photograph with a mask, a mask without a photograph, two photographs of one name, a table
+            without these columns or that is no UTF-8.
     """
-    rows = _read_table(table) if table else {}
-    paths = {path.stem: path for path in list_images(photos)}
+    rows = _read_table(table, split) if table else {}
+    paths: dict[str, Path] = {}
+    for path in list_images(photos):
+        if paths.setdefault(path.stem, path) != path:
+            raise MediaError(f"{path}: {paths[path.stem].name} has the same name; right: one photograph for a mask")
     found = []
     for mask in list_images(masks):
         if mask.stem not in paths:
@@ -86,17 +102,20 @@ def find_masked_photographs(
         row = rows.get(path.name, {})
         if split is None or row.get("split") == split:
             found.append(MaskedPhotograph(path, mask, row.get("source") or path.stem, row.get("subject") or ""))
-    if not found:
+    if not found and not may_be_empty:
         raise MediaError(f"{photos}: no photograph of split {split or 'any'} with a mask in {masks}")
     return found
 
 
-def _read_table(path: str | Path) -> dict[str, dict[str, str]]:
+def _read_table(path: str | Path, split: str | None) -> dict[str, dict[str, str]]:
     """Return the rows of a CSV by the name of their file."""
     path = check_input_file(path, "a table of photographs")
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        missing = {"file", "source"} - set(reader.fieldnames or ())
-        if missing:
-            raise MediaError(f"{path}: lacks the columns {sorted(missing)}; right: {', '.join(COLUMNS)}")
-        return {Path(row["file"]).name: row for row in reader}
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            missing = ({"file", "source"} | ({"split"} if split else set())) - set(reader.fieldnames or ())
+            if missing:
+                raise MediaError(f"{path}: lacks the columns {sorted(missing)}; right: {', '.join(COLUMNS)}")
+            return {Path(row["file"] or "").name: row for row in reader}
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise MediaError(f"{path}: cannot be read as CSV ({error}); right: UTF-8 with commas") from error

@@ -182,7 +182,7 @@ def add_placement_flags(parser: Parser) -> None:
     images_help = "photographs without plant, cloth, water or flame, or parts of them, in fractions of their sides"
     form = {"metavar": "FILE[:LEFT,TOP,RIGHT,BOTTOM]", "help": images_help}
     add("--static-images", "--images", "--pictures", type=Crop.parse, nargs="+", default=[], **form)
-    scenes_help = "rendered walls, houses, rocks and furniture; default: 16, with --photos none"
+    scenes_help = "rendered walls, houses, rocks and furniture; default: 16, or 0 with --photos"
     add("--scenes", type=positive_int, metavar="N", help=scenes_help)
     add("--samples", type=positive_int, default=1, metavar="M", help="motions for each image")
     add("--sheet", type=positive_int, default=24, metavar="N", help="images shown in sheet.png")

@@ -66,6 +66,8 @@ def make_table(
     out, place = out_folder(out, "placement"), choose_device(device)
     check_precision(sampling["precision"], place)
     masked = find_masked_photographs(photos, masks, photo_table, split) if photos else []
+    for photograph in masked:
+        photograph.read()  # so that a wrong mask is told at once
     static = [_read_crop(crop) for crop in static_images]
     if scenes is None:
         scenes = 0 if masked else DEFAULT_SCENES
@@ -113,7 +115,7 @@ def _read_crop(crop: Crop) -> Item:
     part = image[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
     if min(part.shape[-2:]) < LEAST_SIDE_PX:
         found = f"a part of {part.shape[-1]} x {part.shape[-2]} px"
-        raise EvaluationError(f"static_images {crop.path}: {found}; right: {LEAST_SIDE_PX} px")
+        raise EvaluationError(f"static_images {crop.path}: {found}; right: sides of at least {LEAST_SIDE_PX} px")
     return _static(crop.path.stem, crop.path.stem, part)
 
 

@@ -93,9 +93,7 @@ class MotionPipeline(DiffusionPipeline):
         if placement is not None:
             if segmentation is None:
                 raise ValueError("placement reads segmentation, which is not there; right: both, or neither")
-            wanted, channels = tuple(placement.config.image_channels), tuple(unet.image_encoder.tap_channels)
-            if wanted != channels:
-                raise ValueError(f"placement reads maps of {wanted} channels, the U-Net's image network has {channels}")
+            placement.check_image_channels(unet.image_encoder.tap_channels)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -125,7 +123,8 @@ class MotionPipeline(DiffusionPipeline):
         self,
         images: Tensor,  # (B, 3, H, W) float32 RGB in [0, 1] on the motion grid, sides multiples of 32 px
         *,
-        detailed: Tensor | None = None,  # (B, 3, 2 H, 2 W) the same, for what is in them; None: enlarged
+        # (B, 3, 2 H, 2 W) the same, for the placement head. None: enlarged, which blurs them and changes the strength.
+        detailed: Tensor | None = None,
         num_samples: int = 1,  # M different motions an image
         seed: int = 0,  # fixes, with the sample's number, the start noise, whatever the batch size and device
         guidance: float = DEFAULT_GUIDANCE,  # w of classifier-free guidance; 0: none, at half the cost
@@ -200,8 +199,11 @@ class MotionPipeline(DiffusionPipeline):
             if self.placement is None:
                 return condition, self.unet.expected_displacement(images)
             backbone = self.unet.image_encoder.backbone_features
+            size = tuple(DETAIL * side for side in images.shape[-2:])
             if detailed is None:
-                detailed = resize_maps(images, tuple(DETAIL * side for side in images.shape[-2:]))
+                detailed = resize_maps(images, size)
+            elif detailed.shape != (len(images), 3, *size):
+                raise ValueError(f"detailed: expected {(len(images), 3, *size)}, got {tuple(detailed.shape)}")
             features = self.placement.features(detailed.to(images), backbone, self.segmentation)
             return condition, self.placement.expected_displacement(features, images)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -129,7 +128,7 @@ class PrincipalComponents(nn.Module):
         for found in maps:
             flat = self._compress(found).flatten(2).transpose(1, 2)  # (B, h w, c)
             chosen = torch.randperm(flat.shape[1], generator=generator)[:pixels]
-            rows.append(flat[:, chosen].flatten(0, 1).double())
+            rows.append(flat[:, chosen].flatten(0, 1).cpu().double())  # Apple's devices have no float64
         samples = torch.cat(rows)  # (N, c)
         mean = samples.mean(0)
         variance, basis = torch.linalg.eigh(torch.cov((samples - mean).T, correction=0))
@@ -189,11 +188,11 @@ class PlacementHead(SavedModel):
         nn.init.zeros_(self.correction.bias)
         nn.init.zeros_(self.strength.weight)
 
-    @classmethod
-    def beside(cls, unet_folder: Path | None) -> PlacementHead | None:
-        """Load the head of the checkpoint that a U-Net's folder belongs to; None where there is none."""
-        folder = unet_folder.parent / "placement" if unet_folder else None
-        return cls.from_pretrained(folder) if folder and folder.is_dir() else None
+    def check_image_channels(self, channels: Sequence[int]) -> None:
+        """Raise ValueError unless an image network of these channels is the one that is read."""
+        wanted, found = tuple(self.config.image_channels), tuple(channels)
+        if wanted != found:
+            raise ValueError(f"placement reads maps of {wanted} channels, the U-Net's image network has {found}")
 
     @torch.no_grad()
     def fit_components(
@@ -270,7 +269,7 @@ class PlacementHead(SavedModel):
     def expected_displacement(self, features: Tensor, image: Tensor) -> Tensor:
         """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
 
-        The mean over an image and its mirror image; `features`: of the images.
+        The mean of what `features` of the images and their mirrored maps predict.
         """
         here, mirrored = self(features), self(features.flip(-1))
         maps = [(one + other.flip(-1)) / 2 for one, other in zip(here[:3], mirrored[:3], strict=True)]

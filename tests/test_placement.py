@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
 import train_unet
 from data.clips import SampleKey
 from data.files import MediaError
 from data.masks import find_masked_photographs, read_placement_mask
 from metrics.placement import mean_by_repository, placement_metrics
+from models.checkpoints import DEFAULT_CHECKPOINT
+from models.device import ArgumentError
 from models.displacement import STILL_SHARE
 from models.image_encoder import SQUEEZENET_TAPS
 from models.motion_pipeline import MotionPipeline
@@ -31,6 +35,7 @@ from models.placement import (
 from models.segmentation import SegmentationModel
 from models.unet import FrequencyUNet
 from motion.spectrum import mean_displacement
+from training.motion_stages import load_placement
 from training.placement import PlacementDataset, clip_labels, placement_loss, validation_placement
 from training.placement_samples import PlacementSample, photograph_samples
 
@@ -96,6 +101,7 @@ def test_masked_photographs_are_found_with_their_split_and_source(folders):
     assert (pine.source, pine.subject) == ("a/b", "tree")
     image, mask = pine.read()
     assert image.shape == (3, 120, 200) and mask.shape == (1, 60, 100)
+    assert find_masked_photographs(photos, masks, table, "test", may_be_empty=True) == []
 
 
 @pytest.mark.parametrize(
@@ -118,9 +124,19 @@ def test_wrong_folders_and_tables_are_refused(folders, tmp_path):
     (photos / "wall.jpg").unlink()
     with pytest.raises(MediaError, match=r"wall.png: no photograph of this name"):
         find_masked_photographs(photos, masks)
+    (tmp_path / "latin.csv").write_bytes("file,source\npine.jpg,Köln\n".encode("latin-1"))
+    with pytest.raises(MediaError, match="latin.csv: cannot be read as CSV"):
+        find_masked_photographs(photos, masks, tmp_path / "latin.csv")
+    (tmp_path / "other.csv").write_text("file,source\n")
+    with pytest.raises(MediaError, match=r"lacks the columns \['split'\]"):
+        find_masked_photographs(photos, masks, tmp_path / "other.csv", "test")
     (tmp_path / "other.csv").write_text("file,name\n")
     with pytest.raises(MediaError, match=r"lacks the columns \['source'\]"):
         find_masked_photographs(photos, masks, tmp_path / "other.csv")
+    Image.new("RGB", (60, 60)).save(photos / "pine.png")
+    with pytest.raises(MediaError, match="has the same name"):
+        find_masked_photographs(photos, masks)
+    (photos / "pine.png").unlink()
     Image.new("L", (60, 60)).save(masks / "pine.png")
     (masks / "wall.png").unlink()
     with pytest.raises(MediaError, match="right: the same aspect"):
@@ -307,6 +323,7 @@ def test_validation_figures_of_a_known_map(head, monkeypatch):
 
 
 SHAPE = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2, "downsample_factor": 8}
+STAGE = ("--stage", "displacement", "--init", str(DEFAULT_CHECKPOINT / "unet"))
 FLAGS = ("--grid", "96x64", "--bins", "4", "--batch-size", "2", "--steps", "2", "--device", "cpu")
 
 
@@ -342,13 +359,52 @@ def test_stage_displacement_trains_a_placement_head_and_nothing_else(scene_set, 
     assert all(torch.equal(kept[name], value) for name, value in pipeline.placement.state_dict().items())
 
 
+def test_a_resume_keeps_the_components_that_samples_were_made_with(scene_set, folders, tmp_path):
+    photos, masks, _ = folders
+    FrequencyUNet(**SHAPE).save_pretrained(tmp_path / "start" / "unet")
+    flags = ["--data", str(scene_set.folder), "--cache", str(tmp_path / "cache"), *FLAGS, "--stage", "displacement"]
+    flags += ["--init", str(tmp_path / "start" / "unet"), "--photos", str(photos), "--masks", str(masks)]
+    flags += ["--out", str(tmp_path / "run"), "--resume", "auto"]
+    assert train_unet.main([*flags, "--stop-at", "1"]) == 0
+    Image.fromarray(np.random.default_rng(1).integers(255, size=(90, 160, 3), dtype=np.uint8)).save(photos / "oak.png")
+    Image.new("L", (80, 45), 255).save(masks / "oak.png")
+    assert train_unet.main(flags) == 0
+    components = load_file(tmp_path / "run" / "components.safetensors")
+    trained = MotionPipeline.from_pretrained(tmp_path / "run" / "pipeline").placement.components.state_dict()
+    assert all(torch.equal(trained[name], value.half().float()) for name, value in components.items())
+
+
+def test_cached_samples_depend_on_the_bytes_of_a_mask(folders):
+    photos, masks, _ = folders
+    before = [photograph.fingerprint() for photograph in find_masked_photographs(photos, masks)]
+    Image.fromarray(255 - np.array(Image.open(masks / "wall.png").convert("L")).clip(0, 1) * 255).save(
+        masks / "wall.png"
+    )
+    after = [photograph.fingerprint() for photograph in find_masked_photographs(photos, masks)]
+    assert before[0] == after[0] and before[1][0] == after[1][0] and before[1][1] != after[1][1]
+
+
+@pytest.mark.parametrize(("trained", "message"), [(True, "left out"), (False, "placement reads maps of (7,) channels")])
+def test_a_head_that_does_not_fit_the_network_is_told_at_once(trained, message, tmp_path, caplog):
+    unet = FrequencyUNet(**SHAPE)
+    unet.image_encoder.backbone.requires_grad_(trained)
+    PlacementHead((7,)).save_pretrained(tmp_path / "placement")
+    if trained:
+        assert load_placement(tmp_path / "unet", unet) is None
+        assert message in caplog.text
+    else:
+        with pytest.raises(ArgumentError, match=re.escape(message)):
+            load_placement(tmp_path / "unet", unet)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--stage", "picture", "--still-pictures", "walls"], "--still-pictures: only --stage displacement uses it"),
-        (["--stage", "displacement", "--photos", "photos"], "--photos, --masks: one without the other"),
-        (["--stage", "displacement", "--feature-dropout", "0.1"], "--feature-dropout: --stage displacement hides"),
-        (["--stage", "displacement", "--photos", "gone", "--masks", "gone", "--data", "SET"], "gone: there is no such"),
+        (["--stage", "displacement"], "--stage displacement: needs --init"),
+        ([*STAGE, "--photos", "photos"], "--photos, --masks: one without the other"),
+        ([*STAGE, "--feature-dropout", "0.1"], "--feature-dropout: --stage displacement hides"),
+        ([*STAGE, "--photos", "gone", "--masks", "gone", "--data", "SET"], "gone: there is no such"),
     ],
 )
 def test_mistaken_flags_are_one_line(flags, message, scene_set, capsys):
@@ -363,3 +419,9 @@ def test_a_pipeline_refuses_a_head_that_cannot_read_it(checkpoint):
         MotionPipeline(**others, placement=PlacementHead())
     with pytest.raises(ValueError, match=r"placement reads maps of \(7,\) channels"):
         MotionPipeline(**others, segmentation=SegmentationModel(), placement=PlacementHead((7,)))
+
+
+def test_detailed_images_are_twice_as_large():
+    pipeline = MotionPipeline.from_pretrained(DEFAULT_CHECKPOINT)
+    with pytest.raises(ValueError, match=r"detailed: expected \(2, 3, 128, 192\), got \(1, 3, 128, 192\)"):
+        pipeline.read_images(torch.rand(2, 3, 64, 96), detailed=torch.rand(1, 3, 128, 192))

@@ -58,6 +58,7 @@ class LatentDataset(Dataset):
         sizes: (H, W) of each variant.
         augment: draw crops, flips and colours for each variant; otherwise the whole image.
         multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
+        segmentation: that `encode` will be given.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class LatentDataset(Dataset):
         augment: bool = True,
         seed: int = 0,
         multiple: int = 1,
+        segmentation: SegmentationModel | None = None,
     ) -> None:
         self.items = MotionDataset(sets, split=split, num_bins=num_bins).items
         self.sizes, self.num_bins, self.augment = [tuple(size) for size in sizes], num_bins, augment
@@ -79,7 +81,7 @@ class LatentDataset(Dataset):
         repeats = [self.items.repeats(number) for number in range(len(self.items.parts))]
         named = [fingerprint_of_set(part.clip_set, part.rows) for part in self.items.parts]
         described = [CACHE_VERSION, named, repeats, split, self.sizes, augment and geometry_settings(), seed, num_bins]
-        described += [dict(vae.config), fingerprint(vae)]
+        described += [dict(vae.config), fingerprint(vae), segmentation and fingerprint(segmentation)]
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
         self.folder = Path(folder) / f"{split}-{digest}"
 

@@ -11,10 +11,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from diffusers import SchedulerMixin
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from data.datasets import WeightedSets
-from data.files import MediaError
+from data.files import atomic_path
 from data.masks import MaskedPhotograph, find_masked_photographs
 from data.media import list_images
 from models.device import ArgumentError
@@ -32,6 +33,7 @@ logger = logging.getLogger(__name__)
 # Cropped and recoloured variants of each image that the placement head sees; more did not help it.
 VARIANTS = 2
 COMPONENT_IMAGES = 64  # that its principal components are taken from
+COMPONENTS = "components.safetensors"
 
 
 def make_unet(
@@ -131,7 +133,7 @@ def _encoded(
     batch: samples of one step of all processes, which one shape fills; device: where the VAE encodes;
     segmentation: tells what cannot move.
     """
-    options = {"vae": vae, "num_bins": num_bins, "folder": cache, "seed": seed}
+    options = {"vae": vae, "num_bins": num_bins, "folder": cache, "seed": seed, "segmentation": segmentation}
     sizes = variant_sizes(*grid) if augment else (grid,)
     dataset = LatentDataset(sets, "train", sizes=sizes, augment=augment, multiple=batch, **options)
     test_sets = sets_with(sets, "test")
@@ -153,14 +155,35 @@ def masked_photographs(
         return training, []
     if table is None:
         return training + find_masked_photographs(photos, masks), []
-    try:
-        tested = find_masked_photographs(photos, masks, table, "test")
-    except MediaError:  # a table without a test split
-        tested = []
+    tested = find_masked_photographs(photos, masks, table, "test", may_be_empty=True)
     return training + find_masked_photographs(photos, masks, table, "train"), tested
 
 
+def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHead | None:
+    """Load the placement head of the checkpoint that a U-Net's folder belongs to; None where there is none.
+
+    One that reads an image network which trains on would not fit it any more: it is left out, saying so.
+
+    Raises:
+        ArgumentError: it was trained with another image network.
+    """
+    folder = unet_folder.parent / "placement" if unet_folder else None
+    if folder is None or not folder.is_dir():
+        return None
+    encoder = unet.image_encoder
+    if encoder.backbone is not None and any(parameter.requires_grad for parameter in encoder.backbone.parameters()):
+        logger.warning("%s: left out, because the image network that it reads is trained here", folder)
+        return None
+    head = PlacementHead.from_pretrained(folder)
+    try:
+        head.check_image_channels(encoder.tap_channels)
+    except ValueError as error:
+        raise ArgumentError(f"init {unet_folder}: {error}; right: without {folder}") from error
+    return head
+
+
 def placement_stage(
+    folder: Path,
     head: PlacementHead | None,
     unet: FrequencyUNet,
     segmentation: SegmentationModel,
@@ -176,6 +199,7 @@ def placement_stage(
     """Return the arguments of `train` for the placement head; samples that are not cached yet are made.
 
     Args:
+        folder: of the run. A new head's components are kept there, for the other processes and a resume.
         head: to go on from; None: a new one, its principal components taken from the images.
         unet: whose image network is read.
         photographs, tested: with masks, to train and to validate on.
@@ -188,9 +212,13 @@ def placement_stage(
     samples = []
     with state.main_process_first():
         if head is None:
-            head = PlacementHead(unet.image_encoder.tap_channels).to(device)
-            images = placement_samples.read_images(sets, photographs, at_most=COMPONENT_IMAGES)
-            head.fit_components((image.to(device) for image in images), backbone, segmentation)
+            head, path = PlacementHead(unet.image_encoder.tap_channels).to(device), folder / COMPONENTS
+            if not path.is_file():
+                images = placement_samples.read_images(sets, photographs, at_most=COMPONENT_IMAGES)
+                head.fit_components((image.to(device) for image in images), backbone, segmentation)
+                with atomic_path(path) as temporary:
+                    save_file(head.components.state_dict(), temporary)
+            head.components.load_state_dict(load_file(path))
         head = head.to(device)
         depends_on = [fingerprint(network) for network in (head.components, unet.image_encoder, segmentation)]
 

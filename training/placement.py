@@ -132,12 +132,14 @@ def placement_loss(model: nn.Module, batch: dict[str, Tensor], *, parts: Sequenc
     log_odds = found.by_class + found.correction
     placed = (F.binary_cross_entropy_with_logits(log_odds, target, reduction="none") * weight).mean()
     wanted = relative_displacement(batch["displacement"], strength.flatten())
-    sure = moves * (is_scene + is_clip * (LEAST_CONFIDENCE + (1 - LEAST_CONFIDENCE) * batch["confidence"]))
+    # What fills up a window beyond the image shows no class.
+    inside = (class_probabilities(batch["features"]).sum(1, keepdim=True) > 0.5).float()
+    sure = inside * moves * (is_scene + is_clip * (LEAST_CONFIDENCE + (1 - LEAST_CONFIDENCE) * batch["confidence"]))
     relative = ((found.relative - wanted).abs() * sure).mean()
     strong = ((found.log_strength - strength.flatten().log()).abs() * moves.flatten()).mean()
     loss = placed + RELATIVE_WEIGHT * relative + STRENGTH_WEIGHT * strong
-    parts = {"movable": placed, "relative": relative, "strength": strong}
-    return {"loss": loss} | {name: value.detach() for name, value in parts.items()}
+    terms = {"movable": placed, "relative": relative, "strength": strong}
+    return {"loss": loss} | {name: value.detach() for name, value in terms.items()}
 
 
 def clip_labels(batch: dict[str, Tensor], strength: Tensor, static: Tensor) -> tuple[Tensor, Tensor]:

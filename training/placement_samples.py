@@ -96,7 +96,7 @@ def make_samples(
     """
     rows = [(clip_set, _usable_rows(clip_set, split)) for clip_set, _ in sets]
     described = [CACHE_VERSION, *(fingerprint_of_set(*part) for part in rows), [weight for _, weight in sets]]
-    described += [(photograph, photograph.path.stat().st_size) for photograph in photographs]
+    described += [[photograph.source, photograph.subject, photograph.fingerprint()] for photograph in photographs]
     described += [split, variants, seed, *depends_on]
     digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
     path = cache / f"placement-{split}-{digest}.safetensors"
