@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -96,7 +96,7 @@ class MotionPipeline(DiffusionPipeline):
             placement.check_image_channels(unet.image_encoder.tap_channels)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
+    def from_pretrained(cls, folder: str | Path) -> MotionPipeline:
         """Load a checkpoint folder, in float32 on the CPU; CheckpointError when it cannot be used."""
         folder = Path(folder)
         if not folder.is_dir():
