@@ -208,6 +208,18 @@ def takes_namespace(root: Path) -> list[str]:
     return found
 
 
+def newer_than_python_3_10(root: Path) -> list[str]:
+    """List what modules import from typing when they run, and Python 3.10 has not."""
+    newer = set("Self Never LiteralString Unpack TypeVarTuple Required NotRequired assert_never override".split())
+    found = []
+    for path in [*package_files(root), *scripts(root)]:
+        for node in at_import_time(parse(path)):
+            if isinstance(node, ast.ImportFrom) and node.module == "typing":
+                names = newer & {alias.name for alias in node.names}
+                found += [f"{path.relative_to(root)}:{node.lineno} imports {name} from typing" for name in names]
+    return found
+
+
 def too_large(lines: dict[str, int]) -> list[str]:
     """List limits that product files {path: lines} are beyond: in all, of the largest package, of training."""
     product = {name: count for name, count in lines.items() if Path(name).suffix in (".py", ".cu", ".js")}
@@ -258,7 +270,18 @@ def unwelcome(sizes: dict[str, int]) -> list[str]:
 # ------------------------------------------------------------------------------------------ they hold here
 
 
-@pytest.mark.parametrize("rule", [wrong_directions, stray_cupy, heavy_starts, without_main, too_long, takes_namespace])
+RULES = [
+    wrong_directions,
+    stray_cupy,
+    heavy_starts,
+    without_main,
+    too_long,
+    takes_namespace,
+    newer_than_python_3_10,
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
 def test_the_repository_keeps_the_rule(rule):
     assert package_files(ROOT) and scripts(ROOT)
     found = rule(ROOT)
@@ -312,6 +335,7 @@ GOOD_MAIN = "def main(argv=None) -> int:\n    return 0\n\n\nif __name__ == '__ma
         (too_long, "tests/test_a.py", "x = 1\n" * 501, "501 lines"),
         (takes_namespace, "data/a.py", "def f(x, options: argparse.Namespace): ...\n", "f takes options"),
         (takes_namespace, "training/a.py", "def f(*, args): ...\n", "f takes args"),
+        (newer_than_python_3_10, "data/a.py", "from typing import Any, Self\n", "imports Self from typing"),
     ],
 )
 def test_a_broken_rule_is_found(tmp_path, rule, name, text, said):
