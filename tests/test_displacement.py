@@ -187,7 +187,7 @@ def test_the_head_stays_when_other_stages_go_on(scene_set: ClipSet, tmp_path: Pa
 
 
 def test_stage_displacement_has_no_noise_levels(capsys):
-    assert train_unet.main(["--stage", "displacement", "--weighting", "min-snr"]) == 2
+    assert train_unet.main(["--stage", "displacement", "--init", "x", "--weighting", "min-snr"]) == 2
     assert "--stage displacement has no noise levels; right: none" in capsys.readouterr().err
 
 
