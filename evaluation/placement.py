@@ -130,8 +130,9 @@ def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int)
         mask, _ = class_mask(pipeline.segmentation, item.image, move=MOVABLE_CLASSES)  # (1, h, w), half at even odds
         maps[SEGMENTATION] = (mask.cpu() * everywhere_px, _PLACES)
     maps[EVERYTHING] = (everywhere_px, _PLACES)
-    about = {"image": item.name, "source": item.source, "subject": item.subject}
     movable, static = item.mask == MOVABLE, item.mask == STATIC
+    about = {"image": item.name, "source": item.source, "subject": item.subject}
+    about["movable_fraction"] = float(movable.float().mean())
     rows = {}
     for name, (displacement, meaningful) in maps.items():
         found = placement_metrics(displacement, movable, static)
@@ -143,7 +144,7 @@ def _by_subject(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the means of each subject, and of the images in which nothing can move."""
     subjects = sorted({row["subject"] for row in rows})
     groups = {subject or "-": [row for row in rows if row["subject"] == subject] for subject in subjects}
-    groups["nothing can move"] = [row for row in rows if row["coverage"] is None]
+    groups["nothing can move"] = [row for row in rows if row["movable_fraction"] == 0]
     return [{"row": name, "images": len(of)} | mean_by_repository(of) for name, of in groups.items() if of]
 
 

@@ -36,15 +36,18 @@ def test_the_figures_are_those_of_the_masks(checkpoint, tmp_path, left_half_move
     """Of the first photograph a quarter of the static part moves; the second is of another source, and static."""
     for name in ("photos", "masks"):
         (tmp_path / name).mkdir()
-    for name in ("pine", "wall"):
+    for name in ("pine", "wall", "leaf"):
         write_image(tmp_path / "photos" / f"{name}.png", torch.rand(3, 160, 256))
         mask = np.zeros((80, 128), np.uint8)
+        if name == "leaf":
+            mask[:8, :8] = 255  # too small for a coverage, yet it can move
         if name == "pine":
             mask[:, :32] = 255
             mask[:, 32:43] = 128
         Image.fromarray(mask).save(tmp_path / "masks" / f"{name}.png")
     write_image(tmp_path / "photos" / "no_mask.png", torch.rand(3, 160, 256))
     table = "file,split,source,subject\nphotos/pine.png,test,a/b,tree\nphotos/wall.png,test,c/d,static\n"
+    table += "photos/leaf.png,test,c/d,tree\n"
     (tmp_path / "table.csv").write_text(table)
     write_image(tmp_path / "light.png", torch.rand(3, 64, 96))
     flags = ["--photos", tmp_path / "photos", "--masks", tmp_path / "masks", "--photo-table", tmp_path / "table.csv"]
@@ -53,9 +56,10 @@ def test_the_figures_are_those_of_the_masks(checkpoint, tmp_path, left_half_move
     assert evaluate.main(["placement", *map(str, flags)]) == 0
     by_image = json.loads((tmp_path / "out" / "by_image" / "results.json").read_text())
     model = {row["image"]: row for row in by_image if row["row"] == "model"}
-    assert set(model) == {"pine", "wall", "light"}
+    assert set(model) == {"pine", "wall", "leaf", "light"}
     assert model["pine"]["coverage"] == 1 and model["pine"]["leak"] == pytest.approx(21 / 85, abs=0.01)
     assert model["wall"]["coverage"] is None and model["wall"]["leak"] == pytest.approx(0.5, abs=0.01)
+    assert model["leaf"]["coverage"] is None and model["leaf"]["movable_fraction"] > 0
     rows = rows_of(tmp_path / "out")
     assert rows["model"]["leak"] == pytest.approx((21 / 85 + 0.5 + 0.5) / 3, abs=0.01)
     assert rows["everything moves"]["coverage"] == rows["everything moves"]["leak"] == 1
