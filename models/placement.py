@@ -104,6 +104,11 @@ def class_probabilities(features: Tensor) -> Tensor:
     return features[:, -after - len(CLASSES) : -after]
 
 
+def movable_probability(probabilities: Tensor) -> Tensor:
+    """Return the probability (B, 1, h, w) of MOVABLE_CLASSES, of those of all, (B, 32, h, w)."""
+    return probabilities[:, [CLASSES.index(name) for name in MOVABLE_CLASSES]].sum(1, keepdim=True)
+
+
 def colours(features: Tensor) -> Tensor:
     """Return the images (B, 3, h, w) in [0, 1] among `PlacementHead.features`, as coarse as these."""
     return features[:, -3 - len(GRADIENT_WINDOWS) : -len(GRADIENT_WINDOWS)] + 0.5
@@ -170,11 +175,7 @@ class PlacementHead(SavedModel):
             )
         )
         # Parts of `features`, which training hides one at a time.
-        self.parts = (
-            sum(kept),
-            sum(SEGMENTATION_COMPONENTS) + 2 * len(CLASSES),
-            3 + len(GRADIENT_WINDOWS),
-        )
+        self.parts = (sum(kept), sum(SEGMENTATION_COMPONENTS) + 2 * len(CLASSES), 3 + len(GRADIENT_WINDOWS))
         self.read = nn.Conv2d(sum(self.parts), WIDTH, 1)
         self.context = nn.Linear(sum(self.parts), WIDTH)
         self.coarse = nn.Sequential(
@@ -246,8 +247,7 @@ class PlacementHead(SavedModel):
             mean: (B, C) over the whole images; None takes that of `features`.
             dropout_mask: (B, C) 0 for what training hides, above 1 for the rest.
         """
-        chosen = [CLASSES.index(name) for name in MOVABLE_CLASSES]
-        by_class = class_probabilities(features)[:, chosen].sum(1, keepdim=True)  # (B, 1, h, w)
+        by_class = movable_probability(class_probabilities(features))  # (B, 1, h, w)
         by_class = by_class.float().logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:

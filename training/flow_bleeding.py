@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.placement import MOVABLE_CLASSES
+from models.placement import MOVABLE_CLASSES, movable_probability
 from models.segmentation_classes import CLASSES
 from motion.flow import MOVING_PX
 
@@ -35,8 +35,12 @@ def find_bleeding(displacement_px: Tensor, probabilities: Tensor, px_a_cell: flo
     Returns:
         (B, 1, h, w) booleans.
     """
-    movable = probabilities[:, [CLASSES.index(name) for name in MOVABLE_CLASSES]].sum(1, keepdim=True)
     moves = displacement_px > MOVING_PX
     reach = max(1, round(BLEEDING_PX / px_a_cell))
-    near = F.max_pool2d((moves & (movable > SURE)).float(), 2 * reach + 1, stride=1, padding=reach) > 0
+    near = (
+        F.max_pool2d(
+            (moves & (movable_probability(probabilities) > SURE)).float(), 2 * reach + 1, stride=1, padding=reach
+        )
+        > 0
+    )
     return moves & near & (static_probability(probabilities) > SURE)

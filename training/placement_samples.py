@@ -107,11 +107,9 @@ def make_samples(
         found = clip_samples(clip_set, split, features, variants=variants, seed=seed)
         samples += [sample._replace(weight=sample.weight * weight) for sample in found]
     scalars = [(sample.kind, sample.strength_px, sample.weight) for sample in samples]
-    tensors = {f"{number}.{name}": getattr(one, name) for number, one in enumerate(samples) for name in MAPS}
+    tensors = {f"{n}.{name}": getattr(one, name).contiguous() for n, one in enumerate(samples) for name in MAPS}
     with atomic_path(path) as temporary:
-        save_file(
-            {name: maps.contiguous() for name, maps in tensors.items()}, temporary, {SCALARS: json.dumps(scalars)}
-        )
+        save_file(tensors, temporary, {SCALARS: json.dumps(scalars)})
     return samples
 
 
@@ -171,8 +169,9 @@ def clip_samples(
             movable = (moved > SCENE_MOVES_PX).float()
             known = torch.full_like(moved, float(is_scene))
             values = (features(shown), movable, known, moved, sure)
-            kind = "scene" if is_scene else "clip"
-            samples.append(PlacementSample(kind, *(value.half() for value in values), strength, weight))
+            samples.append(
+                PlacementSample("scene" if is_scene else "clip", *(value.half() for value in values), strength, weight)
+            )
     return samples
 
 
