@@ -177,7 +177,7 @@ def rescale_to_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
     The sample keeps its directions, phases and frequencies; the photograph says how far it moves. Samples of a briefly
     trained denoiser have blobs of strong and weak motion in what moves as one. Measured on held-out clips, average
     precision of the samples: .43 as they come, .48 with one factor for 8 x 8 px, .52 pixel by pixel, which is also the
-    smoothest and as good as the expected map by itself (docs/results.md).
+    smoothest and as good as the expected map by itself (docs/experiments.md).
 
     Args:
         spectrum: (..., K, 4, H, W) px.

@@ -26,11 +26,11 @@ from motion.spectrum import FPS, mean_displacement, without_drift
 
 logger = logging.getLogger(__name__)
 
-# Measured with the default weights on held-out clips (docs/results.md): 1 places motion no better than 0 (average
+# Measured with the default weights on held-out clips (docs/experiments.md): 1 places motion no better than 0 (average
 # precision 0.52 for both), distorts the spectrum more (amplitude ratio 1.46 instead of 1.33) and takes twice as long.
 DEFAULT_GUIDANCE = 0.0
 # A predicted motion is scaled down until the 95th percentile of its mean |F|, over the pixels that move at all, is this
-# many px of a grid of 256 x 160: the strongest samples of the default weights tear close flowers (docs/results.md).
+# many px of a grid of 256 x 160: the strongest samples of the earlier default weights tore close flowers.
 # A pixel moves at all above this fraction of the largest displacement: a flame is a hundredth of its image.
 AMPLITUDE_LIMIT_PX, MOVING_FRACTION = 2.0, 0.1
 CPU_BATCH_MB = 2000.0  # activations of one batch on the CPU, where larger batches are no faster
