@@ -161,6 +161,8 @@ def add_motion_flags(parser: Parser) -> None:
     loop_help = "also sample loops of L frames at 30 frames/s by self-guidance, and measure how nearly they close"
     add("--loop-frames", type=positive_int, nargs="+", default=[], metavar="L", help=loop_help)
     add("--loop-guidance", choices=("projection", "gradient"), default="projection", help="how")
+    table_help = "columns file or path, source, subject: a table by subject; without, by source"
+    add("--clip-table", type=Path, metavar="CSV", help=table_help)
     add_sampling_flags(parser)
     _add_shared(parser, "motion-SET-SPLIT", "device", "precision")
 

@@ -22,7 +22,7 @@ SHOWN = {"subject": ("subject",), "origin": ("origin", "url"), "licence": ("lice
 def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path | None, command: str) -> bool:
     """List the sources of the sets' clips by group, or by file; print the table and write it."""
     out = out_folder(out, "sources")
-    known = read_licences(licences) if licences else {}
+    known = read_source_table(licences, "licences") if licences else {}
     rows: dict[str, dict[str, Any]] = {}
     for folder in data:
         for clip in ClipSet(folder).rows(split, status=(KEPT, PAIRS_ONLY)):
@@ -44,15 +44,15 @@ def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path
     return True
 
 
-def read_licences(path: Path) -> dict[str, dict[str, str]]:
-    """Read a CSV of sources and files: {source or file name: {subject, origin, licence}}."""
+def read_source_table(path: Path, argument: str) -> dict[str, dict[str, str]]:
+    """Read a CSV of sources and files: {source or file name: {subject, origin, licence}}; errors name `argument`."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             lines = list(csv.DictReader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"licences {path}: not readable as CSV ({error})") from error
+        raise EvaluationError(f"{argument} {path}: not readable as CSV ({error})") from error
     if not lines or not lines[0].keys() & {"source", "file", "path"}:
-        raise EvaluationError(f"licences {path}: right: columns source, or file or path, and licence")
+        raise EvaluationError(f"{argument} {path}: right: columns source, or file or path, and licence or subject")
     known: dict[str, dict[str, str]] = {}
     for line in lines:
         found = {column: next((line[name] for name in names if line.get(name)), "") for column, names in SHOWN.items()}

@@ -18,6 +18,10 @@ from motion.spectrum import NUM_FRAMES, mean_displacement, spectrum_to_flow
 GRADIENT_SIGMAS_PX = (0.0, 4.0, 8.0, 16.0, 32.0)
 # Below this a bin, or a clip, has no motion that a ratio could be taken to.
 LEAST_PX = 1e-3
+# Distances between the pixels whose motion is correlated, px of a grid of 256 x 160.
+COHERENCE_DISTANCES_PX = (4, 8, 16, 32)
+# Parts of 180 degrees in a histogram of directions; the first is centred on the horizontal.
+DIRECTION_PARTS = 12
 
 BASELINES = (
     "uniform",
@@ -117,6 +121,66 @@ def normalised_gradient(spectrum: Tensor, num_phases: int = 30) -> float | None:
     down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
     moved_px = float(magnitude(flow).mean())
     return float((right + down).sqrt().mean()) / moved_px if moved_px >= LEAST_PX else None
+
+
+def coherence(spectrum: Tensor, weight: Tensor) -> dict[int, float | None]:
+    """Return {distance: mean correlation over time of the motion of two pixels that far apart}.
+
+    The correlation is sum_t F_t(p).F_t(q) / sqrt(sum_t |F_t(p)|^2 sum_t |F_t(q)|^2) over the frames of one period, F
+    without its mean over time, of a spectrum (K, 4, H, W) px. Pairs lie along rows or columns and count by the product
+    of `weight` (1, H, W), which is 0 outside of what moves. Distances are in px of a grid of 256 x 160, scaled to
+    this one; None where no pair has weight.
+    """
+    flow = spectrum_to_flow(spectrum, torch.arange(1, NUM_FRAMES + 1) / NUM_FRAMES)  # (T, 2, H, W)
+    flow = flow - flow.mean(0)
+    flow = flow / flow.square().sum((0, 1)).sqrt().clamp(min=1e-9)
+    scale, found = default_grid_scale(*flow.shape[-2:]), {}
+    for distance in COHERENCE_DISTANCES_PX:
+        step, total, pairs = max(1, round(distance / scale)), 0.0, 0.0
+        for axis in (-2, -1):
+            count = flow.shape[axis] - step
+            if count < 1:
+                continue
+            ours, theirs = (flow.narrow(axis, start, count) for start in (0, step))  # (T, 2, h, w)
+            both = weight[0].narrow(axis, 0, count) * weight[0].narrow(axis, step, count)  # (h, w)
+            total += float(((ours * theirs).sum((0, 1)) * both).sum())
+            pairs += float(both.sum())
+        found[distance] = total / pairs if pairs > 0 else None
+    return found
+
+
+def direction_histogram(spectrum: Tensor, weight: Tensor) -> Tensor | None:
+    """Return the fractions (12,) of motion along axes of 0, 15 ... 165 degrees, each within 7.5 degrees.
+
+    A pixel's axis is the principal one of its displacements (K, 4, H, W) px over a period about their mean; it counts
+    by their standard deviation times `weight` (1, H, W). Directions are modulo 180 degrees, from right to down. None
+    where nothing moves.
+    """
+    flow = spectrum_to_flow(spectrum, torch.arange(1, NUM_FRAMES + 1) / NUM_FRAMES)  # (T, 2, H, W)
+    dx, dy = (flow - flow.mean(0)).unbind(1)  # (T, H, W)
+    across, down, both = dx.square().mean(0), dy.square().mean(0), (dx * dy).mean(0)  # (H, W)
+    angle = torch.atan2(2 * both, across - down) / 2  # (H, W) in (-pi/2, pi/2]
+    part = (angle / (math.pi / DIRECTION_PARTS)).round().long() % DIRECTION_PARTS
+    amount = ((across + down).sqrt() * weight[0]).flatten().double()
+    total = float(amount.sum())
+    histogram = torch.bincount(part.flatten(), amount, minlength=DIRECTION_PARTS)  # (12,)
+    return histogram / total if total > 0 else None
+
+
+def direction_distance(one: Tensor | None, other: Tensor | None) -> float | None:
+    """Return the total variation between two direction histograms, 0 to 1; None without both."""
+    return None if one is None or other is None else float((one - other).abs().sum()) / 2
+
+
+def spectral_slope(amplitudes_px: Tensor) -> float | None:
+    """Return the least-squares slope of log amplitude (K,) over log frequency, without bin 0; None under two bins.
+
+    Bins of less than 0.001 px are left out.
+    """
+    numbers = [k for k in range(1, len(amplitudes_px)) if float(amplitudes_px[k]) >= LEAST_PX]
+    if len(numbers) < 2:
+        return None
+    return float(np.polyfit(np.log(numbers), np.log(amplitudes_px[numbers].double().numpy()), 1)[0])
 
 
 def diversity(spectra: Tensor) -> float | None:

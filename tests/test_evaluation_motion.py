@@ -16,11 +16,11 @@ import evaluate
 from data.clip_writer import ClipContent, ClipSetWriter
 from data.clips import STORED_BINS, ClipRow, ClipSet, source_name
 from evaluation.motion.measure import GroundTruth, MotionComparison, predict
-from metrics.motion import BASELINES
+from metrics.motion import BASELINES, spectral_slope
 from metrics.statistics import bootstrap_interval, by_source, mean_by_source
 from models.motion_pipeline import MotionPipeline
 from motion.normalisation import Normalisation
-from motion.spectrum import truncate
+from motion.spectrum import amplitude, truncate
 
 SIZE = (32, 64)
 BINS = 4
@@ -191,6 +191,31 @@ def test_a_model_that_knows_the_clips(clip_set: Path, tmp_path: Path, monkeypatc
         assert text in printed and text in (out / "results.md").read_text() + (out / "by_bin/results.md").read_text()
 
 
+def test_motion_as_a_whole_beside_the_clips(clip_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    assert measure(monkeypatch, CopyingPipeline(copy), clip_set, out, "--samples", "2") == 0
+    rows = read_rows(out)
+    model, real, still = rows["model"], rows["real clip"], rows["static"]
+    # samples are multiples of the clip
+    ratios = [model[key] for key in ("drift_ratio", "bin_ratio_least", "bin_ratio_most")]
+    assert ratios == pytest.approx([1] * 3, abs=1e-3) and model["direction_distance"] == pytest.approx(0, abs=2e-3)
+    for column in ("coherence_4px", "coherence_32px", "spectral_slope"):
+        assert model[column] == pytest.approx(real[column], abs=2e-3) and still[column] is None
+    by_source = read_rows(out / "by_source")
+    assert [row["clips"] for row in by_source.values()] == [2, 1, 1] and by_source["lake"]["sources"] == 1
+    means = [row["real_coherence_4px"] for name, row in by_source.items() if name != "still.mp4"]
+    assert real["coherence_4px"] == pytest.approx(sum(means) / 2) and by_source["still.mp4"]["spectral_slope"] is None
+
+    csv = tmp_path / "clips.csv"
+    csv.write_text("file,source,subject\nclips/x.mp4,lake,water\nclips/tree.mp4,,plant\n")
+    assert measure(monkeypatch, CopyingPipeline(copy), clip_set, out, "--samples", "1", "--clip-table", str(csv)) == 0
+    by_subject = read_rows(out / "by_subject")
+    assert {name: row["clips"] for name, row in by_subject.items()} == {"not stated": 1, "plant": 1, "water": 2}
+    for column in ("spectral_slope", "real_spectral_slope"):
+        expected = spectral_slope(amplitude(truncate(real_spectrum(3, (64, 32)), BINS)).mean((-2, -1)))
+        assert by_subject["plant"][column] == pytest.approx(expected, abs=2e-3)
+
+
 def test_one_sample_of_a_still_model(clip_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     nothing = CopyingPipeline(lambda image, count: torch.zeros(count, BINS, 4, *image.shape[-2:]))
     assert measure(monkeypatch, nothing, clip_set, tmp_path / "out", "--samples", "1") == 0
@@ -359,6 +384,7 @@ def test_a_trained_format_checkpoint(scene_set, checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("flags", "pipeline", "message"),
     [
+        (["--clip-table", "gone.csv"], {}, "--clip-table gone.csv: not readable as CSV"),
         (["--clips", "0"], {}, "--clips: expected a whole number above 0"),
         (["--steps", "1"], {}, "--steps 1: right: 2 to 1000"),
         (["--loop-guidance", "projection"], {}, "--loop-guidance: belongs to --loop-frames L"),

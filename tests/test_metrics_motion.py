@@ -13,13 +13,17 @@ from metrics.motion import (
     average_precision,
     baseline_maps,
     bin_ratios,
+    coherence,
     corrected_precision,
+    direction_distance,
+    direction_histogram,
     diversity,
     factor,
     image_gradient,
     mean_motion,
     moving_mask,
     normalised_gradient,
+    spectral_slope,
 )
 
 SIZE = (32, 64)
@@ -141,3 +145,68 @@ def test_gradient_closure_and_diversity_by_hand() -> None:
     assert diversity(drift(1.0)[None]) is None and diversity(torch.zeros(2, BINS, 4, *SIZE)) is None
     # the mean over the frames of one period of a drift of 5 px that grows evenly
     assert float(mean_motion(drift(3.0, 4.0)).mean()) == pytest.approx(5 * 151 / 300, rel=1e-4)
+
+
+def swing(dx: Tensor | float, dy: Tensor | float, k: int, *, late: bool = False, size=(160, 256)) -> Tensor:
+    """Return a spectrum of a sine, or where `late` a cosine, in bin k alone, px."""
+    spectrum = torch.zeros(BINS, 4, *size)
+    spectrum[k, 0 if late else 1], spectrum[k, 2 if late else 3] = dx, dy
+    return spectrum
+
+
+def test_coherence_by_hand() -> None:
+    everywhere = torch.ones(1, 160, 256)
+    # one swing everywhere, stronger to the right: the strength of a pixel does not count
+    strength = torch.linspace(1, 3, 256).expand(160, 256)
+    assert coherence(swing(strength, -strength, 2), everywhere) == pytest.approx({4: 1, 8: 1, 16: 1, 32: 1}, abs=1e-5)
+    # columns take turns every 8 px: opposite at 8 px along rows, equal at 16; equal along columns
+    turns = (torch.arange(256) // 8 % 2 * 2.0 - 1).expand(160, 256)
+    found = coherence(swing(turns, 0.0, 1), everywhere)
+    rows, columns = 160 * (256 - 8), (160 - 8) * 256
+    assert found[8] == pytest.approx((columns - rows) / (columns + rows), abs=1e-4)
+    assert found[16] == pytest.approx(1, abs=1e-4)
+    assert found[4] == pytest.approx((156 * 256 + 160 * 4) / (156 * 256 + 160 * 252), abs=0.02)
+    # one kept row: nothing but its own pairs
+    one_row = torch.zeros(1, 160, 256)
+    one_row[0, 80] = 1
+    assert coherence(swing(turns, 0.0, 1), one_row) == pytest.approx({4: 1 / 63, 8: -1, 16: 1, 32: 1}, abs=1e-4)
+    # at right angles in space, a fourth of a period apart, or of another frequency: nothing in common
+    left = (torch.arange(256) // 32 % 2 == 0).expand(160, 256).float()
+    for other in (swing(0.0, 1 - left, 1), swing(1 - left, 0.0, 1, late=True), swing(1 - left, 0.0, 2)):
+        assert coherence(swing(left, 0.0, 1) + other, one_row)[32] == pytest.approx(0, abs=1e-4)
+    # a drift counts as a ramp; weights of both ends multiply
+    seen = torch.ones(1, 160, 256)
+    seen[..., 128:] = 0
+    assert coherence(drift(2.0, 1.0, size=(160, 256)) * (seen > 0), seen)[32] == pytest.approx(1, abs=1e-4)
+    assert coherence(swing(1.0, 0.0, 1), torch.zeros(1, 160, 256)) == dict.fromkeys((4, 8, 16, 32))
+    # half the sides: half the distance
+    small = coherence(swing(turns[::2, ::2], 0.0, 1, size=(80, 128)), one_row[:, ::2, ::2])
+    assert small == pytest.approx({4: 1 / 63, 8: -1, 16: 1, 32: 1}, abs=0.02)
+
+
+def test_directions_by_hand() -> None:
+    everywhere = torch.ones(1, *SIZE)
+    angles = torch.arange(12) * math.pi / 12
+    for part, angle in enumerate(angles):
+        for turned in (angle - 0.1, angle + 0.1, angle + math.pi):  # half a part is .13
+            found = direction_histogram(swing(turned.cos(), turned.sin(), 1, size=SIZE), everywhere)
+            assert found.tolist() == pytest.approx([float(one == part) for one in range(12)])
+    # three fourths as strong downwards on half of the pixels, and nothing counts where there is no weight
+    left = (torch.arange(SIZE[1]) < SIZE[1] // 2).float().expand(SIZE)
+    both = swing(4 * left, 3 * (1 - left), 1, size=SIZE)
+    found = direction_histogram(both, everywhere)
+    assert (float(found[0]), float(found[6])) == pytest.approx((4 / 7, 3 / 7)) and float(found.sum()) == pytest.approx(
+        1
+    )
+    only_left = direction_histogram(both, left[None])
+    assert float(only_left[0]) == pytest.approx(1)
+    assert direction_distance(found, only_left) == pytest.approx(3 / 7) and direction_distance(found, found) == 0
+    assert direction_histogram(both, torch.zeros(1, *SIZE)) is None and direction_distance(found, None) is None
+
+
+def test_slope_by_hand() -> None:
+    frequencies = torch.arange(16).clamp(min=1)
+    assert spectral_slope(3 * frequencies**-1.5) == pytest.approx(-1.5)
+    # the drift and bins without motion are left out
+    assert spectral_slope(torch.tensor([9.0, 4.0, 2.0, 0.0, 1.0])) == pytest.approx(-1.0)
+    assert spectral_slope(torch.tensor([9.0, 4.0, 0.0])) is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,20 @@ from data.visualisation import magnitude_image, x_t_slice
 from evaluation import EvaluationError
 from metrics.motion import (
     BASELINES,
+    COHERENCE_DISTANCES_PX,
     LEAST_PX,
     baseline_maps,
     bin_ratios,
+    coherence,
     corrected_precision,
+    direction_distance,
+    direction_histogram,
     diversity,
     factor,
     mean_motion,
     moving_mask,
     normalised_gradient,
+    spectral_slope,
     weighted_mean,
 )
 from metrics.statistics import BOOTSTRAP_DRAWS, bootstrap_interval, by_source, mean_by_source
@@ -41,14 +46,17 @@ HEADLINE = "ap_corrected"
 # Spectra are compared on this grid, whatever the shape of the clips.
 NEAREST_GRID = (20, 32)
 
+_COHERENCE = {distance: f"coherence_{distance}px" for distance in COHERENCE_DISTANCES_PX}
 # The columns of the table, and those of them that are geometric means.
 _COLUMNS = (
     HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high",
-    "amplitude_ratio", "amplitude_ratio_spread", "shape_factor", "shape_worst_factor", "shape_worst_bin",
+    *_COHERENCE.values(), "direction_distance", "spectral_slope",
+    "amplitude_ratio", "amplitude_ratio_spread", "drift_ratio", "bin_ratio_least", "bin_ratio_most",
+    "shape_factor", "shape_worst_factor", "shape_worst_bin",
     "motion_px", "epe_best_px", "epe_mean_px", "epe_best_relative", "epe_mean_relative",
     "diversity", "normalised_gradient", "nearest_distance", "nearest_ratio",
 )  # fmt: skip
-_GEOMETRIC = ("amplitude_ratio", "shape_factor")
+_GEOMETRIC = ("amplitude_ratio", "drift_ratio", "shape_factor")
 
 COLUMN_NOTES = (
     f"motion as it is sampled, before its amplitude is limited to {AMPLITUDE_LIMIT_PX:g} px; means over the clips of a "
@@ -57,11 +65,19 @@ COLUMN_NOTES = (
     f"mask's fraction; the mask: mean |F| of the clip above {MOVING_PX:g} px of a grid of 256 x 160 and half of its "
     "95th percentile; image gradient: its blur in px of that grid",
     "amplitude_ratio: of the samples to the clip, geometric mean over bins; spread: exp of its logarithm's standard "
-    "deviation over sources; shape_factor: mean over bins of max(r, 1/r), r what amplitude_ratio leaves of a bin",
+    "deviation over sources; shape_factor: mean over bins of max(r, 1/r), r what amplitude_ratio leaves of a bin; "
+    "drift_ratio: r of bin 0; bin_ratio: the least and the most r of the others, means over sources",
+    "coherence: correlation over time of the displacements of two pixels that far apart along a row or column, px of a "
+    "grid of 256 x 160, both in the moving mask of the motion itself; the clip's pairs are weighted by confidence",
+    "direction_distance: total variation between sample and clip of the histogram of motion's axes, 15 degrees each, "
+    "weighted by its strength, both in their moving masks; spectral_slope: of log amplitude over log frequency",
     "epe: |F - F of the clip|; relative: to the clip's mean |F|; epe, motion_px and amplitudes are weighted by "
     "confidence; diversity: mean |F_a - F_b| over samples, over mean |F|; normalised_gradient: mean |grad F| over it",
     "nearest_distance: of normalised spectra of unit length to the nearest training clip or its mirror image; "
     "nearest_ratio: over that of the clip itself, far below 1 means memorised motion",
+)
+GROUP_NOTE = (
+    "the table of predicted motion, by group: means over the clips of a source, then over sources; real_: of the clips"
 )
 BIN_NOTE = (
     "amplitude |S_k| over both directions (bin 0: the drift), mean over pixels weighted by confidence, samples, clips "
@@ -140,6 +156,8 @@ class MotionComparison:
             rows[name] = {HEADLINE: corrected_precision(score, mask)}
         rows[STATIC] = {"motion_px": 0.0} | _errors([moved_px], moved_px)
         rows[REAL] = {"motion_px": moved_px, "normalised_gradient": normalised_gradient(truth.spectrum)}
+        rows[REAL] |= {"spectral_slope": spectral_slope(self.real_px[truth.id])}
+        self._add_wholes(rows, truth, samples, predicted, real)
         about = {"clip": truth.id, "source": truth.source, "mask_fraction": mask_fraction}
         self.by_clip += [{"row": name} | about | metrics for name, metrics in rows.items()]
         self._signatures[truth.id] = torch.stack([self._signature(one).flatten() for one in (truth.spectrum, *samples)])
@@ -151,9 +169,28 @@ class MotionComparison:
         metrics = _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
         ratios = bin_ratios(self.predicted_px[truth.id], self.real_px[truth.id])
         if ratios is not None:
+            drift = float(ratios[1][0])
             metrics |= {"amplitude_ratio": ratios[0], "shape_factor": factor(ratios[1].tolist())}
+            metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
+        metrics["spectral_slope"] = spectral_slope(self.predicted_px[truth.id])
         gradient = _mean(normalised_gradient(sample) for sample in samples)
         return metrics | {"normalised_gradient": gradient, "diversity": diversity(samples)}
+
+    def _add_wholes(
+        self, rows: dict[str, Row], truth: GroundTruth, samples: Tensor, predicted: Tensor, real: Tensor
+    ) -> None:
+        """Add coherence and directions of samples of mean |F| (M, 1, H, W), and of the clip, of mean |F| (1, H, W)."""
+        weights = [moving_mask(one).float() for one in predicted]
+        of_clip = moving_mask(real) * truth.confidence
+        found = [coherence(sample, weight) for sample, weight in zip(samples, weights, strict=True)]
+        clip = coherence(truth.spectrum, of_clip)
+        rows[REAL] |= {column: clip[distance] for distance, column in _COHERENCE.items()}
+        rows[MODEL] |= {column: _mean(one[distance] for one in found) for distance, column in _COHERENCE.items()}
+        wanted = direction_histogram(truth.spectrum, of_clip)
+        rows[MODEL]["direction_distance"] = _mean(
+            direction_distance(direction_histogram(sample, weight), wanted)
+            for sample, weight in zip(samples, weights, strict=True)
+        )
 
     def _signature(self, spectrum: Tensor) -> Tensor:
         """Return a normalised spectrum (K, 4, H, W) on one small grid, of unit length."""
@@ -212,10 +249,26 @@ class MotionComparison:
         ratios = by_source(self._rows(MODEL), "amplitude_ratio", geometric=True).values()
         if len(ratios) > 1:
             metrics["amplitude_ratio_spread"] = math.exp(statistics.stdev(map(math.log, ratios)))
-        bins = {row["factor"]: k for k, row in enumerate(self.bin_table()) if row["factor"] is not None}
+        of_bins = self.bin_table()
+        left = [row["ratio_after_gain"] for row in of_bins[1:] if row["ratio_after_gain"] is not None]
+        metrics |= {"bin_ratio_least": min(left), "bin_ratio_most": max(left)} if left else {}
+        bins = {row["factor"]: k for k, row in enumerate(of_bins) if row["factor"] is not None}
         if bins:
             metrics |= {"shape_worst_factor": max(bins), "shape_worst_bin": bins[max(bins)]}
         return metrics
+
+    def group_table(self, groups: Mapping[str, str]) -> list[Row]:
+        """Return a row for each group of clips, of {clip: group}: coherence, slope and ratios of model and clips."""
+        rows = []
+        for group in sorted(set(groups.values())):
+            model, real = ([row for row in self._rows(name) if groups[row["clip"]] == group] for name in (MODEL, REAL))
+            row: Row = {"row": group, "clips": len(real), "sources": len({clip["source"] for clip in real})}
+            for column in (*_COHERENCE.values(), "spectral_slope"):
+                row |= {column: mean_by_source(model, column), f"real_{column}": mean_by_source(real, column)}
+            row["direction_distance"] = mean_by_source(model, "direction_distance")
+            row |= {key: mean_by_source(model, key, geometric=True) for key in ("amplitude_ratio", "drift_ratio")}
+            rows.append(row)
+        return rows
 
     def notes(self) -> list[str]:
         """Return the meaning of the columns."""

@@ -13,12 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from animation.flags import check_steps
-from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows
+from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows, source_name
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
+from evaluation.licences import UNKNOWN, read_source_table
 from evaluation.motion.loops import LOOP_NOTES, LoopComparison
 from evaluation.motion.measure import (
     BIN_NOTE,
+    GROUP_NOTE,
     GroundTruth,
     MotionComparison,
     predict,
@@ -36,7 +38,8 @@ logger = logging.getLogger(__name__)
 
 def make_table(
     *, data: Path, split: str, clips: int | None, samples: int, nearest: int, loop_frames: list[int], seed: int,
-    loop_guidance: str, checkpoint: Path | None, device: str, out: Path | None, command: str, **sampling: Any,
+    loop_guidance: str, clip_table: Path | None, checkpoint: Path | None, device: str, out: Path | None, command: str,
+    **sampling: Any,
 ) -> bool:  # fmt: skip
     """Predict motion for the clips' first frames, print the tables, and write them and a sheet an image.
 
@@ -48,6 +51,7 @@ def make_table(
     check_steps(sampling["steps"])
     clip_set = ClipSet(data)
     rows = choose_rows(clip_set, None if split == "all" else split, clips, seed)
+    groups = clip_groups(rows, clip_table)
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
     num_bins = check_bins(pipeline, clip_set)
 
@@ -72,11 +76,24 @@ def make_table(
     if loop_frames:
         print(write_results(out / "loops", loops.table(), title="Loops by self-guidance", notes=[*LOOP_NOTES, *notes]))
     print(write_results(out / "by_bin", comparison.bin_table(), title="Amplitude per bin", notes=[BIN_NOTE, *notes]))
+    groups = {name: groups[name] for name in comparison.sources}
+    kind = "subject" if clip_table else "source"
+    title = f"Predicted motion by {kind}"
+    print(write_results(out / f"by_{kind}", comparison.group_table(groups), title=title, notes=[GROUP_NOTE, *notes]))
     notes = [*comparison.notes(), *notes]
     print(write_results(out, comparison.table(), title=f"Predicted motion, {data.name}, split {split}", notes=notes))
     write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=notes)
     logger.info("written to %s", out)
     return True
+
+
+def clip_groups(rows: list[ClipRow], clip_table: Path | None) -> dict[str, str]:
+    """Return {clip: its subject by a CSV of sources or files}, or {clip: its source} without one."""
+    if clip_table is None:
+        return {row.id: source_name(row) for row in rows}
+    known = read_source_table(clip_table, "clip_table")
+    stated = {row.id: known.get(row.group) or known.get(Path(row.source).name, {}) for row in rows}
+    return {name: found.get("subject", UNKNOWN) for name, found in stated.items()}
 
 
 def measure_clips(
