@@ -40,7 +40,7 @@ SAMPLED_FLAGS = (
 # {flag: metric, what the network is}
 VIDEO_METRICS = {
     "image": ("fid", "FID's Inception as TorchScript or inception=FILE, also for KID"),
-    "fvd": ("fvd", "an I3D as TorchScript (i3d_torchscript.pt of StyleGAN-V), or torchvision:r3d_18=FILE"),
+    "fvd": ("fvd", "i3d:FILE (.safetensors), an I3D as TorchScript (of StyleGAN-V), or torchvision:r3d_18=FILE"),
     "dtfvd": ("dtfvd", "a network trained on dynamic textures, as TorchScript"),
 }
 # {video model of torchvision: side of the frames that it was trained on, px}
@@ -54,7 +54,9 @@ def image_network(text: str) -> tuple[str, Path]:
 
 
 def video_network(text: str) -> tuple[str, Path]:
-    """Parse FILE or torchvision:NAME=FILE; return the kind of network and the file."""
+    """Parse FILE, i3d:FILE or torchvision:NAME=FILE; return the kind of network and the file."""
+    if text.startswith("i3d:"):
+        return "i3d", Path(text.removeprefix("i3d:"))
     kind, _, path = text.partition("=")
     name = kind.removeprefix("torchvision:")
     if name == kind:

@@ -165,7 +165,7 @@ def test_what_has_no_network_is_said_and_left_out(tmp_path: Path, caplog) -> Non
     row = rows_of(tmp_path / "out")["real"]
     assert row["fid"] == pytest.approx(0, abs=1e-9) and row["frames"] == 30
     assert row["fvd_16"] is None and row["dtfvd_32"] is None and row["windows_16"] is None
-    for line in ("left out: fvd; the fvd network is an I3D", "left out: dtfvd; the dtfvd"):
+    for line in ("left out: fvd; the fvd network is i3d:FILE", "left out: dtfvd; the dtfvd"):
         assert line in caplog.text and line in (tmp_path / "out" / "results.md").read_text()
 
 

@@ -7,7 +7,13 @@ import pytest
 import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from metrics.frechet import GaussianStatistics, covariance_root, frechet_distance, kernel_distance
+from metrics.frechet import (
+    GaussianStatistics,
+    covariance_root,
+    frechet_distance,
+    frechet_interval,
+    kernel_distance,
+)
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -118,6 +124,34 @@ def test_statistics_refuse_what_is_no_features() -> None:
 
 
 # ------------------------------------------------------------------------------------------ kernel
+
+
+@pytest.mark.parametrize("count", [4, 40])  # a source: fewer samples than features, and more
+def test_the_interval_of_a_distance(count: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+
+    def interval(features: dict, **options) -> tuple[float, float] | None:
+        return frechet_interval(features, 0, **options)
+
+    features = {}
+    for source in range(8):
+        one = torch.randn(count, 50, generator=generator)
+        features[str(source)] = one, 2 * one + torch.randn(count, 50, generator=generator) + source
+    low, high = interval(features)
+    sides = [GaussianStatistics(), GaussianStatistics()]
+    for pair in features.values():
+        for statistics, part in zip(sides, pair, strict=True):
+            statistics.add(part)
+    distance = frechet_distance(*sides)
+    assert low < distance < high and (low, high) == interval(features)
+    # the mean of the draws is the distance; more sources leave less doubt
+    draws = [interval(features, draws=1) for _ in range(2)]
+    assert draws[0] == draws[1] == pytest.approx((distance, distance))
+    more = {f"{name}{copy}": pair for name, pair in features.items() for copy in range(2)}
+    assert interval(more)[1] - interval(more)[0] < 0.85 * (high - low)
+    # both sides are drawn together: sets that are equal are equal in each draw
+    same = {name: (one, one) for name, (one, _) in features.items()}
+    assert interval(same) == pytest.approx((0, 0), abs=1e-9) and interval(dict([*same.items()][:1])) is None
 
 
 def test_kernel_distance_by_hand() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from evaluation import EvaluationError
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import ClipVideos
-from metrics.frechet import GaussianStatistics, frechet_distance, kernel_distance
+from metrics.frechet import FRECHET_DRAWS, GaussianStatistics, frechet_distance, frechet_interval, kernel_distance
 
 REAL_ROW, STATIC_ROW = "real", "frame 0 repeated"
 # A covariance takes two.
@@ -24,6 +24,8 @@ SLIDING = {"fid": 30, "dtfvd": 16}
 COLUMN_NOTES = (
     "fid (single frames, frame 0 included), fvd_N, dtfvd_N (windows of N frames): squared Frechet distance in float64 "
     "between the Gaussians of real and generated features",
+    f"low, high: 95 % interval by {FRECHET_DRAWS} bootstrap draws of the source videos, real and generated together; "
+    "fewer different windows make a distance larger, so the draws are shifted until their mean is the distance",
     "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over subsets of the frames",
     "compare a metric only with others of the same network file, crop and counts",
 )
@@ -47,10 +49,13 @@ class VideoComparison:
         self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
         self.window_step, self.slide_step, self.batch_size = window_step, slide_step, batch_size
         self.kid = {"subsets": kid_subsets, "subset_size": kid_subset_size, "seed": seed}
+        self.seed = seed
         self.lengths: list[int] = []
         # {(row, metric, frames of a window): statistics}, and all features of frames
         self.statistics: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
         self.features: dict[str, list[Tensor]] = defaultdict(list)
+        # {(row, metric, frames of a window): {source: features of its windows}}
+        self.by_source: dict[tuple[str, str, int], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         # {(row, metric, first frame): statistics}
         self.sliding: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
 
@@ -59,10 +64,10 @@ class VideoComparison:
         static = clip.real[:1].expand_as(clip.real)
         for row, frames in {REAL_ROW: clip.real, **clip.generated, STATIC_ROW: static}.items():
             for metric in self.networks:
-                self._add(row, metric, frames)
+                self._add(row, metric, frames, clip.source or clip.name)
         self.lengths.append(len(clip.real))
 
-    def _add(self, row: str, metric: str, frames: Tensor) -> None:
+    def _add(self, row: str, metric: str, frames: Tensor, source: str) -> None:
         measured = partial(self.networks[metric], batch_size=self.batch_size)
         if metric == "fid":
             features = measured(frames)  # (T, D)
@@ -73,7 +78,9 @@ class VideoComparison:
             for window in self.windows:
                 parts = cut_windows(frames, window, self.window_step or window)  # (n, window, 3, H, W)
                 if len(parts):
-                    self.statistics[row, metric, window].add(measured(parts))
+                    features = measured(parts)  # (n, D)
+                    self.statistics[row, metric, window].add(features)
+                    self.by_source[row, metric, window][source].append(features)
             parts = cut_windows(frames, SLIDING.get(metric, 1), self.slide_step if metric in SLIDING else 0)
             slides = measured(parts)[:, None] if len(parts) else []  # (n, 1, D)
         for place, features in enumerate(slides):
@@ -103,7 +110,10 @@ class VideoComparison:
                 real, found = (torch.cat(self.features[of]) for of in (REAL_ROW, name))
                 row["kid"], row["kid_deviation"] = kernel_distance(real, found, **self.kid)
             for metric in ("fvd", "dtfvd"):
-                row |= {f"{metric}_{window}": self._distance(name, metric, window) for window in self.windows}
+                for window in self.windows:
+                    column, interval = f"{metric}_{window}", self._interval(name, metric, window) or (None, None)
+                    row |= {column: self._distance(name, metric, window)}
+                    row |= {f"{column}_low": interval[0], f"{column}_high": interval[1]}
             row |= {"videos": len(self.lengths), "frames": sum(self.lengths)}
             has_windows = bool(self.networks.keys() - {"fid"})
             row |= {f"windows_{window}": self.count(window) if has_windows else None for window in self.windows}
@@ -128,6 +138,12 @@ class VideoComparison:
         if metric not in self.networks:
             return None
         return frechet_distance(self.statistics[REAL_ROW, metric, window], self.statistics[row, metric, window])
+
+    def _interval(self, row: str, metric: str, window: int) -> tuple[float, float] | None:
+        if metric not in self.networks:
+            return None
+        real, found = self.by_source[REAL_ROW, metric, window], self.by_source[row, metric, window]
+        return frechet_interval({name: (torch.cat(real[name]), torch.cat(found[name])) for name in real}, self.seed)
 
     def bias_notes(self) -> list[str]:
         """Name the metrics of which the covariance is singular, so that they are too large."""

@@ -16,6 +16,8 @@ from torchvision.models import get_model
 from data.media import to_bytes
 from data.optical_flow import weights_digest
 from evaluation.flags import TORCHVISION_VIDEO
+from metrics import WeightsError
+from metrics.i3d import I3D, SIDE_PX
 from motion.flow import resize_maps
 
 # Mean and standard deviation of the colours that torchvision's video models were trained on.
@@ -33,10 +35,11 @@ class NetworkError(ValueError):
 class FeatureNetwork:
     """A network that maps images (N, 3, H, W), or videos (N, 3, T, H, W), to features (N, D).
 
-    `kind` is "torchscript", "inception" (FID's Inception v3 of torch-fidelity) or a video model of torchvision, of
-    which `path` is the state dict. `form` is what a TorchScript is shown: "unit" ([0, 1], the default), "signed"
-    ([-1, 1]) or "bytes" (0 to 255), and (H, W) to resample to or None. Without it the published I3D of StyleGAN-V and
-    Inception of StyleGAN2-ADA, which have an argument return_features, get 0 to 255 and prepare it themselves.
+    `kind` is "torchscript", "inception" (FID's Inception v3 of torch-fidelity), "i3d" (`metrics.i3d`) or a video model
+    of torchvision, of which `path` is the state dict. `form` is what a TorchScript is shown: "unit" ([0, 1], the
+    default), "signed" ([-1, 1]) or "bytes" (0 to 255), and (H, W) to resample to or None. Without it the published I3D
+    of StyleGAN-V and Inception of StyleGAN2-ADA, which have an argument return_features, get 0 to 255 and prepare it
+    themselves.
     NetworkError where the file is missing, damaged or of another network.
     """
 
@@ -47,11 +50,14 @@ class FeatureNetwork:
         self.path, self.on_videos, self.device = path, on_videos, device
         if not path.is_file():
             raise NetworkError(f"{path}: no such file")
-        load = {"torchscript": _torchscript, "inception": _inception}.get(kind, partial(_torchvision, kind))
+        known = {"torchscript": _torchscript, "inception": _inception, "i3d": _i3d}
+        load = known.get(kind, partial(_torchvision, kind))
         try:
             self._module, self._options, own_form = load(path)
         except ModuleNotFoundError as error:
             raise NetworkError(f"{path}: needs torch-fidelity; right: pip install torch-fidelity") from error
+        except WeightsError as error:
+            raise NetworkError(str(error)) from error
         except Exception as error:  # a damaged archive fails in many ways
             what = "TorchScript" if kind == "torchscript" else f"weights of {kind}"
             right = "right: a file of torch.jit.save" if kind == "torchscript" else "right: a state dict"
@@ -137,6 +143,10 @@ def _inception(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
     # torch-fidelity would run what a pickle contains: this refuses a file that holds more than tensors
     torch.load(path, map_location="cpu", weights_only=True)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)), {}, ("uint8", None)
+
+
+def _i3d(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
+    return I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))
 
 
 def _reason(error: BaseException) -> str:

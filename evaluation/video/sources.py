@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.clips import ClipRow, ClipSet, ClipSetError, column_names
+from data.clips import ClipRow, ClipSet, ClipSetError, column_names, source_name
 from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, read_image
 from data.scenes.scene import Scene
 from data.video import iterate_video, probe_video
@@ -41,6 +41,7 @@ class ClipVideos:
     name: str
     real: Tensor
     generated: dict[str, Tensor]
+    source: str = ""  # the video that it was cut from, where known: its clips are not independent
 
 
 def centre_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -164,7 +165,7 @@ class PredictedVideos:
         for row, model in self.renderers.items():
             batches = render_frames(first, motion, playback, model=model, **options)
             generated[row] = torch.cat([centre_crop(batch, self.crop) for batch in batches])  # (T, 3, H, W)
-        return ClipVideos(name, centre_crop(frames, self.crop), generated)
+        return ClipVideos(name, centre_crop(frames, self.crop), generated, source_name(self._clips[name]))
 
     def note(self) -> str:
         """Name the set and the amplitude limit, for the table."""
