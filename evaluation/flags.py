@@ -37,10 +37,11 @@ SAMPLED_FLAGS = (
     "--split", "--clips", "--splat", "--full-strength", "--checkpoint", "--precision", "--sampler", "--steps",
     "--guidance",
 )  # fmt: skip
+FVD_NETWORK = "i3d:FILE (.safetensors), an I3D as TorchScript (of StyleGAN-V), or torchvision:r3d_18=FILE"
 # {flag: metric, what the network is}
 VIDEO_METRICS = {
     "image": ("fid", "FID's Inception as TorchScript or inception=FILE, also for KID"),
-    "fvd": ("fvd", "i3d:FILE (.safetensors), an I3D as TorchScript (of StyleGAN-V), or torchvision:r3d_18=FILE"),
+    "fvd": ("fvd", FVD_NETWORK),
     "dtfvd": ("dtfvd", "a network trained on dynamic textures, as TorchScript"),
 }
 # {video model of torchvision: side of the frames that it was trained on, px}
@@ -165,6 +166,10 @@ def add_motion_flags(parser: Parser) -> None:
     add("--loop-guidance", choices=("projection", "gradient"), default="projection", help="how")
     table_help = "columns file or path, source, subject: a table by subject; without, by source"
     add("--clip-table", type=Path, metavar="CSV", help=table_help)
+    fvd_help = f"also FVD of videos rendered from motions, for which the set's sources must be there: {FVD_NETWORK}"
+    add("--fvd-network", type=video_network, metavar="NETWORK", help=fvd_help)
+    baseline_help = "its samples are a row of the table of FVD"
+    add("--baseline-checkpoint", type=Path, metavar="DIR", help=baseline_help)
     add_sampling_flags(parser)
     _add_shared(parser, "motion-SET-SPLIT", "device", "precision")
 
@@ -172,6 +177,8 @@ def add_motion_flags(parser: Parser) -> None:
 def _check_motion_flags(args: Arguments) -> None:
     if not args.loop_frames:
         refuse_flags(args, ["--loop-guidance"], "belongs to --loop-frames L; right: both, or neither")
+    if args.fvd_network is None:
+        refuse_flags(args, ["--baseline-checkpoint"], "belongs to --fvd-network NETWORK; right: both, or neither")
 
 
 def add_placement_flags(parser: Parser) -> None:

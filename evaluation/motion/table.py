@@ -27,6 +27,7 @@ from evaluation.motion.measure import (
     prediction_grid,
     write_clip_sheet,
 )
+from evaluation.motion.videos import load_network, open_videos, write_fvd
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
@@ -38,7 +39,8 @@ logger = logging.getLogger(__name__)
 
 def make_table(
     *, data: Path, split: str, clips: int | None, samples: int, nearest: int, loop_frames: list[int], seed: int,
-    loop_guidance: str, clip_table: Path | None, checkpoint: Path | None, device: str, out: Path | None, command: str,
+    loop_guidance: str, clip_table: Path | None, fvd_network: tuple[str, Path] | None,
+    baseline_checkpoint: Path | None, checkpoint: Path | None, device: str, out: Path | None, command: str,
     **sampling: Any,
 ) -> bool:  # fmt: skip
     """Predict motion for the clips' first frames, print the tables, and write them and a sheet an image.
@@ -54,6 +56,10 @@ def make_table(
     groups = clip_groups(rows, clip_table)
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
     num_bins = check_bins(pipeline, clip_set)
+    if fvd_network:
+        network = load_network(*fvd_network, place)
+        parts = (clip_set, rows, pipeline, checkpoint, baseline_checkpoint, sampling | {"seed": seed}, place)
+        videos = open_videos(*parts)
 
     # Predict and measure
     comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), seed)
@@ -78,13 +84,14 @@ def make_table(
     print(write_results(out / "by_bin", comparison.bin_table(), title="Amplitude per bin", notes=[BIN_NOTE, *notes]))
     groups = {name: groups[name] for name in comparison.sources}
     kind = "subject" if clip_table else "source"
-    title = f"Predicted motion by {kind}"
-    print(write_results(out / f"by_{kind}", comparison.group_table(groups), title=title, notes=[GROUP_NOTE, *notes]))
-    notes = [*comparison.notes(), *notes]
-    print(write_results(out, comparison.table(), title=f"Predicted motion, {data.name}, split {split}", notes=notes))
-    write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=notes)
+    of_groups = {"title": f"Predicted motion by {kind}", "notes": [GROUP_NOTE, *notes]}
+    print(write_results(out / f"by_{kind}", comparison.group_table(groups), **of_groups))
+    title, of_all = f"Predicted motion, {data.name}, split {split}", [*comparison.notes(), *notes]
+    print(write_results(out, comparison.table(), title=title, notes=of_all))
+    write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=of_all)
+    complete = not fvd_network or write_fvd(out / "fvd", videos, network, seed=seed, notes=notes)
     logger.info("written to %s", out)
-    return True
+    return complete
 
 
 def clip_groups(rows: list[ClipRow], clip_table: Path | None) -> dict[str, str]:

@@ -127,6 +127,20 @@ def _videos_in(folder: Path) -> dict[str, Path]:
     return found
 
 
+def read_frames(clip_set: ClipSet, row: ClipRow, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Read at most so many frames of a clip's source: (T, 3, H, W) in [0, 1] and their seconds (T,) from frame 0 on."""
+    source = read_source(clip_set, row, clip_set.first(row.id))
+    if isinstance(source, Scene):
+        times_s = torch.arange(min(num_frames, NUM_FRAMES), dtype=torch.float64) / FPS
+        return torch.stack([source.frame(float(time_s)) for time_s in times_s]), times_s
+    return source.frames[:num_frames], source.times_s[:num_frames]
+
+
+def clip_seed(seed: int, name: str) -> int:
+    """Return the seed of a clip's start noise, the same whatever other clips are measured."""
+    return (seed << 32) + zlib.crc32(name.encode())
+
+
 class PredictedVideos:
     """Clips of a set beside what a checkpoint makes of their frame 0, rendered at the clip's own time stamps.
 
@@ -147,15 +161,9 @@ class PredictedVideos:
 
     def read(self, name: str) -> ClipVideos:
         """Read the clip, predict a motion for its frame 0, and render it."""
-        source = read_source(self.clip_set, self._clips[name], self.clip_set.first(name))
-        if isinstance(source, Scene):
-            times_s = torch.arange(min(self.num_frames, NUM_FRAMES), dtype=torch.float64) / FPS
-            frames = torch.stack([source.frame(float(time_s)) for time_s in times_s])  # (T, 3, h, w)
-        else:
-            frames, times_s = source.frames[: self.num_frames], source.times_s[: self.num_frames]
+        frames, times_s = read_frames(self.clip_set, self._clips[name], self.num_frames)
         first = frames[0]
-        seed = (self.sampling["seed"] << 32) + zlib.crc32(name.encode())  # of the clip, whatever others are measured
-        motion = self.pipeline.predict(first, **self.sampling | {"seed": seed})
+        motion = self.pipeline.predict(first, **self.sampling | {"seed": clip_seed(self.sampling["seed"], name)})
         self.limits.append(motion.meta["amplitude_limit_scale"])
         if self.full_strength:
             motion = motion.controlled(magnify=1 / motion.meta["amplitude_limit_scale"])
