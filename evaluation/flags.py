@@ -129,7 +129,8 @@ def add_frames_flags(parser: Parser) -> None:
     add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual)
     add("--num-seeds", type=positive_int, default=1, metavar="N", help="trainings of each operator, from --seed on")
     add = parser.add_argument_group("networks that measure").add_argument
-    lpips_help = "torchvision's ImageNet weights, or `hub` to download them; no LPIPS without"
+    lpips_help = "torchvision's ImageNet weights (.pth, .safetensors, .npz), or `hub`: torch.hub's cache, filled by a "
+    lpips_help += "download; no LPIPS without"
     add("--lpips-weights", metavar="FILE|hub", help=lpips_help)
     add("--lpips-network", choices=("alex", "vgg", "squeeze"), default="alex", help="network of these weights")
     feature_help = "SqueezeNet 1.1 for feature_distance; none without"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import struct
 from pathlib import Path
 
 import torch
@@ -14,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from metrics import WeightsError
+from metrics.weights import read_problem
 
 SIDE_PX = 224
 FEWEST_FRAMES = 9  # the last pooling takes two of every eight
@@ -123,9 +122,7 @@ def _read_state(path: Path, network: nn.Module) -> dict[str, Tensor]:
     try:
         found = load_file(path)
     except (SafetensorError, OSError) as error:
-        cut = _cut_tensor(path)
-        problem = f"cut short within {cut}" if cut else f"not readable as safetensors ({' '.join(str(error).split())})"
-        raise WeightsError(f"{path}: {problem}; right: the whole file of I3D's weights") from error
+        raise WeightsError(f"{path}: {read_problem(path, error)}; right: the whole file of I3D's weights") from error
 
     def take(name: str, *shape: int) -> Tensor:
         got = tuple(found[name].shape) if name in found else "none"
@@ -152,16 +149,3 @@ def _read_state(path: Path, network: nn.Module) -> dict[str, Tensor]:
         state[f"{name}.weight"] = kernel.contiguous(memory_format=torch.channels_last_3d)
         state[f"{name}.bias"] = bias
     return state
-
-
-def _cut_tensor(path: Path) -> str | None:
-    """Return the first tensor whose bytes end behind the file's; None where the header cannot be read."""
-    try:
-        data = path.read_bytes()
-        start = 8 + struct.unpack("<Q", data[:8])[0]
-        header = json.loads(data[8:start])
-        parts = {name: part["data_offsets"] for name, part in header.items() if name != "__metadata__"}
-        cut = [(begin, name) for name, (begin, end) in parts.items() if start + end > len(data)]
-    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return min(cut)[1] if cut else None

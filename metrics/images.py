@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
@@ -30,20 +31,21 @@ LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"
 class Lpips(nn.Module):
     """LPIPS with torchmetrics' linear heads over a backbone of torchvision; WeightsError where it cannot be loaded.
 
-    `weights` are torchvision's ImageNet weights of the backbone (.pth, .safetensors), or "hub": from torch.hub's cache,
-    downloaded into it where they are missing.
+    `weights` are torchvision's ImageNet weights of the backbone (.pth, .safetensors, .npz), or "hub": from torch.hub's
+    cache, downloaded into it where they are missing.
     """
 
     def __init__(self, network: LpipsNetwork, weights: Path | str) -> None:
         super().__init__()
-        if Path(weights).suffix == ".npz":
-            backbone = LPIPS_BACKBONES[network]
-            raise WeightsError(f"{weights}: LPIPS needs torchvision's {backbone} as .pth or .safetensors")
         self.name = f"lpips_{network}"
         # The public class downloads its backbone; with pnet_rand this one does not.
         self.net = _LPIPS(pretrained=True, net=network, pnet_rand=True)
         slots = {_torchvision_key(key): slot for key, slot in self.net.net.state_dict().items()}
-        loaded = load_feature_weights(_hub_file(network) if str(weights) == HUB else weights, slots)
+        path = _hub_file(network) if str(weights) == HUB else Path(weights)
+        loaded = load_feature_weights(path, slots)
+        if _is_of_caffe(path):
+            wanted = f"LPIPS needs torchvision's {LPIPS_BACKBONES[network]}"
+            raise WeightsError(f"{path}: was converted from Caffe, whose weights are others; {wanted}")
         self.net.net.load_state_dict({key: loaded[_torchvision_key(key)] for key in self.net.net.state_dict()})
         self.requires_grad_(False)
         self.eval()
@@ -57,6 +59,14 @@ class Lpips(nn.Module):
 def _torchvision_key(key: str) -> str:
     """Turn torchmetrics' "slice2.3.weight" or "slices.1.3.weight" into torchvision's "3.weight"."""
     return ".".join(key.split(".")[1 + key.startswith("slices.") :])
+
+
+def _is_of_caffe(path: Path) -> bool:
+    """Return whether an .npz names its layers as SqueezeNet's authors do, and torchvision does not."""
+    if path.suffix != ".npz":
+        return False
+    with np.load(path, allow_pickle=False) as archive:
+        return any("squeeze1x1" in name for name in archive.files)
 
 
 def _hub_file(network: LpipsNetwork) -> Path:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from metrics import WeightsError
+from metrics.weights import read_problem
 from models.image_encoder import InputNormalization, read_feature_weights
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
@@ -110,8 +111,7 @@ def load_feature_weights(weights: Path | str, wanted: dict[str, Tensor]) -> dict
     try:
         found = read_feature_weights(path)
     except Exception as error:  # each format fails in ways of its own
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise WeightsError(f"{path}: not readable as weights ({reason})") from error
+        raise WeightsError(f"{path}: {read_problem(path, error)}") from error
     for key, slot in wanted.items():
         shape = tuple(found[key].shape) if key in found else "none"
         if shape != tuple(slot.shape):

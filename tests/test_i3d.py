@@ -108,7 +108,7 @@ def test_files_that_are_not_its_weights(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cut short within b;"):  # the first of those that are not whole
         load("cut.safetensors", {name: torch.zeros(100) for name in "abc"}, cut=500)
     (tmp_path / "text.safetensors").write_text("no weights")
-    with pytest.raises(WeightsError, match="not readable as safetensors"):
+    with pytest.raises(WeightsError, match="not readable as weights"):
         load("text.safetensors")
     with pytest.raises(NetworkError, match="other.safetensors: weights of another network"):
         FeatureNetwork(tmp_path / "other.safetensors", on_videos=True, kind="i3d")

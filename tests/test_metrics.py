@@ -8,10 +8,14 @@ import logging
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from apple_device import AppleDevice, on_apple
+from conftest import SHARED
+from safetensors.torch import load_file, save_file
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import alexnet, squeezenet1_1
 
 from data.result_tables import write_results
@@ -93,13 +97,45 @@ def test_lpips_of_squeezenet(tmp_path):
     assert list(found)[-1] == "lpips_squeeze" and (found["lpips_squeeze"] > 0).all()
 
 
+@pytest.mark.parametrize("network", ["alex", "squeeze", "real alex"])
+def test_lpips_is_that_of_torchmetrics(network, tmp_path, monkeypatch):
+    torch.manual_seed(3)
+    real, network = network.startswith("real"), network.split()[-1]
+    features = SHARED / "weights" / "alexnet_features.safetensors"
+    if real and not features.is_file():
+        pytest.skip("the weights of AlexNet are not here")
+    state = {"alex": alexnet, "squeeze": squeezenet1_1}[network](weights=None).state_dict()
+    state |= load_file(features) if real else {}
+    # torchmetrics takes its backbone from torch.hub's cache, where a file of this name is
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    name = {"alex": "alexnet-owt-7be5be79", "squeeze": "squeezenet1_1-b8a52dc0"}[network]
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(state, cached := tmp_path / "checkpoints" / f"{name}.pth")
+    kept = {key: value for key, value in state.items() if key.startswith("features.")}
+    np.savez(tmp_path / "weights.npz", **{key: value.numpy() for key, value in kept.items()})
+    save_file(kept, tmp_path / "weights.safetensors")
+    pred, target = torch.rand(3, 3, 64, 80), torch.rand(3, 3, 64, 80)
+    expected = LearnedPerceptualImagePatchSimilarity(network, normalize=True)(pred, target)
+    for weights in (cached, tmp_path / "weights.npz", tmp_path / "weights.safetensors", "hub"):
+        found = Lpips(network, weights)(pred, target)
+        assert float(found.mean()) == pytest.approx(float(expected), abs=1e-6), weights
+    assert float(expected) > 1e-4
+
+
 def test_wrong_weights_of_lpips(alex_weights, tmp_path):
     broken = tmp_path / "broken.pth"
     broken.write_bytes(alex_weights.read_bytes()[:1000])
+    state = squeezenet1_1(weights=None).state_dict()
+    caffe = {key.replace(".squeeze.", ".squeeze1x1."): value.numpy() for key, value in state.items()}
+    np.savez(tmp_path / "caffe.npz", **caffe)
+    cut = tmp_path / "cut.safetensors"
+    save_file({"features.0.bias": torch.zeros(64), "features.0.weight": torch.zeros(64, 3, 11, 11)}, cut)
+    cut.write_bytes(cut.read_bytes()[:-500])
     for message, network, weights in (
         ("another network", "vgg", alex_weights),
         ("none.pth: no such file", "alex", tmp_path / "none.pth"),
         ("needs torchvision's squeezenet1_1", "squeeze", tmp_path / "caffe.npz"),
+        ("cut.safetensors: cut short within features.0.weight", "alex", cut),
         ("broken.pth: not readable as weights", "alex", broken),
     ):
         with pytest.raises(WeightsError, match=message):
