@@ -249,6 +249,14 @@ def test_the_order_of_frames_matters_to_a_network_of_videos() -> None:
     assert backwards["fid"] == pytest.approx(0, abs=1e-9) and backwards["fvd_8"] > 1e-6 and still["fid"] > 1e-7
 
 
+def test_frames_that_are_not_finite_are_named() -> None:
+    comparison = VideoComparison(["broken"], {"fvd": FeatureNetwork(Path("video.pt"), on_videos=True)}, windows=(8,))
+    broken = pan(0, 1)
+    broken[3, 0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="pan: its frames of broken are not finite"):
+        comparison.add(ClipVideos("pan", pan(0, 1), {"broken": broken}))
+
+
 def test_windows_are_taken_in_one_pass_or_in_several_alike() -> None:
     network, found = FeatureNetwork(Path("video.pt"), on_videos=True), []
     for batch_size in (3, 100):

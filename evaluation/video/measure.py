@@ -60,9 +60,11 @@ class VideoComparison:
         self.sliding: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
 
     def add(self, clip: ClipVideos) -> None:
-        """Measure one clip in every way."""
+        """Measure one clip in every way; EvaluationError for frames that are not finite."""
         static = clip.real[:1].expand_as(clip.real)
         for row, frames in {REAL_ROW: clip.real, **clip.generated, STATIC_ROW: static}.items():
+            if not bool(frames.isfinite().all()):
+                raise EvaluationError(f"{clip.name}: its frames of {row} are not finite; right: precision no")
             for metric in self.networks:
                 self._add(row, metric, frames, clip.source or clip.name)
         self.lengths.append(len(clip.real))
