@@ -144,7 +144,7 @@ def test_a_model_that_knows_the_clips(clip_set: Path, tmp_path: Path, monkeypatc
     assert sorted({asked[0][2:] for asked in pipeline.asked}) == [(32, 64), (64, 32)]
 
     rows = read_rows(out)
-    assert list(rows) == ["model", *BASELINES, "static", "real clip"]
+    assert list(rows) == ["model", *BASELINES, "static", "another clip's motion", "real clip"]
     model, real, still = rows["model"], rows["real clip"], rows["static"]
     # the samples are once and twice the clip
     known = {
@@ -201,6 +201,10 @@ def test_motion_as_a_whole_beside_the_clips(clip_set: Path, tmp_path: Path, monk
     assert ratios == pytest.approx([1] * 3, abs=1e-3) and model["direction_distance"] == pytest.approx(0, abs=2e-3)
     for column in ("coherence_4px", "coherence_32px", "spectral_slope"):
         assert model[column] == pytest.approx(real[column], abs=2e-3) and still[column] is None
+    # unrelated noise of the same strength: as likely to be right as a constant
+    other = rows["another clip's motion"]
+    assert other["epe_best_px"] > 0.5 * real["motion_px"] and other["diversity"] is None
+    assert other["spectral_slope"] == pytest.approx(real["spectral_slope"], abs=0.1)
     by_source = read_rows(out / "by_source")
     assert [row["clips"] for row in by_source.values()] == [2, 1, 1] and by_source["lake"]["sources"] == 1
     means = [row["real_coherence_4px"] for name, row in by_source.items() if name != "still.mp4"]

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 import evaluate
 from data.clips import ClipSet
+from evaluation.motion.measure import another_clip
 from evaluation.motion.videos import MotionVideos
 from evaluation.video.sources import clip_seed
 from motion.motion_file import Motion
@@ -63,8 +64,7 @@ def test_what_moves_frame_0(scene_set: ClipSet) -> None:
 
 def test_the_other_clip_is_a_training_clip_of_another_source(scene_set: ClipSet) -> None:
     def others(seed: int) -> list[str]:
-        videos = MotionVideos(scene_set, scene_set.rows(), {"model": Still()}, None, {"seed": seed})
-        return [videos.other(row).id for row in scene_set.rows()]
+        return [another_clip(scene_set, row, seed).id for row in scene_set.rows()]
 
     training = {row.id for row in scene_set.rows("train")}
     chosen = others(0)

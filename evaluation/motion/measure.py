@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import statistics
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,17 +42,17 @@ from motion.flow import GRID_MULTIPLE, MOVING_PX, motion_grid_size, resize_maps,
 from motion.normalisation import Normalisation
 from motion.spectrum import amplitude, bin_frequencies_hz
 
-MODEL, STATIC, REAL = "model", "static", "real clip"
+MODEL, STATIC, OTHER, REAL = "model", "static", "another clip's motion", "real clip"
 # Of each sample by itself, then the mean over samples.
 HEADLINE = "ap_corrected"
 # Spectra are compared on this grid, whatever the shape of the clips.
 NEAREST_GRID = (20, 32)
 
-_COHERENCE = {distance: f"coherence_{distance}px" for distance in COHERENCE_DISTANCES_PX}
+_COHERENCE = tuple(f"coherence_{distance}px" for distance in COHERENCE_DISTANCES_PX)
 # The columns of the table, and those of them that are geometric means.
 _COLUMNS = (
     HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high",
-    *_COHERENCE.values(), "direction_distance", "spectral_slope",
+    *_COHERENCE, "direction_distance", "spectral_slope",
     "amplitude_ratio", "amplitude_ratio_spread", "drift_ratio", "bin_ratio_least", "bin_ratio_most",
     "shape_factor", "shape_worst_factor", "shape_worst_bin",
     "motion_px", "epe_best_px", "epe_mean_px", "epe_best_relative", "epe_mean_relative",
@@ -71,6 +73,7 @@ COLUMN_NOTES = (
     "grid of 256 x 160, both in the moving mask of the motion itself; the clip's pairs are weighted by confidence",
     "direction_distance: total variation between sample and clip of the histogram of motion's axes, 15 degrees each, "
     "weighted by its strength, both in their moving masks; spectral_slope: of log amplitude over log frequency",
+    f"{OTHER}: of a training clip of another source drawn by the seed, resized",
     "epe: |F - F of the clip|; relative: to the clip's mean |F|; epe, motion_px and amplitudes are weighted by "
     "confidence; diversity: mean |F_a - F_b| over samples, over mean |F|; normalised_gradient: mean |grad F| over it",
     "nearest_distance: of normalised spectra of unit length to the nearest training clip or its mirror image; "
@@ -110,6 +113,13 @@ class GroundTruth:
         return cls(row.id, source_name(row), image, spectrum, confidence)
 
 
+def another_clip(clip_set: ClipSet, row: ClipRow, seed: int) -> ClipRow | None:
+    """Return a training clip of another source, drawn by the seed and the clip's name; None where there is none."""
+    others = [one for one in clip_set.rows("train") if source_name(one) != source_name(row)]
+    rng = np.random.default_rng([seed, zlib.crc32(row.id.encode())])
+    return others[int(rng.integers(len(others)))] if others else None
+
+
 def prediction_grid(height: int, width: int) -> tuple[int, int]:
     """Return the grid that a clip's motion is predicted on: its own, or one of its area with sides of 32 n px."""
     if height % GRID_MULTIPLE == 0 and width % GRID_MULTIPLE == 0:
@@ -139,58 +149,51 @@ class MotionComparison:
     predicted_px: dict[str, Tensor] = field(default_factory=dict)  # of its samples
     _signatures: dict[str, Tensor] = field(default_factory=dict)  # {clip: (1 + M, D)} of the clip and its samples
 
-    def add(self, truth: GroundTruth, samples: Tensor) -> None:
-        """Measure the samples (M, K, 4, H, W) px of one clip's image, and the baselines."""
+    def add(self, truth: GroundTruth, samples: Tensor, other: Tensor | None = None) -> None:
+        """Measure samples (M, K, 4, H, W) px of one clip's image, the baselines, and another clip's (K, 4, H, W) px."""
         self.sources[truth.id] = truth.source
         real = mean_motion(truth.spectrum)  # (1, H, W)
-        predicted = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)
         mask = moving_mask(real)
         mask_fraction = float(mask.double().mean())
         if not 0 < mask_fraction < 1:
             self.without_mask.append(truth.id)
+        self.real_px[truth.id] = weighted_mean(amplitude(truth.spectrum), truth.confidence)  # (K,)
+        self.predicted_px[truth.id] = weighted_mean(amplitude(samples), truth.confidence).mean(0)
         moved_px = float(weighted_mean(real, truth.confidence))
-        precision = _mean(corrected_precision(one, mask) for one in predicted)
-        rows = {MODEL: {HEADLINE: precision} | self._of_model(truth, samples, moved_px)}
-        rows[MODEL]["motion_px"] = float(weighted_mean(predicted, truth.confidence).mean())
+        rows = {MODEL: self._of_samples(truth, samples, mask, moved_px)}
+        rows[MODEL]["diversity"] = diversity(samples)
         for name, score in baseline_maps(truth.image, self.seed, truth.id).items():
             rows[name] = {HEADLINE: corrected_precision(score, mask)}
         rows[STATIC] = {"motion_px": 0.0} | _errors([moved_px], moved_px)
+        if other is not None:
+            rows[OTHER] = self._of_samples(truth, other[None], mask, moved_px)
         rows[REAL] = {"motion_px": moved_px, "normalised_gradient": normalised_gradient(truth.spectrum)}
         rows[REAL] |= {"spectral_slope": spectral_slope(self.real_px[truth.id])}
-        self._add_wholes(rows, truth, samples, predicted, real)
+        rows[REAL] |= _coherence([truth.spectrum], [mask * truth.confidence])
         about = {"clip": truth.id, "source": truth.source, "mask_fraction": mask_fraction}
         self.by_clip += [{"row": name} | about | metrics for name, metrics in rows.items()]
         self._signatures[truth.id] = torch.stack([self._signature(one).flatten() for one in (truth.spectrum, *samples)])
 
-    def _of_model(self, truth: GroundTruth, samples: Tensor, moved_px: float) -> Row:
+    def _of_samples(self, truth: GroundTruth, samples: Tensor, mask: Tensor, moved_px: float) -> Row:
+        """Return the metrics of motions (M, K, 4, H, W) of a clip whose moving mask and mean |F| are given."""
+        moved = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)
+        masks = [moving_mask(one).float() for one in moved]
+        metrics: Row = {HEADLINE: _mean(corrected_precision(one, mask) for one in moved)}
+        metrics["motion_px"] = float(weighted_mean(moved, truth.confidence).mean())
         errors = [mean_motion(sample - truth.spectrum) for sample in samples]
-        self.real_px[truth.id] = weighted_mean(amplitude(truth.spectrum), truth.confidence)  # (K,)
-        self.predicted_px[truth.id] = weighted_mean(amplitude(samples), truth.confidence).mean(0)
-        metrics = _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
-        ratios = bin_ratios(self.predicted_px[truth.id], self.real_px[truth.id])
+        metrics |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
+        amplitudes = weighted_mean(amplitude(samples), truth.confidence).mean(0)  # (K,)
+        ratios = bin_ratios(amplitudes, self.real_px[truth.id])
         if ratios is not None:
             drift = float(ratios[1][0])
             metrics |= {"amplitude_ratio": ratios[0], "shape_factor": factor(ratios[1].tolist())}
             metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
-        metrics["spectral_slope"] = spectral_slope(self.predicted_px[truth.id])
+        axes = direction_histogram(truth.spectrum, mask * truth.confidence)
+        found = map(direction_histogram, samples, masks)
+        metrics["direction_distance"] = _mean(direction_distance(one, axes) for one in found)
         gradient = _mean(normalised_gradient(sample) for sample in samples)
-        return metrics | {"normalised_gradient": gradient, "diversity": diversity(samples)}
-
-    def _add_wholes(
-        self, rows: dict[str, Row], truth: GroundTruth, samples: Tensor, predicted: Tensor, real: Tensor
-    ) -> None:
-        """Add coherence and directions of samples of mean |F| (M, 1, H, W), and of the clip, of mean |F| (1, H, W)."""
-        weights = [moving_mask(one).float() for one in predicted]
-        of_clip = moving_mask(real) * truth.confidence
-        found = [coherence(sample, weight) for sample, weight in zip(samples, weights, strict=True)]
-        clip = coherence(truth.spectrum, of_clip)
-        rows[REAL] |= {column: clip[distance] for distance, column in _COHERENCE.items()}
-        rows[MODEL] |= {column: _mean(one[distance] for one in found) for distance, column in _COHERENCE.items()}
-        wanted = direction_histogram(truth.spectrum, of_clip)
-        rows[MODEL]["direction_distance"] = _mean(
-            direction_distance(direction_histogram(sample, weight), wanted)
-            for sample, weight in zip(samples, weights, strict=True)
-        )
+        metrics |= {"spectral_slope": spectral_slope(amplitudes), "normalised_gradient": gradient}
+        return metrics | _coherence(samples, masks)
 
     def _signature(self, spectrum: Tensor) -> Tensor:
         """Return a normalised spectrum (K, 4, H, W) on one small grid, of unit length."""
@@ -223,7 +226,7 @@ class MotionComparison:
     def table(self) -> list[Row]:
         """Return a row for the model and each baseline: means over the clips of a source, then over sources."""
         rows = []
-        for name in (MODEL, *BASELINES, STATIC, REAL):
+        for name in (MODEL, *BASELINES, STATIC, OTHER, REAL):
             row = {key: mean_by_source(self._rows(name), key, geometric=key in _GEOMETRIC) for key in _COLUMNS}
             rows.append({"row": name} | row | (self._of_all_clips() if name == MODEL else {}))
         return rows
@@ -263,7 +266,7 @@ class MotionComparison:
         for group in sorted(set(groups.values())):
             model, real = ([row for row in self._rows(name) if groups[row["clip"]] == group] for name in (MODEL, REAL))
             row: Row = {"row": group, "clips": len(real), "sources": len({clip["source"] for clip in real})}
-            for column in (*_COHERENCE.values(), "spectral_slope"):
+            for column in (*_COHERENCE, "spectral_slope"):
                 row |= {column: mean_by_source(model, column), f"real_{column}": mean_by_source(real, column)}
             row["direction_distance"] = mean_by_source(model, "direction_distance")
             row |= {key: mean_by_source(model, key, geometric=True) for key in ("amplitude_ratio", "drift_ratio")}
@@ -299,6 +302,12 @@ def _errors(errors_px: list[float], moved_px: float) -> Row:
     px = {"epe_best": min(errors_px), "epe_mean": statistics.fmean(errors_px)}
     relative = {f"{name}_relative": value / moved_px for name, value in px.items() if moved_px > LEAST_PX}
     return {f"{name}_px": value for name, value in px.items()} | relative
+
+
+def _coherence(spectra: Iterable[Tensor], weights: Iterable[Tensor]) -> Row:
+    """Return the mean coherence of motions, each weighted by (1, H, W), a column for each distance."""
+    found = list(map(coherence, spectra, weights))
+    return {f"coherence_{distance}px": _mean(one[distance] for one in found) for distance in COHERENCE_DISTANCES_PX}
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

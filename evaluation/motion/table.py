@@ -23,6 +23,7 @@ from evaluation.motion.measure import (
     GROUP_NOTE,
     GroundTruth,
     MotionComparison,
+    another_clip,
     predict,
     prediction_grid,
     write_clip_sheet,
@@ -85,7 +86,9 @@ def make_table(
     groups = {name: groups[name] for name in comparison.sources}
     kind = "subject" if clip_table else "source"
     of_groups = {"title": f"Predicted motion by {kind}", "notes": [GROUP_NOTE, *notes]}
-    print(write_results(out / f"by_{kind}", comparison.group_table(groups), **of_groups))
+    by_group = write_results(out / f"by_{kind}", comparison.group_table(groups), **of_groups)
+    if clip_table:
+        print(by_group)  # sources may be hundreds
     title, of_all = f"Predicted motion, {data.name}, split {split}", [*comparison.notes(), *notes]
     print(write_results(out, comparison.table(), title=title, notes=of_all))
     write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=of_all)
@@ -119,7 +122,7 @@ def measure_clips(
         started = time.perf_counter()
         predicted = predict(pipeline, truth.image, **sampling)
         seconds.append(time.perf_counter() - started)
-        comparison.add(truth, predicted)
+        comparison.add(truth, predicted, other_motion(clip_set, row, truth, comparison.seed))
         write_clip_sheet(sheets / f"{row.id}.png", truth, predicted)
         if loops.frames:
             grid = prediction_grid(*truth.image.shape[-2:])
@@ -128,6 +131,14 @@ def measure_clips(
     if not seconds:
         raise EvaluationError(f"data {clip_set.folder}: none of its {len(skipped)} clips can be read")
     return skipped, statistics.fmean(seconds)
+
+
+def other_motion(clip_set: ClipSet, row: ClipRow, truth: GroundTruth, seed: int) -> Tensor | None:
+    """Return the motion of `another_clip` on this clip's grid; None where there is none or it cannot be read."""
+    other = another_clip(clip_set, row, seed)
+    for _, spectrum in read_spectra(clip_set, [other] if other else [], len(truth.spectrum)):
+        return resize_spectrum(spectrum, tuple(truth.spectrum.shape[-2:]))
+    return None
 
 
 def check_bins(pipeline: MotionPipeline, clip_set: ClipSet) -> int:
@@ -148,7 +159,7 @@ def read_spectra(clip_set: ClipSet, rows: list[ClipRow], num_bins: int) -> Itera
         try:
             yield row.id, clip_set.spectrum(row.id, num_bins)[0]
         except ClipSetError as error:
-            logger.warning("not searched for the nearest: %s", error)
+            logger.warning("training clip left out: %s", error)
 
 
 def counts_note(comparison: MotionComparison, kept: int, skipped: list[str]) -> str:

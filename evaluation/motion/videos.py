@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -16,6 +14,7 @@ from animation.rendering import load_renderer
 from data.clips import ClipRow, ClipSet, source_name
 from data.result_tables import write_results
 from evaluation import EvaluationError
+from evaluation.motion.measure import MODEL, OTHER, another_clip
 from evaluation.video.measure import COLUMN_NOTES, VideoComparison
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, ClipVideos, clip_seed, read_frames
@@ -29,14 +28,14 @@ from motion.spectrum import FPS, NUM_FRAMES
 
 logger = logging.getLogger(__name__)
 
-MODEL_ROW, OWN_ROW, OTHER_ROW = "model", "the clip's own motion", "another clip's motion"
+OWN_ROW = "the clip's own motion"
 WINDOWS = (16, 32)
 _BATCH_WINDOWS = 2  # of 32 frames: a batch of more is no faster on a CPU
 
 FVD_NOTE = (
     "each row moves frame 0 of a clip, rendered by the checkpoint's softmax splatting on the clip's grid at its time "
     "stamps; model: one sample as animate.py predicts it, its amplitude limited to "
-    f"{AMPLITUDE_LIMIT_PX:g} px; {OWN_ROW}: the stored bins of the model's number; {OTHER_ROW}: a training clip of "
+    f"{AMPLITUDE_LIMIT_PX:g} px; {OWN_ROW}: the stored bins of the model's number; {OTHER}: a training clip of "
     "another source drawn by the seed, resized"
 )
 
@@ -56,9 +55,10 @@ class MotionVideos:
         self.device, self.limits = device, list[float]()
         config = next(iter(pipelines.values())).unet.config
         self.num_bins, self.period_frames = config.num_bins, round(config.period_s * FPS)
-        self._clips, self._training = {row.id: row for row in rows}, clip_set.rows("train")
+        self._clips = {row.id: row for row in rows}
+        self._others = {row.id: another_clip(clip_set, row, sampling["seed"]) for row in rows}
         self.names = list(self._clips)
-        self.rows = [*pipelines, OWN_ROW, *([OTHER_ROW] if self._training else [])]
+        self.rows = [*pipelines, OWN_ROW, *([OTHER] if all(self._others.values()) else [])]
 
     def read(self, name: str) -> ClipVideos:
         """Read the clip and render every row; one of CLIP_ERRORS where it or the other clip cannot be read."""
@@ -68,22 +68,14 @@ class MotionVideos:
         motions = {key: one.predict(frames[0], **self.sampling | {"seed": seed}) for key, one in self.pipelines.items()}
         self.limits.append(motions[next(iter(motions))].meta["amplitude_limit_scale"])
         motions[OWN_ROW] = self._stored(name)
-        if self._training:
-            motions[OTHER_ROW] = self._stored(self.other(row).id)
+        if OTHER in self.rows:
+            motions[OTHER] = self._stored(self._others[name].id)
         options = {"model": self.model, "device": self.device, "precision": self.sampling.get("precision", "no")}
         generated = {}
         for key, motion in motions.items():
             playback = Playback(times_s / motion.period_s, FPS, loop=False)
             generated[key] = torch.cat([*render_frames(frames[0], motion, playback, **options)])  # (T, 3, H, W)
         return ClipVideos(name, frames, generated, source_name(row))
-
-    def other(self, row: ClipRow) -> ClipRow:
-        """Return the training clip of another source whose motion this clip's frame 0 is given."""
-        others = [one for one in self._training if source_name(one) != source_name(row)]
-        if not others:
-            raise EvaluationError(f"data {self.clip_set.folder}: all its training clips are of the source of {row.id}")
-        rng = np.random.default_rng([self.sampling["seed"], zlib.crc32(row.id.encode())])
-        return others[int(rng.integers(len(others)))]
 
     def _stored(self, name: str) -> Motion:
         spectrum, _ = self.clip_set.spectrum(name, self.num_bins)
@@ -95,10 +87,10 @@ def open_videos(
     baseline_checkpoint: Path | None, sampling: dict[str, Any], device: torch.device,
 ) -> MotionVideos:  # fmt: skip
     """Load the renderer, and the baseline's pipeline where it is given."""
-    pipelines = {MODEL_ROW: pipeline}
+    pipelines = {MODEL: pipeline}
     if baseline_checkpoint:
         baseline = MotionPipeline.from_pretrained(baseline_checkpoint).to(device)
-        pipelines[f"{MODEL_ROW} of {baseline_checkpoint}"] = baseline
+        pipelines[f"{MODEL} of {baseline_checkpoint}"] = baseline
     model = load_renderer(checkpoint or DEFAULT_CHECKPOINT, "softmax")
     return MotionVideos(clip_set, rows, pipelines, model, sampling, device=device)
 
