@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers import SchedulerMixin
 
+    from models.placement import PlacementHead
     from models.unet import FrequencyUNet
     from models.vae import MotionVAE
 
@@ -42,6 +43,7 @@ def make_parser() -> Parser:
     add("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help=grid)
     modes = "independent, volume: ablations without attention across frequencies"
     add("--mode", choices=("coordinated", "independent", "volume"), default="coordinated", help=modes)
+    add("--without", nargs="+", choices=("wind", "placement", "spatial-attention"), default=[], help="for ablations")
     stages = (
         "joint: all; image-encoder: the encoder of the image; denoiser: all but the encoder; slices: all but the "
         "attention across frequencies; coordination: that attention; displacement: the placement head, which predicts "
@@ -95,14 +97,16 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--feature-dropout 1: hides the whole image; right: 0 or above, below 1")
 
 
-def make_models(args: argparse.Namespace, device: torch.device) -> tuple[MotionVAE, FrequencyUNet, SchedulerMixin]:
+def make_models(
+    args: argparse.Namespace, device: torch.device
+) -> tuple[MotionVAE, FrequencyUNet, SchedulerMixin, PlacementHead | None]:
     """Load the VAE, make or load the U-Net with what trains of it, and make the noise schedule."""
     import torch
     from diffusers import DDPMScheduler
 
     from models.motion_pipeline import check_components
     from models.vae import MotionVAE
-    from training.motion_stages import load_unet, make_unet
+    from training.motion_stages import extended, load_placement, load_unet, make_unet
 
     vae = MotionVAE.from_pretrained(args.vae)
     try:
@@ -116,23 +120,27 @@ def make_models(args: argparse.Namespace, device: torch.device) -> tuple[MotionV
     if args.init:
         unet = load_unet(args.init, **config)
     else:
-        unet = make_unet(vae, args.preset, **config, weights=args.backbone_weights)
+        unet = make_unet(vae, args.preset, **config, weights=args.backbone_weights, without=args.without)
+    try:
+        unet.set_stage(args.stage)
+    except ValueError as error:
+        raise UsageError(f"--stage {args.stage}: {error}") from error
+    placement = load_placement(args.init, unet)
+    if args.init and args.stage in ("joint", "image-encoder", "denoiser"):
+        unet = extended(unet, placement, args.without)
+        unet.set_stage(args.stage)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if device.type != "mps":  # Metal's convolutions are not written for it
         unet.to(memory_format=torch.channels_last)
     schedule = DDPMScheduler(prediction_type=args.prediction, clip_sample=False)
     try:
-        unet.set_stage(args.stage)
-    except ValueError as error:
-        raise UsageError(f"--stage {args.stage}: {error}") from error
-    try:
         check_components(vae, unet, schedule)
     except ValueError as error:
         raise UsageError(f"--init {args.init}: {error}" if args.init else f"--vae {args.vae}: {error}") from error
     total, trained = unet.num_parameters() / 1e6, unet.num_parameters(only_trainable=True) / 1e6
     logger.info("%s U-Net (%s), %.2f M parameters, %.2f M trained", args.preset, args.mode, total, trained)
-    return vae, unet, schedule
+    return vae, unet, schedule, placement
 
 
 @command
@@ -152,7 +160,7 @@ def main(argv: list[str] | None = None) -> int:
     from training.export import export_pipeline
     from training.loop import LoopOptions, train
     from training.motion_diffusion import TRAINING_PRESETS
-    from training.motion_stages import denoising_stage, load_placement, masked_photographs, placement_stage
+    from training.motion_stages import denoising_stage, masked_photographs, placement_stage
     from training.processes import start_processes
     from training.run_folder import open_run
 
@@ -162,9 +170,8 @@ def main(argv: list[str] | None = None) -> int:
     device = start_processes(args.device)
     check_precision(args.precision, device)
     flags, args.vae = dict(vars(args)), args.vae or DEFAULT_CHECKPOINT / "vae"
-    vae, unet, schedule = make_models(args, device)
+    vae, unet, schedule, placement = make_models(args, device)
     segmentation = SegmentationModel.from_pretrained(DEFAULT_CHECKPOINT / "segmentation")  # never trained here
-    placement = load_placement(args.init, unet)
 
     # Data
     masked = masked_photographs(args.photos, args.masks, args.photo_table, args.static_images)
@@ -187,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
             placement, trained = stage["model"], "placement"
         else:
             samples |= {"grid": args.grid, "batch": batch, "segmentation": segmentation}
-            samples |= {"feature_dropout": args.feature_dropout, "weighting": args.weighting}
+            samples |= {"feature_dropout": args.feature_dropout, "weighting": args.weighting, "placement": placement}
             stage, trained = denoising_stage(args.stage, unet, vae, schedule, sets, **samples), "unet"
         result = train(**stage, options=options, run=run_folder, progress=True)
         folder = args.export or run_folder.path / "pipeline"

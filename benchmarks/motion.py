@@ -46,7 +46,8 @@ def predict_sequentially(
     precision: str = "no", **options: Any,
 ) -> Tensor:  # fmt: skip
     """Predict the motions of an image (1, 3, H, W), one frequency after the other: (1, M, K, 4, H, W) px."""
-    condition, expected_px = pipeline.read_images(image, precision)  # (1, Cc + K C, h, w)
+    encoded = pipeline.read_images(image, precision)
+    condition = encoded.condition  # (1, Cc + K C, h, w)
     features, magnitudes = condition.tensor_split([pipeline.unet.config.condition_channels], dim=1)
     own = [torch.cat([features, part], dim=1) for part in magnitudes.split(pipeline.vae.latent_channels, dim=1)]
     shape = (pipeline.unet.config.num_bins, pipeline.vae.latent_channels, *condition.shape[-2:])
@@ -58,7 +59,7 @@ def predict_sequentially(
             for part, z in zip(own, noise, strict=True)
         ]
         latents = torch.cat(chains, dim=1)  # (1, K, C, h, w)
-        spectrum = decode_and_rescale(pipeline.vae, pipeline.unet, latents, condition, expected_px, precision)
+        spectrum = decode_and_rescale(pipeline.vae, pipeline.unet, latents, encoded, precision)
         spectra.append(spectrum.cpu())  # (1, K, 4, H, W)
     return torch.stack(spectra, dim=1)  # (1, M, K, 4, H, W)
 

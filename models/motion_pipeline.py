@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -13,16 +13,17 @@ from torch import Tensor
 from models.checkpoints import CheckpointError, one_line, read_json
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import rescale_to_displacement, smooth_spectrum
-from models.placement import DETAIL, PlacementHead
+from models.placement import DETAIL, PlacementHead, placed_displacement, suggested_wind
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
-from models.unet import FrequencyUNet
+from models.unet import WIND_OF_LATENTS_PX, FrequencyUNet
 from models.vae import MotionVAE
 from motion.flow import GRID_MULTIPLE, default_grid_scale, motion_grid_size, resize_maps
 from motion.looping import closed, loop_closure_error
 from motion.motion_file import Motion, thumbnail
 from motion.spectrum import FPS, mean_displacement, without_drift
+from motion.wind import WINDS
 
 logger = logging.getLogger(__name__)
 
@@ -33,26 +34,39 @@ DEFAULT_GUIDANCE = 0.0
 # many px of a grid of 256 x 160: the strongest samples of the earlier default weights tore close flowers.
 # A pixel moves at all above this fraction of the largest displacement: a flame is a hundredth of its image.
 AMPLITUDE_LIMIT_PX, MOVING_FRACTION = 2.0, 0.1
+DEFAULT_WIND_PX = WINDS["breeze"]  # of checkpoints without a placement head, which would suggest one
 CPU_BATCH_MB = 2000.0  # activations of one batch on the CPU, where larger batches are no faster
 BYTES_A_NUMBER = 60.0  # peak of the U-Net's activations by slices x positions x channels of its first level, measured
 
 
-def decode_and_rescale(
-    vae: MotionVAE,
-    unet: FrequencyUNet,
-    latents: Tensor,
-    condition: Tensor,
-    expected_px: Tensor | None,
-    precision: str = "no",
-) -> Tensor:
-    """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, scaled to the expected displacement.
+class EncodedImages(NamedTuple):
+    """What the samples of images share.
 
-    `condition`, `expected_px`: of the images, as `MotionPipeline.read_images` returns them.
+    Attributes:
+        condition: (B, Cc + K C, h, w) of the U-Net.
+        expected_px: (B, 1, H, W) expected displacement, px, or None.
+        wind_px: (B,) the wind, see `motion.wind`, given or suggested by the images; None for checkpoints without.
     """
-    spectrum = vae.decode_spectrum(unet.with_expected_power(latents, condition), precision)
-    if expected_px is None:
-        return spectrum
-    return rescale_to_displacement(smooth_spectrum(spectrum, expected_px), expected_px)
+
+    condition: Tensor
+    expected_px: Tensor | None
+    wind_px: Tensor | None
+
+    def at(self, places: Tensor) -> EncodedImages:
+        """Return those of some of the images, by their numbers (b,)."""
+        return EncodedImages(*(None if found is None else found[places] for found in self))
+
+
+def decode_and_rescale(
+    vae: MotionVAE, unet: FrequencyUNet, latents: Tensor, encoded: EncodedImages, precision: str = "no"
+) -> Tensor:
+    """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, as strong as is expected."""
+    spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition), precision)
+    if encoded.expected_px is not None:
+        return rescale_to_displacement(smooth_spectrum(spectrum, encoded.expected_px), encoded.expected_px)
+    if unet.config.wind:
+        spectrum = spectrum * (encoded.wind_px / WIND_OF_LATENTS_PX).view(-1, 1, 1, 1, 1)
+    return spectrum
 
 
 def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float | None) -> int:
@@ -94,6 +108,9 @@ class MotionPipeline(DiffusionPipeline):
             if segmentation is None:
                 raise ValueError("placement reads segmentation, which is not there; right: both, or neither")
             placement.check_image_channels(unet.image_encoder.tap_channels)
+        read = 0 if placement is None else placement.condition_channels
+        if unet.config.placement_channels not in (0, read):
+            raise ValueError(f"unet reads {unet.config.placement_channels} maps of placement, which gives {read}")
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> MotionPipeline:
@@ -126,6 +143,7 @@ class MotionPipeline(DiffusionPipeline):
         # (B, 3, 2 H, 2 W) the same, for the placement head. None: enlarged, which blurs them and changes the strength.
         detailed: Tensor | None = None,
         num_samples: int = 1,  # M different motions an image
+        wind_px: float | None = None,  # see `motion.wind`; None: what the images suggest
         seed: int = 0,  # fixes, with the sample's number, the start noise, whatever the batch size and device
         guidance: float = DEFAULT_GUIDANCE,  # w of classifier-free guidance; 0: none, at half the cost
         max_batch: int | None = None,  # samples in one batch of the network; None: by memory
@@ -150,28 +168,22 @@ class MotionPipeline(DiffusionPipeline):
         for start in range(0, len(jobs), max_batch):
             batch = jobs[start : start + max_batch]
             chosen = sorted({index for index, _ in batch})
-            found = self.read_images(images[chosen], precision, None if detailed is None else detailed[chosen])
+            closer = None if detailed is None else detailed[chosen]
+            encoded = self.read_images(images[chosen], precision, closer, wind_px)
             batch = [(chosen.index(index), sample) for index, sample in batch]
-            spectra += self._sample_batch(*found, batch, seed, guidance=guidance, precision=precision, **sampling)
+            spectra += self._sample_batch(encoded, batch, seed, guidance=guidance, precision=precision, **sampling)
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
 
     def _sample_batch(
-        self,
-        condition: Tensor,
-        expected_px: Tensor | None,
-        batch: list[tuple[int, int]],
-        seed: int,
-        *,
-        precision: str,
-        **sampling: Any,
+        self, encoded: EncodedImages, batch: list[tuple[int, int]], seed: int, *, precision: str, **sampling: Any
     ) -> list[Tensor]:
-        """Return a spectrum (1, K, 4, H, W) for each (index of what `read_images` returned, number of the sample)."""
-        places = torch.tensor([index for index, _ in batch], device=self.unet.device)
-        shape = (self.unet.config.num_bins, self.vae.latent_channels, *condition.shape[-2:])
+        """Return a spectrum (1, K, 4, H, W) for each (index of an image of `encoded`, number of the sample)."""
+        encoded = encoded.at(torch.tensor([index for index, _ in batch], device=self.unet.device))
+        shape = (self.unet.config.num_bins, self.vae.latent_channels, *encoded.condition.shape[-2:])
         latents = denoise(
             self.unet,
             self.scheduler,
-            condition[places],
+            encoded.condition,
             torch.stack([start_noise(shape, seed, sample) for _, sample in batch]).to(self.unet.device),
             precision=precision,
             vae=self.vae,
@@ -179,33 +191,45 @@ class MotionPipeline(DiffusionPipeline):
             **sampling,
         )
         # One volume at a time: decoding takes the most memory, and a batch would not make it faster.
-        spectra = []
-        for z, place in zip(latents, places, strict=True):
-            moved_px = None if expected_px is None else expected_px[place][None]
-            spectrum = decode_and_rescale(self.vae, self.unet, z[None], condition[place][None], moved_px, precision)
-            spectra.append(spectrum.cpu())  # (1, K, 4, H, W)
-        return spectra
+        one_by_one = zip(latents.split(1), torch.arange(len(batch)).split(1), strict=True)
+        return [decode_and_rescale(self.vae, self.unet, z, encoded.at(n), precision).cpu() for z, n in one_by_one]
 
     def read_images(
-        self, images: Tensor, precision: str = "no", detailed: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Encode images as `__call__` takes them, once for all their samples.
-
-        Returns the U-Net's condition (B, Cc + K C, h, w), and the expected displacement (B, 1, H, W) px or None.
-        """
+        self,
+        images: Tensor,
+        precision: str = "no",
+        detailed: Tensor | None = None,
+        wind_px: float | None = None,
+    ) -> EncodedImages:
+        """Encode images as `__call__` takes them, once for all their samples."""
         images = images.to(self.unet.device, self.unet.dtype)
+        count, told = len(images), {}
         with autocast(images.device, precision):
-            condition = self.unet.encode_image(images)
-            if self.placement is None:
-                return condition, self.unet.expected_displacement(images)
-            backbone = self.unet.image_encoder.backbone_features
-            size = tuple(DETAIL * side for side in images.shape[-2:])
-            if detailed is None:
-                detailed = resize_maps(images, size)
-            elif detailed.shape != (len(images), 3, *size):
-                raise ValueError(f"detailed: expected {(len(images), 3, *size)}, got {tuple(detailed.shape)}")
-            features = self.placement.features(detailed.to(images), backbone, self.segmentation)
-            return condition, self.placement.expected_displacement(features, images)
+            placement = wind = None
+            if self.placement is not None:
+                features = self._features(images, detailed)
+                placement = self.placement.predict(features)
+            if self.unet.config.wind or placement is not None:
+                given = images.new_full((count,), DEFAULT_WIND_PX if wind_px is None else wind_px, dtype=torch.float32)
+                wind = given if wind_px is not None or placement is None else suggested_wind(placement)
+            if self.unet.config.placement_channels:
+                told["maps"] = self.placement.condition_maps(features, placement, images)
+            condition = self.unet.encode_image(images, wind_px=wind, **told)
+            if placement is not None:
+                expected_px = placed_displacement(placement, images, wind)
+            else:
+                expected_px = self.unet.expected_displacement(images)
+        return EncodedImages(condition, expected_px, wind)
+
+    def _features(self, images: Tensor, detailed: Tensor | None) -> Tensor:
+        """Return what the placement head reads of images."""
+        size = tuple(DETAIL * side for side in images.shape[-2:])
+        if detailed is None:
+            detailed = resize_maps(images, size)
+        elif detailed.shape != (len(images), 3, *size):
+            raise ValueError(f"detailed: expected {(len(images), 3, *size)}, got {tuple(detailed.shape)}")
+        backbone = self.unet.image_encoder.backbone_features
+        return self.placement.features(detailed.to(images), backbone, self.segmentation)
 
     def predict(self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, **options: Any) -> Motion:
         """Predict one motion for an image of any size, (3, H, W) in [0, 1], on its motion grid.

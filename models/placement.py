@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from models.checkpoints import SavedModel
 from models.displacement import STILL_SHARE, guided_filter
-from models.image_encoder import SQUEEZENET_TAPS
+from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel, resize_from_corner
 from models.segmentation_classes import CLASSES
-from motion.flow import default_grid_scale, resize_maps
+from motion.flow import default_grid_scale, motion_grid_size, resize_maps
 
 # px of the motion grid for one number of the maps.
 STRIDE = 4
@@ -266,18 +266,68 @@ class PlacementHead(SavedModel):
         log_strength = (self.strength(hidden).flatten(1) * weight).sum(-1)  # (B,)
         return Placement(by_class, correction.float(), relative.float(), log_strength.float())
 
-    def expected_displacement(self, features: Tensor, image: Tensor) -> Tensor:
-        """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
+    @property
+    def condition_channels(self) -> int:
+        """Channels P of `condition_maps`."""
+        return self.parts[1] + 1
 
-        The mean of what `features` of the images and their mirrored maps predict.
-        """
+    def predict(self, features: Tensor) -> Placement:
+        """Return the mean of what `features` (B, C, h, w) of images and their mirrored maps predict."""
         here, mirrored = self(features), self(features.flip(-1))
         maps = [(one + other.flip(-1)) / 2 for one, other in zip(here[:3], mirrored[:3], strict=True)]
-        return placed_displacement(Placement(*maps, (here[3] + mirrored[3]) / 2), image)
+        return Placement(*maps, (here[3] + mirrored[3]) / 2)
+
+    def expected_displacement(self, features: Tensor, image: Tensor) -> Tensor:
+        """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px."""
+        placement = self.predict(features)
+        return placed_displacement(placement, image, suggested_wind(placement))
+
+    def condition_maps(self, features: Tensor, placement: Placement, image: Tensor) -> Tensor:
+        """Return what the denoiser reads: what MOSAIC sees, and log(m / q + .1) of the expected displacement m.
+
+        Args:
+            features: (B, C, H/4, W/4) of `features`.
+            placement: of `predict`.
+            image: (B, 3, H, W) in [0, 1].
+
+        Returns:
+            (B, P, H/4, W/4), q being the wind.
+        """
+        seen = features[:, self.parts[0] : self.parts[0] + self.parts[1]]
+        expected = placed_displacement(placement, image, image.new_ones(len(image))) * default_grid_scale(
+            *image.shape[-2:]
+        )
+        relative = (resize_maps(expected, tuple(features.shape[-2:])) + STILL_SHARE).log()
+        return torch.cat([seen.float(), relative], dim=1)
 
 
-def placed_displacement(placement: Placement, image: Tensor) -> Tensor:
-    """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges."""
+class ConditionMaps:
+    """Compute `PlacementHead.condition_maps` of whole images, with the frozen networks that the head reads."""
+
+    def __init__(self, head: PlacementHead, encoder: ImageEncoder, segmentation: SegmentationModel) -> None:
+        self.head, self.encoder, self.segmentation = head, encoder, segmentation
+        self.networks = [head, encoder.backbone, segmentation]
+
+    @torch.no_grad()
+    def __call__(self, image: Tensor) -> Tensor:
+        """Map an image (3, H, W) in [0, 1] of any size to (P, h, w) on the CPU."""
+        grid = motion_grid_size(*image.shape[-2:])
+        image = image.to(self.head.device)
+        detailed = resize_maps(image, tuple(DETAIL * side for side in grid))[None]
+        features = self.head.features(detailed, self.encoder.backbone_features, self.segmentation)
+        return self.head.condition_maps(features, self.head.predict(features), resize_maps(image, grid)[None])[0].cpu()
+
+
+def suggested_wind(placement: Placement) -> Tensor:
+    """Return the wind (B,) px, see `motion.wind`, of clips that look like the images, within what moves visibly."""
+    return (STRENGTH_FACTOR * placement.log_strength.exp()).clamp(LEAST_STRENGTH_PX, MOST_STRENGTH_PX)
+
+
+def placed_displacement(placement: Placement, image: Tensor, wind_px: Tensor) -> Tensor:
+    """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
+
+    `wind_px` (B,): see `motion.wind`.
+    """
     size = tuple(image.shape[-2:])
     log_odds = placement.by_class + CORRECTION_WEIGHT * placement.correction
     probability = resize_maps(log_odds.sigmoid(), size)
@@ -285,6 +335,4 @@ def placed_displacement(placement: Placement, image: Tensor) -> Tensor:
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
-    strength_px = STRENGTH_FACTOR * placement.log_strength.exp().view(-1, 1, 1, 1)
-    strength_px = strength_px.clamp(LEAST_STRENGTH_PX, MOST_STRENGTH_PX)
-    return fraction * strength_px / default_grid_scale(*size)
+    return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)

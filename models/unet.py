@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -20,6 +21,7 @@ from models.image_encoder import ImageEncoder, load_squeezenet_features
 from models.unet_layers import FrequencyAttention, Level
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
+from motion.wind import wind_position
 
 MODES = ("coordinated", "independent", "volume")
 STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")
@@ -32,8 +34,28 @@ UNET_PRESETS: dict[str, dict] = {
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 LEAST_MAGNITUDE = 0.1  # of a latent, whose standard deviation over the training set is 1: hundredths of a pixel
 GAUSSIAN_MEDIAN = 0.6745  # of |x| for a standard normal x: the ratio of median |z| and s
+# Fraction of the placement head's maps that a training sample does not see.
+MAPS_DROPOUT = 0.3
+# Latents of a network that is told the wind are of motion scaled to this wind.
+WIND_OF_LATENTS_PX = 4.0
 # Sinusoids are spread for arguments of 0 to 1000; 3 Hz, the highest bin of the default series, is mapped to 1000.
 FREQUENCY_EMBEDDING_SCALE = 1000.0 / 3.0
+
+
+class PlacementFeatures(nn.Module):
+    """Read `PlacementHead.condition_maps` into the features of the image; initially nothing of them."""
+
+    def __init__(self, maps: int, channels: int) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(MAPS_DROPOUT)
+        self.read = nn.Conv2d(maps, channels, 1)
+        self.mix = nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.mix.weight)
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, P, h, w) to (B, Cc, h, w)."""
+        return self.mix(F.silu(self.read(self.dropout(maps.to(self.read.weight.dtype)))))
 
 
 class FrequencyUNet(SavedModel):
@@ -47,7 +69,7 @@ class FrequencyUNet(SavedModel):
         v = a b (1 - s^2) / d^2  z_t  +  s / d  F(z_t / d, log s, t)
 
     The first term alone is the best linear estimate: what is static in the image stays so whatever F has learned.
-    Without an image s is 1 and v = F(z_t).
+    Without an image s is 1 and v = F(z_t). How strong the wind is, which a still does not show, is told as well.
     """
 
     component = "U-Net"
@@ -73,6 +95,10 @@ class FrequencyUNet(SavedModel):
         backbone_frozen: bool = True,  # weights were loaded into the backbone, and training does not change them
         image_vae: dict | None = None,  # for "vae", see `ImageEncoder`
         displacement: bool = False,  # of earlier checkpoints: a `DisplacementHead`, to which samples are scaled
+        placement_channels: int = 0,  # of `PlacementHead.condition_maps`, which the condition reads; 0: it does not
+        # The condition tells how strong the wind is, and the motion is that of WIND_OF_LATENTS_PX.
+        wind: bool = False,
+        spatial_attention: bool = False,  # at all levels but the finest
     ) -> None:
         super().__init__()
         if mode not in MODES:
@@ -89,9 +115,16 @@ class FrequencyUNet(SavedModel):
         self.time_projection = Timesteps(first, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(first, embedding)
         self.frequency_embedding = TimestepEmbedding(first, embedding)
+        self.placement_features = (
+            PlacementFeatures(placement_channels, condition_channels) if placement_channels else None
+        )
+        self.wind_embedding = TimestepEmbedding(first, embedding, out_dim=condition_channels) if wind else None
+        if wind:
+            nn.init.zeros_(self.wind_embedding.linear_2.weight)
+            nn.init.zeros_(self.wind_embedding.linear_2.bias)
         self.conv_in = nn.Conv2d(slices * 2 * latent_channels, first, 3, padding=1)
-        heads = num_heads if mode == "coordinated" else None
-        self._add_levels(block_channels, layers_per_block, (embedding, condition_channels, heads))
+        level = partial(Level, embedding=embedding, condition_channels=condition_channels, num_heads=num_heads)
+        self._add_levels(block_channels, layers_per_block, partial(level, coordinated=mode == "coordinated"))
         self.norm_out = nn.GroupNorm(8, first)
         self.conv_out = nn.Conv2d(first, slices * latent_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
@@ -102,22 +135,23 @@ class FrequencyUNet(SavedModel):
                 raise ValueError(f'"displacement" reads an image network, and the backbone is {backbone!r}')
             self.displacement_head = DisplacementHead(self.image_encoder.tap_channels)
 
-    def _add_levels(self, block_channels: Sequence[int], layers: int, shape: tuple[int, int, int | None]) -> None:
-        """Add the levels down, in the middle and up; `shape`: see `Level`."""
+    def _add_levels(self, block_channels: Sequence[int], layers: int, level: Callable[..., Level]) -> None:
+        """Add the levels down, in the middle and up; `level` makes one of its sources, channels and `spatial`."""
+        attends = self.config.spatial_attention
         channels, last = block_channels[0], len(block_channels) - 1
         self.down, self.downsample, skips = nn.ModuleList(), nn.ModuleList(), [channels]
         for index, width in enumerate(block_channels):
-            self.down.append(Level([channels] + [width] * (layers - 1), width, *shape))
+            self.down.append(level([channels] + [width] * (layers - 1), width, spatial=attends and index > 0))
             skips += [width] * layers
             channels = width
             if index < last:
                 self.downsample.append(Downsample2D(width, use_conv=True, name="op"))
                 skips.append(width)
-        self.middle = Level([channels, channels], channels, *shape)
+        self.middle = level([channels, channels], channels, spatial=attends)
         self.up, self.upsample = nn.ModuleList(), nn.ModuleList()
         for index, width in reversed(list(enumerate(block_channels))):
             sources = [before + skips.pop() for before in [channels] + [width] * layers]
-            self.up.append(Level(sources, width, *shape))
+            self.up.append(level(sources, width, spatial=attends and index > 0))
             channels = width
             if index > 0:
                 self.upsample.append(Upsample2D(width, use_conv=True))
@@ -148,10 +182,10 @@ class FrequencyUNet(SavedModel):
     def set_stage(self, stage: str) -> None:
         """Choose what trains; a frozen backbone stays frozen.
 
-        "joint": all but the `DisplacementHead`, which no stage trains any more; "image-encoder": the image encoder and
-        its magnitudes; "denoiser": "joint" without these; "slices": "joint" without the attention across frequencies;
-        "coordination": that attention; "displacement": nothing of it, but a `PlacementHead`, which takes the place of
-        its `DisplacementHead`.
+        "joint": all but the `DisplacementHead`, which no stage trains any more; "image-encoder": the image encoder, its
+        magnitudes, and what reads placement and wind; "denoiser": "joint" without the encoder and its magnitudes;
+        "slices": "joint" without the attention across frequencies; "coordination": that attention; "displacement":
+        nothing of it, but a `PlacementHead`, which takes the place of its `DisplacementHead`.
         """
         if stage not in STAGES:
             raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
@@ -162,11 +196,12 @@ class FrequencyUNet(SavedModel):
         if stage == "coordination" and not attention:
             raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
         encoder = {*self.image_encoder.parameters(), *self.magnitude.parameters()}
+        told = {p for part in (self.placement_features, self.wind_embedding) if part for p in part.parameters()}
         displacement = set(self.displacement_head.parameters()) if self.displacement_head is not None else set()
         joint = set(self.parameters()) - displacement
         trained = {
             "joint": joint,
-            "image-encoder": encoder,
+            "image-encoder": encoder | told,
             "denoiser": joint - encoder,
             "slices": joint - attention,
             "coordination": attention,
@@ -177,13 +212,30 @@ class FrequencyUNet(SavedModel):
         for parameter in self.parameters():
             parameter.requires_grad_(parameter in trained - frozen)
 
-    def encode_image(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
+    def encode_image(
+        self,
+        image: Tensor,
+        feature_dropout_mask: Tensor | None = None,
+        *,
+        maps: Tensor | None = None,
+        wind_px: Tensor | None = None,
+    ) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] on the motion grid as condition (B, Cc + K C, H/f, W/f).
 
         The condition is features, then log s, always in float32: log s rounded to 8 bits would quantise the sampler's
-        scale in steps of a percent. `feature_dropout_mask`: see `ImageEncoder.forward`.
+        scale in steps of a percent.
+
+        Args:
+            feature_dropout_mask: see `ImageEncoder.forward`.
+            maps: (B, P, h, w) of `PlacementHead.condition_maps`, for a network that reads them.
+            wind_px: (B,), see `motion.wind`, for a network that is told.
         """
         features = self.image_encoder(image, feature_dropout_mask)  # (B, Cc, h, w)
+        if self.placement_features is not None:
+            features = features + self.placement_features(F.adaptive_avg_pool2d(maps, features.shape[-2:]))
+        if self.wind_embedding is not None:
+            position = self.time_projection(wind_position(wind_px)).to(self.conv_in.weight.dtype)
+            features = features + self.wind_embedding(position)[:, :, None, None]
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
@@ -231,9 +283,9 @@ class FrequencyUNet(SavedModel):
         condition: Tensor | None = None,
         *,
         image: Tensor | None = None,
-        feature_dropout_mask: Tensor | None = None,
         keep: Tensor | None = None,
         return_magnitude: bool = False,
+        **encoding: Tensor | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict the velocity or noise (B, K, C, h, w), float32, given an encoded image or the image itself.
 
@@ -241,7 +293,7 @@ class FrequencyUNet(SavedModel):
             latents: (B, K, C, h, w) noisy, unit variance; float32 also where the weights are cast.
             timestep: (B,) of the scheduler, 0 to 999.
             condition: (B, Cc + K C, h, w) from `encode_image`; zeros stand for "no image" (classifier-free guidance).
-            image, feature_dropout_mask: see `encode_image`; encoded here when no condition is given.
+            image, encoding: arguments of `encode_image`; encoded here when no condition is given.
             keep: (B,) 1 or 0: 0 drops a sample's condition.
             return_magnitude: also return log s (B, K, C, h, w), before samples are dropped.
         """
@@ -249,7 +301,7 @@ class FrequencyUNet(SavedModel):
         if num_bins != self.config.num_bins:
             raise ValueError(f"latents: expected (B, {self.config.num_bins}, C, h, w), got {tuple(latents.shape)}")
         if condition is None:
-            condition = self.encode_image(image, feature_dropout_mask)
+            condition = self.encode_image(image, **encoding)
         num_magnitudes = num_bins * self.config.latent_channels
         wanted = self.config.condition_channels + num_magnitudes
         if condition.shape[1] != wanted:

@@ -1,4 +1,4 @@
-"""Layers of the U-Net: attention across frequency slices, and one resolution with its residual blocks."""
+"""Layers of the U-Net: attention across frequency slices and across places, and one resolution of residual blocks."""
 
 from __future__ import annotations
 
@@ -55,8 +55,24 @@ class FrequencyAttention(nn.Module):
         return hidden + mixed.flatten(0, 1)
 
 
+class SpatialAttention(nn.Module):
+    """Self-attention among the positions of each slice; initially the identity."""
+
+    def __init__(self, channels: int, num_heads: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(8, channels)
+        self.attention = Attention(query_dim=channels, heads=num_heads, dim_head=channels // num_heads)
+        nn.init.zeros_(self.attention.to_out[0].weight)
+        nn.init.zeros_(self.attention.to_out[0].bias)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Mix positions of hidden (B K, C, h, w)."""
+        tokens = self.norm(hidden).flatten(2).transpose(1, 2)  # (B K, h w, C)
+        return hidden + self.attention(tokens).transpose(1, 2).reshape(hidden.shape)
+
+
 class Level(nn.Module):
-    """One resolution on the way down or up: residual blocks, the image condition, attention across frequencies."""
+    """One resolution on the way down or up: residual blocks, the image condition, attention."""
 
     def __init__(
         self,
@@ -64,13 +80,17 @@ class Level(nn.Module):
         channels: int,  # of their outputs
         embedding: int,  # channels of the embedding of time and frequency
         condition_channels: int,  # of the image features
-        num_heads: int | None,  # of the attention; None: without it
+        num_heads: int,  # of the attentions
+        *,
+        coordinated: bool,  # with attention across frequencies
+        spatial: bool,  # with attention across places
     ) -> None:
         super().__init__()
         options = {"out_channels": channels, "temb_channels": embedding, "groups": 8, "eps": 1e-5}
         self.blocks = nn.ModuleList(ResnetBlock2D(in_channels=source, **options) for source in sources)
         self.condition = nn.Conv2d(condition_channels, channels, 1)
-        self.coordination = None if num_heads is None else FrequencyAttention(channels, embedding, num_heads)
+        self.coordination = FrequencyAttention(channels, embedding, num_heads) if coordinated else None
+        self.places = SpatialAttention(channels, num_heads) if spatial else None
         self.gradient_checkpointing = False  # set by FrequencyUNet.enable_gradient_checkpointing
 
     def forward(self, *inputs: Tensor | list[Tensor]) -> list[Tensor]:
@@ -90,7 +110,8 @@ class Level(nn.Module):
             hidden = block(torch.cat([hidden, skips[index]], dim=1) if skips else hidden, embedding)
             if index == 0:
                 hidden = hidden + image_features.repeat_interleave(repeats, dim=0)
-            if index == len(self.blocks) - 1 and self.coordination is not None:
-                hidden = self.coordination(hidden, frequency)
+            if index == len(self.blocks) - 1:
+                hidden = hidden if self.coordination is None else self.coordination(hidden, frequency)
+                hidden = hidden if self.places is None else self.places(hidden)
             outputs.append(hidden)
         return outputs

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -18,20 +19,26 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from data.augmentation import Geometry, draw_geometry, geometry_settings, jitter_colours
-from data.clips import ClipRow, ClipSet, ClipSetError, SampleKey
+from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey
 from data.datasets import MotionDataset
 from data.media import atomic_path
 from models.class_masks import class_probabilities
+from models.placement import ConditionMaps
 from models.segmentation import SegmentationModel
+from models.unet import WIND_OF_LATENTS_PX
 from models.vae import MotionVAE
 from motion.flow import GRID_MULTIPLE, default_grid_scale, resize_maps
-from motion.spectrum import mean_displacement
+from motion.spectrum import amplitude, bin_frequencies_hz, mean_displacement, truncate
+from motion.wind import wind_of
 from training.data_order import sample_seed
 from training.flow_bleeding import find_bleeding
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 3
+CACHE_VERSION = 4
+# Motion weaker than this wind is mostly noise of the flow, and is not made stronger.
+LEAST_SCALED_WIND_PX = 0.5
+NOISE_HZ, LEAST_BIN_CONFIDENCE = 4.0, 0.05
 # Latents are stored as whole numbers -127 .. 127 of a step per bin and channel. Measured on real clips: 0.008 of
 # their standard deviation is lost, and 0.4 to 0.7 % of the decoded motion, a hundredth of a VAE's loss after 260 steps.
 _LEVELS = 127
@@ -49,16 +56,18 @@ def variant_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
 class LatentDataset(Dataset):
     """Photographs and cached latents of augmented variants of each clip.
 
-    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "latents" (K, C, h, w), "confidence" (1, h, w)}. Epoch e gives
-    variant e mod V of every item. A set of a weight above 1 has variants for each repetition of its clips. The folder's
-    name, below `folder`, is a hash of all that the latents depend on. The photograph is cut from the set at every
-    reading, with colours of the key's own.
+    dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "latents" (K, C, h, w), "confidence" (1, h, w),
+    "bin_confidence" (K,)}; with `wind`, latents of motion scaled to WIND_OF_LATENTS_PX, and "wind_px" (); with
+    `read_image` its "maps" (P, h, w). Epoch e gives variant e mod V of every item. A set of a weight above 1 has
+    variants for each repetition of its clips. The folder's name, below `folder`, is a hash of all that the latents
+    depend on. The photograph is cut from the set at every reading, with colours of the key's own.
 
     Args:
         sizes: (H, W) of each variant.
         augment: draw crops, flips and colours for each variant; otherwise the whole image.
         multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
-        segmentation: that `encode` will be given.
+        segmentation, read_image: that `encode` will be given.
+        wind: scale the motion, and tell the wind.
     """
 
     def __init__(
@@ -74,14 +83,17 @@ class LatentDataset(Dataset):
         seed: int = 0,
         multiple: int = 1,
         segmentation: SegmentationModel | None = None,
+        read_image: ConditionMaps | None = None,
+        wind: bool = False,
     ) -> None:
         self.items = MotionDataset(sets, split=split, num_bins=num_bins).items
         self.sizes, self.num_bins, self.augment = [tuple(size) for size in sizes], num_bins, augment
-        self.count, self.multiple, self.seed = len(self.items), multiple, seed
+        self.count, self.multiple, self.seed, self.wind = len(self.items), multiple, seed, wind
         repeats = [self.items.repeats(number) for number in range(len(self.items.parts))]
         named = [fingerprint_of_set(part.clip_set, part.rows) for part in self.items.parts]
         described = [CACHE_VERSION, named, repeats, split, self.sizes, augment and geometry_settings(), seed, num_bins]
         described += [dict(vae.config), fingerprint(vae), segmentation and fingerprint(segmentation)]
+        described += [wind and WIND_OF_LATENTS_PX, read_image and [*map(fingerprint, read_image.networks)]]
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
         self.folder = Path(folder) / f"{split}-{digest}"
 
@@ -113,7 +125,8 @@ class LatentDataset(Dataset):
         path = self.clip_path(number, row)
         try:
             with safe_open(path, framework="pt") as file:
-                stored = {name: file.get_tensor(f"{name}-{variant}") for name in ("latents", "step", "confidence")}
+                names = [name for name in list(file.keys()) if name.endswith(f"-{variant}")]
+                stored = {name.removesuffix(f"-{variant}"): file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:80]
             raise ClipSetError(f"{path}: cannot be read ({reason}); delete it and start the training again") from error
@@ -121,11 +134,19 @@ class LatentDataset(Dataset):
         image = self.geometry(row, variant, image.shape[-2:]).maps(image)  # (3, H, W)
         if self.augment:
             image = jitter_colours(image, np.random.default_rng(key.seed))
-        latents, confidence = stored["latents"].float() * stored["step"], stored["confidence"].float() / 255
-        return {"image": image.contiguous(), "latents": latents, "confidence": confidence}
+        sample = {"image": image.contiguous(), "confidence": stored.pop("confidence").float() / 255}
+        bytes_of = [name for name in stored if f"{name}_step" in stored]
+        sample |= {name: stored.pop(name).float() * stored.pop(f"{name}_step") for name in bytes_of}
+        return sample | stored
 
     @torch.no_grad()
-    def encode(self, vae: MotionVAE, device: torch.device, segmentation: SegmentationModel | None = None) -> None:
+    def encode(
+        self,
+        vae: MotionVAE,
+        device: torch.device,
+        segmentation: SegmentationModel | None = None,
+        read_image: ConditionMaps | None = None,
+    ) -> None:
         """Write the clips' files that are not there yet, on `device`; call in one process while others wait.
 
         Flow of real clips that bled onto what `segmentation` calls static has no confidence; None: it keeps its own.
@@ -136,30 +157,60 @@ class LatentDataset(Dataset):
         vae = vae.to(device).eval()
         for number, row in tqdm(missing, unit="clip", disable=not missing):
             clip_set = self.items.parts[number].clip_set
-            spectrum, confidence = clip_set.spectrum(row.id, self.num_bins)
+            spectrum, confidence = clip_set.spectrum(row.id, STORED_BINS)
+            sure_bins = bin_confidence(spectrum, confidence)[: self.num_bins]
+            spectrum, image = truncate(spectrum, self.num_bins), clip_set.first(row.id)
             if segmentation is not None and not row.source.startswith("scene:"):
-                probabilities = class_probabilities(segmentation, clip_set.first(row.id))[None]
-                px_a_cell = default_grid_scale(*spectrum.shape[-2:])
-                moved_px = mean_displacement(spectrum)[None] * px_a_cell
-                confidence = confidence.masked_fill(find_bleeding(moved_px, probabilities, px_a_cell)[0], 0)
+                confidence = _without_bleeding(spectrum, confidence, class_probabilities(segmentation, image))
+            maps = None if read_image is None else resize_maps(read_image(image), tuple(image.shape[-2:]))  # (P, H, W)
             tensors: dict[str, Tensor] = {}
             for variant in range(self.items.repeats(number) * len(self.sizes)):
                 geometry = self.geometry(row, variant, spectrum.shape[-2:])
-                moved = geometry.spectrum(spectrum)[None].to(device)  # (1, K, 4, H, W)
-                latents = vae.encode_spectrum(moved, "no" if device.type == "mps" else "bf16")[0]  # (K, C, h, w)
-                latents, step = _as_bytes(latents.cpu())
-                weights = resize_maps(geometry.maps(confidence), tuple(latents.shape[-2:])) * 255
-                weights = weights.round().clamp(0, 255).to(torch.uint8)  # (1, h, w)
-                stored = {"latents": latents, "step": step, "confidence": weights}
+                moved, sure = geometry.spectrum(spectrum), geometry.maps(confidence)
+                stored = {"bin_confidence": sure_bins.clone()}
+                if self.wind:
+                    wind_px = max(wind_of(moved, sure), LEAST_SCALED_WIND_PX)
+                    moved = moved * (WIND_OF_LATENTS_PX / wind_px)
+                    stored["wind_px"] = torch.tensor(wind_px)
+                precision = "no" if device.type == "mps" else "bf16"
+                latents = vae.encode_spectrum(moved[None].to(device), precision)[0].cpu()  # (K, C, h, w)
+                stored["latents"], stored["latents_step"] = _as_bytes(latents)
+                size = tuple(latents.shape[-2:])
+                stored["confidence"] = (
+                    (resize_maps(sure, size) * 255).round().clamp(0, 255).to(torch.uint8)
+                )  # (1, h, w)
+                if maps is not None:
+                    stored["maps"], stored["maps_step"] = _as_bytes(F.adaptive_avg_pool2d(geometry.maps(maps), size))
                 tensors |= {f"{name}-{variant}": tensor.contiguous() for name, tensor in stored.items()}
             with atomic_path(self.clip_path(number, row)) as temporary:
                 save_file(tensors, temporary)
 
 
-def _as_bytes(latents: Tensor) -> tuple[Tensor, Tensor]:
-    """Return latents (K, C, h, w) as int8 and the step (K, C, 1, 1) that a unit stands for."""
-    step = latents.abs().amax((-2, -1), keepdim=True).clamp(min=1e-6) / _LEVELS
-    return (latents / step).round().to(torch.int8), step
+def bin_confidence(spectrum: Tensor, confidence: Tensor) -> Tensor:
+    """Return the fraction (K,) of each bin's power that is no noise of the flow, at least LEAST_BIN_CONFIDENCE.
+
+    Flow noise is as strong in all bins, and things that sway hardly move at NOISE_HZ and above: what is found there is
+    taken as noise. 1 for the drift, and where there are no such bins.
+    """
+    bins = amplitude(spectrum).square() * confidence  # (K, H, W)
+    power = bins.sum((1, 2)) / confidence.sum().clamp(min=1e-6)  # (K,)
+    above = bin_frequencies_hz(len(power)) >= NOISE_HZ
+    noise = power[above].mean() if bool(above.any()) else power.new_zeros(())
+    sure = (1 - noise / power.clamp(min=1e-12)).clamp(LEAST_BIN_CONFIDENCE, 1)
+    return torch.cat([torch.ones(1), sure[1:]])
+
+
+def _without_bleeding(spectrum: Tensor, confidence: Tensor, probabilities: Tensor) -> Tensor:
+    """Return the confidence (1, H, W) without that of flow which bled; the rest as in `find_bleeding`."""
+    px_a_cell = default_grid_scale(*spectrum.shape[-2:])
+    moved_px = mean_displacement(spectrum)[None] * px_a_cell
+    return confidence.masked_fill(find_bleeding(moved_px, probabilities[None], px_a_cell)[0], 0)
+
+
+def _as_bytes(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return maps (..., h, w) as int8 and the step (..., 1, 1) that a unit stands for."""
+    step = maps.abs().amax((-2, -1), keepdim=True).clamp(min=1e-6) / _LEVELS
+    return (maps / step).round().to(torch.int8), step
 
 
 def fingerprint_of_set(clip_set: ClipSet, rows: Sequence[ClipRow]) -> list:

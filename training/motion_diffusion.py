@@ -12,9 +12,9 @@ from torch import Tensor
 from data.clips import SampleKey
 from data.media import contact_sheet, write_image
 from data.visualisation import magnitude_over, spectrum_bars, x_t_slice
-from models.motion_pipeline import decode_and_rescale
+from models.motion_pipeline import EncodedImages, decode_and_rescale
 from models.sampling import denoise, start_noise
-from models.unet import GAUSSIAN_MEDIAN, FrequencyUNet
+from models.unet import GAUSSIAN_MEDIAN, WIND_OF_LATENTS_PX, FrequencyUNet
 from models.vae import MotionVAE
 from motion.spectrum import mean_displacement
 from training.data_order import sample_noise, sample_uniform
@@ -81,6 +81,11 @@ def magnitude_error(log_s: Tensor, latents: Tensor) -> Tensor:
     return (GAUSSIAN_MEDIAN * log_s.exp() - latents.abs()).abs()
 
 
+def told(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what `FrequencyUNet.encode_image` is given beside the image, of a network that reads it."""
+    return {name: batch[name] for name in ("maps", "wind_px") if name in batch}
+
+
 def diffusion_loss(
     model: torch.nn.Module,
     batch: dict[str, Tensor],
@@ -93,7 +98,8 @@ def diffusion_loss(
     """Return "loss", the sum of "denoising" and 0.2 "magnitude", the mean `magnitude_error`, weighted by confidence.
 
     "denoising" is the mean squared error of the prediction at a random noise level. batch: "image" (B, 3, H, W),
-    "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,); num_features: of the model's image encoder.
+    "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,), and what is `told`; num_features: of the model's
+    image encoder.
     """
     clean, seeds = batch["latents"], batch["seed"]
     device, count = clean.device, len(clean)
@@ -103,11 +109,11 @@ def diffusion_loss(
     noisy = schedule.add_noise(clean, noise, timestep)
     target = diffusion_target(schedule, clean, noise, timestep)
     mask = feature_dropout_mask(num_features, seeds, device, feature_dropout)
-    condition = {"image": batch["image"], "feature_dropout_mask": mask, "keep": keep}
+    condition = {"image": batch["image"], "feature_dropout_mask": mask, "keep": keep, **told(batch)}
     prediction, log_s = model(noisy, timestep, **condition, return_magnitude=True)
     weights = noise_weights(schedule, timestep, weighting)
-    denoising = (_squared_error(prediction.float(), target, batch["confidence"]).mean(1) * weights).mean()
-    magnitude = _weighted_mean(magnitude_error(log_s.float(), clean), batch["confidence"]).mean()
+    denoising = (_weighted_mean((prediction.float() - target).square(), batch).mean(1) * weights).mean()
+    magnitude = _weighted_mean(magnitude_error(log_s.float(), clean), batch).mean()
     loss = denoising + MAGNITUDE_WEIGHT * magnitude
     return {"loss": loss, "denoising": denoising.detach(), "magnitude": magnitude.detach()}
 
@@ -119,9 +125,9 @@ class ImageEncoderStage(torch.nn.Module):
         super().__init__()
         self.unet = unet
 
-    def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
+    def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None, **encoding: Tensor) -> Tensor:
         config = self.unet.config
-        condition = self.unet.encode_image(image, feature_dropout_mask)  # (B, Cc + K C, h, w)
+        condition = self.unet.encode_image(image, feature_dropout_mask, **encoding)  # (B, Cc + K C, h, w)
         return condition[:, config.condition_channels :].unflatten(1, (config.num_bins, config.latent_channels))
 
 
@@ -130,18 +136,18 @@ def image_encoder_loss(
 ) -> dict[str, Tensor]:
     """Return the mean error of the magnitudes of an `ImageEncoderStage`, weighted by confidence."""
     mask = feature_dropout_mask(num_features, batch["seed"], batch["image"].device, feature_dropout)
-    log_s = model(batch["image"], mask).float()
-    return {"loss": _weighted_mean(magnitude_error(log_s, batch["latents"]), batch["confidence"]).mean()}
+    log_s = model(batch["image"], mask, **told(batch)).float()
+    return {"loss": _weighted_mean(magnitude_error(log_s, batch["latents"]), batch).mean()}
 
 
-def _squared_error(prediction: Tensor, target: Tensor, confidence: Tensor) -> Tensor:
-    return _weighted_mean((prediction - target).square(), confidence)
+def _weighted_mean(error: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Return the mean of (B, K, C, h, w) over channels and pixels, weighted by what is sure, as (B, K).
 
-
-def _weighted_mean(error: Tensor, confidence: Tensor) -> Tensor:
-    """Return the mean of (B, K, C, h, w) over channels and pixels, by confidence (B, 1, h, w), as (B, K)."""
-    error = error.mean(2)  # (B, K, h, w)
-    return (error * confidence).sum((2, 3)) / confidence.sum((2, 3)).clamp(min=1.0)
+    "confidence" (B, 1, h, w) weights pixels; bins count "bin_confidence" (B, K) times.
+    """
+    error, confidence = error.mean(2), batch["confidence"]  # (B, K, h, w)
+    mean = (error * confidence).sum((2, 3)) / confidence.sum((2, 3)).clamp(min=1.0)
+    return mean * batch["bin_confidence"] if "bin_confidence" in batch else mean
 
 
 def _validation_samples(dataset: LatentDataset, device: torch.device, limit: int) -> Iterator[tuple[int, dict]]:
@@ -161,16 +167,16 @@ def validation_loss(
     device = next(model.parameters()).device
     errors, magnitudes = [], []
     for item, sample in _validation_samples(dataset, device, limit):
-        condition = model.encode_image(sample["image"])
+        condition = model.encode_image(sample["image"], **told(sample))
         log_s = condition[:, model.config.condition_channels :].float().view_as(sample["latents"])
-        magnitudes.append(_weighted_mean(magnitude_error(log_s, sample["latents"]), sample["confidence"]).mean())
+        magnitudes.append(_weighted_mean(magnitude_error(log_s, sample["latents"]), sample).mean())
         for index, level in enumerate(VALIDATION_LEVELS):
             timestep = torch.tensor([round(level * (schedule.config.num_train_timesteps - 1))], device=device)
             noise = sample_noise(sample["latents"].shape, [item], device, stream=10 + index)
             noisy = schedule.add_noise(sample["latents"], noise, timestep)
             target = diffusion_target(schedule, sample["latents"], noise, timestep)
             prediction = model(noisy, timestep, condition).float()
-            errors.append(_squared_error(prediction, target, sample["confidence"])[0])
+            errors.append(_weighted_mean((prediction - target).square(), sample)[0])
     table = torch.stack(errors).unflatten(0, (-1, len(VALIDATION_LEVELS))).mean(0)  # (levels, K)
     named = zip(VALIDATION_LEVELS, table, strict=True)
     levels = {f"validation_level_{level:g}": float(row.mean()) for level, row in named}
@@ -185,9 +191,9 @@ def validation_magnitude(model: ImageEncoderStage, dataset: LatentDataset, *, li
     device = next(model.parameters()).device
     losses, even = [], []
     for _, sample in _validation_samples(dataset, device, limit):
-        log_s = model(sample["image"]).float()
+        log_s = model(sample["image"], **told(sample)).float()
         for values, expected in ((losses, log_s), (even, torch.zeros_like(log_s))):
-            values.append(_weighted_mean(magnitude_error(expected, sample["latents"]), sample["confidence"]).mean())
+            values.append(_weighted_mean(magnitude_error(expected, sample["latents"]), sample).mean())
     means = [float(torch.stack(values).mean()) for values in (losses, even)]
     return {"validation_magnitude": means[0], "validation_even": means[1]}
 
@@ -208,14 +214,15 @@ def write_sample_sheet(
     device, rows = next(model.parameters()).device, []
     vae = vae.to(device)
     for item in range(0, dataset.count, max(1, dataset.count // count))[:count]:
-        sample = dataset[SampleKey(item, 0, 0)]
-        image, truth = sample["image"], sample["latents"][None].to(device)
-        batch = image[None].to(device)
-        condition, expected_px = model.encode_image(batch), model.expected_displacement(batch)
+        sample = {name: tensor[None].to(device) for name, tensor in dataset[SampleKey(item, 0, 0)].items()}
+        image, truth = sample["image"][0].cpu(), sample["latents"]
+        condition, wind_px = model.encode_image(sample["image"], **told(sample)), sample.get("wind_px")
+        encoded = EncodedImages(condition, model.expected_displacement(sample["image"]), wind_px)
         noise = [start_noise(tuple(truth.shape[1:]), seed, n)[None].to(device) for n in range(2)]
         drawn = [denoise(model, schedule, condition, n) for n in noise]
-        spectra = [decode_and_rescale(vae, model, z, condition, expected_px) for z in drawn]
-        spectra.append(vae.decode_spectrum(truth))
+        spectra = [decode_and_rescale(vae, model, z, encoded) for z in drawn]
+        scale = 1.0 if wind_px is None else float(wind_px) / WIND_OF_LATENTS_PX
+        spectra.append(vae.decode_spectrum(truth) * scale)
         cells = [image]
         for spectrum in (spectrum[0].float().cpu() for spectrum in spectra):
             heat = magnitude_over(image, mean_displacement(spectrum))

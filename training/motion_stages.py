@@ -19,7 +19,7 @@ from data.files import atomic_path
 from data.masks import MaskedPhotograph, find_masked_photographs
 from data.media import list_images
 from models.device import ArgumentError
-from models.placement import PlacementHead
+from models.placement import ConditionMaps, PlacementHead
 from models.segmentation import SegmentationModel
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import MotionVAE
@@ -34,19 +34,29 @@ logger = logging.getLogger(__name__)
 VARIANTS = 2
 COMPONENT_IMAGES = 64  # that its principal components are taken from
 COMPONENTS = "components.safetensors"
+# Parts of a U-Net that ablations leave out.
+PARTS = ("wind", "placement", "spatial-attention")
 
 
 def make_unet(
-    vae: MotionVAE, preset: str, *, num_bins: int, mode: str, prediction_type: str, backbone: str, weights: Path | None
+    vae: MotionVAE,
+    preset: str,
+    *,
+    num_bins: int,
+    mode: str,
+    prediction_type: str,
+    backbone: str,
+    weights: Path | None,
+    without: Sequence[str] = (),
 ) -> FrequencyUNet:
     """Make an untrained U-Net for the latents of a VAE, of a preset of UNET_PRESETS.
 
     backbone "vae" is a frozen copy of the VAE's encoder; `weights`: ImageNet weights of the backbone "squeezenet",
-    which are then frozen. ArgumentError: weights that cannot be used.
+    which are then frozen; `without`: of PARTS. ArgumentError: weights that cannot be used.
     """
     config = {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
     config |= {"period_s": vae.config.period_s, "num_bins": num_bins, "mode": mode, "backbone": backbone}
-    config["prediction_type"] = prediction_type
+    config |= {"prediction_type": prediction_type, **_parts(without)}
     config["backbone_frozen"] = backbone == "vae"  # of the others: only once weights are loaded
     if backbone == "vae":
         config["image_vae"] = vae.encoder_config
@@ -61,6 +71,25 @@ def make_unet(
     elif backbone == "squeezenet":
         logger.info("no backbone weights: the image network trains from scratch")
     return unet
+
+
+def _parts(without: Sequence[str]) -> dict[str, bool]:
+    return {"wind": "wind" not in without, "spatial_attention": "spatial-attention" not in without}
+
+
+def extended(unet: FrequencyUNet, placement: PlacementHead | None, without: Sequence[str] = ()) -> FrequencyUNet:
+    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity.
+
+    It reads the placement head where there is one.
+    """
+    config = {name: unet.config[name] or wanted for name, wanted in _parts(without).items()}
+    if placement is not None and "placement" not in without:
+        config["placement_channels"] = placement.condition_channels
+    new = FrequencyUNet(**{name: value for name, value in unet.config.items() if name[0] != "_"} | config)
+    new.load_state_dict(unet.state_dict(), strict=False)
+    if new.config.backbone_frozen:
+        new.image_encoder.freeze_backbone()
+    return new
 
 
 def load_unet(folder: Path, *, num_bins: int, mode: str, prediction_type: str, backbone: str) -> FrequencyUNet:
@@ -85,6 +114,8 @@ def denoising_stage(
     schedule: SchedulerMixin,
     sets: WeightedSets,
     *,
+    segmentation: SegmentationModel,
+    placement: PlacementHead | None = None,
     weighting: str = "none",
     feature_dropout: float | None = None,
     **options: Any,
@@ -93,6 +124,8 @@ def denoising_stage(
 
     Args:
         name: "joint", "image-encoder", "denoiser", "slices" or "coordination".
+        segmentation: tells what cannot move.
+        placement: that a U-Net of `placement_channels` reads.
         weighting: of the noise levels.
         feature_dropout: fraction of the image's features hidden from a sample; None: FEATURE_DROPOUT where the encoder
             trains on augmented samples, else 0.
@@ -102,7 +135,10 @@ def denoising_stage(
         # In stage "denoiser" the encoder is fixed: hiding parts of it would only blur the magnitudes.
         learns_images = name != "denoiser" and options["augment"]
         feature_dropout = diffusion.FEATURE_DROPOUT if learns_images else 0.0
-    dataset, validation = _encoded(sets, vae, num_bins=unet.config.num_bins, **options)
+    options |= {"num_bins": unet.config.num_bins, "wind": unet.config.wind, "segmentation": segmentation}
+    reads_placement = unet.config.placement_channels > 0
+    reader = ConditionMaps(placement, unet.image_encoder, segmentation) if reads_placement else None
+    dataset, validation = _encoded(sets, vae, read_image=reader, **options)
     seen = {"num_features": unet.image_encoder.num_features, "feature_dropout": feature_dropout}
     if name == "image-encoder":
         model, loss, sample = diffusion.ImageEncoderStage(unet), partial(diffusion.image_encoder_loss, **seen), None
@@ -127,13 +163,17 @@ def _encoded(
     cache: Path,
     device: torch.device,
     segmentation: SegmentationModel,
+    read_image: ConditionMaps | None,
+    wind: bool,
 ) -> tuple[LatentDataset, LatentDataset | None]:
     """Encode the latents to train and, where there are test clips, to validate with; the main process for all.
 
     batch: samples of one step of all processes, which one shape fills; device: where the VAE encodes;
     segmentation: tells what cannot move.
+    read_image: for a U-Net that reads the placement head.
     """
-    options = {"vae": vae, "num_bins": num_bins, "folder": cache, "seed": seed, "segmentation": segmentation}
+    options = {"vae": vae, "num_bins": num_bins, "folder": cache, "seed": seed, "wind": wind}
+    options |= {"segmentation": segmentation, "read_image": read_image}
     sizes = variant_sizes(*grid) if augment else (grid,)
     dataset = LatentDataset(sets, "train", sizes=sizes, augment=augment, multiple=batch, **options)
     test_sets = sets_with(sets, "test")
@@ -142,7 +182,7 @@ def _encoded(
     with state.main_process_first():
         for latents in filter(None, (dataset, validation)):
             if state.is_main_process:
-                latents.encode(vae, device, segmentation)
+                latents.encode(vae, device, segmentation, read_image)
     return dataset, validation
 
 
