@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     if args.video:
         model = None if args.preview else load_renderer(args.checkpoint, args.splat)
         options = {"file_size": (height, width), "num_frames": flags.num_frames(args), "fps": args.fps}
-        options |= {"damping": args.damping, "wind": args.wind, "model": model, "operator": args.splat}
+        options |= {"damping": args.damping, "wind": args.gusts, "model": model, "operator": args.splat}
         render_interactions(args.video, image, modes, motion, args.poke, **options, **rendering)
     else:
         title = args.image.stem.replace("_", " ").encode("utf-8", "replace").decode()  # file names may be any bytes

@@ -22,6 +22,7 @@ from cli.parser import (
     refuse_flags,
 )
 from models.segmentation_classes import check_words
+from motion.wind import WINDS, parse_wind
 
 SMALLEST_TILE_PX = 32  # with smaller ones the overlap would be most of a tile
 FORMATS = ("mp4", "gif", "webm", "frames")
@@ -32,9 +33,9 @@ FEWEST_STEPS, MOST_STEPS = 2, 1000
 DEFAULT_DAMPING = 0.08  # that of motion.modal
 SECONDS_AFTER = 4.0  # of a video, after its last interaction
 # Flags of no use where no motion is predicted, and of loops and videos of interactions alone.
-PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--seed")
+PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--wind", "--seed")
 LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")
-VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--wind", "--splat", "--preview")
+VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--gusts", "--splat", "--preview")
 CHECKPOINT = dict(type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
 
 
@@ -123,7 +124,17 @@ def add_sampling_flags(parser: Parser) -> None:
     add("--sampler", choices=SAMPLER_NAMES, default="dpm", help="DPM-Solver++, DDIM (the paper's), UniPC")
     add("--steps", type=positive_int, metavar="N", help="network calls; default: 20, DDIM 250")
     add("--guidance", type=non_negative_float, metavar="W", default=0.0, help="classifier-free guidance; 0 = none")
+    winds = f"{', '.join(WINDS)}, or how far what moves most does, px at 256 x 160; default: as the photograph suggests"
+    add("--wind", dest="wind_px", type=wind, metavar="WIND", help=winds)
     add("--checkpoint", **CHECKPOINT)
+
+
+def wind(text: str) -> float:
+    """Parse a wind, px."""
+    try:
+        return parse_wind(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def class_words(text: str) -> tuple[str, ...]:
@@ -173,7 +184,8 @@ def check_steps(steps: int | None) -> int | None:
 
 def sampling_options(args: Arguments) -> dict[str, Any]:
     """Return the arguments of `MotionPipeline.predict` that the flags give; an error where one is out of range."""
-    options = {"seed": args.seed, "sampler": args.sampler, "steps": check_steps(args.steps), "guidance": args.guidance}
+    options = {name: getattr(args, name) for name in ("seed", "sampler", "guidance", "wind_px")}
+    options |= {"steps": check_steps(args.steps)}
     return options | {"precision": checked_device(args)[1]}
 
 
@@ -215,7 +227,7 @@ def add_interaction_flags(parser: Parser) -> None:
     add("--seconds", type=positive_float, metavar="S", help="length; default: to 4 s after the last --poke")
     add("--fps", type=positive_float, default=30.0, metavar="N", help="frames a second")
     add("--damping", type=positive_float, default=DEFAULT_DAMPING, metavar="XI", help="of all modes, 1 is critical")
-    add("--wind", type=non_negative_float, default=0.0, metavar="X", help="1: as far as the predicted motion")
+    add("--gusts", type=non_negative_float, default=0.0, metavar="X", help="1: as far as the predicted motion")
     add("--splat", choices=SPLATS, default="softmax", help="how pixels are carried")
     add("--preview", action="store_true", help="in image space, without the network")
 
@@ -238,8 +250,8 @@ def check_interaction_flags(args: Arguments) -> None:
         if args.motion:
             refuse_flags(args, ["--device"], "a page is made of --motion without it")
         return
-    if not args.poke and not args.wind:
-        raise UsageError("--video: nothing would move; right: --poke X,Y,DX,DY@S, or --wind 1")
+    if not args.poke and not args.gusts:
+        raise UsageError("--video: nothing would move; right: --poke X,Y,DX,DY@S, or --gusts 1")
     if args.out:
         raise UsageError("--out: is the page's; right: --video OUT.mp4 alone, or --out PAGE.html alone")
 

@@ -35,7 +35,7 @@ SINGLE_VIDEO_FLAGS = (
 )  # fmt: skip
 SAMPLED_FLAGS = (
     "--split", "--clips", "--splat", "--full-strength", "--checkpoint", "--precision", "--sampler", "--steps",
-    "--guidance",
+    "--guidance", "--wind",
 )  # fmt: skip
 FVD_NETWORK = "i3d:FILE (.safetensors), an I3D as TorchScript (of StyleGAN-V), or torchvision:r3d_18=FILE"
 # {flag: metric, what the network is}

@@ -19,10 +19,11 @@ from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
 from models.unet import WIND_OF_LATENTS_PX, FrequencyUNet
 from models.vae import MotionVAE
-from motion.flow import GRID_MULTIPLE, default_grid_scale, motion_grid_size, resize_maps
+from motion.flow import GRID_MULTIPLE, motion_grid_size, resize_maps
 from motion.looping import closed, loop_closure_error
 from motion.motion_file import Motion, thumbnail
 from motion.spectrum import FPS, mean_displacement, without_drift
+from motion.strength import untorn_scale
 from motion.wind import WINDS
 
 logger = logging.getLogger(__name__)
@@ -30,10 +31,6 @@ logger = logging.getLogger(__name__)
 # Measured with the default weights on held-out clips (docs/experiments.md): 1 places motion no better than 0 (average
 # precision 0.52 for both), distorts the spectrum more (amplitude ratio 1.46 instead of 1.33) and takes twice as long.
 DEFAULT_GUIDANCE = 0.0
-# A predicted motion is scaled down until the 95th percentile of its mean |F|, over the pixels that move at all, is this
-# many px of a grid of 256 x 160: the strongest samples of the earlier default weights tore close flowers.
-# A pixel moves at all above this fraction of the largest displacement: a flame is a hundredth of its image.
-AMPLITUDE_LIMIT_PX, MOVING_FRACTION = 2.0, 0.1
 DEFAULT_WIND_PX = WINDS["breeze"]  # of checkpoints without a placement head, which would suggest one
 CPU_BATCH_MB = 2000.0  # activations of one batch on the CPU, where larger batches are no faster
 BYTES_A_NUMBER = 60.0  # peak of the U-Net's activations by slices x positions x channels of its first level, measured
@@ -158,6 +155,8 @@ class MotionPipeline(DiffusionPipeline):
             raise ValueError(f"images: expected (B, 3, H, W) with sides multiples of 32, got {tuple(images.shape)}")
         if precision not in AUTOCAST_DTYPES:
             raise ValueError(f"precision: expected one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
+        if wind_px is not None and not self.unet.config.wind:
+            raise CheckpointError("wind_px: this checkpoint was trained without wind; right: none, or another one")
         if max_batch is not None and max_batch < 1:
             raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
         if max_batch is None:
@@ -234,9 +233,10 @@ class MotionPipeline(DiffusionPipeline):
     def predict(self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, **options: Any) -> Motion:
         """Predict one motion for an image of any size, (3, H, W) in [0, 1], on its motion grid.
 
-        Motion above `AMPLITUDE_LIMIT_PX` is scaled down; "amplitude_limit_scale" in the meta is the ratio. With `loop`
-        the motion has no drift and closes exactly after that part of the period; "loop" in the meta holds the method
-        and the closure error before (px). `options`: of `__call__`.
+        Motion that would tear the image is scaled down (`untorn_scale`); "amplitude_limit_scale" in the meta is the
+        factor, "wind_px" the wind that was given, or null. With `loop` the motion has no drift and closes exactly after
+        that part of the period; "loop" in the meta holds the method and the closure error before (px). `options`: of
+        `__call__`.
         """
         height, width = image.shape[-2:]
         grid = motion_grid_size(height, width)
@@ -251,6 +251,7 @@ class MotionPipeline(DiffusionPipeline):
             "sampler": sampler,
             "steps": options.get("steps") or DEFAULT_STEPS[sampler],
             "guidance": options.get("guidance", DEFAULT_GUIDANCE),
+            "wind_px": options.get("wind_px"),
             "drift": loop is None,
             "picture": thumbnail(image),
         }
@@ -258,10 +259,7 @@ class MotionPipeline(DiffusionPipeline):
             raise CheckpointError("precision: the predicted motion is not finite; right: other weights or precision")
         if loop is not None:
             spectrum, meta["loop"] = self._close(spectrum, loop)
-        moved_px = mean_displacement(spectrum)
-        strongest_px = float(moved_px[moved_px >= MOVING_FRACTION * moved_px.max()].quantile(0.95))
-        scale = min(1.0, AMPLITUDE_LIMIT_PX / (default_grid_scale(*grid) * max(strongest_px, 1e-12)))
-        meta["amplitude_limit_scale"] = scale
+        meta["amplitude_limit_scale"] = scale = untorn_scale(spectrum)
         num_frames = round(self.unet.config.period_s * FPS)
         return Motion(spectrum * scale, None, num_frames, FPS, (height, width), meta)
 

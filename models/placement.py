@@ -279,8 +279,7 @@ class PlacementHead(SavedModel):
 
     def expected_displacement(self, features: Tensor, image: Tensor) -> Tensor:
         """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px."""
-        placement = self.predict(features)
-        return placed_displacement(placement, image, suggested_wind(placement))
+        return placed_displacement(self.predict(features), image)
 
     def condition_maps(self, features: Tensor, placement: Placement, image: Tensor) -> Tensor:
         """Return what the denoiser reads: what MOSAIC sees, and log(m / q + .1) of the expected displacement m.
@@ -323,11 +322,12 @@ def suggested_wind(placement: Placement) -> Tensor:
     return (STRENGTH_FACTOR * placement.log_strength.exp()).clamp(LEAST_STRENGTH_PX, MOST_STRENGTH_PX)
 
 
-def placed_displacement(placement: Placement, image: Tensor, wind_px: Tensor) -> Tensor:
+def placed_displacement(placement: Placement, image: Tensor, wind_px: Tensor | None = None) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
-    `wind_px` (B,): see `motion.wind`.
+    `wind_px` (B,): see `motion.wind`; None: as suggested.
     """
+    wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
     log_odds = placement.by_class + CORRECTION_WEIGHT * placement.correction
     probability = resize_maps(log_odds.sigmoid(), size)

@@ -21,7 +21,7 @@ from models.image_encoder import ImageEncoder, load_squeezenet_features
 from models.unet_layers import FrequencyAttention, Level
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
-from motion.wind import wind_position
+from motion.strength import wind_position
 
 MODES = ("coordinated", "independent", "volume")
 STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")

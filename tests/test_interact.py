@@ -185,7 +185,7 @@ def test_the_neural_renderer_shows_what_is_poked(files, checkpoint):
     ("flags", "message"),
     [
         (["--poke", "1,2,3,4@0"], "--poke: belongs to a video"),
-        (["--wind", "1"], "--wind: belongs to a video"),
+        (["--gusts", "1"], "--gusts: belongs to a video"),
         (["--seconds", "3"], "--seconds: belongs to a video"),
         (["--preview"], "--preview: belongs to a video"),
         (["--video", "v.mp4"], "--video: nothing would move"),
@@ -201,8 +201,8 @@ def test_the_neural_renderer_shows_what_is_poked(files, checkpoint):
         (["--splat", "softmax"], "--splat: belongs to a video"),
         (["--device", "cpu"], "--device: a page is made of --motion without it"),
         (["--precision", "no"], "--precision: no network runs with --motion"),
-        (["--video", "v.mp4", "--wind", "1", "--preview", "--checkpoint", "x"], "--checkpoint: no network runs"),
-        (["--video", "v.mp4", "--wind", "1", "--precision", "fp16", "--device", "cpu"], "--precision fp16"),
+        (["--video", "v.mp4", "--gusts", "1", "--preview", "--checkpoint", "x"], "--checkpoint: no network runs"),
+        (["--video", "v.mp4", "--gusts", "1", "--precision", "fp16", "--device", "cpu"], "--precision fp16"),
     ],
 )
 def test_mistakes_about_pokes_are_one_line(files, flags, message, monkeypatch, capsys):

@@ -29,7 +29,7 @@ from models.unet import WIND_OF_LATENTS_PX
 from models.vae import MotionVAE
 from motion.flow import GRID_MULTIPLE, default_grid_scale, resize_maps
 from motion.spectrum import amplitude, bin_frequencies_hz, mean_displacement, truncate
-from motion.wind import wind_of
+from motion.strength import wind_of
 from training.data_order import sample_seed
 from training.flow_bleeding import find_bleeding
 

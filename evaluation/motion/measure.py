@@ -37,7 +37,7 @@ from metrics.motion import (
     weighted_mean,
 )
 from metrics.statistics import BOOTSTRAP_DRAWS, bootstrap_interval, by_source, mean_by_source
-from models.motion_pipeline import AMPLITUDE_LIMIT_PX, MotionPipeline
+from models.motion_pipeline import MotionPipeline
 from motion.flow import GRID_MULTIPLE, MOVING_PX, motion_grid_size, resize_maps, resize_spectrum
 from motion.normalisation import Normalisation
 from motion.spectrum import amplitude, bin_frequencies_hz
@@ -61,8 +61,7 @@ _COLUMNS = (
 _GEOMETRIC = ("amplitude_ratio", "drift_ratio", "shape_factor")
 
 COLUMN_NOTES = (
-    f"motion as it is sampled, before its amplitude is limited to {AMPLITUDE_LIMIT_PX:g} px; means over the clips of a "
-    "source, then over sources",
+    "motion as it is sampled, before its amplitude is limited; means over the clips of a source, then over sources",
     "ap_corrected: (AP - p) / (1 - p), AP the average precision of a sample's mean |F| for the moving mask, p the "
     f"mask's fraction; the mask: mean |F| of the clip above {MOVING_PX:g} px of a grid of 256 x 160 and half of its "
     "95th percentile; image gradient: its blur in px of that grid",

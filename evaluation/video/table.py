@@ -104,7 +104,7 @@ def predicted_videos(
 ) -> tuple[PredictedVideos, list[str]]:
     """Open a clip set and load a checkpoint; return the videos and the note about the models."""
     sampling = {"seed": seed, "sampler": options["sampler"], "steps": check_steps(options["steps"])}
-    sampling |= {"guidance": options["guidance"], "precision": precision}
+    sampling |= {"guidance": options["guidance"], "wind_px": options["wind_px"], "precision": precision}
     clip_set, split = ClipSet(data), options["split"]
     rows = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
     checkpoint = options["checkpoint"] or DEFAULT_CHECKPOINT
