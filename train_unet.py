@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from models.unet import FrequencyUNet
     from models.vae import MotionVAE
 
+    Models = tuple[MotionVAE, FrequencyUNet, SchedulerMixin, PlacementHead | None]
+
 logger = logging.getLogger("__main__")
 
 STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")
@@ -64,7 +66,7 @@ def make_parser() -> Parser:
     add("--masks", type=Path, metavar="DIR", help="grey PNG files of their names: 255 moves, 0 cannot, 128 not known")
     table = "columns file, source, subject, split: trains on train, validates on test; without, trains on all"
     add("--photo-table", type=Path, metavar="CSV", help=table)
-    static = {"nargs": "+", "default": [], "metavar": "PATH", "help": "photographs, or folders of them, without motion"}
+    static = dict(nargs="+", default=[], metavar="PATH", help="photographs, or folders of them, without motion")
     add("--static-images", "--still-pictures", type=Path, **static)
     add("--cache", type=Path, default=Path("outputs/latents"), metavar="DIR", help="where encoded latents are kept")
     add("--export", type=Path, metavar="DIR", help="where the trained pipeline goes; default: RUN/pipeline")
@@ -78,10 +80,9 @@ def check_flags(args: argparse.Namespace) -> None:
 
     if any(side % GRID_MULTIPLE for side in args.grid):
         raise UsageError(f"--grid {args.grid[1]}x{args.grid[0]}: right: sides that are multiples of {GRID_MULTIPLE} px")
-    if args.backbone_weights and args.init:
-        raise UsageError("--backbone-weights: the U-Net of --init has its image network; give one of the two")
-    if args.backbone_weights and args.backbone != "squeezenet":
-        raise UsageError(f"--backbone-weights: --backbone {args.backbone} takes none; right: --backbone squeezenet")
+    if args.backbone_weights and (args.init or args.backbone != "squeezenet"):
+        other = "the U-Net of --init has its image network" if args.init else f"--backbone {args.backbone} takes none"
+        raise UsageError(f"--backbone-weights: {other}; right: one of the two")
     if args.stage == "displacement":
         if args.init is None:
             raise UsageError("--stage displacement: needs --init; right: a trained U-Net, whose image network it reads")
@@ -97,16 +98,14 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--feature-dropout 1: hides the whole image; right: 0 or above, below 1")
 
 
-def make_models(
-    args: argparse.Namespace, device: torch.device
-) -> tuple[MotionVAE, FrequencyUNet, SchedulerMixin, PlacementHead | None]:
+def make_models(args: argparse.Namespace, device: torch.device) -> Models:
     """Load the VAE, make or load the U-Net with what trains of it, and make the noise schedule."""
     import torch
     from diffusers import DDPMScheduler
 
     from models.motion_pipeline import check_components
     from models.vae import MotionVAE
-    from training.motion_stages import extended, load_placement, load_unet, make_unet
+    from training.motion_stages import load_unet, make_unet, with_placement
 
     vae = MotionVAE.from_pretrained(args.vae)
     try:
@@ -117,18 +116,12 @@ def make_models(
         raise UsageError(f"--bins {args.bins}: the VAE carries statistics of {known} bins; right: fewer")
     torch.manual_seed(args.seed)
     config = {"num_bins": args.bins, "mode": args.mode, "prediction_type": args.prediction, "backbone": args.backbone}
-    if args.init:
-        unet = load_unet(args.init, **config)
-    else:
-        unet = make_unet(vae, args.preset, **config, weights=args.backbone_weights, without=args.without)
-    try:
-        unet.set_stage(args.stage)
-    except ValueError as error:
-        raise UsageError(f"--stage {args.stage}: {error}") from error
-    placement = load_placement(args.init, unet)
-    if args.init and args.stage in ("joint", "image-encoder", "denoiser"):
-        unet = extended(unet, placement, args.without)
-        unet.set_stage(args.stage)
+    new = {"weights": args.backbone_weights, "without": args.without}
+    unet = load_unet(args.init, **config) if args.init else make_unet(vae, args.preset, **config, **new)
+    if args.stage == "coordination" and args.mode != "coordinated":
+        raise UsageError(f"--stage coordination: there is none with --mode {args.mode}; right: --mode coordinated")
+    unet.set_stage(args.stage)
+    unet, placement = with_placement(unet, args.init, args.stage, args.without)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     if device.type != "mps":  # Metal's convolutions are not written for it
@@ -193,8 +186,8 @@ def main(argv: list[str] | None = None) -> int:
             stage = placement_stage(run_folder.path, placement, unet, segmentation, sets, *masked, **samples)
             placement, trained = stage["model"], "placement"
         else:
-            samples |= {"grid": args.grid, "batch": batch, "segmentation": segmentation}
-            samples |= {"feature_dropout": args.feature_dropout, "weighting": args.weighting, "placement": placement}
+            samples |= {"grid": args.grid, "batch": batch, "segmentation": segmentation, "placement": placement}
+            samples |= {"feature_dropout": args.feature_dropout, "weighting": args.weighting}
             stage, trained = denoising_stage(args.stage, unet, vae, schedule, sets, **samples), "unet"
         result = train(**stage, options=options, run=run_folder, progress=True)
         folder = args.export or run_folder.path / "pipeline"

@@ -181,7 +181,7 @@ def test_picture_stage_trains_the_encoder_and_joint_training_goes_on_from_it(une
     start = FrequencyUNet(**{name: value for name, value in shape.items() if not name.startswith("_")}).state_dict()
     trained = load_file(picture / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors")
     changed = {name.split(".")[0] for name in start if not torch.allclose(start[name].half(), trained[name].half())}
-    assert changed == {"image_encoder", "magnitude"}
+    assert changed == {"image_encoder", "magnitude", "wind_embedding"}
     figures = [json.loads(line) for line in (picture / "metrics.jsonl").read_text().splitlines()]
     validation = [line for line in figures if "validation_even" in line]
     assert len(validation) == 2 and all("validation_magnitude" in line for line in validation)

@@ -222,6 +222,20 @@ def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHe
     return head
 
 
+def with_placement(
+    unet: FrequencyUNet, folder: Path | None, stage: str, without: Sequence[str]
+) -> tuple[FrequencyUNet, PlacementHead | None]:
+    """Return a U-Net of `folder` with all of PARTS but `without`, and the placement head beside it, if there is one.
+
+    Stages that train only a part of the U-Net leave it as it is. ArgumentError as in `load_placement`.
+    """
+    placement = load_placement(folder, unet)
+    if folder is not None and stage in ("joint", "image-encoder", "denoiser"):
+        unet = extended(unet, placement, without)
+        unet.set_stage(stage)
+    return unet, placement
+
+
 def placement_stage(
     folder: Path,
     head: PlacementHead | None,
