@@ -10,17 +10,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 
-class SmallSequenceAttnProcessor:
-    """Attention over K tokens at thousands of positions, for diffusers' `Attention`.
+class ShortSequenceAttnProcessor:
+    """Attention over few tokens, but thousands of sequences, for diffusers' `Attention`.
 
-    On a CPU the fused kernel of `scaled_dot_product_attention` is made for long sequences: with 16 tokens in bfloat16
-    two matrix products take 0.37 of its time, forward and backward together.
+    On a CPU the fused kernel of `scaled_dot_product_attention` is made for long sequences: forward and backward
+    together, in bfloat16, two matrix products take 0.37 of its time with 16 tokens, and 0.4 with 160.
     """
 
     def __call__(
         self, attention: Attention, hidden_states: Tensor, encoder_hidden_states: None, attention_mask: None
     ) -> Tensor:
-        """Attend among hidden_states (N, K, C); the other arguments are diffusers' and always None."""
+        """Attend among hidden_states (N, K, C), K tokens each; the other arguments are diffusers' and always None."""
         query, key, value = (
             project(hidden_states).unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # (N, heads, K, C/heads)
             for project in (attention.to_q, attention.to_k, attention.to_v)
@@ -41,7 +41,7 @@ class FrequencyAttention(nn.Module):
         self.norm = nn.GroupNorm(8, channels)
         self.frequency = nn.Linear(embedding_channels, channels)
         heads = {"heads": num_heads, "dim_head": channels // num_heads}
-        self.attention = Attention(query_dim=channels, **heads, processor=SmallSequenceAttnProcessor())
+        self.attention = Attention(query_dim=channels, **heads, processor=ShortSequenceAttnProcessor())
         nn.init.zeros_(self.attention.to_out[0].weight)
         nn.init.zeros_(self.attention.to_out[0].bias)
 
@@ -61,7 +61,8 @@ class SpatialAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
-        self.attention = Attention(query_dim=channels, heads=num_heads, dim_head=channels // num_heads)
+        heads = {"heads": num_heads, "dim_head": channels // num_heads}
+        self.attention = Attention(query_dim=channels, **heads, processor=ShortSequenceAttnProcessor())
         nn.init.zeros_(self.attention.to_out[0].weight)
         nn.init.zeros_(self.attention.to_out[0].bias)
 
