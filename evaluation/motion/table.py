@@ -29,6 +29,7 @@ from evaluation.motion.measure import (
     write_clip_sheet,
 )
 from evaluation.motion.videos import load_network, open_videos, write_fvd
+from evaluation.video.sources import clip_seed
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
@@ -119,14 +120,16 @@ def measure_clips(
             logger.warning("skipped: %s", error)
             skipped.append(row.id)
             continue
+        # Each image has its own start noise: the chances of one would tilt the means of all.
+        own = sampling | {"seed": clip_seed(sampling["seed"], row.id)}
         started = time.perf_counter()
-        predicted = predict(pipeline, truth.image, **sampling)
+        predicted = predict(pipeline, truth.image, **own)
         seconds.append(time.perf_counter() - started)
         comparison.add(truth, predicted, other_motion(clip_set, row, truth, comparison.seed))
         write_clip_sheet(sheets / f"{row.id}.png", truth, predicted)
         if loops.frames:
             grid = prediction_grid(*truth.image.shape[-2:])
-            options = {name: value for name, value in sampling.items() if name != "num_samples"}
+            options = {name: value for name, value in own.items() if name != "num_samples"}
             loops.add(pipeline, resize_maps(truth.image, grid), resize_spectrum(predicted, grid), **options)
     if not seconds:
         raise EvaluationError(f"data {clip_set.folder}: none of its {len(skipped)} clips can be read")

@@ -20,7 +20,7 @@ from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, ClipVideos, clip_seed, read_frames
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.frame_synthesis import FrameSynthesis
-from models.motion_pipeline import AMPLITUDE_LIMIT_PX, MotionPipeline
+from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
 from motion.looping import Playback
 from motion.motion_file import Motion
@@ -34,9 +34,8 @@ _BATCH_WINDOWS = 2  # of 32 frames: a batch of more is no faster on a CPU
 
 FVD_NOTE = (
     "each row moves frame 0 of a clip, rendered by the checkpoint's softmax splatting on the clip's grid at its time "
-    "stamps; model: one sample as animate.py predicts it, its amplitude limited to "
-    f"{AMPLITUDE_LIMIT_PX:g} px; {OWN_ROW}: the stored bins of the model's number; {OTHER}: a training clip of "
-    "another source drawn by the seed, resized"
+    f"stamps; model: one sample as animate.py predicts it; {OWN_ROW}: its stored bins of the model's number; {OTHER}: "
+    "a training clip of another source drawn by the seed, resized"
 )
 
 
