@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.checkpoints import CheckpointError, one_line, read_json
 from models.device import AUTOCAST_DTYPES, autocast
-from models.displacement import rescale_to_displacement, smooth_spectrum
+from models.displacement import COHERENCE_PX, EARLIER_COHERENCE_PX, rescale_to_displacement, smooth_spectrum
 from models.placement import DETAIL, PlacementHead, placed_displacement, suggested_wind
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
@@ -60,7 +60,8 @@ def decode_and_rescale(
     """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, as strong as is expected."""
     spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition), precision)
     if encoded.expected_px is not None:
-        return rescale_to_displacement(smooth_spectrum(spectrum, encoded.expected_px), encoded.expected_px)
+        sigma_px = COHERENCE_PX if unet.config.spatial_attention else EARLIER_COHERENCE_PX
+        return rescale_to_displacement(smooth_spectrum(spectrum, encoded.expected_px, sigma_px), encoded.expected_px)
     if unet.config.wind:
         spectrum = spectrum * (encoded.wind_px / WIND_OF_LATENTS_PX).view(-1, 1, 1, 1, 1)
     return spectrum

@@ -13,8 +13,8 @@ from motion.wind import LEAST_WIND_PX, MOST_WIND_PX
 
 WIND_QUANTILE = 0.95
 # Largest change of displacement from pixel to pixel, over time, at the quantile of the pixels that move: towards the
-# limit motion saturates. At 0.4 frames look like photographs, at 0.8 petals and blades stretch, above 1 things fold.
-STRAIN_LIMIT, STRAIN_QUANTILE = 0.8, 0.9
+# limit motion saturates. At 0.4 frames look like photographs, at 0.6 petals and blades stretch, above 1 things fold.
+STRAIN_LIMIT, STRAIN_QUANTILE = 0.45, 0.9
 # A pixel moves above this fraction of the largest displacement: a flame is a hundredth of its image.
 MOVING_FRACTION = 0.1
 

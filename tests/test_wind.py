@@ -21,7 +21,7 @@ from models.unet_layers import SpatialAttention
 from models.vae import MotionVAE
 from motion.flow import resize_spectrum
 from motion.spectrum import mean_displacement
-from motion.strength import strain, untorn_scale, wind_of, wind_position
+from motion.strength import STRAIN_LIMIT, strain, untorn_scale, wind_of, wind_position
 from motion.wind import LEAST_WIND_PX, MOST_WIND_PX, WINDS, parse_wind
 from training.latents import LatentDataset, bin_confidence
 from training.motion_stages import extended
@@ -72,7 +72,7 @@ def test_motion_saturates_where_it_would_tear():
     assert untorn_scale(100 * shift) == 1  # all moves as one
     left = [factor * untorn_scale(factor * spectrum) for factor in (0.01, 0.1, 1.0, 10.0, 100.0)]
     assert left == sorted(left) and left[0] == pytest.approx(0.01, rel=0.01)
-    assert strain(left[-1] * spectrum) < 0.8
+    assert strain(left[-1] * spectrum) < STRAIN_LIMIT
 
 
 # ------------------------------------------------------------------------------------------------ the denoiser
