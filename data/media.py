@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import io
+import logging
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO, TypeVar
 
 import cv2
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageCms, features
 
+from data.damaged_images import mend
 from data.files import MediaError, atomic_path, check_input_file
 from motion.flow import resize_maps
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pnm")
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+except ImportError:  # HEIC is then refused by name
+    pillow_heif = None
+
+logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif", ".bmp", ".tif", ".tiff",
+                  ".gif", ".ppm", ".pgm", ".pnm")  # fmt: skip
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".mpg", ".mpeg", ".ts", ".wmv")
 
 MIN_SIDE_PX = 16
@@ -25,6 +40,15 @@ MASK_ASPECT_TOLERANCE = 0.05
 
 # Pillow also knows formats that start other programs (EPS) or are never photographs; those stay closed.
 _PILLOW_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM")
+_PILLOW_FORMATS += ("AVIF",) * features.check("avif") + ("HEIF",) * (pillow_heif is not None)
+# How formats that may not be readable begin: their name, and what to do.
+_BRANDS = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys((b"heic", b"heix", b"hevc", b"mif1", b"msf1"), "HEIC")
+_DECODERS = {"AVIF": "pillow with AVIF (11.3 or later)", "HEIC": "pillow-heif"}
+_RAW_SUFFIXES = (".dng", ".cr2", ".cr3", ".nef", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw")
+_DNG_VERSION = 50706
+# what colour profiles are of -> Pillow's mode; other modes -> that of their colours
+_MODES_BY_COLOURS = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}
+_COLOURED_AS = {"RGBA": "RGB", "P": "RGB", "PA": "RGB", "LA": "L", "I;16": "L", "I;16B": "L"}
 _WRITABLE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 _JPEG_OPTIONS = {"quality": 95, "subsampling": 0}
 _SAVE_OPTIONS = {".jpg": _JPEG_OPTIONS, ".jpeg": _JPEG_OPTIONS, ".webp": {"quality": 95}}
@@ -93,10 +117,11 @@ def contact_sheet(rows: list[list[torch.Tensor]], *, gap: int = 2) -> torch.Tens
 
 
 def read_image(path: str | Path, *, max_side: int | None = None) -> torch.Tensor:
-    """Read an image as float32 RGB (3, H, W) in [0, 1], its long side reduced to `max_side` px where it is larger.
+    """Read an image as float32 sRGB (3, H, W) in [0, 1], its long side reduced to `max_side` px where it is larger.
 
-    Reads jpg, png, webp, bmp, tiff, gif (first frame) and ppm. Grey, palette and CMYK become RGB, 16-bit values are
-    divided by 65535, EXIF rotation is applied and transparency is laid over white. Colour profiles are not applied.
+    Reads jpg, png, webp, heic, avif, bmp, tiff, gif (first frame) and ppm. Grey, palette and CMYK become RGB, 16-bit
+    values are divided by 65535, EXIF rotation and colour profiles are applied (with a profile other than sRGB 8 bits
+    are kept) and transparency is laid over white. Broken metadata and a missing end cost a warning.
     Raises MediaError for a file that cannot be read, above Pillow's 179 megapixels, or under 16 px on a reduced side.
     """
     return _over_background(_read_rgba(Path(path), max_side, MIN_SIDE_PX), 1.0)
@@ -104,11 +129,15 @@ def read_image(path: str | Path, *, max_side: int | None = None) -> torch.Tensor
 
 def read_image_size(path: str | Path) -> tuple[int, int]:
     """Return (H, W) of an image file, upright, without decoding it; MediaError as `read_image`."""
-    with _opened(Path(path)) as image:
+    path = Path(path)
+
+    def size(image: Image.Image, _: BinaryIO) -> tuple[int, int]:
         width, height = image.size
         # Pillow turns TIFFs upright by itself.
-        lies = image.format != "TIFF" and "t" in _UPRIGHT.get(_orientation(image), "")
-    return (width, height) if lies else (height, width)
+        lies = image.format != "TIFF" and "t" in _UPRIGHT.get(_orientation(path, image), "")
+        return (width, height) if lies else (height, width)
+
+    return _read(path, size)
 
 
 def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = False) -> torch.Tensor:
@@ -134,52 +163,131 @@ def _over_background(rgba: torch.Tensor, background: float) -> torch.Tensor:
 
 def _read_rgba(path: Path, max_side: int | None, min_side: int) -> torch.Tensor:
     """Decode, reduce and turn upright; (3, H, W), or (4, H, W) with straight alpha."""
-    with _opened(path) as image:
-        target = _target_size(path, image.size, max_side, min_side)
+
+    def decode(image: Image.Image, file: BinaryIO) -> torch.Tensor:
+        return from_bytes(_decode(path, image, file, _target_size(path, image.size, max_side, min_side)))
+
+    return _read(path, decode)
+
+
+class _DamagedError(MediaError):
+    """An image file that Pillow does not read, but another decoder may."""
+
+
+def _read(path: Path, use: Callable[[Image.Image, BinaryIO], Result]) -> Result:
+    """Return what `use` makes of an image and its file, mended where it is damaged a little."""
+    check_input_file(path, "an image")
+    # Given a path, Pillow maps some TIFFs into memory and scrambles those that EXIF turns on their side.
+    with open(path, "rb") as file:
         try:
-            return from_bytes(_decode(path, image, target))
-        except MediaError:
-            raise
-        # Decoders answer a damaged file with anything from OSError to struct.error.
-        except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise MediaError(f"{path}: cannot be decoded, damaged or truncated ({reason})") from error
+            with _opened(path, file) as image:
+                return use(image, file)
+        except _DamagedError:
+            file.seek(0)
+            mended = mend(file.read())
+            if mended is None:
+                raise
+            data, note = mended
+            with _opened(path, mended_file := io.BytesIO(data)) as image:
+                result = use(image, mended_file)
+            _warn(f"{path}: {note}")
+            return result
+
+
+@functools.lru_cache(maxsize=1000)
+def _warn(message: str) -> None:
+    """Log a warning the first time that it is given, as an image is read several times."""
+    logger.warning("%s", message)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image, of which only the header is read yet; warnings about odd metadata are left out."""
-    check_input_file(path, "an image")
-    # Given a path, Pillow maps some TIFFs into memory and scrambles those that EXIF turns on their side.
-    with open(path, "rb") as file, warnings.catch_warnings():
+def _opened(path: Path, file: BinaryIO) -> Iterator[Image.Image]:
+    """Open an image, of which only the header is read yet; Pillow's warnings about odd metadata are left out."""
+    raw = f"{path}: is a camera's raw file; give a jpg, tiff or heic developed from it"
+    if path.suffix.lower() in _RAW_SUFFIXES:
+        raise MediaError(raw)
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             image = Image.open(file, formats=_PILLOW_FORMATS)
         except Image.DecompressionBombError as error:
-            raise MediaError(f"{path}: {error}") from error
-        except (OSError, ValueError) as error:
-            raise MediaError(f"{path}: is not an image; give a whole jpg, png, webp, bmp, tiff, gif or ppm") from error
+            most = 2 * Image.MAX_IMAGE_PIXELS
+            pixels = re.search(r"\d+", str(error))[0]
+            raise MediaError(f"{path}: {pixels} pixels; at most {most} are read, reduce it first") from error
+        # Pillow answers broken metadata with anything
+        except Exception as error:
+            file.seek(0)
+            head = file.read(16)
+            name = _BRANDS.get(head[8:12]) if head[4:8] == b"ftyp" else None
+            if name and name.replace("HEIC", "HEIF") not in _PILLOW_FORMATS:
+                raise MediaError(f"{path}: is {name}, which needs {_DECODERS[name]}; install it") from error
+            right = "give a whole jpg, png, webp, heic, avif, bmp, tiff, gif or ppm"
+            raise _DamagedError(f"{path}: is not an image; {right}") from error
         with image:
-            yield image
+            if image.format == "TIFF" and _DNG_VERSION in image.tag_v2:
+                raise MediaError(raw)
+            try:
+                yield image
+            except MediaError:
+                raise
+            # Decoders answer a damaged file with anything from OSError to struct.error.
+            except Exception as error:
+                reason = " ".join(str(error).split()) or type(error).__name__
+                raise _DamagedError(f"{path}: cannot be decoded, damaged or truncated ({reason})") from error
 
 
-def _orientation(image: Image.Image) -> int:
-    return image.getexif().get(ExifTags.Base.Orientation, 1)
+def _orientation(path: Path, image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 where the metadata is broken."""
+    if image.format == "PNG":
+        image.load()  # as it may lie behind the pixels
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            # Pillow may have failed here before, without a word
+            Image.Exif().load(image.info.get("exif", b""))
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+            is_broken = any("EXIF" in str(warning.message) for warning in caught)
+        # Pillow answers broken metadata with anything
+        except Exception:
+            orientation, is_broken = 1, True
+    if is_broken:
+        _warn(f"{path}: its EXIF metadata is broken and ignored; it may lie on its side")
+    return orientation
 
 
-def _decode(path: Path, image: Image.Image, target: tuple[int, int]) -> np.ndarray:
+def _decode(path: Path, image: Image.Image, file: BinaryIO, target: tuple[int, int]) -> np.ndarray:
     """Return upright pixels of `target` size (before turning), 8 or 16 bits, (H, W, 3 or 4)."""
-    orientation, is_deep = _orientation(image), _is_16_bit(path, image)
+    orientation, is_deep = _orientation(path, image), _is_16_bit(image, file)
     image.load()
     low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
     if image.mode == "F" or low < 0 or high > 65535:
-        raise MediaError(f"{path}: holds float or 32-bit values; save it with 8 or 16 bits a channel")
-    array = _deep_pixels(path, image, orientation) if is_deep else None
-    array = _byte_pixels(image, target) if array is None else _reduce_deep(array, target)
+        right = "save it with 8 or 16 bits a channel, or float values from 0 to 1"
+        raise _DamagedError(f"{path}: holds float or 32-bit values; {right}")
+    to_srgb = _to_srgb_transform(path, image)
+    array = _deep_pixels(image, file, orientation) if is_deep and to_srgb is None else None
+    array = _byte_pixels(image, target, to_srgb) if array is None else _reduce_deep(array, target)
     # Pillow turns TIFFs upright while loading.
     turns = "" if image.format == "TIFF" else _UPRIGHT.get(orientation, "")
     array = array.swapaxes(0, 1) if "t" in turns else array
     return array[:: -1 if "y" in turns else 1, :: -1 if "x" in turns else 1]
+
+
+def _to_srgb_transform(path: Path, image: Image.Image) -> ImageCms.ImageCmsTransform | None:
+    """Return what turns an image's colours into sRGB; None where they are, or its profile cannot be used."""
+    data = image.info.get("icc_profile")
+    if not data:
+        return None
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(data))
+        if "srgb" in ImageCms.getProfileDescription(profile).lower():
+            return None
+        mode = _MODES_BY_COLOURS[profile.profile.xcolor_space.strip()]
+        if _COLOURED_AS.get(image.mode, image.mode) == mode:
+            return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
+    except (ImageCms.PyCMSError, OSError, KeyError):
+        pass
+    _warn(f"{path}: its colour profile is broken or not for its kind of pixels and is ignored")
+    return None
 
 
 def _target_size(path: Path, size: tuple[int, int], max_side: int | None, min_side: int) -> tuple[int, int]:
@@ -188,20 +296,25 @@ def _target_size(path: Path, size: tuple[int, int], max_side: int | None, min_si
     target = (max(1, round(width * factor)), max(1, round(height * factor)))
     if min(target) < min_side:
         reduced = f" reduced to {target[0]} x {target[1]} px" if target != size else ""
-        raise MediaError(f"{path}: {width} x {height} px{reduced}; the short side must keep at least {min_side} px")
+        crop = f", crop it to {max_side // min_side} : 1" if min(size) >= min_side else ""
+        text = f"{width} x {height} px{reduced}; the short side must keep at least {min_side} px{crop}"
+        raise MediaError(f"{path}: {text}")
     return target
 
 
-def _is_16_bit(path: Path, image: Image.Image) -> bool:
+def _is_16_bit(image: Image.Image, file: BinaryIO) -> bool:
     if image.format == "PNG":
-        with open(path, "rb") as file:
-            return file.read(25)[24] == 16  # the bit depth in the IHDR chunk, which comes first by definition
+        place = file.tell()
+        file.seek(24)  # the bit depth in the IHDR chunk, which comes first by definition
+        depth = file.read(1)[0]
+        file.seek(place)
+        return depth == 16
     if image.format == "TIFF" and image.mode != "CMYK":
         return max(image.tag_v2.get(258, (8,))) == 16  # BitsPerSample
     return image.mode == "I"
 
 
-def _deep_pixels(path: Path, image: Image.Image, orientation: int) -> np.ndarray | None:
+def _deep_pixels(image: Image.Image, file: BinaryIO, orientation: int) -> np.ndarray | None:
     """Return 16-bit pixels (H, W, 3 or 4), or None where only Pillow's 8-bit version is to be had.
 
     Pillow keeps 8 of the 16 bits of colour images, so those go through OpenCV, which fails on TIFFs to be turned.
@@ -211,7 +324,8 @@ def _deep_pixels(path: Path, image: Image.Image, orientation: int) -> np.ndarray
     elif image.format == "TIFF" and orientation != 1:
         return None
     else:
-        array = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+        file.seek(0)
+        array = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None or array.dtype != np.uint16:
         return None
     if array.ndim == 2:
@@ -230,8 +344,15 @@ def _reduce_deep(array: np.ndarray, target: tuple[int, int]) -> np.ndarray:
     return mixed.round().astype(np.uint16)
 
 
-def _byte_pixels(image: Image.Image, target: tuple[int, int]) -> np.ndarray:
+def _byte_pixels(image: Image.Image, target: tuple[int, int], to_srgb: ImageCms.ImageCmsTransform | None) -> np.ndarray:
     transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
+    if to_srgb is not None:
+        alpha = image.convert("RGBA").getchannel("A") if transparent else None
+        if image.mode.startswith("I;16"):
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = ImageCms.applyTransform(image.convert(_COLOURED_AS.get(image.mode, image.mode)), to_srgb)
+        if transparent:
+            image.putalpha(alpha)
     image = image.convert("RGBA" if transparent else "RGB")
     if image.size != target:
         image = image.resize(target, Image.Resampling.LANCZOS)
