@@ -15,7 +15,7 @@ from typing import Any
 from animation import flags
 from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, refuse_flags
-from cli.run import command, run, user_message
+from cli.run import EXIT_SKIPPED, EXIT_USAGE, command, run, user_message
 
 logger = logging.getLogger("__main__")
 
@@ -42,6 +42,7 @@ def make_parser() -> Parser:
 
 def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[list[Path], str]:
     """Return one output path an image and the format: --out may be a file for one image, else it is a folder."""
+    from data.files import file_name
     from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     named = VIDEO_NAMES.get(out.suffix.lower())
@@ -59,9 +60,11 @@ def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[l
     stems = [image.stem for image in images]
     # Two images of one name (a.jpg, a.png) keep their suffix in the output's name.
     names = [image.stem if stems.count(image.stem) == 1 else image.name.replace(".", "_") for image in images]
-    if len(set(names)) < len(names):
-        raise UsageError("IMAGE: two images have one name; right: animate them into different folders")
-    return [out / f"{name}{suffix}" for name in names], video_format
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            both = f"{images[names.index(name)]} and {images[number]}"
+            raise UsageError(f"IMAGE: {both} would be written under one name; right: different folders for --out")
+    return [out / f"{file_name(name)}{suffix}" for name in names], video_format
 
 
 def check_motion_flags(args: Arguments) -> None:
@@ -113,7 +116,7 @@ class Animator:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Animate every image; returns 0, or 2 when an image could not be animated."""
+    """Animate every image; returns 0, 3 when some of the images could not be animated, 2 when none could."""
     args = make_parser().parse_args(argv)
     if args.freeze == ("list",):
         from animation.class_control import list_classes
@@ -170,7 +173,7 @@ def main(argv: list[str] | None = None) -> int:
             failed += 1
     if failed:
         print(f"animate.py: {failed} of {len(jobs)} images were not animated", file=sys.stderr)
-    return 2 if failed else 0
+    return 0 if not failed else EXIT_SKIPPED if failed < len(jobs) else EXIT_USAGE
 
 
 if __name__ == "__main__":

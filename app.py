@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import signal
 import sys
@@ -35,7 +36,7 @@ def make_page(gradio: Any, studio: Any) -> Any:
             message = user_message(error)
             if message is None:
                 raise
-            raise gradio.Error(message) from error
+            raise gradio.Error(html.escape(message)) from error
 
     with gradio.Blocks(title="Generative Image Dynamics", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gradio.Markdown("# A photograph in, a video out")

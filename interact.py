@@ -17,6 +17,7 @@ from animation import flags
 from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file, positive_int
 from cli.run import command, run
+from data.files import file_name
 
 logger = logging.getLogger("__main__")
 
@@ -40,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
 
         print(*list_classes([args.image], args.checkpoint), sep="\n")
         return 0
-    out = args.out or Path("outputs") / f"{args.image.stem}.html"
+    out = args.out or Path("outputs") / f"{file_name(args.image.stem)}.html"
     if not args.video:
         check_output_file(out, "--out", (".html", ".htm"))
     flags.check_interaction_flags(args)

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from animation.options import DEFAULT_SIZE_PX, PlaybackOptions
+from data.files import OUTPUT_MARK
 from data.media import read_image, read_mask, write_image
 from data.video_writer import check_video, fps_limits, write_video
 from data.visualisation import magnitude_over
@@ -134,7 +135,7 @@ def write_frames(
                 yield batch
                 bar.update(len(batch))
 
-        write_video(path, counted(), playback.fps, format=video_format)
+        write_video(path, counted(), playback.fps, format=video_format, comment=OUTPUT_MARK)
     logger.info("%s: %d frames of %d x %d px", path, playback.num_frames, width, height)
 
 

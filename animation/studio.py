@@ -14,6 +14,7 @@ from animation.class_control import ClassControl
 from animation.interactive_page import page_modes, write_page
 from animation.options import CHOICES, DEFAULT_SIZE_PX, PlaybackOptions
 from animation.rendering import plan, read_images
+from data.files import OUTPUT_MARK
 from data.media import MediaError
 from data.video_writer import write_video
 from models.device import ArgumentError
@@ -83,7 +84,7 @@ class Studio:
                 progress(done / playback.num_frames)
 
         path = self.folder / f"animated-{next(self._numbers):04d}.mp4"
-        write_video(path, frames(), playback.fps)
+        write_video(path, frames(), playback.fps, comment=OUTPUT_MARK)
         page = path.with_suffix(".html")
         write_page(page, image, page_modes(motion, "the motion"), "An image to drag", motion)
         self._made.append((path, page))

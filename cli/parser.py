@@ -79,7 +79,13 @@ class Parser(argparse.ArgumentParser):
     def parse_args(self, args: Sequence[str] | None = None, namespace: None = None) -> Arguments:
         """Parse as argparse does, and remember which flags were typed (see `refuse_flags`)."""
         words = sys.argv[1:] if args is None else list(args)
-        parsed = super().parse_args(words, Arguments())
+        try:
+            parsed = super().parse_args(words, Arguments())
+        except UsageError as error:
+            files = [word for word in words if word.startswith("-") and Path(word).is_file()]
+            if not files:
+                raise
+            raise UsageError(f"{files[0]}: a file's name that begins like a flag; right: ./{files[0]}") from error
         flags = words[: words.index("--")] if "--" in words else words
         parsed.typed = {word.split("=")[0] for word in flags if word.startswith("--")}
         return parsed

@@ -28,6 +28,9 @@ def command(main: Main) -> Main:
         logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
         for name in OUR_PACKAGES:
             logging.getLogger(name).setLevel(logging.INFO)
+        # file names may hold bytes that no text has
+        if hasattr(sys.stdout, "reconfigure"):
+            sys.stdout.reconfigure(errors="backslashreplace")
         FLAG_NAMES.clear()
         try:
             return main(argv) or 0
@@ -61,7 +64,7 @@ def user_message(error: BaseException) -> str | None:
         text = str(error)
         if "Original Traceback" in text:  # of a loader process: the last line is the error
             text = text.strip().splitlines()[-1].split(": ", 1)[-1]
-        text = " ".join(text.split())
+        text = re.sub(r"[\0-\x1f\x7f]", "?", " ".join(text.split()))
         named = re.match(r"(\w+)(?=:| .*: )", text)  # a library's errors begin with the name of the argument
         return text if named is None else FLAG_NAMES.get(named[1], named[1]) + text[named.end() :]
     if isinstance(error, OSError) and error.filename is not None:

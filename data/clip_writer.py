@@ -126,7 +126,7 @@ class ClipSetWriter:
         """Add the rows of items whose files `write_clip` has written."""
         self._reopen()
         self.rows |= {row.id: row for row in rows}
-        with self._table.open("a", newline="", encoding="utf-8") as file:
+        with self._table.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
             file.write(format_rows(rows))
 
     def remove(self, *clip_ids: str) -> None:

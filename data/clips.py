@@ -16,7 +16,6 @@ import csv
 import io
 import itertools
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -26,6 +25,7 @@ import numpy as np
 import torch
 
 from data.media import MediaError, from_bytes, read_image
+from data.tables import parse_table
 from motion.flow import MOVING_PX, default_grid_scale
 from motion.motion_file import ARCHIVE_ERRORS
 from motion.normalisation import Normalisation
@@ -201,28 +201,31 @@ def format_rows(rows: Iterable[ClipRow]) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
     for row in rows:
-        # a line break inside a cell would look like a row cut short
-        texts = {name: re.sub(r"[\r\n]+", " ", getattr(row, name)) for name in _TEXTS}
-        writer.writerow({**asdict(row), **texts})
+        writer.writerow({**asdict(row), "reason": " ".join(row.reason.split())})
     return buffer.getvalue()
 
 
 def read_rows(path: Path) -> list[ClipRow]:
     """Read a table; ClipSetError for one that is damaged."""
-    text = path.read_text(encoding="utf-8")
+    text = path.read_bytes().decode(errors="surrogateescape")
     # a last line without its end is one that a run was killed writing
-    reader = csv.DictReader(io.StringIO(text[: text.rfind("\n") + 1]))
+    _, separator, table = parse_table(text[: text.rfind("\n") + 1], str(path), dict.fromkeys(COLUMNS, ()))
     rows = []
-    for cells in reader:
+    for line, cells in table:
         try:
             # a row cut short lacks its last cells; older sets lack columns
             if None in cells.values():
                 raise ValueError("cells are missing")
-            filled = {name: cell for name, cell in cells.items() if name in COLUMNS and cell}
-            numbers = {name: float(cell) for name, cell in filled.items() if name not in (*_TEXTS, "frames")}
+            filled = {name: cell for name, cell in cells.items() if cell}
+            # spreadsheets may have written it
+            numbers = {
+                name: float(cell if separator == "," else cell.replace(",", "."))
+                for name, cell in filled.items()
+                if name not in (*_TEXTS, "frames")
+            }
             rows.append(ClipRow(**{**filled, **numbers, "frames": int(filled["frames"])}))
         except (ValueError, KeyError, TypeError):
-            raise ClipSetError(f"{path}: line {reader.line_num} is damaged; delete it and prepare again") from None
+            raise ClipSetError(f"{path}: line {line} is damaged; delete it and prepare again") from None
     return rows
 
 

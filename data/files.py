@@ -3,11 +3,26 @@
 from __future__ import annotations
 
 import errno
+import functools
+import hashlib
+import logging
 import os
+import re
 import shutil
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+LONGEST_NAME = 255  # bytes, of most file systems
+LONGEST_STEM = 235  # bytes, which leaves room for suffixes
+# Folders that systems keep for themselves, with files as a user has them: thumbnails, deleted ones.
+_SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
+# In the videos that we make, at the beginning or the end of the file.
+OUTPUT_MARK = "made from one image by generative image dynamics"
+_MARK_WITHIN = 1 << 18
 
 
 class MediaError(ValueError):
@@ -16,9 +31,68 @@ class MediaError(ValueError):
     is_user_error = True
 
 
+@functools.lru_cache(maxsize=1000)
+def warn_once(message: str) -> None:
+    """Log a warning the first time that it is given, as files are read and listed several times."""
+    logger.warning("%s", re.sub(r"[\0-\x1f\x7f]", "?", message))  # names may hold line breaks
+
+
+def file_name(text: str, extra: str = "", *, unsafe: str = r"[\0-\x1f\x7f\ud800-\udfff]") -> str:
+    """Return the text as a name for files, and `extra`, all of which are LONGEST_STEM bytes at most.
+
+    Characters of the pattern `unsafe` become _ and what is too long is cut; where `extra` does not tell texts apart, a
+    digest then does. Windows' names of devices get a _ in front.
+    """
+    name = re.sub(unsafe, "_", text).encode()[: LONGEST_STEM - len(extra)].decode(errors="ignore")
+    if name != text and not extra:
+        digest = hashlib.sha1(os.fsencode(text)).hexdigest()[:8]
+        name = f"{name.encode()[: LONGEST_STEM - 9].decode(errors='ignore')}-{digest}"
+    return re.sub(r"(?i)^(?=(con|prn|aux|nul|com\d|lpt\d)(\.|$))", "_", name + extra)
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Return whether a path below a folder is hidden, deleted, or kept there by a system for itself."""
+    return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in path.relative_to(folder).parts)
+
+
+def is_output(path: Path) -> bool:
+    """Return whether a video carries OUTPUT_MARK."""
+    with path.open("rb") as file:
+        head = file.read(_MARK_WITHIN)
+        file.seek(max(0, path.stat().st_size - 2 * len(OUTPUT_MARK)))
+        return OUTPUT_MARK.encode() in head + file.read()
+
+
+def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) -> list[Path]:
+    """Return the files of a folder, or also of those `below` it, that have one of the suffixes, sorted by name.
+
+    Hidden files and videos with OUTPUT_MARK are left out; a warning counts and names what is.
+    """
+    found, left_out = [], {"hidden": [], "made by an earlier run": [], "of another kind": []}
+    for path in sorted(folder.rglob("*") if below else folder.iterdir()):
+        is_wanted = path.suffix.lower() in suffixes
+        if path.is_dir() or (is_hidden(path, folder) and not is_wanted):
+            continue
+        if is_hidden(path, folder):
+            left_out["hidden"].append(path)
+        elif not is_wanted:
+            left_out["of another kind"].append(path)
+        elif path.suffix.lower() in (".gif", ".mp4", ".webm") and path.is_file() and is_output(path):
+            left_out["made by an earlier run"].append(path)
+        else:
+            found.append(path)
+    parts = [f"{len(paths)} {why} (such as {paths[0].relative_to(folder)})" for why, paths in left_out.items() if paths]
+    if parts:
+        warn_once(f"{folder}: left out are {', '.join(parts)}")
+    return found
+
+
 def writing_problem(path: str | Path) -> str | None:
     """Return why `path` could not be made or written, None where it could. Nothing is made."""
     path = Path(path)
+    longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
+    if longest > LONGEST_NAME:
+        return f"a name of {longest} bytes is too long; choose one of at most {LONGEST_NAME}"
     above = path if path.is_dir() else path.absolute().parent
     while not above.exists() and above != above.parent:
         above = above.parent
@@ -43,7 +117,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     if problem:
         raise MediaError(f"{path}: {problem}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    # not of its name, which may be as long as names can be
+    temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.tmp-{os.getpid()}{path.suffix}")
     _remove(temporary)
     try:
         yield temporary
@@ -62,7 +137,7 @@ def _put_in_place(temporary: Path, path: Path) -> None:
         os.replace(temporary, path)
         return
     # A folder cannot be renamed onto a full one, so the old one steps aside first and returns on failure.
-    aside = path.with_name(f".{path.name}.old-{os.getpid()}")
+    aside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.old-{os.getpid()}")
     _remove(aside)
     os.replace(path, aside)
     try:
@@ -97,7 +172,8 @@ def check_input_file(path: str | Path, what: str) -> Path:
 def write_text(path: Path, text: str) -> None:
     """Write a text file aside and rename it."""
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        # file names may be any bytes
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape", newline="\n")
 
 
 def remove_folder(path: Path) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import logging
 import math
-import re
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +13,10 @@ from typing import Any
 
 from data.clip_writer import ClipSetWriter, remove_clip
 from data.clips import SPLITS, ClipRow
+from data.files import file_name, list_files, warn_once
 from data.media import VIDEO_SUFFIXES, MediaError
 from data.prepare_clip import ClipJob, is_unreadable, seconds_name
+from data.tables import read_table
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +55,7 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
 def clip_id(path: Path, start_s: float, seconds: float | None) -> str:
     """Name the clip of a part of a video: its file's name, and a digest that tells it from all other parts."""
     part = (str(path), float(start_s), math.inf if seconds is None else float(seconds))
-    return re.sub(r"[^A-Za-z0-9_.-]", "_", path.stem) + "-" + hashlib.sha1(repr(part).encode()).hexdigest()[:8]
+    return file_name(path.stem, f"-{hashlib.sha1(repr(part).encode()).hexdigest()[:8]}", unsafe=r"[^A-Za-z0-9_.-]")
 
 
 def _fill_in(parts: list[dict[str, Any]], split_from: list[Path]) -> None:
@@ -73,7 +74,7 @@ def _fill_in(parts: list[dict[str, Any]], split_from: list[Path]) -> None:
         found = known.get(part["path"].name, _WHOLE)
         part.update({key: part[key] or found[key] for key in ("split", "group")})
         # the clips of a source share its split, or the test split would be known from training
-        digest = int(hashlib.sha1((part["group"] or part["path"].name).encode()).hexdigest(), 16)
+        digest = int(hashlib.sha1(os.fsencode(part["group"] or part["path"].name)).hexdigest(), 16)
         part["split"] = part["split"] or ("test" if digest % 100 < TEST_PERCENT else "train")
 
 
@@ -114,26 +115,23 @@ def unfinished_jobs(jobs: list[ClipJob], writer: ClipSetWriter) -> list[ClipJob]
 
 
 def list_videos(path: Path) -> list[Path]:
-    """Return the videos under a folder in a fixed order, or the file itself; MediaError where there is neither."""
+    """Return the videos under a folder (see `list_files`), or the file itself; MediaError where there is neither."""
     if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.suffix.lower() in VIDEO_SUFFIXES and not file.is_dir())
+        return list_files(path, VIDEO_SUFFIXES, below=True)
     if not path.is_file():
         raise MediaError(f"{path}: no such file or folder")
     return [path]
 
 
 def _read_csv(path: Path) -> list[dict[str, Any]]:
-    try:
-        rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise MediaError(f"{path}: cannot be read as a CSV of videos ({error})") from None
-    clips = []
-    for line, row in enumerate(rows, 2):
-        if (row.get("kind") or "clip") != "clip":
+    clips, others = [], []
+    for line, row in read_table(path, needed=["path"], numbers=["start", "seconds"]):
+        if (row["kind"] or "clip") != "clip":
+            others.append(row["kind"])
             continue
-        name, split = row.get("path") or row.get("file"), row.get("split") or ""
+        name, split = row["path"], row["split"].lower()
         try:
-            start_s, seconds = float(row.get("start") or 0), float(row.get("seconds") or math.inf)
+            start_s, seconds = float(row["start"] or 0), float(row["seconds"] or math.inf)
         except ValueError:
             start_s = seconds = math.nan
         # written so that NaN fails as well
@@ -141,5 +139,7 @@ def _read_csv(path: Path) -> list[dict[str, Any]]:
             right = "path or file, start of 0 or above, seconds above 0, split train or test"
             raise MediaError(f"{path}: line {line} is wrong; columns: {right}")
         part = {"start_s": start_s, "seconds": None if seconds == math.inf else seconds, "split": split}
-        clips.append({"path": path.parent / name, **part, "group": " ".join((row.get("source") or "").split())})
+        clips.append({"path": path.parent / name, **part, "group": " ".join(row["source"].split())})
+    if others:
+        warn_once(f"{path}: left out are {len(others)} rows whose kind is not clip (such as {others[0]})")
     return clips

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -13,12 +12,12 @@ from PIL import Image, UnidentifiedImageError
 
 from data.files import MediaError, check_input_file
 from data.media import list_images, read_image
+from data.tables import Row, read_table
 
 # Values of a mask.
 MOVABLE, UNSURE, STATIC = 255, 128, 0
 # Sides of mask and photograph may differ in aspect by this factor: masks are smaller, and their sides rounded.
 ASPECT_TOLERANCE = 1.02
-COLUMNS = ("file", "split", "source", "subject")
 
 
 class MaskedPhotograph(NamedTuple):
@@ -107,15 +106,7 @@ def find_masked_photographs(
     return found
 
 
-def _read_table(path: str | Path, split: str | None) -> dict[str, dict[str, str]]:
+def _read_table(path: str | Path, split: str | None) -> dict[str, Row]:
     """Return the rows of a CSV by the name of their file."""
-    path = check_input_file(path, "a table of photographs")
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            missing = ({"file", "source"} | ({"split"} if split else set())) - set(reader.fieldnames or ())
-            if missing:
-                raise MediaError(f"{path}: lacks the columns {sorted(missing)}; right: {', '.join(COLUMNS)}")
-            return {Path(row["file"] or "").name: row for row in reader}
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise MediaError(f"{path}: cannot be read as CSV ({error}); right: UTF-8 with commas") from error
+    needed = ("path", "source", "split") if split else ("path", "source")
+    return {Path(row["path"]).name: row for _, row in read_table(path, needed=needed)}

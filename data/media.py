@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import io
-import logging
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +16,7 @@ import torch
 from PIL import ExifTags, Image, ImageCms, features
 
 from data.damaged_images import mend
-from data.files import MediaError, atomic_path, check_input_file
+from data.files import MediaError, atomic_path, check_input_file, list_files, warn_once
 from motion.flow import resize_maps
 
 try:
@@ -28,7 +26,6 @@ try:
 except ImportError:  # HEIC is then refused by name
     pillow_heif = None
 
-logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif", ".bmp", ".tif", ".tiff",
@@ -63,7 +60,7 @@ else:
 
 
 def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """List files, and the images directly inside folders (`a2.png` before `a10.png`), each once.
+    """List files, and the images directly inside folders (`a2.png` before `a10.png`), each once; see `list_files`.
 
     Raises MediaError for a missing path, a folder without images, or no path.
     """
@@ -72,7 +69,7 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
         if not path.is_dir():
             found[check_input_file(path, "an image or a folder of images")] = None
             continue
-        inside = [p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".")]
+        inside = list_files(path, IMAGE_SUFFIXES)
         if not inside:
             raise MediaError(f"{path}: holds no images ({' '.join(s[1:] for s in IMAGE_SUFFIXES)})")
         # Split at runs of digits, texts and numbers alternate.
@@ -190,14 +187,8 @@ def _read(path: Path, use: Callable[[Image.Image, BinaryIO], Result]) -> Result:
             data, note = mended
             with _opened(path, mended_file := io.BytesIO(data)) as image:
                 result = use(image, mended_file)
-            _warn(f"{path}: {note}")
+            warn_once(f"{path}: {note}")
             return result
-
-
-@functools.lru_cache(maxsize=1000)
-def _warn(message: str) -> None:
-    """Log a warning the first time that it is given, as an image is read several times."""
-    logger.warning("%s", message)
 
 
 @contextmanager
@@ -251,7 +242,7 @@ def _orientation(path: Path, image: Image.Image) -> int:
         except Exception:
             orientation, is_broken = 1, True
     if is_broken:
-        _warn(f"{path}: its EXIF metadata is broken and ignored; it may lie on its side")
+        warn_once(f"{path}: its EXIF metadata is broken and ignored; it may lie on its side")
     return orientation
 
 
@@ -286,7 +277,7 @@ def _to_srgb_transform(path: Path, image: Image.Image) -> ImageCms.ImageCmsTrans
             return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
     except (ImageCms.PyCMSError, OSError, KeyError):
         pass
-    _warn(f"{path}: its colour profile is broken or not for its kind of pixels and is ignored")
+    warn_once(f"{path}: its colour profile is broken or not for its kind of pixels and is ignored")
     return None
 
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,8 @@ def write_results(out: Path | str, rows: Sequence[Mapping[str, Any]], *, title: 
     table.append("|" + "|".join("---" if column == "row" else "---:" for column in columns) + "|")
     table += [f"| {' | '.join(_cell(row.get(column)) for column in columns)} |" for row in plain]
     table += ["", *(f"- {note}" for note in notes)] if notes else []
-    markdown = "\n".join(table) + "\n"
+    # names of files may hold what a browser would run
+    markdown = re.sub(r"<(?=[A-Za-z/!?])", "&lt;", "\n".join(table) + "\n")
     write_text(out / "results.json", json.dumps(plain, indent=2) + "\n")
     write_text(out / "results.csv", lines.getvalue())
     write_text(out / "results.md", markdown)

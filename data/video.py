@@ -150,7 +150,7 @@ class _Source:
 
     def _open(self) -> None:
         try:
-            self._container = av.open(str(self.path), metadata_errors="ignore")
+            self._container = av.open(f"file:{self.path}", metadata_errors="ignore")
         except av.FFmpegError:
             self._container = None
         self._stream = self._container and self._container.streams.best("video")

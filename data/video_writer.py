@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -44,11 +45,14 @@ class VideoWriter:
     when the block ends well and replaces what was there; after an exception nothing stays.
     """
 
-    def __init__(self, path: str | Path, *, fps: float, format: str | None = None) -> None:
-        """Check path, rate (kept to 1/100 frames/s) and format as `check_video` does; MediaError where it does."""
+    def __init__(self, path: str | Path, *, fps: float, format: str | None = None, comment: str = "") -> None:
+        """Check path, rate (kept to 1/100 frames/s) and format as `check_video` does; MediaError where it does.
+
+        The comment, of up to 255 characters of ASCII, is written into the file.
+        """
         self.path = Path(path)
         self.format = check_video(self.path, fps=fps, format=format)
-        self.num_frames = 0
+        self.num_frames, self.comment = 0, comment
         self._rate = Fraction(round(100 * fps), 100)
         self._size: torch.Size | None = None
         self._stack = ExitStack()
@@ -64,7 +68,6 @@ class VideoWriter:
         return self
 
     def __exit__(self, *error: Any) -> bool | None:
-        self._temporary = None
         return self._stack.__exit__(*error)
 
     def write(self, frames: torch.Tensor) -> None:
@@ -92,7 +95,9 @@ class VideoWriter:
 
     def _open(self, width: int, height: int) -> None:
         codec, pixel_format, options, file_options = _CODECS[self.format]
-        self._container = av.open(str(self._temporary), "w", format=self.format, options=file_options)
+        # else 12:30.mp4 would be opened by a protocol of the name 12
+        self._container = av.open(f"file:{self._temporary}", "w", format=self.format, options=file_options)
+        self._container.metadata["comment"] = self.comment
         self._stream = self._container.add_stream(codec, rate=self._rate, options=options)
         self._stream.width, self._stream.height, self._stream.pix_fmt = width, height, pixel_format
         self._stream.thread_type = "AUTO"
@@ -124,6 +129,10 @@ class VideoWriter:
         with self._ffmpeg_errors() if kind is None else suppress(av.FFmpegError), self._container:
             if kind is None:
                 self._push(None)
+        if kind is None and self.comment and self.format == "gif":  # ffmpeg writes none there
+            with self._temporary.open("r+b") as file:
+                file.seek(-1, os.SEEK_END)
+                file.write(b"\x21\xfe%c%s\0;" % (len(self.comment), self.comment.encode()))
 
     @contextmanager
     def _ffmpeg_errors(self) -> Iterator[None]:
@@ -134,11 +143,9 @@ class VideoWriter:
             raise MediaError(f"{self.path}: ffmpeg could not write it ({reason}); try another format") from error
 
 
-def write_video(
-    path: str | Path, frames: torch.Tensor | Iterable[torch.Tensor], fps: float, *, format: str | None = None
-) -> None:
-    """Write frames (N, 3, H, W), or batches of them one after another, as a video; see `VideoWriter`."""
-    with VideoWriter(path, fps=fps, format=format) as writer:
+def write_video(path: str | Path, frames: torch.Tensor | Iterable[torch.Tensor], fps: float, **options: Any) -> None:
+    """Write frames (N, 3, H, W), or batches of them one after another, as a video; `options`: of `VideoWriter`."""
+    with VideoWriter(path, fps=fps, **options) as writer:
         for batch in frames:
             writer.write(batch)
 

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 from pathlib import Path
 from typing import Any
 
 from data.clips import KEPT, PAIRS_ONLY, ClipSet
+from data.files import MediaError
 from data.result_tables import write_results
+from data.tables import read_table
 from evaluation import EvaluationError, out_folder
 from evaluation.clips import SCENE_PREFIX
 
 logger = logging.getLogger(__name__)
 
 UNKNOWN = "not stated"
-# Columns of the CSV that are shown, by the names that they may have.
-SHOWN = {"subject": ("subject",), "origin": ("origin", "url"), "licence": ("licence", "license")}
+# Columns of the CSV that are shown.
+SHOWN = ("subject", "origin", "licence")
 
 
 def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path | None, command: str) -> bool:
@@ -47,17 +48,15 @@ def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path
 def read_source_table(path: Path, argument: str) -> dict[str, dict[str, str]]:
     """Read a CSV of sources and files: {source or file name: {subject, origin, licence}}; errors name `argument`."""
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            lines = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise EvaluationError(f"{argument} {path}: not readable as CSV ({error})") from error
-    if not lines or not lines[0].keys() & {"source", "file", "path"}:
+        lines = [row for _, row in read_table(path)]
+    except MediaError as error:
+        raise EvaluationError(f"{argument} {error}") from error
+    if not any(line["source"] or line["path"] for line in lines):
         raise EvaluationError(f"{argument} {path}: right: columns source, or file or path, and licence or subject")
     known: dict[str, dict[str, str]] = {}
     for line in lines:
-        found = {column: next((line[name] for name in names if line.get(name)), "") for column, names in SHOWN.items()}
-        stated = {column: " ".join(value.split()) for column, value in found.items() if value}
-        for key in (line.get("source"), Path(line.get("file") or line.get("path") or "").name):
+        stated = {column: " ".join(line[column].split()) for column in SHOWN if line[column]}
+        for key in (line["source"], Path(line["path"]).name):
             if key:
                 known.setdefault(key, stated)
     return known

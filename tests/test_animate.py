@@ -220,7 +220,7 @@ def test_folder_goes_on_skips_and_reports(checkpoint, photograph, tmp_path, caps
     write_image(folder / "same.png", read_image(photograph))
     shutil.copy(photograph, folder / "same.jpg")
     (folder / "text.jpg").write_text("no picture")
-    assert run_animate(checkpoint, folder, *FAST, "--out", out) == 2
+    assert run_animate(checkpoint, folder, *FAST, "--out", out) == 3
     assert sorted(path.name for path in out.iterdir()) == ["same_jpg.mp4", "same_png.mp4", "wide.mp4"]
     assert "text.jpg" in capsys.readouterr().err
     (folder / "text.jpg").unlink()

@@ -62,11 +62,11 @@ def test_what_no_csv_names_is_said_to_be_unknown(tmp_path, caplog):
 
 def test_a_csv_that_names_nothing_is_refused(tmp_path, capsys):
     csv = tmp_path / "clips.csv"
-    csv.write_text("name,licence\na,b\n")
+    csv.write_text("subject,licence\na,b\n")
     flags = ["sources", "--data", str(make_set(tmp_path / "set")), "--out", str(tmp_path / "t")]
     for path, said in (
         (csv, "right: columns source, or file or path, and licence"),
-        (tmp_path / "no.csv", "not readable"),
+        (tmp_path / "no.csv", "there is no such file"),
     ):
         capsys.readouterr()
         assert evaluate.main([*flags, "--licences", str(path)]) == 2

@@ -130,7 +130,7 @@ def test_wrong_folders_and_tables_are_refused(folders, tmp_path):
     (tmp_path / "other.csv").write_text("file,source\n")
     with pytest.raises(MediaError, match=r"lacks the columns \['split'\]"):
         find_masked_photographs(photos, masks, tmp_path / "other.csv", "test")
-    (tmp_path / "other.csv").write_text("file,name\n")
+    (tmp_path / "other.csv").write_text("file,split\n")
     with pytest.raises(MediaError, match=r"lacks the columns \['source'\]"):
         find_masked_photographs(photos, masks, tmp_path / "other.csv")
     Image.new("RGB", (60, 60)).save(photos / "pine.png")

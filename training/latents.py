@@ -218,7 +218,8 @@ def fingerprint_of_set(clip_set: ClipSet, rows: Sequence[ClipRow]) -> list:
     files = [clip_set.folder / part for row in rows for part in (f"first/{row.id}.png", f"spectra/{row.id}.npz")]
     # Sizes tell a clip that was prepared again with the same figures; reading 7,000 clips to hash them takes minutes.
     sizes = [path.stat().st_size if path.is_file() else 0 for path in files]
-    return [(clip_set.folder / "clips.csv").read_text(encoding="utf-8"), clip_set.statistics, sizes]
+    table = (clip_set.folder / "clips.csv").read_text(encoding="utf-8", errors="backslashreplace")
+    return [table, clip_set.statistics, sizes]
 
 
 def fingerprint(network: torch.nn.Module) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from data.clips import ClipRow, ClipSet, ClipSetError, column_names, source_name
+from data.files import is_hidden
 from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, read_image
 from data.scenes.scene import Scene
 from data.video import iterate_video, probe_video
@@ -118,7 +119,7 @@ def _videos_in(folder: Path) -> dict[str, Path]:
     if not folder.is_dir():
         raise EvaluationError(f"{folder}: no such folder; right: one that holds videos")
     suffixes = {path: {file.suffix.lower() for file in (path.iterdir() if path.is_dir() else [path])}
-                for path in sorted(folder.iterdir())}  # fmt: skip
+                for path in sorted(folder.iterdir()) if not is_hidden(path, folder)}  # fmt: skip
     paths = [path for path in suffixes if suffixes[path] & set(IMAGE_SUFFIXES if path.is_dir() else VIDEO_SUFFIXES)]
     found = {path.name if path.is_dir() else path.stem: path for path in paths}
     if not found or len(found) < len(paths):
