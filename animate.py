@@ -59,11 +59,14 @@ def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[l
     suffix = "" if video_format == "frames" else f".{video_format}"
     stems = [image.stem for image in images]
     # Two images of one name (a.jpg, a.png) keep their suffix in the output's name.
-    names = [image.stem if stems.count(image.stem) == 1 else image.name.replace(".", "_") for image in images]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            both = f"{images[names.index(name)]} and {images[number]}"
-            raise UsageError(f"IMAGE: {both} would be written under one name; right: different folders for --out")
+    names: dict[str, Path] = {}
+    for image in images:
+        choice = [image.stem] * (stems.count(image.stem) == 1) + [image.name.replace(".", "_")]
+        free = [name for name in choice if name not in names]
+        if not free:
+            both = f"{names[choice[-1]]} and {image}"
+            raise UsageError(f"IMAGE: {both} have one name; right: animate them into different folders")
+        names[free[0]] = image
     return [out / f"{file_name(name)}{suffix}" for name in names], video_format
 
 

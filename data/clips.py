@@ -208,8 +208,11 @@ def format_rows(rows: Iterable[ClipRow]) -> str:
 def read_rows(path: Path) -> list[ClipRow]:
     """Read a table; ClipSetError for one that is damaged."""
     text = path.read_bytes().decode(errors="surrogateescape")
-    # a last line without its end is one that a run was killed writing
-    _, separator, table = parse_table(text[: text.rfind("\n") + 1], str(path), dict.fromkeys(COLUMNS, ()))
+    try:
+        # a last line without its end is one that a run was killed writing
+        _, _, table = parse_table(text[: text.rfind("\n") + 1], str(path), dict.fromkeys(COLUMNS, ()))
+    except MediaError as error:
+        raise ClipSetError(str(error)) from error
     rows = []
     for line, cells in table:
         try:
@@ -217,12 +220,9 @@ def read_rows(path: Path) -> list[ClipRow]:
             if None in cells.values():
                 raise ValueError("cells are missing")
             filled = {name: cell for name, cell in cells.items() if cell}
-            # spreadsheets may have written it
-            numbers = {
-                name: float(cell if separator == "," else cell.replace(",", "."))
-                for name, cell in filled.items()
-                if name not in (*_TEXTS, "frames")
-            }
+            numbers = {name: cell for name, cell in filled.items() if name not in (*_TEXTS, "frames")}
+            # a spreadsheet may have written decimal commas
+            numbers = {name: float(cell.replace(",", ".")) for name, cell in numbers.items()}
             rows.append(ClipRow(**{**filled, **numbers, "frames": int(filled["frames"])}))
         except (ValueError, KeyError, TypeError):
             raise ClipSetError(f"{path}: line {line} is damaged; delete it and prepare again") from None

@@ -76,11 +76,12 @@ def parse_table(
 
     def split(separator: str) -> list[str]:
         cells = next(csv.reader([first], delimiter=separator, skipinitialspace=True), [])
-        return [re.sub(r"\W+", "_", cell.strip().lower()).strip("_") for cell in cells]
+        # so that "Start (s)" is start_s
+        return [names.get(re.sub(r"\W+", "_", cell.strip().lower()).strip("_"), cell.strip()) for cell in cells]
 
     try:
-        separator = asked[1] if asked else max(SEPARATORS, key=lambda each: sum(cell in names for cell in split(each)))
-        header = [names.get(cell, cell) for cell in split(separator)]
+        separator = asked[1] if asked else max(SEPARATORS, key=lambda each: len(names.keys() & split(each)))
+        header = split(separator)
         for number, column in enumerate(header):
             if column and column not in columns:
                 raise MediaError(f"{name}: the column {column!r} is not known; right: {describe(columns)}")
