@@ -6,6 +6,7 @@ import io
 import math
 import re
 import struct
+import warnings
 import zlib
 from collections.abc import Iterator
 
@@ -30,6 +31,16 @@ def mend(data: bytes) -> tuple[bytes, str] | None:
     A JPEG or PNG must hold 95 % of its pixels, other formats 95 % of their bytes. TIFFs of float values, from 0 to 1,
     and of subsampled colour become 16-bit PNGs.
     """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return _mend(data)
+        # decoders answer a damaged file with anything
+        except Exception:
+            return None
+
+
+def _mend(data: bytes) -> tuple[bytes, str] | None:
     if data.startswith(_JPEG):
         return _mend_jpeg(data)
     if data.startswith(_PNG):
@@ -140,17 +151,13 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes, bool]]:
 
 def _convert_tiff(data: bytes) -> tuple[bytes, str] | None:
     """Decode a TIFF with OpenCV, which fails on those to be turned."""
-    try:
-        tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
-        stream = io.BytesIO(data)
-        stream.seek(tags.next)
-        tags.load(stream)
-        if tags[_WIDTH] * tags[_HEIGHT] > 2 * Image.MAX_IMAGE_PIXELS:
-            return None
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
-    # decoders answer a damaged file with anything
-    except Exception:
+    tags = TiffImagePlugin.ImageFileDirectory_v2(data[:8])
+    stream = io.BytesIO(data)
+    stream.seek(tags.next)
+    tags.load(stream)
+    if tags[_WIDTH] * tags[_HEIGHT] > 2 * Image.MAX_IMAGE_PIXELS:
         return None
+    array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
     if array is None:
         return None
     note = "is decoded without its colour profile and other metadata"

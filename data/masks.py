@@ -8,10 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
 from data.files import MediaError, check_input_file
-from data.media import list_images, read_image
+from data.media import list_images, read_image, use_image
 from data.tables import Row, read_table
 
 # Values of a mask.
@@ -53,12 +52,7 @@ class MaskedPhotograph(NamedTuple):
 
 def read_placement_mask(path: str | Path) -> torch.Tensor:
     """Read a grey mask of 255 (can move), 0 (cannot) and 128 (unsure) as (1, H, W) bytes; MediaError for another."""
-    path = check_input_file(path, "a mask")
-    try:
-        with Image.open(path) as file:
-            mode, values = file.mode, np.array(file)
-    except (UnidentifiedImageError, OSError) as error:
-        raise MediaError(f"{path}: cannot be read as an image ({error}); right: a grey PNG") from error
+    mode, values = use_image(Path(path), lambda image, _: (image.mode, np.array(image)))
     if mode != "L":
         raise MediaError(f"{path}: has colour mode {mode}; right: grey, 8 bits")
     strange = set(np.unique(values).tolist()) - {MOVABLE, UNSURE, STATIC}

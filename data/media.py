@@ -134,7 +134,7 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
         lies = image.format != "TIFF" and "t" in _UPRIGHT.get(_orientation(path, image), "")
         return (width, height) if lies else (height, width)
 
-    return _read(path, size)
+    return use_image(path, size)
 
 
 def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = False) -> torch.Tensor:
@@ -164,15 +164,18 @@ def _read_rgba(path: Path, max_side: int | None, min_side: int) -> torch.Tensor:
     def decode(image: Image.Image, file: BinaryIO) -> torch.Tensor:
         return from_bytes(_decode(path, image, file, _target_size(path, image.size, max_side, min_side)))
 
-    return _read(path, decode)
+    return use_image(path, decode)
 
 
 class _DamagedError(MediaError):
     """An image file that Pillow does not read, but another decoder may."""
 
 
-def _read(path: Path, use: Callable[[Image.Image, BinaryIO], Result]) -> Result:
-    """Return what `use` makes of an image and its file, mended where it is damaged a little."""
+def use_image(path: Path, use: Callable[[Image.Image, BinaryIO], Result]) -> Result:
+    """Return what `use` makes of an image, of which only the header is read yet, and its file.
+
+    A file that is damaged a little is mended first, with a warning. Raises MediaError for others.
+    """
     check_input_file(path, "an image")
     # Given a path, Pillow maps some TIFFs into memory and scrambles those that EXIF turns on their side.
     with open(path, "rb") as file:
@@ -193,7 +196,7 @@ def _read(path: Path, use: Callable[[Image.Image, BinaryIO], Result]) -> Result:
 
 @contextmanager
 def _opened(path: Path, file: BinaryIO) -> Iterator[Image.Image]:
-    """Open an image, of which only the header is read yet; Pillow's warnings about odd metadata are left out."""
+    """Open an image; Pillow's warnings about odd metadata are left out."""
     raw = f"{path}: is a camera's raw file; give a jpg, tiff or heic developed from it"
     if path.suffix.lower() in _RAW_SUFFIXES:
         raise MediaError(raw)
