@@ -227,7 +227,7 @@ def _opened(path: Path, file: BinaryIO) -> Iterator[Image.Image]:
             # Decoders answer a damaged file with anything from OSError to struct.error.
             except Exception as error:
                 reason = " ".join(str(error).split()) or type(error).__name__
-                raise _DamagedError(f"{path}: cannot be decoded, damaged or truncated ({reason})") from error
+                raise _DamagedError(f"{path}: cannot be decoded, damaged or truncated ({reason}); give a whole file") from error
 
 
 def _orientation(path: Path, image: Image.Image) -> int:
