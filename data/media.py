@@ -226,8 +226,8 @@ def _opened(path: Path, file: BinaryIO) -> Iterator[Image.Image]:
                 raise
             # Decoders answer a damaged file with anything from OSError to struct.error.
             except Exception as error:
-                reason = " ".join(str(error).split()) or type(error).__name__
-                raise _DamagedError(f"{path}: cannot be decoded, damaged or truncated ({reason}); give a whole file") from error
+                reason = f"damaged or truncated ({' '.join(str(error).split()) or type(error).__name__})"
+                raise _DamagedError(f"{path}: cannot be decoded, {reason}; give a whole file") from error
 
 
 def _orientation(path: Path, image: Image.Image) -> int:
