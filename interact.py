@@ -80,8 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         options |= {"damping": args.damping, "wind": args.gusts, "model": model, "operator": args.splat}
         render_interactions(args.video, image, modes, motion, args.poke, **options, **rendering)
     else:
-        title = args.image.stem.replace("_", " ").encode("utf-8", "replace").decode()  # file names may be any bytes
-        write_page(out, image, modes, title, motion)
+        write_page(out, image, modes, args.image.stem.replace("_", " "), motion)
     return 0
 
 

@@ -76,7 +76,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
     description = {"height": height, "width": width, "scales": scale.tolist(), "constants": constants}
     description["frequenciesHz"] = modes.frequency_hz.tolist()
     values = {
-        "TITLE": html.escape(title),
+        "TITLE": html.escape(title.encode(errors="replace").decode()),  # file names may be any bytes
         "IMAGE": _base64(encode_jpeg(image)),
         "LOOP": _base64(encode_loop(image, motion)),
         "DAMPING": str(modal.DEFAULT_DAMPING),

@@ -1,4 +1,4 @@
-"""Check files before they are read or written, and put them in place only when they are whole."""
+"""Check files before they are read or written, list those of a folder, and put whole ones in place."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def is_hidden(path: Path, folder: Path) -> bool:
 
 
 def is_output(path: Path) -> bool:
-    """Return whether a video carries OUTPUT_MARK."""
+    """Return whether a video, as its suffix says, carries OUTPUT_MARK."""
+    is_video = path.suffix.lower() in (".gif", ".mp4", ".webm")
+    if not (is_video and path.is_file() and os.access(path, os.R_OK)):
+        return False
     with path.open("rb") as file:
         head = file.read(_MARK_WITHIN)
         file.seek(max(0, path.stat().st_size - 2 * len(OUTPUT_MARK)))
@@ -77,7 +80,7 @@ def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) ->
             left_out["hidden"].append(path)
         elif not is_wanted:
             left_out["of another kind"].append(path)
-        elif path.suffix.lower() in (".gif", ".mp4", ".webm") and path.is_file() and is_output(path):
+        elif is_output(path):
             left_out["made by an earlier run"].append(path)
         else:
             found.append(path)

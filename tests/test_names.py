@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 import torch
 from clip_sets import files_of
 from test_animate import FAST, run_animate
+from test_interact import example_motion
 from videos import ALL, read_video, write_video
 from videos import FAST as FAST_CLIPS
 
 import animate
 import app
 import prepare_data
+from animation.interactive_page import build_page, page_modes
 from cli.run import command
 from data.clips import ClipSet
 from data.files import LONGEST_NAME, OUTPUT_MARK, MediaError, atomic_path, file_name, write_text, writing_problem
@@ -23,6 +26,7 @@ from data.find_clips import clip_id, find_clips, list_videos
 from data.media import list_images, read_image, write_image
 from data.result_tables import write_results
 from evaluation.video.sources import FolderVideos
+from training.run_folder import LOG, RunFolder
 
 # What bytes of a name become in Python where they are no UTF-8.
 NO_TEXT = os.fsdecode(b"caf\xe9")
@@ -157,7 +161,17 @@ def test_names_that_are_no_text_can_be_shown(capfd):
     assert shown.out == "caf\\udce9\n" and shown.err.count("\n") == 1 and "\x1b" not in shown.err
 
 
-# ------------------------------------------------------------------------------------------ pages
+# ------------------------------------------------------------------------------------------ pages and logs
+
+
+def test_pages_and_logs_take_names_that_are_no_text(tmp_path):
+    motion = example_motion()
+    page = build_page(torch.zeros(3, 64, 96), page_modes(motion, "m"), f"<{NO_TEXT}>", motion)
+    write_text(tmp_path / "a.html", page)
+    assert "<title>&lt;caf?&gt;</title>" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    with RunFolder(tmp_path) as run:
+        logging.getLogger("training").warning("%s: was read", NO_TEXT)
+    assert "caf\\udce9: was read" in (run.path / LOG).read_text(encoding="utf-8")
 
 
 def test_names_are_escaped_in_pages_and_tables(tmp_path, monkeypatch):

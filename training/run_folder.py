@@ -67,7 +67,7 @@ class RunFolder:
         if self.is_main:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             self.samples.mkdir(exist_ok=True)
-            self._handler = logging.FileHandler(self.path / LOG, encoding="utf-8")
+            self._handler = logging.FileHandler(self.path / LOG, encoding="utf-8", errors="backslashreplace")
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
             logging.getLogger().addHandler(self._handler)
 
