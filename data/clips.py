@@ -223,6 +223,8 @@ def read_rows(path: Path) -> list[ClipRow]:
             numbers = {name: cell for name, cell in filled.items() if name not in (*_TEXTS, "frames")}
             # a spreadsheet may have written decimal commas
             numbers = {name: float(cell.replace(",", ".")) for name, cell in numbers.items()}
+            if Path(filled["id"]).name != filled["id"]:
+                raise ValueError("the clip's files would lie outside the set")
             rows.append(ClipRow(**{**filled, **numbers, "frames": int(filled["frames"])}))
         except (ValueError, KeyError, TypeError):
             raise ClipSetError(f"{path}: line {line} is damaged; delete it and prepare again") from None

@@ -1,6 +1,6 @@
 """Mutated images and CSV files: each is read, or refused in one line that names it; none takes long.
 
-A longer run: FUZZ_FILES=10000 python -m pytest tests/test_fuzz_files.py
+A longer run: FUZZ_FILES=10000 python -m pytest tests/test_fuzz_images.py
 """
 
 from __future__ import annotations
