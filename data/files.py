@@ -32,9 +32,9 @@ class MediaError(ValueError):
 
 
 @functools.lru_cache(maxsize=1000)
-def warn_once(message: str) -> None:
-    """Log a warning the first time that it is given, as files are read and listed several times."""
-    logger.warning("%s", re.sub(r"[\0-\x1f\x7f]", "?", message))  # names may hold line breaks
+def warn_once(message: str, level: int = logging.WARNING) -> None:
+    """Log a message the first time that it is given, as files are read and listed several times."""
+    logger.log(level, "%s", re.sub(r"[\0-\x1f\x7f]", "?", message))  # names may hold line breaks
 
 
 def file_name(text: str, extra: str = "", *, unsafe: str = r"[\0-\x1f\x7f\ud800-\udfff]") -> str:
@@ -69,7 +69,7 @@ def is_output(path: Path) -> bool:
 def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) -> list[Path]:
     """Return the files of a folder, or also of those `below` it, that have one of the suffixes, sorted by name.
 
-    Hidden files and videos with OUTPUT_MARK are left out; a warning counts and names what is.
+    Hidden files and videos with OUTPUT_MARK are left out; a logged line counts and names what is.
     """
     found, left_out = [], {"hidden": [], "made by an earlier run": [], "of another kind": []}
     for path in sorted(folder.rglob("*") if below else folder.iterdir()):
@@ -86,7 +86,7 @@ def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) ->
             found.append(path)
     parts = [f"{len(paths)} {why} (such as {paths[0].relative_to(folder)})" for why, paths in left_out.items() if paths]
     if parts:
-        warn_once(f"{folder}: left out are {', '.join(parts)}")
+        warn_once(f"{folder}: left out are {', '.join(parts)}", logging.INFO)
     return found
 
 

@@ -155,6 +155,7 @@ def test_later_clips_gain_the_group_of_their_first(long_videos, tmp_path):
 
 
 def test_a_folder_before_a_csv_does_not_hide_its_splits_and_sources(videos, tmp_path, caplog):
+    caplog.set_level("WARNING", "data")
     table = tmp_path / "clips.csv"
     table.write_text(
         f"path,split,source,start\n{videos}/sway.mp4,test,garden,\n"
@@ -227,6 +228,7 @@ def test_other_raft_weights_for_the_same_set_are_refused(two_parts, tmp_path, mo
 
 
 def test_videos_that_split_from_does_not_name_are_counted(videos, tmp_path, caplog):
+    caplog.set_level("WARNING", "data")
     table, other = tmp_path / "splits.csv", tmp_path / "other.csv"
     table.write_text("file,split,source\nx/sway.mp4,test,garden\nunused.mp4,train,\n")
     other.write_text("file,split\nshort.mp4,train\n")

@@ -225,6 +225,7 @@ HIDDEN = ("._{}", ".{}", ".Trash-0/{}", ".trashed-17-{}", "__MACOSX/{}", "__MACO
 
 
 def test_hidden_and_deleted_files_are_left_out_everywhere(videos, photograph, tmp_path, caplog):
+    caplog.set_level("INFO")
     # the folder itself may be hidden
     folder = tmp_path / ".cache" / "clips"
     for name in ("clip.mp4", "in/deep.mp4", *(pattern.replace("{}", "clip.mp4") for pattern in HIDDEN)):
@@ -262,6 +263,7 @@ def test_videos_carry_the_mark_and_play(tmp_path, kind):
 
 
 def test_a_folder_that_is_animated_into_itself_stays_the_same(checkpoint, photograph, tmp_path, caplog):
+    caplog.set_level("INFO")
     folder = tmp_path / "in"
     folder.mkdir()
     shutil.copy(photograph, folder / "a.png")
