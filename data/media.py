@@ -278,7 +278,8 @@ def _to_srgb_transform(path: Path, image: Image.Image) -> ImageCms.ImageCmsTrans
         mode = _MODES_BY_COLOURS[profile.profile.xcolor_space.strip()]
         if _COLOURED_AS.get(image.mode, image.mode) == mode:
             return ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), mode, "RGB")
-    except (ImageCms.PyCMSError, OSError, KeyError):
+    # Pillow answers broken metadata with anything
+    except Exception:
         pass
     warn_once(f"{path}: its colour profile is broken or not for its kind of pixels and is ignored")
     return None
