@@ -23,7 +23,7 @@ from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
 
-PREVIEW = "preview"
+PREVIEW, SMALL = "preview", "small"
 # What the operators of splatting/fused.py are called in a profile.
 SPLAT_EVENT = "image_dynamics::splat"
 # Of the motion, px of its grid, and in bins of the spectrum.
@@ -35,20 +35,28 @@ def load_network(method: str, checkpoint: Path | None, preset: str | None, seed:
     """Load a renderer, or make an untrained one of a preset's size; None for the preview."""
     if method == PREVIEW:
         return None
+    if method == SMALL:
+        return FrameSynthesis(**PRESETS[SMALL]).eval()
     if preset is None:
         return load_renderer(checkpoint or DEFAULT_CHECKPOINT, method)
     torch.manual_seed(seed)
     return FrameSynthesis(operator=method, **PRESETS[preset]).eval()
 
 
-def make_inputs(size: tuple[int, int], frames: int, seed: int) -> tuple[torch.Tensor, Motion, Playback]:
-    """Make an image (3, H, W) of noise, a smooth motion of it, and frames that all differ from frame 0."""
+def make_inputs(
+    size: tuple[int, int], frames: int, seed: int, *, still: float = 0.0
+) -> tuple[torch.Tensor, Motion, Playback]:
+    """Make an image (3, H, W) of noise, a smooth motion of it, and frames that all differ from frame 0.
+
+    The upper fraction `still` of the image does not move.
+    """
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(3, *size, generator=generator)
     coarse = torch.randn(MOVING_BINS, 4, 5, 8, generator=generator) * AMPLITUDE_PX / MOVING_BINS
     grid = motion_grid_size(*size)
     spectrum = torch.zeros(MOVING_BINS + 1, 4, *grid)
     spectrum[1:] = torch.nn.functional.interpolate(coarse, size=grid, mode="bicubic")
+    spectrum[..., : round(still * grid[0]), :] = 0
     phase = (torch.arange(frames, dtype=torch.float64) + 0.5) / frames
     return image, Motion(spectrum, image_size=size), Playback(phase, 30.0, True)
 
@@ -63,33 +71,40 @@ def make_table(
     """
     if threads:
         torch.set_num_threads(threads)
-    networks = {method: load_network(method, checkpoint, preset, seed) for method in dict.fromkeys([PREVIEW, *methods])}
+    methods = dict.fromkeys([PREVIEW, SMALL, *methods])
+    networks = {method: load_network(method, checkpoint, preset, seed) for method in methods}
     rows = []
     for size in dict.fromkeys(sizes or SIZES):
         logger.info("%d x %d px", size[1], size[0])
-        inputs = make_inputs(size, frames, seed)
+        inputs = {still: make_inputs(size, frames, seed, still=still) for still in (0.0, 0.5)}
 
-        def render(model: FrameSynthesis | None, inputs: tuple = inputs) -> None:
+        def render(model: FrameSynthesis | None, inputs: tuple) -> None:
             for _ in render_frames(*inputs, model=model, device=device, **options):
                 pass
 
-        works: dict[str, Callable[[], None]] = {method: partial(render, model) for method, model in networks.items()}
+        works: dict[str, Callable[[], None]] = {
+            method: partial(render, model, inputs[0.0]) for method, model in networks.items()
+        }
+        half_still = {f"{method}, half still": method for method in networks if method not in (PREVIEW, SMALL)}
+        works |= {name: partial(render, networks[method], inputs[0.5]) for name, method in half_still.items()}
         found = measure(works, repeats, device)
         batch_size = options["batch_size"] or choose_batch_size(size, device)
-        for method, metrics in found.items():
-            model, seconds, tile = networks[method], metrics["seconds"], options["tile"]
+        for name, metrics in found.items():
+            model, seconds, tile = networks[half_still.get(name, name)], metrics["seconds"], options["tile"]
             if model is not None and tile is None:
                 tile = choose_tile(model, size, batch_size, device)
-            row = {"row": f"{size[1]}x{size[0]}, {method}", "frames_per_s": frames / seconds}
-            row["ms_a_frame"] = 1000 * seconds / frames
-            row["times_preview"] = seconds / found[PREVIEW]["seconds"] if PREVIEW in found else None
-            row |= {"splat_percent": splat_percent(works[method], device), "peak_memory_mb": metrics["peak_memory_mb"]}
+            row = {"row": f"{size[1]}x{size[0]}, {name}", "frames_per_s": frames / seconds}
+            row |= {"ms_a_frame": 1000 * seconds / frames, "times_small": found[SMALL]["seconds"] / seconds}
+            row["times_preview"] = seconds / found[PREVIEW]["seconds"]
+            row |= {"splat_percent": splat_percent(works[name], device), "peak_memory_mb": metrics["peak_memory_mb"]}
             rows.append(row | {"batch": batch_size, "tile_px": tile if model is not None else None})
     return rows, [
         f"{machine(device)}; networks: {preset or checkpoint or DEFAULT_CHECKPOINT}; precision "
         f"{options['precision']}, seed {seed}; the image is noise, and moves by about {AMPLITUDE_PX:g} px",
         f"each repeat encodes the image and renders {frames} frames, which are not written to a file; median of "
         f"{repeats} repeats in which the rows of a size take turns",
+        "small: an untrained renderer of that preset, the size of earlier weights; times_small: over its frames_per_s; "
+        "half still: the upper half of the image does not move",
         "times_preview: how many times as long as the preview of that size, a softmax splat of the image",
         "splat_percent: of the time of the GPU's kernels or the CPU's operators; '-' where plain torch splats",
         MEMORY_NOTE,

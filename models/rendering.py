@@ -50,10 +50,11 @@ def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, d
     budget = CPU_DECODER_BYTES
     if device.type == "cuda":
         budget = GPU_DECODER_FRACTION * torch.cuda.mem_get_info(device)[0]
-    pixels = budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
+    unshuffle = model.config.unshuffle
+    pixels = unshuffle**2 * budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
     if size[0] * size[1] <= pixels:
         return 0
-    tile = int(pixels**0.5) - 2 * model.decoder.margin_px
+    tile = int(pixels**0.5) - 2 * unshuffle * model.decoder.margin_px
     return max(tile // model.multiple * model.multiple, SMALLEST_TILE_PX)
 
 
@@ -96,7 +97,7 @@ def render_frames(
     if model is not None and tile is None:
         tile = choose_tile(model, size, batch_size, device)
     preview = {"operator": operator or "softmax", "sigma": sigma, "ewa": ewa}
-    render = _make_renderer(image, motion, model, device, precision, tile or 0, preview)
+    render = _make_renderer(image, motion, model, device, precision, tile or 0, preview, compiled=compiled)
     if model is None or not compiled:
         return map(render, playback.phase.split(batch_size))
     return _compiled_stream(render, model.decoder, playback, batch_size)
@@ -138,6 +139,8 @@ def _make_renderer(
     precision: str,
     tile: int,
     preview: dict[str, Any],
+    *,
+    compiled: bool,
 ) -> Callable[[Tensor], Tensor]:
     """Return the function from phases (n,) to frames (n, 3, H, W) of an image, which is encoded once."""
     size = tuple(image.shape[-2:])
@@ -163,7 +166,8 @@ def _make_renderer(
             logger.warning("motion: at t = %.3g T everything leaves the image; the photograph is shown there", first)
         if model is not None:
             with autocast(device, precision):
-                frames = model.synthesize(image, features, flow, importance, tile=tile)
+                # What is compiled takes one shape.
+                frames = model.synthesize(image, features, flow, importance, tile=tile, crop=not compiled)
         else:
             shape = (len(flow), -1, -1, -1)
             frames, _ = splat_image(image.expand(shape), flow, importance.expand(shape), **preview)

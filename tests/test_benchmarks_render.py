@@ -16,7 +16,7 @@ import torch
 
 import benchmark
 from benchmarks import render as render_benchmark
-from benchmarks.flags import PRESETS, RENDERERS, SIZES
+from benchmarks.flags import PRESETS, SIZES
 from benchmarks.render import load_network, make_inputs, splat_percent
 from models import frame_synthesis
 from models.rendering import render_frames
@@ -34,11 +34,13 @@ def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, checkpoi
     flags = [*sizes, "--frames", 3, "--repeats", 1, "--checkpoint", checkpoint, "--tile", 32]
     assert run_render(tmp_path / "new", *flags) == 0
     rows = json.loads((tmp_path / "new" / "results.json").read_text())
-    assert [row["row"] for row in rows] == [f"{size}, {method}" for size in ("48x32", "64x40") for method in RENDERERS]
-    for first in (0, 3):
-        preview = rows[first]
-        assert preview["times_preview"] == 1 and preview["tile_px"] is None
-        for row in rows[first : first + 3]:
+    names = ["preview", "small", "softmax", "gaussian", "softmax, half still", "gaussian, half still"]
+    assert [row["row"] for row in rows] == [f"{size}, {name}" for size in ("48x32", "64x40") for name in names]
+    for first in (0, 6):
+        preview, small = rows[first : first + 2]
+        assert preview["times_preview"] == small["times_small"] == 1 and preview["tile_px"] is None
+        for row in rows[first : first + 6]:
+            assert row["times_small"] == pytest.approx(small["ms_a_frame"] / row["ms_a_frame"])
             assert row["times_preview"] == pytest.approx(row["ms_a_frame"] / preview["ms_a_frame"])
             assert row["frames_per_s"] == pytest.approx(1000 / row["ms_a_frame"])
             assert 0 < row["splat_percent"] < 100 and row["batch"] == 2
@@ -56,8 +58,9 @@ def test_the_preview_comes_along(tmp_path, monkeypatch):
     assert run_render(tmp_path, "--preset", "tiny", "--methods", "softmax") == 0
     rows = json.loads((tmp_path / "results.json").read_text())
     sizes = [f"{width}x{height}" for height, width in SIZES]
-    assert [row["row"] for row in rows] == [f"{size}, {method}" for size in sizes for method in ("preview", "softmax")]
-    assert tuple(frame_synthesis.PRESETS) == PRESETS
+    names = ("preview", "small", "softmax", "softmax, half still")
+    assert [row["row"] for row in rows] == [f"{size}, {name}" for size in sizes for name in names]
+    assert set(PRESETS) < set(frame_synthesis.PRESETS)
 
 
 def test_what_is_rendered_moves_in_every_frame():
@@ -66,6 +69,9 @@ def test_what_is_rendered_moves_in_every_frame():
     assert frames.shape == (3, 3, 32, 48)
     for frame in frames:
         assert ((frame - inputs[0]).abs().amax(0) > 0.01).float().mean() > 0.5
+    image, motion, _ = make_inputs((64, 96), 3, 0, still=0.5)
+    moved = motion.importance()
+    assert moved[:, :64].max() == 0 and moved[:, 96:].min() > 0 and image.shape == (3, 64, 96)
 
 
 def test_the_splats_share_is_that_of_the_operators(each_backend):

@@ -80,6 +80,51 @@ def test_untrained_model_is_the_residual_path(operator: str) -> None:
     torch.testing.assert_close(frame * covered, plain * covered, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_a_decoder_of_half_the_size_keeps_the_residual_path_and_the_conventions(operator: str) -> None:
+    """Blocks of pixels go in and come out; the path beside stays at full size, and odd sizes are cut."""
+    image, flow, importance = make_sample(40, 56)
+    untrained = make_model(operator, trained=False, unshuffle=2)
+    expected, _ = splat_image(image, flow, importance, operator="softmax")
+    torch.testing.assert_close(untrained(image, flow, importance), expected, atol=1e-6, rtol=0)
+    image, flow, importance = make_sample(37, 53)
+    model = make_model(operator, unshuffle=2)
+    frame = model(image, flow, importance)
+    assert frame.shape == image.shape and (frame - image).abs().mean() > 0.01
+    assert [maps.shape[-2:] for maps in model.encode(image)] == [(20, 28), (10, 14), (5, 7)]
+    with torch.no_grad():
+        tiled = model.synthesize(image, model.encode(image, tile=8), flow, importance, tile=8)
+    torch.testing.assert_close(tiled, frame, atol=1e-5, rtol=0)
+    with pytest.raises(ValueError, match="unshuffle: expected 1 for the encoder resnet34"):
+        FrameSynthesis(encoder="resnet34", unshuffle=2)
+
+
+@pytest.mark.parametrize("unshuffle", [1, 2])
+def test_only_what_moves_is_decoded(unshuffle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of regions far apart each is rendered as if everything were, and the rest is the source."""
+    image, flow, importance = make_sample(160, 256)
+    flow[..., 40:110], flow[:, :, :, 140:200], flow[:, :, 100:] = 0, 0, 0
+    model = make_model(unshuffle=unshuffle)
+    boxes = frame_synthesis.moving_boxes(flow, model.multiple)
+    assert len(boxes) == 3 and all(rows.stop <= 140 for rows, _ in boxes)
+    decoded = []
+    decode = model.decoder.forward
+    monkeypatch.setattr(model.decoder, "forward", lambda inputs: decoded.append(inputs[0]) or decode(inputs))
+    with torch.no_grad():
+        features = model.encode(image)
+        whole = model.synthesize(image, features, flow, importance, crop=False)
+        found = model.synthesize(image, features, flow, importance)
+        still = model.synthesize(image, features, 0 * flow, importance)
+    torch.testing.assert_close(found, whole, atol=1e-2, rtol=0)  # of random weights
+    outside = torch.ones(160, 256, dtype=torch.bool)
+    for rows, columns in boxes:
+        outside[rows, columns] = False
+    assert outside.any() and torch.equal(found[..., outside], image[..., outside])
+    assert torch.equal(still, image)
+    sizes = [maps.shape[-2] * maps.shape[-1] for maps in decoded]
+    assert len(sizes) == 4 and sum(sizes[1:]) < 0.8 * sizes[0]
+
+
 def test_flow_moves_right_and_down() -> None:
     image, flow, importance = make_sample()
     flow[:, 0], flow[:, 1] = 2.0, -1.0
@@ -189,7 +234,8 @@ def test_saved_and_loaded_again(tmp_path: Path, half: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("preset", "millions", "most"), [("tiny", 0.16, 0.8), ("small", 0.62, 0.8), ("paper", 2.46, 2.5)]
+    ("preset", "millions", "most"),
+    [("tiny", 0.16, 0.8), ("fast", 0.63, 0.8), ("small", 0.62, 0.8), ("paper", 2.46, 2.5)],
 )
 def test_presets_have_their_size(preset: str, millions: float, most: float) -> None:
     model = FrameSynthesis(**PRESETS[preset])

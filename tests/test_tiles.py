@@ -106,7 +106,9 @@ def test_the_stream_takes_tiles_and_chooses_them_by_memory(monkeypatch: pytest.M
     motion = Motion(None, torch.cat([flow[:1] * 0, flow]), 3)
     playback, seen = plan_playback(seconds=4 / 30, period_s=motion.period_s), []
     original = FrameSynthesis.synthesize
-    monkeypatch.setattr(FrameSynthesis, "synthesize", lambda *a, tile: seen.append(tile) or original(*a, tile=tile))
+    monkeypatch.setattr(
+        FrameSynthesis, "synthesize", lambda *a, tile, **b: seen.append(tile) or original(*a, tile=tile, **b)
+    )
 
     def frames(**options: object) -> torch.Tensor:
         seen.clear()

@@ -180,7 +180,7 @@ def test_perceptual_loss_from_the_weights_at_hand(clip_set: Path, tmp_path: Path
         (["--perceptual-weights", "nothing.npz"], "nothing.npz: no such file"),
         (["--data", "nowhere"], "nowhere: not a clip set"),
         (["--device", "cuda:77"], "--device cuda:77"),
-        (["--preset", "huge"], "--preset huge: right: tiny, small, paper"),
+        (["--preset", "huge"], "--preset huge: right: tiny, fast, small, paper"),
     ],
 )
 def test_mistakes_are_one_line(
@@ -196,7 +196,7 @@ def test_dry_run_writes_nothing(clip_set: Path, tmp_path: Path, caplog: pytest.L
     assert train_frame_synthesis_softsplat.main(flags(clip_set, tmp_path / "run", "--dry-run")) == 0
     assert "dry run: would train on" in caplog.text and "32 px crops" in caplog.text
     assert list(tmp_path.iterdir()) == []
-    assert set(PRESETS) == {"tiny", "small", "paper"}
+    assert set(PRESETS) == {"tiny", "fast", "small", "paper"}
 
 
 def test_flags_that_help_must_show_without_the_network_agree_with_it() -> None:

@@ -42,10 +42,11 @@ CROP_MULTIPLE, SMALLEST_CROP_PX = 4, 32
 # networks of these names are in models/frame_synthesis.py.
 PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 300, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98},
+    "fast": {"steps": 20_000, "batch_size": 8, "learning_rate": 5e-4, "warmup_steps": 200, "validate_every": 1000},
     "small": {"steps": 20_000, "batch_size": 8, "learning_rate": 5e-4, "warmup_steps": 200, "validate_every": 1000},
     "paper": {"steps": 200_000, "batch_size": 16, "learning_rate": 2e-4, "warmup_steps": 1000, "validate_every": 5000},
 }
-CROPS_PX = {"tiny": 96, "small": 128, "paper": 256}
+CROPS_PX = {"tiny": 96, "fast": 128, "small": 128, "paper": 256}
 
 
 class FrameSynthesisLoss:
@@ -183,6 +184,8 @@ def train_renderer(
     loss = FrameSynthesisLoss(perceptual)
     sets = open_sets(data, options.seed) if data or not dry_run else []
     config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}
+    if encoder == "resnet34":
+        config["unshuffle"] = 1  # it sees every pixel
     model = _make_model(operator, config, encoder_weights, options.seed)
     logger.info("%s, preset %s, %.2f M parameters, %d px crops", operator, preset, model.num_parameters() / 1e6, crop)
     if dry_run:
