@@ -202,12 +202,12 @@ learn vae 20 $vae_steps train_vae.py --data "${data[@]}" --preset tiny --batch-s
     --learning-rate 2e-3 --warmup-steps 30 --ema-decay 0.99
 learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage image-encoder "${features[@]}" \
     --batch-size 8 --learning-rate 2e-3 --warmup-steps 50 --ema-decay 0.99
-learn denoiser 80 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
-    --init "$work/runs/picture/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 --ema-decay 0.995 \
-    --validate-every 1000 --sample-every 0
 learn displacement 25 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
-    --init "$work/runs/denoiser/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 100 --weight-decay 0.05 \
-    --ema-decay 0.98 --sample-every 0 "${masked[@]}" ${still_pictures:+--still-pictures "$still_pictures"} --export "$checkpoint"
+    --init "$work/runs/picture/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 100 --weight-decay 0.05 \
+    --ema-decay 0.98 --sample-every 0 "${masked[@]}" ${still_pictures:+--still-pictures "$still_pictures"}
+learn denoiser 80 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
+    --init "$work/runs/displacement/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 \
+    --ema-decay 0.995 --validate-every 1000 --sample-every 0 --export "$checkpoint"
 
 # Rendering
 for operator in softsplat gaussian; do

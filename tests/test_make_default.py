@@ -19,7 +19,7 @@ from models.checkpoints import DEFAULT_CHECKPOINT
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "checkpoints" / "make_default.sh"
-PARTS = "scenes still clips vae picture denoiser displacement frame_synthesis_softmax frame_synthesis_gaussian".split()
+PARTS = "scenes still clips vae picture displacement denoiser frame_synthesis_softmax frame_synthesis_gaussian".split()
 TABLES = ["evaluate_motion", "evaluate_frames", "evaluate_placement", "sources"]
 # In place of python: notes what it was called with, and leaves the record that a training leaves.
 STAND_IN = """#!{python}
@@ -38,7 +38,7 @@ out.mkdir(parents=True, exist_ok=True)
 (out / "results.md").write_text("| table |\\n")
 if arguments[0].startswith("train_"):
     to = pathlib.Path(arguments[arguments.index("--export") + 1]).parent if "--export" in arguments else out
-    to = pathlib.Path(arguments[arguments.index("--export") + 1]) if "displacement" in arguments else to
+    to = pathlib.Path(arguments[arguments.index("--export") + 1]) if "denoiser" in arguments else to
     to.mkdir(parents=True, exist_ok=True)
     name = out.name
     finished = name != os.environ.get("UNFINISHED")
@@ -110,7 +110,7 @@ def test_an_unfinished_training_is_gone_on_with(tmp_path: Path, stand_in) -> Non
     assert 59 < float(value(before[-1], "--minutes")) < 60.1 and value(before[-1], "--resume") == "auto"
     assert call(*flags, **environment).returncode == 0
     after = calls()
-    assert Path(value(after[0], "--out")).name == "denoiser" and len(after) == 4 + len(TABLES)
+    assert Path(value(after[0], "--out")).name == "denoiser" and len(after) == 3 + len(TABLES)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
