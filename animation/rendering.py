@@ -67,7 +67,10 @@ def read_inputs(
     mask_map = read_mask(mask, tuple(image.shape[-2:])) if mask else None
     known = read_motion(motion, source) if motion else None
     if known is not None:
-        plan(playback, known)
+        try:
+            plan(playback, known)
+        except (ArgumentError, MotionFileError) as error:
+            raise MotionFileError(f"{motion}: {error}") from error
     return image, source, mask_map, known
 
 
@@ -80,7 +83,7 @@ def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: 
         try:
             loop_phase = loop_phase_of(motion.meta)
         except ValueError as error:
-            raise MotionFileError(f"the motion file's {error}; right: one as generate_motion.py writes it") from error
+            raise MotionFileError(f"{error}; right: a motion file of generate_motion.py") from error
     if not options.loop or is_whole_periods(loop_phase):
         loop_phase = 1.0
     period_s = motion.period_s if motion is not None else PERIOD_S

@@ -27,7 +27,7 @@ import torch
 from data.media import MediaError, from_bytes, read_image
 from data.tables import parse_table
 from motion.flow import MOVING_PX, default_grid_scale
-from motion.motion_file import ARCHIVE_ERRORS
+from motion.motion_file import ArchiveError, read_arrays
 from motion.normalisation import Normalisation
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
@@ -164,12 +164,12 @@ class ClipSet:
         """Read an .npz: bytes stay arrays, numbers become float32 tensors and must be finite."""
         path = self.folder / kind / f"{clip_id}.npz"
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays: dict[str, Any] = {name: file[name] for name in names}
-        except FileNotFoundError:
-            raise ClipSetError(f"{self.folder}: clip {clip_id}: {kind}/{path.name} is missing") from None
-        except ARCHIVE_ERRORS as error:
-            what = f"{kind}/{path.name} is damaged ({' '.join(str(error).split())[:80]})"
+            found = read_arrays(path, names)
+            arrays: dict[str, Any] = {name: found[name] for name in names}
+        except (ArchiveError, KeyError) as error:
+            if not path.exists():
+                raise ClipSetError(f"{self.folder}: clip {clip_id}: {kind}/{path.name} is missing") from None
+            what = f"{kind}/{path.name} is damaged ({' '.join(str(error).split())[:160]})"
             message = f"clip {clip_id}: {what}; delete its row in clips.csv and prepare it again"
             raise ClipSetError(f"{self.folder}: {message}") from error
         for name, array in arrays.items():

@@ -7,7 +7,6 @@ at hand, the few pairs that the set stores stand in.
 from __future__ import annotations
 
 import logging
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from data.prepare_clip import read_clip
 from data.scenes.scene import Scene, make_scene
 from data.video import Video
 from motion.flow import resize_maps
+from motion.motion_file import read_arrays
 from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
 
 logger = logging.getLogger(__name__)
@@ -177,9 +177,11 @@ def _settings(clip_set: ClipSet) -> dict:
 def _read_cache(path: Path, size: tuple[int, int], num_frames: int) -> dict[int, np.ndarray]:
     """Return {frame: flow (2, H, W) float16}; {} where the file is missing, damaged or of another clip."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            index, flow, frames = file["index"], file["flow"], int(file["num_frames"])
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        arrays = read_arrays(path, ("index", "flow", "num_frames"))
+        index, flow, frames = arrays["index"], arrays["flow"], int(arrays["num_frames"])
+    except (KeyError, ValueError, TypeError):
+        return {}
+    if index.ndim != 1 or index.dtype.kind != "i" or flow.dtype.kind != "f":
         return {}
     if flow.shape != (len(index), 2, *size) or frames != num_frames or not np.isfinite(flow).all():
         return {}

@@ -13,6 +13,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
 from models.vae import MotionVAE
+from motion.motion_file import read_arrays
 
 BACKBONES = ("squeezenet", "vae", "none")
 # Layers of SqueezeNet 1.1 whose outputs are read: (index in `features`, channels), at strides of about 2, 4, 8 and 16.
@@ -62,8 +63,7 @@ def read_feature_weights(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            state = {name: torch.from_numpy(np.asarray(archive[name], dtype=np.float32)) for name in archive.files}
+        state = {name: torch.from_numpy(array.astype(np.float32)) for name, array in read_arrays(path).items()}
     elif path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -88,13 +88,16 @@ def plan_playback(
 
 
 def loop_phase_of(meta: Mapping) -> float:
-    """Return the phase at which a motion closes, meta["loop"]["phase"], by default 1; ValueError if not positive."""
+    """Return the phase at which a motion closes, meta["loop"]["phase"], by default 1; ValueError if out of range."""
     loop = meta.get("loop")
     if loop is None:
         return 1.0
     phase = loop.get("phase") if isinstance(loop, Mapping) else None
-    if isinstance(phase, bool) or not isinstance(phase, int | float) or not (math.isfinite(phase) and phase > 0):
-        raise ValueError(f"meta: expected loop.phase to be a positive number, got {phase!r}")
+    # Compared as it is: a whole number from JSON may be too large for a float.
+    is_number = isinstance(phase, int | float) and not isinstance(phase, bool)
+    if not (is_number and 1 / MAX_FRAMES <= phase <= MAX_FRAMES):
+        right = f"to be a positive number, {1 / MAX_FRAMES:g} to {MAX_FRAMES:g}"
+        raise ValueError(f"meta: expected loop.phase {right}, got {str(phase)[:40]!r}")
     return float(phase)
 
 

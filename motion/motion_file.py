@@ -8,6 +8,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +33,16 @@ ARCHIVE_ERRORS = (OSError, EOFError, ValueError, LookupError, ArithmeticError, T
 ARCHIVE_ERRORS += (MemoryError, zipfile.BadZipFile, zlib.error, struct.error)
 FPS_RANGE = (0.01, 10_000.0)
 LARGEST_SIDE_PX = 1_000_000
+# Middlebury's files mark unknown flow by 1e9 and more; sums of much larger numbers overflow.
+LARGEST_MOTION_PX = 1e6
+# The arrays of an archive together, as they are stored or in float32; of a larger file, this many times its own size.
+LARGEST_ARRAYS_BYTES, LARGEST_EXPANSION = 1 << 29, 4
+LARGEST_DETAILS_BYTES = 1 << 20  # all arrays of a motion file but its maps
+DETAILS = ("format_version", "num_frames", "fps", "image_size", "meta")
+
+
+class ArchiveError(ValueError):
+    """An .npz that cannot be read; the message names the array and what would be right, not the file."""
 
 
 class MotionFileError(ValueError):
@@ -177,26 +188,58 @@ def load_motion(path: str | os.PathLike) -> Motion:
         raise MotionFileError(f"{path}: no such file; right: a motion file (.npz) as generate_motion.py writes it")
     try:
         return _read_motion(path)
-    except MotionFileError as error:
+    except (MotionFileError, ArchiveError) as error:
         raise MotionFileError(f"{path}: {error}") from error.__cause__
 
 
-def _read_motion(path: Path) -> Motion:
-    # numpy would report anything that is no archive as a pickle.
-    if not zipfile.is_zipfile(path):
-        raise MotionFileError("cannot be read as an .npz archive; right: a motion file")
+def read_arrays(path: Path, names: Iterable[str] | None = None, most_bytes: int | None = None) -> dict[str, np.ndarray]:
+    """Read those of `names` (None: all) that an .npz holds; nothing else in it is decompressed.
+
+    The sizes are taken from the arrays' headers, and none is read that makes them more than `most_bytes` (None: 512 MiB
+    or four times the file, whichever is larger). ArchiveError: too large, pickled, or damaged.
+    """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = [name for name in archive.files if name != "flow" or "spectrum" not in archive.files]
-            arrays = {name: archive[name] for name in names}
+        if most_bytes is None:
+            most_bytes = max(LARGEST_ARRAYS_BYTES, LARGEST_EXPANSION * path.stat().st_size)
+        arrays = {}
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename.removesuffix(".npy"): member for member in archive.infolist()}
+            for name in members.keys() if names is None else names:
+                if name in members:
+                    arrays[name] = _read_array(archive, members[name], f"`{name[:80]}`", most_bytes)
+                    most_bytes -= arrays[name].size * max(4, arrays[name].itemsize)
+        return arrays
+    except ArchiveError:
+        raise
     except ARCHIVE_ERRORS as error:
-        if "pickle" in str(error).lower():
-            raise MotionFileError("holds pickled objects, which are never loaded; right: plain arrays") from error
-        raise MotionFileError("cannot be read as an .npz archive; right: a motion file") from error
+        reason = " ".join(str(error).split())[:80] or type(error).__name__
+        raise ArchiveError(f"cannot be read as an .npz archive ({reason}); right: one of numpy's savez") from error
+
+
+def _read_array(archive: zipfile.ZipFile, member: zipfile.ZipInfo, name: str, most_bytes: int) -> np.ndarray:
+    # zipfile bounds what comes out of a few bytes for these alone, and numpy writes no others.
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ArchiveError(f"{name} is compressed in a way that is not read; right: one of numpy's savez_compressed")
+    with archive.open(member) as file:
+        # Headers of later versions have no limit, and only tables with very many columns need them.
+        if file.read(8) != np.lib.format.magic(1, 0):
+            raise ArchiveError(f"{name} is no array of numbers in numpy's format; right: one of numpy's savez")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    if dtype.hasobject:
+        raise ArchiveError(f"{name} holds pickled objects, which are never loaded; right: plain arrays")
+    if math.prod(shape) * max(4, dtype.itemsize) > most_bytes:
+        size = f"{dtype} {shape}"[:120]
+        raise ArchiveError(f"{name} is {size}, more than the {most_bytes / 2**20:.0f} MiB left; right: a smaller one")
+    with archive.open(member) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_motion(path: Path) -> Motion:
+    arrays = read_arrays(path, DETAILS, LARGEST_DETAILS_BYTES) | read_arrays(path, ("spectrum",))
     if "spectrum" not in arrays:
-        if "flow" not in arrays:
-            raise MotionFileError(f"holds neither `spectrum` nor `flow`, but {sorted(arrays)}")
-        flow = _checked_maps("flow", arrays["flow"], channels=2)
+        flow = _checked_maps("flow", read_arrays(path, ("flow",)), channels=2)
+        if len(flow) > MAX_FRAMES:
+            raise MotionFileError(f"`flow` has {len(flow)} frames; right: at most {MAX_FRAMES}")
         fps = _checked_number("fps", arrays["fps"], FPS_RANGE) if "fps" in arrays else FPS
         return Motion(None, flow, len(flow), fps, _checked_size(arrays), {})
     missing = {"format_version", "num_frames", "fps", "image_size"} - set(arrays)
@@ -205,7 +248,7 @@ def _read_motion(path: Path) -> Motion:
     version = _checked_number("format_version", arrays["format_version"], (0, math.inf))
     if version != FORMAT_VERSION:
         raise MotionFileError(f"format version {version:g}, this program reads version {FORMAT_VERSION}")
-    spectrum = _checked_maps("spectrum", arrays["spectrum"], channels=4)
+    spectrum = _checked_maps("spectrum", arrays, channels=4)
     num_frames = _checked_number("num_frames", arrays["num_frames"], (2, MAX_FRAMES), whole=True)
     fps = _checked_number("fps", arrays["fps"], FPS_RANGE)
     try:
@@ -236,7 +279,10 @@ def _checked_size(arrays: dict[str, np.ndarray]) -> tuple[int, int] | None:
     return (int(height), int(width)) if min(height, width) > 0 else None
 
 
-def _checked_maps(name: str, array: np.ndarray, *, channels: int) -> Tensor:
+def _checked_maps(name: str, arrays: dict[str, np.ndarray], *, channels: int) -> Tensor:
+    if name not in arrays:
+        raise MotionFileError("holds neither `spectrum` nor `flow`; right: one of them")
+    array = arrays.pop(name)  # so that it is not kept beside its float32
     if array.ndim != 4 or array.shape[1] != channels or min(array.shape) < 1 or array.dtype.kind != "f":
         right = f"float (N, {channels}, H, W) in pixels of its grid"
         raise MotionFileError(f"`{name}` is {array.dtype} {array.shape}; right: {right}")
@@ -245,4 +291,8 @@ def _checked_maps(name: str, array: np.ndarray, *, channels: int) -> Tensor:
     # Checked after the cast, which makes Inf of numbers that float32 cannot hold.
     if not np.isfinite(array).all():
         raise MotionFileError(f"`{name}` holds NaN or Inf in float32; right: finite numbers")
+    largest = max(float(array.max()), -float(array.min()))
+    if largest > LARGEST_MOTION_PX:
+        unknown = ' (1e9 and more means "unknown" in Middlebury\'s files: put a number there)'
+        raise MotionFileError(f"`{name}` holds {largest:.3g} px; right: at most {LARGEST_MOTION_PX:g}{unknown}")
     return torch.from_numpy(array)

@@ -201,7 +201,7 @@ def test_damaged_compressed_data_and_overflow_are_told(tmp_path):
     path.write_bytes(bytes(broken))
     with pytest.raises(ClipSetError, match=r"clip clip0: spectra/clip0.npz is damaged") as caught:
         clip_set.spectrum("clip0")
-    assert isinstance(caught.value.__cause__, zlib.error) and "\n" not in str(caught.value)
+    assert isinstance(caught.value.__cause__.__cause__, zlib.error) and "\n" not in str(caught.value)
     np.savez(path, spectrum=np.full((STORED_BINS, 4, *SIZE), 1e300), confidence=np.ones((1, *SIZE)))
     with pytest.raises(ClipSetError, match="spectrum in spectra/clip0.npz holds NaN or Inf"):
         clip_set.spectrum("clip0")
