@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import logging as diffusers_logging
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 if TYPE_CHECKING:
     from typing_extensions import Self  # typing has it from Python 3.11 on
 
+LARGEST_CONFIG_NUMBER = 1_000_000  # no network of ours has a size near it
+# While a network is built it may hold parts that are not saved; and each parameter costs time and memory of its own.
+SPARE_PARAMETERS, COST_OF_A_PARAMETER = 1 << 26, 1 << 12
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "default"
 
 
@@ -47,7 +53,8 @@ class SavedModel(ModelMixin, ConfigMixin):
         verbosity = diffusers_logging.get_verbosity()
         diffusers_logging.set_verbosity_error()
         try:
-            model, info = super().from_pretrained(folder, use_safetensors=True, **options)
+            with _at_most(sum(file.stat().st_size for file in folder.glob("*.safetensors"))):
+                model, info = super().from_pretrained(folder, use_safetensors=True, **options)
         except Exception as error:  # a damaged file or a wrong number in a config fails wherever it is first used
             right = "config.json and weights as training wrote them"
             raise CheckpointError(f"{folder}: cannot be loaded ({one_line(error)}); right: {right}") from error
@@ -67,11 +74,36 @@ class SavedModel(ModelMixin, ConfigMixin):
         return super().extract_init_dict(config, **options)
 
 
-def read_json(path: Path) -> dict:
-    """Read a JSON object; CheckpointError when it is missing or malformed."""
+@contextmanager
+def _at_most(parameters: int) -> Iterator[None]:
+    """Raise ValueError where a network of clearly more numbers is built, before it takes its time and memory."""
+    left = parameters + SPARE_PARAMETERS
+
+    def count(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter) -> None:
+        nonlocal left
+        left -= parameter.numel() + COST_OF_A_PARAMETER
+        if left < 0:
+            raise ValueError("config.json makes a network that is much larger than its weights")
+
+    hook = register_module_parameter_registration_hook(count)
     try:
-        data = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        yield
+    finally:
+        hook.remove()
+
+
+def _config_number(digits: str) -> int:
+    # Of the length first: long numbers take long to read.
+    if len(digits) > 8 or abs(int(digits)) > LARGEST_CONFIG_NUMBER:
+        raise ValueError(f"{digits[:12]} is too large; right: at most {LARGEST_CONFIG_NUMBER}")
+    return int(digits)
+
+
+def read_json(path: Path) -> dict:
+    """Read a configuration, a JSON object; CheckpointError when it is missing, malformed or has huge numbers."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=_config_number)
+    except (OSError, ValueError, RecursionError) as error:
         right = "a whole checkpoint folder"
         raise CheckpointError(f"{path}: cannot be read as JSON ({one_line(error)}); right: {right}") from error
     if not isinstance(data, dict):

@@ -17,7 +17,7 @@ from models.resnet_encoder import ResNetPyramid
 from models.tiles import in_tiles
 from motion.flow import magnitude, resize_flow, resize_maps
 from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
-from splatting.functional import DEFAULT_SIGMA_PX, WEIGHTINGS
+from splatting.functional import DEFAULT_SIGMA_PX, SIGMA_RANGE_PX, WEIGHTINGS
 
 OPERATORS = ("softmax", "gaussian")
 IMPORTANCES = ("fixed", "learned")
@@ -206,8 +206,8 @@ class FrameSynthesis(SavedModel):
         for name, value in {"operator": operator, "importance": importance, "encoder": encoder}.items():
             if value not in choices[name]:
                 raise ValueError(f"{name}: expected one of {', '.join(choices[name])}, got {value!r}")
-        if not isinstance(sigma, (int, float)) or not 0 < sigma < float("inf"):
-            raise ValueError(f"sigma: expected a positive number of px, got {sigma!r}")
+        if not isinstance(sigma, (int, float)) or not SIGMA_RANGE_PX[0] <= sigma <= SIGMA_RANGE_PX[1]:
+            raise ValueError(f"sigma: expected a positive number of px, 0.001 to 1000, got {sigma!r}")
         if scales is not None and not 1 <= scales <= len(channels):
             raise ValueError(f"scales: expected 1 to {len(channels)} (one a number of channels), got {scales!r}")
         if weighting not in WEIGHTINGS or (weighting, operator) == ("gaussian", "softmax"):

@@ -193,7 +193,7 @@ def test_a_loop_in_a_motion_file_is_checked(checkpoint, photograph, tmp_path, ca
     save_motion(tmp_path / "m.npz", motion)
     flags = ["--motion", tmp_path / "m.npz", "--loop", "--out", tmp_path / "a.mp4"]
     assert run_animate(checkpoint, photograph, *flags) == 2
-    assert "expected loop.phase to be a positive number, got 'soon'" in last_error(capsys)
+    assert "expected loop.phase to be a positive number, 1e-06 to 1e+06, got 'soon'" in last_error(capsys)
 
 
 def test_several_pictures_are_animated_anew_unless_told(checkpoint, photograph, tmp_path, caplog):
