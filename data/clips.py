@@ -84,6 +84,12 @@ class ClipRow:
 
 
 COLUMNS = tuple(field.name for field in fields(ClipRow))
+# Of the arrays in a clip's files: numbers must agree, and so must sides of the same letter in one file.
+_SHAPES = {
+    "spectrum": ("K", 4, "H", "W"), "confidence": (1, "H", "W"),
+    "target": ("N", "H", "W", 3), "flow": ("N", 2, "H", "W"), "reliability": ("N", 1, "H", "W"),
+    "importance": (1, "H", "W"), "time_s": ("N",),
+}  # fmt: skip
 _TEXTS = ("id", "source", "split", "status", "reason", "group")
 
 
@@ -158,7 +164,11 @@ class ClipSet:
         """Return the scales of the training split's first `num_bins` bins."""
         if "scale_px" not in self.statistics:
             raise ClipSetError(f"{self.folder}: no statistics; finish preparing it, with a kept training clip")
-        return Normalisation.from_dict(self.statistics).truncated(num_bins)
+        try:
+            return Normalisation.from_dict(self.statistics).truncated(num_bins)
+        except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError) as error:
+            what = f"statistics.json is damaged ({' '.join(str(error).split())[:80]})"
+            raise ClipSetError(f"{self.folder}: {what}; prepare the set again") from error
 
     def _read(self, kind: str, clip_id: str, names: tuple[str, ...]) -> dict[str, Any]:
         """Read an .npz: bytes stay arrays, numbers become float32 tensors and must be finite."""
@@ -172,7 +182,15 @@ class ClipSet:
             what = f"{kind}/{path.name} is damaged ({' '.join(str(error).split())[:160]})"
             message = f"clip {clip_id}: {what}; delete its row in clips.csv and prepare it again"
             raise ClipSetError(f"{self.folder}: {message}") from error
+        sides: dict[str | int, int] = {number: number for number in (1, 2, 3, 4)}
         for name, array in arrays.items():
+            expected = _SHAPES[name]
+            fits = array.dtype == np.uint8 if name == "target" else array.dtype.kind == "f"
+            fits = fits and array.ndim == len(expected)
+            pairs = zip(expected, array.shape, strict=fits)
+            if not fits or any(sides.setdefault(side, length) != length or length < 1 for side, length in pairs):
+                what = f"{name} in {kind}/{path.name} is {array.dtype} {array.shape}"
+                raise ClipSetError(f"{self.folder}: clip {clip_id}: {what}, which does not fit; prepare the clip again")
             if array.dtype.kind == "f":
                 with np.errstate(over="ignore"):
                     array = array.astype(np.float32)
@@ -188,11 +206,14 @@ def read_statistics(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        statistics = json.loads(path.read_text())
-    except ValueError:
+        statistics = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
         raise ClipSetError(f"{path}: not JSON; delete it and run prepare_data.py again") from None
-    if statistics.get("format_version") != FORMAT_VERSION:
+    if not isinstance(statistics, dict) or statistics.get("format_version") != FORMAT_VERSION:
         raise ClipSetError(f"{path}: format_version is not {FORMAT_VERSION}; prepare the set again")
+    for name, kind in {"settings": dict, "scale_px": list}.items():
+        if not isinstance(statistics.get(name, kind()), kind):
+            raise ClipSetError(f"{path} is damaged ({name} is no {kind.__name__}); prepare the set again")
     return statistics
 
 

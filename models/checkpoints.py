@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -45,7 +45,7 @@ class SavedModel(ModelMixin, ConfigMixin):
         if not folder.is_dir():
             right = "one written by this project's training scripts"
             raise CheckpointError(f"{folder}: no such {cls.component} folder; right: {right}")
-        name = read_json(folder / "config.json").get("_class_name")
+        name = read_config(folder / "config.json").get("_class_name")
         if name != cls.__name__:
             raise CheckpointError(f"{folder}: holds {name!r}; right: a {cls.__name__} folder")
         options = {"torch_dtype": torch.float32, "output_loading_info": True, "low_cpu_mem_usage": False}
@@ -99,10 +99,15 @@ def _config_number(digits: str) -> int:
     return int(digits)
 
 
-def read_json(path: Path) -> dict:
-    """Read a configuration, a JSON object; CheckpointError when it is missing, malformed or has huge numbers."""
+def read_config(path: Path) -> dict:
+    """Read a network's or schedule's configuration as `read_json`, whole numbers being at most a million."""
+    return read_json(path, _config_number)
+
+
+def read_json(path: Path, parse_int: Callable[[str], int] = int) -> dict:
+    """Read a JSON object; CheckpointError when it is missing or malformed."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"), parse_int=_config_number)
+        data = json.loads(path.read_text(encoding="utf-8"), parse_int=parse_int)
     except (OSError, ValueError, RecursionError) as error:
         right = "a whole checkpoint folder"
         raise CheckpointError(f"{path}: cannot be read as JSON ({one_line(error)}); right: {right}") from error

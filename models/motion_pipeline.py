@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
-from models.checkpoints import CheckpointError, one_line, read_json
+from models.checkpoints import CheckpointError, one_line, read_config
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import COHERENCE_PX, EARLIER_COHERENCE_PX, rescale_to_displacement, smooth_spectrum
 from models.placement import DETAIL, PlacementHead, placed_displacement, suggested_wind
@@ -116,7 +116,7 @@ class MotionPipeline(DiffusionPipeline):
         folder = Path(folder)
         if not folder.is_dir():
             raise CheckpointError(f"{folder}: no such checkpoint folder; right: one that holds vae/, unet/, scheduler/")
-        index = read_json(folder / "model_index.json")
+        index = read_config(folder / "model_index.json")
         missing = {"vae", "unet", "scheduler"} - set(index)
         if missing:
             raise CheckpointError(f"{folder}/model_index.json: lacks {sorted(missing)}; right: a motion checkpoint")
@@ -126,7 +126,7 @@ class MotionPipeline(DiffusionPipeline):
         optional = {
             name: kind.from_pretrained(folder / name)
             for name, kind in (("segmentation", SegmentationModel), ("placement", PlacementHead))
-            if any(index.get(name) or []) or (folder / name).exists()
+            if index.get(name) not in (None, [None, None]) or (folder / name).exists()
         }
         try:
             return cls(vae, unet, schedule, **optional)

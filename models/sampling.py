@@ -10,7 +10,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin, UniPCMultistepScheduler
 from torch import Tensor
 
-from models.checkpoints import CheckpointError, one_line, read_json
+from models.checkpoints import CheckpointError, one_line, read_config
 from models.device import autocast
 from models.self_guidance import LoopGuidance
 from models.unet import PREDICTION_TYPES, FrequencyUNet
@@ -23,7 +23,7 @@ SAMPLERS, DEFAULT_SAMPLER = tuple(DEFAULT_STEPS), "dpm"
 def load_schedule(folder: str | Path) -> DDPMScheduler:
     """Load the noise schedule of a folder and try every sampler on it; CheckpointError when it cannot be used."""
     path = Path(folder) / "scheduler_config.json"
-    config = read_json(path)
+    config = read_config(path)
     try:
         schedule = DDPMScheduler.from_config(config)
         predicts, alphas_cumprod = schedule.config.prediction_type, schedule.alphas_cumprod

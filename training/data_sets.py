@@ -87,12 +87,7 @@ def _normalisation(clip_set: ClipSet, num_bins: int) -> Normalisation:
     if 0 < len(scales) < num_bins:
         found = f"bins {num_bins}: {clip_set.folder} has statistics of {len(scales)} bins"
         raise ArgumentError(f"{found}; right: so many or fewer, or prepare the set again")
-    try:
-        return clip_set.normalisation(num_bins)
-    except ClipSetError:
-        raise
-    except (ValueError, TypeError, LookupError) as error:
-        raise ClipSetError(f"{clip_set.folder}: statistics.json is damaged ({error}); prepare the set again") from error
+    return clip_set.normalisation(num_bins)
 
 
 class ReadableClips(ClipSet):
@@ -153,7 +148,7 @@ def _unreadable(clip_set: ClipSet) -> dict[str, str]:
         return None
 
     path, known = clip_set.folder / READ_BEFORE, {}
-    with contextlib.suppress(OSError, ValueError, TypeError):
+    with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         known = dict(json.loads(path.read_text(encoding="utf-8")))
     now: dict[str, list[int] | None] = {}
     for row in clip_set.rows():

@@ -13,6 +13,7 @@ from accelerate import PartialState
 from diffusers import ModelMixin
 
 from data.files import atomic_path, write_text
+from models.checkpoints import read_json
 from models.motion_pipeline import MotionPipeline
 from training.loop import TrainingResult
 from training.run_folder import OPTIONS, RunFolder
@@ -74,18 +75,18 @@ def export_pipeline(
 def _record_of(part: Path) -> dict[str, Any] | None:
     """Return what the training.json beside a model's folder says of it."""
     path = part.parent / RECORD
-    return json.loads(path.read_text()).get(part.name) if path.is_file() else None
+    return read_json(path).get(part.name) if path.is_file() else None
 
 
 def _add_records(checkpoint: Path, records: dict[str, Any]) -> None:
     path = checkpoint / RECORD
-    written = json.loads(path.read_text()) if path.is_file() else {}
+    written = read_json(path) if path.is_file() else {}
     write_text(path, json.dumps(written | records, indent=1, default=str) + "\n")
 
 
 def training_record(run: RunFolder, result: TrainingResult) -> dict[str, Any]:
     """Return what training.json says of a run: flags, versions, commit, device, steps, hours, losses."""
-    options = json.loads((run.path / OPTIONS).read_text())
+    options = json.loads((run.path / OPTIONS).read_text(encoding="utf-8"))
     record = {key: options[key] for key in ("script", "command", "flags", "versions", "commit", "device", "started")}
     hours = round(result.seconds / 3600, 3)
     record |= {"steps": result.steps, "finished": result.finished, "hours_of_last_call": hours}

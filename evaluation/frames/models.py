@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from data.clips import column_names
 from evaluation import EvaluationError
+from models.checkpoints import read_json
 from models.frame_synthesis import FrameSynthesis
 from splatting.functional import DEFAULT_SIGMA_PX
 from training.export import RECORD
@@ -42,9 +42,9 @@ class TrainedRenderer:
         model = FrameSynthesis.from_pretrained(folder)
         name = variant_name(model)
         try:
-            record = json.loads((folder.parent / RECORD).read_text(encoding="utf-8"))[folder.name]
+            record = read_json(folder.parent / RECORD)[folder.name]
             flags, seed, steps = record["flags"], int(record["flags"]["seed"]), int(record["steps"])
-        except (OSError, ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError):
             return cls(name, name, model, folder)
         settings = {key: value for key, value in model.config.items() if not key.startswith("_")}
         settings |= {key: value for key, value in flags.items() if key not in _WHERE}
