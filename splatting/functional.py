@@ -216,5 +216,6 @@ def _check_tensor(name: str, tensor: Tensor, expected: str) -> None:
 def _check_positive(name: str, number: float) -> None:
     if isinstance(number, bool) or not isinstance(number, numbers.Real):
         raise ValueError(f"{name}: expected a number > 0, got {type(number).__name__}")
-    if not (math.isfinite(number) and number > 0):
+    # Not by math.isfinite, which torch.compile cannot trace for a number that changes.
+    if not 0 < number < math.inf:
         raise ValueError(f"{name}: expected a number > 0, got {number}")

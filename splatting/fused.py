@@ -8,7 +8,8 @@ sigma are float32 or float64 in any case. Such a module has
     backward(grad_out, grad_weight, saved, ewa, normalise, needs)
         -> gradients of values, flow, importance and sigma, None where the four bools of `needs` say no
 
-Second derivatives, forward-mode derivatives and the transforms of torch.func need `backend="reference"`.
+Second derivatives, forward-mode derivatives and the transforms of torch.func need `backend="reference"`; here they
+raise RuntimeError.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.forward_ad import unpack_dual
 
 from splatting.reference import summing_dtype, weight_in
 
@@ -49,6 +51,10 @@ def splat(
     values: Tensor, flow: Tensor, importance: Tensor | None, sigma: float | Tensor | None, ewa: bool, normalise: bool
 ) -> tuple[Tensor, Tensor]:
     """Do the same as `reference.splat`."""
+    # Torch would drop the tangents of an operator that it knows no forward derivative of.
+    tensors = [tensor for tensor in (values, flow, importance, sigma) if isinstance(tensor, Tensor)]
+    if any(unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError("splatting: forward-mode derivatives need backend='reference'")
     dtype = summing_dtype(values, flow, importance)
     if importance is not None:
         importance = importance.to(dtype)

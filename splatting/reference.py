@@ -99,7 +99,7 @@ def _gaussian_taps(landing: Landing, flow: Tensor, sigma: float | Tensor, ewa: b
         return _make_taps(landing, offsets, lambda i, j: across[i] * down[j])
 
     # S^-1 = [[a, c], [c, b]] from the two variances along the axes of J J^T
-    stretch_1, stretch_2, cos, sin = _local_stretch(flow, landing.valid)
+    stretch_1, stretch_2, cos, sin = _local_stretch(flow.detach(), landing.valid)
     variance_1 = (sigma * stretch_1).square() + EWA_VARIANCE_FLOOR
     variance_2 = (sigma * stretch_2).square() + EWA_VARIANCE_FLOOR
     mean, difference = 0.5 / variance_1 + 0.5 / variance_2, 0.5 / variance_1 - 0.5 / variance_2
@@ -131,7 +131,6 @@ def _make_taps(landing: Landing, offsets: tuple[int, ...], weight_at: Callable[[
     return taps
 
 
-@torch.no_grad()
 def _local_stretch(flow: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the clamped singular values s1 >= s2 of J = I + d flow / d p, and cos and sin, each (B, H, W), with
 
@@ -166,10 +165,10 @@ def _derivative(flow: Tensor, valid: Tensor, dim: int) -> Tensor:
 def _weigh_by_importance(taps: Taps, importance: Tensor, valid: Tensor) -> Taps:
     _, height, width = valid.shape
     z = torch.where(valid, importance[:, 0], 0.0).flatten(1)  # (B, N)
-    largest = torch.full((z.shape[0], (height + 1) * width), -math.inf, dtype=z.dtype, device=z.device)
-    with torch.no_grad():
-        for index, weight in taps:
-            largest.scatter_reduce_(1, index, torch.where(weight > 0, z, -math.inf), "amax")
+    largest = z.new_full((z.shape[0], (height + 1) * width), -math.inf)
+    for index, weight in taps:
+        # Detached, as no_grad would not end forward derivatives.
+        largest.scatter_reduce_(1, index, torch.where(weight.detach() > 0, z.detach(), -math.inf), "amax")
     weighed = []
     for index, weight in taps:
         exponent = z - largest.gather(1, index)
@@ -183,14 +182,18 @@ def _weigh_by_importance(taps: Taps, importance: Tensor, valid: Tensor) -> Taps:
 def _accumulate(values: Tensor, taps: Taps) -> tuple[Tensor, Tensor]:
     batch, channels, height, width = values.shape
     flat = values.flatten(2)  # (B, C, N)
-    total = flat.new_zeros(batch, channels, (height + 1) * width)
-    total_weight = flat.new_zeros(batch, (height + 1) * width)
-    needs_graph = torch.is_grad_enabled() and (flat.requires_grad or taps[0][1].requires_grad)
-    # Without a graph one buffer serves all taps: at large sizes its allocation would cost as much as the sum.
-    buffer = None if needs_graph else torch.empty_like(flat)
+    weighted = flat * taps[0][1][:, None]  # (B, C, N)
+    # New tensors of what depends on all arguments: vmap writes batches into no others.
+    total = weighted.new_zeros(batch, channels, (height + 1) * width)
+    total_weight = taps[0][1].new_zeros(batch, (height + 1) * width)
     # Measured: scatter_add_ along the last axis takes a quarter of the time of index_add_ on channels-last rows.
-    for index, weight in taps:
-        weighted = torch.mul(flat, weight[:, None], out=buffer)
+    for number, (index, weight) in enumerate(taps):
+        if weighted.requires_grad:
+            weighted = flat * weight[:, None]
+        elif number > 0:
+            # Without a graph one buffer serves all taps: at large sizes its allocation would cost as much as the sum.
+            # Not by `out`, which has no forward derivative.
+            weighted = weighted.copy_(flat).mul_(weight[:, None])
         total.scatter_add_(2, index[:, None].expand(-1, channels, -1), weighted)
         total_weight.scatter_add_(1, index, weight)
     total = total.view(batch, channels, height + 1, width)[:, :, :height]

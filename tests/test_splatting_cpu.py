@@ -366,3 +366,60 @@ def test_a_second_derivative_is_refused():
     (gradient,) = torch.autograd.grad(average_splat(values, flow, backend="cpu").sum(), flow, create_graph=True)
     with pytest.raises(RuntimeError):
         torch.autograd.grad(gradient.sum(), flow)
+
+
+@pytest.mark.parametrize("name", ["softmax", "gaussian weighting", "ewa"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_torch_compile_with_sizes_and_numbers_that_change(name, backend):
+    def splat(values: Tensor, flow: Tensor, importance: Tensor, number: float) -> Tensor:
+        if name == "ewa":
+            return gaussian_splat(values, flow, importance, sigma=number, backend=backend)
+        weighting = {} if name == "softmax" else {"weighting": "gaussian", "weight_sigma": number}
+        return softmax_splat(values, flow, importance, backend=backend, **weighting)
+
+    torch.compiler.reset()
+    compiled = torch.compile(splat, fullgraph=True, dynamic=True, backend="aot_eager")
+    for number, size in ((0.4, (1, 3, 8, 9)), (0.5, (2, 3, 10, 12)), (0.6, (2, 4, 11, 7))):
+        scene = [tensor.requires_grad_() for tensor in make_scene(*size)[:3]]
+        got, expected = compiled(*scene, number), splat(*scene, number)
+        torch.testing.assert_close(got, expected)
+        upstream = torch.randn_like(got)
+        for one, other in zip(*(torch.autograd.grad(out, scene, upstream) for out in (got, expected)), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+@each_operator
+def test_forward_derivatives_agree_with_backward_ones_or_are_refused(operator):
+    scene = make_scene(1, 2, 3, 4, dtype=torch.float64)
+    tangents = tuple(torch.randn_like(tensor) for tensor in scene)
+
+    def both(backend: str) -> Callable:
+        return lambda *inputs: torch.cat(operator(*inputs, backend=backend, return_weight=True), dim=1)
+
+    out, tangent = torch.func.jvp(both("reference"), scene, tangents)
+    upstream = torch.randn_like(out)
+    gradients = torch.func.vjp(both("reference"), *scene)[1](upstream)
+    expected = sum((gradient * direction).sum() for gradient, direction in zip(gradients, tangents, strict=True))
+    torch.testing.assert_close((tangent * upstream).sum(), expected)
+    # jacfwd and jacrev batch both kinds of derivatives by vmap.
+    jacobians = [jacobian(both("reference"), argnums=1)(*scene) for jacobian in (torch.func.jacfwd, torch.func.jacrev)]
+    torch.testing.assert_close(*jacobians)
+    with pytest.raises(RuntimeError, match="forward-mode derivatives need backend='reference'"):
+        torch.func.jvp(both("cpu"), scene, tangents)
+    with pytest.raises(RuntimeError, match="forward-mode derivatives need backend='reference'"):
+        torch.func.jacfwd(both("cpu"), argnums=1)(*scene)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@each_operator
+def test_what_is_not_finite_in_one_item_stays_there(operator, backend):
+    scene = make_scene(2, 3, 6, 7)
+    for tensor in scene[:3]:
+        tensor[1] = torch.nan
+    alone = results(operator, (*(tensor[:1] for tensor in scene[:3]), scene[3]), backend)
+    inputs = [tensor.requires_grad_() for tensor in scene]
+    out, weight = operator(*inputs, backend=backend, return_weight=True)
+    assert (weight[1] == 0).all() and (out[1] == 0).all()
+    torch.testing.assert_close(out[:1], alone[0])
+    gradients = torch.autograd.grad(out[:1].sum() + weight[:1].square().sum(), inputs, allow_unused=True)
+    assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
