@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import suppress
@@ -13,14 +15,20 @@ import av
 import cv2
 import numpy as np
 import torch
+from av.stream import Disposition
 
 from data.media import MediaError, check_input_file, from_bytes
+
+logger = logging.getLogger(__name__)
 
 _FALLBACK_FPS = 30.0
 _MAX_GAP_S = 10.0
 _SEEK_FROM_S = 10.0
 _SEEK_MARGIN_S = 3.0
 _TRUNCATED_FRACTION = 0.9
+_HDR = {16: "PQ", 18: "HLG"}  # transfer functions by their numbers in ITU-T H.273
+_DEINTERLACE = ("bwdif", "mode=send_frame:deint=interlaced")
+_TONE_MAP = ("scale", "out_transfer=bt709:out_primaries=bt709:intent=perceptual"), ("format", "rgb24")
 
 TimedFrames = Iterator[tuple[float, av.VideoFrame]]
 
@@ -153,9 +161,16 @@ class _Source:
             self._container = av.open(f"file:{self.path}", metadata_errors="ignore")
         except av.FFmpegError:
             self._container = None
-        self._stream = self._container and self._container.streams.best("video")
-        if not self._stream:
+        streams = self._container.streams.video if self._container else ()
+        # A music file's cover is a stream of its own.
+        streams = [stream for stream in streams if not stream.disposition & Disposition.attached_pic]
+        if not streams:
             raise MediaError(f"{self.path}: is not a video that can be read (damaged, truncated, or sound only)")
+        best = self._container.streams.best("video")
+        self._stream = best if best in streams else streams[0]
+        if len(streams) > 1:
+            number = f"number {streams.index(self._stream) + 1}, {self._stream.width} x {self._stream.height} px"
+            _note(self.path, f"holds {len(streams)} video streams; {number}, is read")
         self._stream.thread_type = "AUTO"
         fps = self._stream.guessed_rate or self._stream.average_rate or 0
         self.fps = float(fps) if 0.01 < fps <= 1000 else _FALLBACK_FPS
@@ -181,30 +196,64 @@ class _Source:
                 self._container.close()
                 self._open()  # begin again and walk
             decoded = self._decode()
-            first, time_s = (next(decoded), 0.0) if ahead is None else (ahead, ahead.time - first.time)
+            first, time_s = (next(decoded), 0.0) if ahead is None else (ahead, self._stamp(ahead) - self._stamp(first))
         stamp_s = None
         for frame in itertools.chain([first], decoded):
+            now_s = math.nan if self._stamp(frame) is None else self._stamp(frame)
             if stamp_s is not None:
-                gap_s = math.nan if frame.time is None else frame.time - stamp_s
+                gap_s = now_s - stamp_s
                 # A stamp that is missing, stuck or jumps says nothing; the nominal rate stands in for that step.
                 time_s += gap_s if 1e-6 < gap_s < max(_MAX_GAP_S, 10 / self.fps) else 1 / self.fps
-            stamp_s = math.nan if frame.time is None else frame.time
+            stamp_s = now_s
             self.seen, self._last_s = self.seen + 1, time_s
             yield time_s, frame
         self._read_to_the_end = ahead is None
 
     def _seek(self, first: av.VideoFrame, time_s: float) -> av.VideoFrame | None:
         """Go to shortly before a time; return the frame there, None where the index is missing or stamps lie."""
-        if first.time is None:
+        begin_s = self._stamp(first)
+        if begin_s is None:
             return None
         with suppress(av.FFmpegError):
-            self._container.seek(first.pts + int((time_s - _SEEK_MARGIN_S) / first.time_base), stream=self._stream)
+            ticks = int((begin_s + time_s - _SEEK_MARGIN_S) / self._stream.time_base)
+            self._container.seek(ticks, stream=self._stream)
             frame = next(self._decode(), None)
-            if frame is not None and frame.time is not None and 0 < frame.time - first.time <= time_s - 2 / self.fps:
+            found_s = None if frame is None else self._stamp(frame)
+            if found_s is not None and 0 < found_s - begin_s <= time_s - 2 / self.fps:
                 return frame
         return None
 
+    def _stamp(self, frame: av.VideoFrame) -> float | None:
+        # AVI has no times of presentation: ffmpeg guesses them, and those of B-frames wrongly.
+        if self._container.format.name == "avi":
+            return None if frame.dts is None else float(frame.dts * frame.time_base)
+        return frame.time
+
     def _decode(self) -> Iterator[av.VideoFrame]:
+        """Yield the frames, deinterlaced, and HDR mapped to the range of a screen."""
+        graph = None
+        for frame in self._decoded_packets():
+            filters = [_DEINTERLACE] * frame.interlaced_frame
+            if frame.color_trc in _HDR:
+                filters += _TONE_MAP
+                _note(self.path, f"is HDR ({_HDR[frame.color_trc]}), tone-mapped to BT.709")
+            if filters and graph is None:
+                graph = self._filter_graph(frame, filters)
+            yield from [frame] if graph is None else _through(graph, frame)
+        if graph is not None:
+            yield from _through(graph, None)
+
+    def _filter_graph(self, frame: av.VideoFrame, filters: list[tuple[str, str]]) -> av.filter.Graph:
+        graph = av.filter.Graph()
+        size = {"width": frame.width, "height": frame.height, "format": frame.format}
+        nodes = [graph.add_buffer(**size, time_base=frame.time_base or self._stream.time_base)]
+        try:
+            graph.link_nodes(*nodes, *(graph.add(*each) for each in filters), graph.add("buffersink")).configure()
+        except (av.FFmpegError, ValueError) as error:
+            raise MediaError(f"{self.path}: needs ffmpeg's filter {filters[-1][0]} ({error}); update av") from error
+        return graph
+
+    def _decoded_packets(self) -> Iterator[av.VideoFrame]:
         # A damaged packet is left out, as those after it may be whole; `check_whole` tells a file that is cut short.
         with suppress(av.FFmpegError):
             for packet in self._container.demux(self._stream):
@@ -226,3 +275,17 @@ class _Source:
         if self._read_to_the_end and is_short:
             frames = f"{self.seen} of {self.declared_frames} frames"
             raise MediaError(f"{self.path}: ends after {frames}, so it is truncated; give a whole file")
+
+
+def _through(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[av.VideoFrame]:
+    """Push a frame, None after the last one, into a graph of filters; yield what is ready."""
+    with suppress(av.FFmpegError):  # also raised where nothing is ready
+        graph.push(frame)
+        while True:
+            yield graph.pull()
+
+
+@functools.cache
+def _note(path: Path, text: str) -> None:
+    """Log a remark on a file once, however often it is opened."""
+    logger.info("%s: %s", path, text)
