@@ -84,6 +84,11 @@ def changed_config(checkpoint, folder, part: str, change: dict):
         ("unet", {"num_bins": "4"}, "num_bins is '4'"),
         ("unet", {"num_bins": -1}, "num_bins is -1"),
         ("unet", {"period_s": 4.0}, "period_s is 5.0, the U-Net's 4.0"),
+        ("unet", {"block_channels": [8000, 8000]}, "much larger than its weights"),
+        ("unet", {"layers_per_block": 100_000}, "much larger than its weights"),
+        ("unet", {"condition_channels": 10**9}, "1000000000 is too large; right: at most 1000000"),
+        ("vae", {"scaling_factor": 10**400}, "100000000000 is too large"),
+        ("scheduler", {"num_train_timesteps": 10**9}, "is too large"),
     ],
 )
 def test_wrong_configurations_are_one_line(checkpoint, tmp_path, part, change, said):
@@ -94,7 +99,9 @@ def test_wrong_configurations_are_one_line(checkpoint, tmp_path, part, change, s
 
 
 def test_wrong_configuration_of_a_renderer_is_one_line(checkpoint, tmp_path):
-    for index, change in enumerate([{"channels": []}, {"sigma": "wide"}, {"columns": None}]):
+    for index, change in enumerate(
+        [{"channels": []}, {"sigma": "wide"}, {"columns": None}, {"sigma": 1e300}, {"columns": 100_000}]
+    ):
         folder = changed_config(checkpoint, tmp_path / str(index), "frame_synthesis_gaussian", change)
         with pytest.raises(CheckpointError, match="cannot be loaded") as caught:
             FrameSynthesis.from_pretrained(folder / "frame_synthesis_gaussian")
@@ -120,3 +127,12 @@ def test_weights_that_are_missing_are_told_once(checkpoint, tmp_path, caplog):
         diffusers_logging.remove_handler(caplog.handler)
     assert caplog.text == ""
     assert diffusers_logging.get_verbosity() == before
+
+
+@pytest.mark.parametrize("name", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+def test_json_nested_without_end_is_one_line(checkpoint, tmp_path, name):
+    folder = shutil.copytree(checkpoint, tmp_path / "copy")
+    (folder / name).write_text("[" * 100_000)
+    with pytest.raises(CheckpointError, match="cannot be read as JSON") as caught:
+        MotionPipeline.from_pretrained(folder)
+    assert str(folder / name) in str(caught.value) and "\n" not in str(caught.value)

@@ -262,3 +262,55 @@ def test_an_error_in_a_job_ends_the_processes_and_reaches_the_caller():
     with pytest.raises(ZeroDivisionError), run_jobs(divmod, [(1, 1), (1, 0), (2, 1)], 2, "job") as results:
         list(results)
     assert set(multiprocessing.active_children()) <= before
+
+
+@pytest.mark.parametrize(
+    ("name", "array", "message"),
+    [
+        (
+            "spectrum",
+            np.zeros((24, 3, *SIZE), np.float16),
+            r"spectrum in spectra/clip0.npz is float16 \(24, 3,",
+        ),
+        ("confidence", np.zeros((1, 5, 6), np.float16), "confidence in spectra/clip0.npz .*does not fit"),
+        ("spectrum", np.zeros((0, 4, *SIZE), np.float16), "does not fit"),
+        ("spectrum", np.zeros((24, 4, *SIZE), np.int16), "does not fit"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_line(tmp_path, name, array, message):
+    clip_set = make_set(tmp_path / "set", 2)
+    path = clip_set.folder / "spectra" / "clip0.npz"
+    with np.load(path) as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez_compressed(path, **{**arrays, name: array})
+    with pytest.raises(ClipSetError, match=message) as caught:
+        clip_set.spectrum("clip0")
+    assert str(clip_set.folder) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1]", "format_version is not 1"),
+        ("[" * 100_000, "not JSON"),
+        ('{"format_version": 1, "settings": 3}', "is damaged .settings is no dict"),
+        ('{"format_version": 1, "scale_px": 3}', "is damaged .scale_px is no list"),
+        ('{"format_version": 1, "scale_px": [1], "period_s": "x"}', "statistics.json is damaged"),
+    ],
+)
+def test_statistics_that_are_damaged_are_one_line(tmp_path, text, message):
+    folder = make_set(tmp_path / "set", 2).folder
+    (folder / "statistics.json").write_text(text)
+    with pytest.raises(ClipSetError, match=message) as caught:
+        ClipSet(folder).normalisation(1)
+    assert "statistics.json" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("clip_id", ["../other", "/etc/passwd", "a/b"])
+def test_a_table_cannot_name_files_outside_its_set(tmp_path, clip_id):
+    """prepare_data.py removes the files of rows that it does not know."""
+    folder = make_set(tmp_path / "set", 2).folder
+    table = folder / "clips.csv"
+    table.write_text(table.read_text().replace("clip1,", f"{clip_id},"))
+    with pytest.raises(ClipSetError, match="clips.csv: line 3 is damaged"):
+        ClipSet(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from apple_device import AppleDevice, on_apple
 
+from motion import motion_file
+from motion.looping import loop_phase_of
 from motion.motion_file import Motion, MotionFileError, is_other_image, load_motion, save_motion, thumbnail
 from motion.spectrum import mean_displacement, spectrum_to_flow
 
@@ -216,3 +219,66 @@ def test_aspect_is_checked():
     motion.check_aspect(100, 160, "m.npz")
     with pytest.raises(MotionFileError, match="aspect"):
         motion.check_aspect(160, 100, "m.npz")
+
+
+def npy(shape: tuple[int, ...], descr: str = "<f4", data: bytes = b"") -> bytes:
+    """Return an array's header, whatever it declares, and what follows."""
+    written = io.BytesIO()
+    np.lib.format.write_array_header_1_0(written, {"descr": descr, "fortran_order": False, "shape": shape})
+    return written.getvalue() + data
+
+
+FLOW = npy((3, 2, 4, 5), data=bytes(480))
+
+
+@pytest.mark.parametrize(
+    ("members", "method", "message"),
+    [
+        ({"flow.npy": npy((600, 2, 1500, 1500), data=bytes(1000))}, 8, "600, 2, 1500, 1500.*more than the 512 MiB"),
+        ({"flow.npy": npy((2**40, 2**40, 1, 1))}, 0, "more than the 512 MiB"),
+        ({"flow.npy": FLOW}, zipfile.ZIP_BZIP2, "`flow` is compressed in a way that is not read"),
+        ({"flow.npy": FLOW}, zipfile.ZIP_LZMA, "`flow` is compressed in a way that is not read"),
+        ({"flow": b"PIEH" + bytes(100)}, 0, "`flow` is no array of numbers"),
+        ({"flow.npy": FLOW, "fps": b"30"}, 0, "`fps` is no array of numbers"),
+        ({"flow.npy": FLOW, "image_size": b"120 160"}, 0, "`image_size` is no array of numbers"),
+        ({"flow.npy": b"\x93NUMPY\x02\x00\xff\xff\xff\xff" + bytes(99)}, 8, "`flow` is no array of numbers"),
+        ({"flow.npy": npy((3, 2, 4, 5)).replace(b"(3,", b"((3")}, 0, "cannot be read as an .npz archive"),
+        ({"flow.npy": FLOW, "fps.npy": npy((1 << 20,), data=bytes(1 << 22))}, 8, "`fps` is .*more than the 1 MiB"),
+        ({"flow.npy": npy((3, 2, 4, 5), data=np.float32([1.67e9] * 120).tobytes())}, 0, "1.67e.09 px.*unknown"),
+        ({"flow.npy": npy((3, 2, 4, 5), data=np.float32([-2e37] * 120).tobytes())}, 0, "`flow` holds 2e.37 px"),
+        ({"flow.npy": npy((1_000_001, 2, 1, 1), data=bytes(8_000_008))}, 8, "1000001 frames; right: at most 1000000"),
+    ],
+)
+def test_hostile_archives_are_one_line(tmp_path, members, method, message):
+    path = tmp_path / "bad.npz"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    with pytest.raises(MotionFileError, match=message) as caught:
+        load_motion(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value) and "right:" in str(caught.value)
+
+
+def test_members_that_are_not_used_are_not_read(tmp_path, monkeypatch):
+    np.savez(tmp_path / "m.npz", flow=np.ones((3, 2, 4, 5), np.float32), depth=np.zeros(9), note=np.array([{}], object))
+    opened = []
+    whole = zipfile.ZipFile.open
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda self, name, *a: opened.append(name) or whole(self, name, *a))
+    assert load_motion(tmp_path / "m.npz").flow.shape == (3, 2, 4, 5)
+    assert {getattr(name, "filename", name) for name in opened} == {"flow.npy"}
+
+
+def test_a_large_file_may_be_as_large_in_memory(tmp_path, monkeypatch):
+    """What a file holds without compression is no surprise."""
+    np.savez(tmp_path / "m.npz", flow=np.ones((30, 2, 40, 50), np.float32))
+    monkeypatch.setattr(motion_file, "LARGEST_ARRAYS_BYTES", 1000)
+    assert len(load_motion(tmp_path / "m.npz").flow) == 30
+
+
+@pytest.mark.parametrize("phase", [10**400, 1e300, 1e-300, True, [1]])
+def test_a_loop_of_no_sensible_length_is_one_line(tmp_path, phase):
+    motion = example_motion()
+    motion.meta["loop"] = {"phase": phase}
+    save_motion(tmp_path / "m.npz", motion)
+    with pytest.raises(ValueError, match="expected loop.phase to be a positive number, 1e-06 to 1e.06, got"):
+        loop_phase_of(load_motion(tmp_path / "m.npz").meta)
