@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
+import stat
+import tempfile
 
+import numba
 import numpy as np
 from numba import njit
 
@@ -15,8 +19,35 @@ TILE = 256
 # Row of a source that arrives nowhere.
 GONE = -(1 << 30)
 
+
+def _can_keep_kernels() -> bool:
+    """Return whether compiled kernels can be kept for the next process, if need be in the folder for temporary files.
+
+    Numba itself tries the folder of the code and the user's cache. Machine code is read only from a folder that nobody
+    else can write to.
+    """
+    try:
+        njit(cache=True)(_can_keep_kernels)
+        return True
+    except RuntimeError:  # no folder that can be written
+        if not hasattr(os, "getuid"):
+            return False
+    folder = os.path.join(tempfile.gettempdir(), f"numba-cache-{os.getuid()}")
+    try:
+        if not os.path.isdir(folder):
+            os.mkdir(folder, 0o700)
+        found = os.lstat(folder)
+    except OSError:
+        return False
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        return False
+    numba.config.CACHE_DIR = folder
+    return True
+
+
 # Sums may be reordered so that they run on vectors; NaN and infinity keep their meaning.
-OPTIONS = {"cache": True, "nogil": True, "fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}
+OPTIONS = {"cache": _can_keep_kernels(), "nogil": True, "error_model": "numpy"}
+OPTIONS["fastmath"] = {"reassoc", "contract", "arcp", "nsz"}
 EXACT_OPTIONS = {**OPTIONS, "fastmath": {"contract"}}
 # Numba's cache notices a change of the file that a kernel is in, not of what it imports: so the values stand here too.
 assert (EWA_MIN_STRETCH, EWA_MAX_STRETCH, EWA_VARIANCE_FLOOR, MARGIN_PX, MAX_DERIVATIVE) == (0.5, 2.5, 1e-4, 4, 1e6)

@@ -13,7 +13,17 @@ from numba import njit
 from numpy import ndarray as Array
 
 
-@njit(cache=True, nogil=True)
+def _can_keep_kernels() -> bool:
+    try:
+        return bool(njit(cache=True)(_can_keep_kernels))
+    except RuntimeError:  # Numba finds no folder that can be written; then each process compiles
+        return False
+
+
+CACHE = _can_keep_kernels()
+
+
+@njit(cache=CACHE, nogil=True)
 def paint_ids(vertices: Array, triangles: Array, size: tuple[int, int], samples: int) -> Array:
     """Number of the frontmost triangle at each sample, -1 where there is none: (H * samples, W * samples) int32.
 
@@ -51,7 +61,7 @@ def paint_ids(vertices: Array, triangles: Array, size: tuple[int, int], samples:
     return ids
 
 
-@njit(cache=True, nogil=True, inline="always")
+@njit(cache=CACHE, nogil=True, inline="always")
 def _barycentric(vertices, i, j, k, x, y):
     ax, ay = vertices[i, 0], vertices[i, 1]
     ux, uy = vertices[j, 0] - ax, vertices[j, 1] - ay
@@ -62,7 +72,7 @@ def _barycentric(vertices, i, j, k, x, y):
     return 1.0 - q - r, q, r
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def shade_ids(
     ids: Array, vertices: Array, triangles: Array, materials: Array, looks: Array, atlas: Array, samples: int
 ) -> Array:
@@ -102,7 +112,7 @@ def shade_ids(
     return out
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def interpolate_at_centres(vertices, triangles, ids, sources, values, out):
     """Write barycentric values (V, C) into out (H, W, C), taken for each pixel at the pixel that is its source.
 
@@ -121,7 +131,7 @@ def interpolate_at_centres(vertices, triangles, ids, sources, values, out):
                 out[y, x, c] = p * values[i, c] + q * values[j, c] + r * values[k, c]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def apply_degrees(freedoms, directions, amounts):
     """Sum directions (V, D, 2) times amounts (J, C) [freedoms (V, D)] over degrees of freedom d: (V, 2, C) float32."""
     out = np.zeros((len(freedoms), 2, amounts.shape[1]), np.float32)
@@ -137,7 +147,7 @@ def apply_degrees(freedoms, directions, amounts):
     return out
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=CACHE, nogil=True)
 def reach_of_degrees(freedoms, directions, count):
     """How far a unit of each degree of freedom moves any vertex at most, px: (count,)."""
     out = np.zeros(count)
