@@ -139,7 +139,7 @@ def make_table(
 
     # Write
     results = [out / f"{key}.json" for key in VARIANTS]
-    rows = [json.loads(path.read_text()) for path in results if path.is_file()]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in results if path.is_file()]
     failures = [f"{key} failed: {why}" for key, why in failed.items()]
     if not rows:
         raise EvaluationError(f"variants: none could be trained; {'; '.join(failures)}")
@@ -186,7 +186,7 @@ def trainings(key: str, settings: Settings, pairs: Sequence[str], out: Path) -> 
 def _keep_settings(path: Path, settings: Settings) -> None:
     """Write the settings; EvaluationError where those there are others."""
     now = json.loads(json.dumps(asdict(settings), default=str))
-    before = json.loads(path.read_text()) if path.is_file() else now
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
     # Where and how it is computed may change under way.
     keys = [key for key in now if key not in ("device", "workers") and before.get(key) != now[key]]
     if keys:
@@ -206,7 +206,7 @@ def _make_row(
             flags = [*run.flags, "--resume", "auto"]
             logger.info("%s", shlex.join([run.script, *flags]))
             run_script(run.script, flags, run.run.with_suffix(".log"))
-        records.append(json.loads((run.model.parent / RECORD).read_text())[run.model.name])
+        records.append(json.loads((run.model.parent / RECORD).read_text(encoding="utf-8"))[run.model.name])
     row = {"row": VARIANTS[key][0], "steps": records[-1]["steps"], "hours": records[-1]["hours_of_last_call"]}
     if key in RENDERER_VARIANTS:
         model = FrameSynthesis.from_pretrained(runs[-1].model)
