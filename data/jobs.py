@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,19 @@ import cv2
 import torch
 from tqdm import tqdm
 
+logger = logging.getLogger(__name__)
+
+
+def usable_workers(workers: int) -> int:
+    """Return `workers`, or 0 with a warning where processes have nothing to share memory by."""
+    try:
+        if workers > 0:
+            multiprocessing.Lock()
+    except OSError as error:
+        logger.warning("/dev/shm cannot be used (%s): no worker processes, which is slower; make it writable", error)
+        return 0
+    return workers
+
 
 @contextmanager
 def run_jobs(
@@ -25,7 +39,7 @@ def run_jobs(
     Each process computes with one thread. An error in the block ends them at once. The bar counts the jobs by `unit`.
     """
     bar = {"total": len(jobs), "unit": unit, "disable": not progress or not jobs}
-    if workers <= 1 or len(jobs) <= 1:
+    if workers <= 1 or len(jobs) <= 1 or usable_workers(workers) == 0:
         yield tqdm((function(*job) for job in jobs), **bar)
         return
     # fork would copy threads of torch and OpenCV in an unknown state

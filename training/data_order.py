@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from data.clips import SampleKey
+from data.jobs import usable_workers
 
 _ORDER, _SAMPLE = 1, 2  # keeps the two uses of one training seed apart
 
@@ -64,7 +65,11 @@ class ResumableBatchSampler:
 
 def make_loader(dataset: Dataset, order: ResumableBatchSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
     """Return a loader of collated dicts with "seed" and "item" (B,) int64 added to what the data set gives."""
-    options = {"num_workers": workers, "pin_memory": pin, "worker_init_fn": _keep_opencv_single_threaded}
+    options = {
+        "num_workers": usable_workers(workers),
+        "pin_memory": pin,
+        "worker_init_fn": _keep_opencv_single_threaded,
+    }
     generator = torch.Generator()  # its own, so that a resume does not shift the global one
     return DataLoader(_Keyed(dataset), batch_sampler=order, generator=generator, **options)
 
