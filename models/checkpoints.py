@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 LARGEST_CONFIG_NUMBER = 1_000_000  # no network of ours has a size near it
 # While a network is built it may hold parts that are not saved; and each parameter costs time and memory of its own.
-SPARE_PARAMETERS, COST_OF_A_PARAMETER = 1 << 26, 1 << 12
+SPARE_PARAMETERS, COST_OF_A_PARAMETER = 1 << 26, 1 << 14
 DEFAULT_CHECKPOINT = Path(__file__).resolve().parent.parent / "checkpoints" / "default"
 
 
