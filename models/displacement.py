@@ -36,7 +36,7 @@ EARLIER_COHERENCE_PX = 12.0
 # A bin of a sample that is all but noise is made at most this many times as strong again.
 MOST_COHERENCE_GAIN = 20.0
 # A sample is made at most this many times as strong at a pixel, lest what it leaves still turns into noise.
-MOST_GAIN = 10.0
+MOST_GAIN = 100.0
 
 
 def relative_displacement(displacement: Tensor, strength: Tensor) -> Tensor:
@@ -188,7 +188,7 @@ def rescale_to_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
         expected_px: (..., 1, H, W) px.
 
     Returns:
-        (..., K, 4, H, W) px; what is nearly still is made at most 10 times as strong.
+        (..., K, 4, H, W) px; what is nearly still is made at most 100 times as strong.
     """
     found_px = mean_displacement(spectrum)  # (..., 1, H, W)
     gain = (expected_px.to(found_px) / found_px.clamp(min=1e-6)).clamp(max=MOST_GAIN)

@@ -12,9 +12,12 @@ from motion.spectrum import mean_displacement, spectrum_to_flow
 from motion.wind import LEAST_WIND_PX, MOST_WIND_PX
 
 WIND_QUANTILE = 0.95
-# Largest change of displacement from pixel to pixel, over time, at the quantile of the pixels that move: towards the
-# limit motion saturates. At 0.4 frames look like photographs, at 0.6 petals and blades stretch, above 1 things fold.
-STRAIN_LIMIT, STRAIN_QUANTILE = 0.45, 0.9
+# Largest change of displacement from pixel to pixel over time, in the median of the pixels that move, whose edges may
+# slide along what is still: towards the limit motion saturates. At 0.2 frames look like photographs, at 0.3 petals and
+# blades stretch, above 0.5 things fold.
+STRAIN_LIMIT, STRAIN_QUANTILE = 0.22, 0.5
+# What moves most is not limited below this wind, px: crowns of small leaves have much strain, and tear less.
+LEAST_LIMIT_PX = 2.4
 # A pixel moves above this fraction of the largest displacement: a flame is a hundredth of its image.
 MOVING_FRACTION = 0.1
 
@@ -38,6 +41,11 @@ def wind_position(wind_px: Tensor) -> Tensor:
     return 1000 * ((wind_px.clamp(LEAST_WIND_PX, MOST_WIND_PX).log() - low) / (high - low))
 
 
+def _moving(moved_px: Tensor) -> Tensor:
+    """Return where an image moves by its mean |F| (H, W), as booleans."""
+    return (moved_px >= MOVING_FRACTION * moved_px.max()) & (moved_px > 0)
+
+
 def strain(spectrum: Tensor, num_phases: int = 25) -> float:
     """Return the largest |grad F_t| over time of a packed spectrum (K, 4, H, W), at STRAIN_QUANTILE of what moves.
 
@@ -46,15 +54,20 @@ def strain(spectrum: Tensor, num_phases: int = 25) -> float:
     flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
     right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
     down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
-    moved_px = mean_displacement(spectrum)[0, :-1, :-1]
-    moving = (moved_px >= MOVING_FRACTION * moved_px.max()) & (moved_px > 0)
-    largest = (right + down).amax(0).sqrt()[moving]
+    largest = (right + down).amax(0).sqrt()[_moving(mean_displacement(spectrum)[0])[:-1, :-1]]
     return float(largest.quantile(STRAIN_QUANTILE)) if largest.numel() else 0.0
 
 
 def untorn_scale(spectrum: Tensor) -> float:
-    """Return the factor, at most 1, by which motion is weakened so that its strain stays below STRAIN_LIMIT.
+    """Return the factor, at most 1, by which motion is weakened so that it does not tear the image.
 
-    A stronger motion stays the stronger one.
+    The wind saturates at that of STRAIN_LIMIT, or at LEAST_LIMIT_PX where that is more: a stronger motion stays the
+    stronger one.
     """
-    return (1 + (strain(spectrum) / STRAIN_LIMIT) ** 2) ** -0.5
+    moved_px = mean_displacement(spectrum)[0]  # (H, W)
+    moving_px = moved_px[_moving(moved_px)]
+    found = strain(spectrum)
+    if found == 0:
+        return 1.0
+    wind_px = float(moving_px.quantile(WIND_QUANTILE)) * default_grid_scale(*spectrum.shape[-2:])
+    return (1 + min(found / STRAIN_LIMIT, wind_px / LEAST_LIMIT_PX) ** 2) ** -0.5

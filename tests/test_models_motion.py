@@ -17,7 +17,7 @@ from models.sampling import SAMPLERS, denoise, make_sampler, start_noise
 from models.unet import UNET_PRESETS, FrequencyUNet
 from models.vae import VAE_PRESETS, MotionVAE
 from motion.normalisation import Normalisation
-from motion.strength import STRAIN_LIMIT, strain
+from motion.strength import LEAST_LIMIT_PX, strain, wind_of
 
 
 def small_unet(**options) -> FrequencyUNet:
@@ -342,7 +342,7 @@ def test_strong_motion_is_limited(checkpoint, monkeypatch):
         motion = pipeline.predict(torch.rand(3, 160, 256))
         scale = motion.meta["amplitude_limit_scale"]
         torch.testing.assert_close(motion.spectrum, sampled[0, 0] * strength * scale)
-        assert strain(motion.spectrum) < STRAIN_LIMIT
+        assert wind_of(motion.spectrum) <= LEAST_LIMIT_PX
         found.append(strain(motion.spectrum))
     assert found == sorted(found) and found[0] == pytest.approx(strain(sampled[0, 0] * 0.01), rel=0.02)
 
