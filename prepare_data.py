@@ -23,6 +23,7 @@ from cli.parser import (
     size_px,
 )
 from cli.run import EXIT_SKIPPED, command, run
+from data.cpus import available_cpus
 
 
 # Only RAFT computes on a device.
@@ -40,6 +41,7 @@ def _parser() -> Parser:
     parser = Parser(description=__doc__)
     kinds = parser.add_subparsers(dest="what", required=True, metavar="videos|scenes|select")
     size: dict[str, Any] = {"type": size_px, "default": (160, 256), "metavar": "WxH_PX"}
+    workers = {"default": available_cpus(), "help": "processes that prepare; 0 = this one"}
     several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "PATH"}
 
     videos = kinds.add_parser("videos", help="prepare clips of videos")
@@ -57,7 +59,7 @@ def _parser() -> Parser:
     methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
     add("--method", choices=methods, default="dis", help="how flow is estimated")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT")
-    add_shared_flags(videos, "device", "out", "workers", "dry-run", device={"default": "cpu"})
+    add_shared_flags(videos, "device", "out", "workers", "dry-run", device={"default": "cpu"}, workers=workers)
 
     scenes = kinds.add_parser("scenes", help="render scenes whose motion is known")
     add = scenes.add_argument_group("scenes").add_argument
@@ -65,7 +67,7 @@ def _parser() -> Parser:
     add("--size", help="size of the images", **size)
     add("--kinds", metavar="A,B", help="kinds of scenes, taken in turn; without it all kinds")
     add("--pairs", type=non_negative_int, default=2, metavar="N", help="later frames rendered of a scene")
-    add_shared_flags(scenes, "seed", "out", "workers", "dry-run")
+    add_shared_flags(scenes, "seed", "out", "workers", "dry-run", workers=workers)
 
     select = kinds.add_parser("select", help="make a set of some clips of another, such as the calm ones")
     select.add_argument("set", type=Path, metavar="SET", help="the set to choose from")

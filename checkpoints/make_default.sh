@@ -69,7 +69,7 @@ for name in clips backbone photos masks photo_table still_pictures; do [[ -z ${!
 work=${work:-outputs/make_$([[ -n $rendered ]] && echo rendered || echo default)}
 work=$(realpath -m "$work") out=${out:+$(realpath -m "$out")} checkpoint=$work/checkpoint
 cd "$(dirname "$0")/.."
-workers=${workers:-$(env -u OMP_NUM_THREADS nproc)} # nproc would repeat that variable
+workers=${workers:-$(python -c 'from data.cpus import available_cpus; print(available_cpus())')}
 if [[ -n $out && -n $(ls -A "$out" 2>/dev/null) && ! -f $out/model_index.json ]]; then
     fail "--out $out: holds something that is no checkpoint; name another folder"
 fi

@@ -10,17 +10,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
-
-# How long torch's idle OpenMP threads (GNU's) spin for more work; read when torch is imported. By default it is some
-# milliseconds, which our splats' threads, ffmpeg and other programs pay for: measured on two cores, a splat after an
-# operator of torch takes 16 ms instead of 22, and animate.py beside a busy program is 1.3 times as fast.
-os.environ.setdefault("GOMP_SPINCOUNT", "10000")
 
 # {name in the parsed arguments: flag} of the command line that was parsed last, for errors of libraries
 FLAG_NAMES: dict[str, str] = {}

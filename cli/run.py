@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cli.parser import FLAG_NAMES
+from data.cpus import set_thread_defaults
 
 Main = Callable[..., int]
 
@@ -19,7 +20,10 @@ EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130  # skipped: done, but for
 
 
 def command(main: Main) -> Main:
-    """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code."""
+    """Decorate `main(argv=None) -> int` so that user mistakes become one line and an exit code.
+
+    Before `main`, which imports torch, threads are limited to the cores there are.
+    """
     script = Path(main.__code__.co_filename).name
 
     @functools.wraps(main)
@@ -32,6 +36,7 @@ def command(main: Main) -> Main:
         if hasattr(sys.stdout, "reconfigure"):
             sys.stdout.reconfigure(errors="backslashreplace")
         FLAG_NAMES.clear()
+        set_thread_defaults()
         try:
             return main(argv) or 0
         except SystemExit as leaving:

@@ -230,6 +230,7 @@ def test_mistakes_are_one_line(videos, tmp_path, capsys, arguments, said):
 def test_scenes_are_rendered_with_a_contact_sheet(tmp_path, capsys):
     out = tmp_path / "scenes"
     arguments = ["scenes", "--num", "2", "--out", str(out), "--size", "64x48", "--pairs", "0", "--kinds", "flag,reeds"]
+    arguments += ["--workers", "1"]
     assert prepare_data.main(arguments) == 0
     rows = ClipSet(out).rows()
     assert [row.source.split(":")[2] for row in rows] == ["flag", "reeds"]

@@ -6,7 +6,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from data.clip_writer import FolderBusyError
 from data.clips import KEPT, ClipRow, ClipSet, ClipSetError
+from data.cpus import available_cpus
 from data.datasets import WeightedSets, open_weighted_sets
 from data.files import MediaError, atomic_path
 from data.scenes.render_set import render_scene_set
@@ -52,7 +52,7 @@ def _render_in_turn(folder: Path, num: int, seed: int, *, progress: bool) -> Cli
     waiting = False
     while True:
         try:
-            return render_scene_set(folder, num, seed=seed, workers=os.cpu_count() or 1, progress=progress)
+            return render_scene_set(folder, num, seed=seed, workers=available_cpus(), progress=progress)
         except FolderBusyError as error:
             if not waiting:
                 logger.info("%s; waiting", str(error).split(";")[0])
@@ -156,7 +156,7 @@ def _unreadable(clip_set: ClipSet) -> dict[str, str]:
         now[row.id] = [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else None
     rows = [row for row in clip_set.rows() if now[row.id] is None or known.get(row.id) != now[row.id]]
     # Most of the time is unpacking, which threads share.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cpus()) as pool:
         found = {row.id: reason for row, reason in zip(rows, pool.map(problem, rows), strict=True) if reason}
     readable = {name: mark for name, mark in now.items() if name not in found}
     if readable != known:
