@@ -36,7 +36,7 @@ def make_parser() -> Parser:
     flags.add_sampling_flags(parser)
     flags.add_class_flags(parser)
     flags.add_loop_flags(parser)
-    add_shared_flags(parser, "seed", "device", "precision")
+    add_shared_flags(parser, "seed", "device", "precision", "threads")
     return parser
 
 

@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
     add("--port", type=whole_number(1, 65535), default=7860, metavar="N", help=f"serve on http://{HOST}:N")
     add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side of the videos")
     add("--checkpoint", **CHECKPOINT)
-    add_shared_flags(parser, "device", "precision")
+    add_shared_flags(parser, "device", "precision", "threads")
     args = parser.parse_args(argv)
     device, precision = checked_device(args)
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the folder is removed

@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_sampling_flags(parser)
     flags.add_class_flags(parser)
     flags.add_loop_flags(parser)
-    add_shared_flags(parser, "seed", "device", "precision")
+    add_shared_flags(parser, "seed", "device", "precision", "threads")
     args = parser.parse_args(argv)
     if args.freeze == ("list",):
         from animation.class_control import list_classes
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
     loop_guidance(**loop)  # its errors come before a model is loaded
     image = read_image(args.input, max_side=DEFAULT_SIZE_PX)
     control = ClassControl.load(args.checkpoint, **classes)
-    pipeline = load_pipeline(args.checkpoint, flags.checked_device(args)[0])
+    pipeline = load_pipeline(args.checkpoint, flags.checked_device(args, networks=False)[0])
     motion = pipeline.predict(image, loop=loop_guidance(**loop, period_s=pipeline.unet.config.period_s), **options)
     motion = control.apply(motion, image, args.input.name)
     if args.show_motion:

@@ -34,7 +34,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_sampling_flags(parser)
     flags.add_class_flags(parser)
     flags.add_interaction_flags(parser)
-    add_shared_flags(parser, "seed", "device", "precision")
+    add_shared_flags(parser, "seed", "device", "precision", "threads")
     args = parser.parse_args(argv)
     if args.freeze == ("list",):
         from animation.class_control import list_classes

@@ -83,17 +83,21 @@ def playback_options(args: Arguments) -> PlaybackOptions:
 
 def rendering_options(args: Arguments) -> dict[str, Any]:
     """Return the arguments of `models.rendering.render_frames` that the flags give; the device is checked."""
-    device, precision = checked_device(args)
+    device, precision = checked_device(args, networks=not args.preview)
     names = [name for name in ("batch_size", "tile", "compiled") if name in args]
     return {"device": device, "precision": precision, **{name: getattr(args, name) for name in names}}
 
 
-def checked_device(args: Arguments) -> tuple[Any, str]:
-    """Return the torch device and the precision of the flags; ArgumentError where the machine lacks them."""
+def checked_device(args: Arguments, *, networks: bool = True) -> tuple[Any, str]:
+    """Return the torch device and the precision of the flags; ArgumentError where the machine lacks them.
+
+    Without `networks` that compute, no precision is chosen for "auto".
+    """
     from models.device import check_precision, choose_device
 
     device = choose_device(args.device)
-    return device, check_precision(args.precision, device)
+    precision = "no" if args.precision == "auto" and not networks else args.precision
+    return device, check_precision(precision, device)
 
 
 def parse_synthesis(description: str, argv: list[str] | None) -> dict[str, Any]:
@@ -105,7 +109,7 @@ def parse_synthesis(description: str, argv: list[str] | None) -> dict[str, Any]:
     add("--outdir", "--out", type=Path, default=Path("outputs"), metavar="DIR", help="where to write")
     add("--checkpoint", **CHECKPOINT)
     add_playback_flags(parser)
-    add_shared_flags(parser, "device", "precision")
+    add_shared_flags(parser, "device", "precision", "threads")
     args = parser.parse_args(argv)
     check_playback_flags(args)
     if args.preview:
@@ -186,7 +190,8 @@ def sampling_options(args: Arguments) -> dict[str, Any]:
     """Return the arguments of `MotionPipeline.predict` that the flags give; an error where one is out of range."""
     options = {name: getattr(args, name) for name in ("seed", "sampler", "guidance", "wind_px")}
     options |= {"steps": check_steps(args.steps)}
-    return options | {"precision": checked_device(args)[1]}
+    predicted = getattr(args, "motion", None) is None
+    return options | {"precision": checked_device(args, networks=predicted)[1]}
 
 
 def loop_options(args: Arguments) -> dict[str, Any]:

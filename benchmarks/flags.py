@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from animation.flags import DEFAULT_SIZE_PX, FEWEST_STEPS, MOST_STEPS, SAMPLER_NAMES, SMALLEST_TILE_PX
-from cli.flags import add_shared_flags
+from cli.flags import FIXED_PRECISION, add_shared_flags
 from cli.parser import non_negative_float, positive_float, positive_int, size_px, whole_number
 
 DEFAULT_OUT = Path("outputs/benchmark")
@@ -64,7 +64,7 @@ def add_tables(commands: argparse._SubParsersAction) -> None:
         parser.add_argument("--repeats", type=positive_int, metavar="N", **repeats)
         out = {"metavar": "DIR", "help": "folder of the tables", "default": DEFAULT_OUT / name}
         workers = {"default": 1, "type": positive_int, "help": "processes that render, each with one thread"}
-        add_shared_flags(parser, "seed", *shared, "out", out=out, workers=workers)
+        add_shared_flags(parser, "seed", *shared, "out", out=out, workers=workers, precision=FIXED_PRECISION)
 
 
 def _add_networks(group: Group) -> None:

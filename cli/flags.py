@@ -16,12 +16,31 @@ from cli.parser import (
     positive_int,
     refuse_flags,
 )
+from data.cpus import use_threads
 
+
+class _UseThreads(argparse.Action):
+    """Set the number of threads while flags are parsed: libraries read it when they are imported."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        use_threads(values)
+
+
+PRECISIONS, _OF_NETWORKS = ("no", "bf16", "fp16"), "of all networks; no = float32, fp16 needs a GPU"
+# Where results must not depend on the machine: training, tables.
+FIXED_PRECISION = dict(choices=PRECISIONS, default="no", help=_OF_NETWORKS)
 _SHARED: dict[str, dict[str, Any]] = {
     "seed": dict(type=non_negative_int, default=0, metavar="N", help="seed of everything random"),
     "device": dict(type=device_name, default="auto", metavar="auto|cpu|cuda:N|mps", help="where to compute"),
     "precision": dict(
-        choices=("no", "bf16", "fp16"), default="no", help="of all networks; no = float32, fp16 needs a GPU"
+        choices=("auto", *PRECISIONS), default="auto", help=f"{_OF_NETWORKS}; auto: the fastest that is safe here"
+    ),
+    "threads": dict(
+        action=_UseThreads,
+        type=positive_int,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="that compute on a CPU; by default as many as there are cores for this process",
     ),
     "out": dict(type=Path, metavar="PATH", help="where to write; by default a new folder below outputs/"),
     "workers": dict(type=non_negative_int, default=0, metavar="N", help="processes that load data; 0 = this one"),
@@ -33,7 +52,7 @@ _SHARED: dict[str, dict[str, Any]] = {
 def add_shared_flags(
     parser: argparse._ActionsContainer, *names: str, **changes: dict[str, Any]
 ) -> argparse._ActionsContainer:
-    """Add those of --seed --device --precision --out --workers --resume --dry-run that a script honours.
+    """Add those of --seed --device --precision --threads --out --workers --resume --dry-run that a script honours.
 
     Args:
         parser: the parser, or a group of its flags.
@@ -68,7 +87,8 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--validate-every", type=non_negative_int, metavar="STEPS", help="validate; 0 = at the start and the end")
     add("--sample-every", type=non_negative_int, metavar="STEPS", help="draw samples; 0 = only at the end")
     add("--compile", action="store_true", default=None, help="torch.compile the model")
-    add_shared_flags(parser, "seed", "device", "precision", "out", "workers", "resume", "dry-run")
+    names = ("seed", "device", "precision", "threads", "out", "workers", "resume", "dry-run")
+    add_shared_flags(parser, *names, precision=FIXED_PRECISION)
 
 
 def add_renderer_flags(parser: argparse.ArgumentParser) -> None:

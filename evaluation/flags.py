@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from animation.flags import add_sampling_flags
-from cli.flags import add_shared_flags
+from cli.flags import FIXED_PRECISION, add_shared_flags
 from cli.parser import (
     Arguments,
     Parser,
@@ -135,7 +135,7 @@ def add_frames_flags(parser: Parser) -> None:
     add("--lpips-network", choices=("alex", "vgg", "squeeze"), default="alex", help="network of these weights")
     feature_help = "SqueezeNet 1.1 for feature_distance; none without"
     add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
-    _add_shared(parser, "frames-SET-SPLIT or frames-single-video", "device", "precision")
+    _add_shared(parser, "frames-SET-SPLIT or frames-single-video", "device", "precision", "threads")
 
 
 def _check_frames_flags(args: Arguments) -> None:
@@ -172,7 +172,7 @@ def add_motion_flags(parser: Parser) -> None:
     baseline_help = "its samples are a row of the table of FVD"
     add("--baseline-checkpoint", type=Path, metavar="DIR", help=baseline_help)
     add_sampling_flags(parser)
-    _add_shared(parser, "motion-SET-SPLIT", "device", "precision")
+    _add_shared(parser, "motion-SET-SPLIT", "device", "precision", "threads")
 
 
 def _check_motion_flags(args: Arguments) -> None:
@@ -199,7 +199,7 @@ def add_placement_flags(parser: Parser) -> None:
     add("--samples", type=positive_int, default=1, metavar="M", help="motions for each image")
     add("--sheet", type=positive_int, default=24, metavar="N", help="images shown in sheet.png")
     add_sampling_flags(parser)
-    _add_shared(parser, "placement", "device", "precision")
+    _add_shared(parser, "placement", "device", "precision", "threads")
 
 
 def _check_placement_flags(args: Arguments) -> None:
@@ -243,7 +243,7 @@ def add_video_flags(parser: Parser) -> None:
     add("--kid-subsets", type=positive_int, default=100, metavar="N", help="that KID averages over")
     add("--kid-subset-size", type=whole_number(2), default=1000, metavar="N", help="frames in each, at most")
     add_sampling_flags(parser)
-    _add_shared(parser, "video-NAME", "device", "precision")
+    _add_shared(parser, "video-NAME", "device", "precision", "threads")
 
 
 def _check_video_flags(args: Arguments) -> None:
@@ -273,7 +273,7 @@ def add_ablation_flags(parser: Parser) -> None:
     add("--test-data", type=Path, nargs="+", default=[], metavar="SET", help=test_help)
     add("--clips", type=positive_int, metavar="N", help="only N clips of each set, drawn by --seed")
     add("--samples", type=positive_int, default=4, metavar="M", help="motions for each image")
-    _add_shared(parser, "ablation", "device", "precision", "workers", "dry-run")
+    _add_shared(parser, "ablation", "device", "precision", "threads", "workers", "dry-run")
 
 
 def add_data_flags(parser: Parser) -> None:
@@ -312,7 +312,7 @@ def _check_flow_flags(args: Arguments) -> None:
 
 def _add_shared(parser: Parser, folder: str, *flags: str, **changes: dict[str, Any]) -> None:
     out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/{folder}"}
-    add_shared_flags(parser, "seed", *flags, "out", out=out, **changes)
+    add_shared_flags(parser, "seed", *flags, "out", out=out, precision=FIXED_PRECISION, **changes)
 
 
 def _add_clip_flags(add: Callable[..., Any], *, required: bool = True, split: str = "test", **data: Any) -> None:

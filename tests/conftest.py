@@ -110,3 +110,11 @@ def deterministic():
     torch.use_deterministic_algorithms(True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def float32_by_default(monkeypatch):
+    """Let --precision auto be float32 on every CPU, so that results do not depend on the machine."""
+    from models import device
+
+    monkeypatch.setattr(device, "has_bfloat16_units", lambda: False)

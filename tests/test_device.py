@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models import device
 from models.device import ArgumentError, check_precision, choose_device
 
 
@@ -29,3 +30,46 @@ def test_half_precision_needs_a_gpu():
     assert check_precision("fp16", torch.device("cuda")) == "fp16"
     with pytest.raises(ArgumentError, match="^precision fp16: needs a GPU; right: no, bf16$"):
         check_precision("fp16", torch.device("cpu"))
+
+
+def test_units_for_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    for name, text, expected in (("a", "flags : avx2 amx_bf16", True), ("b", "flags : avx512_bf16", True),
+                                 ("c", "flags : avx512f avx2", False)):  # fmt: skip
+        (tmp_path / name).write_text(text)
+        assert device.has_bfloat16_units(tmp_path / name) is expected
+    assert not device.has_bfloat16_units(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("place", "units", "speed_up", "chosen", "said"),
+    [
+        ("cpu", True, 1.5, "bf16", "precision bf16: bfloat16 is 1.50 times as fast"),
+        ("cpu", True, 1.05, "no", "precision no: bfloat16 is 1.05 times as fast"),
+        ("cpu", False, 1.5, "no", "precision no: this CPU has no units for bfloat16"),
+        ("cuda", False, 0.5, "fp16", "precision fp16: a CUDA GPU"),
+        ("mps", True, 1.5, "no", "precision no: mps"),
+    ],
+)
+def test_automatic_precision_is_logged_once(monkeypatch, caplog, place, units, speed_up, chosen, said):
+    monkeypatch.setattr(device, "has_bfloat16_units", lambda: units)
+    monkeypatch.setattr(device, "bfloat16_speed_up", lambda: speed_up)
+    device._automatic_precision.cache_clear()
+    with caplog.at_level("INFO"):
+        assert {check_precision("auto", torch.device(place)) for _ in range(2)} == {chosen}
+    device._automatic_precision.cache_clear()
+    assert caplog.messages == [said]
+
+
+@pytest.mark.parametrize(("speed_up", "lines"), [(0.6, 1), (1.0, 0)])
+def test_slow_bfloat16_runs_with_a_note(monkeypatch, caplog, speed_up, lines):
+    monkeypatch.setattr(device, "bfloat16_speed_up", lambda: speed_up)
+    device._note_slow_bfloat16.cache_clear()
+    with caplog.at_level("INFO"):
+        assert check_precision("bf16", torch.device("cpu")) == "bf16"
+    device._note_slow_bfloat16.cache_clear()
+    assert len(caplog.messages) == lines and all("slower than float32" in line for line in caplog.messages)
+
+
+def test_the_speed_up_is_measured():
+    assert 0.01 < device.bfloat16_speed_up() < 100
