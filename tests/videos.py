@@ -17,7 +17,7 @@ from data.video import Video, iterate_video, probe_video
 from data.video_writer import VideoWriter
 
 # The whole texture sways in these tests, as before a moving camera.
-FAST = ["--method", "dis_fast", "--size", "64x64", "--max-camera-px", "100", "--workers", "1"]
+FAST = ["--method", "dis_fast", "--size", "64x64", "--workers", "1", "--max-camera-px", "100"]
 ALL = ("kept", "pairs_only", "dropped")
 
 
