@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from animation.flags import CHECKPOINT, SPLATS, checked_device
-from animation.options import CHOICES, DEFAULT_SIZE_PX
+from animation.options import AS_SUGGESTED, CHOICES, DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, positive_int, whole_number
 from cli.run import command, run, user_message
 from models.segmentation_classes import CLASSES
+from motion.wind import WINDS
 
 HOST, LARGEST_UPLOAD, LONGEST_QUEUE = "127.0.0.1", "30mb", 16
 
@@ -23,8 +24,8 @@ HOST, LARGEST_UPLOAD, LONGEST_QUEUE = "127.0.0.1", "30mb", 16
 def make_page(gradio: Any, studio: Any) -> Any:
     """Lay out the page and connect it to an `animation.studio.Studio`; returns the gradio.Blocks."""
 
-    def animate(image, splat, strength, loop, seconds, seed, move, freeze, progress=gradio.Progress()):  # noqa: B008
-        choices = {"splat": splat, "strength": strength, "loop": loop, "seconds": seconds, "seed": seed}
+    def animate(image, splat, strength, loop, seconds, seed, move, freeze, wind, progress=gradio.Progress()):  # noqa: B008
+        choices = {"splat": splat, "wind": wind, "strength": strength, "loop": loop, "seconds": seconds, "seed": seed}
         choices |= {"move": move or (), "freeze": freeze or ()}
 
         def show(fraction: float) -> None:
@@ -46,6 +47,7 @@ def make_page(gradio: Any, studio: Any) -> Any:
                 # Gradio would decode the file itself: other formats, depths and giants, and messages of its own.
                 image.preprocess = lambda upload: upload and upload.path
                 splat = gradio.Radio(list(studio.renderers), value=next(iter(studio.renderers)), label="Splat")
+                wind = gradio.Dropdown([AS_SUGGESTED, *WINDS], value=AS_SUGGESTED, label="Wind")
                 strength = gradio.Slider(*CHOICES["strength"], value=1, step=0.1, label="Strength of the motion")
                 loop = gradio.Checkbox(value=True, label="Loop")
                 seconds = gradio.Slider(1, CHOICES["seconds"][1], value=5, step=0.5, label="Length, seconds")
@@ -58,7 +60,7 @@ def make_page(gradio: Any, studio: Any) -> Any:
             with gradio.Column():
                 video = gradio.Video(label="Video", autoplay=True, loop=True, interactive=False)
                 drag = gradio.File(label="The image to drag: open this page in a browser", interactive=False)
-        choices = [image, splat, strength, loop, seconds, seed, move, freeze]
+        choices = [image, splat, strength, loop, seconds, seed, move, freeze, wind]
         button.click(animate, choices, [video, drag], concurrency_limit=1)
     page.queue(max_size=LONGEST_QUEUE)
     return page

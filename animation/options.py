@@ -10,6 +10,8 @@ DEFAULT_SIZE_PX = 512
 # What the controls of app.py allow: (lowest, highest)
 CHOICES = {"strength": (0, 5.0), "seconds": (0.5, 20.0), "seed": (0, 2**31 - 1)}
 
+AS_SUGGESTED = "as the photograph suggests"  # of the wind
+
 
 @dataclass(frozen=True)
 class PlaybackOptions:

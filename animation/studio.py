@@ -12,7 +12,7 @@ import torch
 
 from animation.class_control import ClassControl
 from animation.interactive_page import page_modes, write_page
-from animation.options import CHOICES, DEFAULT_SIZE_PX, PlaybackOptions
+from animation.options import AS_SUGGESTED, CHOICES, DEFAULT_SIZE_PX, PlaybackOptions
 from animation.rendering import plan, read_images
 from data.files import OUTPUT_MARK
 from data.media import MediaError
@@ -21,6 +21,7 @@ from models.device import ArgumentError
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
+from motion.wind import parse_wind
 
 KEPT_VIDEOS = 8  # that stay on disk, with their pages; the browser's page has a copy of what it shows
 
@@ -46,6 +47,7 @@ class Studio:
         upload: str | Path | None,  # the file that a browser uploaded
         *,
         splat: str = "softmax",
+        wind: str = AS_SUGGESTED,  # or a word or number of `motion.wind`
         strength: float = 1.0,  # scales the motion
         loop: bool = True,  # whole periods without drift
         seconds: float = 5.0,
@@ -66,10 +68,15 @@ class Studio:
             lowest, highest = CHOICES[name]
             if value is None or not lowest <= value <= highest:
                 raise ArgumentError(f"{name} {value}: right: {lowest:g} to {highest:g}")
+        sampling = {"seed": int(seed), "precision": self.rendering["precision"]}
+        if wind != AS_SUGGESTED:
+            try:
+                sampling["wind_px"] = parse_wind(str(wind))
+            except ValueError as error:
+                raise ArgumentError(f"wind {error}") from error
         image, source = read_upload(upload, self.size_px)
         progress(0.0)
-        precision = self.rendering["precision"]
-        motion = self.pipeline.predict(source, seed=int(seed), precision=precision).controlled(magnify=strength)
+        motion = self.pipeline.predict(source, **sampling).controlled(magnify=strength)
         control = ClassControl(self.pipeline.segmentation, move, freeze)
         motion = control.apply(motion, source, Path(upload).name)
         motion = motion.without_drift() if loop else motion

@@ -24,6 +24,7 @@ from models.device import ArgumentError
 from models.segmentation import SegmentationModel
 from models.segmentation_classes import CLASSES, ClassNameError
 from motion.motion_file import Motion
+from motion.wind import WINDS
 
 
 class Pipeline:
@@ -34,8 +35,8 @@ class Pipeline:
     def __init__(self) -> None:
         self.asked: list[tuple] = []
 
-    def predict(self, image: torch.Tensor, *, seed: int, precision: str) -> Motion:
-        self.asked.append((tuple(image.shape), seed))
+    def predict(self, image: torch.Tensor, *, seed: int, precision: str, wind_px: float | None = None) -> Motion:
+        self.asked.append((tuple(image.shape), seed, wind_px))
         self.precision = precision
         spectrum = torch.zeros(4, 4, 16, 24)
         spectrum[1:, :, 4:12, 6:18] = 0.5
@@ -67,7 +68,7 @@ def test_a_picture_comes_back_as_a_video(tmp_path, upload):
     assert shares[-1] == 1 and shares == sorted(shares)
     assert studio.pipeline.precision == "bf16"
     # Motion is predicted from 512 px and not from the video's 48: it must not depend on the video's size.
-    assert studio.pipeline.asked == [((3, 48, 72), 4)]
+    assert studio.pipeline.asked == [((3, 48, 72), 4, None)]
     assert sorted(file.name for file in tmp_path.iterdir()) == sorted([path.name, page.name])
     assert '<script type="text/plain" id="modes">' in page.read_text()
 
@@ -102,10 +103,18 @@ def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch
     assert [[path.exists() for path in one] for one in made] == [[False] * 2, [True] * 2, [True] * 2]
 
 
+def test_the_wind_is_a_word_or_a_number(tmp_path, upload):
+    studio = make_studio(tmp_path)
+    for wind in ("gusty", "2.5"):
+        studio.animate(upload(), wind=wind, seconds=0.5)
+    assert [asked[-1] for asked in studio.pipeline.asked] == [WINDS["gusty"], 2.5]
+
+
 @pytest.mark.parametrize(
     ("choices", "named"),
     [
         ({"splat": "../etc"}, "splat"),
+        ({"wind": "storm"}, "wind storm: right: calm, breeze, windy, gusty"),
         ({"strength": float("nan")}, "strength"),
         ({"seconds": 1e9}, "seconds"),
         ({"seed": -1}, "seed"),

@@ -13,7 +13,7 @@ from data.files import MediaError
 from data.find_clips import find_clips
 from data.masks import find_masked_photographs
 from data.tables import read_table
-from evaluation.licences import read_licences
+from evaluation.licences import read_source_table
 
 PLAIN = "path,start,seconds,split,source\na.mp4,1.5,2,test,park\nb.mp4,0,,train,garden\n"
 
@@ -103,10 +103,10 @@ def test_rows_of_other_kinds_are_counted(tmp_path, caplog):
 def test_every_table_is_read_so(tmp_path):
     """Licences, photographs with masks, and the table of a set that a spreadsheet has saved."""
     (tmp_path / "l.csv").write_bytes(b"\xef\xbb\xbfGroup; License\r\npark; CC0\r\n")
-    assert read_licences(tmp_path / "l.csv") == {"park": {"licence": "CC0"}}
+    assert read_source_table(tmp_path / "l.csv", "licences") == {"park": {"licence": "CC0"}}
     (tmp_path / "l.csv").write_text("source,licence,terms\npark,CC0,none\n")
     with pytest.raises(ValueError, match="the column 'terms' is not known"):
-        read_licences(tmp_path / "l.csv")
+        read_source_table(tmp_path / "l.csv", "licences")
     with pytest.raises(MediaError, match="the column 'terms' is not known"):
         find_masked_photographs(tmp_path, tmp_path, tmp_path / "l.csv")
     clip_set = make_set(tmp_path / "set")
