@@ -114,7 +114,7 @@ def test_what_is_near_swings_together_and_still_surroundings_have_no_say():
     expected_px = torch.ones(1, 1, 64, 96)
     expected_px[..., 48:] = 0.0
     sample[..., 48:] = 5.0
-    smooth = smooth_spectrum(sample, expected_px)
+    smooth = smooth_spectrum(sample, expected_px, sigma_px=12.0)
 
     def normalised_gradient(maps: torch.Tensor) -> float:
         left = maps[..., :48]

@@ -201,7 +201,7 @@ def test_names_are_escaped_in_pages_and_tables(tmp_path, monkeypatch):
 
         def click(self, function, *_, **__):
             with pytest.raises(Gradio.Error) as error:
-                function("x.jpg", *[None] * 7)
+                function("x.jpg", *[None] * 8)
             caught.append(str(error.value))
 
         def queue(self, **_):
