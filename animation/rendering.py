@@ -69,7 +69,7 @@ def read_inputs(
     if known is not None:
         try:
             plan(playback, known)
-        except (ArgumentError, MotionFileError) as error:
+        except MotionFileError as error:
             raise MotionFileError(f"{motion}: {error}") from error
     return image, source, mask_map, known
 
