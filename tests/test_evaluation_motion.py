@@ -389,7 +389,7 @@ def test_a_trained_format_checkpoint(scene_set, checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("flags", "pipeline", "message"),
     [
-        (["--clip-table", "gone.csv"], {}, "--clip-table gone.csv: not readable as CSV"),
+        (["--clip-table", "gone.csv"], {}, "--clip-table gone.csv: there is no such file"),
         (["--clips", "0"], {}, "--clips: expected a whole number above 0"),
         (["--steps", "1"], {}, "--steps 1: right: 2 to 1000"),
         (["--loop-guidance", "projection"], {}, "--loop-guidance: belongs to --loop-frames L"),
