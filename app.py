@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import os
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -85,7 +84,6 @@ def main(argv: list[str] | None = None) -> int:
     add_shared_flags(parser, "device", "precision", "threads")
     args = parser.parse_args(argv)
     device, precision = checked_device(args)
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the folder is removed
     with tempfile.TemporaryDirectory(prefix="animate-app-") as folder:
         # Uploads, and Gradio's copies of what it serves, are removed with the folder; read when it is imported.
         os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")

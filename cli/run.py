@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
+import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cli.parser import FLAG_NAMES
 from data.cpus import set_thread_defaults
+from data.files import MediaError
 
 Main = Callable[..., int]
 
 OUR_PACKAGES = "__main__ animation benchmarks cli data evaluation metrics models motion splatting training".split()
 OUT_OF_MEMORY = "out of device memory; lower the size of batches or images, or use --device cpu"
-EXIT_USAGE, EXIT_SKIPPED, EXIT_INTERRUPTED = 2, 3, 130  # skipped: done, but for inputs that could not be used
+NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # all other files are named where they are written
+EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141
+EXIT_USAGE, EXIT_SKIPPED = 2, 3  # skipped: done, but for inputs that could not be used
 
 
 def command(main: Main) -> Main:
@@ -38,13 +45,22 @@ def command(main: Main) -> Main:
         FLAG_NAMES.clear()
         set_thread_defaults()
         try:
-            return main(argv) or 0
-        except SystemExit as leaving:
-            return leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+            try:
+                code = main(argv) or 0
+            except SystemExit as leaving:
+                code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+            print(end="", flush=True)
+            return code
         except KeyboardInterrupt:
             print(f"{script}: interrupted", file=sys.stderr)
             return EXIT_INTERRUPTED
         except Exception as error:
+            if isinstance(error, OSError) and error.filename is None and error.errno in NO_OUTPUT:
+                # what is left would be tried once more when Python ends
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                if error.errno == errno.EPIPE:  # who reads it has left, as in `SCRIPT | head`
+                    return EXIT_CLOSED_PIPE
+                error = MediaError(f"standard output: cannot be written ({error.strerror})")
             message = user_message(error)
             if message is None:
                 raise
@@ -55,8 +71,25 @@ def command(main: Main) -> Main:
 
 
 def run(main: Main) -> int:
-    """Call a script's main with the process's arguments; return the exit code."""
+    """Call a script's main with the process's arguments; return the exit code.
+
+    SIGTERM ends it as Ctrl-C does: what is half-written is removed. A second one ends it at once.
+    """
+
+    def leave(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
+    threading.excepthook = _report_thread
+    logging.raiseExceptions = False  # a log that cannot be written, on a full disk, does not stop the work
     return main(None)
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    # TensorBoard's thread gives its error to the thread that writes next, which reports it.
+    if type(failed.thread).__name__ != "_AsyncWriterThread":
+        threading.__excepthook__(failed)
 
 
 def user_message(error: BaseException) -> str | None:

@@ -34,7 +34,7 @@ from data.clips import (
     read_rows,
     read_statistics,
 )
-from data.files import MediaError, atomic_path, write_text
+from data.files import MediaError, atomic_path, write_text, writing
 from data.media import to_bytes, write_image
 from motion.flow import default_grid_scale
 from motion.normalisation import ScaleEstimator
@@ -126,7 +126,8 @@ class ClipSetWriter:
         """Add the rows of items whose files `write_clip` has written."""
         self._reopen()
         self.rows |= {row.id: row for row in rows}
-        with self._table.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+        with writing(self._table), self._table.open("a", **text) as file:
             file.write(format_rows(rows))
 
     def remove(self, *clip_ids: str) -> None:

@@ -23,6 +23,9 @@ _SYSTEM_FOLDERS = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Vol
 # In the videos that we make, at the beginning or the end of the file.
 OUTPUT_MARK = "made from one image by generative image dynamics"
 _MARK_WITHIN = 1 << 18
+# What the system says of disks without room, and torch, which leaves it out.
+_NO_ROOM = re.compile("|".join(map(os.strerror, (errno.ENOSPC, errno.EDQUOT, errno.EFBIG))))
+_NO_ROOM_IN_TORCH = re.compile("PytorchStreamWriter failed|inline_container.*unexpected pos|iostream error")
 
 
 class MediaError(ValueError):
@@ -119,20 +122,35 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     problem = writing_problem(path) if path.name else "is not a name to write to; name a file or folder in it"
     if problem:
         raise MediaError(f"{path}: {problem}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     # not of its name, which may be as long as names can be
     temporary = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.tmp-{os.getpid()}{path.suffix}")
-    _remove(temporary)
-    try:
-        yield temporary
-        _put_in_place(temporary, path)
-    except OSError as error:
-        ours = error.filename is not None and str(error.filename).startswith(str(temporary))
-        if ours or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise MediaError(f"{path}: cannot be written ({error.strerror or error})") from error
-        raise
-    finally:
+    with writing(path, temporary):
+        path.parent.mkdir(parents=True, exist_ok=True)
         _remove(temporary)
+        try:
+            yield temporary
+            _put_in_place(temporary, path)
+        finally:
+            _remove(temporary)
+
+
+@contextmanager
+def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Raise MediaError naming `path` where the block finds no room on the disk, or may not write `temporary`."""
+    try:
+        yield
+    except Exception as error:
+        no_room = _NO_ROOM.search(str(error))
+        named = str(getattr(error, "filename", None) or "")
+        if no_room:
+            reason = no_room[0]
+        elif _NO_ROOM_IN_TORCH.search(str(error)):
+            reason = os.strerror(errno.ENOSPC)
+        elif isinstance(error, OSError) and temporary is not None and named.startswith(str(temporary)):
+            reason = error.strerror or error
+        else:
+            raise
+        raise MediaError(f"{path}: cannot be written ({reason})") from error
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:

@@ -36,19 +36,22 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
 
     Raises MediaError for a path that is not there, a CSV with mistakes, and a video or a source in both splits.
     """
+    paths, split_from = list(paths), list(split_from)
     parts: dict[str, dict[str, Any]] = {}
     for path in paths:
         is_table = path.suffix.lower() == ".csv"
         for found in _read_csv(path) if is_table else [{"path": video, **_WHOLE} for video in list_videos(path)]:
             part = parts.setdefault(clip_id(found["path"].resolve(), found["start_s"], found["seconds"]), found)
             part.update({key: part[key] or found[key] for key in ("split", "group")})
-    _fill_in(list(parts.values()), list(split_from))
+    _fill_in(list(parts.values()), split_from)
     splits: dict[str, str] = {}
     jobs = [ClipJob(name, **{**part, "path": part["path"].resolve()}, **options) for name, part in parts.items()]
     for job in jobs:
         for origin in {str(job.path), job.group or str(job.path)}:
             if splits.setdefault(origin, job.split) != job.split:
-                raise MediaError(f"{origin}: is in both splits; the clips of a video, and of a source, belong into one")
+                named = ", ".join(str(path) for path in [*paths, *split_from])
+                right = "the clips of a video, and of a source, belong into one"
+                raise MediaError(f"{origin}: is in both splits of {named}; {right}")
     return jobs
 
 

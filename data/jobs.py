@@ -47,7 +47,12 @@ def run_jobs(
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context, initializer=_start_worker)
     try:
-        running = as_completed([pool.submit(function, *job) for job in jobs])
+        # Ctrl-C reaches the whole group: workers inherit that they do not get it, and the parent ends them.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            running = as_completed([pool.submit(function, *job) for job in jobs])
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         yield tqdm((done.result() for done in running), **bar)
     except BaseException:
         for process in set(multiprocessing.active_children()) - before:
@@ -62,8 +67,7 @@ def _start_worker() -> None:
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    # Ctrl-C reaches the whole group, and the parent ends its workers itself; but one that was killed cannot
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # the parent ends its workers itself; but one that was killed cannot
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -70,7 +70,7 @@ def parse_table(
     """
     text = text.removeprefix("\ufeff")
     names = {alias: column for column, aliases in columns.items() for alias in (column, *aliases)}
-    asked = re.match(r"sep=(.)\r?\n", text)  # as Excel writes and reads it
+    asked = re.match(r"sep=([,;\t|])\r?\n", text)  # as Excel writes and reads it
     lines = io.StringIO(text[asked.end() if asked else 0 :], newline="")
     first = lines.readline()
 

@@ -26,6 +26,7 @@ MINIMUM_COVERAGE = 0.9  # of the period: below it the fit cannot tell the lowest
 # Combinations of coefficients that the stamps determine worse than this (relative to the best) are left at zero: in a
 # clip that covers 94 % of the period the fit put a drift of 250 px into the gap.
 RELATIVE_CUTOFF = 5e-3
+_LARGEST_PIECE = 10 << 20  # displacements that `mean_displacement` computes at once
 
 
 def bin_frequencies_hz(num_bins: int = NUM_BINS, period_s: float = PERIOD_S) -> Tensor:
@@ -132,7 +133,7 @@ def mean_displacement(spectrum: Tensor, num_samples: int = 50) -> Tensor:
     phase = torch.arange(1, num_samples + 1, dtype=torch.float64) / num_samples
     total = None
     # In pieces: all samples of a large grid at once would be the largest tensor of a run.
-    for piece in phase.split(10):
+    for piece in phase.split(min(10, max(1, _LARGEST_PIECE // spectrum[..., 0, 0, :, :].numel()))):
         norms = spectrum_to_flow(spectrum, piece).square().sum(-3, keepdim=True).sqrt().sum(-4)  # (..., 1, H, W)
         total = norms if total is None else total + norms
     return total / num_samples

@@ -319,7 +319,8 @@ def start(arguments: list[str]) -> subprocess.Popen:
     )
 
 
-def test_ctrl_c_leaves_nothing_half_written(photograph, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_half_written(photograph, tmp_path, number):
     motion, out = make_motion(tmp_path / "m.npz"), tmp_path / "out"
     flags = [str(photograph), "--motion", str(motion), "--seconds", "600", "--out", str(out), "--preview"]
     process = start(flags)
@@ -327,8 +328,8 @@ def test_ctrl_c_leaves_nothing_half_written(photograph, tmp_path):
     while not (out.is_dir() and list(out.iterdir())) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert list(out.iterdir()), "the video was never begun"
-    os.killpg(process.pid, signal.SIGINT)
-    assert process.wait(timeout=60) == 130
+    os.killpg(process.pid, number)
+    assert process.wait(timeout=60) == 128 + number
     assert list(out.iterdir()) == []
     assert "Traceback" not in process.stderr.read()
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from data.files import remove_folder
+from data.files import remove_folder, writing
 from models.device import ArgumentError
 from training.run_folder import CHECKPOINT_MARK, RunFolder, find_checkpoints, raise_if_different
 
@@ -35,14 +35,17 @@ def save_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[s
     main = accelerator.is_main_process
     try:
         if main:
-            remove_folder(aside)
+            for stray in run.checkpoints.glob(".step-*.tmp"):  # of runs that were killed
+                remove_folder(stray)
             aside.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(aside))
+        with writing(final):
+            accelerator.save_state(str(aside))
         accelerator.wait_for_everyone()
         if main:
             mark = {**_mark(accelerator, options, step), "steps": options["steps"]}
-            (aside / CHECKPOINT_MARK).write_text(json.dumps(mark, indent=2), encoding="utf-8")
+            with writing(final):
+                (aside / CHECKPOINT_MARK).write_text(json.dumps(mark, indent=2), encoding="utf-8")
             remove_folder(final)
             os.replace(aside, final)
     except BaseException:

@@ -30,7 +30,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
-from data.files import write_text, writing_problem
+from data.clip_writer import lock_folder
+from data.files import write_text, writing, writing_problem
 from models.device import ArgumentError
 
 try:
@@ -41,7 +42,7 @@ except ImportError:
 logger = logging.getLogger(__name__)
 
 RUNS = Path("outputs")
-OPTIONS, METRICS, LOG = "options.json", "metrics.jsonl", "log.txt"
+OPTIONS, METRICS, LOG, BOARD = "options.json", "metrics.jsonl", "log.txt", "tensorboard"
 CHECKPOINT_MARK = "state.json"  # written last into a checkpoint: a folder that has it is complete
 
 # Flags that may differ when a run is resumed: how far, where, how often to look, and how to save memory.
@@ -57,15 +58,20 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "safete
 
 
 class RunFolder:
-    """The folder of one run; `open_run` makes it. `resume_from` is the checkpoint to start from; None: step 0."""
+    """The folder of one run; `open_run` makes it. `resume_from` is the checkpoint to start from; None: step 0.
+
+    FolderBusyError while another process has it open.
+    """
 
     def __init__(self, path: Path, resume_from: Path | None = None) -> None:
         self.path, self.resume_from = Path(path), resume_from
         self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
         self.is_main = PartialState().is_main_process
-        self._board = self._handler = None
+        self._board = self._handler = self._lock = None
         if self.is_main:
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_folder(self.path)
+            self.checkpoints.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
             self._handler = logging.FileHandler(self.path / LOG, encoding="utf-8", errors="backslashreplace")
             self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
@@ -76,15 +82,16 @@ class RunFolder:
         if not self.is_main:
             return
         values = {name: float(value) if math.isfinite(value) else None for name, value in metrics.items()}
-        with open(self.path / METRICS, "a", encoding="utf-8") as file:
+        with writing(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
-        if self._board is None and SummaryWriter is not None:
-            self._board = SummaryWriter(str(self.path / "tensorboard"), purge_step=step)
-        if self._board is not None:
-            for name, value in values.items():
-                if value is not None:
-                    self._board.add_scalar(name, value, step)
-            self._board.flush()
+        with writing(self.path / BOARD):
+            if self._board is None and SummaryWriter is not None:
+                self._board = SummaryWriter(str(self.path / BOARD), purge_step=step)
+            if self._board is not None:
+                for name, value in values.items():
+                    if value is not None:
+                        self._board.add_scalar(name, value, step)
+                self._board.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; one that was cut off when the run died is left out."""
@@ -106,10 +113,13 @@ class RunFolder:
     def close(self) -> None:
         if self._handler is not None:
             logging.getLogger().removeHandler(self._handler)
-            self._handler.close()
+            with contextlib.suppress(OSError):  # of a full disk, which another error has named
+                self._handler.close()
         if self._board is not None:
             self._board.close()
-        self._handler = self._board = None
+        if self._lock is not None:
+            self._lock.release()
+        self._handler = self._board = self._lock = None
 
     def __enter__(self) -> RunFolder:
         return self
@@ -204,7 +214,7 @@ def _make_folder(out: Path | str | None, script: str, name: str) -> Path:
         raise ArgumentError(f"out {out or RUNS / script}: {problem}")
     if out is not None:
         path = Path(out)
-        if path.is_file() or (path.is_dir() and any(path.iterdir())):
+        if path.is_file() or (path.is_dir() and any(not inside.name.startswith(".") for inside in path.iterdir())):
             raise ArgumentError(f"out {path}: is not empty; name a new folder, or go on with resume auto")
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -234,7 +244,7 @@ def _describe(options: Mapping[str, Any]) -> dict[str, Any]:
         "uncommitted_changes": bool(commit) and commit.endswith("-dirty"),
         "device": f"{state.device}: {device}",
         "processes": state.num_processes,
-        "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "started": time.strftime("%Y-%m-%d %H:%M:%S %z"),
     }
 
 
