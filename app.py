@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import html
+import json
+import logging
 import os
+import re
 import sys
 import tempfile
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from animation.flags import CHECKPOINT, SPLATS, checked_device
@@ -17,7 +23,76 @@ from cli.run import command, run, user_message
 from models.segmentation_classes import CLASSES
 from motion.wind import WINDS
 
-HOST, LARGEST_UPLOAD, LONGEST_QUEUE = "127.0.0.1", "30mb", 16
+logger = logging.getLogger("__main__")
+
+HOST, LONGEST_QUEUE = "127.0.0.1", 16
+LARGEST_UPLOAD_BYTES, MOST_DISK_BYTES = 30 << 20, 2 << 30  # of an image; of all files, which stay for an hour
+CLEAN_EVERY_S, KEPT_FOR_S = 600, 3600
+
+Asgi = Callable[..., Awaitable[None]]
+
+
+class RequestGuard:
+    """Web middleware: refuses uploads while there is no room for them, and answers requests that make no sense."""
+
+    def __init__(self, served: Asgi, folder: Path) -> None:
+        """Keep the files of `folder` below MOST_DISK_BYTES."""
+        self.served, self.folder, self.uploads = served, folder, 0
+
+    async def __call__(self, scope: dict[str, Any], receive: Asgi, send: Asgi) -> None:
+        """Pass a request on, or answer it."""
+        is_upload = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload")
+        started = False
+
+        async def answer(message: dict[str, Any]) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        self.uploads += is_upload
+        try:
+            used = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()) if is_upload else 0
+            if used + self.uploads * LARGEST_UPLOAD_BYTES > MOST_DISK_BYTES:
+                await _refuse(answer, 507, "no room for more images now; try again in an hour")
+            else:
+                await self.served(scope, receive, answer)
+        except Exception as error:  # Gradio fails in many ways where a request is not one of its page
+            if not started and scope["type"] == "http":
+                await _refuse(answer, 400, "not a request of this page")
+            logger.warning("%s: a request is refused: %s", scope["path"][:80], _one_line(error))
+        finally:
+            self.uploads -= is_upload
+
+
+async def _refuse(send: Asgi, status: int, reason: str) -> None:
+    text = json.dumps({"detail": reason}).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": text})
+
+
+def _one_line(error: BaseException) -> str:
+    return re.sub(r"[\0-\x1f\x7f\s]+", " ", f"{type(error).__name__}: {error}")[:200]
+
+
+def _limit_requests(gradio: Any) -> None:
+    """Let Gradio fetch no address that a request names, and log wrong requests as one line, not as a traceback."""
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise gradio.Error("an address is not fetched; upload the file", print_exception=False)
+
+    def log_error() -> None:
+        logger.warning("a request is refused: %s", _one_line(sys.exc_info()[1]))
+
+    gradio.processing_utils.async_ssrf_protected_download = refuse
+    gradio.queueing.traceback = SimpleNamespace(print_exc=log_error)
+
+
+def root_path(text: str) -> str:
+    """Parse a path or an address, without a slash at its end."""
+    if not re.fullmatch(r"(https?:/)?/[^\s?#]+", text):
+        raise argparse.ArgumentTypeError(f"expected a path such as /animate, got {text!r}")
+    return text.rstrip("/")
 
 
 def make_page(gradio: Any, studio: Any) -> Any:
@@ -26,25 +101,38 @@ def make_page(gradio: Any, studio: Any) -> Any:
     def animate(image, splat, strength, loop, seconds, seed, move, freeze, wind, progress=gradio.Progress()):  # noqa: B008
         choices = {"splat": splat, "wind": wind, "strength": strength, "loop": loop, "seconds": seconds, "seed": seed}
         choices |= {"move": move or (), "freeze": freeze or ()}
-
-        def show(fraction: float) -> None:
-            progress(fraction, desc="frames" if fraction else "motion")
-
+        # Gradio closes it at a yield when who asked has left.
         try:
-            return tuple(str(path) for path in studio.animate(image, **choices, progress=show))
+            for done in studio.animate(image, **choices):
+                if isinstance(done, float):
+                    progress(done, desc="frames" if done else "motion")
+                    yield gradio.skip(), gradio.skip()
+                else:
+                    yield tuple(map(str, done))
         except Exception as error:
             message = user_message(error)
             if message is None:
-                raise
-            raise gradio.Error(html.escape(message)) from error
+                logger.exception("the image was not animated")
+                message = "failed; the server's log says why"
+            raise gradio.Error(html.escape(message), print_exception=False) from error
 
-    with gradio.Blocks(title="Generative Image Dynamics", analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    def uploaded(upload: Any) -> str | None:
+        # Gradio looks only at files that are marked as such, and a request may leave the mark out.
+        if upload is None or not upload.path:
+            return None
+        if Path(gradio.utils.get_upload_folder()).resolve() not in Path(upload.path).resolve().parents:
+            raise gradio.Error("only an uploaded file is read", print_exception=False)
+        return upload.path
+
+    _limit_requests(gradio)
+    cleaning = {"delete_cache": (CLEAN_EVERY_S, KEPT_FOR_S)}
+    with gradio.Blocks(title="Generative Image Dynamics", analytics_enabled=False, **cleaning) as page:
         gradio.Markdown("# A photograph in, a video out")
         with gradio.Row():
             with gradio.Column():
                 image = gradio.Image(label="Image", type="filepath", sources=["upload"])
                 # Gradio would decode the file itself: other formats, depths and giants, and messages of its own.
-                image.preprocess = lambda upload: upload and upload.path
+                image.preprocess = uploaded
                 splat = gradio.Radio(list(studio.renderers), value=next(iter(studio.renderers)), label="Splat")
                 wind = gradio.Dropdown([AS_SUGGESTED, *WINDS], value=AS_SUGGESTED, label="Wind")
                 strength = gradio.Slider(*CHOICES["strength"], value=1, step=0.1, label="Strength of the motion")
@@ -65,12 +153,19 @@ def make_page(gradio: Any, studio: Any) -> Any:
     return page
 
 
-def launch(gradio: Any, page: Any, *, port: int | None, wait: bool = True) -> tuple[Any, str, str]:
-    """Serve the page to this machine alone, until Ctrl-C if `wait`; port None takes a free one."""
+def launch(
+    gradio: Any, page: Any, folder: Path, *, port: int | None, root_path: str | None = None, wait: bool = True
+) -> tuple[Any, str, str]:
+    """Serve the page to this machine alone, until Ctrl-C if `wait`; port None takes a free one.
+
+    `folder` is where Gradio keeps its files, GRADIO_TEMP_DIR; `root_path` where a proxy in front serves the page.
+    """
     # Fonts of this machine: the default theme asks a font server for its own.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    options = {"max_file_size": LARGEST_UPLOAD, "theme": theme, "share": False}
-    return page.launch(server_name=HOST, server_port=port, prevent_thread_lock=not wait, quiet=not wait, **options)
+    limit = {"middleware": [(RequestGuard, (folder,), {})]}
+    options = {"max_file_size": LARGEST_UPLOAD_BYTES, "theme": theme, "share": False, "app_kwargs": limit}
+    options |= {"server_name": HOST, "server_port": port, "root_path": root_path}
+    return page.launch(prevent_thread_lock=not wait, quiet=not wait, **options)
 
 
 @command
@@ -79,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("page").add_argument
     add("--port", type=whole_number(1, 65535), default=7860, metavar="N", help=f"serve on http://{HOST}:N")
+    add("--root-path", type=root_path, metavar="PATH", help="where a proxy in front serves the page, such as /animate")
     add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side of the videos")
     add("--checkpoint", **CHECKPOINT)
     add_shared_flags(parser, "device", "precision", "threads")
@@ -86,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     device, precision = checked_device(args)
     with tempfile.TemporaryDirectory(prefix="animate-app-") as folder:
         # Uploads, and Gradio's copies of what it serves, are removed with the folder; read when it is imported.
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
+        cache = Path(folder) / "gradio"
+        os.environ["GRADIO_TEMP_DIR"] = str(cache)
         try:
             import gradio
         except ImportError as error:
@@ -100,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
         renderers = {splat: load_renderer(args.checkpoint, splat) for splat in SPLATS}
         studio = Studio(pipeline, renderers, Path(folder), size_px=args.size, device=device, precision=precision)
         try:
-            launch(gradio, make_page(gradio, studio), port=args.port)
+            launch(gradio, make_page(gradio, studio), cache, port=args.port, root_path=args.root_path)
         except OSError as error:
             raise UsageError(f"--port {args.port}: cannot be served on ({error}); right: a free port") from error
     return 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from animation.options import AS_SUGGESTED, CHOICES, DEFAULT_SIZE_PX, PlaybackOp
 from animation.rendering import plan, read_images
 from data.files import OUTPUT_MARK
 from data.media import MediaError
-from data.video_writer import write_video
+from data.video_writer import VideoWriter
 from models.device import ArgumentError
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
@@ -54,9 +54,10 @@ class Studio:
         seed: int = 0,  # of the motion
         move: Sequence[str] = (),  # words for what alone may move
         freeze: Sequence[str] = (),  # words for what stays still
-        progress: Callable[[float], Any] = lambda fraction: None,  # called with the fraction that is done
-    ) -> tuple[Path, Path]:
-        """Animate an image; return an mp4 in `folder` and an interactive page beside it.
+    ) -> Iterator[float | tuple[Path, Path]]:
+        """Animate an image: yield fractions that are done, at last the paths of an mp4 and of an interactive page.
+
+        Closed before its end, it leaves no file.
 
         Raises:
             ArgumentError, ClassNameError, CheckpointError, MediaError: an image or a choice that cannot be used.
@@ -75,7 +76,7 @@ class Studio:
             except ValueError as error:
                 raise ArgumentError(f"wind {error}") from error
         image, source = read_upload(upload, self.size_px)
-        progress(0.0)
+        yield 0.0
         motion = self.pipeline.predict(source, **sampling).controlled(magnify=strength)
         control = ClassControl(self.pipeline.segmentation, move, freeze)
         motion = control.apply(motion, source, Path(upload).name)
@@ -83,22 +84,18 @@ class Studio:
         rendering = {"model": self.renderers[splat], "operator": splat, **self.rendering}
         playback = plan(PlaybackOptions(seconds=seconds, fps=motion.fps, loop=loop), motion)
 
-        def frames() -> Iterator[torch.Tensor]:
-            done = 0
-            for batch in render_frames(image, motion, playback, **rendering):
-                yield batch
-                done += len(batch)
-                progress(done / playback.num_frames)
-
         path = self.folder / f"animated-{next(self._numbers):04d}.mp4"
-        write_video(path, frames(), playback.fps, comment=OUTPUT_MARK)
+        with VideoWriter(path, fps=playback.fps, comment=OUTPUT_MARK) as video:
+            for batch in render_frames(image, motion, playback, **rendering):
+                video.write(batch)
+                yield video.num_frames / playback.num_frames
         page = path.with_suffix(".html")
         write_page(page, image, page_modes(motion, "the motion"), "An image to drag", motion)
         self._made.append((path, page))
         while len(self._made) > KEPT_VIDEOS:
             for old in self._made.popleft():
                 old.unlink(missing_ok=True)
-        return path, page
+        yield path, page
 
 
 def read_upload(upload: str | Path | None, size_px: int) -> tuple[torch.Tensor, torch.Tensor]:

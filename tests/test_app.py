@@ -43,6 +43,11 @@ class Pipeline:
         return Motion(spectrum, None, 150, 30.0, tuple(image.shape[-2:]), {})
 
 
+def animate(studio: Studio, *arguments, **choices) -> tuple[Path, Path]:
+    *_, made = studio.animate(*arguments, **choices)
+    return made
+
+
 def make_studio(tmp_path, **options) -> Studio:
     return Studio(Pipeline(), {"softmax": None, "gaussian": None}, tmp_path, **options)
 
@@ -61,8 +66,8 @@ def upload(tmp_path_factory):
 
 
 def test_a_picture_comes_back_as_a_video(tmp_path, upload):
-    studio, shares = make_studio(tmp_path, size_px=48, precision="bf16"), []
-    path, page = studio.animate(upload(), splat="gaussian", strength=2.0, seconds=0.5, seed=4, progress=shares.append)
+    studio = make_studio(tmp_path, size_px=48, precision="bf16")
+    *shares, (path, page) = studio.animate(upload(), splat="gaussian", strength=2.0, seconds=0.5, seed=4)
     info = probe_video(path)
     assert (info.width, info.height) == (48, 32) and info.fps == pytest.approx(30)
     assert shares[-1] == 1 and shares == sorted(shares)
@@ -88,17 +93,17 @@ def test_classes_stay_still(tmp_path, upload, monkeypatch):
     studio.pipeline.segmentation = Trees()
     monkeypatch.setattr(animation.studio, "render_frames", render)
     for words in ({}, {"freeze": ["trees"]}, {"move": ["tree"]}, {"move": ["sea"], "freeze": []}):
-        studio.animate(upload(), seconds=0.5, **words)
+        animate(studio, upload(), seconds=0.5, **words)
     assert [float(motion.spectrum.abs().max()) for motion in played] == pytest.approx([0.5, 0, 0.5, 0], abs=1e-2)
     with pytest.raises(ClassNameError, match="^move tre: no class; did you mean tree"):
-        studio.animate(upload(), move=["tre"])
+        animate(studio, upload(), move=["tre"])
 
 
 def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch, upload):
     monkeypatch.setattr(animation.studio, "KEPT_VIDEOS", 2)
     studio = make_studio(tmp_path)
     studio._numbers = itertools.count(9998)  # as text 10000 is before 9999
-    made = [studio.animate(upload(), loop=False, seconds=0.5) for _ in range(3)]
+    made = [animate(studio, upload(), loop=False, seconds=0.5) for _ in range(3)]
     assert probe_video(made[2][0]).width == 72
     assert [[path.exists() for path in one] for one in made] == [[False] * 2, [True] * 2, [True] * 2]
 
@@ -106,7 +111,7 @@ def test_small_pictures_are_not_enlarged_and_old_videos_go(tmp_path, monkeypatch
 def test_the_wind_is_a_word_or_a_number(tmp_path, upload):
     studio = make_studio(tmp_path)
     for wind in ("gusty", "2.5"):
-        studio.animate(upload(), wind=wind, seconds=0.5)
+        animate(studio, upload(), wind=wind, seconds=0.5)
     assert [asked[-1] for asked in studio.pipeline.asked] == [WINDS["gusty"], 2.5]
 
 
@@ -124,7 +129,7 @@ def test_the_wind_is_a_word_or_a_number(tmp_path, upload):
 )
 def test_bad_choices_are_one_line(tmp_path, upload, choices, named):
     with pytest.raises((ArgumentError, CheckpointError), match=named) as caught:
-        make_studio(tmp_path).animate(upload(), **choices)
+        animate(make_studio(tmp_path), upload(), **choices)
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 
 
@@ -148,7 +153,7 @@ def test_bad_uploads_are_one_line_that_names_them(tmp_path, kind):
     spoil(path, kind)
     studio = make_studio(tmp_path / "videos")
     with pytest.raises(MediaError, match="no image" if kind == "none" else r"^notes\.png") as caught:
-        studio.animate(None if kind == "none" else path)
+        animate(studio, None if kind == "none" else path)
     assert "\n" not in str(caught.value) and str(tmp_path) not in str(caught.value)
     assert not (tmp_path / "videos").exists()
 

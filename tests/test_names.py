@@ -182,7 +182,9 @@ def test_names_are_escaped_in_pages_and_tables(tmp_path, monkeypatch):
 
     class Gradio:
         class Error(Exception):
-            pass
+            def __init__(self, message: str, print_exception: bool) -> None:
+                super().__init__(message)
+                assert not print_exception
 
         def __getattr__(self, name):
             return lambda *args, **kwargs: Widget(self, name)
@@ -201,7 +203,7 @@ def test_names_are_escaped_in_pages_and_tables(tmp_path, monkeypatch):
 
         def click(self, function, *_, **__):
             with pytest.raises(Gradio.Error) as error:
-                function("x.jpg", *[None] * 8)
+                next(function("x.jpg", *[None] * 8))
             caught.append(str(error.value))
 
         def queue(self, **_):
