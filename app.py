@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import argparse
 import html
-import json
 import logging
 import os
 import re
 import sys
 import tempfile
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from animation.flags import CHECKPOINT, SPLATS, checked_device
 from animation.options import AS_SUGGESTED, CHOICES, DEFAULT_SIZE_PX
+from animation.web_server import LARGEST_UPLOAD_BYTES, RequestGuard, limit_requests, removing_old_files
 from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, positive_int, whole_number
 from cli.run import command, run, user_message
@@ -26,66 +24,6 @@ from motion.wind import WINDS
 logger = logging.getLogger("__main__")
 
 HOST, LONGEST_QUEUE = "127.0.0.1", 16
-LARGEST_UPLOAD_BYTES, MOST_DISK_BYTES = 30 << 20, 2 << 30  # of an image; of all files, which stay for an hour
-CLEAN_EVERY_S, KEPT_FOR_S = 600, 3600
-
-Asgi = Callable[..., Awaitable[None]]
-
-
-class RequestGuard:
-    """Web middleware: refuses uploads while there is no room for them, and answers requests that make no sense."""
-
-    def __init__(self, served: Asgi, folder: Path) -> None:
-        """Keep the files of `folder` below MOST_DISK_BYTES."""
-        self.served, self.folder, self.uploads = served, folder, 0
-
-    async def __call__(self, scope: dict[str, Any], receive: Asgi, send: Asgi) -> None:
-        """Pass a request on, or answer it."""
-        is_upload = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload")
-        started = False
-
-        async def answer(message: dict[str, Any]) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
-        self.uploads += is_upload
-        try:
-            used = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()) if is_upload else 0
-            if used + self.uploads * LARGEST_UPLOAD_BYTES > MOST_DISK_BYTES:
-                await _refuse(answer, 507, "no room for more images now; try again in an hour")
-            else:
-                await self.served(scope, receive, answer)
-        except Exception as error:  # Gradio fails in many ways where a request is not one of its page
-            if not started and scope["type"] == "http":
-                await _refuse(answer, 400, "not a request of this page")
-            logger.warning("%s: a request is refused: %s", scope["path"][:80], _one_line(error))
-        finally:
-            self.uploads -= is_upload
-
-
-async def _refuse(send: Asgi, status: int, reason: str) -> None:
-    text = json.dumps({"detail": reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
-
-
-def _one_line(error: BaseException) -> str:
-    return re.sub(r"[\0-\x1f\x7f\s]+", " ", f"{type(error).__name__}: {error}")[:200]
-
-
-def _limit_requests(gradio: Any) -> None:
-    """Let Gradio fetch no address that a request names, and log wrong requests as one line, not as a traceback."""
-
-    async def refuse(*_: Any, **__: Any) -> None:
-        raise gradio.Error("an address is not fetched; upload the file", print_exception=False)
-
-    def log_error() -> None:
-        logger.warning("a request is refused: %s", _one_line(sys.exc_info()[1]))
-
-    gradio.processing_utils.async_ssrf_protected_download = refuse
-    gradio.queueing.traceback = SimpleNamespace(print_exc=log_error)
 
 
 def root_path(text: str) -> str:
@@ -124,9 +62,8 @@ def make_page(gradio: Any, studio: Any) -> Any:
             raise gradio.Error("only an uploaded file is read", print_exception=False)
         return upload.path
 
-    _limit_requests(gradio)
-    cleaning = {"delete_cache": (CLEAN_EVERY_S, KEPT_FOR_S)}
-    with gradio.Blocks(title="Generative Image Dynamics", analytics_enabled=False, **cleaning) as page:
+    limit_requests(gradio)
+    with gradio.Blocks(title="Generative Image Dynamics", analytics_enabled=False) as page:
         gradio.Markdown("# A photograph in, a video out")
         with gradio.Row():
             with gradio.Column():
@@ -154,16 +91,17 @@ def make_page(gradio: Any, studio: Any) -> Any:
 
 
 def launch(
-    gradio: Any, page: Any, folder: Path, *, port: int | None, root_path: str | None = None, wait: bool = True
+    gradio: Any, page: Any, *, port: int | None, root_path: str | None = None, wait: bool = True
 ) -> tuple[Any, str, str]:
     """Serve the page to this machine alone, until Ctrl-C if `wait`; port None takes a free one.
 
-    `folder` is where Gradio keeps its files, GRADIO_TEMP_DIR; `root_path` where a proxy in front serves the page.
+    `root_path` is where a proxy in front serves the page.
     """
     # Fonts of this machine: the default theme asks a font server for its own.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
-    limit = {"middleware": [(RequestGuard, (folder,), {})]}
-    options = {"max_file_size": LARGEST_UPLOAD_BYTES, "theme": theme, "share": False, "app_kwargs": limit}
+    folder = Path(gradio.utils.get_upload_folder())
+    web = {"middleware": [(RequestGuard, (folder,), {})], "lifespan": lambda _: removing_old_files(folder)}
+    options = {"max_file_size": LARGEST_UPLOAD_BYTES, "theme": theme, "share": False, "app_kwargs": web}
     options |= {"server_name": HOST, "server_port": port, "root_path": root_path}
     return page.launch(prevent_thread_lock=not wait, quiet=not wait, **options)
 
@@ -182,8 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     device, precision = checked_device(args)
     with tempfile.TemporaryDirectory(prefix="animate-app-") as folder:
         # Uploads, and Gradio's copies of what it serves, are removed with the folder; read when it is imported.
-        cache = Path(folder) / "gradio"
-        os.environ["GRADIO_TEMP_DIR"] = str(cache)
+        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
         try:
             import gradio
         except ImportError as error:
@@ -197,7 +134,7 @@ def main(argv: list[str] | None = None) -> int:
         renderers = {splat: load_renderer(args.checkpoint, splat) for splat in SPLATS}
         studio = Studio(pipeline, renderers, Path(folder), size_px=args.size, device=device, precision=precision)
         try:
-            launch(gradio, make_page(gradio, studio), cache, port=args.port, root_path=args.root_path)
+            launch(gradio, make_page(gradio, studio), port=args.port, root_path=args.root_path)
         except OSError as error:
             raise UsageError(f"--port {args.port}: cannot be served on ({error}); right: a free port") from error
     return 0

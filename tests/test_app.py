@@ -5,8 +5,6 @@ from __future__ import annotations
 import builtins
 import itertools
 import time
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -189,36 +187,6 @@ def test_bad_flags(capsys):
 def test_half_precision_needs_a_gpu(capsys):
     assert app.main(["--precision", "fp16", "--device", "cpu"]) == 2
     assert "--precision fp16: needs a GPU" in capsys.readouterr().err
-
-
-def test_page_is_served_on_this_machine_only(tmp_path, upload):
-    gradio = pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
-    client = pytest.importorskip("gradio_client")
-    (tmp_path / "videos").mkdir()
-    (tmp_path / "secret.txt").write_text("secret")
-    page = app.make_page(gradio, make_studio(tmp_path / "videos"))
-    assert page._queue.max_size == app.LONGEST_QUEUE
-    _, url, _ = app.launch(gradio, page, port=None, wait=False)
-    try:
-        assert url.startswith("http://127.0.0.1:")
-        caller = client.Client(url, verbose=False, download_files=str(tmp_path))
-        answer = caller.predict(client.handle_file(upload()), "softmax", 1, True, 1, 0, api_name="/animate")
-        video = answer[0]["video"] if isinstance(answer[0], dict) else answer[0]
-        assert answer[1].endswith(".html")
-        assert probe_video(video).width == 72
-        flat, text = upload(8, 200, "flat.png"), Path(upload(name="notes.png"))
-        spoil(text, "text")
-        for bad, message in ((flat, r"flat\.png.*8"), (text, r"notes\.png")):
-            with pytest.raises(Exception, match=message):
-                caller.predict(client.handle_file(bad), "softmax", 1, True, 1, 0, api_name="/animate")
-        with pytest.raises(Exception, match="no segmentation network"):
-            caller.predict(client.handle_file(upload()), "softmax", 1, True, 1, 0, ["tree"], [], api_name="/animate")
-        for wanted in (tmp_path / "secret.txt", app.__file__, "/etc/passwd"):
-            with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(f"{url}gradio_api/file={wanted}")
-            assert refused.value.code in (403, 404)
-    finally:
-        page.close()
 
 
 def test_help_answers_at_once(capsys):
