@@ -22,8 +22,9 @@ Main = Callable[..., int]
 OUR_PACKAGES = "__main__ animation benchmarks cli data evaluation metrics models motion splatting training".split()
 OUT_OF_MEMORY = "out of device memory; lower the size of batches or images, or use --device cpu"
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # all other files are named where they are written
-EXIT_INTERRUPTED, EXIT_CLOSED_PIPE = 130, 141
+EXIT_CLOSED_PIPE = 141
 EXIT_USAGE, EXIT_SKIPPED = 2, 3  # skipped: done, but for inputs that could not be used
+_received: list[int] = []  # signals that ask to end
 
 
 def command(main: Main) -> Main:
@@ -51,10 +52,11 @@ def command(main: Main) -> Main:
                 code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
             print(end="", flush=True)
             return code
-        except KeyboardInterrupt:
-            print(f"{script}: interrupted", file=sys.stderr)
-            return EXIT_INTERRUPTED
-        except Exception as error:
+        except (KeyboardInterrupt, Exception) as error:
+            # a library whose import is interrupted may raise an error of its own
+            if _received or isinstance(error, KeyboardInterrupt):
+                print(f"{script}: interrupted", file=sys.stderr)
+                return 128 + (_received or [signal.SIGINT])[0]
             if isinstance(error, OSError) and error.filename is None and error.errno in NO_OUTPUT:
                 # what is left would be tried once more when Python ends
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -73,14 +75,17 @@ def command(main: Main) -> Main:
 def run(main: Main) -> int:
     """Call a script's main with the process's arguments; return the exit code.
 
-    SIGTERM ends it as Ctrl-C does: what is half-written is removed. A second one ends it at once.
+    SIGTERM ends it as Ctrl-C does: what is half-written is removed. A second signal ends it at once.
     """
 
-    def leave(number: int, frame: object) -> None:
+    def interrupt(number: int, _frame: object) -> None:
+        _received.append(number)
         signal.signal(number, signal.SIG_DFL)
-        sys.exit(128 + number)
+        raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # jobs in a shell's background ignore it
+        signal.signal(signal.SIGINT, interrupt)
     threading.excepthook = _report_thread
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, does not stop the work
     return main(None)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
+from models.checkpoints import read_state_dict
 from models.vae import MotionVAE
 from motion.motion_file import read_arrays
 
@@ -64,17 +65,13 @@ def read_feature_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix == ".npz":
         state = {name: torch.from_numpy(array.astype(np.float32)) for name, array in read_arrays(path).items()}
-    elif path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state = load_file(path)
     else:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_state_dict(path)
     # SqueezeNet's authors and Keras' port name the 1x1 squeeze layers after their size, torchvision does not.
     return {
         name.removeprefix("features.").replace("squeeze1x1", "squeeze"): value.float()
         for name, value in state.items()
-        if isinstance(value, Tensor) and "classifier" not in name
+        if "classifier" not in name
     }
 
 

@@ -11,14 +11,19 @@ import numpy as np
 import torch
 from clip_sets import make_set
 from fuzzing import fuzz, mutated, mutated_archive, odd_json
+from PIL import Image
+from safetensors.torch import save_file
+from test_photographs import encoded
 from videos import swaying, write_uneven, write_video
 
 from animation.options import PlaybackOptions
 from animation.rendering import read_inputs
+from animation.studio import Studio
 from data.clips import ClipSet
 from data.find_clips import find_clips
 from data.media import read_image, write_image
 from data.video import iterate_video, probe_video
+from metrics.perceptual import load_feature_weights
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.sampling import load_schedule
@@ -31,6 +36,13 @@ MODELS = {"vae": MotionVAE, "unet": None, "scheduler": None, "frame_synthesis_so
 def written(path: Path, data: bytes) -> Path:
     path.write_bytes(data)
     return path
+
+
+def mutated_header(data: bytes, rng: np.random.Generator) -> bytes:
+    """Return a safetensors file with one value of its header exchanged."""
+    size = 8 + int.from_bytes(data[:8], "little")
+    header = json.dumps(odd_json(json.loads(data[8:size]), rng)).encode()
+    return len(header).to_bytes(8, "little") + header + data[size:]
 
 
 def test_motion_files(tmp_path):
@@ -94,9 +106,7 @@ def test_checkpoint_folders(checkpoint, tmp_path):
             odd = rng.random() < 0.8
             data = json.dumps(odd_json(json.loads(data), rng)).encode() if odd else mutated(data, rng)
         elif rng.random() < 0.5:
-            size = 8 + int.from_bytes(data[:8], "little")
-            header = json.dumps(odd_json(json.loads(data[8:size]), rng)).encode()
-            data = len(header).to_bytes(8, "little") + header + data[size:]
+            data = mutated_header(data, rng)
         else:
             data = mutated(data, rng, 4096)
         (folder / path).write_bytes(data)
@@ -110,6 +120,32 @@ def test_checkpoint_folders(checkpoint, tmp_path):
             (MODELS.get(path.name) or MotionPipeline).from_pretrained(path)
 
     fuzz("checkpoint folder", make, read, tmp_path)
+
+
+def test_weights(tmp_path):
+    """Of networks that measure: as numpy, safetensors and both formats of torch hold them."""
+    generator = torch.Generator().manual_seed(0)
+    wanted = {
+        name: torch.randn(size, generator=generator) for name, size in (("0.weight", (8, 3, 3, 3)), ("0.bias", 8))
+    }
+    state = {f"features.{name}": value for name, value in wanted.items()} | {"classifier.weight": torch.rand(4)}
+    for name, zipped in (("a.pth", True), ("b.pth", False)):
+        torch.save(state, tmp_path / name, _use_new_zipfile_serialization=zipped)
+    save_file(state, tmp_path / "c.safetensors")
+    np.savez(tmp_path / "d.npz", **{name: value.numpy() for name, value in state.items()})
+    whole = [(path.suffix, path.read_bytes()) for path in sorted(tmp_path.glob("?.*"))]
+
+    def make(rng: np.random.Generator, folder: Path) -> Path:
+        suffix, data = whole[rng.integers(len(whole))]
+        if suffix == ".safetensors":
+            data = mutated_header(data, rng) if rng.random() < 0.5 else mutated(data, rng, 400)
+        elif suffix == ".npz":
+            data = mutated_archive(data, rng)
+        else:
+            data = mutated(data, rng, 900) if rng.random() < 0.7 else mutated(data[::-1], rng, 900)[::-1]
+        return written(folder / f"m{suffix}", data)
+
+    fuzz("weights", make, lambda path: load_feature_weights(path, wanted), tmp_path)
 
 
 def test_video_headers(tmp_path):
@@ -144,6 +180,19 @@ def test_images(tmp_path):
         return written(folder / f"m{suffix}", mutated(data, rng, 200))
 
     fuzz("image", make, lambda path: read_image(path, max_side=64), tmp_path)
+
+
+def test_page_uploads(tmp_path):
+    """What app.py reads, in the formats of phones too, of any name and without the end of its name."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (24, 32, 3), dtype=np.uint8))
+    whole = [encoded(image, kind) for kind in ("JPEG", "PNG", "WEBP", "HEIF", "AVIF", "GIF", "TIFF")]
+    studio = Studio(None, {"softmax": None}, tmp_path / "videos", size_px=64)
+
+    def make(rng: np.random.Generator, folder: Path) -> Path:
+        data = whole[rng.integers(len(whole))]
+        return written(folder / str(rng.choice(["m.jpg", "m.heic", "m", "m.png"])), mutated(data, rng, 200))
+
+    fuzz("page upload", make, lambda path: next(studio.animate(path)), tmp_path)
 
 
 def test_tables_of_videos(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torchvision.models import squeezenet1_1
 
 from metrics import WeightsError
-from metrics.perceptual import PerceptualLoss, masked_mean
+from metrics.perceptual import PerceptualLoss, load_feature_weights, masked_mean
 from models.image_encoder import load_squeezenet_features, squeezenet_features
 from training.losses import l1, multi_scale_gradient
 
@@ -146,3 +147,19 @@ def test_shared_weights_order_blur_and_noise():
     picture = torch.nn.functional.interpolate(torch.rand(1, 3, 8, 8), (64, 64), mode="bicubic").clamp(0, 1)
     small, large = (picture + scale * torch.randn(1, 3, 64, 64) for scale in (0.02, 0.2))
     assert 0 < float(loss.feature_distance(small, picture)) < float(loss.feature_distance(large, picture))
+
+
+def test_weights_take_no_more_memory_than_their_file(tmp_path):
+    """A compressed archive, and one number that strides of zero repeat, would else be gigabytes."""
+    wanted = {"0.weight": torch.zeros(1)}
+    torch.save({"features.0.weight": torch.zeros(1 << 20)}, tmp_path / "whole.pth")
+    with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "packed.pth", "w", 8) as packed:
+        for member in whole.infolist():
+            packed.writestr(member.filename, whole.read(member))
+    torch.save({"features.0.weight": torch.zeros(1, dtype=torch.float16).expand(1 << 40)}, tmp_path / "repeated.pth")
+    for name in ("packed.pth", "repeated.pth"):
+        with pytest.raises(WeightsError, match=rf"{name}: .*its tensors are much larger than the file"):
+            load_feature_weights(tmp_path / name, wanted)
+    torch.save([1, 2], tmp_path / "list.pth")
+    with pytest.raises(WeightsError, match="list.pth: .*holds list; right: a state dict"):
+        load_feature_weights(tmp_path / "list.pth", wanted)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -59,31 +60,35 @@ def test_a_video_that_finds_no_room_is_one_line(checkpoint, tmp_path, full_disk,
     assert files_below(out) == []
 
 
-@pytest.mark.parametrize(
-    ("most_bytes", "named"),
-    [(30_000, "checkpoints/step-0000008"), (80_000, "checkpoints/step-0000008"), (200_000, "metrics.jsonl")],
-    ids=["weights", "optimizer", "metrics"],
-)
-def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path, full_disk, most_bytes, named):
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path, full_disk):
+    """Room neither for the weights, nor for the optimizer, nor for a line of metrics."""
+
     def model() -> torch.nn.Module:
         torch.manual_seed(3)
         return torch.nn.Sequential(torch.nn.Linear(2, 4000), torch.nn.Tanh(), torch.nn.Linear(4000, 1))
 
-    options = replace(OPTIONS, steps=8, log_every=6)
+    options = replace(OPTIONS, steps=6, log_every=5)
     _, whole, _ = run_training(tmp_path / "whole", options, model=model())
-    run = tmp_path / "run"
-    run_training(run, replace(options, stop_at=4), model=model())
-    before = files_below(run / "checkpoints")
-    (run / "checkpoints" / ".step-0000007.tmp").mkdir()  # of a run that was killed
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(f'{{"step": 1, "x": "{"x" * 199_900}"}}\n' if named == "metrics.jsonl" else "")
-    full_disk(most_bytes)
-    with pytest.raises(MediaError, match=rf"^{run}/{named}: cannot be written \((File too|No space)[^\n]+\)$"):
-        run_training(run, options, model=model(), resume="auto")
-    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    assert [name for name in files_below(run / "checkpoints") if ".tmp" not in name] == before
-    _, result, _ = run_training(run, options, model=model(), resume="auto")
-    assert result.losses == whole.losses[4:] and not list((run / "checkpoints").glob(".*"))
+    run_training(tmp_path / "run", replace(options, stop_at=4), model=model())
+    before = files_below(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints" / ".step-0000003.tmp").mkdir()  # of a run that was killed
+    shutil.copytree(tmp_path / "run", tmp_path / "lines")
+    with (tmp_path / "lines" / "metrics.jsonl").open("a") as file:
+        file.write(f'{{"step": 1, "x": "{"x" * 199_900}"}}\n')
+    checkpoint = "checkpoints/step-0000006"
+    for name, most_bytes, named in (
+        ("run", 30_000, checkpoint),
+        ("run", 80_000, checkpoint),
+        ("lines", 200_000, "metrics.jsonl"),
+    ):
+        full_disk(most_bytes)
+        said = rf"^{tmp_path}/{name}/{named}: cannot be written \((File too|No space)[^\n]+\)$"
+        with pytest.raises(MediaError, match=said):
+            run_training(tmp_path / name, options, model=model(), resume="auto")
+        full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
+        assert [file for file in files_below(tmp_path / name / "checkpoints") if ".tmp" not in file] == before
+    _, result, _ = run_training(tmp_path / "run", options, model=model(), resume="auto")
+    assert result.losses == whole.losses[4:] and not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
 def test_a_set_that_finds_no_room_goes_on_later(tmp_path, full_disk):
@@ -150,6 +155,34 @@ def test_output_that_nobody_takes(lines):
         done = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True)
     said = "<string>: error: standard output: cannot be written (No space left on device)\n"
     assert (done.returncode, done.stderr) == (2, said)
+
+
+INTERRUPTED = """
+import os, sys, time
+from cli.run import command, run
+@command
+def main(argv=None):
+    try:
+        os.kill(os.getpid(), {number})
+        time.sleep(30)
+    except BaseException:
+        {then}
+sys.exit(run(main))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("then", ["raise", "raise ImportError('numpy')"])
+def test_an_interrupted_import_is_no_traceback(number, then):
+    code = INTERRUPTED.format(number=int(number), then=then)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert (done.returncode, done.stderr) == (128 + number, "<string>: interrupted\n")
 
 
 def test_workers_leave_ctrl_c_to_their_parent(monkeypatch):

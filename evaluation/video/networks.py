@@ -18,6 +18,7 @@ from data.optical_flow import weights_digest
 from evaluation.flags import TORCHVISION_VIDEO
 from metrics import WeightsError
 from metrics.i3d import I3D, SIDE_PX
+from models.checkpoints import read_state_dict
 from motion.flow import resize_maps
 
 # Mean and standard deviation of the colours that torchvision's video models were trained on.
@@ -130,7 +131,7 @@ def _torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, bool], F
 
 
 def _torchvision(name: str, path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_state_dict(path)
     classifier = "classifier.1" if name == "s3d" else "fc"
     model = get_model(name, weights=None, num_classes=len(state[f"{classifier}.weight"]))
     model.load_state_dict(state)
@@ -141,7 +142,7 @@ def _torchvision(name: str, path: Path) -> tuple[nn.Module, dict[str, bool], For
 
 def _inception(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
     # torch-fidelity would run what a pickle contains: this refuses a file that holds more than tensors
-    torch.load(path, map_location="cpu", weights_only=True)
+    read_state_dict(path)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)), {}, ("uint8", None)
 
 
