@@ -62,7 +62,6 @@ def make_page(gradio: Any, studio: Any) -> Any:
             raise gradio.Error("only an uploaded file is read", print_exception=False)
         return upload.path
 
-    limit_requests(gradio)
     with gradio.Blocks(title="Generative Image Dynamics", analytics_enabled=False) as page:
         gradio.Markdown("# A photograph in, a video out")
         with gradio.Row():
@@ -87,6 +86,7 @@ def make_page(gradio: Any, studio: Any) -> Any:
         choices = [image, splat, strength, loop, seconds, seed, move, freeze, wind]
         button.click(animate, choices, [video, drag], concurrency_limit=1)
     page.queue(max_size=LONGEST_QUEUE)
+    limit_requests(gradio, page)
     return page
 
 

@@ -88,8 +88,12 @@ def _one_line(error: BaseException) -> str:
     return re.sub(r"[\0-\x1f\x7f\s]+", " ", f"{type(error).__name__}: {error}")[:200]
 
 
-def limit_requests(gradio: Any) -> None:
-    """Let Gradio fetch no address that a request names, and log wrong requests as one line, not as a traceback."""
+def limit_requests(gradio: Any, page: Any) -> None:
+    """Let Gradio fetch no address that a request names, and log wrong requests as one line, not as a traceback.
+
+    Requests of `page`, whose queue is set up, that nobody listens for no longer end its queue.
+    """
+    queue, send = page._queue, page._queue.send_message
 
     async def refuse(*_: Any, **__: Any) -> None:
         raise gradio.Error("an address is not fetched; upload the file", print_exception=False)
@@ -97,5 +101,12 @@ def limit_requests(gradio: Any) -> None:
     def log_error() -> None:
         logger.warning("a request is refused: %s", _one_line(sys.exc_info()[1]))
 
+    def send_if_known(event: Any, message: Any) -> None:
+        # Gradio forgets sessions, and its queue would end for good with the KeyError.
+        if event.session_hash in queue.pending_messages_per_session:
+            send(event, message)
+
+    queue.send_message = send_if_known
     gradio.processing_utils.async_ssrf_protected_download = refuse
-    gradio.queueing.traceback = SimpleNamespace(print_exc=log_error)
+    for module in (gradio.queueing, gradio.routes):
+        module.traceback = SimpleNamespace(print_exc=log_error)

@@ -156,6 +156,15 @@ def test_the_queue_has_an_end(server):
     assert server.answer(image=image)[0]
 
 
+def test_forgotten_sessions_do_not_end_the_queue(server, capfd, caplog):
+    """Gradio keeps those of the last 2000 that asked."""
+    for _ in range(3):
+        server.ask(image=server.image(), seconds=2)
+    server.page._queue.pending_messages_per_session.clear()
+    assert server.answer(image=server.image())[0]
+    assert "Traceback" not in "".join(capfd.readouterr()) + caplog.text
+
+
 def test_an_upload_that_is_too_large_leaves_nothing(server, monkeypatch):
     before = set((server.folder / "gradio").rglob("*"))
     assert server.upload(bytes(web_server.LARGEST_UPLOAD_BYTES + 1)).status_code == 413

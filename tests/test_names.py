@@ -6,6 +6,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -192,6 +193,8 @@ def test_names_are_escaped_in_pages_and_tables(tmp_path, monkeypatch):
     caught = []
 
     class Widget:
+        _queue = SimpleNamespace(send_message=None)
+
         def __init__(self, gradio, name):
             self.gradio, self.name = gradio, name
 
