@@ -28,9 +28,9 @@ UNLIKELY, LIKELY = 0.1, 0.3
 # Edges of the map are drawn to those of the image: radius, px, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 8, 1e-3
 # What is nearer than this swings together, px of a grid of 256 x 160: standard deviation of the Gaussian over a sample.
-# Correlation of motion at 4, 8, 16, 32 px, 26 held-out clips: real .91 .81 .65 .46, with the noise of their flow;
-# samples as they come .90 .72 .50 .31, by 4 px .96 .86 .64 .39. Those still bend stems like worms, at 8 px hardly.
-COHERENCE_PX = 8.0
+# Correlation of motion at 4, 8, 16, 32 px, 13 held-out clips: real .90 .80 .64 .45, with the noise of their flow;
+# samples as they come .93 .78 .59 .40, by 3 px .96 .86 .67 .45. As they come, petals and buds still change their shape.
+COHERENCE_PX = 3.0
 # Of networks without attention across places, which bend stems like worms.
 EARLIER_COHERENCE_PX = 12.0
 # A bin of a sample that is all but noise is made at most this many times as strong again.
@@ -155,7 +155,7 @@ def smooth_spectrum(spectrum: Tensor, expected_px: Tensor, sigma_px: float = COH
     sigma_px = sigma_px / default_grid_scale(*spectrum.shape[-2:])
     weight = expected_px.to(spectrum)[:, None]  # (B, 1, 1, H, W)
     weight = weight + 1e-3 * weight.amax((-2, -1), keepdim=True).clamp(min=1e-6)
-    mean = _gaussian_mean(spectrum * weight, sigma_px) / _gaussian_mean(weight, sigma_px)
+    mean = gaussian_mean(spectrum * weight, sigma_px) / gaussian_mean(weight, sigma_px)
 
     def power(maps: Tensor) -> Tensor:
         return (maps.square().sum(2, keepdim=True) * weight).mean((-2, -1), keepdim=True)  # (B, K, 1, 1, 1)
@@ -164,7 +164,7 @@ def smooth_spectrum(spectrum: Tensor, expected_px: Tensor, sigma_px: float = COH
     return mean * gain.clamp(max=MOST_COHERENCE_GAIN)
 
 
-def _gaussian_mean(maps: Tensor, sigma_px: float) -> Tensor:
+def gaussian_mean(maps: Tensor, sigma_px: float) -> Tensor:
     """Filter (..., H, W) by a Gaussian, of which only what lies in the image counts when weights are filtered too."""
     flat = maps.reshape(-1, 1, *maps.shape[-2:])
     for axis in (-1, -2):

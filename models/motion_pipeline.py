@@ -180,11 +180,12 @@ class MotionPipeline(DiffusionPipeline):
         """Return a spectrum (1, K, 4, H, W) for each (index of an image of `encoded`, number of the sample)."""
         encoded = encoded.at(torch.tensor([index for index, _ in batch], device=self.unet.device))
         shape = (self.unet.config.num_bins, self.vae.latent_channels, *encoded.condition.shape[-2:])
+        shared = self.unet.start_correlation
         latents = denoise(
             self.unet,
             self.scheduler,
             encoded.condition,
-            torch.stack([start_noise(shape, seed, sample) for _, sample in batch]).to(self.unet.device),
+            torch.stack([start_noise(shape, seed, sample, shared) for _, sample in batch]).to(self.unet.device),
             precision=precision,
             vae=self.vae,
             generators=[sample_generator(seed, sample, 1) for _, sample in batch],

@@ -12,12 +12,15 @@ from torch import Tensor
 
 from models.checkpoints import CheckpointError, one_line, read_config
 from models.device import autocast
+from models.displacement import gaussian_mean
 from models.self_guidance import LoopGuidance
 from models.unet import PREDICTION_TYPES, FrequencyUNet
 from models.vae import MotionVAE
 
 DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
 SAMPLERS, DEFAULT_SAMPLER = tuple(DEFAULT_STEPS), "dpm"
+# Standard deviation of the Gaussian over which correlated start noise is shared, latents.
+CORRELATION_CELLS = 3.0
 
 
 def load_schedule(folder: str | Path) -> DDPMScheduler:
@@ -62,9 +65,18 @@ def sample_generator(seed: int, sample: int, *purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(state) & (2**63 - 1))
 
 
-def start_noise(shape: tuple[int, ...], seed: int, sample: int) -> Tensor:
-    """Draw a sample's start noise on the CPU."""
-    return torch.randn(shape, generator=sample_generator(seed, sample))
+def start_noise(shape: tuple[int, ...], seed: int, sample: int, correlated: float = 0.0) -> Tensor:
+    """Draw a sample's start noise on the CPU, of unit variance; the part `correlated` of it is shared by neighbours.
+
+    Ours. A briefly trained denoiser sees too little of what little motion the highest noise still shows, and parts of
+    one leaf that start apart stay apart. Ge et al., "Preserve Your Own Correlation", 2023, correlate the frames of a
+    video so.
+    """
+    noise = torch.randn(shape, generator=sample_generator(seed, sample))
+    if correlated == 0:
+        return noise
+    shared = gaussian_mean(noise, CORRELATION_CELLS) / gaussian_mean(torch.ones_like(noise), CORRELATION_CELLS)
+    return (1 - correlated) ** 0.5 * noise + correlated**0.5 * shared / shared.std()
 
 
 class NoiseLevel:

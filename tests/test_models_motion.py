@@ -385,3 +385,16 @@ def test_default_sizes_stay_small():
     vae = MotionVAE(**VAE_PRESETS["small"])
     assert sum(p.numel() for p in unet.parameters()) <= 8e6
     assert sum(p.numel() for p in vae.parameters()) <= 2e6
+
+
+def test_correlated_start_noise_is_shared_by_neighbours():
+    shape = (16, 4, 20, 32)
+    white = start_noise(shape, 3, 1)
+    assert torch.equal(start_noise(shape, 3, 1, 0.0), white)
+    near = []
+    for correlated in (0.0, 0.2, 0.8):
+        noise = start_noise(shape, 3, 1, correlated)
+        assert float(noise.std()) == pytest.approx(1.0, abs=0.1)
+        near.append(float((noise[..., 2:] * noise[..., :-2]).mean()))
+    assert near[0] == pytest.approx(0.0, abs=0.03) and near[1] > 0.1 and near[2] > 0.5
+    assert float((noise[0] * noise[1]).mean()) == pytest.approx(0.0, abs=0.15)  # nothing is shared between bins

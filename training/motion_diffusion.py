@@ -218,7 +218,8 @@ def write_sample_sheet(
         image, truth = sample["image"][0].cpu(), sample["latents"]
         condition, wind_px = model.encode_image(sample["image"], **told(sample)), sample.get("wind_px")
         encoded = EncodedImages(condition, model.expected_displacement(sample["image"]), wind_px)
-        noise = [start_noise(tuple(truth.shape[1:]), seed, n)[None].to(device) for n in range(2)]
+        shape, shared = tuple(truth.shape[1:]), model.start_correlation
+        noise = [start_noise(shape, seed, n, shared)[None].to(device) for n in range(2)]
         drawn = [denoise(model, schedule, condition, n) for n in noise]
         spectra = [decode_and_rescale(vae, model, z, encoded) for z in drawn]
         scale = 1.0 if wind_px is None else float(wind_px) / WIND_OF_LATENTS_PX
