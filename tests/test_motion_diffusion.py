@@ -142,18 +142,24 @@ def test_what_is_still_stays_still():
 
 
 def test_samples_have_the_power_that_is_expected():
-    """At each position; one factor for all bins and channels, and where nothing was sampled nothing comes."""
+    """A factor for each position, then one for each bin but 0; where nothing was sampled nothing comes."""
     unet = small_unet()
     log_s = torch.randn(2, 3, 4, 8, 12)
     condition = torch.cat([torch.randn(2, 16, 8, 12), log_s.flatten(1, 2)], dim=1)
-    latents = torch.randn(2, 3, 4, 8, 12) * torch.rand(2, 1, 1, 8, 12)
+    latents = torch.randn(2, 3, 4, 8, 12) * torch.rand(2, 1, 1, 8, 12) * torch.tensor([1.0, 3.0, 0.5]).view(3, 1, 1, 1)
     latents[0, ..., 0, 0] = 0
     scaled = unet.with_expected_power(latents, condition)
-    ordered = (scaled.abs() / log_s.exp()).flatten(1, 2).sort(dim=1).values  # 12 numbers at each position
-    middle = ordered[:, 3:9].mean(1)
-    assert middle[0, 0, 0] == 0 and (middle.flatten()[1:] - GAUSSIAN_MEDIAN).abs().max() < 1e-4
-    ratio = scaled / latents
-    torch.testing.assert_close(ratio[1], ratio[1, :1, :1].expand_as(ratio[1]), rtol=1e-4, atol=1e-5)
+    relative = scaled.abs() / log_s.exp()
+    of_bins = relative.flatten(2).sort(dim=2).values[..., 96:288].mean(2)  # the middle half of 384 numbers
+    torch.testing.assert_close(of_bins[:, 1:], torch.full((2, 2), GAUSSIAN_MEDIAN), rtol=1e-4, atol=0.0)
+    assert scaled[0, ..., 0, 0].abs().max() == 0
+    ratio = (scaled / latents)[1]  # (3, 4, 8, 12)
+    torch.testing.assert_close(ratio, ratio[:, :1].expand_as(ratio), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(ratio[1:] / ratio[0], (ratio[1:] / ratio[0])[..., :1, :1].expand(2, 4, 8, 12))
+    of_places = relative[1].clone()
+    of_places[1:] *= ratio[:1] / ratio[1:]  # before the bins were scaled
+    middle = of_places.flatten(0, 1).sort(dim=0).values[3:9].mean(0)  # 12 numbers at each position
+    torch.testing.assert_close(middle, torch.full((8, 12), GAUSSIAN_MEDIAN), rtol=1e-4, atol=0.0)
 
 
 def test_latents_that_are_known_exactly_stay_as_they_are():
