@@ -71,11 +71,11 @@ def test_motion_saturates_where_it_would_tear():
     shift = torch.ones(4, 4, 32, 32)
     assert untorn_scale(100 * shift) == 1  # all moves as one
     left = [factor * untorn_scale(factor * spectrum) for factor in (0.01, 0.1, 1.0, 10.0, 100.0)]
-    assert left == sorted(left) and left[0] == pytest.approx(0.01, rel=0.01)
+    assert left == sorted(left) and left[0] == pytest.approx(0.01, rel=0.03)
     assert strain(left[-1] * spectrum) < STRAIN_LIMIT or wind_of(left[-1] * spectrum) < LEAST_LIMIT_PX
     # noise has much strain, and what moves most still moves
     noise = 50 * torch.randn(4, 4, 160, 256, generator=torch.Generator().manual_seed(0))
-    assert wind_of(noise * untorn_scale(noise)) == pytest.approx(LEAST_LIMIT_PX, rel=0.01)
+    assert wind_of(noise * untorn_scale(noise)) == pytest.approx(LEAST_LIMIT_PX, rel=0.03)
 
 
 # ------------------------------------------------------------------------------------------------ the denoiser
