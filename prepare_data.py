@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,8 @@ from cli.parser import (
     size_px,
 )
 from cli.run import EXIT_SKIPPED, command, run
+from cluster.flags import add_cluster_flags, cluster_workers
+from cluster.storage import is_folder, place
 from data.cpus import available_cpus
 
 
@@ -42,7 +45,8 @@ def _parser() -> Parser:
     kinds = parser.add_subparsers(dest="what", required=True, metavar="videos|scenes|select")
     size: dict[str, Any] = {"type": size_px, "default": (160, 256), "metavar": "WxH_PX"}
     workers = {"default": available_cpus(), "help": "processes that prepare; 0 = this one"}
-    several: dict[str, Any] = {"type": Path, "nargs": "+", "metavar": "PATH"}
+    several: dict[str, Any] = {"type": place, "nargs": "+", "metavar": "PATH|URL"}
+    out: dict[str, Any] = {"type": place, "metavar": "PATH|URL", "help": "the clip set"}
 
     videos = kinds.add_parser("videos", help="prepare clips of videos")
     videos.add_argument("paths", help="videos, folders, CSV files: path,start,seconds,split,source", **several)
@@ -59,7 +63,8 @@ def _parser() -> Parser:
     methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
     add("--method", choices=methods, default="dis", help="how flow is estimated")
     add("--raft-weights", type=Path, metavar="FILE", help="state dict of torchvision's RAFT")
-    add_shared_flags(videos, "device", "out", "workers", "dry-run", device={"default": "cpu"}, workers=workers)
+    add_shared_flags(videos, "device", "out", "workers", "dry-run", device={"default": "cpu"}, out=out, workers=workers)
+    add_cluster_flags(videos)
 
     scenes = kinds.add_parser("scenes", help="render scenes whose motion is known")
     add = scenes.add_argument_group("scenes").add_argument
@@ -67,7 +72,8 @@ def _parser() -> Parser:
     add("--size", help="size of the images", **size)
     add("--kinds", metavar="A,B", help="kinds of scenes, taken in turn; without it all kinds")
     add("--pairs", type=non_negative_int, default=2, metavar="N", help="later frames rendered of a scene")
-    add_shared_flags(scenes, "seed", "out", "workers", "dry-run", workers=workers)
+    add_shared_flags(scenes, "seed", "out", "workers", "dry-run", out=out, workers=workers)
+    add_cluster_flags(scenes)
 
     select = kinds.add_parser("select", help="make a set of some clips of another, such as the calm ones")
     select.add_argument("set", type=Path, metavar="SET", help="the set to choose from")
@@ -81,9 +87,11 @@ def _parser() -> Parser:
 
 def _scenes(args: Any) -> int:
     from data.clip_writer import rows_of_set
+    from data.prepare_clip import is_unreadable
     from data.scenes.render_set import render_scene_set, scene_settings
     from data.scenes.scene import KINDS
 
+    workers = cluster_workers(args)
     kinds = args.kinds.split(",") if args.kinds else None
     unknown = [kind for kind in kinds or [] if kind not in KINDS]
     if unknown:
@@ -93,8 +101,9 @@ def _scenes(args: Any) -> int:
         rows_of_set(args.out, scene_settings(**what))
         print(f"{args.num} scenes of {', '.join(kinds or KINDS)} at {args.size[1]}x{args.size[0]} px into {args.out}")
         return 0
-    _report(render_scene_set(args.out, args.num, **what, workers=args.workers, progress=True))
-    return 0
+    clip_set = render_scene_set(args.out, args.num, **what, workers=workers, progress=True)
+    _report(clip_set)
+    return EXIT_SKIPPED if any(map(is_unreadable, clip_set.rows(status=("dropped",)))) else 0
 
 
 def _select(args: Any) -> int:
@@ -114,27 +123,27 @@ def _select(args: Any) -> int:
 def _videos(args: Any) -> int:
     from data.clip_writer import ClipSetWriter, rows_of_set
     from data.find_clips import check_splits, find_clips, list_videos, unfinished_jobs
-    from data.jobs import run_jobs
-    from data.prepare_clip import is_unreadable, prepare_video
+    from data.prepare_clip import is_unreadable, prepare_videos
 
+    workers = cluster_workers(args)
     options = {"fps": args.fps, "area": args.size[0] * args.size[1], "method": args.method}
     options |= {"clips": args.clips_per_video, "stride_s": args.stride, "max_camera_px": args.max_camera_px}
     more = {"num_pairs": args.pairs, "raft_weights": args.raft_weights, "device": args.device}
     jobs = find_clips(args.paths, args.split_from, options | more)[: args.max_clips]
     if not jobs:
         raise UsageError(f"{', '.join(map(str, args.paths))}: no videos there; name videos, their folder, or a CSV")
-    empty = [path for path in args.paths if path.is_dir() and not list_videos(path)]
+    empty = [path for path in args.paths if is_folder(path) and not list_videos(path)]
     for path in empty:
         print(f"{path}: no videos in this folder", file=sys.stderr)
     settings = {"made_of": "videos", "pairs": args.pairs, **options, **_flow_settings(args)}
     if args.dry_run:
         check_splits(jobs, rows_of_set(args.out, settings))
-        return _dry_run(jobs, args.workers, bool(empty))
+        return _dry_run(jobs, workers, bool(empty))
     with ClipSetWriter(args.out, settings) as writer:
         todo = unfinished_jobs(jobs, writer)
         if len(todo) < len(jobs):
             print(f"{len(jobs) - len(todo)} of {len(jobs)} videos are done already")
-        with run_jobs(prepare_video, [(writer.folder, job) for job in todo], args.workers, "video") as results:
+        with closing(prepare_videos(args.out, todo, workers)) as results:
             for rows in results:
                 writer.add(*rows)
                 if is_unreadable(rows[-1]):
@@ -162,13 +171,11 @@ def _flow_settings(args: Any) -> dict[str, Any]:
     return {"flow_version": FLOW_VERSION} | weights
 
 
-def _dry_run(jobs: list[Any], workers: int, skipped: bool) -> int:
+def _dry_run(jobs: list[Any], workers: Any, skipped: bool) -> int:
     """List what would be kept and why, judged by a few frames of each clip; write nothing."""
-    from data.jobs import run_jobs
-    from data.prepare_clip import describe_clip, is_unreadable, prepare_video
+    from data.prepare_clip import describe_clip, is_unreadable, prepare_videos
 
-    with run_jobs(prepare_video, [(None, job) for job in jobs], workers, "video") as results:
-        found = [row for rows in results for row in rows]
+    found = [row for rows in prepare_videos(None, jobs, workers) for row in rows]
     for row in sorted(found, key=lambda row: (row.source, row.start_s)):
         skipped |= is_unreadable(row)
         print(f"{row.status:10} {row.split:5} {row.id}: {describe_clip(row)}")

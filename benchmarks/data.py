@@ -12,9 +12,9 @@ import cv2
 import torch
 
 from benchmarks.measuring import machine, measure
+from cluster.items import Workers, run_items
 from data.clips import STORED_BINS, ClipSet, SampleKey
 from data.datasets import MotionDataset
-from data.jobs import run_jobs
 from data.optical_flow import estimate_flow
 from data.scenes.scene import KINDS, Scene, make_scene
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, fit_spectrum
@@ -71,7 +71,7 @@ def frame_pair(scene: Scene) -> None:
     scene.flow(PERIOD_S / 2)
 
 
-def seconds_of_scenes(work: Callable[[Scene], None], seeds: Sequence[int], size: Size) -> float:
+def seconds_of_scenes(work: Callable[[Scene], None], size: Size, seeds: Sequence[int]) -> float:
     """Return the seconds that a work takes for each new scene of `seeds`, their making included."""
     work(make_scene(WARM_UP_SEED, size=size, kind=KINDS[0]))  # compiles
     began = time.perf_counter()
@@ -85,9 +85,10 @@ def measure_scenes(count: int, *, size: Size, seed: int, workers: int) -> list[d
     rates = {}
     for work in (motion_item, motion_item_by_fit, frame_pair):
         seeds = range(seed, seed + (min(count, SLOW_SCENES) if work is motion_item_by_fit else count))
-        jobs = [(work, list(seeds[first::workers]), size) for first in range(min(workers, len(seeds)))]
-        with run_jobs(seconds_of_scenes, jobs, workers, "process", progress=False) as found:
-            rates[work] = sum(1 / seconds for seconds in found)
+        shares = [list(seeds[first::workers]) for first in range(min(workers, len(seeds)))]
+        timed = partial(seconds_of_scenes, work, size)
+        with run_items(timed, shares, Workers(workers), "process", progress=False) as found:
+            rates[work] = sum(1 / done.value() for done in found)
     slow = rates[motion_item_by_fit]
     return [
         _row("scene, motion item", 1 / rates[motion_item], rates[motion_item] / slow),

@@ -19,7 +19,9 @@ from data.files import MediaError
 
 Main = Callable[..., int]
 
-OUR_PACKAGES = "__main__ animation benchmarks cli data evaluation metrics models motion splatting training".split()
+OUR_PACKAGES = (
+    "__main__ animation benchmarks cli cluster data evaluation metrics models motion splatting training"
+).split()
 OUT_OF_MEMORY = "out of device memory; lower the size of batches or images, or use --device cpu"
 NO_OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # all other files are named where they are written
 EXIT_CLOSED_PIPE = 141

@@ -18,6 +18,7 @@ import filelock
 import numpy as np
 import torch
 
+from cluster.storage import exists, list_folder, read_texts, url_of
 from data.clips import (
     COLUMNS,
     DROPPED,
@@ -31,6 +32,7 @@ from data.clips import (
     ClipSetError,
     Pair,
     format_rows,
+    parse_rows,
     read_rows,
     read_statistics,
 )
@@ -43,6 +45,8 @@ from motion.spectrum import NUM_BINS, mean_displacement, truncate
 _ABSENT = "none"
 CLIP_FILES = ("first/{}.png", "slices/{}.png", "spectra/{}.npz", "pairs/{}.npz")
 _FOLDERS = ("first", "slices", "spectra", "pairs")
+# Of a set at a URL: a file with the rows of each item, as nothing there can be locked or appended to.
+RECORDS = "rows"
 
 
 @dataclass
@@ -57,6 +61,9 @@ class ClipContent:
     slice: torch.Tensor | None = None  # (3, T, W), time downwards
 
 
+_NEW = ClipRow("", "", status=DROPPED)
+
+
 class FolderBusyError(MediaError):
     """Another run is writing into the folder."""
 
@@ -64,11 +71,12 @@ class FolderBusyError(MediaError):
 def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
     """Lock FOLDER/.lock until `release()` or the end of the process; FolderBusyError where another run holds it.
 
-    On file systems without locks nothing is held.
+    On file systems without locks, and at URLs, nothing is held.
     """
     lock = filelock.FileLock(Path(folder) / ".lock")
     try:
-        lock.acquire(blocking=False)
+        if not url_of(folder):
+            lock.acquire(blocking=False)
     except filelock.Timeout:
         message = "another run is writing there; wait for its end or name another folder"
         raise FolderBusyError(f"{folder}: {message}") from None
@@ -81,7 +89,8 @@ class ClipSetWriter:
     """Writes a clip set item by item; opened again on the same folder it has in `rows` what is done.
 
     The finished set does not depend on the order of the items nor on interruptions. Until the `with` block ends no
-    other run can write the set.
+    other run can write the set, but at a URL: there each item leaves a record, several runs may add items, and the
+    last one that finishes makes the table of all.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
@@ -94,7 +103,8 @@ class ClipSetWriter:
         self.period_s = period_s
         self._table = self.folder / "clips.csv"
         rows_of_set(self.folder, self.settings)
-        for name in _FOLDERS:
+        self._is_remote = url_of(self.folder) is not None
+        for name in () if self._is_remote else _FOLDERS:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
         try:
@@ -120,12 +130,15 @@ class ClipSetWriter:
     def write(self, row: ClipRow, content: ClipContent) -> None:
         """Write an item's files, then its row."""
         write_clip(self.folder, row.id, content)
+        write_record(self.folder, [row])
         self.add(row)
 
     def add(self, *rows: ClipRow) -> None:
-        """Add the rows of items whose files `write_clip` has written."""
+        """Add the rows of items whose files and record are written."""
         self._reopen()
         self.rows |= {row.id: row for row in rows}
+        if self._is_remote:
+            return
         text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
         with writing(self._table), self._table.open("a", **text) as file:
             file.write(format_rows(rows))
@@ -149,7 +162,14 @@ class ClipSetWriter:
 
     def finish(self) -> ClipSet:
         """Sort the table, take the statistics of the training split, and return the set."""
-        self._write_table(sorted(self.rows.values(), key=lambda row: row.id))
+        while True:
+            self._write_table(sorted(self.rows.values(), key=lambda row: row.id))
+            # those of another run, which may have written its own table meanwhile
+            late = {} if not self._is_remote else _read_records(self.folder, self.rows)
+            if not late:
+                break
+            self._reopen()
+            self.rows |= late
         clip_set = ClipSet(self.folder)
         if not self._finished:
             train = clip_set.rows("train")
@@ -185,7 +205,7 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
     folder, settings = Path(folder), json.loads(json.dumps(dict(settings)))
     if folder.exists() and not folder.is_dir():
         raise ClipSetError(f"{folder}: is a file; name a folder for the clip set")
-    if not (folder / "clips.csv").exists():
+    if not exists(folder / "clips.csv"):
         # a run that was killed at its very start leaves its lock, a temporary file and empty folders
         allowed = {*_FOLDERS, "statistics.json"}
         if folder.is_dir() and any(not name.startswith(".") and name not in allowed for name in os.listdir(folder)):
@@ -196,7 +216,23 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
     changes = "; ".join(f"{key} was {was}, is {now}" for key, was, now in both if was != now)
     if changes:
         raise ClipSetError(f"{folder}: made with other settings ({changes}); repeat them or name another folder")
-    return {row.id: row for row in read_rows(folder / "clips.csv")}
+    rows = {row.id: row for row in read_rows(folder / "clips.csv")}
+    return rows if not url_of(folder) else rows | _read_records(folder, rows)
+
+
+def write_record(folder: str | Path, rows: Sequence[ClipRow]) -> None:
+    """Write the rows of an item, that of its name last, after its files: a set at a URL then holds it."""
+    if url_of(folder):
+        text = ",".join(COLUMNS) + "\n" + format_rows(rows)
+        write_text(Path(folder) / RECORDS / f"{rows[-1].id}.csv", text)
+
+
+def _read_records(folder: Path, known: Mapping[str, ClipRow]) -> dict[str, ClipRow]:
+    """Read the records of the items that are not `known`, or known as dropped: another run may have tried again."""
+    files = [path for path in list_folder(folder / RECORDS) if known.get(path.stem, _NEW).status == DROPPED]
+    texts = read_texts(files)
+    rows = [row for path in files for row in parse_rows(texts[path].decode(errors="surrogateescape"), path)]
+    return {row.id: row for row in rows if row != known.get(row.id)}
 
 
 def remove_clip(folder: str | Path, clip_id: str) -> None:

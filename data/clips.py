@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from cluster.storage import StorageError, exists, local_input
 from data.media import MediaError, from_bytes, read_image
 from data.tables import parse_table
 from motion.flow import MOVING_PX, default_grid_scale
@@ -108,7 +109,7 @@ class ClipSet:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        if not (self.folder / "clips.csv").is_file():
+        if not exists(self.folder / "clips.csv"):
             raise ClipSetError(f"{folder}: not a clip set (no clips.csv); make one with prepare_data.py")
         self.statistics = read_statistics(self.folder)
         self._rows = read_rows(self.folder / "clips.csv")
@@ -129,12 +130,13 @@ class ClipSet:
         return NUM_CLIPS in self.statistics
 
     def has_pairs(self, clip_id: str) -> bool:
-        return (self.folder / "pairs" / f"{clip_id}.npz").is_file()
+        return exists(self.folder / "pairs" / f"{clip_id}.npz")
 
     def first(self, clip_id: str) -> torch.Tensor:
         """Read frame 0: (3, H, W) in [0, 1], on the motion grid."""
         try:
-            return read_image(self.folder / "first" / f"{clip_id}.png")
+            with local_input(self.folder / "first" / f"{clip_id}.png") as file:
+                return read_image(file)
         except MediaError as error:
             raise ClipSetError(f"{self.folder}: clip {clip_id}: {error}") from error
 
@@ -174,10 +176,11 @@ class ClipSet:
         """Read an .npz: bytes stay arrays, numbers become float32 tensors and must be finite."""
         path = self.folder / kind / f"{clip_id}.npz"
         try:
-            found = read_arrays(path, names)
+            with local_input(path) as file:
+                found = read_arrays(file, names)
             arrays: dict[str, Any] = {name: found[name] for name in names}
-        except (ArchiveError, KeyError) as error:
-            if not path.exists():
+        except (ArchiveError, KeyError, StorageError) as error:
+            if not exists(path):
                 raise ClipSetError(f"{self.folder}: clip {clip_id}: {kind}/{path.name} is missing") from None
             what = f"{kind}/{path.name} is damaged ({' '.join(str(error).split())[:160]})"
             message = f"clip {clip_id}: {what}; delete its row in clips.csv and prepare it again"
@@ -203,10 +206,11 @@ class ClipSet:
 def read_statistics(folder: Path) -> dict[str, Any]:
     """Read statistics.json, {} where there is none; ClipSetError for a damaged one."""
     path = folder / "statistics.json"
-    if not path.is_file():
+    if not exists(path):
         return {}
     try:
-        statistics = json.loads(path.read_text(encoding="utf-8"))
+        with local_input(path) as file:
+            statistics = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
         raise ClipSetError(f"{path}: not JSON; delete it and run prepare_data.py again") from None
     if not isinstance(statistics, dict) or statistics.get("format_version") != FORMAT_VERSION:
@@ -228,7 +232,13 @@ def format_rows(rows: Iterable[ClipRow]) -> str:
 
 def read_rows(path: Path) -> list[ClipRow]:
     """Read a table; ClipSetError for one that is damaged."""
-    text = path.read_bytes().decode(errors="surrogateescape")
+    with local_input(path) as file:
+        text = file.read_bytes().decode(errors="surrogateescape")
+    return parse_rows(text, path)
+
+
+def parse_rows(text: str, path: Path) -> list[ClipRow]:
+    """Parse a table with its heading; `path` names it in errors."""
     try:
         # a last line without its end is one that a run was killed writing
         _, _, table = parse_table(text[: text.rfind("\n") + 1], str(path), dict.fromkeys(COLUMNS, ()))

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from cluster.storage import list_folder, local_output, url_of
+
 logger = logging.getLogger(__name__)
 
 LONGEST_NAME = 255  # bytes, of most file systems
@@ -75,7 +77,7 @@ def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) ->
     Hidden files and videos with OUTPUT_MARK are left out; a logged line counts and names what is.
     """
     found, left_out = [], {"hidden": [], "made by an earlier run": [], "of another kind": []}
-    for path in sorted(folder.rglob("*") if below else folder.iterdir()):
+    for path in list_folder(folder, below=below):
         is_wanted = path.suffix.lower() in suffixes
         if path.is_dir() or (is_hidden(path, folder) and not is_wanted):
             continue
@@ -96,6 +98,8 @@ def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) ->
 def writing_problem(path: str | Path) -> str | None:
     """Return why `path` could not be made or written, None where it could. Nothing is made."""
     path = Path(path)
+    if url_of(path):
+        return None
     longest = max((len(os.fsencode(part)) for part in path.parts), default=0)
     if longest > LONGEST_NAME:
         return f"a name of {longest} bytes is too long; choose one of at most {LONGEST_NAME}"
@@ -115,10 +119,15 @@ def writing_problem(path: str | Path) -> str | None:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its name, replacing what is there, when the block ends well.
 
-    The block may make a file or a folder there; the suffix is that of `path`. On any exception the temporary is removed
-    and the final name is untouched. Missing parent folders are made. Raises MediaError where nothing can be written.
+    The block may make a file or a folder there, for a URL a file alone; the suffix is that of `path`. On any exception
+    the temporary is removed and the final name is untouched. Missing parent folders are made. Raises MediaError where
+    nothing can be written.
     """
     path = Path(path)
+    if url_of(path):
+        with local_output(path) as temporary:
+            yield temporary
+        return
     problem = writing_problem(path) if path.name else "is not a name to write to; name a file or folder in it"
     if problem:
         raise MediaError(f"{path}: {problem}")

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.storage import is_folder, local_input, url_of
 from data.clip_writer import ClipSetWriter, remove_clip
 from data.clips import SPLITS, ClipRow
 from data.files import file_name, list_files, warn_once
@@ -41,13 +42,13 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
     for path in paths:
         is_table = path.suffix.lower() == ".csv"
         for found in _read_csv(path) if is_table else [{"path": video, **_WHOLE} for video in list_videos(path)]:
-            part = parts.setdefault(clip_id(found["path"].resolve(), found["start_s"], found["seconds"]), found)
+            part = parts.setdefault(clip_id(_absolute(found["path"]), found["start_s"], found["seconds"]), found)
             part.update({key: part[key] or found[key] for key in ("split", "group")})
     _fill_in(list(parts.values()), split_from)
     splits: dict[str, str] = {}
-    jobs = [ClipJob(name, **{**part, "path": part["path"].resolve()}, **options) for name, part in parts.items()]
+    jobs = [ClipJob(name, **{**part, "path": _absolute(part["path"])}, **options) for name, part in parts.items()]
     for job in jobs:
-        for origin in {str(job.path), job.group or str(job.path)}:
+        for origin in {job.source, job.group or job.source}:
             if splits.setdefault(origin, job.split) != job.split:
                 named = ", ".join(str(path) for path in [*paths, *split_from])
                 right = "the clips of a video, and of a source, belong into one"
@@ -64,9 +65,9 @@ def clip_id(path: Path, start_s: float, seconds: float | None) -> str:
 def _fill_in(parts: list[dict[str, Any]], split_from: list[Path]) -> None:
     """Give parts without a split or group those of their video, else of its file name, else a split by chance."""
     for key in ("split", "group"):
-        of_video = {part["path"].resolve(): part[key] for part in reversed(parts) if part[key]}  # the first one's
+        of_video = {_absolute(part["path"]): part[key] for part in reversed(parts) if part[key]}  # the first one's
         for part in parts:
-            part[key] = part[key] or of_video.get(part["path"].resolve(), "")
+            part[key] = part[key] or of_video.get(_absolute(part["path"]), "")
     known = {found["path"].name: found for path in split_from for found in _read_csv(path)}
     unknown = [part["path"] for part in parts if part["path"].name not in known and not part["split"]]
     if split_from and unknown:
@@ -87,7 +88,7 @@ def check_splits(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> None:
     made = [row for row in rows.values() if not is_unreadable(row)]
     splits = {origin: row.split for row in made for origin in (row.source, row.group) if origin}
     for job in jobs:
-        for origin in (str(job.path), job.group):
+        for origin in (job.source, job.group):
             if splits.get(origin, job.split) != job.split:
                 message = f"is a {splits[origin]} clip of this set, not a {job.split} one; name another folder"
                 raise MediaError(f"{origin}: {message}")
@@ -101,7 +102,7 @@ def unfinished_jobs(jobs: list[ClipJob], writer: ClipSetWriter) -> list[ClipJob]
     """
     check_splits(jobs, writer.rows)
     groups = {job.id: job.group for job in jobs if job.group}
-    videos, strays = {str(job.path) for job in jobs}, []
+    videos, strays = {job.source for job in jobs}, []
     for row in list(writer.rows.values()):
         # later clips of a job are named ID-STARTs
         job_id = row.id.removesuffix(f"-{seconds_name(row.start_s)}")
@@ -119,16 +120,22 @@ def unfinished_jobs(jobs: list[ClipJob], writer: ClipSetWriter) -> list[ClipJob]
 
 def list_videos(path: Path) -> list[Path]:
     """Return the videos under a folder (see `list_files`), or the file itself; MediaError where there is neither."""
-    if path.is_dir():
+    if is_folder(path):
         return list_files(path, VIDEO_SUFFIXES, below=True)
-    if not path.is_file():
+    if not (path.is_file() or url_of(path)):
         raise MediaError(f"{path}: no such file or folder")
     return [path]
 
 
+def _absolute(path: Path) -> Path:
+    return path if url_of(path) else path.resolve()
+
+
 def _read_csv(path: Path) -> list[dict[str, Any]]:
     clips, others = [], []
-    for line, row in read_table(path, needed=["path"], numbers=["start", "seconds"]):
+    with local_input(path) as file:
+        table = list(read_table(file, needed=["path"], numbers=["start", "seconds"]))
+    for line, row in table:
         if (row["kind"] or "clip") != "clip":
             others.append(row["kind"])
             continue

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageCms, features
 
+from cluster.storage import is_folder, url_of
 from data.damaged_images import mend
 from data.files import MediaError, atomic_path, check_input_file, list_files, warn_once
 from motion.flow import resize_maps
@@ -66,8 +67,8 @@ def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
-        if not path.is_dir():
-            found[check_input_file(path, "an image or a folder of images")] = None
+        if not is_folder(path):
+            found[path if url_of(path) else check_input_file(path, "an image or a folder of images")] = None
             continue
         inside = list_files(path, IMAGE_SUFFIXES)
         if not inside:

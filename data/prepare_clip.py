@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
 import torch
 
-from data.clip_writer import ClipContent, remove_clip, write_clip
+from cluster.items import Workers, run_items
+from cluster.storage import StorageError, local_input, url_of
+from data.clip_writer import ClipContent, remove_clip, write_clip, write_record
 from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, Pair, motion_metrics
 from data.media import MediaError
 from data.optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, static_pixels, visible_flow
@@ -59,10 +62,49 @@ class ClipJob:
     max_camera_px: float = CAMERA_PX  # how far the camera may move the image, px on a grid of 256 x 160
     group: str = ""  # the name that it shares with videos of the same source
 
+    @property
+    def source(self) -> str:
+        """Return the video as a set's table names it."""
+        return url_of(self.path) or str(self.path)
+
 
 def is_unreadable(row: ClipRow) -> bool:
     """Return whether the video of a dropped row could not be read."""
     return row.reason.startswith(UNREADABLE)
+
+
+def unreadable_row(job: ClipJob, why: str) -> ClipRow:
+    """Return the row of a video of which nothing can be made."""
+    limit_s = math.inf if job.seconds is None else job.seconds
+    row = ClipRow(job.id, job.source, job.start_s, split=job.split, group=job.group, limit_s=limit_s)
+    return replace(row, status=DROPPED, reason=UNREADABLE + " ".join(why.split()))
+
+
+def prepare_videos(folder: Path | None, jobs: Sequence[ClipJob], workers: Workers) -> Iterator[list[ClipRow]]:
+    """Yield the rows of each video, as they are done; what a cluster gives up is a row with the reason."""
+    with run_items(partial(prepare_item, folder), jobs, workers, "video") as results:
+        for done in results:
+            if done.error is None or not workers.cluster:
+                yield done.value()
+                continue
+            rows = [unreadable_row(done.item, done.reason)]
+            if folder is not None:
+                write_record(folder, rows)
+            yield rows
+
+
+def prepare_item(folder: Path | None, job: ClipJob) -> list[ClipRow]:
+    """Do as `prepare_video`, where the video, the set or both may lie at a URL."""
+    try:
+        with local_input(job.path) as path:
+            rows = prepare_video(folder, replace(job, path=path))
+        # the name of a copy is another each time
+        rows = [replace(row, source=job.source, reason=row.reason.replace(str(path), job.source)) for row in rows]
+    except StorageError as error:
+        rows = [unreadable_row(job, str(error))]
+    if folder is not None:
+        write_record(folder, rows)
+    return rows
 
 
 def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
@@ -73,8 +115,7 @@ def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
     """
     # the result of DIS depends on how many threads share an image
     cv2.setNumThreads(1)
-    limit_s = math.inf if job.seconds is None else job.seconds
-    base = ClipRow(job.id, str(job.path), job.start_s, split=job.split, group=job.group, limit_s=limit_s)
+    base = replace(unreadable_row(job, ""), status=KEPT, reason="")
     rows: dict[str, ClipRow] = {}
     clips = _read_clips(base, job)
     while True:
@@ -83,7 +124,7 @@ def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
         except (MediaError, OSError, cv2.error) as error:
             for clip_id in rows if folder is not None else ():
                 remove_clip(folder, clip_id)
-            return [replace(base, status=DROPPED, reason=UNREADABLE + " ".join(str(error).split()))]
+            return [unreadable_row(job, str(error))]
         if row is None:
             return sorted(rows.values(), key=lambda row: (row.id == job.id, row.start_s))
         # errors in writing are not caught

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cluster.storage import exists, local_input
 from data.clips import DROPPED, KEPT, PAIRS_ONLY, ClipRow, ClipSet
 from data.media import contact_sheet, from_bytes, read_image, to_bytes, write_image
 from motion.flow import magnitude, resize_maps
@@ -117,8 +118,9 @@ def _cells(clip_set: ClipSet, row: ClipRow) -> list[Tensor]:
     else:
         displacement = torch.stack([magnitude(pair.flow) for pair in clip_set.pairs(row.id)[0]]).mean(0)
     own_slice = clip_set.folder / "slices" / f"{row.id}.png"
-    if own_slice.is_file():
-        section = read_image(own_slice)  # (3, T, W)
+    if exists(own_slice):
+        with local_input(own_slice) as file:
+            section = read_image(file)  # (3, T, W)
     size = (max(1, round(CELL_WIDTH_PX * image.shape[-2] / image.shape[-1])), CELL_WIDTH_PX)
     titles = (row.id, f"{row.split} {row.median_flow_px:.2f}px {row.moving_fraction:.0%}", "")
     shown = (image, heat_image(displacement, WHITE_PX), section)

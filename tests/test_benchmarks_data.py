@@ -12,6 +12,7 @@ import torch
 import benchmark
 from benchmarks import data as data_benchmark
 from benchmarks.flags import FLOW_METHODS
+from cluster.items import Done
 from data.optical_flow import METHODS
 
 
@@ -56,11 +57,11 @@ def test_rates_of_several_processes_add_up(monkeypatch):
     asked = []
 
     @contextmanager
-    def run_jobs(function, jobs, workers, unit, *, progress):
-        asked.append(([(job[0].__name__, *job[1:]) for job in jobs], workers))
-        yield (0.5 for _ in jobs)
+    def run_items(function, items, workers, unit, *, progress):
+        asked.append(([(function.args[0].__name__, item, function.args[1]) for item in items], workers.count))
+        yield (Done(item, 0.5) for item in items)
 
-    monkeypatch.setattr(data_benchmark, "run_jobs", run_jobs)
+    monkeypatch.setattr(data_benchmark, "run_items", run_items)
     rows = data_benchmark.measure_scenes(5, size=(64, 96), seed=10, workers=2)
     assert rows[0]["items_per_s"] == 4.0  # 2 a second each
     assert asked[0] == ([("motion_item", [10, 12, 14], (64, 96)), ("motion_item", [11, 13], (64, 96))], 2)

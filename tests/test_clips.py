@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -17,11 +18,11 @@ import pytest
 import torch
 from clip_sets import SIZE, files_of, make_set, random_content
 
+from cluster.items import Workers, run_items
 from data.clip_writer import ClipContent, ClipSetWriter, lock_folder, rows_of_set, write_clip
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey, motion_metrics
 from data.datasets import MotionDataset, RenderingDataset
 from data.files import MediaError
-from data.jobs import run_jobs
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -256,11 +257,15 @@ def test_a_run_killed_at_its_very_start_is_gone_on_with(tmp_path):
 
 
 def test_an_error_in_a_job_ends_the_processes_and_reaches_the_caller():
-    with run_jobs(divmod, [(3, 2), (5, 2)], 0, "job") as results:
-        assert list(results) == [(1, 1), (2, 1)]
+    with run_items(math.sqrt, [4, -1], Workers(0), "job") as results:
+        assert [(done.item, done.result, type(done.error)) for done in results] == [
+            (4, 2.0, type(None)),
+            (-1, None, ValueError),
+        ]
     before = set(multiprocessing.active_children())
-    with pytest.raises(ZeroDivisionError), run_jobs(divmod, [(1, 1), (1, 0), (2, 1)], 2, "job") as results:
-        list(results)
+    with pytest.raises(ValueError), run_items(math.sqrt, [1, -1, 2], Workers(2), "job") as results:
+        for done in results:
+            done.value()
     assert set(multiprocessing.active_children()) <= before
 
 

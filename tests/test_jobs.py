@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 
-from data.jobs import run_jobs
+from cluster.items import Workers, run_items
 from training.data_order import ResumableBatchSampler, make_loader
 
 
@@ -13,8 +13,8 @@ def test_without_shared_memory_one_process_does_all(monkeypatch, caplog):
         raise OSError(30, "Read-only file system")
 
     monkeypatch.setattr(multiprocessing, "Lock", refuse)
-    with run_jobs(lambda a, b: a * b, [(1, 2), (3, 4)], 2, "job", progress=False) as results:
-        assert list(results) == [2, 12]
+    with run_items(lambda job: job[0] * job[1], [(1, 2), (3, 4)], Workers(2), "job", progress=False) as results:
+        assert [done.result for done in results] == [2, 12]
     order = ResumableBatchSampler(4, 2, 0, first=0, last=2)
     assert make_loader([], order, workers=3).num_workers == 0
     assert caplog.text.count("/dev/shm cannot be used") == 2 and "make it writable" in caplog.text

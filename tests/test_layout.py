@@ -18,14 +18,15 @@ ROOT = Path(__file__).resolve().parents[1]
 MAY_IMPORT = {
     "splatting": set(),
     "motion": set(),
+    "cluster": set(),
     "cli": {"data"},
-    "data": {"motion"},
+    "data": {"motion", "cluster"},
     "models": {"splatting", "motion"},
     "metrics": {"models", "splatting", "motion"},
-    "animation": {"models", "splatting", "data", "motion"},
-    "training": {"metrics", "models", "splatting", "data", "motion"},
-    "benchmarks": {"animation", "models", "splatting", "data", "motion"},
-    "evaluation": {"training", "animation", "metrics", "models", "splatting", "data", "motion"},
+    "animation": {"models", "splatting", "data", "motion", "cluster"},
+    "training": {"metrics", "models", "splatting", "data", "motion", "cluster"},
+    "benchmarks": {"animation", "models", "splatting", "data", "motion", "cluster"},
+    "evaluation": {"training", "animation", "metrics", "models", "splatting", "data", "motion", "cluster"},
 }
 FLAGS_MODULE = "flags.py"  # of a package: adds to a command line, so that it may import cli
 CLI_MAY_IMPORT = {"data.files", "data.cpus"}

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cluster.items import usable_workers
 from data.clips import SampleKey
-from data.jobs import usable_workers
 
 _ORDER, _SAMPLE = 1, 2  # keeps the two uses of one training seed apart
 

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from data.clip_writer import ClipContent, ClipSetWriter, rows_of_set, write_clip
-from data.clips import STORED_BINS, ClipRow, ClipSet, Pair, motion_metrics
-from data.jobs import run_jobs
+from cluster.items import Workers, run_items
+from data.clip_writer import ClipContent, ClipSetWriter, rows_of_set, write_clip, write_record
+from data.clips import DROPPED, STORED_BINS, ClipRow, ClipSet, Pair, motion_metrics
+from data.prepare_clip import UNREADABLE, is_unreadable
 from data.scenes.scene import SCENES_VERSION, make_scene
 from motion.spectrum import PERIOD_S, mean_displacement
+
+logger = logging.getLogger(__name__)
 
 TEST_EVERY = 20  # one in this many rendered scenes is a test scene
 _SEEDS_A_SET = 1_000_000
@@ -28,7 +33,7 @@ def render_scene_set(
     size: tuple[int, int] = (160, 256),
     kinds: Sequence[str] | None = None,
     pairs: int = 2,
-    workers: int = 0,
+    workers: int | Workers = 0,
     progress: bool = False,
 ) -> ClipSet:
     """Render a clip set of `num` procedural scenes, or go on with one; the same for any number of workers.
@@ -38,30 +43,39 @@ def render_scene_set(
         size: (H, W) px.
         kinds: of data.scenes.scene.KINDS, taken in turn; None draws a kind for each.
         pairs: later frames with exact flow a scene, for rendering; 0 makes the set quicker.
-        workers: processes; 0 or 1 renders in this one.
+        workers: processes, 0 or 1 renders in this one; or a cluster's. What that gives up is a dropped row with the
+            reason, and tried again by the next call.
 
     Raises:
         ClipSetError: the folder holds something else, or a set made with other settings or scenes.
         MediaError: another run is writing the set.
     """
     settings = scene_settings(seed=seed, size=size, kinds=kinds, pairs=pairs)
+    workers = workers if isinstance(workers, Workers) else Workers(workers)
+    seeds = range(seed * _SEEDS_A_SET, seed * _SEEDS_A_SET + num)
     there = rows_of_set(folder, settings)
-    if there and all(scene_id(seed * _SEEDS_A_SET + index) in there for index in range(num)):
+    if there and not any(_is_missing(scene_id(one), there) for one in seeds):
         clip_set = ClipSet(folder)
         if clip_set.is_finished:
             return clip_set  # several programs may read it at once
     with ClipSetWriter(folder, settings) as writer:
-        jobs = []
-        for index in range(num):
-            split = "test" if _is_test_scene(index, len(kinds or [None])) else "train"
-            kind = kinds[index % len(kinds)] if kinds else None
-            scene_seed = seed * _SEEDS_A_SET + index
-            if scene_id(scene_seed) not in writer.rows:
-                jobs.append((writer.folder, scene_seed, split, pairs, {"kind": kind, "size": tuple(size)}))
-        with run_jobs(_render_scene, jobs, workers, "scene", progress=progress) as rows:
-            for row in rows:
+        missing = [index for index, one in enumerate(seeds) if _is_missing(scene_id(one), writer.rows)]
+        render = partial(_render_scene, Path(folder), seeds, kinds, tuple(size), pairs)
+        with run_items(render, missing, workers, "scene", progress=progress) as results:
+            for done in results:
+                if done.error is None or not workers.cluster:
+                    writer.add(done.value())
+                    continue
+                name, source = scene_id(seeds[done.item]), f"scene:{seeds[done.item]}:none"
+                row = ClipRow(name, source, status=DROPPED, reason=UNREADABLE + done.reason)
+                write_record(folder, [row])
                 writer.add(row)
+                logger.warning("%s: %s", name, row.reason)
         return writer.finish()
+
+
+def _is_missing(name: str, rows: Mapping[str, ClipRow]) -> bool:
+    return name not in rows or is_unreadable(rows[name])
 
 
 def scene_settings(*, seed: int, size: tuple[int, int], kinds: Sequence[str] | None, pairs: int) -> dict[str, Any]:
@@ -87,8 +101,11 @@ def scene_id(seed: int) -> str:
     return f"scene_{seed:09d}"
 
 
-def _render_scene(folder: Path, seed: int, split: str, pairs: int, look: dict[str, Any]) -> ClipRow:
-    scene = make_scene(seed, **look)
+def _render_scene(
+    folder: Path, seeds: Sequence[int], kinds: Sequence[str] | None, size: tuple[int, int], pairs: int, index: int
+) -> ClipRow:
+    seed, split = seeds[index], "test" if _is_test_scene(index, len(kinds or [None])) else "train"
+    scene = make_scene(seed, kind=kinds[index % len(kinds)] if kinds else None, size=size)
     spectrum = scene.spectrum(STORED_BINS, PERIOD_S)  # (24, 4, H, W)
     # Spread over the period, away from frame 0
     times_s = (np.arange(pairs) + np.random.default_rng([seed, 7]).random(pairs)) / max(pairs, 1) * PERIOD_S
@@ -96,4 +113,6 @@ def _render_scene(folder: Path, seed: int, split: str, pairs: int, look: dict[st
     later = tuple(Pair(scene.frame(t), scene.flow(t), reliable, t) for t in times_s.tolist())
     write_clip(folder, scene_id(seed), ClipContent(scene.picture(), spectrum, pairs=later))
     metrics = motion_metrics(mean_displacement(spectrum))
-    return ClipRow(scene_id(seed), f"scene:{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **metrics)
+    row = ClipRow(scene_id(seed), f"scene:{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **metrics)
+    write_record(folder, [row])
+    return row

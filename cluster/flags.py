@@ -1,0 +1,30 @@
+"""Flags of scripts whose items a cluster can work on."""
+
+from __future__ import annotations
+
+from cli.parser import Arguments, Parser, non_negative_float, positive_float, positive_int, refuse_flags
+from cluster.items import Workers
+
+CLUSTER_FLAGS = ("--cpus-per-worker", "--gpus-per-worker", "--item-seconds")
+
+
+def add_cluster_flags(parser: Parser) -> None:
+    """Add the group; scripts that have processes of their own bring --workers."""
+    group = parser.add_argument_group("cluster", "items are worked on by Ray; see docs/scale.md")
+    add = group.add_argument
+    where = "start Ray here, find it, or join the one at HOST:PORT"
+    add("--cluster", metavar="local|auto|HOST:PORT", help=where)
+    if not any("--workers" in action.option_strings for action in parser._actions):
+        add("--workers", type=positive_int, metavar="N", help="of the cluster; default: as many as it has room for")
+    add("--cpus-per-worker", type=positive_int, default=1, metavar="N", help="cores, and threads, of each worker")
+    add("--gpus-per-worker", type=non_negative_float, default=0.0, metavar="X", help="below 1: some share one")
+    add("--item-seconds", type=positive_float, metavar="S", help="give an item up that takes longer, three times")
+
+
+def cluster_workers(args: Arguments) -> Workers:
+    """Return who works on the items; UsageError for flags that would do nothing."""
+    if not args.cluster:
+        refuse_flags(args, CLUSTER_FLAGS, "belongs to --cluster; right: both, or neither")
+        return Workers(args.workers or 0)
+    count = args.workers if "--workers" in args.typed else None
+    return Workers(count or None, args.cluster, args.cpus_per_worker, args.gpus_per_worker, args.item_seconds)
