@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from animation import flags
 from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, refuse_flags
-from cli.run import EXIT_SKIPPED, EXIT_USAGE, command, run, user_message
+from cli.run import command, run
+from cluster.flags import add_cluster_flags, cluster_workers, run_each
+from cluster.storage import existing, is_folder, local_input, place, url_of
 
 logger = logging.getLogger("__main__")
 
@@ -26,8 +28,8 @@ def make_parser() -> Parser:
     """Build the command line."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("input and output").add_argument
-    add("images", nargs="+", type=Path, metavar="IMAGE|FOLDER", help="photographs, or folders of them")
-    add("--out", type=Path, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one image")
+    add("images", nargs="+", type=place, metavar="IMAGE|FOLDER", help="photographs, or folders of them; also URLs")
+    add("--out", type=place, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one image")
     add("--skip-existing", action="store_true", help="leave out images whose output is there; default: write it anew")
     add("--splat", choices=flags.SPLATS, default="softmax", help="how pixels are carried")
     add("--motion", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")
@@ -37,15 +39,18 @@ def make_parser() -> Parser:
     flags.add_class_flags(parser)
     flags.add_loop_flags(parser)
     add_shared_flags(parser, "seed", "device", "precision", "threads")
+    add_cluster_flags(parser)
     return parser
 
 
 def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[list[Path], str]:
     """Return one output path an image and the format: --out may be a file for one image, else it is a folder."""
-    from data.files import file_name
+    from data.files import output_names
     from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 
     named = VIDEO_NAMES.get(out.suffix.lower())
+    if wanted == "frames" and url_of(out):
+        raise UsageError(f"--format frames: a folder cannot be put to {url_of(out)} at once; right: mp4, gif, webm")
     if named and not out.is_dir():
         if wanted not in (None, named):
             raise UsageError(f"--format {wanted}: --out {out} says {named}; right: one of them")
@@ -57,17 +62,7 @@ def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[l
         raise UsageError(f"--out {out}: {out.suffix} is not written; right: a name that ends in {right}, or a folder")
     video_format = wanted or "mp4"
     suffix = "" if video_format == "frames" else f".{video_format}"
-    stems = [image.stem for image in images]
-    # Two images of one name (a.jpg, a.png) keep their suffix in the output's name.
-    names: dict[str, Path] = {}
-    for image in images:
-        choice = [image.stem] * (stems.count(image.stem) == 1) + [image.name.replace(".", "_")]
-        free = [name for name in choice if name not in names]
-        if not free:
-            both = f"{names[choice[-1]]} and {image}"
-            raise UsageError(f"IMAGE: {both} have one name; right: animate them into different folders")
-        names[free[0]] = image
-    return [out / f"{file_name(name)}{suffix}" for name in names], video_format
+    return [out / f"{name}{suffix}" for name in output_names(images)], video_format
 
 
 def check_motion_flags(args: Arguments) -> None:
@@ -84,14 +79,15 @@ def check_motion_flags(args: Arguments) -> None:
 
 
 class Animator:
-    """The loaded models and the options that every image of a call shares."""
+    """The loaded models and the options that every image of a call shares, in each worker."""
 
-    def __init__(self, args: Arguments, sampling: dict[str, Any], loop: dict[str, Any], rendering: dict) -> None:
+    def __init__(self, args: Arguments) -> None:
         from animation.class_control import ClassControl
         from animation.rendering import load_renderer
         from animation.sampling import load_pipeline, loop_guidance
 
-        self.args, self.sampling, self.playback = args, sampling, flags.playback_options(args)
+        loop, rendering = flags.loop_options(args), flags.rendering_options(args)
+        self.args, self.sampling, self.playback = args, flags.sampling_options(args), flags.playback_options(args)
         self.classes = ClassControl.load(args.checkpoint, args.move, args.freeze)
         if not args.motion:
             self.pipeline = load_pipeline(args.checkpoint, rendering["device"])
@@ -100,11 +96,18 @@ class Animator:
         model = None if args.preview else load_renderer(args.checkpoint, args.splat)
         self.rendering = rendering | {"operator": args.splat, "model": model}
 
-    def animate(self, inputs: tuple, output: Path, video_format: str) -> None:
-        """Predict the motion of one image, unless it is given, and render its video; `inputs`: of `read_inputs`."""
-        from animation.rendering import played, render_video, show_motion
+    def animate(self, job: tuple[Path, Path, str, tuple | None]) -> None:
+        """Predict the motion of one image, unless it is given, and render its video.
+
+        The job: image, output, format, and what `read_inputs` has read already.
+        """
+        from animation.rendering import played, read_inputs, render_video, show_motion
         from motion.motion_file import save_motion
 
+        path, output, video_format, inputs = job
+        if inputs is None:
+            with local_input(path) as file:
+                inputs = read_inputs(file, self.args.size, self.playback, mask=self.args.mask, motion=self.args.motion)
         image, source, mask, motion = inputs
         if motion is None:
             motion = self.pipeline.predict(source, **self.sampling)
@@ -129,9 +132,11 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     flags.class_options(args)
     check_motion_flags(args)
-    loop = flags.loop_options(args)
+    flags.loop_options(args)
     flags.check_playback_flags(args)
-    sampling, rendering = flags.sampling_options(args), flags.rendering_options(args)
+    workers = cluster_workers(args)
+    if not workers.cluster:  # whose workers may have what this machine lacks
+        flags.sampling_options(args), flags.rendering_options(args)
     playback = flags.playback_options(args)
 
     from animation.rendering import check_outputs, read_inputs
@@ -140,7 +145,7 @@ def main(argv: list[str] | None = None) -> int:
 
     # Input and output
     phase = loop_phase(args.loop_seconds, fps=args.fps, slow=args.slow) if args.loop_seconds else 1.0
-    many = len(args.images) > 1 or any(path.is_dir() for path in args.images)
+    many = len(args.images) > 1 or any(map(is_folder, args.images))
     images = list_images(args.images)
     of_one = {"--motion": args.motion, "--motion-out": args.motion_out, "--show-motion": args.show_motion}
     for flag, path in of_one.items():
@@ -152,7 +157,8 @@ def main(argv: list[str] | None = None) -> int:
     check_outputs(outputs, video_format, playback, loop_phase=phase)
     jobs = list(zip(images, outputs, strict=True))
     if args.skip_existing:
-        jobs = [(image, output) for image, output in jobs if not output.exists()]
+        there = existing(outputs)
+        jobs = [(image, output) for image, output in jobs if output not in there]
         skipped = len(outputs) - len(jobs)
         if skipped:
             logger.info("%d of %d are there already and are skipped", skipped, len(outputs))
@@ -160,23 +166,14 @@ def main(argv: list[str] | None = None) -> int:
             return 0
 
     # A single bad image is refused before models are loaded; in a folder the others go on.
-    files = {"mask": args.mask, "motion": args.motion}
-    inputs = None if many else read_inputs(images[0], args.size, playback, **files)
+    inputs = None
     if many and args.mask:
         read_mask(args.mask, (args.size, args.size), any_aspect=True)
-    animator, failed = Animator(args, sampling, loop, rendering), 0
-    for image, output in jobs:
-        try:
-            animator.animate(inputs or read_inputs(image, args.size, playback, **files), output, video_format)
-        except Exception as error:
-            message = user_message(error)
-            if message is None or not many:
-                raise
-            print(f"animate.py: error: {message}", file=sys.stderr)
-            failed += 1
-    if failed:
-        print(f"animate.py: {failed} of {len(jobs)} images were not animated", file=sys.stderr)
-    return 0 if not failed else EXIT_SKIPPED if failed < len(jobs) else EXIT_USAGE
+    elif not many:
+        with local_input(images[0]) as file:
+            inputs = read_inputs(file, args.size, playback, mask=args.mask, motion=args.motion)
+    todo = [(*job, video_format, inputs) for job in jobs]
+    return run_each("animate.py", Animator.animate, todo, workers, load=partial(Animator, args), many=many)
 
 
 if __name__ == "__main__":

@@ -1,63 +1,116 @@
-"""Predict how an image could move: image -> motion file (.npz)."""
+"""Predict how an image could move: image -> motion file (.npz); or a folder of images -> a folder of them."""
 
 from __future__ import annotations
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
 
 from animation import flags
 from animation.options import DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
-from cli.parser import Parser, check_output_file
+from cli.parser import Arguments, Parser, UsageError, check_output_file, check_writable, refuse_flags
 from cli.run import command, run
+from cluster.flags import add_cluster_flags, cluster_workers, run_each
+from cluster.storage import existing, is_folder, local_input, place
 
 logger = logging.getLogger("__main__")
 
 
+class Predictor:
+    """The loaded models and the options that every image of a call shares, in each worker."""
+
+    def __init__(self, args: Arguments) -> None:
+        from animation.class_control import ClassControl
+        from animation.sampling import load_pipeline, loop_guidance
+
+        self.args, self.options = args, flags.sampling_options(args)
+        self.control = ClassControl.load(args.checkpoint, args.move, args.freeze)
+        self.pipeline = load_pipeline(args.checkpoint, flags.checked_device(args, networks=False)[0])
+        period_s = self.pipeline.unet.config.period_s
+        self.options["loop"] = loop_guidance(**flags.loop_options(args), period_s=period_s)
+
+    def predict(self, job: tuple[Path, Path]) -> None:
+        """Predict the motion of one image file and write its motion file."""
+        from animation.rendering import show_motion
+        from data.files import atomic_path
+        from data.media import read_image
+        from motion.flow import MOVING_PX
+        from motion.motion_file import save_motion
+
+        path, output = job
+        with local_input(path) as file:
+            image = read_image(file, max_side=DEFAULT_SIZE_PX)
+        motion = self.control.apply(self.pipeline.predict(image, **self.options), image, path.name)
+        if self.args.show_motion:
+            show_motion(self.args.show_motion, image, motion)
+        with atomic_path(output) as temporary:
+            save_motion(temporary, motion, dense=self.args.dense)
+        moved_px = motion.importance()
+        moving = 100 * float((moved_px > MOVING_PX).float().mean())
+        moves = "%.0f %% of the image moves more than %g px (of the motion grid, mean over time; on average %.2f px)"
+        logger.info("%s: " + moves, output, moving, MOVING_PX, float(moved_px.mean()))
+
+
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Predict one motion file; returns the exit code."""
+    """Predict motion files; returns 0, 3 when it failed for some images of a folder, 2 when it did for all."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("input and output").add_argument
-    add("--input", "--image", type=Path, required=True, metavar="IMAGE", help="the photograph")
-    output = Path("outputs/flow.npz")
-    add("--output", "--out", type=Path, default=output, metavar="FILE.npz", help="the motion file to write")
+    images = "the photograph, or a folder of them; also URLs"
+    add("--input", "--image", type=place, required=True, metavar="IMAGE|FOLDER", help=images)
+    output = "the motion file to write; of a folder, the folder for them"
+    add("--output", "--out", type=place, default=Path("outputs/flow.npz"), metavar="FILE.npz|DIR", help=output)
+    add("--skip-existing", action="store_true", help="of a folder, leave out images whose motion file is there")
     add("--dense", action="store_true", help="also store the flow of all 150 frames (49 MB)")
     flags.add_sampling_flags(parser)
     flags.add_class_flags(parser)
     flags.add_loop_flags(parser)
     add_shared_flags(parser, "seed", "device", "precision", "threads")
+    add_cluster_flags(parser)
     args = parser.parse_args(argv)
     if args.freeze == ("list",):
         from animation.class_control import list_classes
 
         print(*list_classes([args.input], args.checkpoint), sep="\n")
         return 0
-    options, loop, classes = flags.sampling_options(args), flags.loop_options(args), flags.class_options(args)
-    check_output_file(args.output, "--output", (".npz",))
+    workers, many = cluster_workers(args), is_folder(args.input)
+    loop = flags.loop_options(args)
+    flags.class_options(args)
+    if not workers.cluster:  # whose workers may have what this machine lacks
+        flags.sampling_options(args)
 
-    from animation.class_control import ClassControl
-    from animation.rendering import show_motion
-    from animation.sampling import load_pipeline, loop_guidance
-    from data.media import read_image
-    from motion.flow import MOVING_PX
-    from motion.motion_file import save_motion
+    from animation.sampling import loop_guidance
 
     loop_guidance(**loop)  # its errors come before a model is loaded
-    image = read_image(args.input, max_side=DEFAULT_SIZE_PX)
-    control = ClassControl.load(args.checkpoint, **classes)
-    pipeline = load_pipeline(args.checkpoint, flags.checked_device(args, networks=False)[0])
-    motion = pipeline.predict(image, loop=loop_guidance(**loop, period_s=pipeline.unet.config.period_s), **options)
-    motion = control.apply(motion, image, args.input.name)
-    if args.show_motion:
-        show_motion(args.show_motion, image, motion)
-    save_motion(args.output, motion, dense=args.dense)
-    moved_px = motion.importance()
-    moving = 100 * float((moved_px > MOVING_PX).float().mean())
-    moves = "%.0f %% of the image moves more than %g px (of the motion grid, mean over time; on average %.2f px)"
-    logger.info("%s: " + moves, args.output, moving, MOVING_PX, float(moved_px.mean()))
-    return 0
+    jobs = _jobs_of_folder(args) if many else [(args.input, check_output_file(args.output, "--output", (".npz",)))]
+    if not many:
+        from data.media import read_image_size
+
+        refuse_flags(args, ["--skip-existing"], "belongs to a folder of images; right: both, or neither")
+        with local_input(args.input) as file:
+            read_image_size(file)
+    if not jobs:
+        return 0
+    return run_each("generate_motion.py", Predictor.predict, jobs, workers, load=partial(Predictor, args), many=many)
+
+
+def _jobs_of_folder(args: Arguments) -> list[tuple[Path, Path]]:
+    """Return a motion file for each image of a folder; those that are there are left out where that is asked for."""
+    from data.files import output_names
+    from data.media import list_images
+
+    refuse_flags(args, ["--show-motion"], "belongs to one image; right: one image")
+    folder = check_writable(args.output if "--output" in args.typed or "--out" in args.typed else Path("outputs"))
+    if folder.suffix == ".npz" and not is_folder(folder):
+        raise UsageError(f"--output {folder}: a file, but --input is a folder; right: a folder")
+    images = list_images([args.input])
+    jobs = [(image, folder / f"{name}.npz") for image, name in zip(images, output_names(images), strict=True)]
+    there = existing(output for _, output in jobs) if args.skip_existing else set()
+    if there:
+        logger.info("%d of %d are there already and are skipped", len(there), len(jobs))
+    return [job for job in jobs if job[1] not in there]
 
 
 if __name__ == "__main__":

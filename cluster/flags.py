@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
 from cli.parser import Arguments, Parser, non_negative_float, positive_float, positive_int, refuse_flags
-from cluster.items import Workers
+from cli.run import EXIT_SKIPPED, EXIT_USAGE, user_message
+from cluster.items import Workers, run_items
 
 CLUSTER_FLAGS = ("--cpus-per-worker", "--gpus-per-worker", "--item-seconds")
 
@@ -28,3 +33,26 @@ def cluster_workers(args: Arguments) -> Workers:
         return Workers(args.workers or 0)
     count = args.workers if "--workers" in args.typed else None
     return Workers(count or None, args.cluster, args.cpus_per_worker, args.gpus_per_worker, args.item_seconds)
+
+
+def run_each(
+    script: str, function: Callable[[Any, Any], Any], items: Sequence[Any], workers: Workers, *,
+    load: Callable[[], Any], many: bool,
+) -> int:  # fmt: skip
+    """Work on the images of a script and print a line for each that fails; return the exit code.
+
+    Where there are not `many`, and for faults of our own on this machine, the first error is raised.
+    """
+    failed = 0
+    with run_items(function, items, workers, "image", load=load, progress=workers.cluster is not None) as results:
+        for done in results:
+            if done.error is None:
+                continue
+            message = user_message(done.error)
+            if not many or (message is None and not workers.cluster):
+                raise done.error
+            print(f"{script}: error: {message or done.reason}", file=sys.stderr)
+            failed += 1
+    if failed:
+        print(f"{script}: {failed} of {len(items)} images failed", file=sys.stderr)
+    return 0 if not failed else EXIT_SKIPPED if failed < len(items) else EXIT_USAGE

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,14 @@ def exists(path: Path) -> bool:
         return path.exists()
     with _opened(path) as (system, name):
         return system.exists(name)
+
+
+def existing(paths: Iterable[Path]) -> set[Path]:
+    """Return those of many files that exist, by a listing of each folder at a URL."""
+    paths, listed = list(paths), {}
+    for folder in {path.parent for path in paths}:
+        listed[folder] = set(list_folder(folder)) if url_of(folder) else None
+    return {path for path in paths if (path.exists() if listed[path.parent] is None else path in listed[path.parent])}
 
 
 def is_folder(path: Path) -> bool:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,6 +54,19 @@ def file_name(text: str, extra: str = "", *, unsafe: str = r"[\0-\x1f\x7f\ud800-
         digest = hashlib.sha1(os.fsencode(text)).hexdigest()[:8]
         name = f"{name.encode()[: LONGEST_STEM - 9].decode(errors='ignore')}-{digest}"
     return re.sub(r"(?i)^(?=(con|prn|aux|nul|com\d|lpt\d)(\.|$))", "_", name + extra)
+
+
+def output_names(files: Sequence[Path]) -> list[str]:
+    """Name an output for each of many files: by its stem, or by its whole name where others share the stem."""
+    stems, names = Counter(path.stem for path in files), dict[str, Path]()
+    for path in files:
+        choice = [path.stem] * (stems[path.stem] == 1) + [path.name.replace(".", "_")]
+        free = [name for name in choice if name not in names]
+        if not free:
+            both = f"{names[choice[-1]]} and {path}"
+            raise MediaError(f"{both} have one name; right: outputs in different folders")
+        names[free[0]] = path
+    return [file_name(name) for name in names]
 
 
 def is_hidden(path: Path, folder: Path) -> bool:

@@ -289,5 +289,5 @@ def test_images_never_share_an_output(photograph, tmp_path):
     images = [tmp_path / name for name in ("a.jpg", "a.png", "a_png.png", "b.png")]
     outputs, _ = animate.choose_outputs(images, tmp_path, None)
     assert [path.name for path in outputs] == ["a_jpg.mp4", "a_png.mp4", "a_png_png.mp4", "b.mp4"]
-    with pytest.raises(ValueError, match="one/a.jpg and two/a.jpg have one name; right: animate them into different"):
+    with pytest.raises(ValueError, match="one/a.jpg and two/a.jpg have one name; right: outputs in different"):
         animate.choose_outputs([Path("one/a.jpg"), Path("two/a.jpg")], tmp_path, None)
