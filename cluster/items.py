@@ -77,14 +77,14 @@ def run_items(
     *,
     load: Callable[[], Any] | None = None,
     total: int | None = None,
-    progress: bool = True,
+    progress: bool | None = True,
 ) -> Iterator[Iterator[Done]]:
     """Give `Done` of every item, as they end; items are taken as workers become free, results are not kept.
 
     Args:
         function: function(item), or function(load(), item); what it raises is given as the item's error.
         load: called once in each worker, for what all its items share, such as models.
-        unit, total: of the bar, which counts the items.
+        unit, total: of the bar, which counts the items; progress: show it, None: on a terminal alone.
 
     The processes of a pool and the workers of a cluster are ended with the block. Raises ClusterError where there is no
     cluster to be used, and whatever `load` raises.
@@ -97,7 +97,8 @@ def run_items(
     else:
         results_of = _in_processes
     with closing(results_of(function, load, items, workers)) as results:
-        yield tqdm(results, total=total, unit=unit, disable=not progress or not total, smoothing=0.05)
+        hidden = None if progress is None else not progress or not total
+        yield tqdm(results, total=total, unit=unit, disable=hidden, smoothing=0.05)
 
 
 def call(function: Callable[..., Any], loaded: Any, item: Any) -> Any:

@@ -31,7 +31,6 @@ def write_results(out: Path | str, rows: Sequence[Mapping[str, Any]], *, title: 
     if nameless:
         raise ValueError(f'rows: expected a "row" name in each, missing in number {nameless[0]}')
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in plain for key in row))
     lines = io.StringIO()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.storage import StorageError, local_input
 from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError, source_name
 from data.media import MediaError, atomic_path
 from data.optical_flow import FLOW_VERSION, estimate_flow, static_pixels, visible_flow
@@ -133,7 +134,8 @@ def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video
         return scene
     try:
         fps = _settings(clip_set).get("fps", FPS)
-        video = read_clip(Path(row.source), start_s=row.start_s, fps=fps, size=size)
+        with local_input(row.source) as path:
+            video = read_clip(path, start_s=row.start_s, fps=fps, size=size)
     except (MediaError, OSError) as error:
         raise SourceError(str(error)) from error
     difference = (video.frames[0] - first).abs()
@@ -177,9 +179,10 @@ def _settings(clip_set: ClipSet) -> dict:
 def _read_cache(path: Path, size: tuple[int, int], num_frames: int) -> dict[int, np.ndarray]:
     """Return {frame: flow (2, H, W) float16}; {} where the file is missing, damaged or of another clip."""
     try:
-        arrays = read_arrays(path, ("index", "flow", "num_frames"))
+        with local_input(path) as file:
+            arrays = read_arrays(file, ("index", "flow", "num_frames"))
         index, flow, frames = arrays["index"], arrays["flow"], int(arrays["num_frames"])
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, StorageError):
         return {}
     if index.ndim != 1 or index.dtype.kind != "i" or flow.dtype.kind != "f":
         return {}

@@ -21,6 +21,8 @@ from cli.parser import (
     size_px,
     whole_number,
 )
+from cluster.flags import CLUSTER_FLAGS, add_cluster_flags, cluster_workers
+from cluster.storage import place
 from evaluation import DEFAULT_OUT
 
 # As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
@@ -29,7 +31,7 @@ PRESETS = ("tiny", "small", "paper")
 # As in data/optical_flow.py, likewise.
 FLOW_METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 # Flags that only one protocol of the table "frames" has, and those of a clip set in the table "video".
-CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights")
+CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights", "--cluster")
 SINGLE_VIDEO_FLAGS = (
     "--video", "--preset", "--steps", "--minutes", "--batch-size", "--crop", "--perceptual-weights", "--num-seeds",
 )  # fmt: skip
@@ -109,7 +111,7 @@ def add_frames_flags(parser: Parser) -> None:
     videos = "of N clips, spread over them, a comparison video with error maps, and x-t slices"
     add("--videos", type=non_negative_int, default=0, metavar="N", help=videos)
     add = parser.add_argument_group("protocol clips").add_argument
-    add("--data", type=Path, metavar="SET", help="clip set of prepare_data.py; needed")
+    add("--data", type=place, metavar="SET", help="clip set of prepare_data.py, or its URL; needed")
     add("--split", choices=("test", "train"), default="test", help="clips of this split")
     add("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
     folders = "folders of models, or models, each a row; default: checkpoints/default, unless --seeds-of is given"
@@ -136,6 +138,7 @@ def add_frames_flags(parser: Parser) -> None:
     feature_help = "SqueezeNet 1.1 for feature_distance; none without"
     add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
     _add_shared(parser, "frames-SET-SPLIT or frames-single-video", "device", "precision", "threads")
+    add_cluster_flags(parser)
 
 
 def _check_frames_flags(args: Arguments) -> None:
@@ -145,6 +148,14 @@ def _check_frames_flags(args: Arguments) -> None:
     refuse_flags(args, strange, f"belongs to --protocol {other}, not {args.protocol}")
     if getattr(args, needed) is None:
         raise UsageError(f"missing: --{needed}, for --protocol {args.protocol}")
+    _take_workers(args)
+
+
+def _take_workers(args: Arguments) -> None:
+    """Put the workers in place of the flags of the cluster."""
+    args.workers = cluster_workers(args)
+    for flag in ("--cluster", *CLUSTER_FLAGS):
+        delattr(args, flag[2:].replace("-", "_"))
 
 
 def add_splats_flags(parser: Parser) -> None:
@@ -173,6 +184,7 @@ def add_motion_flags(parser: Parser) -> None:
     add("--baseline-checkpoint", type=Path, metavar="DIR", help=baseline_help)
     add_sampling_flags(parser)
     _add_shared(parser, "motion-SET-SPLIT", "device", "precision", "threads")
+    add_cluster_flags(parser)
 
 
 def _check_motion_flags(args: Arguments) -> None:
@@ -180,6 +192,7 @@ def _check_motion_flags(args: Arguments) -> None:
         refuse_flags(args, ["--loop-guidance"], "belongs to --loop-frames L; right: both, or neither")
     if args.fvd_network is None:
         refuse_flags(args, ["--baseline-checkpoint"], "belongs to --fvd-network NETWORK; right: both, or neither")
+    _take_workers(args)
 
 
 def add_placement_flags(parser: Parser) -> None:
@@ -311,12 +324,12 @@ def _check_flow_flags(args: Arguments) -> None:
 
 
 def _add_shared(parser: Parser, folder: str, *flags: str, **changes: dict[str, Any]) -> None:
-    out = {"metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/{folder}"}
+    out = {"type": place, "metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/{folder}"}
     add_shared_flags(parser, "seed", *flags, "out", out=out, precision=FIXED_PRECISION, **changes)
 
 
 def _add_clip_flags(add: Callable[..., Any], *, required: bool = True, split: str = "test", **data: Any) -> None:
     data = {"help": "clip set of prepare_data.py, for video with its sources"} | data
-    add("--data", type=Path, required=required, metavar="SET", **data)
+    add("--data", type=place, required=required, metavar="SET", **data)
     add("--split", choices=("train", "test", "all"), default=split, help="kept clips of this split")
     add("--clips", type=positive_int, metavar="N", help="only N clips of a set, drawn by --seed")

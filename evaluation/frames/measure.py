@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.clips import ClipRow
 from evaluation import EvaluationError
 from evaluation.clips import EvaluationClip
 from evaluation.frames.models import TrainedRenderer
@@ -19,7 +21,7 @@ from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics
 from evaluation.frames.videos import Add
 from metrics.images import Lpips, frame_metrics
 from metrics.perceptual import LEAST_SIDE_PX, PerceptualLoss
-from models.device import autocast
+from models.device import autocast, choose_device
 from models.frame_synthesis import FrameSynthesis, splat_image
 from motion.flow import default_grid_scale, magnitude
 
@@ -62,30 +64,39 @@ def remap(image: Tensor, flow: Tensor) -> Tensor:
     return torch.stack(frames).to(flow.device)  # (N, 3, H, W)
 
 
+@dataclass
+class FrameMeasurement:
+    """What renders and measures clips with every method, all with the same flow."""
+
+    open: Callable[..., EvaluationClip]  # of a row and a device
+    models: Sequence[TrainedRenderer]
+    show: Callable[[EvaluationClip], AbstractContextManager[Add]]  # opens what takes the frames, to look at them
+    device: str
+    precision: str
+    lpips: Lpips | None = None
+    features: PerceptualLoss | None = None
+
+    def load(self) -> FrameMeasurement:
+        """Move the networks onto the device."""
+        self.place = choose_device(self.device)
+        self.methods = make_methods(self.models, self.place, self.precision)
+        for network in (self.lpips, self.features):
+            if network is not None:
+                network.to(self.place)
+        return self
+
+    def measure(self, row: ClipRow) -> dict[str, Any]:
+        """Return the fields of a clip's ClipMetrics.
+
+        Raises:
+            EvaluationError: a model renders frames that are not finite, or images are too small for the networks.
+        """
+        clip = self.open(row, device=str(self.place))
+        with self.show(clip) as add:
+            return vars(_measure_clip(clip, self.methods, self.place, self.lpips, self.features, add))
+
+
 @torch.no_grad()
-def measure(
-    clips: Iterable[EvaluationClip],
-    methods: dict[str, Method],
-    device: torch.device,
-    show: Callable[[EvaluationClip], AbstractContextManager[Add]],
-    *,
-    lpips: Lpips | None = None,
-    features: PerceptualLoss | None = None,
-) -> list[ClipMetrics]:
-    """Render and measure every clip with every method, all with the same flow, one clip in memory at a time.
-
-    `show` opens what takes the frames of a clip, to look at them.
-
-    Raises:
-        EvaluationError: a model renders frames that are not finite, or images are too small for the networks.
-    """
-    found = []
-    for clip in clips:
-        with show(clip) as add:
-            found.append(_measure_clip(clip, methods, device, lpips, features, add))
-    return found
-
-
 def _measure_clip(
     clip: EvaluationClip, methods: dict[str, Method], device: torch.device, lpips: Lpips | None,
     features: PerceptualLoss | None, add: Add,

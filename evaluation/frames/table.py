@@ -9,16 +9,24 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from cluster.items import Workers
 from data.clips import ClipRow, ClipSet
 from data.result_tables import write_results
 from evaluation import out_folder
 from evaluation.clips import choose_clips, open_clip
-from evaluation.frames.measure import SPLAT_ROWS, make_methods, measure
+from evaluation.each_clip import measure_each
+from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, check_video, prepare_halves, train_operators
-from evaluation.frames.statistics import BUCKET_NOTE, BUCKETS, INTERVAL_NOTE, PAIRED_NOTE, FrameTables, spread
+from evaluation.frames.statistics import (
+    BUCKET_NOTE,
+    BUCKETS,
+    INTERVAL_NOTE,
+    PAIRED_NOTE,
+    ClipMetrics,
+    FrameTables,
+    spread,
+)
 from evaluation.frames.videos import comparison_video
 from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
@@ -45,7 +53,7 @@ def make_table(
     *, out: Path | None, command: str, protocol: str, data: Path | None, split: str, clips: int | None, every: int,
     videos: int, checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None, raft_weights: Path | None,
     video: Path | None, lpips_network: LpipsNetwork, lpips_weights: str | None, feature_weights: Path | None, seed: int,
-    device: str, precision: str, **training: Any,
+    device: str, precision: str, workers: Workers, **training: Any,
 ) -> bool:  # fmt: skip
     """Render the clips in every way with the same flow, print the tables, and write them to `out`.
 
@@ -53,12 +61,13 @@ def make_table(
     """
     # Early checks
     out = out_folder(out, f"frames-{data.name}-{split}" if data else "frames-single-video")
-    device = choose_device(device)
-    check_precision(precision, device)
+    if not workers.cluster:  # whose workers may have what this machine lacks
+        device = str(choose_device(device))
+        check_precision(precision, choose_device(device))
     if video:
         check_video(video)
-    lpips = lpips_weights and Lpips(lpips_network, lpips_weights).to(device)
-    features = feature_weights and PerceptualLoss(feature_weights).to(device)
+    lpips = lpips_weights and Lpips(lpips_network, lpips_weights)
+    features = feature_weights and PerceptualLoss(feature_weights)
 
     # Data and models
     if video:
@@ -70,11 +79,14 @@ def make_table(
     rows = choose_clips(clip_set, split, clips, seed)
 
     # Measure
-    bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
-    opened = (open_clip(clip_set, row, every, raft_weights=raft_weights, device=str(device)) for row in bar)
-    methods = make_methods(models, device, precision)
+    opened = partial(open_clip, clip_set, every=every, raft_weights=raft_weights)
     show = partial(comparison_video, folder=out, ids=_spread_over(rows, videos), shown=_shown(models))
-    measured = measure(opened, methods, device, show, lpips=lpips, features=features)
+    load = FrameMeasurement(opened, models, show, device, precision, lpips or None, features or None).load
+    depends = [every, videos, precision, clip_set.statistics, lpips or None, features or None]
+    depends += [part for one in models for part in (one.name, one.model)]
+    kept = {"keep": out / "clips", "depends": depends}
+    measured, failed = measure_each(FrameMeasurement.measure, rows, workers, load=load, **kept)
+    measured = [ClipMetrics(**one) for one in measured]
 
     # Write
     weights = {f"lpips_{lpips_network}": lpips_weights, "feature_distance": feature_weights}
@@ -84,8 +96,9 @@ def make_table(
     notes += [_data_note(clip_set, split, every, tables), *METHOD_NOTES, *model_notes(models)]
     notes += [f"precision {precision}; device {device}; seed {seed}; command: {command}"]
     notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
+    notes += [f"given up, and in no row: {', '.join(failed)}"] if failed else []
     _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes)
-    return True
+    return not failed
 
 
 def _data_note(clip_set: ClipSet, split: str, every: int, tables: FrameTables) -> str:

@@ -30,7 +30,7 @@ class LoopComparison:
     def __init__(self, frames: Sequence[int], period_s: float, method: str) -> None:
         self.frames, self.period_s, self.method = frames, period_s, method
         # {(L, metric): a number for each sample}
-        self._found: dict[tuple[int, str], list[float]] = defaultdict(list)
+        self.found: dict[tuple[int, str], list[float]] = defaultdict(list)
 
     def guidance(self, length: int) -> LoopGuidance:
         """Return the guidance to a loop of `length` frames."""
@@ -52,20 +52,20 @@ class LoopComparison:
                     "closed_motion": float(mean_displacement(closed(after, loop.phase)).mean()) / moved_px,
                 }
                 for name, value in values.items():
-                    self._found[length, name].append(value)
+                    self.found[length, name].append(value)
 
     def table(self) -> list[dict[str, Any]]:
         """Return a row for each length."""
         rows = []
         for length in self.frames:
-            free, guided = self._found[length, "free"], self._found[length, "guided"]
+            free, guided = self.found[length, "free"], self.found[length, "guided"]
             times = [before / max(after, _LEAST) for before, after in zip(free, guided, strict=True)]
             row: dict[str, Any] = {"row": f"{length} frames, {self.method}", "samples": len(times)}
             row["free_loop_closure_error_px"] = statistics.fmean(free)
             row["guided_loop_closure_error_px"] = statistics.fmean(guided)
             row |= {"times": statistics.geometric_mean(times), "times_worst": min(times)}
             for name in ("sampled_motion", "closed_motion"):
-                found = [max(value, _LEAST) for value in self._found[length, name]]
+                found = [max(value, _LEAST) for value in self.found[length, name]]
                 row |= {name: statistics.geometric_mean(found), f"{name}_least": min(found), f"{name}_most": max(found)}
             rows.append(row)
         return rows

@@ -173,6 +173,16 @@ class MotionComparison:
         self.by_clip += [{"row": name} | about | metrics for name, metrics in rows.items()]
         self._signatures[truth.id] = torch.stack([self._signature(one).flatten() for one in (truth.spectrum, *samples)])
 
+    def contents(self) -> dict[str, Any]:
+        """Return what was added, for `extend`."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, (list, dict))}
+
+    def extend(self, contents: Mapping[str, Any]) -> None:
+        """Add what another comparison, of other clips, has collected."""
+        for name, value in contents.items():
+            mine = getattr(self, name)
+            mine.update(value) if isinstance(value, dict) else mine.extend(value)
+
     def _of_samples(self, truth: GroundTruth, samples: Tensor, mask: Tensor, moved_px: float) -> Row:
         """Return the metrics of motions (M, K, 4, H, W) of a clip whose moving mask and mean |F| are given."""
         moved = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import logging
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-from tqdm import tqdm
 
 from animation.flags import check_steps
+from cluster.items import Workers
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows, source_name
 from data.result_tables import write_results
 from evaluation import EvaluationError, out_folder
+from evaluation.each_clip import measure_each
 from evaluation.licences import UNKNOWN, read_source_table
 from evaluation.motion.loops import LOOP_NOTES, LoopComparison
 from evaluation.motion.measure import (
@@ -43,15 +46,17 @@ def make_table(
     *, data: Path, split: str, clips: int | None, samples: int, nearest: int, loop_frames: list[int], seed: int,
     loop_guidance: str, clip_table: Path | None, fvd_network: tuple[str, Path] | None,
     baseline_checkpoint: Path | None, checkpoint: Path | None, device: str, out: Path | None, command: str,
-    **sampling: Any,
+    workers: Workers, **sampling: Any,
 ) -> bool:  # fmt: skip
     """Predict motion for the clips' first frames, print the tables, and write them and a sheet an image.
 
     `sampling` has sampler, steps, guidance and precision.
     """
     # Early checks
-    out, place = out_folder(out, f"motion-{data.name}-{split}"), choose_device(device)
-    check_precision(sampling["precision"], place)
+    out = out_folder(out, f"motion-{data.name}-{split}")
+    place = choose_device("cpu" if workers.cluster else device)  # a cluster's workers choose theirs
+    if not workers.cluster:
+        check_precision(sampling["precision"], place)
     check_steps(sampling["steps"])
     clip_set = ClipSet(data)
     rows = choose_rows(clip_set, None if split == "all" else split, clips, seed)
@@ -67,7 +72,8 @@ def make_table(
     comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), seed)
     loops = LoopComparison(loop_frames, pipeline.unet.config.period_s, loop_guidance)
     options = sampling | {"num_samples": samples, "seed": seed}
-    skipped, seconds = measure_clips(comparison, loops, clip_set, rows, pipeline, options, out / "sheets")
+    measurement = ClipMeasurement(clip_set, pipeline, comparison, loops, options, out / "sheets", device)
+    skipped, failed, seconds = measure_clips(measurement, rows, workers, out / "clips")
     training = choose_rows(clip_set, "train", nearest, seed) if clip_set.rows("train") else []
     searched = comparison.find_nearest(read_spectra(clip_set, training, num_bins))
 
@@ -75,7 +81,7 @@ def make_table(
     kept = len(clip_set.rows(None if split == "all" else split))
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
     notes = [
-        f"data: {data}, split {split}, {counts_note(comparison, kept, skipped)}; nearest of {searched} training clips",
+        f"data: {data}, split {split}, {counts_note(comparison, kept, skipped + failed)}; nearest of {searched} training clips",
         f"{samples} samples an image, {num_bins} bins; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; "
         f"sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}; "
         f"{seconds / samples:.2f} s a sample on {place}, precision {sampling['precision']}",
@@ -95,7 +101,7 @@ def make_table(
     write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=of_all)
     complete = not fvd_network or write_fvd(out / "fvd", videos, network, seed=seed, notes=notes)
     logger.info("written to %s", out)
-    return complete
+    return complete and not failed
 
 
 def clip_groups(rows: list[ClipRow], clip_table: Path | None) -> dict[str, str]:
@@ -107,33 +113,66 @@ def clip_groups(rows: list[ClipRow], clip_table: Path | None) -> dict[str, str]:
     return {name: found.get("subject", UNKNOWN) for name, found in stated.items()}
 
 
-def measure_clips(
-    comparison: MotionComparison, loops: LoopComparison, clip_set: ClipSet, rows: list[ClipRow],
-    pipeline: MotionPipeline, sampling: dict[str, Any], sheets: Path,
-) -> tuple[list[str], float]:  # fmt: skip
-    """Predict and measure clip by clip; return the clips that cannot be read, and the mean seconds of a prediction."""
-    skipped, seconds = [], []
-    for row in tqdm(rows, unit="clip", disable=None, dynamic_ncols=True):
+@dataclass(frozen=True)
+class ClipMeasurement:
+    """What predicts motion for clips and measures it."""
+
+    clip_set: ClipSet
+    pipeline: MotionPipeline
+    comparison: MotionComparison  # empty ones
+    loops: LoopComparison
+    sampling: dict[str, Any]
+    sheets: Path
+    device: str
+
+    def load(self) -> ClipMeasurement:
+        """Move the networks onto the device."""
+        self.pipeline.to(choose_device(self.device))
+        return self
+
+    def measure(self, row: ClipRow) -> dict[str, Any]:
+        """Return what a clip adds to both comparisons, or why it cannot be read."""
+        comparison, loops = deepcopy(self.comparison), deepcopy(self.loops)
         try:
-            truth = GroundTruth.read(clip_set, row, comparison.normalisation.num_bins)
+            truth = GroundTruth.read(self.clip_set, row, comparison.normalisation.num_bins)
         except ClipSetError as error:
             logger.warning("skipped: %s", error)
-            skipped.append(row.id)
-            continue
+            return {"skipped": row.id}
         # Each image has its own start noise: the chances of one would tilt the means of all.
-        own = sampling | {"seed": clip_seed(sampling["seed"], row.id)}
+        own = self.sampling | {"seed": clip_seed(self.sampling["seed"], row.id)}
         started = time.perf_counter()
-        predicted = predict(pipeline, truth.image, **own)
-        seconds.append(time.perf_counter() - started)
-        comparison.add(truth, predicted, other_motion(clip_set, row, truth, comparison.seed))
-        write_clip_sheet(sheets / f"{row.id}.png", truth, predicted)
+        predicted = predict(self.pipeline, truth.image, **own)
+        seconds = time.perf_counter() - started
+        comparison.add(truth, predicted, other_motion(self.clip_set, row, truth, comparison.seed))
+        write_clip_sheet(self.sheets / f"{row.id}.png", truth, predicted)
         if loops.frames:
             grid = prediction_grid(*truth.image.shape[-2:])
             options = {name: value for name, value in own.items() if name != "num_samples"}
-            loops.add(pipeline, resize_maps(truth.image, grid), resize_spectrum(predicted, grid), **options)
-    if not seconds:
-        raise EvaluationError(f"data {clip_set.folder}: none of its {len(skipped)} clips can be read")
-    return skipped, statistics.fmean(seconds)
+            loops.add(self.pipeline, resize_maps(truth.image, grid), resize_spectrum(predicted, grid), **options)
+        return {"comparison": comparison.contents(), "loops": dict(loops.found), "seconds": seconds}
+
+
+def measure_clips(
+    measurement: ClipMeasurement, rows: Sequence[ClipRow], workers: Workers, keep: Path
+) -> tuple[list[str], list[str], float]:
+    """Fill the comparisons; return the clips that cannot be read, those given up, and the mean seconds of a prediction.
+
+    `keep`: folder of the results of single clips, see `measure_each`.
+    """
+    comparison, loops, networks = measurement.comparison, measurement.loops, measurement.pipeline
+    depends = [networks.unet, networks.vae, dict(networks.vae.config), measurement.sampling, comparison.seed]
+    depends += [loops.frames, loops.method, measurement.clip_set.statistics]
+    options = {"load": measurement.load, "keep": keep, "depends": depends}
+    measured, failed = measure_each(ClipMeasurement.measure, rows, workers, **options)
+    read = [one for one in measured if "skipped" not in one]
+    skipped = [one["skipped"] for one in measured if "skipped" in one]
+    if not read:
+        raise EvaluationError(f"data {measurement.clip_set.folder}: none of its {len(skipped)} clips can be read")
+    for one in read:
+        comparison.extend(one["comparison"])
+        for key, values in one["loops"].items():
+            loops.found[key] += values
+    return skipped, failed, statistics.fmean(one["seconds"] for one in read)
 
 
 def other_motion(clip_set: ClipSet, row: ClipRow, truth: GroundTruth, seed: int) -> Tensor | None:

@@ -1,0 +1,71 @@
+"""Measure clip by clip, here or on a cluster, which keeps what it has measured so that a second call goes on."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.items import Workers, run_items
+from cluster.storage import existing, local_input
+from data.clips import ClipRow
+from data.files import atomic_path
+from evaluation import EvaluationError
+from training.latents import fingerprint
+
+logger = logging.getLogger(__name__)
+
+Metrics = dict[str, Any]  # strings, numbers, tensors, and lists and dicts of them
+
+
+def measure_each(
+    function: Callable[[Any, ClipRow], Metrics], rows: Sequence[ClipRow], workers: Workers, *,
+    load: Callable[[], Any], keep: Path, depends: Sequence[Any],
+) -> tuple[list[Metrics], list[str]]:  # fmt: skip
+    """Return function(load(), row) of every row, in their order, and the ids of those that a cluster gave up.
+
+    On a cluster the results are kept in the folder `keep`, under names that depend on the row and on `depends`: values
+    with a repr, and networks. Raises what the function raises where there is no cluster, EvaluationError for no result.
+    """
+    found: dict[str, Metrics] = {}
+    files = _files(rows, keep, depends) if workers.cluster else {}
+    there = existing(files.values())
+    for row_id, file in files.items():
+        if file in there:
+            with local_input(file) as local:
+                found[row_id] = torch.load(local, weights_only=True)
+    if found:
+        logger.info("%d of %d clips are measured already", len(found), len(rows))
+    todo = [(row, files.get(row.id)) for row in rows if row.id not in found]
+    failed = []
+    with run_items(partial(_measure, function), todo, workers, "clip", load=load, progress=None) as results:
+        for done in results:
+            row_id = done.item[0].id
+            if done.error is None or not workers.cluster:
+                found[row_id] = done.value()
+            else:
+                logger.warning("left out: %s: %s", row_id, done.reason)
+                failed.append(row_id)
+    if not found:
+        raise EvaluationError(f"data: none of its {len(rows)} clips could be measured")
+    return [found[row.id] for row in rows if row.id in found], failed
+
+
+def _files(rows: Sequence[ClipRow], keep: Path, depends: Sequence[Any]) -> dict[str, Path]:
+    parts = [fingerprint(part) if isinstance(part, torch.nn.Module) else part for part in depends]
+    digests = {row.id: hashlib.sha256(repr((parts, row)).encode()).hexdigest()[:16] for row in rows}
+    return {row_id: keep / f"{row_id}-{digest}.pt" for row_id, digest in digests.items()}
+
+
+def _measure(function: Callable[[Any, ClipRow], Metrics], loaded: Any, item: tuple[ClipRow, Path | None]) -> Metrics:
+    row, file = item
+    metrics = function(loaded, row)
+    if file is not None:
+        with atomic_path(file) as temporary:
+            torch.save(metrics, temporary)
+    return metrics
