@@ -110,9 +110,7 @@ class ClipSetWriter:
         try:
             # once more, as it could be written until now
             self.rows = rows_of_set(self.folder, self.settings)
-            # temporary files of processes that were killed while writing
-            for stray in [*self.folder.glob(".*.tmp-*"), *self.folder.glob("*/.*.tmp-*")]:
-                stray.unlink(missing_ok=True)
+            self._remove_strays()
             self._finished = NUM_CLIPS in read_statistics(self.folder)
             if not self._finished:
                 self._write_statistics({})
@@ -154,6 +152,11 @@ class ClipSetWriter:
         for clip_id in clip_ids:
             remove_clip(self.folder, clip_id)
 
+    def _remove_strays(self) -> None:
+        """Remove the temporary files of processes that were killed while writing."""
+        for stray in [*self.folder.glob(".*.tmp-*"), *self.folder.glob("*/.*.tmp-*")]:
+            stray.unlink(missing_ok=True)
+
     def _reopen(self) -> None:
         # the statistics of before would be wrong if this run were cut short
         if self._finished:
@@ -162,6 +165,7 @@ class ClipSetWriter:
 
     def finish(self) -> ClipSet:
         """Sort the table, take the statistics of the training split, and return the set."""
+        self._remove_strays()  # of a cluster's workers
         while True:
             self._write_table(sorted(self.rows.values(), key=lambda row: row.id))
             # those of another run, which may have written its own table meanwhile

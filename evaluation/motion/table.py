@@ -78,10 +78,10 @@ def make_table(
     searched = comparison.find_nearest(read_spectra(clip_set, training, num_bins))
 
     # Write
-    kept = len(clip_set.rows(None if split == "all" else split))
+    counts = counts_note(comparison, len(clip_set.rows(None if split == "all" else split)), skipped + failed)
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
     notes = [
-        f"data: {data}, split {split}, {counts_note(comparison, kept, skipped + failed)}; nearest of {searched} training clips",
+        f"data: {data}, split {split}, {counts}; nearest of {searched} training clips",
         f"{samples} samples an image, {num_bins} bins; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; "
         f"sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}; "
         f"{seconds / samples:.2f} s a sample on {place}, precision {sampling['precision']}",
