@@ -14,7 +14,6 @@ from typing import Any
 
 # Where a put makes the whole object appear at once; elsewhere files are written aside and renamed.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
-INSTALL = "pip install -r requirements-cluster.txt"
 
 
 class StorageError(OSError):
@@ -44,7 +43,7 @@ def _opened(path: str | Path) -> Iterator[tuple[Any, str]]:
         # what other machines write must be seen
         yield fsspec.core.url_to_fs(url, use_listings_cache=False)
     except ImportError as error:
-        raise StorageError(f"{url}: {str(error).rstrip('.')}; right: {INSTALL}") from None
+        raise StorageError(f"{url}: {error}") from None  # names the package
     except FileNotFoundError:
         raise StorageError(f"{url}: is not there") from None
     except Exception as error:  # every service has its own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -167,6 +168,7 @@ def test_the_driver_does_not_grow_with_the_number_of_items(workers):
 
     count, times_s = 20_000, []
     with run_items(cluster_items.tiny, range(count), workers, "item", progress=False) as results:
+        results = iter(results)
         next(results)
         before_mb = resident_mb()
         for done in results:
@@ -176,3 +178,34 @@ def test_the_driver_does_not_grow_with_the_number_of_items(workers):
     tenth = count // 10
     first, last = (times_s[end] - times_s[end - tenth + 1] for end in (tenth, count - 2))
     assert first / last > 0.8
+
+
+@pytest.mark.parametrize(
+    ("address", "said"),
+    [
+        ("127.0.0.1:9", "no Ray cluster answers there; right: local, auto, or HOST:PORT of the node where `ray start"),
+        ("nonsense", "no Ray cluster answers there"),
+        ("auto", "no Ray cluster runs here; right: `ray start --head` on this machine first, or --cluster local"),
+    ],
+)
+def test_an_address_without_a_cluster_is_one_line(tmp_path, capfd, monkeypatch, address, said):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))  # where "auto" looks
+    monkeypatch.setattr("ray._private.services.find_gcs_addresses", functools.cache(set))
+    flags = [*SCENES, "--num", "2", "--out", str(tmp_path / "set"), "--cluster", address]
+    assert prepare_data.main(flags) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("prepare_data.py")]
+    assert len(errors) == 1 and f"--cluster {address}: {said}" in errors[0]
+
+
+def test_another_version_of_ray_is_one_line(nodes, tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(ray, "__version__", "2.0.0")
+    flags = [*SCENES, "--num", "2", "--out", str(tmp_path / "set"), "--cluster", nodes["cluster"].address]
+    assert prepare_data.main(flags) == 2
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("prepare_data.py")]
+    assert len(errors) == 1 and "Version mismatch" in errors[0] and "Ray: 2.0.0" in errors[0]
+
+
+def test_more_than_a_node_has_is_one_line(nodes, tmp_path, capsys):
+    flags = [*SCENES, "--num", "2", "--out", str(tmp_path / "set"), "--cluster", nodes["cluster"].address]
+    assert prepare_data.main([*flags, "--gpus-per-worker", "1"]) == 2
+    assert "no node has 1 cores and 1 GPUs for a worker" in capsys.readouterr().err
