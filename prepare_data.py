@@ -37,12 +37,12 @@ def main(argv: list[str] | None = None) -> int:
     if args.out is None:
         raise UsageError("--out: name the folder of the clip set, e.g. --out outputs/sets/clips")
     check_writable(args.out)
-    return {"videos": _videos, "scenes": _scenes, "select": _select}[args.what](args)
+    return {"videos": _videos, "scenes": _scenes, "select": _select, "shards": _shards}[args.what](args)
 
 
 def _parser() -> Parser:
     parser = Parser(description=__doc__)
-    kinds = parser.add_subparsers(dest="what", required=True, metavar="videos|scenes|select")
+    kinds = parser.add_subparsers(dest="what", required=True, metavar="videos|scenes|select|shards")
     size: dict[str, Any] = {"type": size_px, "default": (160, 256), "metavar": "WxH_PX"}
     workers = {"default": available_cpus(), "help": "processes that prepare; 0 = this one"}
     several: dict[str, Any] = {"type": place, "nargs": "+", "metavar": "PATH|URL"}
@@ -82,6 +82,11 @@ def _parser() -> Parser:
     add("--min-confidence", type=fraction, metavar="FRACTION", help="least mean confidence, 0 to 1")
     add("--only", action="append", default=[], metavar="PATTERN", help="ids, with * and ?; may be repeated")
     add_shared_flags(select, "out")
+
+    shards = kinds.add_parser("shards", help="write a set's kept clips into few large files, to train on millions")
+    shards.add_argument("set", type=place, metavar="SET", help="a finished set")
+    shards.add_argument("--clips-per-shard", type=positive_int, default=1000, metavar="N", help="clips of a file")
+    add_shared_flags(shards, "out", out=out)
     return parser
 
 
@@ -101,8 +106,7 @@ def _scenes(args: Any) -> int:
         rows_of_set(args.out, scene_settings(**what))
         print(f"{args.num} scenes of {', '.join(kinds or KINDS)} at {args.size[1]}x{args.size[0]} px into {args.out}")
         return 0
-    clip_set = render_scene_set(args.out, args.num, **what, workers=workers, progress=True)
-    _report(clip_set)
+    clip_set = _report(render_scene_set(args.out, args.num, **what, workers=workers, progress=True))
     return EXIT_SKIPPED if any(map(is_unreadable, clip_set.rows(status=("dropped",)))) else 0
 
 
@@ -113,10 +117,16 @@ def _select(args: Any) -> int:
     choice = {"max_mean_px": args.max_mean_px, "min_confidence": args.min_confidence, "only": args.only}
     if not any(value not in (None, []) for value in choice.values()):
         raise UsageError("--max-mean-px, --min-confidence, --only: say what to choose")
-    clip_set = select_clips(ClipSet(args.set), args.out, **choice)
-    _report(clip_set)
+    clip_set = _report(select_clips(ClipSet(args.set), args.out, **choice))
     if not clip_set.rows(status=("kept", "pairs_only")):
         raise UsageError("--max-mean-px, --min-confidence, --only: no clip passes; the set is empty")
+    return 0
+
+
+def _shards(args: Any) -> int:
+    from data.shards import write_shards
+
+    print(write_shards(args.set, args.out, args.clips_per_shard))
     return 0
 
 
@@ -154,25 +164,20 @@ def _videos(args: Any) -> int:
 
 def _flow_settings(args: Any) -> dict[str, Any]:
     """Return what the flow depends on beside its method; fail now when the method cannot run."""
-    import torch
-
-    from data.optical_flow import FLOW_VERSION, FlowError, estimate_flow, weights_digest
+    from data.optical_flow import FlowError, flow_settings
     from models.device import choose_device
 
     choose_device(args.device)
     if args.method != "raft":
         refuse_flags(args, ["--raft-weights"], "belongs to --method raft; right: both, or neither")
-    image = torch.zeros(3, 64, 64)
     try:
-        estimate_flow(image, image[None], method=args.method, weights=args.raft_weights, device=args.device)
+        return flow_settings(args.method, args.raft_weights, args.device)
     except FlowError as error:
         raise UsageError(f"{'--raft-weights FILE' if args.method == 'raft' else '--method'}: {error}") from None
-    weights = {"raft_weights": weights_digest(args.raft_weights)} if args.raft_weights else {}
-    return {"flow_version": FLOW_VERSION} | weights
 
 
 def _dry_run(jobs: list[Any], workers: Any, skipped: bool) -> int:
-    """List what would be kept and why, judged by a few frames of each clip; write nothing."""
+    """List what would be kept and why, by a few frames of each clip."""
     from data.prepare_clip import describe_clip, is_unreadable, prepare_videos
 
     found = [row for rows in prepare_videos(None, jobs, workers) for row in rows]
@@ -184,10 +189,11 @@ def _dry_run(jobs: list[Any], workers: Any, skipped: bool) -> int:
     return EXIT_SKIPPED if skipped else 0
 
 
-def _report(clip_set: Any) -> None:
+def _report(clip_set: Any) -> Any:
     from data.visualisation import describe_set, write_contact_sheet
 
     print("\n".join(describe_set(clip_set)) + f", contact sheet {write_contact_sheet(clip_set) or 'none'}")
+    return clip_set
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 # Where a put makes the whole object appear at once; elsewhere files are written aside and renamed.
 _OBJECT_STORES = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "memory"}
@@ -105,6 +105,14 @@ def local_input(path: str | Path) -> Iterator[Path]:
         with _opened(path) as (system, name):
             system.get_file(name, str(local))
         yield local
+
+
+def open_binary(path: Path) -> BinaryIO:
+    """Open a file to read parts of it."""
+    if url_of(path) is None:
+        return open(path, "rb")
+    with _opened(path) as (system, name):
+        return system.open(name, "rb")
 
 
 @contextmanager

@@ -17,6 +17,7 @@ import io
 import itertools
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,7 @@ FORMAT_VERSION = 1
 STORED_BINS = 24
 KEPT, PAIRS_ONLY, DROPPED = "kept", "pairs_only", "dropped"
 SPLITS = ("train", "test")
+FILE_SUFFIXES = {"first": "png", "slices": "png", "spectra": "npz", "pairs": "npz"}
 NUM_CLIPS = "num_clips"  # statistics without this belong to an unfinished set
 
 
@@ -129,13 +131,17 @@ class ClipSet:
         """Return whether the run that made the set came to its end."""
         return NUM_CLIPS in self.statistics
 
+    def open_file(self, kind: str, clip_id: str) -> AbstractContextManager[Path]:
+        """Give a file of a clip to be read; kind: first, slices, spectra or pairs."""
+        return local_input(self.folder / kind / f"{clip_id}.{FILE_SUFFIXES[kind]}")
+
     def has_pairs(self, clip_id: str) -> bool:
         return exists(self.folder / "pairs" / f"{clip_id}.npz")
 
     def first(self, clip_id: str) -> torch.Tensor:
         """Read frame 0: (3, H, W) in [0, 1], on the motion grid."""
         try:
-            with local_input(self.folder / "first" / f"{clip_id}.png") as file:
+            with self.open_file("first", clip_id) as file:
                 return read_image(file)
         except MediaError as error:
             raise ClipSetError(f"{self.folder}: clip {clip_id}: {error}") from error
@@ -176,7 +182,7 @@ class ClipSet:
         """Read an .npz: bytes stay arrays, numbers become float32 tensors and must be finite."""
         path = self.folder / kind / f"{clip_id}.npz"
         try:
-            with local_input(path) as file:
+            with self.open_file(kind, clip_id) as file:
                 found = read_arrays(file, names)
             arrays: dict[str, Any] = {name: found[name] for name in names}
         except (ArchiveError, KeyError, StorageError) as error:

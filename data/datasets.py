@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from torch.utils.data import Dataset
 
 from data.augmentation import draw_geometry, jitter_colours
 from data.clips import KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey
+from data.shards import ShardedSet, open_set
 from motion.spectrum import NUM_BINS
 
 WeightedSets = Sequence[tuple[ClipSet, float]]
@@ -31,7 +33,7 @@ def open_weighted_sets(names: Iterable[str | Path]) -> list[tuple[ClipSet, float
     sets: list[tuple[ClipSet, float]] = []
     for name in map(str, names):
         folder, weight = _split_weight(name)
-        clip_set = ClipSet(folder)
+        clip_set = open_set(folder)
         if any(clip_set.folder.resolve() == other.folder.resolve() for other, _ in sets):
             raise ClipSetError(f"{name}: named twice; name a set once, SET:2 doubles its clips")
         sets.append((clip_set, weight))
@@ -68,7 +70,7 @@ def _check_sources(sets: Sequence[ClipSet]) -> None:
 
 class _Part(NamedTuple):
     clip_set: ClipSet
-    rows: list[ClipRow]
+    rows: Sequence[ClipRow]
     count: int  # how many items of an epoch are theirs
 
 
@@ -84,7 +86,10 @@ class WeightedItems:
     ) -> None:
         self.parts: list[_Part] = []
         for clip_set, weight in sets:
-            rows = [row for row in clip_set.rows(split, status=status) if needs(clip_set, row)]
+            rows = clip_set.rows(split, status=status)
+            # in shards all clips are alike, and their rows are never all in memory
+            if isinstance(rows, list) or not all(needs(clip_set, row) for row in islice(rows, 1)):
+                rows = [row for row in rows if needs(clip_set, row)]
             if not rows:
                 raise ClipSetError(f"{clip_set.folder}: no such clip of split {split or 'any'}; prepare more clips")
             self.parts.append(_Part(clip_set, rows, max(1, round(len(rows) * weight))))
@@ -112,6 +117,11 @@ class WeightedItems:
         round_, place = divmod(key.epoch * rest + item - times * num_rows, num_rows)
         return number, int(_round_order(num_rows, number, round_)[place]), times
 
+    @property
+    def block_size(self) -> int | None:
+        """Return how many items that follow one another lie together, None where all are as near."""
+        return next((one.clip_set.clips_per_shard for one in self.parts if isinstance(one.clip_set, ShardedSet)), None)
+
     def repeats(self, number: int) -> int:
         """Return how often a clip of set `number` may come in an epoch, at most."""
         return -(-self.parts[number].count // len(self.parts[number].rows))
@@ -125,7 +135,7 @@ def _round_order(length: int, number: int, round_: int) -> np.ndarray:
 
 class _ClipDataset(Dataset):
     def __init__(self, items: WeightedItems, size: tuple[int, int], augment: bool) -> None:
-        self.items, self.size, self.augment = items, tuple(size), augment
+        self.items, self.size, self.augment, self.block_size = items, tuple(size), augment, items.block_size
 
     def __len__(self) -> int:
         return len(self.items)

@@ -303,3 +303,10 @@ def _pyflow(first: torch.Tensor) -> FlowTo:
 def weights_digest(path: str | Path) -> str:
     """Return 16 digits of the SHA-256 of a file of weights."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+
+
+def flow_settings(method: str, weights: str | Path | None, device: str) -> dict[str, Any]:
+    """Return what a method's flow depends on beside its name; FlowError where the method cannot run here."""
+    image = torch.zeros(3, 64, 64)
+    estimate_flow(image, image[None], method=method, weights=weights, device=device)
+    return {"flow_version": FLOW_VERSION} | ({"raft_weights": weights_digest(weights)} if weights else {})

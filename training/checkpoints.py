@@ -22,6 +22,7 @@ _MUST_AGREE = (
     "batch_size gradient_accumulation_steps learning_rate warmup_steps schedule weight_decay ema_decay gradient_clip"
     " precision seed finish_in"
 ).split()
+_SAMPLES = ("batch_size", "gradient_accumulation_steps")  # of a step: what counts is their product
 
 
 def save_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[str, Any], step: int) -> None:
@@ -74,11 +75,15 @@ def load_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[s
         now = _mark(accelerator, options, step)
         different = {key: (mark.get(key), now[key]) for key in now if mark.get(key) != now[key]}
         before, processes = different.pop("processes", (None, None))
+        samples = tuple(one["batch_size"] * one["gradient_accumulation_steps"] for one in (mark, now))
+        if samples[0] == samples[1]:
+            different = {key: both for key, both in different.items() if key not in _SAMPLES}
         raise_if_different(path, different)
         if processes:
             logger.warning("%s was made by %d processes, now %d", path, before, processes)
         try:
             accelerator.load_state(str(path))
+            accelerator.step = 0  # else it would count on in micro-batches, which may be others now
         except (RuntimeError, KeyError, OSError, ValueError) as error:
             reason = " ".join(str(error).split())[:200]
             raise ArgumentError(f"resume {path}: does not fit this model ({reason})") from error

@@ -7,6 +7,7 @@ therefore to begin there. A sample's seed depends on (seed, epoch, item) alone.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from cluster.items import usable_workers
 from data.clips import SampleKey
 
-_ORDER, _SAMPLE = 1, 2  # keeps the two uses of one training seed apart
+_ORDER, _SAMPLE, _BLOCKS = 1, 2, 3  # keeps the uses of one training seed apart
+MIXED_BLOCKS = 8
 
 
 def epoch_order(length: int, epoch: int, seed: int) -> np.ndarray:
@@ -27,6 +29,26 @@ def epoch_order(length: int, epoch: int, seed: int) -> np.ndarray:
     # SeedSequence is stable across numpy versions; Generator.permutation is not promised to be.
     words = np.random.SeedSequence([_ORDER, seed, epoch]).generate_state(length, np.uint64)
     return np.argsort(words, kind="stable")
+
+
+def block_order(length: int, block: int, place: int, epoch: int, seed: int) -> int:
+    """Return the item at `place` of an epoch in which blocks of items are drawn, and mixed a few at a time.
+
+    No list of all items is made. The items of the last block, which is shorter, stay the last ones, mixed.
+    """
+    whole = length // block
+    group, inside = divmod(place, MIXED_BLOCKS * block)
+    first = group * MIXED_BLOCKS
+    blocks = _words(whole, seed, epoch)[first : first + MIXED_BLOCKS]
+    if place >= whole * block:
+        return whole * block + int(_words(length - whole * block, seed, epoch, 0)[place - whole * block])
+    inner = int(_words(len(blocks) * block, seed, epoch, 1 + group)[inside])
+    return int(blocks[inner // block]) * block + inner % block
+
+
+@functools.lru_cache(maxsize=4)
+def _words(length: int, *seeds: int) -> np.ndarray:
+    return np.argsort(np.random.SeedSequence([_BLOCKS, *seeds]).generate_state(length, np.uint64), kind="stable")
 
 
 def sample_seed(item: int, seed: int, epoch: int = 0) -> int:
@@ -38,12 +60,15 @@ def sample_seed(item: int, seed: int, epoch: int = 0) -> int:
 class ResumableBatchSampler:
     """The batches of keys that one process takes; a batch sampler of DataLoader.
 
-    length: items of the data set; first, last: micro-batches (steps times accumulation) from .. to, the last excluded.
+    length: items of the data set; first, last: micro-batches (steps times accumulation) from .. to, the last excluded;
+    block: so many items lie together in a shard, see `block_order`; None: every epoch is a permutation of all.
     """
 
     def __init__(
-        self, length: int, batch_size: int, seed: int, *, first: int, last: int, process: int = 0, processes: int = 1
-    ) -> None:
+        self, length: int, batch_size: int, seed: int, *, first: int, last: int, process: int = 0, processes: int = 1,
+        block: int | None = None,
+    ) -> None:  # fmt: skip
+        self.block = block
         self.length, self.batch_size, self.seed = length, batch_size, seed
         self.first, self.last = first, last
         self.process, self.processes = process, processes
@@ -57,6 +82,9 @@ class ResumableBatchSampler:
     def key(self, number: int) -> SampleKey:
         """Return the key of a training's sample `number`."""
         epoch, place = divmod(number, self.length)
+        if self.block is not None:
+            item = block_order(self.length, self.block, place, epoch, self.seed)
+            return SampleKey(item, epoch, sample_seed(item, self.seed, epoch))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, epoch_order(self.length, epoch, self.seed)
         item = int(self._order[place])

@@ -22,6 +22,7 @@ from data.datasets import WeightedSets, open_weighted_sets
 from data.files import MediaError, atomic_path
 from data.scenes.render_set import render_scene_set
 from data.scenes.scene import SCENES_VERSION
+from data.shards import ShardedSet
 from models.device import ArgumentError
 from motion.normalisation import Normalisation
 
@@ -147,6 +148,8 @@ def _unreadable(clip_set: ClipSet) -> dict[str, str]:
             return str(error).removeprefix(f"{clip_set.folder}: ")
         return None
 
+    if isinstance(clip_set, ShardedSet):
+        return {}  # as they were all read when they were written
     path, known = clip_set.folder / READ_BEFORE, {}
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         known = dict(json.loads(path.read_text(encoding="utf-8")))

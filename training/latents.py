@@ -22,6 +22,7 @@ from data.augmentation import Geometry, draw_geometry, geometry_settings, jitter
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey
 from data.datasets import MotionDataset
 from data.media import atomic_path
+from data.shards import ShardedSet
 from models.class_masks import class_probabilities
 from models.placement import ConditionMaps
 from models.segmentation import SegmentationModel
@@ -87,6 +88,7 @@ class LatentDataset(Dataset):
         wind: bool = False,
     ) -> None:
         self.items = MotionDataset(sets, split=split, num_bins=num_bins).items
+        self.block_size = self.items.block_size
         self.sizes, self.num_bins, self.augment = [tuple(size) for size in sizes], num_bins, augment
         self.count, self.multiple, self.seed, self.wind = len(self.items), multiple, seed, wind
         repeats = [self.items.repeats(number) for number in range(len(self.items.parts))]
@@ -152,10 +154,10 @@ class LatentDataset(Dataset):
         Flow of real clips that bled onto what `segmentation` calls static has no confidence; None: it keeps its own.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        clips = [(number, row) for number, part in enumerate(self.items.parts) for row in part.rows]
-        missing = [clip for clip in clips if not self.clip_path(*clip).is_file()]
+        clips = ((number, row) for number, part in enumerate(self.items.parts) for row in part.rows)
+        missing = (clip for clip in clips if not self.clip_path(*clip).is_file())
         vae = vae.to(device).eval()
-        for number, row in tqdm(missing, unit="clip", disable=not missing):
+        for number, row in tqdm(missing, unit="clip", delay=1):
             clip_set = self.items.parts[number].clip_set
             spectrum, confidence = clip_set.spectrum(row.id, STORED_BINS)
             sure_bins = bin_confidence(spectrum, confidence)[: self.num_bins]
@@ -215,6 +217,8 @@ def _as_bytes(maps: Tensor) -> tuple[Tensor, Tensor]:
 
 def fingerprint_of_set(clip_set: ClipSet, rows: Sequence[ClipRow]) -> list:
     """Describe a set's content, wherever it lies."""
+    if isinstance(clip_set, ShardedSet):
+        return [clip_set.statistics, clip_set.counts]
     files = [clip_set.folder / part for row in rows for part in (f"first/{row.id}.png", f"spectra/{row.id}.npz")]
     # Sizes tell a clip that was prepared again with the same figures; reading 7,000 clips to hash them takes minutes.
     sizes = [path.stat().st_size if path.is_file() else 0 for path in files]

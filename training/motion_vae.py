@@ -38,7 +38,7 @@ class SliceDataset(Dataset):
         self, motions: MotionDataset, normalisation: Normalisation, slices_per_item: int, window: tuple[int, int]
     ) -> None:
         self.motions, self.normalisation = motions, normalisation.truncated(motions.num_bins)
-        self.slices_per_item, self.window = slices_per_item, window
+        self.slices_per_item, self.window, self.block_size = slices_per_item, window, motions.block_size
 
     def __len__(self) -> int:
         return len(self.motions)
