@@ -49,6 +49,7 @@ def _start(ray: Any, workers: Workers) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers over the network
     options: dict[str, Any] = {"logging_level": "error", "configure_logging": True}
     if address == "local":
+        os.environ.setdefault("RAY_worker_niceness", "0")  # else 15, and they would wait for whatever else runs
         cpus = None if workers.count is None else workers.count * workers.cpus
         options |= {"num_cpus": cpus, "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     elif address != "auto":

@@ -20,11 +20,11 @@ def sleepy(seconds: float, item: int) -> int:
 
 
 def busy(item: int) -> float:
-    """Compute on one core for about a third of a second, as the scenes do."""
+    """Compute on one core for some tenths of a second, as the preparation of scenes does."""
     from data.scenes.scene import make_scene
 
-    scene = make_scene(item, size=(64, 96), kind="flag")
-    return float(scene.frame(1.0).sum())
+    scene = make_scene(item, size=(160, 256), kind="flag")
+    return sum(float(scene.frame(time_s).sum()) for time_s in (0.5, 1.0, 1.5, 2.0))
 
 
 def write(folder: Path, seconds: float, item: int) -> int:
