@@ -6,11 +6,12 @@ throughput: scenes by one and two workers of a pool and of Ray, started and unde
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import tempfile
 import time
+import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -77,6 +78,8 @@ def rates() -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
+        render_scene_set(Path(folder) / "warm", 1, seed=0)
+        began = time.perf_counter()
         made = render_scene_set(Path(folder) / "set", 8, seed=1)
         print(f"scene of 256 x 160 px with 2 pairs: {(time.perf_counter() - began) / 8:.2f} s")
         size = sum(path.stat().st_size for path in made.folder.rglob("*") if path.is_file())
@@ -88,18 +91,17 @@ def rates() -> None:
         began = time.perf_counter()
         write_shards(made.folder, Path(folder) / "shards", 8)
         print(f"clip into a shard: {(time.perf_counter() - began) / 8 * 1000:.0f} ms")
-        rows = made.rows()
+        rows = [replace(made.rows()[0], id=f"clip{number:06d}") for number in range(20_000)]
         with ClipSetWriter(Path(folder) / "rows", {}) as writer:
-            before = int(Path("/proc/self/statm").read_text().split()[1])
-            many = [json.loads(json.dumps(vars(rows[0]))) | {"id": f"clip{i}"} for i in range(20_000)]
             began = time.perf_counter()
-            for one in many:
-                writer.add(type(rows[0])(**one))
-            seconds = time.perf_counter() - began
-            pages = int(Path("/proc/self/statm").read_text().split()[1]) - before
-        print(f"row added: {seconds / 20_000 * 1e6:.0f} us, {pages * os.sysconf('SC_PAGE_SIZE') / 20_000:.0f} bytes")
+            for row in rows:
+                writer.add(row)
+            print(f"row added: {(time.perf_counter() - began) / len(rows) * 1e6:.0f} us")
+        tracemalloc.start()
         began = time.perf_counter()
-        print(f"{len(ClipSet(Path(folder) / 'rows').rows())} rows read: {time.perf_counter() - began:.2f} s")
+        table = ClipSet(Path(folder) / "rows")
+        print(f"{len(table.rows())} rows read, with a tracer: {time.perf_counter() - began:.2f} s")
+        print(f"row in memory: {tracemalloc.get_traced_memory()[0] / len(rows):.0f} bytes")
 
 
 if __name__ == "__main__":

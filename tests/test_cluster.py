@@ -18,6 +18,7 @@ from clip_sets import files_of
 from videos import FAST, rows_by_name
 
 import animate
+import evaluate
 import generate_motion
 import prepare_data
 from cluster.items import Workers, run_items
@@ -209,3 +210,28 @@ def test_more_than_a_node_has_is_one_line(nodes, tmp_path, capsys):
     flags = [*SCENES, "--num", "2", "--out", str(tmp_path / "set"), "--cluster", nodes["cluster"].address]
     assert prepare_data.main([*flags, "--gpus-per-worker", "1"]) == 2
     assert "no node has 1 cores and 1 GPUs for a worker" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("table", "flags"),
+    [
+        ("frames", ["--split", "train", "--every", "60", "--clips", "3", "--videos", "1"]),
+        ("motion", ["--split", "train", "--clips", "3", "--samples", "2", "--steps", "2", "--loop-frames", "60"]),
+    ],
+)
+def test_tables_are_the_same_and_a_second_call_measures_nothing_again(
+    nodes, checkpoint, scene_set, tmp_path, caplog, table, flags
+):
+    common = [table, "--data", str(scene_set.folder), *flags, "--checkpoint", str(checkpoint), "--device", "cpu"]
+    on_cluster = ["--cluster", nodes["cluster"].address, "--out", str(tmp_path / "cluster")]
+    assert evaluate.main([*common, "--out", str(tmp_path / "alone")]) == 0
+    assert evaluate.main([*common, *on_cluster]) == 0
+    alone, made = (files_of(tmp_path / name) for name in ("alone", "cluster"))
+    same = [name for name in alone if not name.endswith(".md")]
+    assert {name for name in made if not name.startswith("clips/")} == set(alone) and len(same) > 6
+    assert [name for name in same if made[name] != alone[name]] == []
+    caplog.clear()
+    assert evaluate.main([*common, *on_cluster]) == 0
+    assert "3 of 3 clips are measured already" in caplog.text
+    again = files_of(tmp_path / "cluster")
+    assert [name for name in same if again[name] != alone[name]] == []
