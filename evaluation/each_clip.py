@@ -57,7 +57,10 @@ def measure_each(
 
 
 def _files(rows: Sequence[ClipRow], keep: Path, depends: Sequence[Any]) -> dict[str, Path]:
-    parts = [fingerprint(part) if isinstance(part, torch.nn.Module) else part for part in depends]
+    parts = [
+        (fingerprint(part), getattr(part, "config", None)) if isinstance(part, torch.nn.Module) else part
+        for part in depends
+    ]
     digests = {row.id: hashlib.sha256(repr((parts, row)).encode()).hexdigest()[:16] for row in rows}
     return {row_id: keep / f"{row_id}-{digest}.pt" for row_id, digest in digests.items()}
 

@@ -18,7 +18,12 @@ from cli.run import OUT_OF_MEMORY
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))
 # Command lines that read and write files, without networks.
-WITHOUT_DEVICE = {("prepare_data", "scenes"), ("prepare_data", "select"), ("benchmark", "data")}
+WITHOUT_DEVICE = {
+    ("prepare_data", "scenes"),
+    ("prepare_data", "select"),
+    ("prepare_data", "shards"),
+    ("benchmark", "data"),
+}
 WITHOUT_DEVICE |= {("evaluate", "splats"), ("evaluate", "data"), ("evaluate", "sources")}
 # What each command line with --precision needs before it can be looked at; PICTURE is a real file, nothing else is.
 FP16 = {
@@ -43,9 +48,9 @@ FP16 = {
     ("benchmark", "render"): [],
 }
 
-# Flags of other programs that the code calls: NVRTC, Chromium, torchrun, git.
+# Flags of other programs that the code calls: NVRTC, Chromium, torchrun, git, Ray.
 FOREIGN_FLAGS = set("--std --no-sandbox --use-angle --enable-unsafe-swiftshader --ignore-gpu-blocklist".split())
-FOREIGN_FLAGS |= set("--nproc --always --abbrev --exclude --dirty".split())
+FOREIGN_FLAGS |= set("--nproc --always --abbrev --exclude --dirty --head".split())
 
 
 def raise_in_place_of_parsing(monkeypatch, error: type[BaseException], seen: list[Parser]) -> None:

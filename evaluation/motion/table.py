@@ -160,7 +160,7 @@ def measure_clips(
     `keep`: folder of the results of single clips, see `measure_each`.
     """
     comparison, loops, networks = measurement.comparison, measurement.loops, measurement.pipeline
-    depends = [networks.unet, networks.vae, dict(networks.vae.config), measurement.sampling, comparison.seed]
+    depends = [networks.unet, networks.vae, measurement.sampling, comparison.seed]
     depends += [loops.frames, loops.method, measurement.clip_set.statistics]
     options = {"load": measurement.load, "keep": keep, "depends": depends}
     measured, failed = measure_each(ClipMeasurement.measure, rows, workers, **options)
