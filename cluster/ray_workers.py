@@ -61,9 +61,12 @@ def _start(ray: Any, workers: Workers) -> None:
             raise ClusterError(f"cluster {address}: no Ray cluster answers there; {right}") from None
     try:
         ray.init(address=address, **options)
-    except ConnectionError:
-        right = "right: `ray start --head` on this machine first, or --cluster local"
-        raise ClusterError(f"cluster {address}: no Ray cluster runs here; {right}") from None
+    except ConnectionError as error:
+        right = "no Ray cluster runs here; right: `ray start --head` on this machine first, or --cluster local"
+        if address != "auto":
+            said = str(error).strip().splitlines()[0]
+            right = f"{said}; right: its token, and RAY_AUTH_MODE=token, where it asks for one"
+        raise ClusterError(f"cluster {address}: {right}") from None
     except RuntimeError as error:
         raise ClusterError(f"cluster {address}: {' '.join(str(error).split())}") from error
 
@@ -155,8 +158,9 @@ class _Pool:
         except self.ray.exceptions.RayError as error:
             self.failed_starts += 1
             if self.failed_starts >= FAILED_STARTS:
-                why = " ".join(str(error).split())[:300]
-                raise ClusterError(f"cluster {self.workers.cluster}: workers die while they start ({why})") from None
+                why = f"workers die while they start ({str(error).strip().splitlines()[-1][:200]})"
+                right = "this repository and its requirements at one path on every node"
+                raise ClusterError(f"cluster {self.workers.cluster}: {why}; right: {right}") from None
         else:
             self.failed_starts = 0
             self.idle.append(worker)

@@ -62,10 +62,9 @@ def exists(path: Path) -> bool:
 
 def existing(paths: Iterable[Path]) -> set[Path]:
     """Return those of many files that exist, by a listing of each folder at a URL."""
-    paths, listed = list(paths), {}
-    for folder in {path.parent for path in paths}:
-        listed[folder] = set(list_folder(folder)) if url_of(folder) else None
-    return {path for path in paths if (path.exists() if listed[path.parent] is None else path in listed[path.parent])}
+    paths = list(paths)
+    listed = {path for folder in {path.parent for path in paths if url_of(path)} for path in list_folder(folder)}
+    return {path for path in paths if path in listed or (not url_of(path) and path.exists())}
 
 
 def is_folder(path: Path) -> bool:
@@ -85,9 +84,9 @@ def list_folder(folder: Path, *, below: bool = False) -> list[Path]:
 
 
 def read_texts(paths: list[Path]) -> dict[Path, bytes]:
-    """Read small files of one place at once."""
-    if not paths or url_of(paths[0]) is None:
-        return {path: path.read_bytes() for path in paths}
+    """Read small files of one URL at once."""
+    if not paths:
+        return {}
     with _opened(paths[0]) as (system, _):
         names = {system._strip_protocol(url_of(path)): path for path in paths}
         return {names[name]: content for name, content in system.cat(list(names)).items()}
