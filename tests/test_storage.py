@@ -22,6 +22,7 @@ from cluster.storage import StorageError, existing, local_input, local_output, p
 from data.clip_writer import ClipSetWriter, write_record
 from data.clips import ClipRow, ClipSet, ClipSetError
 from data.files import write_text
+from data.shards import open_set
 
 ROOT = Path(__file__).resolve().parents[1]
 SCENES = ["scenes", "--size", "64x48", "--pairs", "1", "--kinds", "flag,reeds"]
@@ -108,6 +109,15 @@ def test_photographs_and_videos_at_urls(memory, checkpoint, photograph, tmp_path
     assert "memory://bucket/none: is not there" in capsys.readouterr().err
     assert animate.main([str(photograph), "--out", f"{memory}/x", "--format", "frames", *common]) == 2
     assert "--format frames: a folder cannot be put to memory://bucket/x" in capsys.readouterr().err
+
+
+def test_shards_at_a_url_are_read_in_parts(memory, scene_set):
+    assert prepare_data.main(["shards", str(scene_set.folder), "--out", f"{memory}/shards"]) == 0
+    shards = open_set(f"{memory}/shards")
+    by_source = {row.source: row.id for row in scene_set.rows()}
+    assert {row.source for row in shards.rows()} == set(by_source)
+    row = shards.rows("train")[3]
+    assert shards.spectrum(row.id)[0].equal(scene_set.spectrum(by_source[row.source])[0])
 
 
 @pytest.mark.parametrize(

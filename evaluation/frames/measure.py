@@ -85,6 +85,7 @@ class FrameMeasurement:
                 network.to(self.place)
         return self
 
+    @torch.no_grad()
     def measure(self, row: ClipRow) -> dict[str, Any]:
         """Return the fields of a clip's ClipMetrics.
 
@@ -96,7 +97,6 @@ class FrameMeasurement:
             return vars(_measure_clip(clip, self.methods, self.place, self.lpips, self.features, add))
 
 
-@torch.no_grad()
 def _measure_clip(
     clip: EvaluationClip, methods: dict[str, Method], device: torch.device, lpips: Lpips | None,
     features: PerceptualLoss | None, add: Add,
