@@ -110,6 +110,8 @@ def user_message(error: BaseException) -> str | None:
         if "Original Traceback" in text:  # of a loader process: the last line is the error
             text = text.strip().splitlines()[-1].split(": ", 1)[-1]
         text = re.sub(r"[\0-\x1f\x7f]", "?", " ".join(text.split()))
+        # of a URL a Path keeps one slash
+        text = re.sub(r"(?<![\w/.-])([a-z][a-z0-9+]+):/(?=[^/\s])", r"\1://", text)
         named = re.match(r"(\w+)(?=:| .*: )", text)  # a library's errors begin with the name of the argument
         return text if named is None else FLAG_NAMES.get(named[1], named[1]) + text[named.end() :]
     if isinstance(error, OSError) and error.filename is not None:

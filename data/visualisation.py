@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster.storage import exists, local_input
+from cluster.storage import exists, local_input, url_of
 from data.clips import DROPPED, KEPT, PAIRS_ONLY, ClipRow, ClipSet
 from data.media import contact_sheet, from_bytes, read_image, to_bytes, write_image
 from motion.flow import magnitude, resize_maps
@@ -91,7 +91,7 @@ def describe_set(clip_set: ClipSet) -> list[str]:
     lines += [f"dropped {row.id}: {row.reason}" for row in dropped.values()]
     causes = Counter(row.reason.split(":")[0] for row in rows if row.status == DROPPED)
     why = ", ".join(f"{count} {cause}" for cause, count in causes.most_common())
-    return [*lines, f"{clip_set.folder}: {len(rows)} clips" + (f" ({why})" if why else "")]
+    return [*lines, f"{url_of(clip_set.folder) or clip_set.folder}: {len(rows)} clips" + (f" ({why})" if why else "")]
 
 
 def write_contact_sheet(clip_set: ClipSet, *, max_clips: int = 24, columns: int = 2) -> Path | None:

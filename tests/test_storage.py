@@ -66,7 +66,7 @@ def test_files_are_put_whole_or_not_at_all(memory, monkeypatch):
     assert objects(memory) == {"a/x.txt": b"whole", "b/y.txt": b"renamed"}
 
 
-def test_a_set_at_a_url_is_that_of_a_folder_and_goes_on(memory, tmp_path):
+def test_a_set_at_a_url_is_that_of_a_folder_and_goes_on(memory, tmp_path, capsys):
     out = ["--workers", "0", "--out", f"{memory}/set"]
     assert prepare_data.main([*SCENES, "--num", "2", *out]) == 0
     assert prepare_data.main([*SCENES, "--num", "4", *out]) == 0
@@ -74,7 +74,8 @@ def test_a_set_at_a_url_is_that_of_a_folder_and_goes_on(memory, tmp_path):
     local = files_of(tmp_path / "set")
     del local[".lock"]
     assert objects(f"{memory}/set") == local
-    assert prepare_data.main([*SCENES[:-2], "--num", "4", *out]) == 2  # other settings
+    assert prepare_data.main([*SCENES[:-2], "--num", "4", *out]) == 2
+    assert f"error: {memory}/set: made with other settings" in capsys.readouterr().err
 
 
 def test_two_runs_add_to_a_set_at_a_url_and_none_of_their_rows_is_lost(memory):
@@ -170,19 +171,21 @@ def bucket():
 
 
 @pytest.mark.cluster
-def test_a_set_on_s3_is_interrupted_goes_on_and_is_read_back(bucket, tmp_path):
-    flags = [*SCENES, "--num", "10", "--out", f"{bucket}/sets/scenes"]
-    driver = subprocess.Popen(
-        [sys.executable, "prepare_data.py", *flags, "--workers", "2"], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    system, deadline = fsspec.filesystem("s3", use_listings_cache=False), time.monotonic() + 60
+def test_a_set_on_s3_is_interrupted_goes_on_by_two_runs_at_once_and_is_read_back(bucket, tmp_path):
+    pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-cluster.txt")
+    flags = [*SCENES, "--num", "16", "--out"]
+    start = [sys.executable, "prepare_data.py", *flags, f"{bucket}/sets/scenes"]
+    options = {"cwd": ROOT, "stderr": subprocess.DEVNULL, "stdout": subprocess.DEVNULL}
+    driver = subprocess.Popen([*start, "--cluster", "local", "--workers", "2"], **options)
+    system, deadline = fsspec.filesystem("s3", use_listings_cache=False), time.monotonic() + 90
     while time.monotonic() < deadline and len(system.find("bucket/sets/scenes/rows")) < 3:
-        time.sleep(0.05)
+        time.sleep(0.02)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
-    assert 0 < len(system.find("bucket/sets/scenes/rows")) < 10
-    assert prepare_data.main([*flags, "--workers", "0"]) == 0
-    assert prepare_data.main([*SCENES, "--num", "10", "--out", str(tmp_path / "set"), "--workers", "0"]) == 0
+    assert 0 < len(system.find("bucket/sets/scenes/rows")) < 16
+    two = [subprocess.Popen([*start, *more], **options) for more in (["--workers", "0"], ["--cluster", "local"])]
+    assert [driver.wait(timeout=200) for driver in two] == [0, 0]
+    assert prepare_data.main([*flags, str(tmp_path / "set"), "--workers", "0"]) == 0
     local = files_of(tmp_path / "set")
     del local[".lock"]
     assert objects(f"{bucket}/sets/scenes") == local
