@@ -158,7 +158,7 @@ def _videos(args: Any) -> int:
                 writer.add(*rows)
                 if is_unreadable(rows[-1]):
                     print(f"{rows[-1].id}: {rows[-1].reason}", file=sys.stderr)
-        _report(writer.finish())
+        _report(writer.finish(workers))
         return EXIT_SKIPPED if empty or any(is_unreadable(writer.rows[job.id]) for job in jobs) else 0
 
 

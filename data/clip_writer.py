@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import filelock
 import numpy as np
 import torch
 
+from cluster.items import Workers, run_items
 from cluster.storage import exists, list_folder, read_texts, url_of
 from data.clips import (
     COLUMNS,
@@ -61,6 +63,7 @@ class ClipContent:
     slice: torch.Tensor | None = None  # (3, T, W), time downwards
 
 
+_CLIPS_AT_ONCE = 500  # that a worker reads for the statistics
 _NEW = ClipRow("", "", status=DROPPED)
 
 
@@ -163,34 +166,39 @@ class ClipSetWriter:
             self._write_statistics({})
             self._finished = False
 
-    def finish(self) -> ClipSet:
-        """Sort the table, take the statistics of the training split, and return the set."""
+    def finish(self, workers: Workers | None = None) -> ClipSet:
+        """Sort the table, take the statistics of the training split, by workers where it is large; return the set."""
         self._remove_strays()  # of a cluster's workers
         while True:
-            self._write_table(sorted(self.rows.values(), key=lambda row: row.id))
+            rows = sorted(self.rows.values(), key=lambda row: row.id)
+            self._write_table(rows)
+            if not self._finished:
+                train = [row.id for row in rows if row.status == KEPT and row.split == "train"]
+                self._write_statistics(self._measure(train, workers or Workers()))
+                self._finished = True
             # those of another run, which may have written its own table meanwhile
-            late = {} if not self._is_remote else _read_records(self.folder, self.rows)
+            late = _read_records(self.folder, self.rows) if self._is_remote else {}
             if not late:
-                break
+                return ClipSet(self.folder)
             self._reopen()
             self.rows |= late
-        clip_set = ClipSet(self.folder)
-        if not self._finished:
-            train = clip_set.rows("train")
-            measured: dict[str, Any] = {NUM_CLIPS: len(train)}
-            if train:
-                estimator = ScaleEstimator(STORED_BINS, self.period_s)
-                grids: Counter[tuple[int, int]] = Counter()
-                for row in train:
-                    spectrum, confidence = clip_set.spectrum(row.id, STORED_BINS)
-                    estimator.add(spectrum, confidence)
-                    grids[tuple(spectrum.shape[-2:])] += 1
-                # the most frequent grid, of equally frequent ones the smallest
-                measured["grid"] = min(grids, key=lambda grid: (-grids[grid], grid))
-                measured |= estimator.finish().to_dict()
-            self._write_statistics(measured)
-            self._finished = True
-        return ClipSet(self.folder)
+
+    def _measure(self, train: Sequence[str], workers: Workers) -> dict[str, Any]:
+        measured: dict[str, Any] = {NUM_CLIPS: len(train)}
+        estimator, grids = ScaleEstimator(STORED_BINS, self.period_s), Counter[tuple[int, int]]()
+        parts = [train[start : start + _CLIPS_AT_ONCE] for start in range(0, len(train), _CLIPS_AT_ONCE)]
+        count = partial(_count_magnitudes, self.folder, self.period_s)
+        # a small set is read sooner than workers start
+        with run_items(count, parts, workers if len(parts) > 1 else Workers(), "part", progress=False) as results:
+            for done in results:
+                counts, of_part = done.value()
+                estimator.counts += counts
+                grids += of_part
+        if train:
+            # the most frequent grid, of equally frequent ones the smallest
+            measured["grid"] = min(grids, key=lambda grid: (-grids[grid], grid))
+            measured |= estimator.finish().to_dict()
+        return measured
 
     def _write_statistics(self, measured: Mapping[str, Any]) -> None:
         head = {"format_version": FORMAT_VERSION, "num_bins": STORED_BINS, "period_s": self.period_s}
@@ -199,6 +207,15 @@ class ClipSetWriter:
 
     def _write_table(self, rows: Iterable[ClipRow]) -> None:
         write_text(self._table, ",".join(COLUMNS) + "\n" + format_rows(rows))
+
+
+def _count_magnitudes(folder: Path, period_s: float, ids: Sequence[str]) -> tuple[torch.Tensor, Counter]:
+    clip_set, estimator, grids = ClipSet(folder), ScaleEstimator(STORED_BINS, period_s), Counter[tuple[int, int]]()
+    for clip_id in ids:
+        spectrum, confidence = clip_set.spectrum(clip_id, STORED_BINS)
+        estimator.add(spectrum, confidence)
+        grids[tuple(spectrum.shape[-2:])] += 1
+    return estimator.counts, grids
 
 
 def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, ClipRow]:

@@ -319,3 +319,11 @@ def test_a_table_cannot_name_files_outside_its_set(tmp_path, clip_id):
     table.write_text(table.read_text().replace("clip1,", f"{clip_id},"))
     with pytest.raises(ClipSetError, match="clips.csv: line 3 is damaged"):
         ClipSet(folder)
+
+
+def test_the_statistics_are_the_same_for_any_number_of_workers(tmp_path, monkeypatch):
+    before = make_set(tmp_path / "set", clips=5).statistics
+    monkeypatch.setattr("data.clip_writer._CLIPS_AT_ONCE", 2)
+    with ClipSetWriter(tmp_path / "set", before["settings"]) as writer:
+        writer.add(ClipRow("new", "new.mp4", status="dropped", reason="static"))
+        assert writer.finish(Workers(2)).statistics == before

@@ -71,7 +71,7 @@ def render_scene_set(
                 write_record(folder, [row])
                 writer.add(row)
                 logger.warning("%s: %s", name, row.reason)
-        return writer.finish()
+        return writer.finish(workers)
 
 
 def _is_missing(name: str, rows: Mapping[str, ClipRow]) -> bool:
