@@ -21,7 +21,7 @@ from test_animate import make_motion, run_animate
 from test_training_loop import OPTIONS, run_training
 
 from cli.run import EXIT_CLOSED_PIPE, user_message
-from data import jobs
+from cluster import items
 from data.clip_writer import ClipSetWriter
 from data.clips import ClipRow
 from data.files import MediaError, atomic_path, writing
@@ -197,9 +197,10 @@ def test_workers_leave_ctrl_c_to_their_parent(monkeypatch):
             return super().submit(function, *job)
 
     blocked = []
-    monkeypatch.setattr(jobs, "ProcessPoolExecutor", Pool)
-    with jobs.run_jobs(abs, [(1,), (-2,)], 2, "job", progress=False) as results:
-        assert sorted(results) == [1, 2]
+    monkeypatch.setattr(items, "ProcessPoolExecutor", Pool)
+    monkeypatch.setattr(items, "_call_started", abs)  # what begins a process is not called in a thread
+    with items.run_items(abs, [1, -2], items.Workers(2), "job", progress=False) as results:
+        assert sorted(done.result for done in results) == [1, 2]
     assert blocked == [{signal.SIGINT}] * 2 and not signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 
