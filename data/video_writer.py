@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -144,10 +145,19 @@ class VideoWriter:
 
 
 def write_video(path: str | Path, frames: torch.Tensor | Iterable[torch.Tensor], fps: float, **options: Any) -> None:
-    """Write frames (N, 3, H, W), or batches of them one after another, as a video; `options`: of `VideoWriter`."""
-    with VideoWriter(path, fps=fps, **options) as writer:
+    """Write frames (N, 3, H, W), or batches of them one after another, as a video; `options`: of `VideoWriter`.
+
+    A batch is encoded in a thread while the next one is made.
+    """
+    # On an error the thread ends its batch, and only then the writer removes what it has begun.
+    with VideoWriter(path, fps=fps, **options) as writer, ThreadPoolExecutor(1, "video") as encoder:
+        encoding = None
         for batch in frames:
-            writer.write(batch)
+            if encoding is not None:
+                encoding.result()
+            encoding = encoder.submit(writer.write, batch)
+        if encoding is not None:
+            encoding.result()
 
 
 def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:

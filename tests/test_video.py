@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import resource
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
@@ -250,6 +252,47 @@ def test_an_interrupted_writer_leaves_nothing(tmp_path, name, error):
         writer.write(make_frames(3))
         raise error("mine")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_batch_is_encoded_while_the_next_one_is_made(tmp_path, monkeypatch):
+    made_next, write = threading.Event(), VideoWriter.write
+
+    def waiting(writer, batch):
+        assert made_next.wait(60)
+        write(writer, batch)
+
+    def batches():
+        yield make_frames(3)
+        made_next.set()
+        yield make_frames(2)
+
+    monkeypatch.setattr(VideoWriter, "write", waiting)
+    video_writer.write_video(tmp_path / "a.mp4", batches(), 25)
+    assert len(read_video(tmp_path / "a.mp4").frames) == 5
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("encoder_fails", [False, True])
+def test_an_error_beside_the_encoder_or_in_it_leaves_nothing(tmp_path, monkeypatch, error, encoder_fails):
+    threads, write = [], VideoWriter.write
+
+    def slow(writer, batch):
+        threads.append(threading.current_thread())
+        time.sleep(0.1)
+        write(writer, batch)
+        if encoder_fails:
+            raise error("mine")
+
+    def batches():
+        yield make_frames(2)
+        yield make_frames(2)
+        if not encoder_fails:
+            raise error("mine")
+
+    monkeypatch.setattr(VideoWriter, "write", slow)
+    with pytest.raises(error, match="mine"):
+        video_writer.write_video(tmp_path / "a.mp4", batches(), 25)
+    assert not any(thread.is_alive() for thread in threads) and os.listdir(tmp_path) == []
 
 
 def test_an_interrupted_writer_keeps_the_earlier_video(tmp_path):
