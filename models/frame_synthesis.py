@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from models.adaptive_filter import NUM_WEIGHTS, REACH_PX, filter_image, from_blocks, to_blocks
 from models.checkpoints import SavedModel
 from models.gridnet import GridNet, PReLU
 from models.resnet_encoder import ResNetPyramid
@@ -34,10 +35,13 @@ HOLE_MASS = 0.05
 # changes a frame by 0.02 of 255 grey levels at most (measured).
 CONTEXT_PX = 16
 
-# "fast" is small with its decoder at half the size of the image. Trained as briefly, it is 0.4 dB worse.
+# With filters the decoder sees importance and flow, in these px.
+MOTION_CHANNELS, MOTION_PX = 3, 4.0
+
+# "fast" renders four times as many frames a second as "small", and trained as briefly its frames are as good (measured).
 PRESETS: dict[str, dict] = {
     "tiny": {"channels": (8, 16, 32), "columns": 4},
-    "fast": {"channels": (16, 32, 64), "columns": 4, "unshuffle": 2},
+    "fast": {"channels": (16, 32, 64), "columns": 2, "unshuffle": 2, "filters": True},
     "small": {"channels": (16, 32, 64), "columns": 4},
     "paper": {"channels": (32, 64, 92), "columns": 6},
 }
@@ -200,6 +204,8 @@ class FrameSynthesis(SavedModel):
         # The finest scale has 1 / unshuffle of the image's sides, and an unshuffle x unshuffle block of pixels at each
         # place; so do the residuals that come out. 1 in earlier models; 2 takes a quarter of the time.
         unshuffle: int = 1,
+        # The decoder also predicts a filter of each pixel of the residual path, for which it sees the motion.
+        filters: bool = False,
     ) -> None:
         super().__init__()
         choices = {"operator": OPERATORS, "importance": IMPORTANCES, "encoder": ENCODERS}
@@ -229,8 +235,8 @@ class FrameSynthesis(SavedModel):
             nn.init.zeros_(self.importance_head.bias)
         # Each row sees its splatted features, their weight and its holes; the finest also the residual path.
         in_channels = [c + 2 for c in splatted] + [splatted[-1] + 2] * (len(channels) - len(splatted))
-        in_channels[0] += colours
-        self.decoder = GridNet(in_channels, colours, channels, columns)
+        in_channels[0] += colours + filters * MOTION_CHANNELS
+        self.decoder = GridNet(in_channels, colours + filters * NUM_WEIGHTS, channels, columns)
         self.multiple = unshuffle * 2 ** (len(channels) - 1)
 
     @property
@@ -249,14 +255,12 @@ class FrameSynthesis(SavedModel):
 
     def encode(self, image: Tensor, *, tile: int = 0) -> list[Tensor]:
         """Return the features of image (B, 3, H, W), in [0, 1], at every scale; `tile`: see `synthesize`."""
-        finest = F.pixel_unshuffle(pad_to_multiple(image, self.multiple), self.config.unshuffle)
-        cut = self._cut(tile, self.pyramid.margin_px)
-        return in_tiles(lambda pieces: self.pyramid(_for_convolutions(pieces[0])), [finest], **cut)
+        cut = {"tile": tile, "margin": self.pyramid.margin_px * self.config.unshuffle, "multiple": self.multiple}
 
-    def _cut(self, tile: int, margin: int) -> dict[str, int]:
-        """Return the arguments of `in_tiles` for maps of the finest scale; `tile` in px of the image."""
-        unshuffle = self.config.unshuffle
-        return {"tile": -(-tile // unshuffle), "margin": margin, "multiple": self.multiple // unshuffle}
+        def features(pieces: list[Tensor]) -> list[Tensor]:
+            return self.pyramid(_for_convolutions(to_blocks(pieces[0], self.config.unshuffle)))
+
+        return in_tiles(features, [pad_to_multiple(image, self.multiple)], **cut)
 
     def splat(self, values: Tensor, flow: Tensor, importance: Tensor) -> tuple[Tensor, Tensor]:
         """Splat values (B, C, H, W) with this model's operator; return them and their weight (B, 1, H, W)."""
@@ -320,12 +324,25 @@ class FrameSynthesis(SavedModel):
                 importance = self.importance_head(features[0].float()).expand(batch, -1, -1, -1)
             inputs, splat = self._splat_scales(padded_image, features, padded_flow, importance)
             base = _fill_holes(image, splat[..., :height, :width], mass)  # (B, 3, H, W)
-            blocks = F.pixel_unshuffle(pad_to_multiple(base, self.multiple), self.config.unshuffle)
-            inputs[0] = torch.cat([inputs[0], blocks], dim=1)
-        cut = self._cut(tile, self.decoder.margin_px)
-        (residual,) = in_tiles(lambda pieces: [self.decoder([_for_convolutions(x) for x in pieces])], inputs, **cut)
-        residual = F.pixel_shuffle(residual, self.config.unshuffle)
-        return _keep_static(image, base + residual[..., :height, :width].float(), flow, moving_mass)
+            inputs = [pad_to_multiple(base, self.multiple), padded_image, *inputs]
+        cut = {"tile": tile, "margin": self.margin_px, "multiple": self.multiple}
+        (frame,) = in_tiles(self._decode, inputs, **cut)
+        return _keep_static(image, frame[..., :height, :width], flow, moving_mass)
+
+    @property
+    def margin_px(self) -> int:
+        """How far around a pixel the decoder sees, px of the image."""
+        return self.decoder.margin_px * self.config.unshuffle + REACH_PX
+
+    def _decode(self, pieces: list[Tensor]) -> list[Tensor]:
+        """Return [frame] of [residual path, source, input of each row of the decoder]."""
+        base, source, finest, *coarser = pieces
+        finest = torch.cat([finest, to_blocks(base, self.config.unshuffle)], dim=1)
+        out = self.decoder([_for_convolutions(maps) for maps in (finest, *coarser)])
+        with torch.autocast(base.device.type, enabled=False):
+            residual, weights = out.float().tensor_split([3 * self.config.unshuffle**2], dim=1)
+            filtered = filter_image(base, source, weights) if self.config.filters else base
+            return [filtered + from_blocks(residual, self.config.unshuffle)]
 
     def forward(self, image: Tensor, flow: Tensor, importance: Tensor) -> Tensor:
         """Encode the image and synthesize; shapes, units and gradients as in `synthesize`."""
@@ -343,10 +360,13 @@ class FrameSynthesis(SavedModel):
         for level, maps in enumerate(features):
             maps = maps.float().expand(len(flow), -1, -1, -1)
             size = maps.shape[-2:]
+            # The importance keeps its values, px of the motion grid: depth order must not depend on the scale.
+            scaled_flow, scaled_importance = resize_flow(flow, size), resize_maps(importance, size)
+            if level == 0 and self.config.filters:
+                maps = torch.cat([maps, scaled_importance / MOTION_PX, scaled_flow / MOTION_PX], dim=1)
             if level == 0 and shares_splat:
                 maps = torch.cat([maps, image], dim=1)
-            # The importance keeps its values, px of the motion grid: depth order must not depend on the scale.
-            splat, weight = self.splat(maps, resize_flow(flow, size), resize_maps(importance, size))
+            splat, weight = self.splat(maps, scaled_flow, scaled_importance)
             if level == 0 and shares_splat:
                 splat, image_splat = splat[:, :-3], splat[:, -3:]
             inputs.append(torch.cat([splat, weight.clamp(0, 1), (weight == 0).to(splat)], dim=1))

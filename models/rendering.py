@@ -54,7 +54,7 @@ def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, d
     pixels = unshuffle**2 * budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
     if size[0] * size[1] <= pixels:
         return 0
-    tile = int(pixels**0.5) - 2 * unshuffle * model.decoder.margin_px
+    tile = int(pixels**0.5) - 2 * model.margin_px
     return max(tile // model.multiple * model.multiple, SMALLEST_TILE_PX)
 
 

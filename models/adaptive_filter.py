@@ -1,0 +1,44 @@
+"""Filter an image with weights that a network predicts for each place [Jia et al., Dynamic Filter Networks, 2016].
+
+So the image is sharpened or blurred at full size, while the network runs at a part of it.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor
+
+# The neighbours that are weighed, (down, right) px: eight each at these distances.
+RINGS_PX = (1, 2, 4)
+OFFSETS_PX = [(r * y, r * x) for r in RINGS_PX for y in (-1, 0, 1) for x in (-1, 0, 1) if x or y]
+REACH_PX = max(RINGS_PX)
+# One weight for each of them, and one for another image.
+NUM_WEIGHTS = len(OFFSETS_PX) + 1
+
+
+def filter_image(image: Tensor, other: Tensor, weights: Tensor) -> Tensor:
+    """Return image + sum_k w_k (neighbour_k - image) + w (other - image), (B, C, H, W); the border is repeated.
+
+    `image`, `other`: (B, C, H, W); `weights`: (B, NUM_WEIGHTS, H / n, W / n) of blocks of n x n pixels, the last of
+    `other`.
+    """
+    height, width = image.shape[-2:]
+    weights = F.interpolate(weights.contiguous(), size=(height, width))  # nearest; as it comes it takes twice the time
+    padded = F.pad(image, [REACH_PX] * 4, mode="replicate")
+    out = image * (1 - weights.sum(1, keepdim=True))
+    for weight, (down, right) in zip(weights.split(1, dim=1), OFFSETS_PX, strict=False):
+        top, left = REACH_PX + down, REACH_PX + right
+        out = out.addcmul_(weight, padded[..., top : top + height, left : left + width])
+    return out.addcmul_(weights[:, -1:], other)
+
+
+def to_blocks(maps: Tensor, side: int) -> Tensor:
+    """Return (B, C side^2, H / side, W / side) of maps (B, C, H, W): F.pixel_unshuffle in a fifth of its time."""
+    blocks = maps.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).permute(0, 1, 3, 5, 2, 4)
+    return blocks.flatten(1, 3)
+
+
+def from_blocks(blocks: Tensor, side: int) -> Tensor:
+    """Undo `to_blocks`, as F.pixel_shuffle does."""
+    maps = blocks.unflatten(1, (-1, side, side)).permute(0, 1, 4, 2, 5, 3)
+    return maps.flatten(-2).flatten(-3, -2)
