@@ -69,7 +69,10 @@ def sample(height: int, width: int) -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("changes", [{}, {"scales": 1, "importance": "learned"}, {"encoder": "resnet34"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"scales": 1, "importance": "learned"}, {"encoder": "resnet34"}, {"unshuffle": 2, "filters": True}],
+)
 def test_in_tiles_the_frame_is_the_same(operator: str, changes: dict) -> None:
     torch.manual_seed(0)
     model = FrameSynthesis(operator=operator, channels=(4, 8, 12), columns=2, **changes).eval()
