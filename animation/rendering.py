@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -128,13 +129,14 @@ def write_frames(
     path: Path, batches: Iterable[torch.Tensor], playback: Playback, *, video_format: str | None = None
 ) -> None:
     """Write batches of frames as a video, with a progress bar on a terminal; it appears when it is complete."""
-    width = height = 0
+    batches = iter(batches)
+    # Before the bar, which would foresee hours: with the first batch the image is encoded, and kernels may be compiled.
+    first = next(batches)
+    height, width = first.shape[-2:]
     with tqdm(total=playback.num_frames, desc=path.name, unit="frame", dynamic_ncols=True, disable=None) as bar:
 
         def counted() -> Iterator[torch.Tensor]:
-            nonlocal width, height
-            for batch in batches:
-                height, width = batch.shape[-2:]
+            for batch in itertools.chain([first], batches):
                 yield batch
                 bar.update(len(batch))
 

@@ -38,7 +38,7 @@ CONTEXT_PX = 16
 # With filters the decoder sees importance and flow, in these px.
 MOTION_CHANNELS, MOTION_PX = 3, 4.0
 
-# "fast" renders four times as many frames a second as "small", and trained as briefly its frames are as good (measured).
+# "fast" renders four times as many frames a second as "small"; trained as briefly, its frames are as good (measured).
 PRESETS: dict[str, dict] = {
     "tiny": {"channels": (8, 16, 32), "columns": 4},
     "fast": {"channels": (16, 32, 64), "columns": 2, "unshuffle": 2, "filters": True},
@@ -358,7 +358,7 @@ class FrameSynthesis(SavedModel):
             image_splat = softmax_splat(image, flow, importance)
         inputs = []
         for level, maps in enumerate(features):
-            maps = maps.float().expand(len(flow), -1, -1, -1)
+            maps = maps.float().expand(len(flow), -1, -1, -1).contiguous()
             size = maps.shape[-2:]
             # The importance keeps its values, px of the motion grid: depth order must not depend on the scale.
             scaled_flow, scaled_importance = resize_flow(flow, size), resize_maps(importance, size)

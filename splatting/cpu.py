@@ -12,10 +12,14 @@ The threads are Python's, the loops run without its lock: Numba's own threading 
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -24,6 +28,8 @@ from torch import Tensor
 
 from splatting.fused import Saved
 from splatting.reference import EWA_VARIANCE_FLOOR
+
+logger = logging.getLogger(__name__)
 
 # Sums of one band of target rows. Half as much would fit the L2 cache, but send more sources to two bands (8 % slower).
 BAND_BYTES = 1 << 21
@@ -63,11 +69,18 @@ def forward(
     """Splat; arguments and results as in `fused.py`."""
     dtype = flow.dtype
     batch, channels, height, width = values.shape
+    # One layout, so that one variant of the loops is compiled; channels last is the other.
+    flow, importance = flow.contiguous(), importance if importance is None else importance.contiguous()
+    if not values.is_contiguous(memory_format=torch.channels_last):
+        values = values.contiguous()
     out, weight = _empty_like(values, dtype), _empty((batch, 1, height, width), dtype)
     largest = flow.new_empty(0 if importance is None else (batch, 1, height, width))
     tensors = (values, importance, flow, out, weight, largest)
     source, z, flows, *results = (_array(tensor, dtype) for tensor in tensors)
-    landing = _land(flows, z, sigma, ewa)
+    with nullcontext() if _kernels().splat_bands.signatures else _compilation_announced():
+        landing = _land(flows, z, sigma, ewa)
+        no_tasks = np.empty((0, 3), np.int64)  # the loops are loaded, or compiled
+        _kernels().splat_bands(no_tasks, source, z, *landing, np.zeros(2, np.int64), normalise, 4, *results)
 
     # Bands of target rows, several a thread
     rounds = max(1, -(-channels // MAX_CHANNELS))
@@ -113,6 +126,18 @@ def backward(
         _run(_kernels().gather_gradients, tasks, threads, source, z, *arguments, results)
     gradients = (grad_values.to(values.dtype), grad_flow, grad_z, grad_sigma.sum())
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
+
+
+@contextmanager
+def _compilation_announced() -> Iterator[None]:
+    """Say that kernels are compiled and how long it took, where Numba's cache lacks them."""
+    kernel, began = _kernels().splat_bands, time.monotonic()
+    folder = kernel.stats.cache_path
+    if folder is None or not any(Path(folder).glob(f"*{kernel.__name__}*.nbi")):
+        logger.info("compiling the CPU kernels, once")
+    yield
+    if kernel.stats.cache_misses:
+        logger.info("compiled the CPU kernels, once: %.0f s", time.monotonic() - began)
 
 
 def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> tuple[tuple, np.ndarray, tuple]:

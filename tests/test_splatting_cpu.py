@@ -6,12 +6,13 @@ import math
 import multiprocessing
 import threading
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
-from splatting import average_splat, cpu, gaussian_splat, softmax_splat, sum_splat
+from splatting import average_splat, cpu, cpu_kernels, gaussian_splat, softmax_splat, sum_splat
 
 # Every operator as a function of values, flow, importance and sigma.
 OPERATORS: dict[str, Callable] = {
@@ -423,3 +424,31 @@ def test_what_is_not_finite_in_one_item_stays_there(operator, backend):
     torch.testing.assert_close(out[:1], alone[0])
     gradients = torch.autograd.grad(out[:1].sum() + weight[:1].square().sum(), inputs, allow_unused=True)
     assert all(gradient is None or gradient.isfinite().all() for gradient in gradients)
+
+
+# Compilation ---------------------------------------------------------------------------------------------------
+
+
+def test_compilation_is_announced_and_counted_where_the_cache_lacks_the_kernels(tmp_path, monkeypatch, caplog):
+    stats = SimpleNamespace(cache_path=str(tmp_path), cache_misses={"a signature": 1})
+    kernel = SimpleNamespace(__name__="splat_bands", stats=stats)
+    monkeypatch.setattr(cpu, "_kernels", lambda: SimpleNamespace(splat_bands=kernel))
+    caplog.set_level("INFO", logger="splatting")
+    with cpu._compilation_announced():
+        assert caplog.messages == ["compiling the CPU kernels, once"]
+    assert caplog.messages[1:] == ["compiled the CPU kernels, once: 0 s"]
+    (tmp_path / "cpu_kernels.splat_bands-134.py311.nbi").touch()
+    stats.cache_misses = {}
+    with cpu._compilation_announced():
+        pass
+    assert len(caplog.messages) == 2
+
+
+def test_parts_and_copies_of_maps_need_no_further_compilation():
+    values, flow, importance, _ = make_scene(1, 5, 13, 21)
+    part = (slice(None), slice(None), slice(2, 12), slice(3, 20))
+    expected = softmax_splat(*(maps[part].contiguous() for maps in (values, flow, importance)))
+    compiled = list(cpu_kernels.splat_bands.signatures)
+    assert torch.equal(softmax_splat(*(maps[part] for maps in (values, flow, importance))), expected)
+    softmax_splat(values.expand(2, -1, -1, -1), *(maps.expand(2, -1, -1, -1) for maps in (flow, importance)))
+    assert cpu_kernels.splat_bands.signatures == compiled
