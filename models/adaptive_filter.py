@@ -5,6 +5,8 @@ So the image is sharpened or blurred at full size, while the network runs at a p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -12,24 +14,25 @@ from torch import Tensor
 RINGS_PX = (1, 2, 4)
 OFFSETS_PX = [(r * y, r * x) for r in RINGS_PX for y in (-1, 0, 1) for x in (-1, 0, 1) if x or y]
 REACH_PX = max(RINGS_PX)
-# One weight for each of them, and one for another image.
-NUM_WEIGHTS = len(OFFSETS_PX) + 1
 
 
-def filter_image(image: Tensor, other: Tensor, weights: Tensor) -> Tensor:
-    """Return image + sum_k w_k (neighbour_k - image) + w (other - image), (B, C, H, W); the border is repeated.
+def filter_image(image: Tensor, others: Sequence[Tensor], weights: Tensor) -> Tensor:
+    """Return image + sum_k w_k (neighbour_k - image) + sum_j w_j (other_j - image), (B, C, H, W).
 
-    `image`, `other`: (B, C, H, W); `weights`: (B, NUM_WEIGHTS, H / n, W / n) of blocks of n x n pixels, the last of
-    `other`.
+    `image`, `others`: (B, C, H, W), beyond whose border it is repeated; `weights`: (B, K, H / n, W / n) of blocks of
+    n x n pixels, first those of the neighbours.
     """
     height, width = image.shape[-2:]
     weights = F.interpolate(weights.contiguous(), size=(height, width))  # nearest; as it comes it takes twice the time
     padded = F.pad(image, [REACH_PX] * 4, mode="replicate")
+    neighbours = [
+        padded[..., REACH_PX + down : REACH_PX + down + height, REACH_PX + right : REACH_PX + right + width]
+        for down, right in OFFSETS_PX
+    ]
     out = image * (1 - weights.sum(1, keepdim=True))
-    for weight, (down, right) in zip(weights.split(1, dim=1), OFFSETS_PX, strict=False):
-        top, left = REACH_PX + down, REACH_PX + right
-        out = out.addcmul_(weight, padded[..., top : top + height, left : left + width])
-    return out.addcmul_(weights[:, -1:], other)
+    for weight, maps in zip(weights.split(1, dim=1), [*neighbours, *others], strict=True):
+        out = out.addcmul_(weight, maps)
+    return out
 
 
 def to_blocks(maps: Tensor, side: int) -> Tensor:

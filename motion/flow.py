@@ -55,6 +55,15 @@ def resize_spectrum(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     return resize_maps(spectrum, size) * scale
 
 
+def sample_at(maps: Tensor, flow: Tensor) -> Tensor:
+    """Return maps (B, C, H, W) bilinearly sampled where the flow (B, 2, H, W) leads; the border is repeated."""
+    height, width = flow.shape[-2:]
+    x = flow[:, 0] + torch.arange(width, device=flow.device)  # (B, H, W)
+    y = flow[:, 1] + torch.arange(height, device=flow.device)[:, None]
+    grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1], dim=-1)
+    return F.grid_sample(maps, grid, mode="bilinear", padding_mode="border", align_corners=True)
+
+
 def motion_grid_size(height: int, width: int, *, area: int = MOTION_AREA_PX) -> tuple[int, int]:
     """Choose the motion grid of an image: about `area` px, its aspect, sides that are multiples of GRID_MULTIPLE.
 

@@ -9,8 +9,16 @@ import pytest
 import torch
 
 import models.frame_synthesis as frame_synthesis
-from models.adaptive_filter import NUM_WEIGHTS, OFFSETS_PX, filter_image, from_blocks, to_blocks
-from models.frame_synthesis import LEARNED_SIGMA_PX, OPERATORS, PRESETS, FrameSynthesis, pad_to_multiple, splat_image
+from models.adaptive_filter import OFFSETS_PX, filter_image, from_blocks, to_blocks
+from models.frame_synthesis import (
+    LEARNED_SIGMA_PX,
+    NUM_WEIGHTS,
+    OPERATORS,
+    PRESETS,
+    FrameSynthesis,
+    pad_to_multiple,
+    splat_image,
+)
 from splatting import softmax_splat
 
 SMALL = {"channels": (4, 8, 12), "columns": 2}
@@ -108,16 +116,16 @@ def test_filters_see_the_motion_and_weigh_neighbours_and_the_source() -> None:
     base, tail = model(image, flow, importance), model.decoder.tail[-1]
     other, bias = image.roll(3, -1), torch.linspace(-0.2, 0.2, NUM_WEIGHTS)
     weights = bias.view(1, -1, 1, 1).expand(1, -1, 20, 28)
-    found = filter_image(image, other, weights)
+    found = filter_image(image, [other, other], weights)
     padded = torch.nn.functional.pad(image, [4] * 4, mode="replicate")
-    expected = image + bias[-1] * (other - image)
+    expected = image + bias[-2:].sum() * (other - image)
     for weight, (y, x) in zip(bias, OFFSETS_PX, strict=False):
         expected = expected + weight * (padded[..., 4 + y : 44 + y, 4 + x : 60 + x] - image)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     with torch.no_grad():
-        tail.bias[-1] = 1.0  # the source itself, whatever moved
+        tail.bias[-2] = 1.0  # the source itself, whatever moved
         torch.testing.assert_close(model(image, flow, importance), image, atol=1e-6, rtol=0)
-        tail.bias[-1] = 0.0
+        tail.bias[-2] = 0.0
         torch.nn.init.normal_(tail.weight[12:])
         heads = model.decoder.heads[0].weight[:, 4:7]  # behind the four features: importance and flow
         with_motion = model(image, flow, importance)
