@@ -349,7 +349,7 @@ class FrameSynthesis(SavedModel):
     @property
     def margin_px(self) -> int:
         """How far around a pixel the decoder sees, px of the image."""
-        return self.decoder.margin_px * self.config.unshuffle + REACH_PX
+        return self.decoder.margin_px * self.config.unshuffle + self.config.filters * REACH_PX
 
     def _decode(self, pieces: list[Tensor]) -> list[Tensor]:
         """Return [frame] of [residual path, others to weigh, input of each row of the decoder]."""
