@@ -29,7 +29,7 @@ PRESETS = ("tiny", "small", "paper")
 # As in data/optical_flow.py, likewise.
 FLOW_METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 # Flags that only one protocol of the table "frames" has, and those of a clip set in the table "video".
-CLIPS_FLAGS = ("--data", "--split", "--clips", "--checkpoint", "--seeds-of", "--raft-weights")
+CLIPS_FLAGS = ("--data", "--split", "--clips", "--magnify", "--checkpoint", "--seeds-of", "--raft-weights")
 SINGLE_VIDEO_FLAGS = (
     "--video", "--preset", "--steps", "--minutes", "--batch-size", "--crop", "--perceptual-weights", "--num-seeds",
 )  # fmt: skip
@@ -106,6 +106,8 @@ def add_frames_flags(parser: Parser) -> None:
     older_name = {"type": lambda text: "single-video" if text == "seed" else text}
     add("--protocol", choices=("clips", "single-video"), default="clips", help=protocols, **older_name)
     add("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
+    magnified = "rendered scenes drawn with motion X times as strong"
+    add("--magnify", type=positive_float, default=1.0, metavar="X", help=magnified)
     videos = "of N clips, spread over them, a comparison video with error maps, and x-t slices"
     add("--videos", type=non_negative_int, default=0, metavar="N", help=videos)
     add = parser.add_argument_group("protocol clips").add_argument
@@ -131,8 +133,9 @@ def add_frames_flags(parser: Parser) -> None:
     add = parser.add_argument_group("networks that measure").add_argument
     lpips_help = "torchvision's ImageNet weights (.pth, .safetensors, .npz), or `hub`: torch.hub's cache, filled by a "
     lpips_help += "download; no LPIPS without"
-    add("--lpips-weights", metavar="FILE|hub", help=lpips_help)
-    add("--lpips-network", choices=("alex", "vgg", "squeeze"), default="alex", help="network of these weights")
+    add("--lpips-weights", nargs="+", default=[], metavar="FILE|hub", help=lpips_help)
+    networks = {"choices": ("alex", "vgg", "squeeze"), "default": ["alex"], "metavar": "alex|vgg|squeeze"}
+    add("--lpips-network", nargs="+", help="network of each of these weights", **networks)
     feature_help = "SqueezeNet 1.1 for feature_distance; none without"
     add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
     _add_shared(parser, "frames-SET-SPLIT or frames-single-video", "device", "precision", "threads")
@@ -145,6 +148,9 @@ def _check_frames_flags(args: Arguments) -> None:
     refuse_flags(args, strange, f"belongs to --protocol {other}, not {args.protocol}")
     if getattr(args, needed) is None:
         raise UsageError(f"missing: --{needed}, for --protocol {args.protocol}")
+    networks = len(args.lpips_network)
+    if args.lpips_weights and len(args.lpips_weights) != networks or len(set(args.lpips_network)) < networks:
+        raise UsageError("--lpips-network: right: a different one for each file of --lpips-weights, in their order")
 
 
 def add_splats_flags(parser: Parser) -> None:

@@ -43,9 +43,9 @@ METHOD_NOTES = (
 
 def make_table(
     *, out: Path | None, command: str, protocol: str, data: Path | None, split: str, clips: int | None, every: int,
-    videos: int, checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None, raft_weights: Path | None,
-    video: Path | None, lpips_network: LpipsNetwork, lpips_weights: str | None, feature_weights: Path | None, seed: int,
-    device: str, precision: str, **training: Any,
+    magnify: float, videos: int, checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None,
+    raft_weights: Path | None, video: Path | None, lpips_network: Sequence[LpipsNetwork], lpips_weights: Sequence[str],
+    feature_weights: Path | None, seed: int, device: str, precision: str, **training: Any,
 ) -> bool:  # fmt: skip
     """Render the clips in every way with the same flow, print the tables, and write them to `out`.
 
@@ -57,7 +57,7 @@ def make_table(
     check_precision(precision, device)
     if video:
         check_video(video)
-    lpips = lpips_weights and Lpips(lpips_network, lpips_weights).to(device)
+    lpips = [Lpips(*network).to(device) for network in zip(lpips_network, lpips_weights, strict=False)]
     features = feature_weights and PerceptualLoss(feature_weights).to(device)
 
     # Data and models
@@ -71,17 +71,18 @@ def make_table(
 
     # Measure
     bar = tqdm(rows, unit="clip", disable=None, dynamic_ncols=True)
-    opened = (open_clip(clip_set, row, every, raft_weights=raft_weights, device=str(device)) for row in bar)
+    opened = (open_clip(clip_set, row, every, magnify, raft_weights=raft_weights, device=str(device)) for row in bar)
     methods = make_methods(models, device, precision)
     show = partial(comparison_video, folder=out, ids=_spread_over(rows, videos), shown=_shown(models))
     measured = measure(opened, methods, device, show, lpips=lpips, features=features)
 
     # Write
-    weights = {f"lpips_{lpips_network}": lpips_weights, "feature_distance": feature_weights}
-    absent = [metric for metric, given in weights.items() if not given]
+    absent = [] if lpips else [f"lpips_{network}" for network in lpips_network]
+    absent += [] if features else ["feature_distance"]
     tables = _make_tables(models, measured, seed, absent)
     notes = [NOTE] if video else []
     notes += [_data_note(clip_set, split, every, tables), *METHOD_NOTES, *model_notes(models)]
+    notes += [f"motion {magnify:g} times as strong, drawn so"] if magnify != 1 else []
     notes += [f"precision {precision}; device {device}; seed {seed}; command: {command}"]
     notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
     _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes)
@@ -137,8 +138,11 @@ def _write(out: Path, tables: FrameTables, name: str, notes: list[str]) -> None:
     if paired := tables.paired():
         title = f"Differences on the same clips, {name}"
         print(write_results(out / "paired", paired, title=title, notes=[PAIRED_NOTE, *notes]))
-    for folder, column in zip(("by_motion", "by_time"), BUCKETS, strict=True):
+    for folder, column in zip(("by_motion", "by_time", "by_holes"), BUCKETS, strict=True):
         rows, title = tables.buckets(column), f"By {column}, {name}"
+        if paired := tables.paired_buckets(column):
+            paired_notes = [PAIRED_NOTE, BUCKET_NOTE, *notes]
+            write_results(out / folder / "paired", paired, title=f"Differences by {column}, {name}", notes=paired_notes)
         write_results(out / folder, rows, title=title, notes=[BUCKET_NOTE, *notes])
         wide = spread(rows, column, "psnr_db")
         print(write_results(out / folder / "psnr_db", wide, title=f"{title}: psnr_db, the rest in {folder}/"))
