@@ -109,13 +109,11 @@ def open_clip(
             times_s = [float(source.times_s[index] - source.times_s[0]) for index in indices]
             flow = cached_flow(clip_set, row, source, indices, weights=raft_weights, device=device)
             origin, targets = "video", source.frames[indices]
-    if magnify != 1 and origin != "scene":
-        raise ClipSetError(f"{name} is no rendered scene: only these can be drawn with magnified motion")
-    read = (
-        _rendered(replace(source, magnify=magnify), times_s)
-        if origin == "scene"
-        else lambda part: (targets[part], flow[part])
-    )
+    if magnify != 1:
+        if origin != "scene":
+            raise ClipSetError(f"{name} is no rendered scene: only these can be drawn with magnified motion")
+        source = replace(source, magnify=magnify)
+    read = _rendered(source, times_s) if origin == "scene" else lambda part: (targets[part], flow[part])
     kept = row.status == KEPT
     importance = mean_displacement(clip_set.spectrum(row.id)[0]) if kept else clip_set.pairs(row.id)[1]  # (1, H, W)
     importance = resize_maps(magnify * importance, size)

@@ -49,12 +49,12 @@ class Lpips(nn.Module):
         self.net.net.load_state_dict({key: loaded[_torchvision_key(key)] for key in self.net.net.state_dict()})
         self.requires_grad_(False)
         self.eval()
-        self._last = torch.empty(0), list[Tensor]()  # target and its features: many renderings have one target
+        self._last: tuple[Tensor, list[Tensor]] | None = None  # target, its features: many renderings have one target
 
     @torch.no_grad()
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return (N,) distances of images (N, 3, H, W) in [0, 1]."""
-        if not torch.equal(self._last[0], target):
+        if self._last is None or not torch.equal(self._last[0], target):
             self._last = target, self._features(target)
         pairs = zip(self.net.lins, self._features(pred), self._last[1], strict=True)
         return sum(layer((ours - theirs).square()).mean((1, 2, 3)) for layer, ours, theirs in pairs)

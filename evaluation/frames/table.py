@@ -17,8 +17,8 @@ from evaluation import out_folder
 from evaluation.clips import choose_clips, open_clip
 from evaluation.frames.measure import SPLAT_ROWS, make_methods, measure
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
-from evaluation.frames.single_video import NOTE, check_video, prepare_halves, train_operators
-from evaluation.frames.statistics import BUCKET_NOTE, BUCKETS, INTERVAL_NOTE, PAIRED_NOTE, FrameTables, spread
+from evaluation.frames.single_video import NOTE, check_video, prepare_halves, published_rows, train_operators
+from evaluation.frames.statistics import BUCKET_NOTE, BUCKETS, INTERVAL_NOTE, PAIRED_NOTE, FrameTables, Row, spread
 from evaluation.frames.videos import comparison_video
 from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
@@ -85,7 +85,8 @@ def make_table(
     notes += [f"motion {magnify:g} times as strong, drawn so"] if magnify != 1 else []
     notes += [f"precision {precision}; device {device}; seed {seed}; command: {command}"]
     notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
-    _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes)
+    published = published_rows() if video else []
+    _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes, published)
     return True
 
 
@@ -130,9 +131,9 @@ def _make_tables(models: Sequence[TrainedRenderer], measured: list, seed: int, a
     return FrameTables(rows, measured, seed, model_rows, {one.name: one.seed for one in models}, absent)
 
 
-def _write(out: Path, tables: FrameTables, name: str, notes: list[str]) -> None:
+def _write(out: Path, tables: FrameTables, name: str, notes: list[str], published: list[Row]) -> None:
     notes = [INTERVAL_NOTE, *notes]
-    print(write_results(out, tables.table(), title=f"Frame synthesis, {name}", notes=notes))
+    print(write_results(out, tables.table() + published, title=f"Frame synthesis, {name}", notes=notes))
     write_results(out / "intervals", tables.intervals(), title=f"Intervals, {name}", notes=notes)
     write_results(out / "by_clip", tables.by_clip(), title=f"The same by clip, {name}", notes=notes)
     if paired := tables.paired():
