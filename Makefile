@@ -32,9 +32,8 @@ lpips = --lpips-network alex vgg --lpips-weights $(LPIPS_ALEX) $(LPIPS_VGG)
 frames = evaluate.py frames --data $(DATA) --every 50 --checkpoint $(CHECKPOINT) $(lpips) --feature-weights $(SQUEEZENET)
 frames_seeds = evaluate.py frames --data $(DATA) --every 5 --seeds-of $(RUNS) --feature-weights $(SQUEEZENET)
 scenes = evaluate.py frames --data $(SCENES) --clips 24 --every 50 --seeds-of $(RUNS) --feature-weights $(SQUEEZENET)
-magnified_1 = evaluate.py frames --data $(SCENES) --clips 24 --every 50 --checkpoint $(CHECKPOINT)
-magnified_2 = evaluate.py frames --data $(SCENES) --clips 24 --every 50 --checkpoint $(CHECKPOINT) --magnify 2
-magnified_4 = evaluate.py frames --data $(SCENES) --clips 24 --every 50 --checkpoint $(CHECKPOINT) --magnify 4
+magnified_2 = evaluate.py frames --data $(SCENES) --clips 12 --every 50 --checkpoint $(CHECKPOINT) --magnify 2
+magnified_4 = evaluate.py frames --data $(SCENES) --clips 12 --every 50 --checkpoint $(CHECKPOINT) --magnify 4
 video = evaluate.py video --data $(DATA) --checkpoint $(CHECKPOINT) --fvd-network i3d:$(I3D) $(lpips) $(VIDEO_FLAGS) --rows own:average \
 	own:softmax own:gaussian other:softmax model:softmax model:gaussian
 distortions = evaluate.py video --data $(DATA) --fvd-network i3d:$(I3D) $(lpips) $(VIDEO_FLAGS) --rows blur:1 blur:2 blur:4 shuffle:4 \
@@ -58,7 +57,7 @@ render_bf16 = benchmark.py render --device cpu --sizes 256x160 512x320 --frames 
 page = benchmark.py page --checkpoint $(CHECKPOINT)
 
 WITHOUT_WEIGHTS = data flow splats splatting ablation distortions
-TABLES = frames frames_seeds scenes magnified_1 magnified_2 magnified_4 video placement placement_rendered motion \
+TABLES = frames frames_seeds scenes magnified_2 magnified_4 video placement placement_rendered motion \
 	motion_rendered loops animate render render_bf16 page $(WITHOUT_WEIGHTS)
 
 results = $(patsubst %,$(OUT)/%/results.md,$1)

@@ -233,10 +233,11 @@ def add_video_flags(parser: Parser) -> None:
     group = parser.add_argument_group("what is compared: a clip set with what --checkpoint makes of it, or folders")
     add = group.add_argument
     _add_clip_flags(add, required=False)
-    rows_help = "frame 0 moved by the predicted motion, the clip's own or another clip's, or real frames distorted; "
-    rows_help += "default: model:softmax"
-    row = "{model|own|other}:{average|softmax|gaussian}|blur:PX|shuffle:FRAMES"
-    add("--rows", nargs="+", type=video_row, metavar=row, help=rows_help)
+    rows_help = (
+        "MOTION:SPLAT, frame 0 moved by the predicted motion (model), the clip's own or another's (own, other), "
+    )
+    rows_help += "by average, softmax or gaussian splatting; or the real frames by blur:PX, shuffle:FRAMES; default: "
+    add("--rows", nargs="+", type=video_row, metavar="ROW", help=f"{rows_help}model:softmax")
     older_name = {"type": lambda text: video_row(f"model:{text}"), "help": argparse.SUPPRESS}
     add("--splat", dest="rows", nargs="+", **older_name)
     baseline_help = "its motion is one more row of each model"
@@ -343,8 +344,8 @@ def _add_lpips_flags(add: Callable[..., Any]) -> None:
     lpips_help = "torchvision's ImageNet weights (.pth, .safetensors, .npz), or `hub`: torch.hub's cache, filled by a "
     lpips_help += "download; no LPIPS without"
     add("--lpips-weights", nargs="+", default=[], metavar="FILE|hub", help=lpips_help)
-    networks = {"choices": ("alex", "vgg", "squeeze"), "default": ["alex"], "metavar": "alex|vgg|squeeze"}
-    add("--lpips-network", nargs="+", help="network of each of these weights", **networks)
+    networks = {"choices": ("alex", "vgg", "squeeze"), "default": ["alex"], "metavar": "NAME"}
+    add("--lpips-network", nargs="+", help="alex, vgg or squeeze, for each of these weights", **networks)
 
 
 def _check_lpips_flags(args: Arguments) -> None:
