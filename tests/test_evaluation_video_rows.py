@@ -114,6 +114,13 @@ def test_the_table_of_rows(scene_set: ClipSet, checkpoint: Path, tmp_path: Path,
     assert made[model]["fvd_16"] == made[baseline]["fvd_16"] != made["own softmax"]["fvd_16"]
     assert [name for name, row in made.items() if row["psnr_db"]] == ["own softmax", "frame 0 repeated"]
     assert "its amplitude is limited to " in capsys.readouterr().out
+    # without a model's motion: distortions alone
+    rows = ["--rows", "blur:1", "blur:3", "shuffle:8"]
+    assert evaluate.main([*table, *data, *rows, "--out", str(tmp_path / "distorted")]) == 0
+    made = {row["row"]: row for row in json.loads((tmp_path / "distorted" / "results.json").read_text())}
+    assert list(made) == ["blur 1", "blur 3", "shuffle 8", "frame 0 repeated"]
+    assert 0 < made["blur 1"]["fvd_16"] < made["blur 3"]["fvd_16"] and made["shuffle 8"]["fvd_16"] > 0
+    assert "amplitude" not in capsys.readouterr().out
 
 
 def test_motion_makes_the_same_table_first(scene_set: ClipSet, checkpoint: Path, tmp_path: Path, monkeypatch) -> None:

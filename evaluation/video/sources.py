@@ -232,6 +232,8 @@ class RenderedVideos:
 
     def note(self) -> str:
         """Name the set, the rows and the amplitude limit, for the table."""
+        note = f"data: {self.clip_set.folder}, {len(self.names)} clips; {ROW_NOTE}"
+        if not self.limits:
+            return note
         undone = "undone" if self.full_strength else "as animate.py does"
-        limited = f"; model: its amplitude is limited to {fmean(self.limits):.2f} on average, {undone}"
-        return f"data: {self.clip_set.folder}, {len(self.names)} clips; {ROW_NOTE}" + limited * bool(self.limits)
+        return f"{note}; model: its amplitude is limited to {fmean(self.limits):.2f} on average, {undone}"
