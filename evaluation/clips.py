@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +78,13 @@ def flow_method(clip_set: ClipSet) -> str:
 
 
 def open_clip(
-    clip_set: ClipSet, row: ClipRow, every: int, *, raft_weights: Path | None = None, device: str = "cpu"
-) -> EvaluationClip:
-    """Open one clip's sequence: frames N, 2 N, ... of its source, or its stored pairs where that is not at hand."""
+    clip_set: ClipSet, row: ClipRow, every: int, magnify: float = 1.0, *, raft_weights: Path | None = None,
+    device: str = "cpu",
+) -> EvaluationClip:  # fmt: skip
+    """Open one clip's sequence: frames N, 2 N, ... of its source, or its stored pairs where that is not at hand.
+
+    `magnify` scales the motion of rendered scenes; ClipSetError for other clips, of which no such frames exist.
+    """
     first = clip_set.first(row.id)
     size, name = tuple(first.shape[-2:]), f"{clip_set.folder}: clip {row.id}"
     try:
@@ -106,10 +110,15 @@ def open_clip(
             times_s = [float(source.times_s[index] - source.times_s[0]) for index in indices]
             flow = cached_flow(clip_set, row, source, indices, weights=raft_weights, device=device)
             origin, targets = "video", source.frames[indices]
+    if magnify != 1:
+        if origin != "scene":
+            raise ClipSetError(f"{name} is no rendered scene: only these can be drawn with magnified motion")
+        source = replace(source, magnify=magnify)
     read = _rendered(source, times_s) if origin == "scene" else lambda part: (targets[part], flow[part])
     kept = row.status == KEPT
     importance = mean_displacement(clip_set.spectrum(row.id)[0]) if kept else clip_set.pairs(row.id)[1]  # (1, H, W)
-    return EvaluationClip(row.id, source_name(row), origin, first, resize_maps(importance, size), tuple(times_s), read)
+    importance = resize_maps(magnify * importance, size)
+    return EvaluationClip(row.id, source_name(row), origin, first, importance, tuple(times_s), read)
 
 
 def _rendered(scene: Scene, times_s: list[float]) -> ReadFrames:

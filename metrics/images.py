@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -49,11 +49,20 @@ class Lpips(nn.Module):
         self.net.net.load_state_dict({key: loaded[_torchvision_key(key)] for key in self.net.net.state_dict()})
         self.requires_grad_(False)
         self.eval()
+        self._last: tuple[Tensor, list[Tensor]] | None = None  # target, its features: many renderings have one target
 
     @torch.no_grad()
     def forward(self, pred: Tensor, target: Tensor) -> Tensor:
         """Return (N,) distances of images (N, 3, H, W) in [0, 1]."""
-        return self.net(pred, target, normalize=True).flatten()
+        if self._last is None or not torch.equal(self._last[0], target):
+            self._last = target, self._features(target)
+        pairs = zip(self.net.lins, self._features(pred), self._last[1], strict=True)
+        return sum(layer((ours - theirs).square()).mean((1, 2, 3)) for layer, ours, theirs in pairs)
+
+    def _features(self, image: Tensor) -> list[Tensor]:
+        """Return the unit-normalised features (N, C_l, H_l, W_l) of images in [0, 1]."""
+        layers = self.net.net(self.net.scaling_layer(2 * image - 1))
+        return [x / x.square().sum(1, keepdim=True).add(1e-8).sqrt() for x in layers]
 
 
 def _torchvision_key(key: str) -> str:
@@ -104,18 +113,17 @@ def decibel(error: Tensor) -> Tensor:
 
 
 def frame_metrics(
-    pred: Tensor, target: Tensor, *, lpips: Lpips | None = None, features: PerceptualLoss | None = None
+    pred: Tensor, target: Tensor, *, lpips: Sequence[Lpips] = (), features: PerceptualLoss | None = None
 ) -> dict[str, Tensor]:
     """Return {metric: (N,) on the CPU} of frames (N, 3, H, W).
 
-    These are "squared_error", "psnr_db" (float64), "ssim" (Gaussian window of 11, deviation 1.5), and where
-    these are given "lpips_NETWORK" and "feature_distance".
+    These are "squared_error", "psnr_db" (float64), "ssim" (Gaussian window of 11, deviation 1.5), "lpips_NETWORK" of
+    each network given, and with `features` "feature_distance".
     """
     error = squared_error(pred, target)
     pred, target = pred.clamp(0, 1), target.clamp(0, 1)
     metrics = {"squared_error": error, "psnr_db": decibel(error), "ssim": _chunked(_ssim, pred, target)}
-    if lpips is not None:
-        metrics[lpips.name] = _chunked(lpips, pred, target)
+    metrics |= {network.name: _chunked(network, pred, target) for network in lpips}
     if features is not None:
         metrics["feature_distance"] = _chunked(features.feature_distance, pred, target)
     return {name: value.detach().cpu() for name, value in metrics.items()}

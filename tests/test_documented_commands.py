@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -34,6 +37,8 @@ evaluate.py frames --data sets/real --split test
 evaluate.py frames --data sets/real --videos 3
 evaluate.py frames --data sets/real --every 5 --videos 3
 evaluate.py frames --data sets/real --seeds-of runs/softmax runs/gaussian
+evaluate.py frames --data sets/real --lpips-network alex vgg --lpips-weights alexnet.pth vgg16.safetensors
+evaluate.py frames --data sets/scenes --magnify 2
 evaluate.py frames --protocol seed --video ten_seconds.mp4
 evaluate.py frames --protocol seed --video ten_seconds.mp4 --minutes 5 --perceptual-weights squeezenet.pth
 evaluate.py motion --data sets/real --split test
@@ -43,6 +48,7 @@ evaluate.py sources --data sets/real --licences clips.csv
 evaluate.py video --data sets/real --split test --fvd-network i3d_torchscript.pt
 evaluate.py video --data sets/real --splat softmax gaussian --dtfvd-network mine.pt --slide-step 8 --window-step 8
 evaluate.py video --data sets/real --image-network inception=i.pth --dtfvd-network mine.pt --dtfvd-input signed,224x224
+evaluate.py video --data sets/real --rows own:average other:softmax blur:2 --fvd-network i3d:i3d.safetensors
 evaluate.py video --real clips/ --generated videos/ours --fvd-network torchvision:r3d_18=r3d_18.pth
 evaluate.py video --real clips/ --generated videos/ours videos/theirs --image-network i.pt --fps 20 --slide-step 0
 evaluate.py ablation --data sets/real sets/scenes --steps 300
@@ -96,11 +102,22 @@ def documented() -> list[str]:
     return [" ".join(line.split()) for line in lines if "--help" not in line]
 
 
+def tables() -> dict[str, str]:
+    """Return {table: its command line} of the Makefile, with the values of its variables."""
+    text = re.sub(r"\\\n\s*", "", (ROOT / "Makefile").read_text())
+    values = dict(re.findall(r"^(\w+) = ?(.*)$", text, re.MULTILINE))
+
+    def fill(line: str) -> str:
+        return re.sub(r"\$\((\w+)\)", lambda found: fill(values[found[1]]), line)
+
+    return {name: fill(line) for name, line in values.items() if re.match(r"\w+\.py ", line)}
+
+
 def test_commands_of_the_documents_are_found():
-    assert len(documented()) > 40
+    assert len(documented()) > 40 and len(tables()) > 20
 
 
-@pytest.mark.parametrize("line", [*WORKING.strip().splitlines(), *documented()])
+@pytest.mark.parametrize("line", [*WORKING.strip().splitlines(), *documented(), *tables().values()])
 def test_flags_are_read(line, monkeypatch):
     parse = Parser.parse_args
 
@@ -110,3 +127,29 @@ def test_flags_are_read(line, monkeypatch):
 
     monkeypatch.setattr(Parser, "parse_args", stop)
     assert call(line) == 130
+
+
+def make(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
+    command = ["make", *arguments, f"OUT={out}"]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_tables_are_listed_and_those_that_are_there_are_not_made_again(tmp_path):
+    listed = make("list", out=tmp_path).stdout.splitlines()
+    expected = {f"python {line} --out {tmp_path / name}" for name, line in tables().items()}
+    assert {" ".join(line.split()) for line in listed} == {" ".join(line.split()) for line in expected}
+    # instead of the scripts: one that writes the table, and ends as the last letter of its folder says
+    script = (
+        "import pathlib, sys; out = pathlib.Path(sys.argv[-1]); (out / 'results.md').touch() if out.name < 'e' else 0"
+    )
+    (tmp_path / "make_table.py").write_text(f"{script}; sys.exit(0 if out.name < 'e' else 2)")
+    python = f"PYTHON={sys.executable} {tmp_path / 'make_table.py'}"
+    failed = make("-k", "tables", "TABLES=data flow distortions", python, out=tmp_path / "out")
+    assert failed.returncode == 2 and "flow" in failed.stderr
+    log = (tmp_path / "out" / "log.txt").read_text().splitlines()
+    lines = {line.split(": ")[0].rpartition("/")[2]: line for line in log}
+    assert set(lines) == {"data", "flow", "distortions"} and "0 min, exit code 2" in lines["flow"]
+    assert "0 min, exit code 0" in lines["data"] and lines["data"].endswith("data --data sets/real sets/scenes")
+    again = make("tables", "TABLES=data distortions", python, out=tmp_path / "out")
+    assert again.returncode == 0 and len((tmp_path / "out" / "log.txt").read_text().splitlines()) == 3

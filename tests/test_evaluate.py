@@ -93,6 +93,12 @@ def test_scenes_are_rendered_with_their_exact_flow(tmp_path: Path) -> None:
     assert torch.equal(flow, torch.stack([scene.flow(2.0), scene.flow(4.0)]))
     assert torch.equal(targets[1], scene.frame(4.0))
     assert len(open_clip(clip_set, row, 25).times_s) == len(open_clip(clip_set, row, 25).read(slice(None))[1]) == 5
+    # twice as strong: another frame, of the same frame 0
+    twice = open_clip(clip_set, row, 60, 2.0)
+    magnified, double = twice.read(slice(None))
+    assert torch.equal(twice.first, clip.first) and torch.equal(twice.importance, 2 * clip.importance)
+    torch.testing.assert_close(double, 2 * flow)
+    assert float((magnified - clip.first).abs().mean()) > 1.1 * float((targets - clip.first).abs().mean()) > 0
 
 
 def test_scenes_that_are_drawn_otherwise_now_are_measured_by_their_pairs(
@@ -149,6 +155,8 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
     monkeypatch.setattr(evaluation_clips, "static_pixels", lambda first, frames: never if len(frames) == 8 else ~never)
     clip = open_clip(clip_set, row, 3)
     assert (clip.origin, len(clip.times_s)) == ("video", 2)
+    with pytest.raises(ClipSetError, match="clip pan is no rendered scene: only these can be drawn with magnified"):
+        open_clip(clip_set, row, 3, 2.0)
     targets, flow = clip.read(slice(None))
     moved = flow[:, 0, 20:44, 30:66].flatten(1).median(1).values
     torch.testing.assert_close(moved, torch.tensor([3.0, 6.0]), atol=0.3, rtol=0)

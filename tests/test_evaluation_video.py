@@ -17,7 +17,7 @@ from data.video_writer import VideoWriter
 from evaluation.flags import network_input, video_network
 from evaluation.video.measure import VideoComparison
 from evaluation.video.networks import FeatureNetwork, NetworkError, show
-from evaluation.video.sources import ClipVideos, FolderVideos, PredictedVideos, centre_crop
+from evaluation.video.sources import ClipVideos, FolderVideos, RenderedVideos, centre_crop
 from metrics.frechet import GaussianStatistics
 from models.motion_pipeline import MotionPipeline
 from motion.motion_file import Motion
@@ -164,7 +164,7 @@ def test_what_has_no_network_is_said_and_left_out(tmp_path: Path, caplog) -> Non
     assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
     row = rows_of(tmp_path / "out")["real"]
     assert row["fid"] == pytest.approx(0, abs=1e-9) and row["frames"] == 30
-    assert row["fvd_16"] is None and row["dtfvd_32"] is None and row["windows_16"] is None
+    assert not row.keys() & {"fvd_16", "dtfvd_32", "windows_16", "lpips_alex", "fid_sliding"}
     for line in ("left out: fvd; the fvd network is i3d:FILE", "left out: dtfvd; the dtfvd"):
         assert line in caplog.text and line in (tmp_path / "out" / "results.md").read_text()
 
@@ -173,7 +173,7 @@ def test_videos_shorter_than_a_window_are_counted(tmp_path: Path) -> None:
     flags = ["video", "--real", "real", "--generated", "faster", "--fvd-network", "video.pt", "--windows", "12", "22"]
     assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
     row = rows_of(tmp_path / "out")["faster"]
-    assert (row["windows_12"], row["windows_22"], row["fid"]) == (4, 2, None) and row["fvd_22"] > 0
+    assert (row["windows_12"], row["windows_22"], row.get("fid")) == (4, 2, None) and row["fvd_22"] > 0
 
 
 def test_a_video_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> None:
@@ -233,7 +233,8 @@ def test_start_noise_is_of_the_clip(tmp_path: Path) -> None:
             return Motion(torch.zeros(4, 4, 32, 64), None, 150, 30.0, (32, 64), {"amplitude_limit_scale": 1.0})
 
     for rows, seed in [(clip_set.rows(), 0), (clip_set.rows()[1:], 0), (clip_set.rows(), 1)]:
-        source = PredictedVideos(clip_set, rows, Pipeline(), {}, {"seed": seed}, crop=(16, 32), num_frames=2)
+        parts = ([("model", "average")], {"": Pipeline()}, {}, {"seed": seed})
+        source = RenderedVideos(clip_set, rows, *parts, crop=(16, 32), num_frames=2)
         for name in source.names:
             source.read(name)
     assert seeds[2] == seeds[1] and len(set(seeds)) == 4
@@ -255,6 +256,24 @@ def test_frames_that_are_not_finite_are_named() -> None:
     broken[3, 0, 0, 0] = torch.nan
     with pytest.raises(ValueError, match="pan: its frames of broken are not finite"):
         comparison.add(ClipVideos("pan", pan(0, 1), {"broken": broken}))
+
+
+def test_videos_of_other_sizes_are_brought_to_the_crop(tmp_path: Path) -> None:
+    for index in range(VIDEOS):
+        larger = nn.functional.interpolate(pan(index, 1), scale_factor=1 + index, mode="bilinear").clamp(0, 1)
+        write(tmp_path / "made" / f"clip{index}.mp4", larger)
+    flags = ["video", "--real", "real", "--generated", str(tmp_path / "made"), "--fvd-network", "video.pt"]
+    assert evaluate.main([*flags, "--windows", "8", *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
+    made, still = rows_of(tmp_path / "out").values()
+    assert made["fvd_8"] < 0.5 * still["fvd_8"] and made["fvd_sliding"] < still["fvd_sliding"]
+
+
+def test_one_video_alone_has_no_distance(tmp_path: Path, capsys) -> None:
+    write(tmp_path / "made" / "clip0.mp4", pan(0, 2))
+    flags = ["video", "--real", "real", "--generated", str(tmp_path / "made"), "--fvd-network", "video.pt"]
+    assert evaluate.main([*flags, "--windows", "8", *CROP, *CPU, "--out", str(tmp_path / "out")]) == 2
+    assert "--data: 1 videos could be measured; right: 2 or more" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_windows_are_taken_in_one_pass_or_in_several_alike() -> None:

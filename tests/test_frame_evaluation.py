@@ -263,7 +263,12 @@ def test_single_video_trains_on_one_half_and_tests_on_the_other(tmp_path: Path, 
     rows = read_rows(out)
     names = ["softmax", "gaussian EWA", "gaussian iso", "Gaussian importance"]
     assert [row["row"] for row in rows if row["row"].startswith("model")] == [f"model {name}" for name in names]
-    assert {(row["sequences"], row["frames"]) for row in rows} == {(1, 3)}
+    *ours, softmax, gaussian = rows
+    assert {(row["sequences"], row["frames"]) for row in ours} == {(1, 3)}
+    assert [softmax[name] for name in ("row", "psnr_db", "ssim", "lpips_alex")] == [
+        "published softmax", 24.16, 0.8803, 0.0517
+    ]  # fmt: skip
+    assert (gaussian["row"], gaussian["psnr_db"]) == ("published Gaussian", 24.11)
     text = (out / "results.md").read_text()
     assert "trained on the first five seconds of the video and tested on the next five" in text
     clips = {row["id"]: row for row in clip_rows(out / "set")}
@@ -309,6 +314,7 @@ def test_mistakes_of_protocols_are_one_line(tmp_path: Path, capsys: pytest.Captu
         ),
         (["--protocol", "seed", "--video", video, "--perceptual-weights", "x"], "2.00 s; right: 10 s or more"),
         (["--data", "set", "--minutes", "3"], "--minutes: belongs to --protocol single-video"),
+        (["--data", "set", "--lpips-weights", "a", "b"], "--lpips-network: right: a different one for each file"),
         (["--data", "set", "--num-seeds", "3"], "--num-seeds: belongs to --protocol single-video"),
         (["--data", "set", "--seeds-of"], "--seeds-of"),
     ):

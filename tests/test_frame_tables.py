@@ -26,7 +26,7 @@ def make_tables() -> FrameTables:
     PSNR by clip: A 20 and 30 (seeds 0 and 1), so 25; B 26; average 20, 20, 10.
     """
     clips = [
-        ClipMetrics(name, source, "video", numbers(0.4, 1.0), numbers(0.2, 3.0), of_methods)
+        ClipMetrics(name, source, "video", numbers(0.4, 1.0), numbers(0.2, 3.0), numbers(0.0, 5.0), of_methods)
         for name, source, of_methods in (
             ("a1", "a", {"A0": figures(1e-2, 1e-2), "A1": figures(1e-3, 1e-3), "B": figures(10**-2.6, 10**-2.6)}),
             ("a2", "a", {"A0": figures(1e-2, 1e-2), "A1": figures(1e-3, 1e-3), "B": figures(10**-2.6, 10**-2.6)}),
@@ -81,6 +81,21 @@ def test_differences_are_paired_by_clip_and_by_seed() -> None:
     assert distance["difference"] == pytest.approx(-1) and distance["first_better"] == 3
 
 
+def test_differences_of_a_bucket_are_those_of_its_frames() -> None:
+    tables = make_tables()
+    clip = tables.clips[0]
+    clip.metrics["B"] |= {"squared_error": numbers(10**-2.6, 1e-4)}  # 26 and 40 dB
+    rows = [
+        row for row in tables.paired_buckets("hole_percent") if row["row"] == "B - A" and row["metric"] == "psnr_db"
+    ]
+    assert [row["hole_percent"] for row in rows] == ["0 to 0.5", "4 to 8"]
+    assert [row["difference"] for row in rows] == pytest.approx([1, (15 + 1 + 1) / 3])
+    # splats are compared where both are there
+    tables.rows |= {"gaussian splat EWA": ["B"], "softmax splat": ["A1"]}
+    (line,) = [row for row in FrameTables(tables.rows, tables.clips).paired() if row["metric"] == "ssim"]
+    assert line["row"] == "gaussian splat EWA - softmax splat"
+
+
 def test_intervals_have_every_figure() -> None:
     rows = make_tables().intervals()
     assert len(rows) == 9
@@ -91,9 +106,15 @@ def test_intervals_have_every_figure() -> None:
 def test_buckets_pool_their_own_frames() -> None:
     error = figures(1e-1, 1e-2, 3e-2, 1e-4)
     clip = ClipMetrics(
-        "c", "s", "video", numbers(0.4, 0.5, 2.5, 9.0), numbers(0.1, 1.0, 1.99, 2.0), {"average splat": error}
+        "c",
+        "s",
+        "video",
+        numbers(0.4, 0.5, 2.5, 9.0),
+        numbers(0.1, 1.0, 1.99, 2.0),
+        numbers(0, 0.4, 0.5, 8),
+        {"average splat": error},
     )
-    still = ClipMetrics("d", "t", "video", numbers(0.1), numbers(0.0), {"average splat": figures(1e-3)})
+    still = ClipMetrics("d", "t", "video", numbers(0.1), numbers(0.0), numbers(0.0), {"average splat": figures(1e-3)})
     tables = FrameTables({"average splat": ["average splat"]}, [clip, still])
     motion = {row["motion_px"]: row for row in tables.buckets("motion_px")}
     assert list(motion) == ["0 to 0.5", "1 to 2", "2 to 4"]  # an empty bucket has no row
@@ -104,6 +125,8 @@ def test_buckets_pool_their_own_frames() -> None:
     assert motion["0 to 0.5"]["psnr_db"] == pytest.approx(20) and motion["0 to 0.5"]["sources"] == 2
     time = {row["time_s"]: row["psnr_db"] for row in tables.buckets("time_s")}
     assert time == pytest.approx({"0 to 0.5": 20, "0.5 to 1": 20, "2 to 3": -10 * math.log10(3e-2), "4 and more": 40})
+    holes = {row["hole_percent"]: row["frames"] for row in tables.buckets("hole_percent")}
+    assert holes == {"0 to 0.5": 3, "0.5 to 1": 1, "8 and more": 1}
 
 
 def test_buckets_tell_the_gain_over_the_average_splat() -> None:
@@ -119,7 +142,7 @@ def test_clips_of_a_source_are_drawn_together_in_a_bucket() -> None:
     clips = []
     for index, gain in enumerate((5, 5, 5, 5, 15)):
         both = {"A": figures(10 ** (-2 - gain / 10)), "average splat": figures(1e-2)}
-        clips.append(ClipMetrics(str(index), "b" if gain == 15 else "a", "video", numbers(1.0), numbers(1.0), both))
+        clips.append(ClipMetrics(str(index), "b" if gain == 15 else "a", "video", *[numbers(1.0)] * 3, both))
     row, _ = FrameTables({"A": ["A"], "average splat": ["average splat"]}, clips, 0, ["A"]).buckets("motion_px")
     assert row["over_average_db"] == pytest.approx(7)
     assert (row["over_low_db"], row["over_high_db"]) == pytest.approx((5, 15))

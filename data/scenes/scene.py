@@ -99,6 +99,7 @@ class Scene:
     background: Array = field(repr=False)
     finish: Finish = field(repr=False)
     _wind: Wind = field(repr=False)
+    magnify: float = 1.0  # of the motion of `frame` and `flow`
 
     @property
     def moving(self) -> bool:
@@ -134,7 +135,8 @@ class Scene:
 
     def _vertices_at(self, time_s: float) -> Array:
         """Displacement of every vertex: (V, 2)."""
-        return self._apply(self._response @ _clock(self._wind.hertz, np.array([time_s])).astype(np.float32))[..., 0]
+        clock = self.magnify * _clock(self._wind.hertz, np.array([time_s]))
+        return self._apply(self._response @ clock.astype(np.float32))[..., 0]
 
     @cached_property
     def _layers(self) -> list[tuple[int, Array, Array]]:

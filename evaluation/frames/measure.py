@@ -73,16 +73,15 @@ class FrameMeasurement:
     show: Callable[[EvaluationClip], AbstractContextManager[Add]]  # opens what takes the frames, to look at them
     device: str
     precision: str
-    lpips: Lpips | None = None
+    lpips: Sequence[Lpips] = ()
     features: PerceptualLoss | None = None
 
     def load(self) -> FrameMeasurement:
         """Move the networks onto the device."""
         self.place = choose_device(self.device)
         self.methods = make_methods(self.models, self.place, self.precision)
-        for network in (self.lpips, self.features):
-            if network is not None:
-                network.to(self.place)
+        for network in (*self.lpips, *([self.features] if self.features else [])):
+            network.to(self.place)
         return self
 
     @torch.no_grad()
@@ -98,7 +97,7 @@ class FrameMeasurement:
 
 
 def _measure_clip(
-    clip: EvaluationClip, methods: dict[str, Method], device: torch.device, lpips: Lpips | None,
+    clip: EvaluationClip, methods: dict[str, Method], device: torch.device, lpips: Sequence[Lpips],
     features: PerceptualLoss | None, add: Add,
 ) -> ClipMetrics:  # fmt: skip
     height, width = clip.first.shape[-2:]
@@ -108,10 +107,12 @@ def _measure_clip(
     first, importance = clip.first[None].to(device), clip.importance[None].to(device)
     renderers = {name: method(first) for name, method in methods.items()}
     parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
-    motion_px: list[Tensor] = []
+    motion_px, hole_percent = list[Tensor](), list[Tensor]()
     for targets, flow in clip.batches(BATCH_SIZE):
         targets, flow = targets.to(device), flow.to(device)
         motion_px.append((magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)).double().cpu())
+        _, mass = splat_image(first.expand_as(targets), flow, importance, operator="average")
+        hole_percent.append(100 * (mass == 0).double().flatten(1).mean(1).cpu())
         rendered = {name: render(flow, importance) for name, render in renderers.items()}
         for name, frames in rendered.items():
             if not bool(frames.isfinite().all()):
@@ -121,7 +122,8 @@ def _measure_clip(
         add(targets, rendered)
     metrics = {name: {key: torch.cat([one[key] for one in of]) for key in of[0]} for name, of in parts.items()}
     time_s = torch.tensor(clip.times_s, dtype=torch.float64)
-    return ClipMetrics(clip.id, clip.source, clip.origin, time_s, torch.cat(motion_px), metrics)
+    columns = time_s, torch.cat(motion_px), torch.cat(hole_percent)
+    return ClipMetrics(clip.id, clip.source, clip.origin, *columns, metrics)
 
 
 def _model_method(model: FrameSynthesis, device: torch.device, precision: str) -> Method:

@@ -6,7 +6,7 @@ A row may be several models that differ in their training seed; a clip's metric 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 from typing import Any
@@ -17,8 +17,14 @@ from metrics.images import pool_frames
 from metrics.statistics import BOOTSTRAP_DRAWS, SIGN_DRAWS, bootstrap_interval, sign_flip_p
 
 AVERAGE_ROW = "average splat"
-# Lower ends of the buckets: mean |F| of a frame in px of a grid of 256 x 160, and seconds from frame 0.
-BUCKETS = {"motion_px": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0), "time_s": (0.0, 0.5, 1.0, 2.0, 3.0, 4.0)}
+# Of splats without a network, beside the pairs of models: first, second.
+SPLAT_PAIRS = (("gaussian splat EWA", "softmax splat"), ("gaussian splat iso", "softmax splat"))
+# Lower ends of the buckets of frames; BUCKET_NOTE says of what.
+BUCKETS = {
+    "motion_px": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
+    "time_s": (0.0, 0.5, 1.0, 2.0, 3.0, 4.0),
+    "hole_percent": (0.0, 0.5, 1.0, 2.0, 4.0, 8.0),
+}
 # Metrics of which less is better; of the others more is.
 _LESS_IS_BETTER = ("lpips", "feature_distance")
 
@@ -32,8 +38,9 @@ PAIRED_NOTE = (
     "clips in which the first is better"
 )
 BUCKET_NOTE = (
-    "motion_px: mean |F| of a frame, px of a grid of 256 x 160; time_s: from frame 0; metrics pool the frames of a "
-    "sequence in the bucket, then average over sequences; over_average_db: psnr_db over that of the average splat"
+    "motion_px: mean |F| of a frame, px of a grid of 256 x 160; time_s: from frame 0; hole_percent: pixels where no "
+    "bilinear footprint arrives; metrics pool the frames of a sequence in the bucket, then average over sequences; "
+    "over_average_db: psnr_db over that of the average splat"
 )
 
 Row = dict[str, Any]
@@ -48,12 +55,13 @@ class ClipMetrics:
     origin: str
     time_s: Tensor  # (N,) from frame 0
     motion_px: Tensor  # (N,) mean |F| in px of a grid of 256 x 160
+    hole_percent: Tensor  # (N,) of the pixels, where nothing arrives
     metrics: dict[str, dict[str, Tensor]]  # {method: {metric: (N,)}} of metrics.images.frame_metrics
 
     def select(self, mask: Tensor) -> ClipMetrics:
         """Return the frames of a mask (N,) of booleans."""
         metrics = {method: {key: value[mask] for key, value in of.items()} for method, of in self.metrics.items()}
-        return replace(self, time_s=self.time_s[mask], motion_px=self.motion_px[mask], metrics=metrics)
+        return replace(self, metrics=metrics, **{column: getattr(self, column)[mask] for column in BUCKETS})
 
 
 @dataclass
@@ -107,9 +115,10 @@ class FrameTables:
         ]
 
     def paired(self) -> list[Row]:
-        """Return the differences on the same clips: each two models, and each model and the average splat."""
+        """Return the differences on the same clips: each two models, each model and the average splat, SPLAT_PAIRS."""
         pairs = [(second, first) for i, first in enumerate(self.models) for second in self.models[i + 1 :]]
         pairs += [(model, AVERAGE_ROW) for model in self.models if AVERAGE_ROW in self.rows]
+        pairs += [pair for pair in SPLAT_PAIRS if self.rows.keys() >= {*pair}]
         found = []
         for first, second in pairs:
             for metric in self.metric_names:
@@ -122,16 +131,9 @@ class FrameTables:
         return found
 
     def buckets(self, column: str) -> list[Row]:
-        """Return a row for each way to render and bucket of the frames' "motion_px" or "time_s"."""
-        found, edges = [], (*BUCKETS[column], math.inf)
-        for low, high in zip(edges, edges[1:], strict=False):
-            values = [getattr(clip, column) for clip in self.clips]
-            masks = [(value >= low) & (value < high) for value in values]
-            parts = [clip.select(mask) for clip, mask in zip(self.clips, masks, strict=True) if mask.any()]
-            if not parts:
-                continue
-            inside = replace(self, clips=parts)
-            name = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} and more"
+        """Return a row for each way to render and bucket of a column of BUCKETS."""
+        found = []
+        for name, inside in self._inside(column):
             for row in self.rows:
                 over = dict.fromkeys(("mean", "low", "high"))
                 if AVERAGE_ROW in self.rows and row != AVERAGE_ROW:
@@ -141,6 +143,21 @@ class FrameTables:
                 line |= {"over_average_db": over["mean"], "over_low_db": over["low"], "over_high_db": over["high"]}
                 found.append(line | inside.counts | inside.frames)
         return found
+
+    def paired_buckets(self, column: str) -> list[Row]:
+        """Return the rows of `paired` of each bucket."""
+        return [{column: name} | row for name, inside in self._inside(column) for row in inside.paired()]
+
+    def _inside(self, column: str) -> Iterator[tuple[str, FrameTables]]:
+        """Yield name and tables of each bucket that has frames."""
+        edges = (*BUCKETS[column], math.inf)
+        for low, high in zip(edges, edges[1:], strict=False):
+            values = [getattr(clip, column) for clip in self.clips]
+            masks = [(value >= low) & (value < high) for value in values]
+            parts = [clip.select(mask) for clip, mask in zip(self.clips, masks, strict=True) if mask.any()]
+            if parts:
+                name = f"{low:g} to {high:g}" if math.isfinite(high) else f"{low:g} and more"
+                yield name, replace(self, clips=parts)
 
     def _by_clip(self, metric: str, row: str, minus: str | None = None) -> list[float]:
         """Return a row's metric of each clip, the mean over its seeds, or its difference to another row's."""

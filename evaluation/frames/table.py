@@ -17,7 +17,7 @@ from evaluation.clips import choose_clips, open_clip
 from evaluation.each_clip import measure_each
 from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
-from evaluation.frames.single_video import NOTE, check_video, prepare_halves, train_operators
+from evaluation.frames.single_video import NOTE, check_video, prepare_halves, published_rows, train_operators
 from evaluation.frames.statistics import (
     BUCKET_NOTE,
     BUCKETS,
@@ -25,6 +25,7 @@ from evaluation.frames.statistics import (
     PAIRED_NOTE,
     ClipMetrics,
     FrameTables,
+    Row,
     spread,
 )
 from evaluation.frames.videos import comparison_video
@@ -51,9 +52,9 @@ METHOD_NOTES = (
 
 def make_table(
     *, out: Path | None, command: str, protocol: str, data: Path | None, split: str, clips: int | None, every: int,
-    videos: int, checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None, raft_weights: Path | None,
-    video: Path | None, lpips_network: LpipsNetwork, lpips_weights: str | None, feature_weights: Path | None, seed: int,
-    device: str, precision: str, workers: Workers, **training: Any,
+    magnify: float, videos: int, checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None,
+    raft_weights: Path | None, video: Path | None, lpips_network: Sequence[LpipsNetwork], lpips_weights: Sequence[str],
+    feature_weights: Path | None, seed: int, device: str, precision: str, workers: Workers, **training: Any,
 ) -> bool:  # fmt: skip
     """Render the clips in every way with the same flow, print the tables, and write them to `out`.
 
@@ -66,7 +67,7 @@ def make_table(
         check_precision(precision, choose_device(device))
     if video:
         check_video(video)
-    lpips = lpips_weights and Lpips(lpips_network, lpips_weights)
+    lpips = [Lpips(*network) for network in zip(lpips_network, lpips_weights, strict=False)]
     features = feature_weights and PerceptualLoss(feature_weights)
 
     # Data and models
@@ -79,25 +80,27 @@ def make_table(
     rows = choose_clips(clip_set, split, clips, seed)
 
     # Measure
-    opened = partial(open_clip, clip_set, every=every, raft_weights=raft_weights)
+    opened = partial(open_clip, clip_set, every=every, magnify=magnify, raft_weights=raft_weights)
     show = partial(comparison_video, folder=out, ids=_spread_over(rows, videos), shown=_shown(models))
-    load = FrameMeasurement(opened, models, show, device, precision, lpips or None, features or None).load
-    depends = [every, videos, precision, clip_set.statistics, lpips or None, features or None]
+    load = FrameMeasurement(opened, models, show, device, precision, lpips, features or None).load
+    depends = [every, magnify, videos, precision, clip_set.statistics, *lpips, features or None]
     depends += [part for one in models for part in (one.name, one.model)]
     kept = {"keep": out / "clips", "depends": depends}
     measured, failed = measure_each(FrameMeasurement.measure, rows, workers, load=load, **kept)
     measured = [ClipMetrics(**one) for one in measured]
 
     # Write
-    weights = {f"lpips_{lpips_network}": lpips_weights, "feature_distance": feature_weights}
-    absent = [metric for metric, given in weights.items() if not given]
+    absent = [] if lpips else [f"lpips_{network}" for network in lpips_network]
+    absent += [] if features else ["feature_distance"]
     tables = _make_tables(models, measured, seed, absent)
     notes = [NOTE] if video else []
     notes += [_data_note(clip_set, split, every, tables), *METHOD_NOTES, *model_notes(models)]
+    notes += [f"motion {magnify:g} times as strong, drawn so"] if magnify != 1 else []
     notes += [f"precision {precision}; device {device}; seed {seed}; command: {command}"]
     notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
     notes += [f"given up, and in no row: {', '.join(failed)}"] if failed else []
-    _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes)
+    published = published_rows() if video else []
+    _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes, published)
     return not failed
 
 
@@ -142,16 +145,19 @@ def _make_tables(models: Sequence[TrainedRenderer], measured: list, seed: int, a
     return FrameTables(rows, measured, seed, model_rows, {one.name: one.seed for one in models}, absent)
 
 
-def _write(out: Path, tables: FrameTables, name: str, notes: list[str]) -> None:
+def _write(out: Path, tables: FrameTables, name: str, notes: list[str], published: list[Row]) -> None:
     notes = [INTERVAL_NOTE, *notes]
-    print(write_results(out, tables.table(), title=f"Frame synthesis, {name}", notes=notes))
+    print(write_results(out, tables.table() + published, title=f"Frame synthesis, {name}", notes=notes))
     write_results(out / "intervals", tables.intervals(), title=f"Intervals, {name}", notes=notes)
     write_results(out / "by_clip", tables.by_clip(), title=f"The same by clip, {name}", notes=notes)
     if paired := tables.paired():
         title = f"Differences on the same clips, {name}"
         print(write_results(out / "paired", paired, title=title, notes=[PAIRED_NOTE, *notes]))
-    for folder, column in zip(("by_motion", "by_time"), BUCKETS, strict=True):
+    for folder, column in zip(("by_motion", "by_time", "by_holes"), BUCKETS, strict=True):
         rows, title = tables.buckets(column), f"By {column}, {name}"
+        if paired := tables.paired_buckets(column):
+            paired_notes = [PAIRED_NOTE, BUCKET_NOTE, *notes]
+            write_results(out / folder / "paired", paired, title=f"Differences by {column}, {name}", notes=paired_notes)
         write_results(out / folder, rows, title=title, notes=[BUCKET_NOTE, *notes])
         wide = spread(rows, column, "psnr_db")
         print(write_results(out / folder / "psnr_db", wide, title=f"{title}: psnr_db, the rest in {folder}/"))

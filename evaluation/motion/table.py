@@ -31,8 +31,8 @@ from evaluation.motion.measure import (
     prediction_grid,
     write_clip_sheet,
 )
-from evaluation.motion.videos import load_network, open_videos, write_fvd
 from evaluation.video.sources import clip_seed
+from evaluation.video.table import make_table as make_video_table
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
@@ -40,6 +40,8 @@ from models.sampling import DEFAULT_STEPS
 from motion.flow import resize_maps, resize_spectrum
 
 logger = logging.getLogger(__name__)
+
+FVD_ROWS = [("model", "softmax"), ("own", "softmax"), ("other", "softmax")]
 
 
 def make_table(
@@ -63,10 +65,12 @@ def make_table(
     groups = clip_groups(rows, clip_table)
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
     num_bins = check_bins(pipeline, clip_set)
+    complete = True
     if fvd_network:
-        network = load_network(*fvd_network, place)
-        parts = (clip_set, rows, pipeline, checkpoint, baseline_checkpoint, sampling | {"seed": seed}, place)
-        videos = open_videos(*parts)
+        options = {"data": data, "split": split, "clips": clips, "seed": seed, "device": device, "command": command}
+        options |= {"rows": FVD_ROWS, "checkpoint": checkpoint, "baseline_checkpoint": baseline_checkpoint, **sampling}
+        options |= {"fvd_network": fvd_network, "windows": [16, 32], "slide_step": 0}
+        complete = make_video_table(out=out / "fvd", **options)
 
     # Predict and measure
     comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), seed)
@@ -99,7 +103,6 @@ def make_table(
     title, of_all = f"Predicted motion, {data.name}, split {split}", [*comparison.notes(), *notes]
     print(write_results(out, comparison.table(), title=title, notes=of_all))
     write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=of_all)
-    complete = not fvd_network or write_fvd(out / "fvd", videos, network, seed=seed, notes=notes)
     logger.info("written to %s", out)
     return complete and not failed
 
@@ -160,7 +163,7 @@ def measure_clips(
     `keep`: folder of the results of single clips, see `measure_each`.
     """
     comparison, loops, networks = measurement.comparison, measurement.loops, measurement.pipeline
-    depends = [networks.unet, networks.vae, measurement.sampling, comparison.seed]
+    depends = [*networks.components.values(), measurement.sampling, comparison.seed]
     depends += [loops.frames, loops.method, measurement.clip_set.statistics]
     options = {"load": measurement.load, "keep": keep, "depends": depends}
     measured, failed = measure_each(ClipMeasurement.measure, rows, workers, **options)

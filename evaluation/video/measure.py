@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -14,12 +15,15 @@ from evaluation import EvaluationError
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import ClipVideos
 from metrics.frechet import FRECHET_DRAWS, GaussianStatistics, frechet_distance, frechet_interval, kernel_distance
+from metrics.images import Lpips, decibel, squared_error
 
 REAL_ROW, STATIC_ROW = "real", "frame 0 repeated"
 # A covariance takes two.
 FEWEST_SAMPLES = 2
 # {metric: frames of the window that [GID] slides along the videos}
-SLIDING = {"fid": 30, "dtfvd": 16}
+SLIDING = {"fid": 30, "fvd": 16, "dtfvd": 16}
+# LPIPS of aligned rows takes every so many frames.
+LPIPS_EVERY = 10
 
 COLUMN_NOTES = (
     "fid (single frames, frame 0 included), fvd_N, dtfvd_N (windows of N frames): squared Frechet distance in float64 "
@@ -27,6 +31,9 @@ COLUMN_NOTES = (
     f"low, high: 95 % interval by {FRECHET_DRAWS} bootstrap draws of the source videos, real and generated together; "
     "fewer different windows make a distance larger, so the draws are shifted until their mean is the distance",
     "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over subsets of the frames",
+    "psnr_db, lpips: of rows whose frames show what the real ones do, frame 0 excluded, pooled over a video and over "
+    f"every {LPIPS_EVERY}th frame of it; the mean over videos",
+    "fid_sliding, fvd_sliding, dtfvd_sliding: mean over the places of sliding/, where each has few windows",
     "compare a metric only with others of the same network file, crop and counts",
 )
 
@@ -44,12 +51,12 @@ class VideoComparison:
     def __init__(
         self, rows: Sequence[str], networks: dict[str, FeatureNetwork], *, windows: Sequence[int] = (16, 32),
         window_step: int | None = None, slide_step: int = 0, batch_size: int = 8, kid_subsets: int = 100,
-        kid_subset_size: int = 1000, seed: int = 0,
+        kid_subset_size: int = 1000, seed: int = 0, lpips: Sequence[Lpips] = (),
     ) -> None:  # fmt: skip
         self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
         self.window_step, self.slide_step, self.batch_size = window_step, slide_step, batch_size
         self.kid = {"subsets": kid_subsets, "subset_size": kid_subset_size, "seed": seed}
-        self.seed = seed
+        self.seed, self.lpips = seed, lpips
         self.lengths: list[int] = []
         # {(row, metric, frames of a window): statistics}, and all features of frames
         self.statistics: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
@@ -58,6 +65,8 @@ class VideoComparison:
         self.by_source: dict[tuple[str, str, int], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
         # {(row, metric, first frame): statistics}
         self.sliding: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
+        # {row: metrics of each video beside the real one}
+        self.aligned: dict[str, list[dict[str, float]]] = defaultdict(list)
 
     def add(self, clip: ClipVideos) -> None:
         """Measure one clip in every way; EvaluationError for frames that are not finite."""
@@ -67,6 +76,8 @@ class VideoComparison:
                 raise EvaluationError(f"{clip.name}: its frames of {row} are not finite; right: precision no")
             for metric in self.networks:
                 self._add(row, metric, frames, clip.source or clip.name)
+            if row in (*clip.aligned, STATIC_ROW) and len(frames) > 1:
+                self.aligned[row].append(self._beside(frames, clip.real))
         self.lengths.append(len(clip.real))
 
     def _add(self, row: str, metric: str, frames: Tensor, source: str) -> None:
@@ -88,13 +99,25 @@ class VideoComparison:
         for place, features in enumerate(slides):
             self.sliding[row, metric, place * self.slide_step].add(features)
 
+    def _beside(self, frames: Tensor, real: Tensor) -> dict[str, float]:
+        """Return PSNR and LPIPS of frames beside the real ones (T, 3, H, W)."""
+        found = {"psnr_db": float(decibel(squared_error(frames[1:], real[1:]).mean()))}
+        few = list(range(min(LPIPS_EVERY, len(real) - 1), len(real), LPIPS_EVERY))
+        for network in self.lpips:
+            place = next(network.parameters()).device
+            distances = network(frames[few].clamp(0, 1).to(place), real[few].to(place))
+            found[network.name] = float(distances.mean())
+        return found
+
     def count(self, window: int) -> int:
         """Return the number of windows of so many frames."""
         step = self.window_step or window
         return sum((length - window) // step + 1 for length in self.lengths if length >= window)
 
     def check_counts(self) -> None:
-        """Raise EvaluationError where the videos have too few frames or windows for a covariance."""
+        """Raise EvaluationError where the videos have too few frames or windows for a covariance, or are one."""
+        if len(self.lengths) < FEWEST_SAMPLES:
+            raise EvaluationError(f"data: {len(self.lengths)} videos could be measured; right: 2 or more")
         if sum(self.lengths) < FEWEST_SAMPLES:
             raise EvaluationError(f"frames: {sum(self.lengths)} frames in all; right: at least {FEWEST_SAMPLES}")
         for window in self.windows if self.networks.keys() - {"fid"} else ():
@@ -103,8 +126,8 @@ class VideoComparison:
                 raise EvaluationError(f"windows {window}: {problem}; right: smaller windows, or more videos")
 
     def table(self) -> list[dict[str, Any]]:
-        """Return a row for each way; a metric is None where its network is missing."""
-        rows = []
+        """Return a row for each way, with a column for each metric that was measured."""
+        rows, sliding = [], self.sliding_table()
         for name in self.rows:
             row: dict[str, Any] = {"row": name, "fid": self._distance(name, "fid", 1), "kid": None}
             row["kid_deviation"] = None
@@ -116,11 +139,19 @@ class VideoComparison:
                     column, interval = f"{metric}_{window}", self._interval(name, metric, window) or (None, None)
                     row |= {column: self._distance(name, metric, window)}
                     row |= {f"{column}_low": interval[0], f"{column}_high": interval[1]}
+            for metric, window in SLIDING.items():
+                of_row = [line[f"{metric}_{window}"] for line in sliding if line["row"] == name]
+                places = [distance for distance in of_row if distance is not None]
+                row[f"{metric}_sliding"] = fmean(places) if places else None
+            aligned = self.aligned.get(name)
+            for metric in ("psnr_db", *(one.name for one in self.lpips)):
+                row[metric] = fmean(found[metric] for found in aligned) if aligned else None
             row |= {"videos": len(self.lengths), "frames": sum(self.lengths)}
             has_windows = bool(self.networks.keys() - {"fid"})
             row |= {f"windows_{window}": self.count(window) if has_windows else None for window in self.windows}
             rows.append(row)
-        return rows
+        used = [column for column in rows[0] if any(row[column] is not None for row in rows)]
+        return [{column: row[column] for column in used} for row in rows]
 
     def sliding_table(self) -> list[dict[str, Any]]:
         """Return a row for each way and place in time; real and generated windows begin at the same frame."""
@@ -132,7 +163,8 @@ class VideoComparison:
                     real, found = (self.sliding.get((row, metric, start)) for row in (REAL_ROW, name))
                     enough = found is not None and found.count >= FEWEST_SAMPLES
                     line[f"{metric}_{window}"] = frechet_distance(real, found) if enough else None
-                    line["frames" if metric == "fid" else "windows"] = found.count if found else 0
+                    column = "frames" if metric == "fid" else "windows"
+                    line[column] = max(line.get(column, 0), found.count if found else 0)
                 rows.append(line)
         return rows
 

@@ -8,10 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from data.clips import ClipRow, ClipSet, ClipSetError, column_names, source_name
 from data.files import is_hidden
@@ -20,17 +22,26 @@ from data.scenes.scene import Scene
 from data.video import iterate_video, probe_video
 from evaluation import EvaluationError
 from evaluation.clips import SourceError, read_source
+from evaluation.motion.measure import another_clip
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
 from motion.flow import resize_maps
 from motion.looping import Playback
+from motion.motion_file import Motion
 from motion.spectrum import FPS, NUM_FRAMES
 
 logger = logging.getLogger(__name__)
 
+Row = tuple[str, str | int]
 # What costs a clip and not the run.
 CLIP_ERRORS = (MediaError, SourceError, ClipSetError)
+ROW_NOTE = (
+    "rows move frame 0 of a clip, rendered by the checkpoint's softmax or Gaussian splatting (average: image-space "
+    "average splat) at the clip's time stamps; model: one sample as animate.py predicts it; own: the clip's stored "
+    "bins of the model's number; other: those of a training clip of another source drawn by the seed, resized; blur N: "
+    "real frames under a Gaussian of N px; shuffle N: in another order within each N frames"
+)
 # Rates whose ratio is above this are told.
 RATE_TOLERANCE = 1.02
 
@@ -43,6 +54,7 @@ class ClipVideos:
     real: Tensor
     generated: dict[str, Tensor]
     source: str = ""  # the video that it was cut from, where known: its clips are not independent
+    aligned: frozenset[str] = frozenset()  # rows whose frame t shows what the real frame t shows
 
 
 def centre_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -142,45 +154,86 @@ def clip_seed(seed: int, name: str) -> int:
     return (seed << 32) + zlib.crc32(name.encode())
 
 
-class PredictedVideos:
-    """Clips of a set beside what a checkpoint makes of their frame 0, rendered at the clip's own time stamps.
+def blurred(frames: Tensor, sigma_px: int) -> Tensor:
+    """Blur frames (T, 3, H, W) by a Gaussian."""
+    return gaussian_blur(frames, 6 * sigma_px + 1, float(sigma_px))
 
-    `renderers` are {row name: model}; `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise
-    of its own. `full_strength` undoes the amplitude limit of predicted motion. The rest is as in `FolderVideos`.
+
+def shuffled(frames: Tensor, block: int) -> Tensor:
+    """Return frames (T, ...) in another order within blocks of so many frames, the same for every video."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.cat([part[torch.randperm(len(part), generator=generator)] for part in frames.split(block)])
+
+
+DISTORTIONS = {"blur": blurred, "shuffle": shuffled}
+
+
+class RenderedVideos:
+    """Clips of a set beside `rows`: frame 0 moved by a motion at the clip's time stamps, or the frames distorted.
+
+    `rows` are ("model", "own" or "other", "average" or a key of `renderers`), or (key of DISTORTIONS, amount).
+    `pipelines` are {label in the row's name: pipeline}; each has rows of "model", and the first says how many bins
+    count. `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise of its own. `full_strength`
+    undoes the amplitude limit of predicted motion. The rest is as in `FolderVideos`.
     """
 
     def __init__(
-        self, clip_set: ClipSet, rows: Iterable[ClipRow], pipeline: MotionPipeline,
+        self, clip_set: ClipSet, clips: Iterable[ClipRow], rows: Iterable[Row], pipelines: dict[str, MotionPipeline],
         renderers: dict[str, FrameSynthesis], sampling: dict[str, Any], *, crop: tuple[int, int], num_frames: int,
         full_strength: bool = False, device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
-        self.clip_set, self.pipeline, self.renderers, self.sampling = clip_set, pipeline, renderers, sampling
+        self.clip_set, self.pipelines, self.renderers, self.sampling = clip_set, pipelines, renderers, sampling
         self.crop, self.num_frames, self.full_strength, self.device = crop, num_frames, full_strength, device
-        self._clips = {row.id: row for row in rows}
-        self.names, self.rows = list(self._clips), list(renderers)
+        self._clips = {row.id: row for row in clips}
+        self._others = {name: another_clip(clip_set, row, sampling["seed"]) for name, row in self._clips.items()}
+        if not all(self._others.values()):
+            logger.warning("left out: rows of another clip's motion, as the set has none to train on of another source")
+            rows = [row for row in rows if row[0] != "other"]
+        # {name: (motion or distortion, splat or amount, label of the pipeline)}
+        self._rows = {
+            f"{kind} {value}" + (f" of {label}" if label else ""): (kind, value, label)
+            for kind, value in rows
+            for label in (pipelines if kind == "model" else [""])
+        }
+        self.names, self.rows = list(self._clips), list(self._rows)
         self.limits: list[float] = []
 
     def read(self, name: str) -> ClipVideos:
-        """Read the clip, predict a motion for its frame 0, and render it."""
-        frames, times_s = read_frames(self.clip_set, self._clips[name], self.num_frames)
-        first = frames[0]
-        motion = self.pipeline.predict(first, **self.sampling | {"seed": clip_seed(self.sampling["seed"], name)})
-        self.limits.append(motion.meta["amplitude_limit_scale"])
-        if self.full_strength:
-            motion = motion.controlled(magnify=1 / motion.meta["amplitude_limit_scale"])
-        playback = Playback(times_s / motion.period_s, FPS, loop=False)
-        options = {"device": self.device, "precision": self.sampling.get("precision", "no")}
-        generated = {}
-        for row, model in self.renderers.items():
-            batches = render_frames(first, motion, playback, model=model, **options)
+        """Read the clip and make every row; one of CLIP_ERRORS where it or the other clip cannot be read."""
+        clip = self._clips[name]
+        frames, times_s = read_frames(self.clip_set, clip, self.num_frames)
+        real, motions, generated = centre_crop(frames, self.crop), dict[tuple[str, str], Motion](), {}
+        for row, (kind, value, label) in self._rows.items():
+            if kind in DISTORTIONS:
+                generated[row] = DISTORTIONS[kind](real, value)
+                continue
+            if (kind, label) not in motions:
+                motions[kind, label] = self._motion(kind, label, clip, frames[0])
+            motion = motions[kind, label]
+            playback = Playback(times_s / motion.period_s, FPS, loop=False)
+            options = {"device": self.device, "precision": self.sampling.get("precision", "no")}
+            options |= {"operator": value, "model": self.renderers.get(value)}
+            batches = render_frames(frames[0], motion, playback, **options)
             generated[row] = torch.cat([centre_crop(batch, self.crop) for batch in batches])  # (T, 3, H, W)
-        return ClipVideos(name, centre_crop(frames, self.crop), generated, source_name(self._clips[name]))
+        aligned = frozenset(row for row, (kind, *_) in self._rows.items() if kind in ("own", "blur"))
+        return ClipVideos(name, real, generated, source_name(clip), aligned)
+
+    def _motion(self, kind: str, label: str, clip: ClipRow, first: Tensor) -> Motion:
+        if kind != "model":
+            chosen = clip if kind == "own" else self._others[clip.id]
+            config = next(iter(self.pipelines.values())).unet.config
+            spectrum, _ = self.clip_set.spectrum(chosen.id, config.num_bins)
+            return Motion(spectrum, num_frames=round(config.period_s * FPS), fps=FPS)
+        seed = clip_seed(self.sampling["seed"], clip.id)
+        motion = self.pipelines[label].predict(first, **self.sampling | {"seed": seed})
+        limit = motion.meta["amplitude_limit_scale"]
+        self.limits += [] if label else [limit]
+        return motion.controlled(magnify=1 / limit) if self.full_strength else motion
 
     def note(self) -> str:
-        """Name the set and the amplitude limit, for the table."""
-        limit = sum(self.limits) / max(1, len(self.limits))
+        """Name the set, the rows and the amplitude limit, for the table."""
+        note = f"data: {self.clip_set.folder}, {len(self.names)} clips; {ROW_NOTE}"
+        if not self.limits:
+            return note
         undone = "undone" if self.full_strength else "as animate.py does"
-        return (
-            f"data: {self.clip_set.folder}, {len(self.names)} clips; motion is predicted for frame 0 and rendered at "
-            f"the clip's own time stamps; its amplitude is limited to {limit:.2f} on average, {undone}"
-        )
+        return f"{note}; model: its amplitude is limited to {fmean(self.limits):.2f} on average, {undone}"

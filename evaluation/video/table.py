@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +18,28 @@ from evaluation import EvaluationError, out_folder
 from evaluation.flags import VIDEO_METRICS
 from evaluation.video.measure import COLUMN_NOTES, SLIDING, SLIDING_NOTE, VideoComparison
 from evaluation.video.networks import FeatureNetwork
-from evaluation.video.sources import CLIP_ERRORS, FolderVideos, PredictedVideos
+from evaluation.video.sources import CLIP_ERRORS, DISTORTIONS, FolderVideos, RenderedVideos
+from metrics.images import Lpips, LpipsNetwork
+from metrics.perceptual import LEAST_SIDE_PX
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
 from models.sampling import DEFAULT_STEPS
+from motion.spectrum import NUM_FRAMES
 
 logger = logging.getLogger(__name__)
 
 
 def make_table(
-    *, data: Path | None, real: Path | None, generated: list[Path], fps: float | None, crop: tuple[int, int],
-    frames: int, seed: int, device: str, precision: str, out: Path | None, command: str, **options: Any,
+    *, data: Path | None, seed: int, device: str, precision: str, out: Path | None, command: str,
+    real: Path | None = None, generated: Sequence[Path] = (), fps: float | None = None,
+    crop: tuple[int, int] = (128, 256), frames: int = NUM_FRAMES, lpips_network: Sequence[LpipsNetwork] = (),
+    lpips_weights: Sequence[str] = (), **options: Any,
 ) -> bool:  # fmt: skip
     """Compare real and generated videos, print the tables and write them; return False when a video was left out.
 
-    `options` has the windows, the networks of `load_networks` and, for a clip set, what `predicted_videos` needs.
+    `options` has arguments of `VideoComparison`, the networks of `load_networks` and, for a clip set, what
+    `open_videos` needs.
     """
     # Early checks
     place = choose_device(device)
@@ -43,16 +50,20 @@ def make_table(
         raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
     out = out_folder(out, f"video-{name}")
+    if lpips_weights and min(crop) < LEAST_SIDE_PX:
+        raise EvaluationError(f"crop: LPIPS takes sides of at least {LEAST_SIDE_PX} px")
     networks, missing = load_networks(options, crop, place)
+    lpips = [Lpips(*network).to(place) for network in zip(lpips_network, lpips_weights, strict=False)]
     cut, model_notes = {"crop": crop, "num_frames": frames}, []
     if data is None:
-        source = FolderVideos(real, generated, fps=fps, **cut)
+        source = FolderVideos(real, [*generated], fps=fps, **cut)
     else:
-        source, model_notes = predicted_videos(data, seed, place, precision, options, **cut)
+        source, model_notes = open_videos(data, seed, place, precision, options, **cut)
 
     # Measure
     names = ("windows", "window_step", "slide_step", "batch_size", "kid_subsets", "kid_subset_size")
-    comparison = VideoComparison(source.rows, networks, **{name: options[name] for name in names}, seed=seed)
+    settings = {name: options[name] for name in names if name in options} | {"seed": seed, "lpips": lpips}
+    comparison = VideoComparison(source.rows, networks, **settings)
     left_out = []
     for clip in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
         try:
@@ -84,14 +95,13 @@ def load_networks(
     """Load and try out the networks; return them by metric, and a line for each that is missing."""
     networks, missing = {}, []
     for name, (metric, wanted) in VIDEO_METRICS.items():
-        if options[f"{name}_network"] is None:
+        if options.get(f"{name}_network") is None:
             missing.append(f"left out: {metric}; the {name} network is {wanted}")
             continue
         kind, path = options[f"{name}_network"]
-        form = options[f"{name}_input"]
+        form = options.get(f"{name}_input")
         networks[metric] = FeatureNetwork(path, on_videos=name != "image", kind=kind, form=form, device=device)
-        slides = [SLIDING[metric]] if metric in SLIDING and options["slide_step"] else []
-        networks[metric].check(crop, [*options["windows"], *slides])
+        networks[metric].check(crop, options["windows"] + [SLIDING[metric]] * bool(options["slide_step"]))
     if not networks:
         raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:
@@ -99,18 +109,21 @@ def load_networks(
     return networks, missing
 
 
-def predicted_videos(
+def open_videos(
     data: Path, seed: int, device: torch.device, precision: str, options: dict[str, Any], **cut: Any
-) -> tuple[PredictedVideos, list[str]]:
-    """Open a clip set and load a checkpoint; return the videos and the note about the models."""
+) -> tuple[RenderedVideos, list[str]]:
+    """Open a clip set and load the checkpoints; return the videos and the note about the models."""
     sampling = {"seed": seed, "sampler": options["sampler"], "steps": check_steps(options["steps"])}
     sampling |= {"guidance": options["guidance"], "wind_px": options["wind_px"], "precision": precision}
     clip_set, split = ClipSet(data), options["split"]
-    rows = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
+    clips = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
+    rows = options.get("rows") or [("model", "softmax")]
     checkpoint = options["checkpoint"] or DEFAULT_CHECKPOINT
-    pipeline = MotionPipeline.from_pretrained(checkpoint).to(device)
-    renderers = {f"model {splat}": load_renderer(checkpoint, splat) for splat in dict.fromkeys(options["splat"])}
-    cut |= {"full_strength": options["full_strength"], "device": device}
+    folders = {"": checkpoint} | {str(folder): folder for folder in [options["baseline_checkpoint"]] if folder}
+    pipelines = {label: MotionPipeline.from_pretrained(folder).to(device) for label, folder in folders.items()}
+    splats = dict.fromkeys(splat for kind, splat in rows if kind not in DISTORTIONS and splat != "average")
+    renderers = {splat: load_renderer(checkpoint, splat) for splat in splats}
+    cut |= {"full_strength": options.get("full_strength", False), "device": device}
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
     note = f"checkpoint {checkpoint}; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}"
-    return PredictedVideos(clip_set, rows, pipeline, renderers, sampling, **cut), [f"{note}; one sample a clip"]
+    return RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, **cut), [f"{note}; one sample a clip"]
