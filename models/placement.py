@@ -44,8 +44,8 @@ STATIC_BELOW, MOVES_ABOVE = 0.45, 0.65
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
 # A trace of motion below the threshold, far below what is seen, orders what the threshold makes equal.
 TRACE = 0.05
-# The strength that the training clips suggest, a median of skewed numbers, is too small by 1.6. At that photographs move
-# too much for the eye: stems bend, what is wrongly taken to move is seen.
+# The strength that the training clips suggest, a median of skewed numbers, is too small by 1.6. With that photographs
+# move too much for the eye: stems bend, what is wrongly taken to move is seen.
 STRENGTH_FACTOR = 1.1
 # Bounds of the strength, px of a grid of 256 x 160: what can move moves visibly, however calm its kind is.
 LEAST_STRENGTH_PX, MOST_STRENGTH_PX = 1.0, 12.0

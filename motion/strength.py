@@ -13,8 +13,8 @@ from motion.wind import LEAST_WIND_PX, MOST_WIND_PX
 
 WIND_QUANTILE = 0.95
 # Largest change of displacement from pixel to pixel over time, in the median of the pixels that move, whose edges may
-# slide along what is still: towards the limit motion saturates. At 0.2 frames look like photographs, but two viewers saw
-# stems bend and rims dragged along; at 0.3 petals and blades stretch, above 0.5 things fold.
+# slide along what is still: towards the limit motion saturates. At 0.2 frames look like photographs, but two viewers
+# saw stems bend and rims dragged along; at 0.3 petals and blades stretch, above 0.5 things fold.
 STRAIN_LIMIT, STRAIN_QUANTILE = 0.235, 0.5
 # What moves most is not limited below this wind, px: crowns of small leaves have much strain, and tear less.
 LEAST_LIMIT_PX = 2.6

@@ -64,13 +64,12 @@ def make_table(
     rows = choose_rows(clip_set, None if split == "all" else split, clips, seed)
     groups = clip_groups(rows, clip_table)
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
-    num_bins = check_bins(pipeline, clip_set)
-    complete = True
+    num_bins, complete = check_bins(pipeline, clip_set), True
     if fvd_network:
         options = {"data": data, "split": split, "clips": clips, "seed": seed, "device": device, "command": command}
         options |= {"rows": FVD_ROWS, "checkpoint": checkpoint, "baseline_checkpoint": baseline_checkpoint, **sampling}
-        options |= {"fvd_network": fvd_network, "windows": [16, 32], "slide_step": 0}
-        complete = make_video_table(out=out / "fvd", **options)
+        windows = {"fvd_network": fvd_network, "windows": [16, 32], "slide_step": 0}
+        complete = make_video_table(out=out / "fvd", **options, **windows)
 
     # Predict and measure
     comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), seed)
@@ -83,12 +82,12 @@ def make_table(
 
     # Write
     counts = counts_note(comparison, len(clip_set.rows(None if split == "all" else split)), skipped + failed)
-    steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
     notes = [
         f"data: {data}, split {split}, {counts}; nearest of {searched} training clips",
         f"{samples} samples an image, {num_bins} bins; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; "
-        f"sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}; "
-        f"{seconds / samples:.2f} s a sample on {place}, precision {sampling['precision']}",
+        f"sampler {sampling['sampler']}, {sampling['steps'] or DEFAULT_STEPS[sampling['sampler']]} steps, "
+        f"guidance {sampling['guidance']:g}; {seconds / samples:.2f} s a sample on {place}, "
+        f"precision {sampling['precision']}",
         f"seed {seed} (choice of clips, start noise, random row, bootstrap); command: {command}",
     ]
     if loop_frames:
@@ -100,9 +99,9 @@ def make_table(
     by_group = write_results(out / f"by_{kind}", comparison.group_table(groups), **of_groups)
     if clip_table:
         print(by_group)  # sources may be hundreds
-    title, of_all = f"Predicted motion, {data.name}, split {split}", [*comparison.notes(), *notes]
-    print(write_results(out, comparison.table(), title=title, notes=of_all))
-    write_results(out / "by_clip", comparison.by_clip, title="The same by clip", notes=of_all)
+    of_all = {"notes": [*comparison.notes(), *notes]}
+    print(write_results(out, comparison.table(), title=f"Predicted motion, {data.name}, split {split}", **of_all))
+    write_results(out / "by_clip", comparison.by_clip, title="The same by clip", **of_all)
     logger.info("written to %s", out)
     return complete and not failed
 
