@@ -74,6 +74,7 @@ class CopyingPipeline:
         self.answer, self.asked = answer, []
         self.unet = SimpleNamespace(config=SimpleNamespace(num_bins=num_bins, period_s=period_s))
         self.vae = SimpleNamespace(normalisation=Normalisation(torch.full((num_bins,), 2.0)))
+        self.components = {"unet": self.unet, "vae": self.vae}
 
     def to(self, device: torch.device) -> CopyingPipeline:
         return self
