@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,12 +31,15 @@ from training.run_folder import open_run
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture
-def full_disk():
-    """Return a function that lets no file grow beyond so many bytes from then on, as a full disk does."""
+@contextmanager
+def full_disk(most_bytes: int):
+    """Let no file grow beyond so many bytes, as a full disk does; not longer, for pytest's own output is a file."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda most_bytes: resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def files_below(folder: Path) -> list[str]:
@@ -46,21 +50,21 @@ def files_below(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif", "a"])
-def test_a_video_that_finds_no_room_is_one_line(checkpoint, tmp_path, full_disk, capsys, name):
+def test_a_video_that_finds_no_room_is_one_line(checkpoint, tmp_path, capsys, name):
     from data.media import write_image
 
     write_image(tmp_path / "photo.png", torch.rand(3, 90, 60))
     motion, out = make_motion(tmp_path / "m.npz"), tmp_path / "out"
     flags = ["--motion", motion, "--preview", "--seconds", 1, "--out", out / name if "." in name else out]
     flags += [] if "." in name else ["--format", "frames"]
-    full_disk(9000)
-    assert run_animate(checkpoint, tmp_path / "photo.png", *flags) == 2
+    with full_disk(9000):
+        assert run_animate(checkpoint, tmp_path / "photo.png", *flags) == 2
     made = out / (name if "." in name else "photo")
     assert capsys.readouterr().err == f"animate.py: error: {made}: cannot be written (File too large)\n"
     assert files_below(out) == []
 
 
-def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path, full_disk):
+def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path):
     """Room neither for the weights, nor for the optimizer, nor for a line of metrics."""
 
     def model() -> torch.nn.Module:
@@ -81,17 +85,15 @@ def test_a_checkpoint_that_finds_no_room_leaves_the_one_before(tmp_path, full_di
         ("run", 80_000, checkpoint),
         ("lines", 200_000, "metrics.jsonl"),
     ):
-        full_disk(most_bytes)
         said = rf"^{tmp_path}/{name}/{named}: cannot be written \((File too|No space)[^\n]+\)$"
-        with pytest.raises(MediaError, match=said):
+        with full_disk(most_bytes), pytest.raises(MediaError, match=said):
             run_training(tmp_path / name, options, model=model(), resume="auto")
-        full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
         assert [file for file in files_below(tmp_path / name / "checkpoints") if ".tmp" not in file] == before
     _, result, _ = run_training(tmp_path / "run", options, model=model(), resume="auto")
     assert result.losses == whole.losses[4:] and not list((tmp_path / "run" / "checkpoints").glob(".*"))
 
 
-def test_a_set_that_finds_no_room_goes_on_later(tmp_path, full_disk):
+def test_a_set_that_finds_no_room_goes_on_later(tmp_path):
     def write(name: str, count: int) -> dict[str, str]:
         with ClipSetWriter(tmp_path / name, {"made_of": "noise"}) as writer:
             for i in range(len(writer.rows), count):
@@ -102,17 +104,14 @@ def test_a_set_that_finds_no_room_goes_on_later(tmp_path, full_disk):
     whole = write("whole", 3)
     (room,) = {(tmp_path / "whole" / "spectra" / f"clip{i}.npz").stat().st_size for i in range(3)}
     for most_bytes, named in ((room - 1, "spectra/clip0.npz"), (1500, "first/clip0.png")):
-        full_disk(most_bytes)
-        with pytest.raises(MediaError, match=f"^{tmp_path}/set/{named}: cannot be written "):
+        with full_disk(most_bytes), pytest.raises(MediaError, match=f"^{tmp_path}/set/{named}: cannot be written "):
             write("set", 3)
-        full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     write("set", 2)
     table = (tmp_path / "set" / "clips.csv").stat().st_size
     with ClipSetWriter(tmp_path / "set", {"made_of": "noise"}) as writer:
-        full_disk(table + 100)  # within the line of the next clip
-        with pytest.raises(MediaError, match="clips.csv: cannot be written"):
+        within_the_next_line = table + 100
+        with full_disk(within_the_next_line), pytest.raises(MediaError, match="clips.csv: cannot be written"):
             writer.add(ClipRow("clip2", "a" * 900 + ".mp4", split="train", fps=25.0, frames=125))
-    full_disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
     assert write("set", 3) == whole
 
 
