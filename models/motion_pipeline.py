@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,10 +56,15 @@ class EncodedImages(NamedTuple):
 
 
 def decode_and_rescale(
-    vae: MotionVAE, unet: FrequencyUNet, latents: Tensor, encoded: EncodedImages, precision: str = "no"
-) -> Tensor:
-    """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, as strong as is expected."""
-    spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition), precision)
+    vae: MotionVAE, unet: FrequencyUNet, latents: Tensor, encoded: EncodedImages, precision: str = "no",
+    *, loop: LoopGuidance | None = None,
+) -> Tensor:  # fmt: skip
+    """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, as strong as is expected.
+
+    The bins of a motion guided to a `loop` cancel each other where it closes, and keep their sizes.
+    """
+    of_bins = loop is None or not loop.guides_sampling
+    spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition, of_bins=of_bins), precision)
     if encoded.expected_px is not None:
         sigma_px = COHERENCE_PX if unet.config.spatial_attention else EARLIER_COHERENCE_PX
         return rescale_to_displacement(smooth_spectrum(spectrum, encoded.expected_px, sigma_px), encoded.expected_px)
@@ -193,7 +199,8 @@ class MotionPipeline(DiffusionPipeline):
         )
         # One volume at a time: decoding takes the most memory, and a batch would not make it faster.
         one_by_one = zip(latents.split(1), torch.arange(len(batch)).split(1), strict=True)
-        return [decode_and_rescale(self.vae, self.unet, z, encoded.at(n), precision).cpu() for z, n in one_by_one]
+        decode = partial(decode_and_rescale, self.vae, self.unet, precision=precision, loop=sampling.get("loop"))
+        return [decode(z, encoded.at(n)).cpu() for z, n in one_by_one]
 
     def read_images(
         self,

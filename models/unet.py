@@ -271,8 +271,8 @@ class FrequencyUNet(SavedModel):
         expected = resize_maps(expected_displacement(*means), tuple(image.shape[-2:]))  # (B, 1, H, W)
         return guided_filter(image.float(), expected).clamp(min=0)
 
-    def with_expected_power(self, latents: Tensor, condition: Tensor) -> Tensor:
-        """Scale latents (B, K, C, h, w) so that |z| / s is 0.6745 on average at each position, and in each bin but 0.
+    def with_expected_power(self, latents: Tensor, condition: Tensor, *, of_bins: bool = True) -> Tensor:
+        """Scale latents (B, K, C, h, w) so that |z| / s is 0.6745 on average at each position, and `of_bins` but 0.
 
         Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower that swings as
         a whole, and too much of the fast bins. The drift differs too much from clip to clip to be told. 0.6745 is the
@@ -281,8 +281,10 @@ class FrequencyUNet(SavedModel):
         log_s = condition[:, self.config.condition_channels :].unflatten(1, latents.shape[1:3])  # (B, K, C, h, w)
         relative = latents.abs() * torch.exp(-log_s)
         gain = GAUSSIAN_MEDIAN / _middle_mean(relative.flatten(1, 2), 1)[:, None, None]  # (B, 1, 1, h, w)
-        of_bins = GAUSSIAN_MEDIAN / _middle_mean((relative * gain).flatten(2), 2)[..., None, None, None]
-        return latents * gain * torch.cat([torch.ones_like(of_bins[:, :1]), of_bins[:, 1:]], dim=1)
+        if not of_bins:
+            return latents * gain
+        bins = GAUSSIAN_MEDIAN / _middle_mean((relative * gain).flatten(2), 2)[..., None, None, None]
+        return latents * gain * torch.cat([torch.ones_like(bins[:, :1]), bins[:, 1:]], dim=1)
 
     def _preconditioning(self, log_s: Tensor, timestep: Tensor) -> tuple[Tensor, ...]:
         """Return a b (1 - s^2) / d^2, 1 / d, s / d (B, K, C, h, w) and a, b (B, 1, 1, 1, 1), all in float32."""

@@ -55,7 +55,7 @@ def test_motion_table_is_complete_and_agrees_with_itself(checkpoint, tmp_path, c
 def test_sequential_and_batched_sampling_are_the_same_work(checkpoint, monkeypatch):
     """In mode "independent", and told the frequency of bin 0 alone, K = 1 must give what the batch gives for bin 0."""
     # The power of a position is that of all its bins, of which the others were told another frequency.
-    monkeypatch.setattr(FrequencyUNet, "with_expected_power", lambda unet, latents, condition: latents)
+    monkeypatch.setattr(FrequencyUNet, "with_expected_power", lambda unet, latents, condition, **_: latents)
     pipeline = MotionPipeline.from_pretrained(checkpoint)
     pipeline.unet.register_to_config(mode="independent")
     for level in [*pipeline.unet.down, pipeline.unet.middle, *pipeline.unet.up]:
