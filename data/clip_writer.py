@@ -49,6 +49,8 @@ CLIP_FILES = ("first/{}.png", "slices/{}.png", "spectra/{}.npz", "pairs/{}.npz")
 _FOLDERS = ("first", "slices", "spectra", "pairs")
 # Of a set at a URL: a file with the rows of each item, as nothing there can be locked or appended to.
 RECORDS = "rows"
+_NEW = ClipRow("", "", status=DROPPED)  # stands for an item that has no row yet
+_CLIPS_AT_ONCE = 500  # that a worker reads for the statistics
 
 
 @dataclass
@@ -61,10 +63,6 @@ class ClipContent:
     pairs: tuple[Pair, ...] = ()
     importance: torch.Tensor | None = None  # (1, H, W) px; None: that of the spectrum
     slice: torch.Tensor | None = None  # (3, T, W), time downwards
-
-
-_CLIPS_AT_ONCE = 500  # that a worker reads for the statistics
-_NEW = ClipRow("", "", status=DROPPED)
 
 
 class FolderBusyError(MediaError):

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from data.flow_refinement import FlowRefinement
 from data.media import to_bytes
+from motion.flow import sample_at
 
 # Part of the settings of clip sets, so that flow of different versions is not mixed: raise it when flow changes.
 FLOW_VERSION = 3
@@ -186,10 +187,8 @@ def _look_up(frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, to
     height, width = frames.shape[-2:]
     x = torch.arange(width, dtype=flow.dtype) + flow[:, 0]  # (N, H, W)
     y = torch.arange(height, dtype=flow.dtype)[:, None] + flow[:, 1]  # (N, H, W)
-    grid = torch.stack([2 * x / max(width - 1, 1) - 1, 2 * y / max(height - 1, 1) - 1], -1)  # (N, H, W, 2)
     inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    warped = F.grid_sample(frames, grid, mode="bilinear", padding_mode="border", align_corners=True)
-    return warped, inside[:, None]
+    return sample_at(frames, flow), inside[:, None]
 
 
 def _blur(values: torch.Tensor) -> torch.Tensor:

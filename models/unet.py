@@ -272,11 +272,12 @@ class FrequencyUNet(SavedModel):
         return guided_filter(image.float(), expected).clamp(min=0)
 
     def with_expected_power(self, latents: Tensor, condition: Tensor, *, of_bins: bool = True) -> Tensor:
-        """Scale latents (B, K, C, h, w) so that |z| / s is 0.6745 on average at each position, and `of_bins` but 0.
+        """Scale latents (B, K, C, h, w) at each position so that the mean of the middle half of |z| / s is 0.6745.
 
         Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower that swings as
-        a whole, and too much of the fast bins. The drift differs too much from clip to clip to be told. 0.6745 is the
-        median that s was trained to, so that latents that are known exactly stay as they are.
+        a whole. 0.6745 is the median that s was trained to, so that latents that are known exactly stay as they are.
+        With `of_bins` each bin is scaled likewise afterwards, for fast bins come out too strong; bin 0, the drift, is
+        not, as it differs too much from clip to clip.
         """
         log_s = condition[:, self.config.condition_channels :].unflatten(1, latents.shape[1:3])  # (B, K, C, h, w)
         relative = latents.abs() * torch.exp(-log_s)

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from test_evaluation_video import Windows
+from torch import Tensor
 
 import evaluate
 from data.clips import ClipSet
@@ -23,18 +24,6 @@ from evaluation.video.sources import RenderedVideos, blurred, clip_seed, shuffle
 from motion.motion_file import Motion
 
 BINS = 16
-
-
-class Windows(nn.Module):
-    """(N, 3, T, H, W) -> (N, 4); its kernels reach over three frames."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.conv = nn.Conv3d(3, 4, 3, stride=(1, 2, 2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(x).relu().mean((2, 3, 4))
 
 
 class Still:
