@@ -313,7 +313,7 @@ def test_a_full_disk_and_a_missing_encoder_are_one_line(tmp_path, monkeypatch):
                 write_video(tmp_path / name, noise)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-        assert f"{name}: ffmpeg could not write it (File too large)" in str(caught.value)
+        assert f"{name}: cannot be written (File too large)" in str(caught.value)
         assert os.listdir(tmp_path) == []
     monkeypatch.setitem(video_writer._CODECS, "mp4", ("libnone", "yuv420p", {}, {}))
     with pytest.raises(MediaError, match="a.mp4: ffmpeg could not write it .no encoder libnone.;"):
