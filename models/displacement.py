@@ -28,9 +28,7 @@ UNLIKELY, LIKELY = 0.1, 0.3
 # Edges of the map are drawn to those of the image: radius, px, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 8, 1e-3
 # What is nearer than this swings together, px of a grid of 256 x 160: standard deviation of the Gaussian over a sample.
-# Correlation of motion at 4, 8, 16, 32 px, 13 held-out clips: real .90 .80 .64 .45, with the noise of their flow;
-# samples as they come .93 .78 .59 .40, by 3 px .96 .86 .67 .45. As they come, petals and buds still change their shape.
-COHERENCE_PX = 3.0
+COHERENCE_PX = 2.0
 # Of networks without attention across places, which bend stems like worms.
 EARLIER_COHERENCE_PX = 12.0
 # A bin of a sample that is all but noise is made at most this many times as strong again.
@@ -162,6 +160,24 @@ def smooth_spectrum(spectrum: Tensor, expected_px: Tensor, sigma_px: float = COH
 
     gain = (power(spectrum) / power(mean).clamp(min=1e-12)).sqrt()
     return mean * gain.clamp(max=MOST_COHERENCE_GAIN)
+
+
+def smooth_by_parts(spectrum: Tensor, expected_px: Tensor, parts: dict[float, Tensor]) -> Tensor:
+    """Smooth a sample as `smooth_spectrum` does, over lengths that differ from place to place.
+
+    Args:
+        spectrum: (B, K, 4, H, W) px.
+        expected_px: (B, 1, H, W) px.
+        parts: {sigma_px: fraction (B, 1, H, W) of a place that it holds for}; what is left takes COHERENCE_PX.
+
+    Returns:
+        (B, K, 4, H, W) px.
+    """
+    rest = (torch.ones_like(expected_px) - sum(parts.values())).clamp(min=0)
+    return sum(
+        fraction[:, None] * smooth_spectrum(spectrum, expected_px, sigma_px)
+        for sigma_px, fraction in [*parts.items(), (COHERENCE_PX, rest)]
+    )
 
 
 def gaussian_mean(maps: Tensor, sigma_px: float) -> Tensor:

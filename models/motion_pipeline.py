@@ -13,8 +13,8 @@ from torch import Tensor
 
 from models.checkpoints import CheckpointError, one_line, read_config
 from models.device import AUTOCAST_DTYPES, autocast
-from models.displacement import COHERENCE_PX, EARLIER_COHERENCE_PX, rescale_to_displacement, smooth_spectrum
-from models.placement import DETAIL, PlacementHead, placed_displacement, suggested_wind
+from models.displacement import EARLIER_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
+from models.placement import DETAIL, PlacementHead, coherent_parts, placed_displacement, suggested_wind
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
@@ -44,15 +44,18 @@ class EncodedImages(NamedTuple):
         condition: (B, Cc + K C, h, w) of the U-Net.
         expected_px: (B, 1, H, W) expected displacement, px, or None.
         wind_px: (B,) the wind, see `motion.wind`, given or suggested by the images; None for checkpoints without.
+        parts: {sigma_px: (B, 1, H, W)} of `coherent_parts`; empty for checkpoints without a placement head.
     """
 
     condition: Tensor
     expected_px: Tensor | None
     wind_px: Tensor | None
+    parts: dict[float, Tensor]
 
     def at(self, places: Tensor) -> EncodedImages:
         """Return those of some of the images, by their numbers (b,)."""
-        return EncodedImages(*(None if found is None else found[places] for found in self))
+        parts = {sigma_px: fraction[places] for sigma_px, fraction in self.parts.items()}
+        return EncodedImages(*(None if found is None else found[places] for found in self[:-1]), parts)
 
 
 def decode_and_rescale(
@@ -66,8 +69,11 @@ def decode_and_rescale(
     of_bins = loop is None or not loop.guides_sampling
     spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition, of_bins=of_bins), precision)
     if encoded.expected_px is not None:
-        sigma_px = COHERENCE_PX if unet.config.spatial_attention else EARLIER_COHERENCE_PX
-        return rescale_to_displacement(smooth_spectrum(spectrum, encoded.expected_px, sigma_px), encoded.expected_px)
+        if unet.config.spatial_attention:
+            smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts)
+        else:
+            smooth = smooth_spectrum(spectrum, encoded.expected_px, EARLIER_COHERENCE_PX)
+        return rescale_to_displacement(smooth, encoded.expected_px)
     if unet.config.wind:
         spectrum = spectrum * (encoded.wind_px / WIND_OF_LATENTS_PX).view(-1, 1, 1, 1, 1)
     return spectrum
@@ -214,9 +220,11 @@ class MotionPipeline(DiffusionPipeline):
         count, told = len(images), {}
         with autocast(images.device, precision):
             placement = wind = None
+            parts = {}
             if self.placement is not None:
                 features = self._features(images, detailed)
                 placement = self.placement.predict(features)
+                parts = coherent_parts(features, tuple(images.shape[-2:]))
             if self.unet.config.wind or placement is not None:
                 given = images.new_full((count,), DEFAULT_WIND_PX if wind_px is None else wind_px, dtype=torch.float32)
                 wind = given if wind_px is not None or placement is None else suggested_wind(placement)
@@ -227,7 +235,7 @@ class MotionPipeline(DiffusionPipeline):
                 expected_px = placed_displacement(placement, images, wind)
             else:
                 expected_px = self.unet.expected_displacement(images)
-        return EncodedImages(condition, expected_px, wind)
+        return EncodedImages(condition, expected_px, wind, parts)
 
     def _features(self, images: Tensor, detailed: Tensor | None) -> Tensor:
         """Return what the placement head reads of images."""

@@ -11,6 +11,7 @@ import torch
 import train_unet
 from data.clips import ClipSet
 from models.displacement import (
+    COHERENCE_PX,
     LIKELY,
     MOST_GAIN,
     MOVES_ABOVE,
@@ -22,6 +23,7 @@ from models.displacement import (
     guided_filter,
     relative_displacement,
     rescale_to_displacement,
+    smooth_by_parts,
     smooth_spectrum,
 )
 from models.unet import FrequencyUNet
@@ -134,6 +136,18 @@ def test_a_batch_is_made_coherent_one_by_one():
     torch.testing.assert_close(both[:1], smooth_spectrum(spectrum[:1], expected_px[:1]))
     torch.testing.assert_close(smooth_spectrum(spectrum, 7 * expected_px), both)
     assert bool(torch.isfinite(smooth_spectrum(spectrum, torch.zeros(2, 1, 24, 32))).all())
+
+
+def test_each_part_is_smoothed_over_its_own_length():
+    spectrum, expected_px = torch.randn(2, 3, 4, 24, 64), torch.rand(2, 1, 24, 64)
+    trees, water = torch.zeros(2, 1, 24, 64), torch.zeros(2, 1, 24, 64)
+    trees[..., :20], water[..., 20:40] = 1.0, 0.5
+    found = smooth_by_parts(spectrum, expected_px, {8.0: trees, 1.0: water})
+    whole, fine, rest = (smooth_spectrum(spectrum, expected_px, sigma_px) for sigma_px in (8.0, 1.0, COHERENCE_PX))
+    torch.testing.assert_close(found[..., :20], whole[..., :20])
+    torch.testing.assert_close(found[..., 20:40], (fine + rest)[..., 20:40] / 2)
+    torch.testing.assert_close(found[..., 40:], rest[..., 40:])
+    torch.testing.assert_close(smooth_by_parts(spectrum, expected_px, {}), rest)
 
 
 def test_one_sample_and_a_batch_are_scaled_alike():
