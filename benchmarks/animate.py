@@ -65,4 +65,5 @@ def make_table(
             row = {"row": f"{name}, {BUSY}", "seconds": seconds, "times_idle": seconds / found[name]["seconds"]}
             rows.append(row)
     note = f"{machine(device)}; median of {repeats} repeats in which all rows take turns"
-    return rows, [note, f"image at {size} px, {frames} frames, {steps} steps, precision {precision}, seed {seed}", MEMORY_NOTE]
+    options = f"image at {size} px, {frames} frames, {steps} steps, precision {precision}, seed {seed}"
+    return rows, [note, options, MEMORY_NOTE]
