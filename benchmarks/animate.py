@@ -12,13 +12,15 @@ import torch
 
 from animation.rendering import load_renderer, read_images
 from benchmarks.flags import SAMPLE
-from benchmarks.measuring import MEMORY_NOTE, machine, measure
+from benchmarks.measuring import MEMORY_NOTE, busy_neighbours, machine, measure
+from data.cpus import available_cpus
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
 from motion.looping import plan_playback
 
-BASELINE = "render, image space (baseline)"
+PREDICTION, BASELINE = "predict motion", "render, image space (baseline)"
+BUSY = "beside a busy process on each core"
 
 
 def make_table(
@@ -42,8 +44,8 @@ def make_table(
             pass
 
     works: dict[str, Callable[[], object]] = {
-        f"predict motion, {steps} steps, no guidance": partial(predict, guidance=0.0),
-        f"predict motion, {steps} steps, guided": partial(predict, guidance=1.0),
+        PREDICTION: partial(predict, guidance=0.0),
+        "predict motion, guided": partial(predict, guidance=1.0),
         BASELINE: render,
     }
     works |= {f"render, {operator}": partial(render, model=model) for operator, model in renderers.items()}
@@ -54,5 +56,14 @@ def make_table(
         if name.startswith("render"):
             row |= {"frames_per_s": frames / seconds, "times_the_baseline": seconds / found[BASELINE]["seconds"]}
         rows.append(row)
+    if device.type == "cpu":
+        chosen = {name: works[name] for name in (PREDICTION, "render, softmax")}
+        with busy_neighbours(available_cpus()):
+            busy = measure(chosen, repeats, device)
+        for name, metrics in busy.items():
+            seconds = metrics["seconds"]
+            row = {"row": f"{name}, {BUSY}", "seconds": seconds, "times_idle": seconds / found[name]["seconds"]}
+            rows.append(row)
     note = f"{machine(device)}; median of {repeats} repeats in which all rows take turns"
-    return rows, [note, f"image at {size} px, {frames} frames, precision {precision}, seed {seed}", MEMORY_NOTE]
+    options = f"image at {size} px, {frames} frames, {steps} steps, precision {precision}, seed {seed}"
+    return rows, [note, options, MEMORY_NOTE]

@@ -6,9 +6,11 @@ import ctypes
 import gc
 import logging
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -79,6 +81,18 @@ def timed(work: Callable[[], object], device: torch.device, flush: Tensor | None
     work()
     synchronize()
     return time.perf_counter() - began
+
+
+@contextmanager
+def busy_neighbours(count: int) -> Iterator[None]:
+    """Run `count` other processes that compute without end, during a block."""
+    processes = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
 
 
 def peak_memory_mb(work: Callable[[], object], device: torch.device) -> float | None:

@@ -29,18 +29,23 @@ def test_the_table_has_every_part_beside_the_baseline(checkpoint, photograph, tm
     rows = {row["row"]: row for row in json.loads((out / "results.json").read_text())}
     assert list(rows) == [
         "load the checkpoint",
-        "predict motion, 2 steps, no guidance",
-        "predict motion, 2 steps, guided",
+        "predict motion",
+        "predict motion, guided",
         "render, image space (baseline)",
         "render, softmax",
         "render, gaussian",
+        "predict motion, beside a busy process on each core",
+        "render, softmax, beside a busy process on each core",
     ]
+    alone, beside = rows["predict motion"], rows["predict motion, beside a busy process on each core"]
+    assert beside["times_idle"] == pytest.approx(beside["seconds"] / alone["seconds"])
     baseline, softmax = rows["render, image space (baseline)"], rows["render, softmax"]
     assert baseline["times_the_baseline"] == 1
     assert softmax["times_the_baseline"] == pytest.approx(softmax["seconds"] / baseline["seconds"])
     assert softmax["frames_per_s"] == pytest.approx(2 / softmax["seconds"])
     printed = capsys.readouterr().out
-    assert "image at 32 px, 2 frames, precision bf16, seed 0" in printed and "command: benchmark.py animate" in printed
+    assert "image at 32 px, 2 frames, 2 steps, precision bf16, seed 0" in printed
+    assert "command: benchmark.py animate" in printed
 
 
 def test_memory_on_a_gpu_is_the_peak_beyond_what_was_there(monkeypatch):
