@@ -1,0 +1,71 @@
+"""Processes for tests that need some of their own: forked from a server that has imported the libraries once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+import socket
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# What takes seconds to import; our own modules are imported anew in each process.
+LIBRARIES = (
+    "accelerate av cv2 diffusers.models diffusers.training_utils matplotlib.figure numba scipy.stats torch._dynamo "
+    "torch.distributed torch.utils.tensorboard torchmetrics.image torchvision.models pytest"
+).split()
+
+
+def start(target: Callable, *arguments: object, log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
+    """Call target(*arguments) in a process of its own, with one thread; what it prints goes to the file `log`."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LIBRARIES)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})}
+    process = context.Process(target=_enter, args=(target, arguments, str(log), environment))
+    process.start()
+    return process
+
+
+def start_script(*arguments: object, log: Path, environment: dict[str, str] | None = None) -> BaseProcess:
+    """Do what `python SCRIPT ARGUMENTS` does in the root folder."""
+    return start(_be_script, [str(argument) for argument in arguments], log=log, environment=environment)
+
+
+def torchrun(count: int, *arguments: object, log: Path) -> None:
+    """Do what `torchrun --nproc_per_node COUNT SCRIPT ARGUMENTS` does; a process that fails is an AssertionError."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    processes = [
+        start_script(*arguments, log=log, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]
+    for process in processes:
+        process.join(400)
+    codes = [process.exitcode for process in processes]
+    for process in processes:
+        process.kill()
+    assert codes == [0] * count, log.read_text()[-3000:]
+
+
+def _enter(target: Callable, arguments: tuple, log: str, environment: dict[str, str]) -> None:
+    import torch
+
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    target(*arguments)
+
+
+def _be_script(arguments: list[str]) -> None:
+    os.chdir(ROOT)
+    sys.argv = arguments
+    sys.path[:0] = [str(Path(arguments[0]).resolve().parent)]
+    runpy.run_path(arguments[0], run_name="__main__")
