@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -58,6 +59,9 @@ def _enter(target: Callable, arguments: tuple, log: str, environment: dict[str, 
     with open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
+    os.setsid()
+    # A background job of a shell ignores Ctrl-C, and its children inherit that; a person's terminal does not.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)

@@ -25,6 +25,8 @@ from training.motion_diffusion import diffusion_loss
 from training.motion_stages import denoising_stage, load_unet, make_unet
 from training.motion_vae import latent_scale, reconstruction_metrics, vae_loss
 
+pytestmark = pytest.mark.usefixtures("short_sampling")
+
 VAE_FLAGS = "--bins 4 --grid 96x64 --crop 32x32 --batch-size 2 --slices 2 --log-every 1".split()
 UNET_FLAGS = "--bins 4 --grid 96x64 --backbone none --batch-size 2 --log-every 1".split()
 
