@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # What takes seconds to import; our own modules are imported anew in each process.
 LIBRARIES = (
     "accelerate av cv2 diffusers.models diffusers.training_utils matplotlib.figure numba scipy.stats torch._dynamo "
-    "torch.distributed torch.utils.tensorboard torchmetrics.image torchvision.models pytest"
+    "torch.distributed.run torch.utils.tensorboard torchmetrics.image torchvision.models pytest"
 ).split()
 
 
@@ -35,22 +35,19 @@ def start_script(*arguments: object, log: Path, environment: dict[str, str] | No
     return start(_be_script, [str(argument) for argument in arguments], log=log, environment=environment)
 
 
-def torchrun(count: int, *arguments: object, log: Path) -> None:
-    """Do what `torchrun --nproc_per_node COUNT SCRIPT ARGUMENTS` does; a process that fails is an AssertionError."""
+def torchrun(count: int, *arguments: object, log: Path, nodes: int = 1) -> None:
+    """Do what `torchrun --nproc_per_node COUNT SCRIPT ARGUMENTS` does on each of so many nodes, all of them here."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    processes = [
-        start_script(*arguments, log=log, environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
-    for process in processes:
-        process.join(400)
-    codes = [process.exitcode for process in processes]
-    for process in processes:
-        process.kill()
-    assert codes == [0] * count, log.read_text()[-3000:]
+        endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
+    arguments = tuple(str(argument) for argument in arguments)
+    agents = [start(_be_torchrun, count, nodes, endpoint, *arguments, log=log) for _ in range(nodes)]
+    for agent in agents:
+        agent.join(400)
+    codes = [agent.exitcode for agent in agents]
+    for agent in agents:
+        agent.kill()
+    assert codes == [0] * nodes, log.read_text()[-3000:]
 
 
 def _enter(target: Callable, arguments: tuple, log: str, environment: dict[str, str]) -> None:
@@ -73,3 +70,11 @@ def _be_script(arguments: list[str]) -> None:
     sys.argv = arguments
     sys.path[:0] = [str(Path(arguments[0]).resolve().parent)]
     runpy.run_path(arguments[0], run_name="__main__")
+
+
+def _be_torchrun(count: int, nodes: int, endpoint: str, *arguments: str) -> None:
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    options = {"run_id": "test", "rdzv_backend": "c10d", "rdzv_endpoint": endpoint, "max_restarts": 0}
+    config = LaunchConfig(nodes, nodes, count, start_method="fork", **options)
+    elastic_launch(config, _be_script)(list(arguments))
