@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import runpy
@@ -62,6 +63,7 @@ def _enter(target: Callable, arguments: tuple, log: str, environment: dict[str, 
     os.environ.clear()
     os.environ.update(environment)
     torch.set_num_threads(1)
+    gc.freeze()  # what the server has imported
     target(*arguments)
 
 
