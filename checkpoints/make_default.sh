@@ -156,14 +156,14 @@ learn() {
 }
 
 # Sizes: a GPU takes larger batches, and as many steps as fit into --minutes where more of them do not harm.
-batch=8 crop=96 renderer=fast loaders=0
+batch=8 crop=96 renderer=fast loaders=0 size=() grid=() vae_crop=128x128
 vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=1200 renderer_steps=2800
 if [[ $device != cpu ]] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     batch=32 crop=128 loaders=$((workers < 8 ? workers : 8))
 fi
 [[ -z $minutes ]] || vae_steps=100000 denoiser_steps=1000000 renderer_steps=1000000
 if [[ -n $tiny ]]; then
-    scenes=12 batch=2 crop=32 renderer=tiny
+    scenes=12 batch=2 crop=32 renderer=tiny size=(--size 96x64) grid=(--bins 4 --grid 96x64) vae_crop=64x64
     vae_steps=2 picture_steps=2 denoiser_steps=2 displacement_steps=2 renderer_steps=2
 fi
 
@@ -185,8 +185,8 @@ masked=(${photos:+--photos "$photos" --masks "$masks"} ${photo_table:+--photo-ta
 
 # Data
 data=("$work/sets/scenes:0.6") motion_data=("$work/sets/scenes:0.3") still_data=("$work/sets/scenes:0.1" "$work/sets/still:0.2")
-once scenes prepare_data.py scenes --num "$scenes" --seed 2 --workers "$workers" --out "$work/sets/scenes"
-once still prepare_data.py scenes --num $((scenes / 5 + 1)) --kinds still --seed 3 --workers "$workers" --out "$work/sets/still"
+once scenes prepare_data.py scenes --num "$scenes" "${size[@]}" --seed 2 --workers "$workers" --out "$work/sets/scenes"
+once still prepare_data.py scenes --num $((scenes / 5 + 1)) "${size[@]}" --kinds still --seed 3 --workers "$workers" --out "$work/sets/still"
 measured=$work/sets/scenes
 if [[ -n $clips ]]; then
     once clips prepare_data.py videos "$clips" --fps 20 --workers "$workers" --out "$work/sets/real"
@@ -197,8 +197,8 @@ if [[ -n $clips && -z $rendered ]]; then
 fi
 
 # Motion
-unet=(train_unet.py --vae "$work/runs/vae/vae" --cache "$work/latents")
-learn vae 20 $vae_steps train_vae.py --data "${data[@]}" --preset tiny --batch-size 4 --slices 4 --crop 128x128 \
+unet=(train_unet.py --vae "$work/runs/vae/vae" --cache "$work/latents" "${grid[@]}")
+learn vae 20 $vae_steps train_vae.py --data "${data[@]}" "${grid[@]}" --preset tiny --batch-size 4 --slices 4 --crop $vae_crop \
     --learning-rate 2e-3 --warmup-steps 30 --ema-decay 0.99
 learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage image-encoder "${features[@]}" \
     --batch-size 8 --learning-rate 2e-3 --warmup-steps 50 --ema-decay 0.99

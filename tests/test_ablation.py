@@ -27,6 +27,8 @@ from models.unet import FrequencyUNet
 from models.vae import MotionVAE
 from motion.spectrum import spectrum_to_flow, truncate
 
+pytestmark = pytest.mark.usefixtures("short_sampling")
+
 SCRIPTS = {
     "train_vae.py": train_vae,
     "train_unet.py": train_unet,

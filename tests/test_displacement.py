@@ -29,6 +29,8 @@ from models.displacement import (
 from models.unet import FrequencyUNet
 from motion.spectrum import mean_displacement
 
+pytestmark = pytest.mark.usefixtures("short_sampling")
+
 SHAPE = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
 
 

@@ -19,6 +19,8 @@ from models.motion_pipeline import MotionPipeline
 from models.unet import STAGES, FrequencyUNet
 from models.vae import MotionVAE
 
+pytestmark = pytest.mark.usefixtures("short_sampling")
+
 ENCODER = "image_encoder.backbone."
 KINDS = [("kl", 4), ("kl", 8), ("vq", 4), ("vq", 8)]
 

@@ -30,6 +30,8 @@ from motion.normalisation import Normalisation
 from training.motion_diffusion import CONDITION_DROPOUT, diffusion_loss
 from training.motion_vae import reconstruction_metrics
 
+pytestmark = pytest.mark.usefixtures("short_sampling")
+
 CODEBOOK = "quantize.embedding.weight"  # has no gradient: the straight-through estimator goes past it
 SHAPE = {"num_bins": 4, "condition_channels": 16, "num_heads": 2}
 

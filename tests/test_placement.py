@@ -39,6 +39,8 @@ from training.motion_stages import load_placement
 from training.placement import PlacementDataset, clip_labels, placement_loss, validation_placement
 from training.placement_samples import PlacementSample, photograph_samples
 
+pytestmark = pytest.mark.usefixtures("short_sampling")
+
 HEIGHT, WIDTH = 160, 256
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 import tracemalloc
 from pathlib import Path
 
 import pytest
 import torch
+from processes import torchrun
 
 import prepare_data
 import train_vae
@@ -20,8 +17,6 @@ from data.datasets import MotionDataset, RenderingDataset, open_weighted_sets
 from data.shards import OPEN_AT_ONCE, ShardedSet, open_set, write_shards
 from training.data_order import MIXED_BLOCKS, ResumableBatchSampler, block_order, make_loader
 from training.data_sets import motion_sets
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -118,16 +113,6 @@ def test_training_reads_shards(scene_set, tmp_path, capsys):
     assert prepare_data.main(["shards", str(tmp_path), "--out", str(folder)]) == 2
 
 
-def train_on_two_nodes(port: int, *flags: str) -> None:
-    """Run train_vae.py by two torchruns of two processes each, which find one another at a port."""
-    launch = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "2", "--rdzv_backend", "c10d"]
-    launch += ["--rdzv_id", "test", "--rdzv_endpoint", f"127.0.0.1:{port}", "train_vae.py", *flags]
-    options = {"cwd": ROOT, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "stderr": subprocess.PIPE, "text": True}
-    nodes = [subprocess.Popen([sys.executable, *launch], **options) for _ in range(2)]
-    errors = [node.communicate(timeout=400)[1] for node in nodes]
-    assert [node.returncode for node in nodes] == [0, 0], errors[0][-3000:] + errors[1][-3000:]
-
-
 def losses(run: Path) -> dict[int, float]:
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
@@ -138,10 +123,8 @@ def test_two_nodes_train_as_one_process_and_another_number_of_processes_goes_on(
     flags += ["--device", "cpu", "--out"]
     whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
     assert train_vae.main([*flags, whole, "--batch-size", "4"]) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    train_on_two_nodes(port, *flags, parts, "--batch-size", "1", "--stop-at", "3")
+    on_two_nodes = ["train_vae.py", *flags, parts, "--batch-size", "1", "--stop-at", "3"]
+    torchrun(2, *on_two_nodes, nodes=2, log=tmp_path / "log.txt")
     mark = json.loads((tmp_path / "parts/checkpoints/step-0000003/state.json").read_text())
     assert mark["processes"] == 4 and mark["batch_size"] == 4
     other = ["--batch-size", "3", "--resume", "auto"]

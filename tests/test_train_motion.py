@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from processes import torchrun
 from safetensors.torch import load_file
 
 import train_unet
@@ -27,7 +25,8 @@ from training.motion_diffusion import diffusion_loss
 from training.motion_stages import denoising_stage, load_unet, make_unet
 from training.motion_vae import latent_scale, reconstruction_metrics, vae_loss
 
-ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.usefixtures("short_sampling")
+
 VAE_FLAGS = "--bins 4 --grid 96x64 --crop 32x32 --batch-size 2 --slices 2 --log-every 1".split()
 UNET_FLAGS = "--bins 4 --grid 96x64 --backbone none --batch-size 2 --log-every 1".split()
 
@@ -135,30 +134,17 @@ def test_unet_resumes_exactly(unet_flags, tmp_path):
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def launch(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "train_unet.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--device", "cpu", *arguments],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-
-
 def test_two_processes_stopped_and_resumed_equal_one_of_twice_the_batch(unet_flags, tmp_path):
-    """`torchrun --nproc_per_node 2 train_unet.py`, 20 steps; the one process is not interrupted."""
-    flags = [*unet_flags, "--steps", "20"]
+    """`torchrun --nproc_per_node 2 train_unet.py`, 8 steps; the one process is not interrupted."""
+    flags = [*unet_flags, "--steps", "8"]
     flags[flags.index("--batch-size") + 1] = "1"
     one, parts = tmp_path / "one", tmp_path / "parts"
-    launch([*flags, "--out", str(parts), "--stop-at", "9"])
-    launch([*flags, "--out", str(parts), "--resume", "auto"])
+    two = ["train_unet.py", *flags, "--device", "cpu", "--out", parts]
+    torchrun(2, *two, "--stop-at", "3", log=tmp_path / "log.txt")
+    torchrun(2, *two, "--resume", "auto", log=tmp_path / "log.txt")
     flags[flags.index("--batch-size") + 1] = "2"
     assert train_unet.main([*flags, "--device", "cpu", "--out", str(one)]) == 0
-    assert losses(parts) == pytest.approx(losses(one), abs=1e-5) and len(losses(one)) == 20
+    assert losses(parts) == pytest.approx(losses(one), abs=1e-5) and len(losses(one)) == 8
 
 
 def test_stage_two_starts_from_stage_one_and_trains_the_rest_only(unet_flags, tmp_path):

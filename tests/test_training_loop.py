@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import torch._dynamo
+from processes import torchrun
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -388,14 +386,8 @@ if __name__ == "__main__":
 """
 
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-
-
 def launch(script: Path, *arguments: str) -> dict:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, *TORCHRUN, str(script), *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(2, script, *arguments, log=script.with_suffix(".txt"))
     return json.loads(Path(arguments[0] + ".json").read_text())
 
 
