@@ -5,6 +5,8 @@ Run it again with the same flags to go on after an interruption, or with more vi
 
 from __future__ import annotations
 
+from cli.run import EXIT_SKIPPED, command, run
+
 import sys
 from collections import Counter
 from contextlib import closing
@@ -23,7 +25,6 @@ from cli.parser import (
     refuse_flags,
     size_px,
 )
-from cli.run import EXIT_SKIPPED, command, run
 from cluster.flags import add_cluster_flags, cluster_workers
 from cluster.storage import is_folder, place
 from data.cpus import available_cpus
