@@ -158,17 +158,20 @@ def test_output_that_nobody_takes(lines):
 
 
 INTERRUPTED = """
-import os, sys, time
+import os, sys, time, weakref
 from cli.run import command, run
+def interrupt(*_):
+    os.kill(os.getpid(), {number})
+    time.sleep(30)
 @command
 def main(argv=None):
-    try:
-        os.kill(os.getpid(), {number})
-        time.sleep(30)
-    except BaseException:
-        {then}
+    {how}
+    time.sleep(30)
 sys.exit(run(main))
 """
+RAISED = """try: interrupt()
+    except BaseException: {then}"""
+DROPPED = "class Loaded: pass\n    kept = weakref.ref(Loaded(), interrupt)"  # as in callbacks of imports
 
 
 def interrupted(code: str) -> tuple[int, str]:
@@ -184,9 +187,11 @@ def interrupted(code: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("then", ["raise", "raise ImportError('numpy')"])
-def test_an_interrupted_import_is_no_traceback(number, then):
-    code = INTERRUPTED.format(number=int(number), then=then)
+@pytest.mark.parametrize(
+    "how", [RAISED.format(then="raise"), RAISED.format(then="raise ImportError('numpy')"), DROPPED]
+)
+def test_an_interrupted_import_is_no_traceback(number, how):
+    code = INTERRUPTED.format(number=int(number), how=how)
     assert interrupted(code) == (128 + number, "<string>: interrupted\n")
 
 
