@@ -30,7 +30,6 @@ from cluster.storage import is_folder, place
 from data.cpus import available_cpus
 
 
-# Only RAFT computes on a device.
 @command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and prepare the set; returns 3 when a video had to be skipped."""

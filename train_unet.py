@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     Models = tuple[MotionVAE, FrequencyUNet, SchedulerMixin, PlacementHead | None]
 
 logger = logging.getLogger("__main__")
-
 STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")
 
 
