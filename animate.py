@@ -7,6 +7,8 @@ python animate.py photo.jpg --loop-seconds 3   a loop of 3 s at the motion's own
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import logging
 import sys
 from functools import partial
@@ -15,7 +17,6 @@ from pathlib import Path
 from animation import flags
 from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, refuse_flags
-from cli.run import command, run
 from cluster.flags import add_cluster_flags, cluster_workers, run_each
 from cluster.storage import existing, is_folder, local_input, place, url_of
 

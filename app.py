@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cli.run import command, run, user_message
+
 import argparse
 import html
 import logging
@@ -17,7 +19,6 @@ from animation.options import AS_SUGGESTED, CHOICES, DEFAULT_SIZE_PX
 from animation.web_server import LARGEST_UPLOAD_BYTES, RequestGuard, limit_requests, removing_old_files
 from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, positive_int, whole_number
-from cli.run import command, run, user_message
 from models.segmentation_classes import CLASSES
 from motion.wind import WINDS
 
@@ -85,7 +86,7 @@ def make_page(gradio: Any, studio: Any) -> Any:
                 drag = gradio.File(label="The image to drag: open this page in a browser", interactive=False)
         choices = [image, splat, strength, loop, seconds, seed, move, freeze, wind]
         button.click(animate, choices, [video, drag], concurrency_limit=1)
-    page.queue(max_size=LONGEST_QUEUE)
+    page.queue(max_size=LONGEST_QUEUE, api_open=False)  # no request passes the queue by
     limit_requests(gradio, page)
     return page
 

@@ -10,13 +10,14 @@ page       the page of interact.py in a browser: first frame, frames a second
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import importlib
 import shlex
 import sys
 
 from benchmarks.flags import add_tables
 from cli.parser import Parser, check_writable
-from cli.run import command, run
 
 
 @command

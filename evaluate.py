@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from cli.run import EXIT_SKIPPED, command, run
+
 import importlib
 import shlex
 import sys
 
 from cli.parser import Parser
-from cli.run import EXIT_SKIPPED, command, run
 from evaluation import flags
 
 # {table: what it measures, the module whose make_table measures and writes it}

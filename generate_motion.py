@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import logging
 import sys
 from functools import partial
@@ -11,7 +13,6 @@ from animation import flags
 from animation.options import DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, check_writable, refuse_flags
-from cli.run import command, run
 from cluster.flags import add_cluster_flags, cluster_workers, run_each
 from cluster.storage import existing, is_folder, local_input, place
 

@@ -9,6 +9,8 @@ outputs/poke.gif shows such a video.
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import logging
 import sys
 from pathlib import Path
@@ -16,7 +18,6 @@ from pathlib import Path
 from animation import flags
 from cli.flags import add_shared_flags
 from cli.parser import Parser, check_output_file, positive_int
-from cli.run import command, run
 from data.files import file_name
 
 logger = logging.getLogger("__main__")

@@ -5,6 +5,8 @@ Run it again with the same flags to go on after an interruption, or with more vi
 
 from __future__ import annotations
 
+from cli.run import EXIT_SKIPPED, command, run
+
 import sys
 from collections import Counter
 from contextlib import closing
@@ -23,13 +25,11 @@ from cli.parser import (
     refuse_flags,
     size_px,
 )
-from cli.run import EXIT_SKIPPED, command, run
 from cluster.flags import add_cluster_flags, cluster_workers
 from cluster.storage import is_folder, place
 from data.cpus import available_cpus
 
 
-# Only RAFT computes on a device.
 @command
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and prepare the set; returns 3 when a video had to be skipped."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import sys
 
 from animation.flags import parse_synthesis
-from cli.run import command, run
 
 
 @command

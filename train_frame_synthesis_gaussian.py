@@ -5,12 +5,13 @@ Data, order, seeds and losses are those of train_frame_synthesis_softsplat.py; o
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import argparse
 import sys
 
 from cli.flags import add_renderer_flags, check_renderer_flags
 from cli.parser import Parser, UsageError, positive_float, refuse_flags
-from cli.run import command, run
 
 # models.frame_synthesis.LEARNED_SIGMA_PX, which --help must not import. A wider Gaussian would be cut off by the
 # operator's 4 x 4 taps.

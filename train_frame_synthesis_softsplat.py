@@ -6,11 +6,12 @@ goes to animate.py, synthesize_softmax.py and evaluate.py as --checkpoint.
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import sys
 
 from cli.flags import add_renderer_flags, check_renderer_flags
 from cli.parser import Parser
-from cli.run import command, run
 
 
 @command

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import argparse
 import logging
 import sys
@@ -10,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from cli.flags import add_training_flags
 from cli.parser import Parser, UsageError, fraction, positive_int, refuse_flags, size_px
-from cli.run import command, run
 
 if TYPE_CHECKING:
     import torch
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     Models = tuple[MotionVAE, FrequencyUNet, SchedulerMixin, PlacementHead | None]
 
 logger = logging.getLogger("__main__")
-
 STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")
 
 

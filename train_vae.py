@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cli.run import command, run
+
 import argparse
 import logging
 import sys
@@ -10,7 +12,6 @@ from typing import TYPE_CHECKING
 
 from cli.flags import add_training_flags
 from cli.parser import Parser, UsageError, positive_int, size_px
-from cli.run import command, run
 
 if TYPE_CHECKING:
     from models.vae import MotionVAE

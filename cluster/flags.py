@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from cli.run import EXIT_SKIPPED, EXIT_USAGE, user_message
+
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from cli.parser import Arguments, Parser, non_negative_float, positive_float, positive_int, refuse_flags
-from cli.run import EXIT_SKIPPED, EXIT_USAGE, user_message
 from cluster.items import Workers, run_items
 
 CLUSTER_FLAGS = ("--cpus-per-worker", "--gpus-per-worker", "--item-seconds")

@@ -75,7 +75,7 @@ class Motion:
 
     def controlled(self, *, magnify: float = 1.0, mask: Tensor | None = None) -> Motion:
         """Return the motion scaled by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
-        maps = self._maps * magnify
+        maps = self._maps if magnify == 1 else self._maps * magnify  # a large grid is not held twice
         if mask is not None:
             if mask.ndim != 3 or mask.shape[0] != 1:
                 raise ValueError(f"mask: expected (1, H, W), got {tuple(mask.shape)}")

@@ -26,7 +26,7 @@ MINIMUM_COVERAGE = 0.9  # of the period: below it the fit cannot tell the lowest
 # Combinations of coefficients that the stamps determine worse than this (relative to the best) are left at zero: in a
 # clip that covers 94 % of the period the fit put a drift of 250 px into the gap.
 RELATIVE_CUTOFF = 5e-3
-_LARGEST_PIECE = 10 << 20  # displacements that `mean_displacement` computes at once
+_LARGEST_PIECE, _SAMPLES_AT_ONCE = 1 << 20, 10  # displacements and times that `mean_displacement` computes at once
 
 
 def bin_frequencies_hz(num_bins: int = NUM_BINS, period_s: float = PERIOD_S) -> Tensor:
@@ -131,12 +131,14 @@ def amplitude(spectrum: Tensor) -> Tensor:
 def mean_displacement(spectrum: Tensor, num_samples: int = 50) -> Tensor:
     """Return W(p) = mean over one period of |F_t(p)|, the importance of [GID] section 5: (..., 1, H, W) px."""
     phase = torch.arange(1, num_samples + 1, dtype=torch.float64) / num_samples
-    total = None
-    # In pieces: all samples of a large grid at once would be the largest tensor of a run.
-    for piece in phase.split(min(10, max(1, _LARGEST_PIECE // spectrum[..., 0, 0, :, :].numel()))):
-        norms = spectrum_to_flow(spectrum, piece).square().sum(-3, keepdim=True).sqrt().sum(-4)  # (..., 1, H, W)
-        total = norms if total is None else total + norms
-    return total / num_samples
+    # In pieces of rows and samples: all of a large grid at once would be the largest tensor of a run.
+    rows = max(1, _LARGEST_PIECE // (_SAMPLES_AT_ONCE * spectrum[..., 0, 0, :1, :].numel()))
+    means = []
+    for part in spectrum.split(rows, dim=-2):
+        flows = (spectrum_to_flow(part, some) for some in phase.split(_SAMPLES_AT_ONCE))
+        norms = (flow.square().sum(-3, keepdim=True).sqrt().sum(-4) for flow in flows)  # (..., 1, rows, W)
+        means.append(sum(norms) / num_samples)
+    return torch.cat(means, dim=-2)
 
 
 def truncate(spectrum: Tensor, num_bins: int) -> Tensor:

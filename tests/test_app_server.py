@@ -154,6 +154,9 @@ def test_the_queue_has_an_end(server):
     for session in range(first, first + statuses.count(200)):
         assert server.listen(session)["success"]
     assert server.answer(image=image)[0]
+    for place in ("run", "api"):  # no request passes the queue by
+        answer = server.http.post(f"gradio_api/{place}/animate", json={"data": [*(FIELDS | {"image": image}).values()]})
+        assert answer.status_code == 404 and "queue" in answer.text
 
 
 def test_forgotten_sessions_do_not_end_the_queue(server, capfd, caplog):

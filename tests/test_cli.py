@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cli.run import OUT_OF_MEMORY, command, run, user_message
+
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +25,6 @@ from cli.parser import (
     refuse_flags,
     size_px,
 )
-from cli.run import OUT_OF_MEMORY, command, run, user_message
 from training.loop import LoopOptions
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cli.run import EXIT_CLOSED_PIPE, user_message
+
 import os
 import resource
 import shutil
@@ -21,7 +23,6 @@ from clip_sets import random_content
 from test_animate import make_motion, run_animate
 from test_training_loop import OPTIONS, run_training
 
-from cli.run import EXIT_CLOSED_PIPE, user_message
 from cluster import items
 from data.clip_writer import ClipSetWriter
 from data.clips import ClipRow
@@ -157,23 +158,24 @@ def test_output_that_nobody_takes(lines):
 
 
 INTERRUPTED = """
-import os, sys, time
+import os, sys, time, weakref
 from cli.run import command, run
+def interrupt(*_):
+    os.kill(os.getpid(), {number})
+    time.sleep(30)
 @command
 def main(argv=None):
-    try:
-        os.kill(os.getpid(), {number})
-        time.sleep(30)
-    except BaseException:
-        {then}
+    {how}
+    time.sleep(30)
 sys.exit(run(main))
 """
+RAISED = """try: interrupt()
+    except BaseException: {then}"""
+DROPPED = "class Loaded: pass\n    kept = weakref.ref(Loaded(), interrupt)"  # as in callbacks of imports
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("then", ["raise", "raise ImportError('numpy')"])
-def test_an_interrupted_import_is_no_traceback(number, then):
-    code = INTERRUPTED.format(number=int(number), then=then)
+def interrupted(code: str) -> tuple[int, str]:
+    """Run code that interrupts itself, as in a terminal; return its exit code and standard error."""
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
@@ -181,7 +183,37 @@ def test_an_interrupted_import_is_no_traceback(number, then):
         text=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    assert (done.returncode, done.stderr) == (128 + number, "<string>: interrupted\n")
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [RAISED.format(then="raise"), RAISED.format(then="raise ImportError('numpy')"), DROPPED]
+)
+def test_an_interrupted_import_is_no_traceback(number, how):
+    code = INTERRUPTED.format(number=int(number), how=how)
+    assert interrupted(code) == (128 + number, "<string>: interrupted\n")
+
+
+INTERRUPTED_EARLY = """
+import os, runpy, signal, sys
+imported = 0
+def interrupt(event, arguments):
+    global imported
+    imported += event == "import" and (imported > 0 or arguments[0] == "argparse")
+    if event == "import" and imported == {moment}:
+        os.kill(os.getpid(), signal.SIGINT)
+sys.argv = ["{script}", "--help"]
+sys.addaudithook(interrupt)
+runpy.run_path("{script}", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("script", ["animate.py", "train_unet.py", "evaluate.py", "app.py"])
+def test_ctrl_c_while_a_script_starts_is_no_traceback(script):
+    for moment in (1, 2, 5, 10, 20, 40):  # imports after that of `argparse`
+        code, said = interrupted(INTERRUPTED_EARLY.format(script=script, moment=moment))
+        assert code in (-signal.SIGINT, 128 + signal.SIGINT) and said == f"{script}: interrupted\n", moment
 
 
 def test_workers_leave_ctrl_c_to_their_parent(monkeypatch):

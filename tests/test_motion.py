@@ -120,6 +120,15 @@ def test_mean_displacement_of_a_circle():
     torch.testing.assert_close(mean_displacement(spectrum, 500).item(), 4 / math.pi, atol=1e-3, rtol=0)
 
 
+def test_mean_displacement_in_pieces_of_rows(monkeypatch):
+    """Of a large grid, and of many at once, a few rows are computed at a time."""
+    spectra = torch.randn(3, 5, 4, 7, 6, generator=torch.Generator().manual_seed(0))
+    whole = mean_displacement(spectra)
+    monkeypatch.setattr("motion.spectrum._LARGEST_PIECE", 2 * 3 * 6 * 10)  # two rows
+    torch.testing.assert_close(mean_displacement(spectra), whole)
+    assert whole.shape == (3, 1, 7, 6)
+
+
 def test_frequencies_are_in_hz():
     assert bin_frequencies_hz(16, 5.0)[15].item() == pytest.approx(3.0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cli.run import command
+
 import logging
 import os
 import shutil
@@ -20,7 +22,6 @@ import animate
 import app
 import prepare_data
 from animation.interactive_page import build_page, page_modes
-from cli.run import command
 from data.clips import ClipSet
 from data.files import LONGEST_NAME, OUTPUT_MARK, MediaError, atomic_path, file_name, write_text, writing_problem
 from data.find_clips import clip_id, find_clips, list_videos

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from cli.run import OUT_OF_MEMORY
+
 import argparse
 import ast
 import importlib
@@ -13,7 +15,6 @@ import torch
 from test_layout import package_files, scripts
 
 from cli.parser import Parser
-from cli.run import OUT_OF_MEMORY
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = sorted(path.stem for path in ROOT.glob("*.py"))

@@ -133,11 +133,12 @@ def test_zero_flow_is_the_identity(splat, channels):
 
 
 @each_bilinear
-def test_integer_flow_shifts_and_leaves_holes(splat):
-    values = torch.rand(2, 3, 4, 6) + 1
-    out, weight = splat(values, constant_flow(2, -1, 4, 6, batch=2), return_weight=True)
+@pytest.mark.parametrize("shape", [(2, 3, 4, 6), (1, 1, 2160, 3840)], ids=["small", "4K"])
+def test_integer_flow_shifts_and_leaves_holes(splat, shape):
+    values = torch.rand(shape) + 1
+    out, weight = splat(values, constant_flow(2, -1, *shape[2:], batch=shape[0]), return_weight=True)
     expected = torch.zeros_like(values)
-    expected[..., :3, 2:] = values[..., 1:, :4]
+    expected[..., :-1, 2:] = values[..., 1:, :-2]
     assert torch.equal(out, expected)
     assert torch.equal(weight, (expected[:, :1] > 0).float())
 
