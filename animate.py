@@ -5,8 +5,6 @@ python animate.py photos/ --loop --out loops   every image of a folder, as seaml
 python animate.py photo.jpg --loop-seconds 3   a loop of 3 s at the motion's own speed
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from functools import partial

@@ -1,7 +1,5 @@
 """A page in the browser over the same functions: upload an image, choose, look at the video and download it."""
 
-from __future__ import annotations
-
 import argparse
 import html
 import logging

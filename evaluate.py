@@ -1,7 +1,5 @@
 """Measure on held-out clips and write tables; `evaluate.py TABLE --help` shows the flags of one."""
 
-from __future__ import annotations
-
 import importlib
 import shlex
 import sys

@@ -1,7 +1,5 @@
 """Flags of sampling, playback, rendering and interaction, their checks, and the plain options that they give."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from dataclasses import fields

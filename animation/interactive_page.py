@@ -1,7 +1,5 @@
 """The interactive page as one HTML file: the modes of a motion, the image, and the scripts of web/."""
 
-from __future__ import annotations
-
 import base64
 import html
 import json

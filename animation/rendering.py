@@ -1,7 +1,5 @@
 """An image and its motion to a video file: inputs, the plan of its frames, the renderer, and the file."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence

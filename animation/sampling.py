@@ -1,7 +1,5 @@
 """Load the trained pipeline, and guide it to a loop of a given length."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch

@@ -1,7 +1,5 @@
 """What the browser's page of app.py does: an uploaded image and choices to a video and an interactive page."""
 
-from __future__ import annotations
-
 import collections
 import itertools
 from collections.abc import Iterator, Sequence

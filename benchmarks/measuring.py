@@ -1,7 +1,5 @@
 """Seconds and peak memory of calls that take turns, and what computed them."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import logging

@@ -1,7 +1,5 @@
 """benchmark.py render: frames a second and peak memory by size, with each network, beside the direct warp (preview)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial

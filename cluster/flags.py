@@ -1,7 +1,5 @@
 """Flags of scripts whose items a cluster can work on."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any

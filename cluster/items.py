@@ -1,7 +1,5 @@
 """Work on many items: in this process, in processes of this machine, or on a Ray cluster; with a progress bar."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import multiprocessing

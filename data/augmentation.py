@@ -3,8 +3,6 @@
 All of it is exact for the motion: boxes of any aspect, scale, left-right mirrors, and the motion played backwards.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -10,8 +10,6 @@ A set is a folder with
     statistics.json   how the set was made; after the last item also the per-bin scales of its training split
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

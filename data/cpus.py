@@ -1,7 +1,5 @@
 """How many cores this process may use, and libraries told so before they are imported."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

@@ -1,7 +1,5 @@
 """Training datasets over clip sets; what one returns depends on nothing but the SampleKey that it is indexed by."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -1,7 +1,5 @@
 """Check files before they are read or written, list those of a folder, and put whole ones in place."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import hashlib

@@ -1,7 +1,5 @@
 """Find the videos that a clip set is made of: files, folders, and CSV tables of parts of videos."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math

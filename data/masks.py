@@ -1,7 +1,5 @@
 """Photographs with checked masks of what can move in them."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Read and write images: float32 RGB tensors (3, H, W) with values in [0, 1]."""
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

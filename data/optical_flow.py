@@ -3,8 +3,6 @@
 Flow is forward (frame 0 -> t), float32, in pixels of the frames' own grid, channel 0 = dx (right), 1 = dy (down).
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib

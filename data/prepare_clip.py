@@ -1,7 +1,5 @@
 """Prepare the clips of a video: read frames, estimate flow, fit the spectrum, judge the result."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """Tables of metrics as files: results.json, results.csv and results.md."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -1,7 +1,5 @@
 """Find the cuts of a video, choose the sequences between them, and tell a moving camera from a moving subject."""
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator

@@ -1,7 +1,5 @@
 """Images of motion for sheets and logs, and the report of a clip set."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 

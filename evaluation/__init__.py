@@ -1,7 +1,5 @@
 """The tables of evaluate.py: `make_table` measures, prints, writes, and returns whether all inputs were used."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from data.files import writing_problem

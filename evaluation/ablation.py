@@ -3,8 +3,6 @@
 The commands that train a variant are part of the result. A variant that is finished is not made again.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shlex

@@ -1,7 +1,5 @@
 """evaluate.py data: clip sets side by side, how much moves at which frequency, and how many clips there are."""
 
-from __future__ import annotations
-
 import logging
 import statistics
 from collections.abc import Mapping, Sequence

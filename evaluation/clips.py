@@ -4,8 +4,6 @@ Flow is exact for rendered scenes, and estimated once and kept in the set's cach
 at hand, the few pairs that the set stores stand in.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace

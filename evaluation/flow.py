@@ -1,7 +1,5 @@
 """evaluate.py flow: optical flow methods on videos, and on rendered scenes whose flow is known."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

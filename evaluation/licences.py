@@ -1,7 +1,5 @@
 """evaluate.py sources: what a model was trained on, source by source with its licence, as a model card lists it."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

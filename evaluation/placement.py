@@ -1,7 +1,5 @@
 """evaluate.py placement: does predicted motion fall on what can move in photographs, by checked masks of it."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """evaluate.py splats: one image under a strong smooth flow, by each splatting operator: a table and a sheet."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 

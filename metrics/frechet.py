@@ -1,7 +1,5 @@
 """Distances between sets of features of images or videos, in float64: Frechet (FID, FVD, DTFVD) and kernel (KID)."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """The network of FVD: Inflated Inception v1 on RGB (Carreira and Zisserman, CVPR 2017), trained on Kinetics-400."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """PSNR, SSIM, LPIPS and feature distance of RGB images (N, 3, H, W), clipped to [0, 1] and not rounded."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Metrics of predicted motion against real clips, on a clip's own grid and in px of it."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Iterable

@@ -1,7 +1,5 @@
 """How well predicted motion falls on what can move in a photograph, by a checked mask of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 Each clip counts the same in a mean. What is resampled, or has its sign flipped, are whole sources.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What is wrong with a file of weights that cannot be read."""
 
-from __future__ import annotations
-
 import json
 import struct
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What a photograph shows, by the classes of the segmentation network, and masks of where it may move."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

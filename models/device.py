@@ -1,7 +1,5 @@
 """Where networks compute, and in which precision."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import time

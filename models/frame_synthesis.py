@@ -1,7 +1,5 @@
 """Frame synthesis: frame t from frame 0, its forward flow and an importance map ([GID] section 5, [SS])."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -7,8 +7,6 @@ input enters each row through one convolution, and an up-sampling block convolve
 the cost.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Render an image and its motion as a stream of frames, with the network or in image space."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any

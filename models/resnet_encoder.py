@@ -1,7 +1,5 @@
 """Features of an image from the first stages of ResNet-34 [He et al., CVPR 2016], one a scale, as in [GID]."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@
 are under the MLCommons Association License, the text of Apache 2.0.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

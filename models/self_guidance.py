@@ -5,8 +5,6 @@ linearised objective is zero, while eq. 5's may go a million times too far. The 
 the nearest motion that loops is known in closed form (`motion.looping.closed`), and the encoder brings it back.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

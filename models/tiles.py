@@ -4,8 +4,6 @@ Tiles overlap by the network's receptive field, and only the part of each that d
 tiles of an image have one size, so that nothing is tuned or compiled again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple

@@ -4,8 +4,6 @@ Flow is forward, from frame 0 to frame t, float32, in pixels of its own grid; ch
 is dy (down); pixel centres lie at integers.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """When each frame of a video is shown (length, frame rate, slow motion, loops), and motion that closes to a loop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass

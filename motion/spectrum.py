@@ -10,8 +10,6 @@ section 3; ours: the anchor at frame 0 and the drift D). A spectrum is packed as
 is ignored on decoding and left out of all metrics.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -9,8 +9,6 @@ The threads are Python's, the loops run without its lock: Numba's own threading 
 (OpenMP) or when two threads call them (workqueue).
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math

@@ -8,8 +8,6 @@ the result in ~/.cupy/kernel_cache or $CUPY_CACHE_DIR. It compiles with -ftz=tru
 as 0. Work is queued on torch's current stream; nothing waits for the GPU.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import threading

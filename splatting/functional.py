@@ -9,8 +9,6 @@ Backends: "reference" (`reference.py`, plain torch, the definition), and "cpu" (
 `fused.py`. A backend's `unavailable_reason()` is None where it can run, else a sentence with the reason and the remedy.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import logging

@@ -1,7 +1,5 @@
 """Training checkpoints on disk: written aside and renamed, the newest two kept, loaded only by a run that agrees."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -5,8 +5,6 @@ micro-batch a of step s in process p has at place j of its B samples n = ((s A +
 therefore to begin there. A sample's seed depends on (seed, epoch, item) alone.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Clip sets as the trainings take them: opened or rendered, with statistics, without clips that cannot be read."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

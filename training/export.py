@@ -1,7 +1,5 @@
 """Write trained models as checkpoint folders, each part with a record of its training."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging

@@ -1,7 +1,5 @@
 """Flow that bleeds from what moves onto what cannot, such as the sky between leaves."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,7 +1,5 @@
 """Training of the frame synthesis network: loss, validation, and the whole training of one renderer."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path

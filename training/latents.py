@@ -1,7 +1,5 @@
 """Cached latents: augmented variants of each clip, encoded by the VAE once and read at every step."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

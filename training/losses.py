@@ -3,8 +3,6 @@
 Masks weigh inside a sample and samples weigh the same, so that a batch split over two processes has the same loss.
 """
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor

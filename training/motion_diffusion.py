@@ -1,7 +1,5 @@
 """Training of the denoiser: the loss, validation, sample sheets."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The stages of U-Net training: what each trains, on which data, and what is measured and drawn on the way."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Training of the motion VAE: slices, losses, validation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

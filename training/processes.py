@@ -1,7 +1,5 @@
 """The processes of one training, which torchrun or `accelerate launch` started."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 

@@ -3,8 +3,6 @@
 `depth`, `layer`, `material` and `strength` are those of `Look`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

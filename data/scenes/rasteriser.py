@@ -4,8 +4,6 @@ Pixel centres lie at whole numbers, x to the right and y down. Motion and colour
 with the same barycentric weights, so a painted point and its displacement always belong together.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

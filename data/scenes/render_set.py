@@ -1,7 +1,5 @@
 """Render a set of scenes."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 All operators get the same budget, data, order and seeds.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """evaluate.py frames: how well frame t is made from frame 0 and its flow."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Sequence

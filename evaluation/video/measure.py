@@ -1,7 +1,5 @@
 """What `evaluate.py video` computes: FID, KID, FVD and DTFVD of generated videos."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Networks that turn images or videos into features, from files that the user names; nothing is downloaded."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """The videos that `evaluate.py video` compares, one clip at a time: from folders, or a clip set and a checkpoint."""
 
-from __future__ import annotations
-
 import logging
 import zlib
 from collections.abc import Iterable

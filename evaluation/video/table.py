@@ -1,7 +1,5 @@
 """evaluate.py video: FID, KID, FVD and DTFVD of generated videos, over feature networks that the user names."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path
