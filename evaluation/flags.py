@@ -14,6 +14,7 @@ from cli.parser import (
     Arguments,
     Parser,
     UsageError,
+    check_writable,
     non_negative_int,
     positive_float,
     positive_int,
@@ -23,8 +24,8 @@ from cli.parser import (
 )
 from cluster.flags import CLUSTER_FLAGS, add_cluster_flags, cluster_workers
 from cluster.storage import place
-from evaluation import DEFAULT_OUT
 
+DEFAULT_OUT = Path("outputs/evaluate")
 # As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
 KEYS = ("full", "linear", "independent", "volume", "k4", "k8", "k24", "multi-scale", "single-scale")
 PRESETS = ("tiny", "small", "paper")
@@ -114,6 +115,19 @@ class Crop:
             right = "FILE:LEFT,TOP,RIGHT,BOTTOM in fractions of the sides, such as wall.jpg:0,0.5,1,1"
             raise argparse.ArgumentTypeError(f"{text}: right: {right}") from None
         return cls(Path(name), box)
+
+
+def choose_folder(table: str, args: Arguments) -> Path:
+    """Take --out from the flags and return the folder of the tables; UsageError where it cannot be one."""
+    out, name = args.__dict__.pop("out"), table
+    if table in ("frames", "motion", "video") and args.data:
+        name = f"{table}-{args.data.name}-{args.split}"
+    elif table in ("frames", "video"):
+        name = f"video-{args.real.resolve().name}" if table == "video" else "frames-single-video"
+    out = check_writable(out or DEFAULT_OUT / name)
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; name a folder")
+    return out
 
 
 def add_frames_flags(parser: Parser) -> None:
@@ -286,6 +300,11 @@ def add_video_flags(parser: Parser) -> None:
 
 
 def _check_video_flags(args: Arguments) -> None:
+    of_folders = bool(args.real or args.generated)
+    if bool(args.data) == of_folders or (of_folders and not (args.real and args.generated)):
+        raise UsageError("--data: right: either a clip set, or --real DIR with --generated DIR")
+    if args.data and args.fps:
+        raise UsageError(f"--fps {args.fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     if args.data is None:
         refuse_flags(args, SAMPLED_FLAGS, "the videos of --generated exist already; right: --data SET")
     _check_lpips_flags(args)

@@ -18,9 +18,8 @@ from data.find_clips import list_videos
 from data.media import MediaError
 from data.optical_flow import estimate_flow, visible_flow
 from data.prepare_clip import read_clip
-from data.result_tables import write_results
 from data.scenes.scene import Scene, make_scene
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from metrics.images import frame_metrics, pool_frames
 from models.device import choose_device
 from models.frame_synthesis import splat_image
@@ -65,12 +64,12 @@ class FlowClip:
 
 
 def make_table(
-    *, videos: list[Path], scenes: int, methods: list[str], raft_weights: Path | None, every: int, seed: int,
-    device: str, out: Path | None, command: str,
+    report: Report, *, videos: list[Path], scenes: int, methods: list[str], raft_weights: Path | None, every: int,
+    seed: int, device: str,
 ) -> bool:  # fmt: skip
-    """Measure the methods, print and write the tables; return False where a video is bad or a folder is empty."""
+    """Measure the methods and report the tables; return False where a video is bad or a folder is empty."""
     # Early checks
-    out, place = out_folder(out, "flow"), choose_device(device)
+    place = choose_device(device)
     found = {path: list_videos(path) for path in videos}
     empty = [path for path in found if not found[path]]
     for path in empty:
@@ -93,11 +92,9 @@ def make_table(
     notes = [
         f"data: {len(files) - len(bad)} videos, every {every}th frame{left_out}; {scenes} scenes from seed "
         f"{seed} on with a mean motion of 1.5 to 2.5 px, every {SCENE_EVERY}th frame; device {place}",
-        f"command: {command}",
     ]
-    print(write_results(out, rows, title="Optical flow", notes=[*COLUMN_NOTES, *notes]))
-    write_results(out / "by_clip", by_clip, title="The same by clip and scene", notes=notes)
-    logger.info("written to %s", out)
+    report.add(rows, "Optical flow", [*COLUMN_NOTES, *notes])
+    report.add(by_clip, "The same by clip and scene", notes, folder="by_clip", shown=False)
     return not (bad or empty)
 
 

@@ -12,8 +12,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models import get_model_weights
 
-from metrics import WeightsError
-from metrics.perceptual import PerceptualLoss, load_feature_weights
+from metrics.perceptual import PerceptualLoss
+from models.checkpoints import one_line
+from models.weights import WeightsError, load_weights, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -38,13 +39,13 @@ class Lpips(nn.Module):
         self.name = f"lpips_{network}"
         # The public class downloads its backbone; with pnet_rand this one does not.
         self.net = _LPIPS(pretrained=True, net=network, pnet_rand=True)
-        slots = {_torchvision_key(key): slot for key, slot in self.net.net.state_dict().items()}
+        slots = {key: _torchvision_key(key) for key in self.net.net.state_dict()}
         path = _hub_file(network) if str(weights) == HUB else Path(weights)
-        loaded = load_feature_weights(path, slots)
+        loaded = load_weights(path, {slots[key]: shape for key, shape in shapes_of(self.net.net).items()})
         if _is_of_caffe(path):
             wanted = f"LPIPS needs torchvision's {LPIPS_BACKBONES[network]}"
             raise WeightsError(f"{path}: was converted from Caffe, whose weights are others; {wanted}")
-        self.net.net.load_state_dict({key: loaded[_torchvision_key(key)] for key in self.net.net.state_dict()})
+        self.net.net.load_state_dict({key: loaded[name] for key, name in slots.items()})
         self.requires_grad_(False)
         self.eval()
         self._last: tuple[Tensor, list[Tensor]] | None = None  # target, its features: many renderings have one target
@@ -88,8 +89,9 @@ def _hub_file(network: LpipsNetwork) -> Path:
         # the name ends in the first digits of the file's hash
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise WeightsError(f"{url}: cannot be downloaded ({reason}); right: that file instead of {HUB}") from error
+        raise WeightsError(
+            f"{url}: cannot be downloaded ({one_line(error, 120)}); right: that file instead of {HUB}"
+        ) from error
     return path
 
 

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from metrics import WeightsError
-from metrics.weights import read_problem
-from models.image_encoder import InputNormalization, read_feature_weights
+from models.image_encoder import InputNormalization
+from models.weights import load_weights, shapes_of
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
 
@@ -52,7 +51,7 @@ class PerceptualLoss(nn.Module):
         for layer in self.features.modules():
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # compared features must not be overwritten
-        self.features.load_state_dict(load_feature_weights(weights, self.features.state_dict()))
+        self.features.load_state_dict(load_weights(weights, shapes_of(self.features)))
         seen = InputNormalization.of(weights)
         self.bgr = seen.bgr
         self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1), persistent=False)
@@ -97,30 +96,6 @@ class PerceptualLoss(nn.Module):
         """Return (B,) distances of images, clipped to [0, 1]."""
         pairs = zip(pred.clamp(0, 1).split(1), target.clamp(0, 1).split(1), strict=True)
         return torch.stack([self(one, other) for one, other in pairs])
-
-
-def load_feature_weights(weights: Path | str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Read weights of a torchvision network's `features` (.npz, .safetensors, .pth) and check them against `wanted`.
-
-    `wanted` is the state dict to fill, without "features." in its keys. WeightsError where the file is missing or
-    unreadable, or a layer is missing or of another shape.
-    """
-    path = Path(weights)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; right: weights as .npz, .safetensors or .pth")
-    try:
-        found = read_feature_weights(path)
-    except Exception as error:  # each format fails in ways of its own
-        raise WeightsError(f"{path}: {read_problem(path, error)}") from error
-    for key, slot in wanted.items():
-        shape = tuple(found[key].shape) if key in found else "none"
-        if shape != tuple(slot.shape):
-            raise WeightsError(
-                f"{path}: weights of another network: features.{key} expected of shape {tuple(slot.shape)}, got {shape}"
-            )
-        if not bool(found[key].isfinite().all()):
-            raise WeightsError(f"{path}: holds numbers that are not finite")
-    return {key: found[key] for key in wanted}
 
 
 def _check_same(pred: Tensor, target: Tensor) -> None:

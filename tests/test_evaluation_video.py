@@ -16,10 +16,11 @@ from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
 from evaluation.flags import network_input, video_network
 from evaluation.video.measure import VideoComparison
-from evaluation.video.networks import FeatureNetwork, NetworkError, show
+from evaluation.video.networks import FeatureNetwork, show
 from evaluation.video.sources import ClipVideos, FolderVideos, RenderedVideos, centre_crop
 from metrics.frechet import GaussianStatistics
 from models.motion_pipeline import MotionPipeline
+from models.weights import WeightsError
 from motion.motion_file import Motion
 
 CROP = ["--crop", "32x16"]
@@ -330,21 +331,21 @@ def test_a_video_network_of_torchvision(name: str, tmp_path: Path) -> None:
     network = FeatureNetwork(file, on_videos=True, kind=kind)
     features = network(torch.rand(2, 14, 3, 16, 32, generator=torch.Generator().manual_seed(0)))
     assert features.shape == (2, 512 if name == "r3d_18" else 1024) and not torch.equal(*features)
-    with pytest.raises(NetworkError, match=r"weights.pth: cannot be read as weights of r2plus1d_18 \("):
+    with pytest.raises(WeightsError, match=r"weights.pth: cannot be read as weights of r2plus1d_18 \("):
         FeatureNetwork(file, on_videos=True, kind="r2plus1d_18")
 
 
 def test_inception_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({}, tmp_path / "weights.pth")
     monkeypatch.setattr("torchmetrics.image.fid._TORCH_FIDELITY_AVAILABLE", False)
-    with pytest.raises(NetworkError, match="weights.pth: needs torch-fidelity; right: pip install torch-fidelity"):
+    with pytest.raises(WeightsError, match="weights.pth: needs torch-fidelity; right: pip install torch-fidelity"):
         FeatureNetwork(tmp_path / "weights.pth", on_videos=False, kind="inception")
 
 
 def test_inception_by_torch_fidelity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", reason="needs torch-fidelity")
     torch.save({}, tmp_path / "other.pth")
-    with pytest.raises(NetworkError, match="other.pth: cannot be read as weights of inception"):
+    with pytest.raises(WeightsError, match="other.pth: cannot be read as weights of inception"):
         FeatureNetwork(tmp_path / "other.pth", on_videos=False, kind="inception")
     with monkeypatch.context() as patch:  # random weights: nothing is loaded
         patch.setattr(package, "load_state_dict_from_url", lambda *args, **options: {})

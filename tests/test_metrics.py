@@ -19,8 +19,8 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import alexnet, squeezenet1_1
 
 from data.result_tables import write_results
-from metrics import WeightsError
 from metrics.images import Lpips, decibel, frame_metrics, pool_frames, squared_error
+from models.weights import WeightsError
 
 
 def frames(*levels: float, size: int = 16) -> torch.Tensor:

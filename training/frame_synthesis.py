@@ -184,7 +184,10 @@ def train_renderer(
     config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}
     if encoder == "resnet34":
         config["unshuffle"] = 1  # it sees every pixel
-    model = _make_model(operator, config, encoder_weights, options.seed)
+    torch.manual_seed(options.seed)
+    model = FrameSynthesis(operator=operator, **config)
+    if encoder_weights:
+        model.load_encoder(encoder_weights)
     logger.info("%s, preset %s, %.2f M parameters, %d px crops", operator, preset, model.num_parameters() / 1e6, crop)
     if dry_run:
         logger.info("dry run: would train on %s with %s", data or "rendered scenes", options)
@@ -198,14 +201,3 @@ def train_renderer(
             logger.info("learned sigma: %.4g px", model.config.sigma)
         folder = export or run.path / f"frame_synthesis_{operator}"
         export_model(model, folder, run, result, half=export_precision == "fp16")
-
-
-def _make_model(operator: str, config: Mapping[str, Any], weights: str | None, seed: int) -> FrameSynthesis:
-    torch.manual_seed(seed)
-    model = FrameSynthesis(operator=operator, **config)
-    if weights:
-        try:
-            model.load_encoder(weights)
-        except ValueError as error:
-            raise ArgumentError(f"encoder_weights {str(error).splitlines()[0]}") from error
-    return model

@@ -50,7 +50,7 @@ def make_unet(
     """Make an untrained U-Net for the latents of a VAE, of a preset of UNET_PRESETS.
 
     backbone "vae" is a frozen copy of the VAE's encoder; `weights`: ImageNet weights of the backbone "squeezenet",
-    which are then frozen; `without`: of PARTS. ArgumentError: weights that cannot be used.
+    which are then frozen; `without`: of PARTS. WeightsError: weights that cannot be used.
     """
     config = {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
     config |= {"period_s": vae.config.period_s, "num_bins": num_bins, "mode": mode, "backbone": backbone}
@@ -60,10 +60,7 @@ def make_unet(
         config["image_vae"] = vae.encoder_config
     unet = FrequencyUNet(**UNET_PRESETS[preset], **config)
     if weights is not None:
-        try:
-            unet.load_backbone(weights)
-        except (ValueError, RuntimeError) as error:
-            raise ArgumentError(f"backbone_weights: {str(error).splitlines()[0]}") from error
+        unet.load_backbone(weights)
     elif backbone == "vae":
         unet.image_encoder.copy_encoder(vae)
     elif backbone == "squeezenet":

@@ -11,8 +11,7 @@ from tqdm import tqdm
 from animation.flags import check_steps
 from animation.rendering import load_renderer
 from data.clips import ClipSet, choose_rows
-from data.result_tables import write_results
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from evaluation.flags import VIDEO_METRICS
 from evaluation.video.measure import COLUMN_NOTES, SLIDING, SLIDING_NOTE, VideoComparison
 from evaluation.video.networks import FeatureNetwork
@@ -29,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 def make_table(
-    *, data: Path | None, seed: int, device: str, precision: str, out: Path | None, command: str,
-    real: Path | None = None, generated: Sequence[Path] = (), fps: float | None = None,
-    crop: tuple[int, int] = (128, 256), frames: int = NUM_FRAMES, lpips_network: Sequence[LpipsNetwork] = (),
-    lpips_weights: Sequence[str] = (), **options: Any,
+    report: Report, *, data: Path | None, seed: int, device: str, precision: str, real: Path | None = None,
+    generated: Sequence[Path] = (), fps: float | None = None, crop: tuple[int, int] = (128, 256),
+    frames: int = NUM_FRAMES, lpips_network: Sequence[LpipsNetwork] = (), lpips_weights: Sequence[str] = (),
+    **options: Any,
 ) -> bool:  # fmt: skip
-    """Compare real and generated videos, print the tables and write them; return False when a video was left out.
+    """Compare real and generated videos and report the tables; return False when a video was left out.
 
     `options` has arguments of `VideoComparison`, the networks of `load_networks` and, for a clip set, what
     `open_videos` needs.
@@ -42,12 +41,6 @@ def make_table(
     # Early checks
     place = choose_device(device)
     check_precision(precision, place)
-    if (data is None) == (real is None or not generated) or (data is not None and (real is not None or generated)):
-        raise EvaluationError("data: right: either a clip set, or real DIR with generated DIR")
-    if data is not None and fps is not None:
-        raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
-    name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
-    out = out_folder(out, f"video-{name}")
     if lpips_weights and min(crop) < LEAST_SIDE_PX:
         raise EvaluationError(f"crop: LPIPS takes sides of at least {LEAST_SIDE_PX} px")
     networks, missing = load_networks(options, crop, place)
@@ -78,12 +71,12 @@ def make_table(
         source.note() + (f"; left out as not readable {len(left_out)}: {', '.join(left_out)}" if left_out else ""),
         f"protocol: the first {frames} frames at most, scaled to cover {crop[1]} x {crop[0]} px, centre crop",
         *[*comparison.notes(), *missing, *model_notes],
-        f"device {place}, precision {precision}; seed {seed}; command: {command}",
+        f"device {place}, precision {precision}; seed {seed}",
     ]
-    print(write_results(out, comparison.table(), title=f"Videos, {name}", notes=[*COLUMN_NOTES, *notes]))
+    name = f"{data.name}-{options['split']}" if data else real.resolve().name
+    report.add(comparison.table(), f"Videos, {name}", [*COLUMN_NOTES, *notes])
     if sliding := comparison.sliding_table():
-        print(write_results(out / "sliding", sliding, title=f"Along the videos, {name}", notes=[SLIDING_NOTE, *notes]))
-    logger.info("written to %s", out)
+        report.add(sliding, f"Along the videos, {name}", [SLIDING_NOTE, *notes], folder="sliding")
     return not left_out
 
 
