@@ -58,12 +58,11 @@ def output_names(files: Sequence[Path]) -> list[str]:
     """Name an output for each of many files: by its stem, or by its whole name where others share the stem."""
     stems, names = Counter(path.stem for path in files), dict[str, Path]()
     for path in files:
-        choice = [path.stem] * (stems[path.stem] == 1) + [path.name.replace(".", "_")]
-        free = [name for name in choice if name not in names]
-        if not free:
-            both = f"{names[choice[-1]]} and {path}"
-            raise MediaError(f"{both} have one name; right: outputs in different folders")
-        names[free[0]] = path
+        whole = path.name.replace(".", "_")
+        name = path.stem if stems[path.stem] == 1 and path.stem not in names else whole
+        if name in names:
+            raise MediaError(f"{names[name]} and {path} have one name; right: outputs in different folders")
+        names[name] = path
     return [file_name(name) for name in names]
 
 
@@ -93,14 +92,10 @@ def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) ->
         is_wanted = path.suffix.lower() in suffixes
         if path.is_dir() or (is_hidden(path, folder) and not is_wanted):
             continue
-        if is_hidden(path, folder):
-            left_out["hidden"].append(path)
-        elif not is_wanted:
-            left_out["of another kind"].append(path)
-        elif is_output(path):
-            left_out["made by an earlier run"].append(path)
-        else:
-            found.append(path)
+        why = "hidden" if is_hidden(path, folder) else "of another kind" if not is_wanted else ""
+        if not why and is_output(path):
+            why = "made by an earlier run"
+        (left_out[why] if why else found).append(path)
     parts = [f"{len(paths)} {why} (such as {paths[0].relative_to(folder)})" for why, paths in left_out.items() if paths]
     if parts:
         warn_once(f"{folder}: left out are {', '.join(parts)}", logging.INFO)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from data.augmentation import Geometry, draw_geometry, geometry_settings, jitter_colours
+from data.augmentation import GEOMETRY_SETTINGS, Geometry, draw_geometry, jitter_colours
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey
 from data.datasets import MotionDataset
 from data.media import atomic_path
@@ -91,7 +91,7 @@ class LatentDataset(Dataset):
         self.count, self.multiple, self.seed, self.wind = len(self.items), multiple, seed, wind
         repeats = [self.items.repeats(number) for number in range(len(self.items.parts))]
         named = [fingerprint_of_set(part.clip_set, part.rows) for part in self.items.parts]
-        described = [CACHE_VERSION, named, repeats, split, self.sizes, augment and geometry_settings(), seed, num_bins]
+        described = [CACHE_VERSION, named, repeats, split, self.sizes, augment and GEOMETRY_SETTINGS, seed, num_bins]
         described += [dict(vae.config), fingerprint(vae), segmentation and fingerprint(segmentation)]
         described += [wind and WIND_OF_LATENTS_PX, read_image and [*map(fingerprint, read_image.networks)]]
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]

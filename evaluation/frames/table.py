@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from cluster.items import Workers
-from data.clips import ClipRow, ClipSet
+from data.clips import ClipSet, choose_rows
 from evaluation import Report
-from evaluation.clips import choose_clips, open_clip
+from evaluation.clips import open_clip
 from evaluation.each_clip import measure_each
 from evaluation.frames import statistics
 from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
@@ -66,11 +66,13 @@ def make_table(
         models = train_operators(clip_set, out / "training", **training)
     else:
         clip_set, models = ClipSet(data), _find_models(checkpoint, seeds_of)
-    rows = choose_clips(clip_set, split, clips, seed)
+    rows = choose_rows(clip_set, split, clips, seed, pairs=True)
 
     # Measure
     opened = partial(open_clip, clip_set, every=every, magnify=magnify, raft_weights=raft_weights)
-    show = partial(comparison_video, folder=out, ids=_spread_over(rows, videos), shown=_shown(models))
+    count = min(videos, len(rows))
+    ids = {rows[place * len(rows) // count].id for place in range(count)}
+    show = partial(comparison_video, folder=out, ids=ids, shown=_shown(models))
     load = FrameMeasurement(opened, models, show, device, precision, lpips, features or None).load
     depends = [every, magnify, videos, precision, clip_set.statistics, *lpips, features or None]
     depends += [part for one in models for part in (one.name, one.model)]
@@ -83,22 +85,19 @@ def make_table(
     absent += [] if features else ["feature_distance"]
     tables = _make_tables(models, measured, seed, absent)
     notes = [NOTE] if video else []
-    notes += [_data_note(clip_set, split, every, tables), *METHOD_NOTES, *model_notes(models)]
+    origins = sorted(Counter(clip.origin for clip in tables.clips).items())
+    notes.append(
+        f"data: {clip_set.folder}, split {split}, {len(tables.clips)} sequences of {tables.counts['sources']} sources "
+        f"({len(clip_set.rows(split))} kept clips in the split), {tables.frames['frames']} frames, every {every}; "
+        + "; ".join(f"{number} {ORIGINS[name]}" for name, number in origins)
+    )
+    notes += [*METHOD_NOTES, *model_notes(models)]
     notes += [f"motion {magnify:g} times as strong, drawn so"] if magnify != 1 else []
     notes += [f"precision {precision}; device {device}; seed {seed}"]
     notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
     notes += [f"given up, and in no row: {', '.join(failed)}"] if failed else []
     _report(report, tables, "one video" if video else f"{data.name}, split {split}", notes, bool(video))
     return not failed
-
-
-def _data_note(clip_set: ClipSet, split: str, every: int, tables: FrameTables) -> str:
-    origins = sorted(Counter(clip.origin for clip in tables.clips).items())
-    return (
-        f"data: {clip_set.folder}, split {split}, {len(tables.clips)} sequences of {tables.counts['sources']} sources "
-        f"({len(clip_set.rows(split))} kept clips in the split), {tables.frames['frames']} frames, every {every}; "
-        + "; ".join(f"{number} {ORIGINS[name]}" for name, number in origins)
-    )
 
 
 def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None) -> list[TrainedRenderer]:
@@ -108,11 +107,6 @@ def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | N
             return []
         checkpoint = [DEFAULT_CHECKPOINT]
     return find_models(checkpoint or []) + find_seeds(seeds_of or [])
-
-
-def _spread_over(rows: Sequence[ClipRow], videos: int) -> set[str]:
-    count = min(videos, len(rows))
-    return {rows[place * len(rows) // count].id for place in range(count)}
 
 
 def _shown(models: Sequence[TrainedRenderer]) -> dict[str, str]:

@@ -19,17 +19,9 @@ from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows,
 from evaluation import EvaluationError, Report
 from evaluation.each_clip import measure_each
 from evaluation.licences import UNKNOWN, read_source_table
+from evaluation.motion import measure
 from evaluation.motion.loops import LOOP_NOTES, LoopComparison
-from evaluation.motion.measure import (
-    BIN_NOTE,
-    GROUP_NOTE,
-    GroundTruth,
-    MotionComparison,
-    another_clip,
-    predict,
-    prediction_grid,
-    write_clip_sheet,
-)
+from evaluation.motion.measure import GroundTruth, MotionComparison
 from evaluation.video.sources import clip_seed
 from evaluation.video.table import make_table as make_video_table
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -89,11 +81,11 @@ def make_table(
     ]
     if loop_frames:
         report.add(loops.table(), "Loops by self-guidance", [*LOOP_NOTES, *notes], folder="loops")
-    report.add(comparison.bin_table(), "Amplitude per bin", [BIN_NOTE, *notes], folder="by_bin")
+    report.add(comparison.bin_table(), "Amplitude per bin", [measure.BIN_NOTE, *notes], folder="by_bin")
     by_group = comparison.group_table({name: groups[name] for name in comparison.sources})
     kind = "subject" if clip_table else "source"
     where = {"folder": f"by_{kind}", "shown": clip_table is not None}  # sources may be hundreds
-    report.add(by_group, f"Predicted motion by {kind}", [GROUP_NOTE, *notes], **where)
+    report.add(by_group, f"Predicted motion by {kind}", [measure.GROUP_NOTE, *notes], **where)
     of_all = [*comparison.notes(), *notes]
     report.add(comparison.table(), f"Predicted motion, {data.name}, split {split}", of_all)
     report.add(comparison.by_clip, "The same by clip", of_all, folder="by_clip", shown=False)
@@ -137,12 +129,15 @@ class ClipMeasurement:
         # Each image has its own start noise: the chances of one would tilt the means of all.
         own = self.sampling | {"seed": clip_seed(self.sampling["seed"], row.id)}
         started = time.perf_counter()
-        predicted = predict(self.pipeline, truth.image, **own)
+        predicted = measure.predict(self.pipeline, truth.image, **own)
         seconds = time.perf_counter() - started
-        comparison.add(truth, predicted, other_motion(self.clip_set, row, truth, comparison.seed))
-        write_clip_sheet(self.sheets / f"{row.id}.png", truth, predicted)
+        other = measure.another_clip(self.clip_set, row, comparison.seed)
+        others = read_spectra(self.clip_set, [other] if other else [], len(truth.spectrum))
+        others = [resize_spectrum(spectrum, tuple(truth.spectrum.shape[-2:])) for _, spectrum in others]
+        comparison.add(truth, predicted, *others)
+        measure.write_clip_sheet(self.sheets / f"{row.id}.png", truth, predicted)
         if loops.frames:
-            grid = prediction_grid(*truth.image.shape[-2:])
+            grid = measure.prediction_grid(truth.image)
             options = {name: value for name, value in own.items() if name != "num_samples"}
             loops.add(self.pipeline, resize_maps(truth.image, grid), resize_spectrum(predicted, grid), **options)
         return {"comparison": comparison.contents(), "loops": dict(loops.found), "seconds": seconds}
@@ -169,14 +164,6 @@ def measure_clips(
         for key, values in one["loops"].items():
             loops.found[key] += values
     return skipped, failed, statistics.fmean(one["seconds"] for one in read)
-
-
-def other_motion(clip_set: ClipSet, row: ClipRow, truth: GroundTruth, seed: int) -> Tensor | None:
-    """Return the motion of `another_clip` on this clip's grid; None where there is none or it cannot be read."""
-    other = another_clip(clip_set, row, seed)
-    for _, spectrum in read_spectra(clip_set, [other] if other else [], len(truth.spectrum)):
-        return resize_spectrum(spectrum, tuple(truth.spectrum.shape[-2:]))
-    return None
 
 
 def check_bins(pipeline: MotionPipeline, clip_set: ClipSet) -> int:

@@ -113,11 +113,9 @@ class VideoComparison:
         return sum((length - window) // step + 1 for length in self.lengths if length >= window)
 
     def check_counts(self) -> None:
-        """Raise EvaluationError where the videos have too few frames or windows for a covariance, or are one."""
+        """Raise EvaluationError where the videos have too few windows for a covariance, or are one."""
         if len(self.lengths) < FEWEST_SAMPLES:
             raise EvaluationError(f"data: {len(self.lengths)} videos could be measured; right: 2 or more")
-        if sum(self.lengths) < FEWEST_SAMPLES:
-            raise EvaluationError(f"frames: {sum(self.lengths)} frames in all; right: at least {FEWEST_SAMPLES}")
         for window in self.windows if self.networks.keys() - {"fid"} else ():
             if self.count(window) < FEWEST_SAMPLES:
                 problem = f"{self.count(window)} windows of {window} frames in {len(self.lengths)} videos"
@@ -134,9 +132,8 @@ class VideoComparison:
                 row["kid"], row["kid_deviation"] = kernel_distance(real, found, **self.kid)
             for metric in ("fvd", "dtfvd"):
                 for window in self.windows:
-                    column, interval = f"{metric}_{window}", self._interval(name, metric, window) or (None, None)
-                    row |= {column: self._distance(name, metric, window)}
-                    row |= {f"{column}_low": interval[0], f"{column}_high": interval[1]}
+                    column, (low, high) = f"{metric}_{window}", self._interval(name, metric, window)
+                    row |= {column: self._distance(name, metric, window), f"{column}_low": low, f"{column}_high": high}
             for metric, window in SLIDING.items():
                 of_row = [line[f"{metric}_{window}"] for line in sliding if line["row"] == name]
                 places = [distance for distance in of_row if distance is not None]
@@ -171,11 +168,10 @@ class VideoComparison:
             return None
         return frechet_distance(self.statistics[REAL_ROW, metric, window], self.statistics[row, metric, window])
 
-    def _interval(self, row: str, metric: str, window: int) -> tuple[float, float] | None:
-        if metric not in self.networks:
-            return None
+    def _interval(self, row: str, metric: str, window: int) -> tuple[float | None, float | None]:
         real, found = self.by_source[REAL_ROW, metric, window], self.by_source[row, metric, window]
-        return frechet_interval({name: (torch.cat(real[name]), torch.cat(found[name])) for name in real}, self.seed)
+        parts = {name: (torch.cat(real[name]), torch.cat(found[name])) for name in real}
+        return frechet_interval(parts, self.seed) or (None, None)
 
     def bias_notes(self) -> list[str]:
         """Name the metrics of which the covariance is singular, so that they are too large."""

@@ -42,7 +42,11 @@ class FeatureNetwork:
         self.path, self.on_videos, self.device = path, on_videos, device
         if not path.is_file():
             raise WeightsError(f"{path}: no such file")
-        known = {"torchscript": _torchscript, "inception": _inception, "i3d": _i3d}
+        known = {
+            "torchscript": _torchscript,
+            "inception": _inception,
+            "i3d": lambda path: (I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))),
+        }
         load = known.get(kind, partial(_torchvision, kind))
         try:
             self._module, self._options, own_form = load(path)
@@ -135,10 +139,6 @@ def _inception(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
     # torch-fidelity would run what a pickle contains: this refuses a file that holds more than tensors
     read_state_dict(path)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)), {}, ("uint8", None)
-
-
-def _i3d(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
-    return I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))
 
 
 def _reason(error: BaseException) -> str:

@@ -95,18 +95,15 @@ class FolderVideos:
 
     def read(self, name: str) -> ClipVideos:
         """Read one clip from every folder, all as long as the shortest; one of CLIP_ERRORS where it cannot be read."""
-        self._warn_of_rates(name)
-        real = self._frames(self._real[name])
-        generated = {row: self._frames(videos[name]) for row, videos in self._generated.items()}
-        length = min(len(real), *(len(frames) for frames in generated.values()))
-        return ClipVideos(name, real[:length], {row: frames[:length] for row, frames in generated.items()})
-
-    def _warn_of_rates(self, name: str) -> None:
         paths = [videos[name] for videos in (self._real, *self._generated.values())]
         rates = [probe_video(path).fps for path in paths if not path.is_dir()]
         if self.fps is None and rates and max(rates) > RATE_TOLERANCE * min(rates):
             problem = f"{min(rates):g} and {max(rates):g} frames/s, so that its windows last differently"
             logger.warning("%s: %s; fps HZ reads all at one rate", name, problem)
+        real = self._frames(self._real[name])
+        generated = {row: self._frames(videos[name]) for row, videos in self._generated.items()}
+        length = min(len(real), *(len(frames) for frames in generated.values()))
+        return ClipVideos(name, real[:length], {row: frames[:length] for row, frames in generated.items()})
 
     def _frames(self, path: Path) -> Tensor:
         if not path.is_dir():
@@ -136,15 +133,6 @@ def _videos_in(folder: Path) -> dict[str, Path]:
         problem = "two videos have one name" if found else "holds neither videos nor folders of frames"
         raise EvaluationError(f"{folder}: {problem}; right: videos of different names")
     return found
-
-
-def read_frames(clip_set: ClipSet, row: ClipRow, num_frames: int) -> tuple[Tensor, Tensor]:
-    """Read at most so many frames of a clip's source: (T, 3, H, W) in [0, 1] and their seconds (T,) from frame 0 on."""
-    source = read_source(clip_set, row, clip_set.first(row.id))
-    if isinstance(source, Scene):
-        times_s = torch.arange(min(num_frames, NUM_FRAMES), dtype=torch.float64) / FPS
-        return torch.stack([source.frame(float(time_s)) for time_s in times_s]), times_s
-    return source.frames[:num_frames], source.times_s[:num_frames]
 
 
 def clip_seed(seed: int, name: str) -> int:
@@ -199,7 +187,12 @@ class RenderedVideos:
     def read(self, name: str) -> ClipVideos:
         """Read the clip and make every row; one of CLIP_ERRORS where it or the other clip cannot be read."""
         clip = self._clips[name]
-        frames, times_s = read_frames(self.clip_set, clip, self.num_frames)
+        source = read_source(self.clip_set, clip, self.clip_set.first(clip.id))
+        if isinstance(source, Scene):
+            times_s = torch.arange(min(self.num_frames, NUM_FRAMES), dtype=torch.float64) / FPS
+            frames = torch.stack([source.frame(float(time_s)) for time_s in times_s])  # (T, 3, H, W)
+        else:
+            frames, times_s = source.frames[: self.num_frames], source.times_s[: self.num_frames]
         real, motions, generated = centre_crop(frames, self.crop), dict[tuple[str, str], Motion](), {}
         for row, (kind, value, label) in self._rows.items():
             if kind in DISTORTIONS:
