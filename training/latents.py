@@ -61,12 +61,6 @@ class LatentDataset(Dataset):
     variants for each repetition of its clips. The folder's name, below `folder`, is a hash of all that the latents
     depend on. The photograph is cut from the set at every reading, with colours of the key's own.
 
-    Args:
-        sizes: (H, W) of each variant.
-        augment: draw crops, flips and colours for each variant; otherwise the whole image.
-        multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
-        segmentation, read_image: that `encode` will be given.
-        wind: scale the motion, and tell the wind.
     """
 
     def __init__(
@@ -77,13 +71,13 @@ class LatentDataset(Dataset):
         num_bins: int,
         folder: Path,
         *,
-        sizes: Sequence[tuple[int, int]],
-        augment: bool = True,
+        sizes: Sequence[tuple[int, int]],  # (H, W) of each variant
+        augment: bool = True,  # draw crops, flips and colours for each variant; otherwise the whole image
         seed: int = 0,
-        multiple: int = 1,
-        segmentation: SegmentationModel | None = None,
+        multiple: int = 1,  # the epoch is filled up to a multiple of this, so that no batch holds two shapes
+        segmentation: SegmentationModel | None = None,  # this and the next one: that `encode` will be given
         read_image: ConditionMaps | None = None,
-        wind: bool = False,
+        wind: bool = False,  # scale the motion, and tell the wind
     ) -> None:
         self.items = MotionDataset(sets, split=split, num_bins=num_bins).items
         self.block_size = self.items.block_size
@@ -161,7 +155,10 @@ class LatentDataset(Dataset):
             sure_bins = bin_confidence(spectrum, confidence)[: self.num_bins]
             spectrum, image = truncate(spectrum, self.num_bins), clip_set.first(row.id)
             if segmentation is not None and not row.source.startswith("scene:"):
-                confidence = _without_bleeding(spectrum, confidence, class_probabilities(segmentation, image))
+                scale = default_grid_scale(*spectrum.shape[-2:])
+                probabilities = class_probabilities(segmentation, image)[None]
+                bled = find_bleeding(mean_displacement(spectrum)[None] * scale, probabilities, scale)[0]
+                confidence = confidence.masked_fill(bled, 0)
             maps = None if read_image is None else resize_maps(read_image(image), tuple(image.shape[-2:]))  # (P, H, W)
             tensors: dict[str, Tensor] = {}
             for variant in range(self.items.repeats(number) * len(self.sizes)):
@@ -176,9 +173,7 @@ class LatentDataset(Dataset):
                 latents = vae.encode_spectrum(moved[None].to(device), precision)[0].cpu()  # (K, C, h, w)
                 stored["latents"], stored["latents_step"] = _as_bytes(latents)
                 size = tuple(latents.shape[-2:])
-                stored["confidence"] = (
-                    (resize_maps(sure, size) * 255).round().clamp(0, 255).to(torch.uint8)
-                )  # (1, h, w)
+                stored["confidence"] = (resize_maps(sure, size) * 255).round().clamp(0, 255).to(torch.uint8)
                 if maps is not None:
                     stored["maps"], stored["maps_step"] = _as_bytes(F.adaptive_avg_pool2d(geometry.maps(maps), size))
                 tensors |= {f"{name}-{variant}": tensor.contiguous() for name, tensor in stored.items()}
@@ -198,13 +193,6 @@ def bin_confidence(spectrum: Tensor, confidence: Tensor) -> Tensor:
     noise = power[above].mean() if bool(above.any()) else power.new_zeros(())
     sure = (1 - noise / power.clamp(min=1e-12)).clamp(LEAST_BIN_CONFIDENCE, 1)
     return torch.cat([torch.ones(1), sure[1:]])
-
-
-def _without_bleeding(spectrum: Tensor, confidence: Tensor, probabilities: Tensor) -> Tensor:
-    """Return the confidence (1, H, W) without that of flow which bled; the rest as in `find_bleeding`."""
-    px_a_cell = default_grid_scale(*spectrum.shape[-2:])
-    moved_px = mean_displacement(spectrum)[None] * px_a_cell
-    return confidence.masked_fill(find_bleeding(moved_px, probabilities[None], px_a_cell)[0], 0)
 
 
 def _as_bytes(maps: Tensor) -> tuple[Tensor, Tensor]:
