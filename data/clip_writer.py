@@ -1,7 +1,5 @@
 """Write clip sets item by item, so that a run that is cut short goes on where it stopped; select clips of a set."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -9,6 +7,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -54,10 +53,7 @@ class FolderBusyError(MediaError):
 
 
 def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
-    """Lock FOLDER/.lock until `release()` or the end of the process; FolderBusyError where another run holds it.
-
-    On file systems without locks, and at URLs, nothing is held.
-    """
+    """Lock FOLDER/.lock, where that can be, until `release()` or the process ends; FolderBusyError if it is held."""
     lock = filelock.FileLock(Path(folder) / ".lock")
     try:
         if not url_of(folder):
@@ -70,7 +66,7 @@ def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
     return lock
 
 
-class ClipSetWriter:
+class ClipSetWriter(AbstractContextManager):
     """Writes a clip set item by item; opened again on the same folder it has in `rows` what is done.
 
     The finished set does not depend on the order of the items nor on interruptions. Until the `with` block ends no
@@ -79,10 +75,7 @@ class ClipSetWriter:
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
-        """Open or make a set; `settings` are what the items depend on (JSON values), the same on every run.
-
-        Raises ClipSetError for a folder that holds something else, MediaError where another run is writing.
-        """
+        """Open or make a set of items that depend on `settings` (JSON); ClipSetError, or MediaError if it is in use."""
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(dict(settings)))
         self.period_s = period_s
@@ -103,9 +96,6 @@ class ClipSetWriter:
         except BaseException:
             self._lock.release()
             raise
-
-    def __enter__(self) -> ClipSetWriter:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
@@ -201,10 +191,7 @@ def _count_magnitudes(folder: Path, period_s: float, ids: Sequence[str]) -> tupl
 
 
 def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, ClipRow]:
-    """Return by id the rows of the set that these settings would go on with, {} where there is none; writes nothing.
-
-    Raises ClipSetError for a folder that holds a set made with other settings, or something else.
-    """
+    """Return by id the rows of the set that these settings would go on with; ClipSetError for another set."""
     folder, settings = Path(folder), json.loads(json.dumps(dict(settings)))
     if folder.exists() and not folder.is_dir():
         raise ClipSetError(f"{folder}: is a file; name a folder for the clip set")

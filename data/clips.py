@@ -284,10 +284,7 @@ def column_names(folders: Sequence[Path]) -> list[str]:
 def choose_rows(
     clip_set: ClipSet, split: str | None, limit: int | None, seed: int, *, pairs: bool = False
 ) -> list[ClipRow]:
-    """Return a set's kept clips of a split (None: all), or `limit` of them drawn by the seed; ClipSetError for none.
-
-    With `pairs` also those that have rendering pairs alone.
-    """
+    """Return kept clips of a split (None: all), with `pairs` also those of pairs alone, or `limit` drawn of them."""
     rows = clip_set.rows(split, status=(KEPT, PAIRS_ONLY) if pairs else (KEPT,))
     rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
     if not rows:

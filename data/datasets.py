@@ -24,10 +24,7 @@ RENDERING_ZOOM = 0.25
 
 
 def open_weighted_sets(names: Iterable[str | Path]) -> list[tuple[ClipSet, float]]:
-    """Open sets named SETA or SETB:0.3: a folder each, with a weight after a colon (1 without).
-
-    Raises ClipSetError for a bad name or weight, and for a source that one set trains on and another tests.
-    """
+    """Open sets named SETA or SETB:0.3, a weight; ClipSetError for a bad name, or a source trained on and tested."""
     sets: list[tuple[ClipSet, float]] = []
     for name in map(str, names):
         folder, weight = _split_weight(name)

@@ -88,11 +88,7 @@ def check_splits(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> None:
 
 
 def unfinished_jobs(jobs: list[ClipJob], writer: ClipSetWriter) -> list[ClipJob]:
-    """Return the jobs whose clips a set lacks, or could not read before.
-
-    Rows of their videos without a finished job are removed: later clips of a deleted row, and clips under the ids of
-    older versions. Rows of finished jobs get the group that is named now. Raises MediaError as `check_splits`.
-    """
+    """Return the jobs whose clips a set lacks or could not read, and remove rows that no job of its video has now."""
     check_splits(jobs, writer.rows)
     groups = {job.id: job.group for job in jobs if job.group}
     videos, strays = {job.source for job in jobs}, []

@@ -94,10 +94,7 @@ class Training(NamedTuple):
 
 
 def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False, **settings: Any) -> bool:
-    """Train and measure what is not finished, and report the table; `settings` are of `Settings`.
-
-    EvaluationError names the variants that failed, after all is written.
-    """
+    """Train and measure what is not finished, and report the table; an EvaluationError at last names what failed."""
     # Early checks
     out, settings = report.out, Settings(**settings)
     check_precision(settings.precision, choose_device(settings.device))

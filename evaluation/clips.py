@@ -62,10 +62,7 @@ def open_clip(
     clip_set: ClipSet, row: ClipRow, every: int, magnify: float = 1.0, *, raft_weights: Path | None = None,
     device: str = "cpu",
 ) -> EvaluationClip:  # fmt: skip
-    """Open one clip's sequence: frames N, 2 N, ... of its source, or its stored pairs where that is not at hand.
-
-    `magnify` scales the motion of rendered scenes; ClipSetError for other clips, of which no such frames exist.
-    """
+    """Open frames N, 2 N, ... of a clip's source, or its stored pairs; `magnify` scales the motion of scenes alone."""
     first = clip_set.first(row.id)
     size, name = tuple(first.shape[-2:]), f"{clip_set.folder}: clip {row.id}"
     try:
@@ -133,11 +130,7 @@ def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video
 
 
 def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int], **raft: Any) -> Tensor:
-    """Return the visible flow from frame 0 to frames `indices`, (N, 2, H, W) px, from the set's cache where it has it.
-
-    Estimated by the set's method, cleaned by `visible_flow` as in training, and rounded to float16 in either case.
-    `raft` are weights and device of `estimate_flow` for RAFT.
-    """
+    """Return the visible flow from frame 0 to frames `indices`, (N, 2, H, W) px, from or into the set's cache."""
     method, path = _settings(clip_set).get("method", "dis"), cache_path(clip_set, row)
     known = _read_cache(path, tuple(video.frames.shape[-2:]), len(video.frames))
     missing = [index for index in indices if index not in known]

@@ -119,19 +119,16 @@ def measure_flow(
     scene_every: int = SCENE_EVERY,
     **options: Any,
 ) -> tuple[list[Row], list[tuple[Path, str]]]:
-    """Measure methods of `estimate_flow` on every N-th frame of videos and scenes.
+    """Measure methods of `estimate_flow`, whose weights and device are `options`, on every N-th frame.
 
-    `options` are further arguments of `estimate_flow` (weights, device). FlowError where a method cannot run.
-
-    Returns:
-        a row for each method and clip or scene, and (video, why) of those that cannot be measured.
+    Returns a row for each method and clip or scene, and (video, why) of those that cannot be measured.
     """
     rows, left_out = [], []
     # The result of DIS, and its time, depend on how many threads share an image.
     cv2.setNumThreads(1)
     for source in [*videos, *scenes]:
         try:
-            clip = _rendered(source, scene_every) if isinstance(source, Scene) else _read(source, every)
+            clip = _render(source, scene_every) if isinstance(source, Scene) else _read(source, every)
             rows += [_measure_clip(clip, method, options) for method in methods]
         except (MediaError, OSError, cv2.error) as error:
             reason = " ".join(str(error).split())
@@ -147,10 +144,9 @@ def _read(path: Path, every: int) -> FlowClip:
     return FlowClip(path.stem, video.frames[0], video.frames[min(every, len(video.frames) - 1) :: every])
 
 
-def _rendered(scene: Scene, every: int) -> FlowClip:
+def _render(scene: Scene, every: int) -> FlowClip:
     times_s = [index / FPS for index in range(every, NUM_FRAMES, every)]
-    frames = torch.stack([scene.frame(time_s) for time_s in times_s])
-    exact = torch.stack([scene.flow(time_s) for time_s in times_s])
+    frames, exact = (torch.stack([draw(time_s) for time_s in times_s]) for draw in (scene.frame, scene.flow))
     return FlowClip(f"{scene.kind} {scene.seed}", scene.picture(), frames, exact)
 
 
@@ -191,8 +187,7 @@ def _measure_clip(clip: FlowClip, method: str, options: dict[str, Any]) -> Row:
     if clip.exact is not None:
         return metrics | _end_point_errors(clip, flow, visible)
     for prefix, values in (("", flow), ("visible_", visible)):
-        found = _splat_metrics(clip, values)
-        found = {"psnr_db": found["psnr_db"], "ssim": found["ssim"]} | unchanged_flow(clip, values)
+        found = _splat_metrics(clip, values) | unchanged_flow(clip, values)
         metrics |= {f"{prefix}{name}": value for name, value in found.items()}
     return metrics
 
@@ -211,7 +206,8 @@ def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
         first = clip.first.expand(len(frames), -1, -1, -1)
         splat = splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0]
         parts.append(frame_metrics(splat, frames))
-    return pool_frames({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    found = pool_frames({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    return {name: found[name] for name in ("psnr_db", "ssim")}
 
 
 def _end_point_errors(clip: FlowClip, flow: Tensor, visible: Tensor) -> dict[str, float | None]:

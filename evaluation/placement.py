@@ -28,6 +28,7 @@ from motion.spectrum import mean_displacement
 FIRST_SCENE_SEED, SCENE_SEEDS = 900_000_000, 1_000_000
 DEFAULT_SCENES = 16  # without photographs that have masks
 LEAST_SIDE_PX = 32
+SHEET_IMAGES = 24
 
 MODEL, SEGMENTATION, EVERYTHING = "model", "segmentation alone", "everything moves"
 # Of a row whose displacement is no prediction, the metrics that mean something.
@@ -53,8 +54,8 @@ class Item(NamedTuple):
 
 def make_table(
     report: Report, *, photos: Path | None, masks: Path | None, photo_table: Path | None, split: str | None,
-    static_images: list[Crop], scenes: int | None, samples: int, sheet: int, checkpoint: Path | None, seed: int,
-    device: str, **sampling: Any,
+    static_images: list[Crop], scenes: int | None, samples: int, checkpoint: Path | None, seed: int, device: str,
+    **sampling: Any,
 ) -> bool:  # fmt: skip
     """Predict motion for photographs, report the tables and write a sheet; `sampling` as in `MotionPipeline`."""
     place = choose_device(device)
@@ -81,7 +82,7 @@ def make_table(
         motions = [pipeline.predict(item.image, seed=seed + n, **sampling) for n in range(samples)]
         predicted = torch.stack([mean_displacement(motion.spectrum) for motion in motions]).mean(0)  # (1, h, w)
         rows += [{"row": name} | metrics for name, metrics in _measure(item, predicted, pipeline, seed).items()]
-        if number % max(1, -(-total // sheet)) == 0:
+        if number % max(1, -(-total // SHEET_IMAGES)) == 0:
             shown.append(_sheet_row(item, predicted))
     write_image(report.out / "sheet.png", contact_sheet(shown))
     notes = [

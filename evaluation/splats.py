@@ -68,10 +68,7 @@ def pull_back(image: Tensor, rounds: int = 60) -> Tensor:
 
 
 def compare_splats(image: Tensor, sigma: float) -> tuple[list[dict], dict[str, tuple[Tensor, Tensor]]]:
-    """Splat an image (1, 3, H, W) in [0, 1] along `lens_flow` by each operator.
-
-    Returns the rows of the table, and {operator: (image (3, H, W), weight (H, W))}.
-    """
+    """Splat (1, 3, H, W) along `lens_flow`: rows of the table, {operator: (image (3, H, W), weight (H, W))}."""
     flow = lens_flow(tuple(image.shape[-2:]))
     importance = flow.norm(dim=1, keepdim=True)
     results = {

@@ -28,11 +28,7 @@ LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"
 
 
 class Lpips(nn.Module):
-    """LPIPS with torchmetrics' linear heads over a backbone of torchvision; WeightsError where it cannot be loaded.
-
-    `weights` are torchvision's ImageNet weights of the backbone (.pth, .safetensors, .npz), or "hub": from torch.hub's
-    cache, downloaded into it where they are missing.
-    """
+    """LPIPS over torchvision's ImageNet weights of a backbone: a file, or "hub" for torch.hub's; or WeightsError."""
 
     def __init__(self, network: LpipsNetwork, weights: Path | str) -> None:
         super().__init__()
@@ -97,10 +93,6 @@ def _hub_file(network: LpipsNetwork) -> Path:
 
 def squared_error(pred: Tensor, target: Tensor) -> Tensor:
     """Return (N,) float64 mean squared errors of frames, after clipping to [0, 1]; on the CPU for Apple's devices."""
-    if pred.ndim != 4 or pred.shape[1] != 3 or not len(pred):
-        raise ValueError(f"pred: expected (N, 3, H, W) with N > 0, got {tuple(pred.shape)}")
-    if pred.shape != target.shape:
-        raise ValueError(f"target: expected the shape of pred {tuple(pred.shape)}, got {tuple(target.shape)}")
     difference = pred.clamp(0, 1) - target.clamp(0, 1)
     if difference.device.type == "mps":
         difference = difference.cpu()  # no float64 there

@@ -25,10 +25,7 @@ LEAST_SIDE_PX = 32
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Average values (B, ..., H, W) over each sample with the mask as weights, then over the samples.
-
-    The mask broadcasts to `values`; a sample whose mask is 0 everywhere counts as 0.
-    """
+    """Average (B, ..., H, W) over each sample, the mask as weights, then over samples; one without any counts as 0."""
     if mask is None:
         return values.flatten(1).mean(1).mean()
     weights = mask.to(values.dtype).expand_as(values).flatten(1)
@@ -36,11 +33,7 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Mean L1 distance of unit-normalised features of an ImageNet network; unlike LPIPS without learned weights.
-
-    `weights` is a torchvision state dict, .pth or .safetensors, or an .npz converted from Caffe (BGR, 0..255, minus its
-    means). WeightsError where it is missing, unreadable, or of another network.
-    """
+    """Mean L1 of unit-normalised features of an ImageNet network, torchvision's or Caffe's (.npz); or WeightsError."""
 
     def __init__(self, weights: Path | str, network: Network = "squeezenet") -> None:
         super().__init__()
@@ -77,10 +70,6 @@ class PerceptualLoss(nn.Module):
 
     def distances(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return (L,) distances, one a layer: L1 over the channels, mean over places (masked) and samples."""
-        _check_same(pred, target)
-        if min(pred.shape[-2:]) < LEAST_SIDE_PX:
-            size = tuple(pred.shape[-2:])
-            raise ValueError(f"pred: expected sides of at least {LEAST_SIDE_PX} px for features, got {size}")
         found = []
         for ours, theirs in zip(self.layers(pred), self.layers(target), strict=True):
             weights = None if mask is None else F.interpolate(mask.to(ours.dtype), ours.shape[-2:], mode="area")
@@ -96,8 +85,3 @@ class PerceptualLoss(nn.Module):
         """Return (B,) distances of images, clipped to [0, 1]."""
         pairs = zip(pred.clamp(0, 1).split(1), target.clamp(0, 1).split(1), strict=True)
         return torch.stack([self(one, other) for one, other in pairs])
-
-
-def _check_same(pred: Tensor, target: Tensor) -> None:
-    if pred.shape != target.shape:
-        raise ValueError(f"pred: expected the shape of target {tuple(target.shape)}, got {tuple(pred.shape)}")

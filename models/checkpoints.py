@@ -36,11 +36,7 @@ class SavedModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a model folder in float32 and in eval mode, whatever it is stored in.
-
-        Raises:
-            CheckpointError: missing or damaged files, a config that makes no model, or weights that do not fit it.
-        """
+        """Load a model folder in float32 and in eval mode; CheckpointError for one that is missing or damaged."""
         folder = Path(folder)
         if not folder.is_dir():
             right = "one written by this project's training scripts"

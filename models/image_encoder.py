@@ -49,11 +49,7 @@ class InputNormalization(NamedTuple):
 
 
 def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
-    """Read SqueezeNet 1.1 weights and fold their input convention into the first layer, so that RGB in [0, 1] goes in.
-
-    `path` is torchvision's squeezenet1_1 (.pth, .safetensors), or an .npz from Caffe; see `InputNormalization`. Returns
-    a state dict for `squeezenet_features()`; WeightsError as `load_weights`.
-    """
+    """Read SqueezeNet 1.1, torchvision's or Caffe's (.npz), folded so that RGB in [0, 1] goes in; or WeightsError."""
     state = load_weights(path, shapes_of(squeezenet_features()))
     weight, bias = state["0.weight"], state["0.bias"]  # (64, 3, 3, 3), (64,)
     seen = InputNormalization.of(path)
@@ -80,16 +76,16 @@ def _vae_encoder(config: dict | None) -> MotionVAE:
 class ImageEncoder(nn.Module):
     """Features of the photograph on the latent grid: a small trained head over raw pixels and an image network.
 
-    Args:
-        channels: of the output.
-        downsample_factor: f, the latent grid's reduction of each side.
-        backbone: "squeezenet" (frozen ImageNet features where weights are loaded), "vae" (latents of the image from a
-            motion VAE's encoder, always frozen; its weights come by `copy_encoder`) or "none" (raw pixels only).
-        image_vae: `MotionVAE.encoder_config` of the VAE, for "vae".
+    The network, `backbone`, is "squeezenet" (frozen ImageNet features where weights are loaded), "vae" (latents of the
+    image from a motion VAE's encoder, always frozen; its weights come by `copy_encoder`) or "none" (raw pixels only).
     """
 
     def __init__(
-        self, channels: int, downsample_factor: int, backbone: str = "squeezenet", image_vae: dict | None = None
+        self,
+        channels: int,  # of the output
+        downsample_factor: int,  # f, the latent grid's reduction of each side
+        backbone: str = "squeezenet",
+        image_vae: dict | None = None,  # for "vae": `MotionVAE.encoder_config`
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:

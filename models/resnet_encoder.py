@@ -71,11 +71,7 @@ class ResNetPyramid(nn.Module):
         return found
 
     def load_weights(self, source: str | Path) -> None:
-        """Load ImageNet weights; the 1x1 convolutions stay as they are. WeightsError: a file that cannot be used.
-
-        `source` is a state dict of torchvision's resnet34 (.pth, .safetensors), or a hub name such as
-        timm/resnet34.tv_in1k, of which model.safetensors is downloaded.
-        """
+        """Load torchvision's resnet34 from a file, or by a hub name such as timm/resnet34.tv_in1k; or WeightsError."""
         network = resnet34(weights=None)
         wanted = {name: shape for name, shape in shapes_of(network).items() if shape and name[:3] != "fc."}
         network.load_state_dict(load_weights(_local_file(source), wanted), strict=False)

@@ -155,17 +155,7 @@ class SegmentationModel(SavedModel):
         )
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Return the encoder's features of image (B, 3, H, W) in [0, 1], finest first.
-
-        Returns:
-            Maps of 64, 192 and 448 channels at strides 4, 8 and 16 of the image, whose right and lower border is
-            repeated up to multiples of 16.
-
-        Raises:
-            ValueError: an image of another shape.
-        """
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
+        """Return maps of 64, 192, 448 channels at strides 4, 8, 16 of image (B, 3, H, W), padded to multiples of 16."""
         bottom, right = (-side % STRIDE for side in image.shape[-2:])
         image = F.pad(image, (0, right, 0, bottom), mode="replicate")
         # Channels last: a third faster on a CPU.

@@ -59,11 +59,7 @@ def shapes_of(network: torch.nn.Module) -> dict[str, torch.Size]:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors file or of torch's state dict, which take no more memory than the file has.
-
-    Raises:
-        ValueError: they would take more. Exception: whatever safetensors or torch raise for a file they cannot read.
-    """
+    """Read a .safetensors file or torch's state dict, which must take no more memory than the file has."""
     if path.suffix == ".safetensors":
         return load_file(path)
     too_large = "its tensors are much larger than the file; right: a file of torch.save"

@@ -69,10 +69,7 @@ def forward(
 def backward(
     grad_out: Tensor, grad_weight: Tensor | None, saved: Saved, ewa: bool, normalise: bool, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Differentiate; arguments and results as in `fused.py`.
-
-    Normalised half-precision outputs are rounded, and so are the gradients to flow, importance and sigma.
-    """
+    """Differentiate; as in `fused.py`. Half-precision outputs, and so gradients to the flow, are rounded."""
     values, flow, importance, sigma, out, weight, largest = saved
     batch, channels, height, width = values.shape
     side = 2 if sigma is None else 4

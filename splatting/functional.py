@@ -57,16 +57,10 @@ def softmax_splat(
         backend: "auto", "reference" (any device), "cpu" or "cuda".
         return_weight: also return the denominator.
 
-    Returns:
-        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W); both are exactly 0 where nothing
-        arrives.
-
-    Raises:
-        ValueError: an argument of a wrong shape, dtype, device or value.
-        RuntimeError: the backend asked for cannot run here.
-
-    Gradients: to values, flow and importance. The weight's own gradient holds the maximum constant. At integer
-    landing points the gradient to flow is the derivative from the right, or from below.
+    Returns (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W); both are exactly 0 where
+    nothing arrives. Raises ValueError for an argument of a wrong shape, dtype, device or value, RuntimeError for a
+    backend that cannot run here. Gradients reach values, flow and importance. The weight's own gradient holds the
+    maximum constant. At integer landing points the gradient to flow is the derivative from the right, or from below.
     """
     _check_tensors(values, flow, importance)
     if weighting not in WEIGHTINGS:

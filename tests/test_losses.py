@@ -56,11 +56,6 @@ def test_multi_scale_gradient_takes_volumes():
     assert float(multi_scale_gradient(ramp, torch.zeros_like(ramp), mask)) == pytest.approx(expected)
 
 
-def test_other_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"expected the shape of target \(1, 3, 8, 8\)"):
-        l1(torch.zeros(1, 3, 8, 9), torch.zeros(1, 3, 8, 8))
-
-
 @pytest.fixture(scope="module")
 def random_weights(tmp_path_factory):
     torch.manual_seed(0)
@@ -136,8 +131,6 @@ def test_bad_weights_are_one_line(random_weights, tmp_path):
         with pytest.raises(WeightsError, match=message) as caught:
             PerceptualLoss(path, "squeezenet" if path is text else "vgg16")
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="at least 32 px"):
-        PerceptualLoss(random_weights / "caffe.npz")(torch.rand(1, 3, 16, 40), torch.rand(1, 3, 16, 40))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/weights here")

@@ -65,10 +65,7 @@ def _parts(without: Sequence[str]) -> dict[str, bool]:
 
 
 def extended(unet: FrequencyUNet, placement: PlacementHead | None, without: Sequence[str] = ()) -> FrequencyUNet:
-    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity.
-
-    It reads the placement head where there is one.
-    """
+    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity."""
     config = {name: unet.config[name] or wanted for name, wanted in _parts(without).items()}
     if placement is not None and "placement" not in without:
         config["placement_channels"] = placement.condition_channels
@@ -182,10 +179,7 @@ def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHe
 def with_placement(
     unet: FrequencyUNet, folder: Path | None, stage: str, without: Sequence[str]
 ) -> tuple[FrequencyUNet, PlacementHead | None]:
-    """Return a U-Net of `folder` with all of PARTS but `without`, and the placement head beside it, if there is one.
-
-    Stages that train only a part of the U-Net leave it as it is. ArgumentError as in `load_placement`.
-    """
+    """Return a U-Net of `folder` with PARTS but `without`, unless only a part trains, and its placement head."""
     placement = load_placement(folder, unet)
     if folder is not None and stage in ("joint", "image-encoder", "denoiser"):
         unet = extended(unet, placement, without)

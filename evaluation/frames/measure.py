@@ -86,11 +86,7 @@ class FrameMeasurement:
 
     @torch.no_grad()
     def measure(self, row: ClipRow) -> dict[str, Any]:
-        """Return the fields of a clip's ClipMetrics.
-
-        Raises:
-            EvaluationError: a model renders frames that are not finite, or images are too small for the networks.
-        """
+        """Return the fields of a clip's ClipMetrics; EvaluationError for frames that are not finite or too small."""
         clip = self.open(row, device=str(self.place))
         with self.show(clip) as add:
             return vars(_measure_clip(clip, self.methods, self.place, self.lpips, self.features, add))

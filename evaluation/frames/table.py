@@ -45,10 +45,7 @@ def make_table(
     raft_weights: Path | None, video: Path | None, lpips_network: Sequence[LpipsNetwork], lpips_weights: Sequence[str],
     feature_weights: Path | None, seed: int, device: str, precision: str, workers: Workers, **training: Any,
 ) -> bool:  # fmt: skip
-    """Render the clips in every way with the same flow, and report the tables.
-
-    `training` are the arguments of `train_operators`, for the single-video protocol.
-    """
+    """Render the clips in every way with the same flow, and report the tables; `training`: of `train_operators`."""
     # Early checks
     out = report.out
     if not workers.cluster:  # whose workers may have what this machine lacks

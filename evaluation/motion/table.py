@@ -40,10 +40,7 @@ def make_table(
     seed: int, loop_guidance: str, clip_table: Path | None, fvd_network: tuple[str, Path] | None,
     baseline_checkpoint: Path | None, checkpoint: Path | None, device: str, workers: Workers, **sampling: Any,
 ) -> bool:  # fmt: skip
-    """Predict motion for the clips' first frames, report the tables, and write a sheet an image.
-
-    `sampling` has sampler, steps, guidance and precision.
-    """
+    """Predict motion for the clips' first frames, report the tables, and write a sheet an image."""
     # Early checks
     place = choose_device("cpu" if workers.cluster else device)  # a cluster's workers choose theirs
     if not workers.cluster:
@@ -146,10 +143,7 @@ class ClipMeasurement:
 def measure_clips(
     measurement: ClipMeasurement, rows: Sequence[ClipRow], workers: Workers, keep: Path
 ) -> tuple[list[str], list[str], float]:
-    """Fill the comparisons; return the clips that cannot be read, those given up, and the mean seconds of a prediction.
-
-    `keep`: folder of the results of single clips, see `measure_each`.
-    """
+    """Fill the comparisons; return clips that cannot be read, those given up, and the mean seconds."""
     comparison, loops, networks = measurement.comparison, measurement.loops, measurement.pipeline
     depends = [*networks.components.values(), measurement.sampling, comparison.seed]
     depends += [loops.frames, loops.method, measurement.clip_set.statistics]

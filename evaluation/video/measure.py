@@ -28,7 +28,7 @@ COLUMN_NOTES = (
     "between the Gaussians of real and generated features",
     f"low, high: 95 % interval by {FRECHET_DRAWS} bootstrap draws of the source videos, real and generated together; "
     "fewer different windows make a distance larger, so the draws are shifted until their mean is the distance",
-    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over subsets of the frames",
+    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and deviation over 100 subsets of at most 1000 frames",
     "psnr_db, lpips: of rows whose frames show what the real ones do, frame 0 excluded, pooled over a video and over "
     f"every {LPIPS_EVERY}th frame of it; the mean over videos",
     "fid_sliding, fvd_sliding, dtfvd_sliding: mean over the places of sliding/, where each has few windows",
@@ -48,12 +48,11 @@ class VideoComparison:
 
     def __init__(
         self, rows: Sequence[str], networks: dict[str, FeatureNetwork], *, windows: Sequence[int] = (16, 32),
-        window_step: int | None = None, slide_step: int = 0, batch_size: int = 8, kid_subsets: int = 100,
-        kid_subset_size: int = 1000, seed: int = 0, lpips: Sequence[Lpips] = (),
+        window_step: int | None = None, slide_step: int = 0, batch_size: int = 8, seed: int = 0,
+        lpips: Sequence[Lpips] = (),
     ) -> None:  # fmt: skip
         self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
         self.window_step, self.slide_step, self.batch_size = window_step, slide_step, batch_size
-        self.kid = {"subsets": kid_subsets, "subset_size": kid_subset_size, "seed": seed}
         self.seed, self.lpips = seed, lpips
         self.lengths: list[int] = []
         # {(row, metric, frames of a window): statistics}, and all features of frames
@@ -129,7 +128,7 @@ class VideoComparison:
             row["kid_deviation"] = None
             if self.features:
                 real, found = (torch.cat(self.features[of]) for of in (REAL_ROW, name))
-                row["kid"], row["kid_deviation"] = kernel_distance(real, found, **self.kid)
+                row["kid"], row["kid_deviation"] = kernel_distance(real, found, seed=self.seed)
             for metric in ("fvd", "dtfvd"):
                 for window in self.windows:
                     column, (low, high) = f"{metric}_{window}", self._interval(name, metric, window)
@@ -192,8 +191,7 @@ class VideoComparison:
         step = "that touch" if self.window_step is None else f"{self.window_step} frames apart"
         networks = "; ".join(f"{metric}: {network.name}" for metric, network in self.networks.items())
         counts = f"counts: {lengths}, {sum(self.lengths)} frames, windows {step}; networks: {networks}"
-        kid = "kid: {subsets} subsets of at most {subset_size} frames".format(**self.kid)
-        return [counts, *([kid] if self.features else []), *self.bias_notes()]
+        return [counts, *self.bias_notes()]
 
 
 def cut_windows(frames: Tensor, window: int, step: int) -> Tensor:

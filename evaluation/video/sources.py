@@ -159,17 +159,17 @@ class RenderedVideos:
 
     `rows` are ("model", "own" or "other", "average" or a key of `renderers`), or (key of DISTORTIONS, amount).
     `pipelines` are {label in the row's name: pipeline}; each has rows of "model", and the first says how many bins
-    count. `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise of its own. `full_strength`
-    undoes the amplitude limit of predicted motion. The rest is as in `FolderVideos`.
+    count. `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise of its own. The rest is as
+    in `FolderVideos`.
     """
 
     def __init__(
         self, clip_set: ClipSet, clips: Iterable[ClipRow], rows: Iterable[Row], pipelines: dict[str, MotionPipeline],
         renderers: dict[str, FrameSynthesis], sampling: dict[str, Any], *, crop: tuple[int, int], num_frames: int,
-        full_strength: bool = False, device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         self.clip_set, self.pipelines, self.renderers, self.sampling = clip_set, pipelines, renderers, sampling
-        self.crop, self.num_frames, self.full_strength, self.device = crop, num_frames, full_strength, device
+        self.crop, self.num_frames, self.device = crop, num_frames, device
         self._clips = {row.id: row for row in clips}
         self._others = {name: another_clip(clip_set, row, sampling["seed"]) for name, row in self._clips.items()}
         if not all(self._others.values()):
@@ -217,14 +217,12 @@ class RenderedVideos:
             return Motion(spectrum, num_frames=round(config.period_s * FPS), fps=FPS)
         seed = clip_seed(self.sampling["seed"], clip.id)
         motion = self.pipelines[label].predict(first, **self.sampling | {"seed": seed})
-        limit = motion.meta["amplitude_limit_scale"]
-        self.limits += [] if label else [limit]
-        return motion.controlled(magnify=1 / limit) if self.full_strength else motion
+        self.limits += [] if label else [motion.meta["amplitude_limit_scale"]]
+        return motion
 
     def note(self) -> str:
         """Name the set, the rows and the amplitude limit, for the table."""
         note = f"data: {self.clip_set.folder}, {len(self.names)} clips; {ROW_NOTE}"
         if not self.limits:
             return note
-        undone = "undone" if self.full_strength else "as animate.py does"
-        return f"{note}; model: its amplitude is limited to {fmean(self.limits):.2f} on average, {undone}"
+        return f"{note}; model: its amplitude is limited to {fmean(self.limits):.2f} on average, as animate.py does"

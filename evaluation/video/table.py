@@ -33,11 +33,7 @@ def make_table(
     frames: int = NUM_FRAMES, lpips_network: Sequence[LpipsNetwork] = (), lpips_weights: Sequence[str] = (),
     **options: Any,
 ) -> bool:  # fmt: skip
-    """Compare real and generated videos and report the tables; return False when a video was left out.
-
-    `options` has arguments of `VideoComparison`, the networks of `load_networks` and, for a clip set, what
-    `open_videos` needs.
-    """
+    """Compare real and generated videos and report the tables; return False when a video was left out."""
     # Early checks
     place = choose_device(device)
     check_precision(precision, place)
@@ -52,7 +48,7 @@ def make_table(
         source, model_notes = open_videos(data, seed, place, precision, options, **cut)
 
     # Measure
-    names = ("windows", "window_step", "slide_step", "batch_size", "kid_subsets", "kid_subset_size")
+    names = ("windows", "window_step", "slide_step", "batch_size")
     settings = {name: options[name] for name in names if name in options} | {"seed": seed, "lpips": lpips}
     comparison = VideoComparison(source.rows, networks, **settings)
     left_out = []
@@ -114,7 +110,7 @@ def open_videos(
     pipelines = {label: MotionPipeline.from_pretrained(folder).to(device) for label, folder in folders.items()}
     splats = dict.fromkeys(splat for kind, splat in rows if kind not in DISTORTIONS and splat != "average")
     renderers = {splat: load_renderer(checkpoint, splat) for splat in splats}
-    cut |= {"full_strength": options.get("full_strength", False), "device": device}
+    cut["device"] = device
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
     note = f"checkpoint {checkpoint}; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}"
     return RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, **cut), [f"{note}; one sample a clip"]
