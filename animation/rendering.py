@@ -68,10 +68,7 @@ def read_inputs(
 
 
 def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: float = 1.0) -> Playback:
-    """Return the frames that the options ask for; ArgumentError, MotionFileError: they give no video.
-
-    Before the motion is known (None), one of the usual period that will close at `loop_phase` stands for it.
-    """
+    """Return the frames that the options ask for, of a motion or one that will close at `loop_phase`; or an error."""
     if motion is not None:
         try:
             loop_phase = loop_phase_of(motion.meta)

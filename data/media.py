@@ -303,10 +303,7 @@ def _is_16_bit(image: Image.Image, file: BinaryIO) -> bool:
 
 
 def _deep_pixels(image: Image.Image, file: BinaryIO, orientation: int) -> np.ndarray | None:
-    """Return 16-bit pixels (H, W, 3 or 4), or None where only Pillow's 8-bit version is to be had.
-
-    Pillow keeps 8 of the 16 bits of colour images, so those go through OpenCV, which fails on TIFFs to be turned.
-    """
+    """Return 16-bit pixels (H, W, 3 or 4), of colour by OpenCV, as Pillow keeps 8 bits; None where that fails."""
     if image.mode.startswith("I"):
         array = np.asarray(image).astype(np.uint16)
     elif image.format == "TIFF" and orientation != 1:

@@ -87,11 +87,7 @@ def describe_set(clip_set: ClipSet) -> list[str]:
 
 
 def write_contact_sheet(clip_set: ClipSet, *, max_clips: int = 24, columns: int = 2) -> Path | None:
-    """Write contact.png: clips spread over the set, three images each, under their names; None without clips.
-
-    Frame 0; the mean displacement from black (0 px) to white (8 px); and the X-t slice of the row that moves most, time
-    downwards. Rendered clips store no frames: there frame 0 is moved along the spectrum.
-    """
+    """Write contact.png: frame 0, mean displacement (white: 8 px) and X-t slice of clips all over the set; or None."""
     rows = clip_set.rows(status=(KEPT, PAIRS_ONLY))
     rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
     cells = [_cells(clip_set, row) for row in rows[:: max(1, -(-len(rows) // max_clips))]]

@@ -119,10 +119,7 @@ def measure_flow(
     scene_every: int = SCENE_EVERY,
     **options: Any,
 ) -> tuple[list[Row], list[tuple[Path, str]]]:
-    """Measure methods of `estimate_flow`, whose weights and device are `options`, on every N-th frame.
-
-    Returns a row for each method and clip or scene, and (video, why) of those that cannot be measured.
-    """
+    """Measure methods of `estimate_flow` (`options`) on every N-th frame: rows, and (video, why) of those left out."""
     rows, left_out = [], []
     # The result of DIS, and its time, depend on how many threads share an image.
     cv2.setNumThreads(1)

@@ -122,10 +122,7 @@ def frame_metrics(
 
 
 def pool_frames(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Pool the metrics (N,) of frames, those of `frame_metrics`, into those of their sequence.
-
-    "psnr_db" averages the squared error before the logarithm, "psnr_frames_db" the frames' own PSNR; "frames" is N.
-    """
+    """Pool metrics (N,) of frames: "psnr_db" of the mean squared error, "psnr_frames_db" and the others as means."""
     frames = {key: value.double() for key, value in metrics.items()}
     pooled = float(decibel(frames.pop("squared_error").mean()))
     means = {key: float(value.mean()) for key, value in frames.items()}

@@ -281,11 +281,7 @@ class FrameSynthesis(SavedModel):
         tile: int = 0,  # decode in tiles of about this side, px, the same but for rounding, in less memory; 0: never
         crop: bool = True,  # without gradients, render only the `moving_boxes` and copy the rest
     ) -> Tensor:
-        """Render frame t (B, 3, H, W), float32, not clamped, from the features of frame 0.
-
-        Splats run in float32, only convolutions follow autocast. Gradients reach the image, its features and all
-        parameters.
-        """
+        """Render frame t (B, 3, H, W), float32, not clamped; only convolutions follow autocast, gradients reach all."""
         batch = len(flow)
         image, flow, importance = image.float(), flow.float(), importance.float()
         image, importance = image.expand(batch, -1, -1, -1), importance.expand(batch, -1, -1, -1)

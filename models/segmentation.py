@@ -176,10 +176,6 @@ class SegmentationModel(SavedModel):
         return self.fine(fine) + resize_from_corner(maps, fine.shape[-2:])  # (B, 32, H/4, W/4)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits of image (B, 3, H, W) in [0, 1] as (B, 32, H/4, W/4), sides rounded up.
-
-        Their softmax over channels gives the classes' probabilities. Logit i lies at pixel 4 i of the image: bring them
-        to other sizes with `resize_from_corner`.
-        """
+        """Return logits (B, 32, H/4, W/4), rounded up, of image (B, 3, H, W) in [0, 1]; logit i lies at pixel 4 i."""
         height, width = (-(-side // 4) for side in image.shape[-2:])
         return self.decode(self.features(image))[..., :height, :width]

@@ -243,11 +243,7 @@ class FrequencyUNet(SavedModel):
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
     def expected_displacement(self, image: Tensor) -> Tensor | None:
-        """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
-
-        The mean over an image and its mirror image, sharpened along the image's edges; None without a
-        `DisplacementHead`.
-        """
+        """Predict mean |F_t| (B, 1, H, W), px, of images (B, 3, H, W) in [0, 1]; None without a `DisplacementHead`."""
         if self.displacement_head is None:
             return None
         size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)

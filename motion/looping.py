@@ -41,11 +41,7 @@ def plan_playback(
     loop_phase: float = 1.0,  # at which the motion is back at frame 0; a round takes this many periods
     drift: bool = True,  # the motion has one, which is held beyond the period; a note reports it
 ) -> Playback:
-    """Choose the phases of a video; ValueError for numbers that make no video.
-
-    A loop shows the whole number of rounds nearest to `seconds`; its speed is adjusted so that the frames come out
-    even, and a note reports it.
-    """
+    """Choose the phases of a video, of a loop whole rounds at an adjusted speed; ValueError where there are none."""
     numbers = {"seconds": seconds, "fps": fps, "period_s": period_s, "slow": slow, "loop_phase": loop_phase}
     for name, value in numbers.items():
         if not (math.isfinite(value) and value > 0):

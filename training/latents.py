@@ -44,10 +44,7 @@ _LEVELS = 127
 
 
 def variant_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Return the shapes (H, W) of the cached variants: as given, turned, as given, square; all of one area.
-
-    Every crop of an epoch has one shape, and epochs take turns, so that photographs of any aspect are met.
-    """
+    """Return the shapes (H, W) of the variants that epochs take in turn: as given, turned, as given, square."""
     side = max(1, round((height * width) ** 0.5 / GRID_MULTIPLE)) * GRID_MULTIPLE
     return ((height, width), (width, height), (height, width), (side, side))
 
@@ -141,10 +138,7 @@ class LatentDataset(Dataset):
         segmentation: SegmentationModel | None = None,
         read_image: ConditionMaps | None = None,
     ) -> None:
-        """Write the clips' files that are not there yet, on `device`; call in one process while others wait.
-
-        Flow of real clips that bled onto what `segmentation` calls static has no confidence; None: it keeps its own.
-        """
+        """Write the clips' missing files, in one process; flow that bled onto what is static has no confidence."""
         self.folder.mkdir(parents=True, exist_ok=True)
         clips = ((number, row) for number, part in enumerate(self.items.parts) for row in part.rows)
         missing = (clip for clip in clips if not self.clip_path(*clip).is_file())

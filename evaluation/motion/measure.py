@@ -309,11 +309,7 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def write_clip_sheet(path: Path, truth: GroundTruth, samples: Tensor) -> None:
-    """Write a PNG of one image: what its clip does above, what the samples (M, K, 4, H, W) do below.
-
-    First row: frame 0, the clip's mean |F|, its mask, its x-t slice; below, mean |F| and x-t slice of each sample.
-    White is the same number of px in all.
-    """
+    """Write a PNG: frame 0, |F|, mask and x-t slice of a clip; below |F| and slices of samples (M, K, 4, H, W)."""
     real = mean_motion(truth.spectrum)  # (1, H, W)
     maps = mean_motion(samples)  # (M, 1, H, W)
     full_px = max(float(one.flatten().quantile(0.99)) for one in (real, *maps))
