@@ -139,7 +139,7 @@ class ImageEncoder(nn.Module):
         return found
 
     def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
-        """Encode (B, 3, H, W) in [0, 1] as (B, C, H/f, W/f), features times `feature_dropout_mask` (B, num_features)."""
+        """Encode (B, 3, H, W) in [0, 1] as (B, C, H/f, W/f), features times a `feature_dropout_mask` (B, N)."""
         height, width = image.shape[-2] // self.downsample_factor, image.shape[-1] // self.downsample_factor
         maps = [self.pixels(F.pixel_unshuffle(image - 0.5, self.downsample_factor))]  # (B, w, h, w)
         for tap, features in zip(self.taps, self.backbone_features(image), strict=True):
