@@ -72,8 +72,7 @@ def iterate_video(
     fps: float | None = None,
     start_s: float = 0.0,
     seconds: float | None = None,  # how much to read: round(seconds * fps) frames, or the source's within it; None: all
-    size: tuple[int, int]
-    | None = None,  # (height, width) px to resample to, by area when reducing, whatever the aspect
+    size: tuple[int, int] | None = None,  # (height, width) px to resample to, whatever the aspect
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """Yield (time in s from `start_s`, frame (3, H, W) float32 in [0, 1]) in constant memory, upright, square pixels.
 

@@ -227,7 +227,8 @@ def add_placement_flags(parser: Parser) -> None:
     add = parser.add_argument_group("what is measured").add_argument
     add("--photos", type=Path, metavar="DIR", help="photographs")
     add("--masks", type=Path, metavar="DIR", help="grey PNGs named like them: 255 can move, 0 cannot, 128 not known")
-    add("--photo-table", type=Path, metavar="CSV", help="columns file, source, subject, split")
+    table_help = "columns file, source, subject, split; without, each photograph is its own source"
+    add("--photo-table", type=Path, metavar="CSV", help=table_help)
     add("--split", choices=("test", "train"), help="photographs of this split of --photo-table; default: all")
     images_help = "photographs without plant, cloth, water or flame, or parts of them, in fractions of their sides"
     form = {"metavar": "FILE[:LEFT,TOP,RIGHT,BOTTOM]", "help": images_help}
