@@ -5,8 +5,6 @@ python animate.py photos/ --loop --out loops   every image of a folder, as seaml
 python animate.py photo.jpg --loop-seconds 3   a loop of 3 s at the motion's own speed
 """
 
-from __future__ import annotations
-
 from cli.run import command, run
 
 import logging
@@ -98,10 +96,7 @@ class Animator:
         self.rendering = rendering | {"operator": args.splat, "model": model}
 
     def animate(self, job: tuple[Path, Path, str, tuple | None]) -> None:
-        """Predict the motion of one image, unless it is given, and render its video.
-
-        The job: image, output, format, and what `read_inputs` has read already.
-        """
+        """Predict the motion of a job's image, unless `read_inputs` has read one already, and render its video."""
         from animation.rendering import played, read_inputs, render_video, show_motion
         from motion.motion_file import save_motion
 

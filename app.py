@@ -1,7 +1,5 @@
 """A page in the browser over the same functions: upload an image, choose, look at the video and download it."""
 
-from __future__ import annotations
-
 from cli.run import command, run, user_message
 
 import argparse
@@ -94,10 +92,7 @@ def make_page(gradio: Any, studio: Any) -> Any:
 def launch(
     gradio: Any, page: Any, *, port: int | None, root_path: str | None = None, wait: bool = True
 ) -> tuple[Any, str, str]:
-    """Serve the page to this machine alone, until Ctrl-C if `wait`; port None takes a free one.
-
-    `root_path` is where a proxy in front serves the page.
-    """
+    """Serve the page to this machine, or a proxy at `root_path`, until Ctrl-C if `wait`; port None takes a free one."""
     # Fonts of this machine: the default theme asks a font server for its own.
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["monospace"])
     folder = Path(gradio.utils.get_upload_folder())

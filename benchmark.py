@@ -8,8 +8,6 @@ data       scenes rendered and clips read for training, optical flow by method
 page       the page of interact.py in a browser: first frame, frames a second
 """
 
-from __future__ import annotations
-
 from cli.run import command, run
 
 import importlib

@@ -1,15 +1,16 @@
 """Measure on held-out clips and write tables; `evaluate.py TABLE --help` shows the flags of one."""
 
-from __future__ import annotations
-
 from cli.run import EXIT_SKIPPED, command, run
 
 import importlib
+import logging
 import shlex
 import sys
 
 from cli.parser import Parser
-from evaluation import flags
+from evaluation import Report, flags
+
+logger = logging.getLogger("__main__")
 
 # {table: what it measures, the module whose make_table measures and writes it}
 TABLES = {
@@ -41,8 +42,11 @@ def main(argv: list[str] | None = None) -> int:
     table = next((name for name, earlier in EARLIER_NAMES.items() if earlier == table), table)
     if check:
         check(args)
-    options["command"] = shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)])
-    complete = importlib.import_module(TABLES[table][1]).make_table(**options)
+    out = flags.choose_folder(table, args)
+    report = Report(out, shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)]))
+    complete = importlib.import_module(TABLES[table][1]).make_table(report, **options)
+    if not options.get("dry_run"):
+        logger.info("written to %s", out)
     return 0 if complete else EXIT_SKIPPED
 
 

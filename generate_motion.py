@@ -1,7 +1,5 @@
 """Predict how an image could move: image -> motion file (.npz); or a folder of images -> a folder of them."""
 
-from __future__ import annotations
-
 from cli.run import command, run
 
 import logging

@@ -7,8 +7,6 @@ python interact.py photo.jpg --video poke.mp4 --poke "300,200,20,-5@0.5" "120,80
 outputs/poke.gif shows such a video.
 """
 
-from __future__ import annotations
-
 from cli.run import command, run
 
 import logging

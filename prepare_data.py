@@ -3,8 +3,6 @@
 Run it again with the same flags to go on after an interruption, or with more videos or scenes to extend the set.
 """
 
-from __future__ import annotations
-
 from cli.run import EXIT_SKIPPED, command, run
 
 import sys

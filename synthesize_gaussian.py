@@ -1,7 +1,5 @@
 """Render an image along a motion file with Gaussian splatting: image + motion -> OUTDIR/gaussian_result.mp4."""
 
-from __future__ import annotations
-
 from cli.run import command, run
 
 import sys

@@ -3,8 +3,6 @@
 Data, order, seeds and losses are those of train_frame_synthesis_softsplat.py; only the operator differs.
 """
 
-from __future__ import annotations
-
 from cli.run import command, run
 
 import argparse

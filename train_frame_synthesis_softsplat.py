@@ -4,8 +4,6 @@ Pairs (frame 0, frame t, flow) come from clip sets of prepare_data.py. The model
 goes to animate.py, synthesize_softmax.py and evaluate.py as --checkpoint.
 """
 
-from __future__ import annotations
-
 from cli.run import command, run
 
 import sys

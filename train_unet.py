@@ -41,8 +41,7 @@ def make_parser() -> Parser:
     add("--vae", type=Path, metavar="DIR", help="trained VAE; default: that of checkpoints/default")
     add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of net and training")
     add("--bins", type=positive_int, default=16, metavar="K", help="frequency bins, drift included")
-    grid = "motion grid, px; also turned and square"
-    add("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help=grid)
+    add("--grid", type=size_px, default=(160, 256), metavar="WIDTHxHEIGHT", help="motion grid, px; also turned, square")
     modes = "independent, volume: ablations without attention across frequencies"
     add("--mode", choices=("coordinated", "independent", "volume"), default="coordinated", help=modes)
     add("--without", nargs="+", choices=("wind", "placement", "spatial-attention"), default=[], help="for ablations")

@@ -1,7 +1,5 @@
 """Flags of sampling, playback, rendering and interaction, their checks, and the plain options that they give."""
 
-from __future__ import annotations
-
 import argparse
 import math
 from dataclasses import fields
@@ -51,9 +49,7 @@ def add_playback_flags(parser: Parser) -> None:
     add("--slow", type=positive_float, default=1.0, metavar="X", help="stretch the period, not the length")
     add("--magnify", type=float, default=1.0, metavar="X", help="scale the motion (predicted: that of a light wind)")
     add("--mask", type=Path, metavar="PNG", help="where to move: white moves, black stays; at the image's aspect")
-    add(
-        "--drift", action=argparse.BooleanOptionalAction, help="motion that does not swing back; default: unless --loop"
-    )
+    add("--drift", action=argparse.BooleanOptionalAction, help="what does not swing back; default: unless --loop")
     add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side; never enlarged")
     add("--format", choices=FORMATS, help="default: by the output's name, else mp4")
     add("--preview", action="store_true", help="render in image space, without the network")
@@ -89,10 +85,7 @@ def rendering_options(args: Arguments) -> dict[str, Any]:
 
 
 def checked_device(args: Arguments, *, networks: bool = True) -> tuple[Any, str]:
-    """Return the torch device and the precision of the flags; ArgumentError where the machine lacks them.
-
-    Without `networks` that compute, no precision is chosen for "auto".
-    """
+    """Return the torch device and the precision, not chosen for "auto" without `networks`; or an ArgumentError."""
     from models.device import check_precision, choose_device
 
     device = choose_device(args.device)
@@ -152,16 +145,11 @@ def add_class_flags(parser: Parser) -> None:
     add("--move", type=class_words, default=(), metavar="CLASS,...", help="these alone")
     freeze = "all but these; list: print what the photograph shows, and stop"
     add("--freeze", type=class_words, default=(), metavar="CLASS,...|list", help=freeze)
-    shown = "also write the photograph with the motion's magnitude over it"
-    add("--show-motion", type=Path, metavar="PNG", help=shown)
+    add("--show-motion", type=Path, metavar="PNG", help="also write the photograph with the motion's magnitude over it")
 
 
 def class_options(args: Arguments) -> dict[str, tuple[str, ...]]:
-    """Return the words of `animation.class_control.ClassControl` that the flags give; checks --show-motion as well.
-
-    Raises:
-        ClassNameError, UsageError: one line that names the flag.
-    """
+    """Return the words of `animation.class_control.ClassControl` that the flags give; checks --show-motion as well."""
     check_words(args.move, args.freeze)
     if args.show_motion:
         check_output_file(args.show_motion, "--show-motion", (".png",))

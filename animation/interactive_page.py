@@ -1,7 +1,5 @@
 """The interactive page as one HTML file: the modes of a motion, the image, and the scripts of web/."""
 
-from __future__ import annotations
-
 import base64
 import html
 import json
@@ -35,11 +33,7 @@ LARGEST_GRID_PX = 4 * 256 * 160
 
 
 def page_modes(motion: Motion, name: str) -> Modes:
-    """Return the modes of a motion for the page: no finer than it can show, static where hardly moving.
-
-    Raises:
-        MotionFileError: a plain flow, or a spectrum of the drift alone.
-    """
+    """Return a motion's modes, no finer than a page can show; MotionFileError for a plain flow or the drift alone."""
     spectrum = motion.spectrum
     if spectrum is None or len(spectrum) < 2:
         held = "a plain flow" if spectrum is None else "a spectrum of one bin"
@@ -57,10 +51,7 @@ def page_modes(motion: Motion, name: str) -> Modes:
 
 
 def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) -> str:
-    """Return the page as text, with everything it needs inside.
-
-    `image` is (3, H, W) in [0, 1], `modes` are those of `motion`, of which browsers without WebGL 2 show a loop.
-    """
+    """Return the page of image (3, H, W) in [0, 1] as text; browsers without WebGL 2 show a loop of the motion."""
     codes, scale = modal.quantise(modes)
     height, width = modes.size
     constants = {
@@ -96,10 +87,7 @@ def write_page(path: Path, image: torch.Tensor, modes: Modes, title: str, motion
 
 
 def differences(codes: torch.Tensor) -> torch.Tensor:
-    """Return uint8 maps (..., H, W) minus their neighbours, modulo 256: left, then above. Half as large when deflated.
-
-    The page sums them up again (`Modal.sums` in web/simulation.js).
-    """
+    """Return uint8 maps (..., H, W) minus their left, then upper neighbours, modulo 256: they deflate better."""
     for axis in (-1, -2):
         before = codes.roll(1, axis)
         before.select(axis, 0).zero_()

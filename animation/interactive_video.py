@@ -1,7 +1,5 @@
 """The interactive simulation as a video: interact.py --video."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The choices that scripts and library share, without torch."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 # Long side of a video by default. Motion is always predicted from the image at this size: the same seed then gives a

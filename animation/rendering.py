@@ -1,7 +1,5 @@
 """An image and its motion to a video file: inputs, the plan of its frames, the renderer, and the file."""
 
-from __future__ import annotations
-
 import itertools
 import logging
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,10 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def read_images(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read an image twice: at the video's long side `size`, and as motion is predicted from it, (3, H, W) each.
-
-    Each is read from the file itself, so that scripts which need only one get the very same image.
-    """
+    """Read an image's file at the video's long side `size`, and as motion is predicted from it, (3, H, W) each."""
     image = read_image(path, max_side=size)
     whole = max(image.shape[-2:]) < min(size, DEFAULT_SIZE_PX)
     source = image if whole or size == DEFAULT_SIZE_PX else read_image(path, max_side=DEFAULT_SIZE_PX)
@@ -40,10 +35,7 @@ def read_images(path: Path, size: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def read_motion(path: Path, source: torch.Tensor) -> Motion:
-    """Read the motion file of an image and log what its sizes suggest; MotionFileError when it cannot be used.
-
-    `source`: the image (3, H, W) that motion would be predicted from.
-    """
+    """Read the motion file of an image (3, H, W) and log what its sizes suggest; MotionFileError if it is no use."""
     motion = load_motion(path)
     height, width = source.shape[-2:]
     motion.check_aspect(height, width, str(path))
@@ -76,10 +68,7 @@ def read_inputs(
 
 
 def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: float = 1.0) -> Playback:
-    """Return the frames that the options ask for; ArgumentError, MotionFileError: they give no video.
-
-    Before the motion is known (None), one of the usual period that will close at `loop_phase` stands for it.
-    """
+    """Return the frames that the options ask for, of a motion or one that will close at `loop_phase`; or an error."""
     if motion is not None:
         try:
             loop_phase = loop_phase_of(motion.meta)
@@ -166,11 +155,7 @@ def render_video(
     mask: torch.Tensor | None = None,  # (1, H, W) in [0, 1] where to move; None: everywhere
     **rendering: Any,  # arguments of `models.rendering.render_frames`
 ) -> None:
-    """Render an image along its motion into a video, as a stream.
-
-    Raises:
-        ArgumentError: options that give no video. MediaError: an output that fails. RenderingError: compiling fails.
-    """
+    """Render an image along its motion into a video, as a stream; ArgumentError, MediaError or RenderingError."""
     playback = plan(options, motion)
     for note in playback.notes:
         logger.info("%s: %s", path.name, note)

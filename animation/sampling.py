@@ -1,7 +1,5 @@
 """Load the trained pipeline, and guide it to a loop of a given length."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -22,11 +20,7 @@ def load_pipeline(checkpoint: Path | None, device: torch.device) -> MotionPipeli
 
 
 def loop_phase(loop_seconds: float, *, period_s: float = PERIOD_S, fps: float = FPS, slow: float = 1.0) -> float:
-    """Return which part of the period a loop of `loop_seconds` is, in whole frames of the video.
-
-    `period_s` is T of the model, `slow` how much slower the video plays. ArgumentError: the loop has less than two
-    frames, or more than a video may have.
-    """
+    """Return which part of the period a loop is, in whole frames of the video; ArgumentError for too few or many."""
     if not FEWEST_LOOP_FRAMES <= round(min(loop_seconds * fps, 2 * MAX_FRAMES)) <= MAX_FRAMES:
         right = f"{FEWEST_LOOP_FRAMES / fps:.3g} to {MAX_FRAMES / fps:.6g} s at {fps:g} frames/s"
         raise ArgumentError(f"loop_seconds {loop_seconds:g}: right: {right}")

@@ -1,7 +1,5 @@
 """What the browser's page of app.py does: an uploaded image and choices to a video and an interactive page."""
 
-from __future__ import annotations
-
 import collections
 import itertools
 from collections.abc import Iterator, Sequence
@@ -57,10 +55,8 @@ class Studio:
     ) -> Iterator[float | tuple[Path, Path]]:
         """Animate an image: yield fractions that are done, at last the paths of an mp4 and of an interactive page.
 
-        Closed before its end, it leaves no file.
-
-        Raises:
-            ArgumentError, ClassNameError, CheckpointError, MediaError: an image or a choice that cannot be used.
+        Closed before its end, it leaves no file. ArgumentError, ClassNameError, CheckpointError or MediaError for an
+        image or a choice that cannot be used.
         """
         # A request need not come from the page, whose sliders allow no others.
         if splat not in self.renderers:

@@ -1,7 +1,5 @@
 """benchmark.py animate: image -> video, each part, beside image-space rendering."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from functools import partial

@@ -1,7 +1,5 @@
 """benchmark.py data: rendering scenes for training, reading a clip set, and optical flow by method."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Flags of the tables of benchmark.py."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Seconds and peak memory of calls that take turns, and what computed them."""
 
-from __future__ import annotations
-
 import ctypes
 import gc
 import logging
@@ -29,16 +27,11 @@ MEMORY_NOTE = (
 def measure(
     works: Mapping[str, Callable[[], object]], repeats: int, device: torch.device, *, flush: Tensor | None = None
 ) -> dict[str, dict[str, float | None]]:
-    """Time calls in turn, so that what disturbs the machine hits all alike.
+    """Time {name: call} in turn, so that what disturbs the machine hits all alike.
 
-    Args:
-        works: {name: call}. One that exhausts the memory is left out with a warning.
-        repeats: timed calls of each, after one that warms up and one whose memory is measured.
-        device: where they compute.
-        flush: memory that is written before each timed call, so that its inputs are in no cache.
-
-    Returns:
-        {name: {"seconds" (the median), "min_s", "max_s", "peak_memory_mb"}}.
+    Returns {name: {"seconds" (the median), "min_s", "max_s", "peak_memory_mb"}} of `repeats` calls, after one that
+    warms up and one whose memory is measured. `flush` is written before each timed call, so that its inputs are in no
+    cache. A call that exhausts the memory is left out with a warning.
     """
     memory: dict[str, float | None] = {}
     gc.collect()

@@ -1,7 +1,5 @@
 """benchmark.py motion: predicting motion by sampler and steps, beside the frequencies sampled one after the other."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """benchmark.py render: frames a second and peak memory by size, with each network, beside the direct warp (preview)."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -46,10 +44,7 @@ def load_network(method: str, checkpoint: Path | None, preset: str | None, seed:
 def make_inputs(
     size: tuple[int, int], frames: int, seed: int, *, still: float = 0.0
 ) -> tuple[torch.Tensor, Motion, Playback]:
-    """Make an image (3, H, W) of noise, a smooth motion of it, and frames that all differ from frame 0.
-
-    The upper fraction `still` of the image does not move.
-    """
+    """Make noise (3, H, W), a smooth motion of it but for the upper fraction `still`, and frames that all differ."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.rand(3, *size, generator=generator)
     coarse = torch.randn(MOVING_BINS, 4, 5, 8, generator=generator) * AMPLITUDE_PX / MOVING_BINS
@@ -65,10 +60,7 @@ def make_table(
     *, sizes: Sequence[tuple[int, int]] | None, methods: Sequence[str], frames: int, checkpoint: Path | None,
     preset: str | None, threads: int | None, repeats: int, seed: int, device: torch.device, **options: Any,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """Time the methods, those of a size in turn; return rows and notes.
-
-    `sizes` are (H, W) px, `options` batch_size, tile and precision of `render_frames`.
-    """
+    """Time the methods, those of a size (H, W) in turn; return rows and notes. `options` are of `render_frames`."""
     if threads:
         torch.set_num_threads(threads)
     methods = dict.fromkeys([PREVIEW, SMALL, *methods])

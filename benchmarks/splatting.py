@@ -1,7 +1,5 @@
 """benchmark.py splatting: operators and backends, beside hand-written torch and a plain copy."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Flags that several scripts share."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
@@ -29,19 +27,13 @@ class _UseThreads(argparse.Action):
 PRECISIONS, _OF_NETWORKS = ("no", "bf16", "fp16"), "of all networks; no = float32, fp16 needs a GPU"
 # Where results must not depend on the machine: training, tables.
 FIXED_PRECISION = dict(choices=PRECISIONS, default="no", help=_OF_NETWORKS)
+_AUTOMATIC = f"{_OF_NETWORKS}; auto: the fastest that is safe here"
+_THREADS = "that compute on a CPU; by default as many as there are cores for this process"
 _SHARED: dict[str, dict[str, Any]] = {
     "seed": dict(type=non_negative_int, default=0, metavar="N", help="seed of everything random"),
     "device": dict(type=device_name, default="auto", metavar="auto|cpu|cuda:N|mps", help="where to compute"),
-    "precision": dict(
-        choices=("auto", *PRECISIONS), default="auto", help=f"{_OF_NETWORKS}; auto: the fastest that is safe here"
-    ),
-    "threads": dict(
-        action=_UseThreads,
-        type=positive_int,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="that compute on a CPU; by default as many as there are cores for this process",
-    ),
+    "precision": dict(choices=("auto", *PRECISIONS), default="auto", help=_AUTOMATIC),
+    "threads": dict(action=_UseThreads, type=positive_int, default=argparse.SUPPRESS, metavar="N", help=_THREADS),
     "out": dict(type=Path, metavar="PATH", help="where to write; by default a new folder below outputs/"),
     "workers": dict(type=non_negative_int, default=0, metavar="N", help="processes that load data; 0 = this one"),
     "resume": dict(metavar="auto|PATH", help="go on from the newest checkpoint of the run in --out, or from PATH"),
@@ -54,10 +46,8 @@ def add_shared_flags(
 ) -> argparse._ActionsContainer:
     """Add those of --seed --device --precision --threads --out --workers --resume --dry-run that a script honours.
 
-    Args:
-        parser: the parser, or a group of its flags.
-        names: flag names without dashes in front ("dry-run").
-        changes: per flag, arguments of add_argument that differ here, e.g. `out={"metavar": "FILE.npz"}`.
+    Names are without dashes in front ("dry-run"); `changes` are arguments of add_argument that differ here, such as
+    `out={"metavar": "FILE.npz"}`. The parser may be a group of its flags.
     """
     group = parser.add_argument_group("common") if isinstance(parser, argparse.ArgumentParser) else parser
     for name in names:
@@ -74,8 +64,7 @@ def add_training_flags(parser: argparse.ArgumentParser) -> None:
     add("--finish-in", type=positive_float, metavar="MIN", help=finish_in)
     add("--stop-at", type=positive_int, metavar="STEP", help="stop there with a checkpoint, as if interrupted")
     add("--batch-size", type=positive_int, metavar="N", help="samples of a micro-batch in each process")
-    accumulation = "micro-batches to an optimizer step"
-    add("--gradient-accumulation-steps", "--accumulate", type=positive_int, metavar="N", help=accumulation)
+    add("--gradient-accumulation-steps", "--accumulate", type=positive_int, metavar="N", help="micro-batches to a step")
     add("--learning-rate", type=positive_float, metavar="RATE", help="highest learning rate")
     add("--warmup-steps", type=non_negative_int, metavar="N", help="steps over which the rate rises from 0")
     add("--schedule", choices=("cosine", "constant"), help="the rate after warm-up: falling to 0 or constant")

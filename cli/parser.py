@@ -5,8 +5,6 @@ after --help), 2 after a user's mistake (one line on stderr), 3 when some of the
 Ctrl-C. Mistakes of our own keep their traceback.
 """
 
-from __future__ import annotations
-
 import argparse
 import difflib
 import math

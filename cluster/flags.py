@@ -1,7 +1,5 @@
 """Flags of scripts whose items a cluster can work on."""
 
-from __future__ import annotations
-
 from cli.run import EXIT_SKIPPED, EXIT_USAGE, user_message
 
 import sys
@@ -18,8 +16,7 @@ def add_cluster_flags(parser: Parser) -> None:
     """Add the group; scripts that have processes of their own bring --workers."""
     group = parser.add_argument_group("cluster", "items are worked on by Ray; see docs/scale.md")
     add = group.add_argument
-    where = "start Ray here, find it, or join the one at HOST:PORT"
-    add("--cluster", metavar="local|auto|HOST:PORT", help=where)
+    add("--cluster", metavar="local|auto|HOST:PORT", help="start Ray here, find it, or join the one at HOST:PORT")
     if not any("--workers" in action.option_strings for action in parser._actions):
         add("--workers", type=positive_int, metavar="N", help="of the cluster; default: as many as it has room for")
     add("--cpus-per-worker", type=positive_int, default=1, metavar="N", help="cores, and threads, of each worker")
@@ -40,10 +37,7 @@ def run_each(
     script: str, function: Callable[[Any, Any], Any], items: Sequence[Any], workers: Workers, *,
     load: Callable[[], Any], many: bool,
 ) -> int:  # fmt: skip
-    """Work on the images of a script and print a line for each that fails; return the exit code.
-
-    Where there are not `many`, and for faults of our own on this machine, the first error is raised.
-    """
+    """Work on a script's images and print a line for each that fails; return the exit code. Of one, raise its error."""
     failed = 0
     with run_items(function, items, workers, "image", load=load, progress=workers.cluster is not None) as results:
         for done in results:

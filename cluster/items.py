@@ -1,7 +1,5 @@
 """Work on many items: in this process, in processes of this machine, or on a Ray cluster; with a progress bar."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import multiprocessing
@@ -81,13 +79,10 @@ def run_items(
 ) -> Iterator[Iterator[Done]]:
     """Give `Done` of every item, as they end; items are taken as workers become free, results are not kept.
 
-    Args:
-        function: function(item), or function(load(), item); what it raises is given as the item's error.
-        load: called once in each worker, for what all its items share, such as models.
-        unit, total: of the bar, which counts the items; progress: show it, None: on a terminal alone.
-
-    The processes of a pool and the workers of a cluster are ended with the block. Raises ClusterError where there is no
-    cluster to be used, and whatever `load` raises.
+    The function is called with an item, or with load() and an item; what it raises is given as the item's error.
+    `load` is called once in each worker, for what all its items share, such as models. `unit` and `total` are of the
+    bar, which counts the items; `progress` shows it, None on a terminal alone. The processes of a pool and the workers
+    of a cluster are ended with the block. Raises ClusterError where no cluster can be used, and whatever `load` raises.
     """
     total = len(items) if total is None else total  # type: ignore[arg-type]
     if workers.cluster:

@@ -4,8 +4,6 @@ Each worker is a Ray actor that has one item at a time. An item whose worker die
 and is given up after `ATTEMPTS`; what its function raises is its result and is not tried again.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import socket

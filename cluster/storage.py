@@ -3,8 +3,6 @@
 A path at a command line may be a URL. As a `Path` it loses a slash ("s3:/bucket/clips"), and `url_of` tells it apart.
 """
 
-from __future__ import annotations
-
 import re
 import tempfile
 from collections.abc import Iterable, Iterator

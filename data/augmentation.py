@@ -3,11 +3,9 @@
 All of it is exact for the motion: boxes of any aspect, scale, left-right mirrors, and the motion played backwards.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,13 +17,9 @@ CROP_AREA = (0.4, 1.0)
 # a crop may be this much wider or narrower than the sample it fills (natural logarithm of the ratio)
 ASPECT_JITTER = 0.1
 COLOUR_JITTER = 0.15
-# to be raised when a geometry is drawn or applied in another way: cached latents are then made anew
-GEOMETRY_VERSION = 1
-
-
-def geometry_settings() -> dict[str, Any]:
-    """Return what the geometry of a sample depends on besides its seed, as JSON values."""
-    return {"version": GEOMETRY_VERSION, "crop_area": list(CROP_AREA), "aspect_jitter": ASPECT_JITTER}
+# What the geometry of a sample depends on besides its seed. The version is to be raised when one is drawn or applied in
+# another way: cached latents are then made anew.
+GEOMETRY_SETTINGS = {"version": 1, "crop_area": list(CROP_AREA), "aspect_jitter": ASPECT_JITTER}
 
 
 class Geometry(NamedTuple):
@@ -71,21 +65,8 @@ def draw_geometry(
 ) -> Geometry:
     """Draw how a sample of `size` (H', W') px is taken from a clip's grid (H, W) px; without `rng` the middle box.
 
-    `area` bounds the box's fraction of the largest box that fits. With `reverse` half of the samples play backwards.
-    """
-    box = choose_box(grid, size, rng, area)
-    mirrored = rng is not None and bool(rng.random() < 0.5)
-    backwards = rng is not None and reverse and bool(rng.random() < 0.5)
-    return Geometry(*box, tuple(size), mirrored, backwards)
-
-
-def choose_box(
-    grid: Sequence[int], size: Sequence[int], rng: np.random.Generator | None, area: tuple[float, float]
-) -> tuple[int, int, int, int]:
-    """Choose the box (top, left, height, width) of an image (H, W) that is resized to `size`.
-
-    Its aspect is that of `size` within the jitter, its area a fraction drawn from `area` of the largest such box.
-    Without `rng` it lies in the middle, without jitter, and has the largest fraction.
+    The box has the aspect of `size` within the jitter, and a fraction drawn from `area` of the largest such box;
+    without `rng` no jitter and the largest fraction. With `reverse` half of the samples play backwards.
     """
     aspect, fraction = size[1] / size[0], area[1]
     if rng is not None:
@@ -97,8 +78,10 @@ def choose_box(
     width = min(grid[1], max(1, round(width * math.sqrt(fraction))))
     free = (grid[0] - height, grid[1] - width)
     if rng is None:
-        return free[0] // 2, free[1] // 2, height, width
-    return int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1)), height, width
+        return Geometry(free[0] // 2, free[1] // 2, height, width, tuple(size))
+    top, left = int(rng.integers(free[0] + 1)), int(rng.integers(free[1] + 1))
+    mirrored = bool(rng.random() < 0.5)
+    return Geometry(top, left, height, width, tuple(size), mirrored, reverse and bool(rng.random() < 0.5))
 
 
 def flip_spectrum(spectrum: torch.Tensor) -> torch.Tensor:

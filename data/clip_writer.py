@@ -1,7 +1,5 @@
 """Write clip sets item by item, so that a run that is cut short goes on where it stopped; select clips of a set."""
 
-from __future__ import annotations
-
 import io
 import json
 import os
@@ -9,6 +7,7 @@ import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import partial
@@ -21,23 +20,8 @@ import torch
 
 from cluster.items import Workers, run_items
 from cluster.storage import exists, list_folder, read_texts, url_of
-from data.clips import (
-    COLUMNS,
-    DROPPED,
-    FORMAT_VERSION,
-    KEPT,
-    NUM_CLIPS,
-    PAIRS_ONLY,
-    STORED_BINS,
-    ClipRow,
-    ClipSet,
-    ClipSetError,
-    Pair,
-    format_rows,
-    parse_rows,
-    read_rows,
-    read_statistics,
-)
+from data import clips
+from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, Pair
 from data.files import MediaError, atomic_path, write_text, writing
 from data.media import to_bytes, write_image
 from motion.flow import default_grid_scale
@@ -45,8 +29,7 @@ from motion.normalisation import ScaleEstimator
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
 _ABSENT = "none"
-CLIP_FILES = ("first/{}.png", "slices/{}.png", "spectra/{}.npz", "pairs/{}.npz")
-_FOLDERS = ("first", "slices", "spectra", "pairs")
+CLIP_FILES = tuple(f"{folder}/{{}}.{suffix}" for folder, suffix in clips.FILE_SUFFIXES.items())
 # Of a set at a URL: a file with the rows of each item, as nothing there can be locked or appended to.
 RECORDS = "rows"
 _NEW = ClipRow("", "", status=DROPPED)  # stands for an item that has no row yet
@@ -55,7 +38,7 @@ _CLIPS_AT_ONCE = 500  # that a worker reads for the statistics
 
 @dataclass
 class ClipContent:
-    """The tensors of one clip: image, spectrum with confidence, and rendering pairs with importance."""
+    """The tensors of one clip."""
 
     first: torch.Tensor  # (3, H, W)
     spectrum: torch.Tensor | None = None  # (24, 4, H, W) px
@@ -70,10 +53,7 @@ class FolderBusyError(MediaError):
 
 
 def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
-    """Lock FOLDER/.lock until `release()` or the end of the process; FolderBusyError where another run holds it.
-
-    On file systems without locks, and at URLs, nothing is held.
-    """
+    """Lock FOLDER/.lock, where that can be, until `release()` or the process ends; FolderBusyError if it is held."""
     lock = filelock.FileLock(Path(folder) / ".lock")
     try:
         if not url_of(folder):
@@ -86,7 +66,7 @@ def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
     return lock
 
 
-class ClipSetWriter:
+class ClipSetWriter(AbstractContextManager):
     """Writes a clip set item by item; opened again on the same folder it has in `rows` what is done.
 
     The finished set does not depend on the order of the items nor on interruptions. Until the `with` block ends no
@@ -95,33 +75,27 @@ class ClipSetWriter:
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
-        """Open or make a set; `settings` are what the items depend on (JSON values), the same on every run.
-
-        Raises ClipSetError for a folder that holds something else, MediaError where another run is writing.
-        """
+        """Open or make a set of items that depend on `settings` (JSON); ClipSetError, or MediaError if it is in use."""
         self.folder = Path(folder)
         self.settings = json.loads(json.dumps(dict(settings)))
         self.period_s = period_s
         self._table = self.folder / "clips.csv"
         rows_of_set(self.folder, self.settings)
         self._is_remote = url_of(self.folder) is not None
-        for name in () if self._is_remote else _FOLDERS:
+        for name in () if self._is_remote else clips.FILE_SUFFIXES:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
         try:
             # once more, as it could be written until now
             self.rows = rows_of_set(self.folder, self.settings)
             self._remove_strays()
-            self._finished = NUM_CLIPS in read_statistics(self.folder)
+            self._finished = clips.NUM_CLIPS in clips.read_statistics(self.folder)
             if not self._finished:
                 self._write_statistics({})
             self._write_table(self.rows.values())
         except BaseException:
             self._lock.release()
             raise
-
-    def __enter__(self) -> ClipSetWriter:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._lock.release()
@@ -140,7 +114,7 @@ class ClipSetWriter:
             return
         text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
         with writing(self._table), self._table.open("a", **text) as file:
-            file.write(format_rows(rows))
+            file.write(clips.format_table(rows, heading=False))
 
     def remove(self, *clip_ids: str) -> None:
         """Remove clips of the set, their rows first, then their files."""
@@ -182,7 +156,7 @@ class ClipSetWriter:
             self.rows |= late
 
     def _measure(self, train: Sequence[str], workers: Workers) -> dict[str, Any]:
-        measured: dict[str, Any] = {NUM_CLIPS: len(train)}
+        measured: dict[str, Any] = {clips.NUM_CLIPS: len(train)}
         estimator, grids = ScaleEstimator(STORED_BINS, self.period_s), Counter[tuple[int, int]]()
         parts = [train[start : start + _CLIPS_AT_ONCE] for start in range(0, len(train), _CLIPS_AT_ONCE)]
         count = partial(_count_magnitudes, self.folder, self.period_s)
@@ -199,12 +173,12 @@ class ClipSetWriter:
         return measured
 
     def _write_statistics(self, measured: Mapping[str, Any]) -> None:
-        head = {"format_version": FORMAT_VERSION, "num_bins": STORED_BINS, "period_s": self.period_s}
+        head = {"format_version": clips.FORMAT_VERSION, "num_bins": STORED_BINS, "period_s": self.period_s}
         text = json.dumps({**head, **measured, "settings": self.settings}, indent=1)
         write_text(self.folder / "statistics.json", text + "\n")
 
     def _write_table(self, rows: Iterable[ClipRow]) -> None:
-        write_text(self._table, ",".join(COLUMNS) + "\n" + format_rows(rows))
+        write_text(self._table, clips.format_table(rows))
 
 
 def _count_magnitudes(folder: Path, period_s: float, ids: Sequence[str]) -> tuple[torch.Tensor, Counter]:
@@ -217,40 +191,36 @@ def _count_magnitudes(folder: Path, period_s: float, ids: Sequence[str]) -> tupl
 
 
 def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, ClipRow]:
-    """Return by id the rows of the set that these settings would go on with, {} where there is none; writes nothing.
-
-    Raises ClipSetError for a folder that holds a set made with other settings, or something else.
-    """
+    """Return by id the rows of the set that these settings would go on with; ClipSetError for another set."""
     folder, settings = Path(folder), json.loads(json.dumps(dict(settings)))
     if folder.exists() and not folder.is_dir():
         raise ClipSetError(f"{folder}: is a file; name a folder for the clip set")
     if not exists(folder / "clips.csv"):
         # a run that was killed at its very start leaves its lock, a temporary file and empty folders
-        allowed = {*_FOLDERS, "statistics.json"}
+        allowed = {*clips.FILE_SUFFIXES, "statistics.json"}
         if folder.is_dir() and any(not name.startswith(".") and name not in allowed for name in os.listdir(folder)):
             raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
         return {}
-    made_with = read_statistics(folder).get("settings", {})
+    made_with = clips.read_statistics(folder).get("settings", {})
     both = [(key, made_with.get(key, _ABSENT), settings.get(key, _ABSENT)) for key in sorted({*made_with, *settings})]
     changes = "; ".join(f"{key} was {was}, is {now}" for key, was, now in both if was != now)
     if changes:
         raise ClipSetError(f"{folder}: made with other settings ({changes}); repeat them or name another folder")
-    rows = {row.id: row for row in read_rows(folder / "clips.csv")}
+    rows = {row.id: row for row in clips.read_rows(folder / "clips.csv")}
     return rows if not url_of(folder) else rows | _read_records(folder, rows)
 
 
 def write_record(folder: str | Path, rows: Sequence[ClipRow]) -> None:
     """Write the rows of an item, that of its name last, after its files: a set at a URL then holds it."""
     if url_of(folder):
-        text = ",".join(COLUMNS) + "\n" + format_rows(rows)
-        write_text(Path(folder) / RECORDS / f"{rows[-1].id}.csv", text)
+        write_text(Path(folder) / RECORDS / f"{rows[-1].id}.csv", clips.format_table(rows))
 
 
 def _read_records(folder: Path, known: Mapping[str, ClipRow]) -> dict[str, ClipRow]:
     """Read the records of the items that are not `known`, or known as dropped: another run may have tried again."""
     files = [path for path in list_folder(folder / RECORDS) if known.get(path.stem, _NEW).status == DROPPED]
     texts = read_texts(files)
-    rows = [row for path in files for row in parse_rows(texts[path].decode(errors="surrogateescape"), path)]
+    rows = [row for path in files for row in clips.parse_rows(texts[path], path)]
     return {row.id: row for row in rows if row != known.get(row.id)}
 
 

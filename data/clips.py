@@ -10,8 +10,6 @@ A set is a folder with
     statistics.json   how the set was made; after the last item also the per-bin scales of its training split
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools
@@ -193,10 +191,9 @@ class ClipSet:
             raise ClipSetError(f"{self.folder}: {message}") from error
         sides: dict[str | int, int] = {number: number for number in (1, 2, 3, 4)}
         for name, array in arrays.items():
-            expected = _SHAPES[name]
             fits = array.dtype == np.uint8 if name == "target" else array.dtype.kind == "f"
-            fits = fits and array.ndim == len(expected)
-            pairs = zip(expected, array.shape, strict=fits)
+            fits = fits and array.ndim == len(_SHAPES[name])
+            pairs = zip(_SHAPES[name], array.shape, strict=fits)
             if not fits or any(sides.setdefault(side, length) != length or length < 1 for side, length in pairs):
                 what = f"{name} in {kind}/{path.name} is {array.dtype} {array.shape}"
                 raise ClipSetError(f"{self.folder}: clip {clip_id}: {what}, which does not fit; prepare the clip again")
@@ -227,10 +224,12 @@ def read_statistics(folder: Path) -> dict[str, Any]:
     return statistics
 
 
-def format_rows(rows: Iterable[ClipRow]) -> str:
-    """Return the lines of rows, without the heading."""
+def format_table(rows: Iterable[ClipRow], *, heading: bool = True) -> str:
+    """Return the lines of rows, below the heading of the table."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    if heading:
+        writer.writeheader()
     for row in rows:
         writer.writerow({**asdict(row), "reason": " ".join(row.reason.split())})
     return buffer.getvalue()
@@ -239,12 +238,12 @@ def format_rows(rows: Iterable[ClipRow]) -> str:
 def read_rows(path: Path) -> list[ClipRow]:
     """Read a table; ClipSetError for one that is damaged."""
     with local_input(path) as file:
-        text = file.read_bytes().decode(errors="surrogateescape")
-    return parse_rows(text, path)
+        return parse_rows(file.read_bytes(), path)
 
 
-def parse_rows(text: str, path: Path) -> list[ClipRow]:
+def parse_rows(data: bytes, path: Path) -> list[ClipRow]:
     """Parse a table with its heading; `path` names it in errors."""
+    text = data.decode(errors="surrogateescape")
     try:
         # a last line without its end is one that a run was killed writing
         _, _, table = parse_table(text[: text.rfind("\n") + 1], str(path), dict.fromkeys(COLUMNS, ()))
@@ -282,9 +281,12 @@ def column_names(folders: Sequence[Path]) -> list[str]:
     return next(names for names in candidates if len(set(names)) == len(names))
 
 
-def choose_rows(clip_set: ClipSet, split: str | None, limit: int | None, seed: int) -> list[ClipRow]:
-    """Return a set's kept clips of a split (None: all), or `limit` of them drawn by the seed; ClipSetError for none."""
-    rows = clip_set.rows(split)
+def choose_rows(
+    clip_set: ClipSet, split: str | None, limit: int | None, seed: int, *, pairs: bool = False
+) -> list[ClipRow]:
+    """Return kept clips of a split (None: all), with `pairs` also those of pairs alone, or `limit` drawn of them."""
+    rows = clip_set.rows(split, status=(KEPT, PAIRS_ONLY) if pairs else (KEPT,))
+    rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
     if not rows:
         raise ClipSetError(f"{clip_set.folder}: no kept clip of split {split or 'any'}; prepare more clips")
     if limit is None or limit >= len(rows):

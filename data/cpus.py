@@ -1,7 +1,5 @@
 """How many cores this process may use, and libraries told so before they are imported."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os
@@ -19,10 +17,7 @@ MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 
 
 def available_cpus(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> int:
-    """Return how many cores the affinity and the cgroups' quotas (v1 and v2) leave to this process, at least 1.
-
-    A quota of one and a half cores counts as two. `membership`: the file that names the process's cgroups.
-    """
+    """Return how many cores affinity and cgroups' quotas (v1, v2; rounded up) leave to this process, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(membership, mount))]))
 

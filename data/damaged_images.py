@@ -1,7 +1,5 @@
 """Make image files readable whose pixels are whole but for the end, or that Pillow does not decode."""
 
-from __future__ import annotations
-
 import io
 import math
 import re

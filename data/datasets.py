@@ -1,7 +1,5 @@
 """Training datasets over clip sets; what one returns depends on nothing but the SampleKey that it is indexed by."""
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -26,10 +24,7 @@ RENDERING_ZOOM = 0.25
 
 
 def open_weighted_sets(names: Iterable[str | Path]) -> list[tuple[ClipSet, float]]:
-    """Open sets named SETA or SETB:0.3: a folder each, with a weight after a colon (1 without).
-
-    Raises ClipSetError for a bad name or weight, and for a source that one set trains on and another tests.
-    """
+    """Open sets named SETA or SETB:0.3, a weight; ClipSetError for a bad name, or a source trained on and tested."""
     sets: list[tuple[ClipSet, float]] = []
     for name in map(str, names):
         folder, weight = _split_weight(name)

@@ -1,7 +1,5 @@
 """Check files before they are read or written, list those of a folder, and put whole ones in place."""
 
-from __future__ import annotations
-
 import errno
 import functools
 import hashlib
@@ -60,12 +58,11 @@ def output_names(files: Sequence[Path]) -> list[str]:
     """Name an output for each of many files: by its stem, or by its whole name where others share the stem."""
     stems, names = Counter(path.stem for path in files), dict[str, Path]()
     for path in files:
-        choice = [path.stem] * (stems[path.stem] == 1) + [path.name.replace(".", "_")]
-        free = [name for name in choice if name not in names]
-        if not free:
-            both = f"{names[choice[-1]]} and {path}"
-            raise MediaError(f"{both} have one name; right: outputs in different folders")
-        names[free[0]] = path
+        whole = path.name.replace(".", "_")
+        name = path.stem if stems[path.stem] == 1 and path.stem not in names else whole
+        if name in names:
+            raise MediaError(f"{names[name]} and {path} have one name; right: outputs in different folders")
+        names[name] = path
     return [file_name(name) for name in names]
 
 
@@ -86,23 +83,16 @@ def is_output(path: Path) -> bool:
 
 
 def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) -> list[Path]:
-    """Return the files of a folder, or also of those `below` it, that have one of the suffixes, sorted by name.
-
-    Hidden files and videos with OUTPUT_MARK are left out; a logged line counts and names what is.
-    """
+    """Return a folder's files, or also those `below` it, of these suffixes, sorted, and log what is left out."""
     found, left_out = [], {"hidden": [], "made by an earlier run": [], "of another kind": []}
     for path in list_folder(folder, below=below):
         is_wanted = path.suffix.lower() in suffixes
         if path.is_dir() or (is_hidden(path, folder) and not is_wanted):
             continue
-        if is_hidden(path, folder):
-            left_out["hidden"].append(path)
-        elif not is_wanted:
-            left_out["of another kind"].append(path)
-        elif is_output(path):
-            left_out["made by an earlier run"].append(path)
-        else:
-            found.append(path)
+        why = "hidden" if is_hidden(path, folder) else "of another kind" if not is_wanted else ""
+        if not why and is_output(path):
+            why = "made by an earlier run"
+        (left_out[why] if why else found).append(path)
     parts = [f"{len(paths)} {why} (such as {paths[0].relative_to(folder)})" for why, paths in left_out.items() if paths]
     if parts:
         warn_once(f"{folder}: left out are {', '.join(parts)}", logging.INFO)

@@ -1,7 +1,5 @@
 """Find the videos that a clip set is made of: files, folders, and CSV tables of parts of videos."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import math
@@ -26,16 +24,11 @@ _WHOLE = {"start_s": 0.0, "seconds": None, "split": "", "group": ""}
 
 
 def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[str, Any]) -> list[ClipJob]:
-    """List the videos of files, folders and CSV files, each part of a video once.
+    """List the videos of files, folders and CSV files, each part of a video once; `options`: of `ClipJob`.
 
-    Args:
-        paths: videos, folders (searched through), or CSV files with the columns file or path (relative to the CSV),
-            and start, seconds, split, source, kind where wanted.
-        split_from: CSV files that splits and sources are looked up in by file name where the paths name none; a
-            warning counts the videos that are in none of them.
-        options: further fields of `ClipJob`.
-
-    Raises MediaError for a path that is not there, a CSV with mistakes, and a video or a source in both splits.
+    CSV files have the columns file or path (relative to the CSV), and start, seconds, split, source, kind where wanted.
+    Those of `split_from` have the splits and sources, by file name, of videos whose paths name none. MediaError for a
+    path that is not there, a CSV with mistakes, and a video or a source in both splits.
     """
     paths, split_from = list(paths), list(split_from)
     parts: dict[str, dict[str, Any]] = {}
@@ -95,11 +88,7 @@ def check_splits(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> None:
 
 
 def unfinished_jobs(jobs: list[ClipJob], writer: ClipSetWriter) -> list[ClipJob]:
-    """Return the jobs whose clips a set lacks, or could not read before.
-
-    Rows of their videos without a finished job are removed: later clips of a deleted row, and clips under the ids of
-    older versions. Rows of finished jobs get the group that is named now. Raises MediaError as `check_splits`.
-    """
+    """Return the jobs whose clips a set lacks or could not read, and remove rows that no job of its video has now."""
     check_splits(jobs, writer.rows)
     groups = {job.id: job.group for job in jobs if job.group}
     videos, strays = {job.source for job in jobs}, []

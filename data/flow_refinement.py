@@ -4,8 +4,6 @@ DIS sees luminance in patches of 8 px, so it smooths small motion away. Here eve
 about 3 px, in colour.
 """
 
-from __future__ import annotations
-
 import cv2
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Photographs with checked masks of what can move in them."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +9,7 @@ import torch
 
 from data.files import MediaError, check_input_file
 from data.media import list_images, read_image, use_image
-from data.tables import Row, read_table
+from data.tables import read_table
 
 # Values of a mask.
 MOVABLE, UNSURE, STATIC = 255, 128, 0
@@ -33,11 +31,7 @@ class MaskedPhotograph(NamedTuple):
         return [hashlib.sha256(check_input_file(path, "a photograph").read_bytes()).hexdigest() for path in paths]
 
     def read(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the photograph (3, H, W) in [0, 1] and its mask (1, h, w) of 0, 128 and 255.
-
-        Raises:
-            MediaError: a file that cannot be read, a mask of other values or another aspect.
-        """
+        """Return the photograph (3, H, W) in [0, 1] and its mask (1, h, w) of 0, 128 and 255; MediaError if wrong."""
         image = read_image(self.path)
         if self.mask_path is None:
             return image, torch.full((1, *image.shape[-2:]), STATIC, dtype=torch.uint8)
@@ -69,20 +63,14 @@ def find_masked_photographs(
     *,
     may_be_empty: bool = False,
 ) -> list[MaskedPhotograph]:
-    """List the photographs of a folder that have a mask, PNG files of the same name.
+    """List the photographs of a folder that have a mask, PNG files of the same name in another folder.
 
-    Args:
-        photos, masks: folders.
-        table: CSV with the columns file and source, and, for `split`, split; photographs are looked up by file name.
-            Without it each photograph is its own source.
-        split: of the table, the photographs to take; None: all.
-        may_be_empty: no photograph of the split is no error.
-
-    Raises:
-        MediaError: no photograph with a mask, a mask without a photograph, two photographs of one name, a table
-            without these columns or that is no UTF-8.
+    `table` is a CSV with the columns file and source, and for `split` (None: all) split; without it each photograph is
+    its own source. Raises MediaError for a mask without a photograph, two photographs of one name, a wrong table and,
+    unless it `may_be_empty`, no photograph.
     """
-    rows = _read_table(table, split) if table else {}
+    needed = ("path", "source", "split") if split else ("path", "source")
+    rows = {Path(row["path"]).name: row for _, row in read_table(table, needed=needed)} if table else {}
     paths: dict[str, Path] = {}
     for path in list_images(photos):
         if paths.setdefault(path.stem, path) != path:
@@ -98,9 +86,3 @@ def find_masked_photographs(
     if not found and not may_be_empty:
         raise MediaError(f"{photos}: no photograph of split {split or 'any'} with a mask in {masks}")
     return found
-
-
-def _read_table(path: str | Path, split: str | None) -> dict[str, Row]:
-    """Return the rows of a CSV by the name of their file."""
-    needed = ("path", "source", "split") if split else ("path", "source")
-    return {Path(row["path"]).name: row for _, row in read_table(path, needed=needed)}

@@ -1,7 +1,5 @@
 """Read and write images: float32 RGB tensors (3, H, W) with values in [0, 1]."""
 
-from __future__ import annotations
-
 import io
 import re
 import warnings
@@ -61,10 +59,7 @@ else:
 
 
 def list_images(paths: str | Path | Iterable[str | Path]) -> list[Path]:
-    """List files, and the images directly inside folders (`a2.png` before `a10.png`), each once; see `list_files`.
-
-    Raises MediaError for a missing path, a folder without images, or no path.
-    """
+    """List files, and the images directly in folders (`a2.png` before `a10.png`), each once; MediaError for none."""
     found: dict[Path, None] = {}
     for path in map(Path, [paths] if isinstance(paths, (str, Path)) else paths):
         if not is_folder(path):
@@ -173,10 +168,7 @@ class _DamagedError(MediaError):
 
 
 def use_image(path: Path, use: Callable[[Image.Image, BinaryIO], Result]) -> Result:
-    """Return what `use` makes of an image, of which only the header is read yet, and its file.
-
-    A file that is damaged a little is mended first, with a warning. Raises MediaError for others.
-    """
+    """Return what `use` makes of an image, of which only the header is read yet, mended if need be; or MediaError."""
     check_input_file(path, "an image")
     # Given a path, Pillow maps some TIFFs into memory and scrambles those that EXIF turns on their side.
     with open(path, "rb") as file:
@@ -311,10 +303,7 @@ def _is_16_bit(image: Image.Image, file: BinaryIO) -> bool:
 
 
 def _deep_pixels(image: Image.Image, file: BinaryIO, orientation: int) -> np.ndarray | None:
-    """Return 16-bit pixels (H, W, 3 or 4), or None where only Pillow's 8-bit version is to be had.
-
-    Pillow keeps 8 of the 16 bits of colour images, so those go through OpenCV, which fails on TIFFs to be turned.
-    """
+    """Return 16-bit pixels (H, W, 3 or 4), of colour by OpenCV, as Pillow keeps 8 bits; None where that fails."""
     if image.mode.startswith("I"):
         array = np.asarray(image).astype(np.uint16)
     elif image.format == "TIFF" and orientation != 1:
@@ -372,10 +361,7 @@ def encode_webp_loop(frames: torch.Tensor, *, fps: float, quality: int = 50) -> 
 
 
 def write_image(path: str | Path, image: torch.Tensor) -> None:
-    """Write an image (3, H, W) in [0, 1] aside and rename it; the suffix decides the format.
-
-    Raises MediaError for another suffix or a place that cannot be written, ValueError for a wrong tensor.
-    """
+    """Write an image (3, H, W) in [0, 1] aside and rename it; the suffix decides the format. MediaError if it fails."""
     path = Path(path)
     suffix = path.suffix.lower()
     if suffix not in _WRITABLE_SUFFIXES:

@@ -3,8 +3,6 @@
 Flow is forward (frame 0 -> t), float32, in pixels of the frames' own grid, channel 0 = dx (right), 1 = dy (down).
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib
@@ -50,29 +48,20 @@ class FlowError(ValueError):
 
 
 def estimate_flow(
-    first: torch.Tensor,
-    frames: torch.Tensor,
+    first: torch.Tensor,  # (3, H, W) float32 in [0, 1], frame 0
+    frames: torch.Tensor,  # (T, 3, H, W), consecutive frames of the clip
     *,
     method: str = "dis",
-    weights: str | Path | None = None,
-    device: str = "cpu",
-    still: torch.Tensor | None = None,
+    weights: str | Path | None = None,  # for "raft": a state dict of torchvision's raft_small or raft_large
+    device: str = "cpu",  # where RAFT runs; the other methods run on the CPU
+    still: torch.Tensor | None = None,  # (1, H, W) bool, `static_pixels` of the clip where `frames` are only some of it
 ) -> torch.Tensor:
     """Estimate the flow from one image to each of several frames: (T, 2, H, W) float32 px, no gradients.
 
-    Args:
-        first: (3, H, W) float32 in [0, 1], frame 0.
-        frames: (T, 3, H, W) float32 in [0, 1], consecutive frames of the clip.
-        method: "dis" (tuned DIS, `flow_refinement`, then 0 where `static_frames` holds), "dis_fast" (tuned DIS alone),
-            "dis_x2" (tuned DIS on images enlarged twice), "farneback", "raft" (torchvision's) or "pyflow" (built here).
-        weights: file with a state dict of torchvision's raft_small or raft_large; only for "raft".
-        device: where RAFT runs; the other methods run on the CPU.
-        still: (1, H, W) bool, `static_pixels` of the whole clip where `frames` are only some of it.
-
-    Raises FlowError for a method that is unknown or cannot run here, ValueError for a wrong shape or type.
+    Methods are "dis" (tuned DIS, `flow_refinement`, then 0 where `static_frames` holds), "dis_fast" (tuned DIS alone),
+    "dis_x2" (tuned DIS on images enlarged twice), "farneback", "raft" (torchvision's) and "pyflow" (built here).
+    Raises FlowError for a method that is unknown or cannot run here.
     """
-    _check("first", first, 3, "H", "W")
-    _check("frames", frames, "T", *first.shape)
     methods: dict[str, Callable[[torch.Tensor], FlowTo]] = {
         "dis": _refined_dis,
         "dis_fast": _dis,
@@ -93,29 +82,13 @@ def estimate_flow(
 def estimate_backward_flow(
     first: torch.Tensor, frames: torch.Tensor, *, method: str = "dis", **options: Any
 ) -> torch.Tensor:
-    """Estimate the flow from every frame back to frame 0: (T, 2, H, W) float32 px on the grid of frame t.
-
-    Arguments and errors are those of `estimate_flow`. As it is only a check, "dis_fast" stands in for "dis".
-    """
-    _check("frames", frames, "T", *first.shape)
+    """Estimate the flow from every frame back to frame 0, "dis_fast" in place of "dis": (T, 2, H, W) px of frame t."""
     method = "dis_fast" if method == "dis" else method
     return torch.cat([estimate_flow(frame, first[None], method=method, **options) for frame in frames])
 
 
-def _check(name: str, tensor: torch.Tensor, *expected: int | str) -> None:
-    """Raise ValueError unless the tensor is float32 and has this shape, in which a letter stands for any number."""
-    sizes = zip(tensor.shape, expected, strict=False)
-    if tensor.ndim != len(expected) or any(isinstance(want, int) and size != want for size, want in sizes):
-        raise ValueError(f"{name}: expected ({', '.join(map(str, expected))}), got {tuple(tensor.shape)}")
-    if tensor.dtype != torch.float32:
-        raise ValueError(f"{name}: expected float32, got {str(tensor.dtype).removeprefix('torch.')}")
-
-
 def static_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
-    """Find the static pixels of a clip, (1, H, W) bool: mean over t and colours of |I_t - I_0| below 2/255.
-
-    Of fewer than 4 frames (T, 3, H, W) there are none. This rule is our own.
-    """
+    """Find static pixels (1, H, W) by a rule of our own: mean |I_t - I_0| below 2/255; none in under 4 frames."""
     if len(frames) < MANY_FRAMES:
         return torch.zeros_like(first[:1], dtype=torch.bool)
     return sum(_change(first, frame[None])[0] for frame in frames) / len(frames) < STILL_CHANGE
@@ -147,11 +120,8 @@ def visible_flow(
     frame as well, r(0) <= 1.05 r(F) + 0.25/255, and where `static_frames` holds. Reliability is
     1 / (1 + (r / (16/255))^2) for the flow returned, and 0 where p + F leaves the image by more than half a pixel.
     Takes and returns flow (T, 2, H, W), px; reliability is (T, 1, H, W) in [0, 1]. No gradients. `still` is as for
-    `estimate_flow`. Raises ValueError for a wrong shape or type.
+    `estimate_flow`.
     """
-    _check("first", first, 3, "H", "W")
-    _check("frames", frames, "T", *first.shape)
-    _check("flow", flow, len(frames), 2, *first.shape[1:])
     visible, reliability = torch.empty_like(flow), torch.empty_like(flow[:, :1])  # (T, 2, H, W), (T, 1, H, W)
     still = static_pixels(first, frames) if still is None else still  # (1, H, W)
     for start in range(0, len(frames), CHUNK):
@@ -168,12 +138,7 @@ def visible_flow(
 
 @torch.no_grad()
 def forward_backward_error(flow: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
-    """Return |F_t(p) + B_t(p + F_t(p))|, px: how far from p the way there and back ends; (T, 1, H, W), no gradients.
-
-    `flow` (T, 2, H, W) px lies on the grid of frame 0, `backward` (T, 2, H, W) px on that of frame t; ValueError else.
-    """
-    _check("flow", flow, "T", 2, "H", "W")
-    _check("backward", backward, *flow.shape)
+    """Return |F_t(p) + B_t(p + F_t(p))| of flows to frame t and back, (T, 2, H, W) px: (T, 1, H, W), no gradients."""
     back, _ = _look_up(backward, flow)  # (T, 2, H, W)
     return (flow + back).square().sum(1, keepdim=True).sqrt()  # (T, 1, H, W)
 
@@ -289,11 +254,9 @@ def _pyflow(first: torch.Tensor) -> FlowTo:
         how = "clone github.com/pathak22/pyflow, run `python setup.py build_ext -i` in it and put it on PYTHONPATH"
         raise FlowError(f"flow method pyflow: not built here; {how}")
 
-    def doubles(image: torch.Tensor) -> np.ndarray:
-        return np.ascontiguousarray(image.permute(1, 2, 0).numpy().astype(np.float64))  # (H, W, 3)
-
     def flow_to(frame: torch.Tensor) -> torch.Tensor:
-        dx, dy, _ = module.coarse2fine_flow(doubles(first), doubles(frame), 0.012, 0.75, 20, 7, 1, 30, 0)
+        pair = (_pixels(image).astype(np.float64) for image in (first, frame))
+        dx, dy, _ = module.coarse2fine_flow(*pair, 0.012, 0.75, 20, 7, 1, 30, 0)
         return torch.from_numpy(np.stack([dx, dy]).astype(np.float32))  # (2, H, W)
 
     return flow_to

@@ -1,7 +1,5 @@
 """Prepare the clips of a video: read frames, estimate flow, fit the spectrum, judge the result."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -224,7 +222,8 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
         return preview, None
     row = replace(row, camera_px=preview.camera_px)
     first, frames = video.frames[0], video.frames
-    raw = estimate_flow(first, frames, method=job.method, weights=job.raft_weights, device=job.device)  # (T, 2, H, W)
+    options = {"method": job.method, "weights": job.raft_weights, "device": job.device}
+    raw = estimate_flow(first, frames, **options)  # (T, 2, H, W)
     if not torch.isfinite(raw).all():
         return replace(row, status=DROPPED, reason="flow failed: NaN or Inf"), None
     flow, reliability = visible_flow(first, frames, raw)
@@ -235,7 +234,6 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
 
     chosen = _spread(job.num_pairs, len(frames))
     if chosen:
-        options = {"method": job.method, "weights": job.raft_weights, "device": job.device}
         backward = estimate_backward_flow(first, frames[chosen], **options)  # (N, 2, H, W)
         error = forward_backward_error(raw[chosen], backward)  # (N, 1, H, W)
         inconsistent = _inconsistent(error, flow[chosen], reliability[chosen])  # (N, 1, H, W)
@@ -267,11 +265,7 @@ def read_clip(
     area: int = MOTION_AREA_PX,
     size: tuple[int, int] | None = None,
 ) -> Video:
-    """Read a clip on its motion grid, at its own time stamps (from 0), without repeated frames.
-
-    The grid is `size` (H, W), else of `area` px at the video's aspect. A source faster than `fps` is thinned to it.
-    Raises MediaError as `iterate_video`.
-    """
+    """Read a clip without repeated frames on its motion grid (`size`, or of `area` px), thinned to `fps` at most."""
     info = probe_video(path)
     grid = size or motion_grid_size(info.height, info.width, area=area)
     frames, stamps_s = [], []
@@ -286,11 +280,7 @@ def read_clip(
 
 
 def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor) -> torch.Tensor:
-    """Find frames (T, 3, H, W) that repeat the one before, as conversions from 24 or 25 to 30 frames/s do: (T,) bool.
-
-    Where most frames look like repeats hardly anything moves, and none is marked. Times (T,) tell a short step at a
-    variable rate from a repeat.
-    """
+    """Find frames (T, 3, H, W) at times (T,) that repeat the one before, as conversions from 24 or 25 Hz do: (T,)."""
     repeated = torch.zeros(len(frames), dtype=torch.bool)
     if len(frames) < 3:
         return repeated

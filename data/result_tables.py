@@ -1,7 +1,5 @@
 """Tables of metrics as files: results.json, results.csv and results.md."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -15,21 +13,12 @@ from data.files import write_text
 
 
 def write_results(out: Path | str, rows: Sequence[Mapping[str, Any]], *, title: str, notes: Sequence[str] = ()) -> str:
-    """Write rows as results.json, results.csv and results.md into a folder.
+    """Write rows as results.json, results.csv and results.md into a folder; returns the Markdown text, to print.
 
-    Args:
-        out: the folder; made where it is missing.
-        rows: flat dicts with a "row" name and metrics named with their unit. Columns are all their keys, in the order
-            in which they first appear. None, and a number that is not finite, is an empty cell.
-        title: heading of the table.
-        notes: lines below it: data, counts, seeds, device, command.
-
-    Returns:
-        the Markdown text, to print.
+    Rows are flat dicts with a "row" name and metrics named with their unit. Columns are all their keys, in the order in
+    which they first appear. None, and a number that is not finite, is an empty cell. Below the title and the table
+    stand the notes: data, counts, seeds, device, command.
     """
-    nameless = [index for index, row in enumerate(rows) if "row" not in row]
-    if nameless:
-        raise ValueError(f'rows: expected a "row" name in each, missing in number {nameless[0]}')
     out = Path(out)
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]
     columns = list(dict.fromkeys(key for row in plain for key in row))

@@ -21,7 +21,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from cluster.storage import exists, local_input, open_binary
-from data.clips import COLUMNS, FILE_SUFFIXES, KEPT, SPLITS, ClipRow, ClipSet, ClipSetError, format_rows, parse_rows
+from data.clips import FILE_SUFFIXES, KEPT, SPLITS, ClipRow, ClipSet, ClipSetError, format_table, parse_rows
 from data.files import atomic_path, write_text
 
 INDEX = "shards.json"
@@ -57,7 +57,7 @@ def write_shards(of: str | Path, folder: Path, clips_per_shard: int) -> ShardedS
 
 def _write_shard(source: ClipSet, path: Path, rows: Sequence[ClipRow]) -> None:
     with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr("rows.csv", ",".join(COLUMNS) + "\n" + format_rows(rows))
+        archive.writestr("rows.csv", format_table(rows))
         for row in rows:
             source.spectrum(row.id)  # training does not look for clips that cannot be read
             for kind in ("first", "spectra", "pairs"):
@@ -120,7 +120,7 @@ class ShardedSet(ClipSet):
             try:
                 file = open_binary(path)
                 archive = zipfile.ZipFile(file)
-                rows = parse_rows(archive.read("rows.csv").decode(errors="surrogateescape"), path)
+                rows = parse_rows(archive.read("rows.csv"), path)
             except (OSError, KeyError, zipfile.BadZipFile) as error:
                 reason = " ".join(str(error).split())[:120]
                 raise ClipSetError(f"{path}: cannot be read ({reason}); write the shards again") from error

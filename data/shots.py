@@ -1,7 +1,5 @@
 """Find the cuts of a video, choose the sequences between them, and tell a moving camera from a moving subject."""
 
-from __future__ import annotations
-
 import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -92,10 +90,7 @@ def _step(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None = None) -> Iterator[Shot]:
-    """Yield the shot that is open after each frame of a video; one that begins later than the last closes it.
-
-    `start_s` and `seconds` (None: to the end) bound what is read. Raises MediaError as `iterate_video`.
-    """
+    """Yield the shot that is open after each frame of a video; one that begins later than the last closes it."""
     frame_s = 1 / probe_video(path).fps
     begin_s = start_s
     # Times count from the first frame, which may lie up to a frame after `start_s`.
@@ -156,12 +151,8 @@ def camera_motion(first: torch.Tensor, flow: torch.Tensor, reliability: torch.Te
     """Measure how far the camera moved the image at each frame: (T,) rms px over the textured blocks.
 
     A similarity (shift, turn, zoom) is fitted robustly to the median flow of textured, reliable blocks. Unless the
-    border follows it as in CAMERA_FRACTIONS, it is the subject that moves, and the result is 0.
-
-    Args:
-        first: (3, H, W) in [0, 1].
-        flow: (T, 2, H, W) px, frame 0 -> t.
-        reliability: (T, 1, H, W) in [0, 1].
+    border follows it as in CAMERA_FRACTIONS, it is the subject that moves, and the result is 0. Takes frame 0
+    (3, H, W) in [0, 1], flow (T, 2, H, W) px, frame 0 -> t, and its reliability (T, 1, H, W) in [0, 1].
     """
     grey = cv2.GaussianBlur(np.ascontiguousarray(first.mean(0).numpy()), (0, 0), 0.8)  # (H, W)
     dx, dy = cv2.Sobel(grey, cv2.CV_32F, 1, 0, scale=1 / 8), cv2.Sobel(grey, cv2.CV_32F, 0, 1, scale=1 / 8)

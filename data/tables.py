@@ -1,7 +1,5 @@
 """Read the CSV files that people make: any separator and line ends, and columns by the names that they are known by."""
 
-from __future__ import annotations
-
 import codecs
 import csv
 import io

@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,10 +55,7 @@ class Video:
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Read a video's size, rate and length; frames are counted where the header does not say.
-
-    Raises MediaError where `iterate_video` does.
-    """
+    """Read a video's size, rate and length; frames are counted where the header does not say. MediaError as below."""
     with _Source(path) as source:
         frames = source.frames()
         first = next(frames, None)
@@ -74,30 +71,18 @@ def iterate_video(
     *,
     fps: float | None = None,
     start_s: float = 0.0,
-    seconds: float | None = None,
-    size: tuple[int, int] | None = None,
+    seconds: float | None = None,  # how much to read: round(seconds * fps) frames, or the source's within it; None: all
+    size: tuple[int, int] | None = None,  # (height, width) px to resample to, whatever the aspect
 ) -> Iterator[tuple[float, torch.Tensor]]:
     """Yield (time in s from `start_s`, frame (3, H, W) float32 in [0, 1]) in constant memory, upright, square pixels.
 
     Times are the file's time stamps, counted from its first frame. Where stamps are missing, stuck or jump, frames
-    follow each other at the nominal rate.
-
-    Args:
-        path: any video that ffmpeg reads.
-        fps: gives for i = 0, 1, ... the source frame nearest to start_s + i / fps (the earlier of two equally near) and
-            the time i / fps. None gives the source's own frames from `start_s` on; the first one's time is 0.
-        start_s: where to begin, s.
-        seconds: how much to read: round(seconds * fps) frames, or the source frames within it; None for all.
-        size: (height, width) px to resample to (by area when reducing); the aspect ratio is not kept.
+    follow each other at the nominal rate. `fps` gives for i = 0, 1, ... the source frame nearest to start_s + i / fps
+    (the earlier of two equally near) and the time i / fps; None the source's own frames from `start_s` on, from time 0.
 
     Raises MediaError for a file that is missing or no video, that has nothing at `start_s`, or (after its last frame)
-    that ends well before its header says. Raises ValueError for a number out of range.
+    that ends well before its header says.
     """
-    for name, value in (("fps", fps), ("seconds", seconds)):
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name}: expected more than 0, got {value}")
-    if not (start_s >= 0 and math.isfinite(start_s)):
-        raise ValueError(f"start_s: expected 0 or more, got {start_s}")
     with _Source(path) as source:
         picked = _source_frames(source, start_s, seconds) if fps is None else _resampled(source, fps, start_s, seconds)
         last, image = None, None
@@ -113,9 +98,7 @@ def iterate_video(
 
 def _source_frames(source: _Source, start_s: float, seconds: float | None) -> TimedFrames:
     first_s = None
-    for time_s, frame in source.frames(start_s):
-        if time_s < start_s - 1e-6:
-            continue
+    for time_s, frame in itertools.dropwhile(lambda timed: timed[0] < start_s - 1e-6, source.frames(start_s)):
         first_s = time_s if first_s is None else first_s
         if seconds is not None and time_s - first_s > seconds - 1e-6:
             return
@@ -146,7 +129,7 @@ def _to_image(pixels: np.ndarray, size: tuple[int, int] | None) -> torch.Tensor:
     return torch.from_numpy(values).permute(2, 0, 1).contiguous()  # (3, H, W)
 
 
-class _Source:
+class _Source(AbstractContextManager):
     """An open video and what its header says."""
 
     def __init__(self, path: str | Path) -> None:
@@ -176,9 +159,6 @@ class _Source:
         self.fps = float(fps) if 0.01 < fps <= 1000 else _FALLBACK_FPS
         length_s = (self._container.duration or 0) / av.time_base
         self.declared_frames = max(0, self._stream.frames or round(length_s * self.fps))
-
-    def __enter__(self) -> _Source:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self._container.close()

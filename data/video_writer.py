@@ -47,10 +47,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | Path, *, fps: float, format: str | None = None, comment: str = "") -> None:
-        """Check path, rate (kept to 1/100 frames/s) and format as `check_video` does; MediaError where it does.
-
-        The comment, of up to 255 characters of ASCII, is written into the file.
-        """
+        """Check as `check_video` does; the comment, up to 255 characters of ASCII, is written into the file."""
         self.path = Path(path)
         self.format = check_video(self.path, fps=fps, format=format)
         self.num_frames, self.comment = 0, comment
@@ -145,10 +142,7 @@ class VideoWriter:
 
 
 def write_video(path: str | Path, frames: torch.Tensor | Iterable[torch.Tensor], fps: float, **options: Any) -> None:
-    """Write frames (N, 3, H, W), or batches of them one after another, as a video; `options`: of `VideoWriter`.
-
-    A batch is encoded in a thread while the next one is made.
-    """
+    """Write batches of frames (N, 3, H, W) as a video; a thread encodes each while the next one is made."""
     # On an error the thread ends its batch, and only then the writer removes what it has begun.
     with VideoWriter(path, fps=fps, **options) as writer, ThreadPoolExecutor(1, "video") as encoder:
         encoding = None

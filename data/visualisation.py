@@ -1,7 +1,5 @@
 """Images of motion for sheets and logs, and the report of a clip set."""
 
-from __future__ import annotations
-
 from collections import Counter
 from pathlib import Path
 
@@ -42,10 +40,7 @@ def magnitude_over(image: Tensor, displacement: Tensor, full_px: float = 4.0) ->
 
 
 def spectrum_bars(spectrum: Tensor, full_px: float = 4.0) -> Tensor:
-    """Draw the mean amplitude of each bin of (K, 4, H, W), px, as a black bar on white, (3, H, W / 2).
-
-    The full height is `full_px`, on a square-root scale.
-    """
+    """Draw each bin's mean amplitude of (K, 4, H, W), px, as a black bar, `full_px` high at most: (3, H, W / 2)."""
     height, width = spectrum.shape[-2], spectrum.shape[-1] // 2
     level = (amplitude(spectrum).mean((-2, -1)) / full_px).clamp(0, 1).sqrt()  # (K,)
     bin_of_column = torch.arange(width) * len(level) // width  # (W / 2,)
@@ -61,10 +56,7 @@ def most_moving_row(displacement: Tensor) -> int:
 
 
 def x_t_slice(image: Tensor, spectrum: Tensor, num_frames: int = 150) -> Tensor:
-    """Show the row of an image (3, H, W) that moves most over one period, looked up at p - F_t(p), time downwards.
-
-    The spectrum is (K, 4, H, W), px. Its `num_frames` time steps are resized to (3, H, W).
-    """
+    """Show the row of an image (3, H, W) that moves most in one period, looked up at p - F_t(p), time downwards."""
     height, width = image.shape[-2:]
     row = most_moving_row(mean_displacement(spectrum))
     flow = spectrum_to_flow(spectrum[:, :, row : row + 1], torch.arange(num_frames) / num_frames)[:, :, 0]  # (N, 2, W)
@@ -95,11 +87,7 @@ def describe_set(clip_set: ClipSet) -> list[str]:
 
 
 def write_contact_sheet(clip_set: ClipSet, *, max_clips: int = 24, columns: int = 2) -> Path | None:
-    """Write contact.png: clips spread over the set, three images each, under their names; None without clips.
-
-    Frame 0; the mean displacement from black (0 px) to white (8 px); and the X-t slice of the row that moves most, time
-    downwards. Rendered clips store no frames: there frame 0 is moved along the spectrum.
-    """
+    """Write contact.png: frame 0, mean displacement (white: 8 px) and X-t slice of clips all over the set; or None."""
     rows = clip_set.rows(status=(KEPT, PAIRS_ONLY))
     rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
     cells = [_cells(clip_set, row) for row in rows[:: max(1, -(-len(rows) // max_clips))]]

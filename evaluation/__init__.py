@@ -1,12 +1,11 @@
-"""The tables of evaluate.py: `make_table` measures, prints, writes, and returns whether all inputs were used."""
+"""The tables of evaluate.py: `make_table` measures, adds to a `Report`, and returns whether all inputs were used."""
 
-from __future__ import annotations
-
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from data.files import writing_problem
-
-DEFAULT_OUT = Path("outputs/evaluate")
+from data.result_tables import write_results
 
 
 class EvaluationError(ValueError):
@@ -15,10 +14,18 @@ class EvaluationError(ValueError):
     is_user_error = True
 
 
-def out_folder(out: Path | None, name: str) -> Path:
-    """Return the folder of the tables, `out` or one of this name; EvaluationError where it cannot be one."""
-    out = Path(out or DEFAULT_OUT / name)
-    problem = "is a file; name a folder" if out.is_file() else writing_problem(out)
-    if problem:
-        raise EvaluationError(f"out {out}: {problem}")
-    return out
+@dataclass(frozen=True)
+class Report:
+    """Where the tables of a call go, and the command that made them."""
+
+    out: Path
+    command: str
+
+    def add(
+        self, rows: Sequence[Mapping[str, Any]], title: str, notes: Sequence[str] = (), *,
+        folder: str = "", shown: bool = True,
+    ) -> None:  # fmt: skip
+        """Write a table into a folder below `out`, and print it if it is to be `shown`."""
+        text = write_results(self.out / folder, rows, title=title, notes=[*notes, f"command: {self.command}"])
+        if shown:
+            print(text)

@@ -3,8 +3,6 @@
 The commands that train a variant are part of the result. A variant that is finished is not made again.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import shlex
@@ -20,8 +18,7 @@ from tqdm import tqdm
 
 from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import write_text
-from data.result_tables import write_results
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from evaluation.motion.measure import HEADLINE, MODEL, GroundTruth, MotionComparison, predict
 from evaluation.training_scripts import as_flags, run_script
 from metrics.motion import bin_ratios, factor
@@ -96,15 +93,10 @@ class Training(NamedTuple):
     model: Path
 
 
-def make_table(
-    *, out: Path | None, command: str, variants: Sequence[str], dry_run: bool = False, **settings: Any
-) -> bool:
-    """Train and measure what is not finished, print the table and write it to `out`; `settings` are of `Settings`.
-
-    EvaluationError names the variants that failed, after all is written.
-    """
+def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False, **settings: Any) -> bool:
+    """Train and measure what is not finished, and report the table; an EvaluationError at last names what failed."""
     # Early checks
-    out, settings = out_folder(out, "ablation"), Settings(**settings)
+    out, settings = report.out, Settings(**settings)
     check_precision(settings.precision, choose_device(settings.device))
     sets = open_sets(settings.data, settings.seed)
     test_sets = [ClipSet(folder) for folder in settings.test_data] or [clip_set for clip_set, _ in sets]
@@ -151,8 +143,7 @@ def make_table(
         f"image by the default sampler and guidance, seed {settings.seed}",
         *NOTES,
     ]
-    print(write_results(out, rows, title="Ablation", notes=[*notes, *commands, *failures, f"command: {command}"]))
-    logger.info("written to %s", out)
+    report.add(rows, "Ablation", [*notes, *commands, *failures])
     if failed:
         raise EvaluationError(f"variants: {'; '.join(failures)}")
     return True

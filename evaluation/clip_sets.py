@@ -1,8 +1,5 @@
 """evaluate.py data: clip sets side by side, how much moves at which frequency, and how many clips there are."""
 
-from __future__ import annotations
-
-import logging
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +10,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.clips import STORED_BINS, ClipRow, ClipSet, choose_rows, column_names
-from data.result_tables import write_results
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from metrics.motion import weighted_mean
 from motion.spectrum import amplitude, bin_frequencies_hz
-
-logger = logging.getLogger(__name__)
 
 AMPLITUDE_NOTE = (
     "amplitude: |S_k| over both directions (bin 0: the drift), px of the motion grid; mean over the pixels of a clip "
@@ -26,10 +20,10 @@ AMPLITUDE_NOTE = (
 )
 
 
-def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, out: Path | None, command: str) -> bool:
-    """Measure the sets, print the tables of bins and of sets, and write them."""
+def make_table(report: Report, *, data: list[Path], split: str, clips: int | None, seed: int) -> bool:
+    """Measure the sets, and report the tables of bins and of sets."""
     # Early checks
-    out, clip_sets = out_folder(out, "data"), [ClipSet(folder) for folder in data]
+    clip_sets = [ClipSet(folder) for folder in data]
     try:
         names = column_names(data)
     except ValueError as error:
@@ -48,11 +42,9 @@ def make_table(*, data: list[Path], split: str, clips: int | None, seed: int, ou
     # Write
     counts = [f"{row['row']} {row['clips']} of {row['source_files']} source files" for row in summary]
     notes = [f"data: {', '.join(map(str, data))}, split {split}, kept clips: {', '.join(counts)}"]
-    notes += [f"seed {seed} (choice of clips); command: {command}"]
-    print(write_results(out / "sets", summary, title="Clip sets", notes=notes))
-    table = bin_rows(amplitudes_px, periods[0])
-    print(write_results(out, table, title="Mean amplitude per bin", notes=[AMPLITUDE_NOTE, *notes]))
-    logger.info("written to %s", out)
+    notes += [f"seed {seed} (choice of clips)"]
+    report.add(summary, "Clip sets", notes, folder="sets")
+    report.add(bin_rows(amplitudes_px, periods[0]), "Mean amplitude per bin", [AMPLITUDE_NOTE, *notes])
     return True
 
 

@@ -4,8 +4,6 @@ Flow is exact for rendered scenes, and estimated once and kept in the set's cach
 at hand, the few pairs that the set stores stand in.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cluster.storage import StorageError, local_input
-from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, ClipSetError, source_name
+from data.clips import KEPT, ClipRow, ClipSet, ClipSetError, source_name
 from data.media import MediaError, atomic_path
 from data.optical_flow import FLOW_VERSION, estimate_flow, static_pixels, visible_flow
 from data.prepare_clip import read_clip
@@ -60,31 +58,11 @@ class EvaluationClip:
             yield self.read(slice(start, start + size))
 
 
-def choose_clips(clip_set: ClipSet, split: str, count: int | None, seed: int) -> list[ClipRow]:
-    """Return the clips of a split that can be rendered, or `count` of them drawn by `seed`; ClipSetError for none."""
-    rows = clip_set.rows(split, status=(KEPT, PAIRS_ONLY))
-    rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
-    if not rows:
-        raise ClipSetError(f"{clip_set.folder}: no clip of split {split} can be rendered; prepare more clips")
-    if count is None or count >= len(rows):
-        return rows
-    chosen = np.random.default_rng(seed).choice(len(rows), size=count, replace=False)
-    return [rows[index] for index in sorted(chosen)]
-
-
-def flow_method(clip_set: ClipSet) -> str:
-    """Return how the flow of a set's videos was estimated."""
-    return _settings(clip_set).get("method", "dis")
-
-
 def open_clip(
     clip_set: ClipSet, row: ClipRow, every: int, magnify: float = 1.0, *, raft_weights: Path | None = None,
     device: str = "cpu",
 ) -> EvaluationClip:  # fmt: skip
-    """Open one clip's sequence: frames N, 2 N, ... of its source, or its stored pairs where that is not at hand.
-
-    `magnify` scales the motion of rendered scenes; ClipSetError for other clips, of which no such frames exist.
-    """
+    """Open frames N, 2 N, ... of a clip's source, or its stored pairs; `magnify` scales the motion of scenes alone."""
     first = clip_set.first(row.id)
     size, name = tuple(first.shape[-2:]), f"{clip_set.folder}: clip {row.id}"
     try:
@@ -114,19 +92,17 @@ def open_clip(
         if origin != "scene":
             raise ClipSetError(f"{name} is no rendered scene: only these can be drawn with magnified motion")
         source = replace(source, magnify=magnify)
-    read = _rendered(source, times_s) if origin == "scene" else lambda part: (targets[part], flow[part])
+
+    def read(part: slice) -> tuple[Tensor, Tensor]:
+        if origin != "scene":
+            return targets[part], flow[part]
+        rendered = [source.frame(time_s) for time_s in times_s[part]]
+        return torch.stack(rendered), torch.stack([source.flow(time_s) for time_s in times_s[part]])
+
     kept = row.status == KEPT
     importance = mean_displacement(clip_set.spectrum(row.id)[0]) if kept else clip_set.pairs(row.id)[1]  # (1, H, W)
     importance = resize_maps(magnify * importance, size)
     return EvaluationClip(row.id, source_name(row), origin, first, importance, tuple(times_s), read)
-
-
-def _rendered(scene: Scene, times_s: list[float]) -> ReadFrames:
-    def read(part: slice) -> tuple[Tensor, Tensor]:
-        targets = [scene.frame(time_s) for time_s in times_s[part]]
-        return torch.stack(targets), torch.stack([scene.flow(time_s) for time_s in times_s[part]])
-
-    return read
 
 
 def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video:
@@ -154,13 +130,8 @@ def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video
 
 
 def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int], **raft: Any) -> Tensor:
-    """Return the visible flow from frame 0 to frames `indices`, (N, 2, H, W) px, from the set's cache where it has it.
-
-    Estimated by the set's method, cleaned by `visible_flow` as in training, and rounded to float16 in either case.
-    `raft` are weights and device of `estimate_flow` for RAFT.
-    """
-    method = flow_method(clip_set)
-    path = cache_path(clip_set, row)
+    """Return the visible flow from frame 0 to frames `indices`, (N, 2, H, W) px, from or into the set's cache."""
+    method, path = _settings(clip_set).get("method", "dis"), cache_path(clip_set, row)
     known = _read_cache(path, tuple(video.frames.shape[-2:]), len(video.frames))
     missing = [index for index in indices if index not in known]
     if missing:
@@ -172,13 +143,19 @@ def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int
         flow = estimate_flow(video.frames[0], video.frames[missing], method=method, still=still, **options)
         flow, _ = visible_flow(video.frames[0], video.frames[missing], flow, still=still)
         known |= dict(zip(missing, flow.to(torch.float16).numpy(), strict=True))
-        _write_cache(path, known, len(video.frames))
+        arrays = {"index": np.array(sorted(known)), "flow": np.stack([known[index] for index in sorted(known)])}
+        try:
+            with atomic_path(path) as temporary:
+                np.savez(temporary, **arrays, num_frames=len(video.frames))
+        except MediaError as error:
+            logger.warning("flow is not kept for the next time: %s", error)
     return torch.from_numpy(np.stack([known[index] for index in indices]).astype(np.float32))
 
 
 def cache_path(clip_set: ClipSet, row: ClipRow) -> Path:
     """Return where the flow of a clip is kept."""
-    return clip_set.folder / "cache" / "flow" / f"{row.id}.{flow_method(clip_set)}-v{FLOW_VERSION}.npz"
+    method = _settings(clip_set).get("method", "dis")
+    return clip_set.folder / "cache" / "flow" / f"{row.id}.{method}-v{FLOW_VERSION}.npz"
 
 
 def _settings(clip_set: ClipSet) -> dict:
@@ -198,12 +175,3 @@ def _read_cache(path: Path, size: tuple[int, int], num_frames: int) -> dict[int,
     if flow.shape != (len(index), 2, *size) or frames != num_frames or not np.isfinite(flow).all():
         return {}
     return dict(zip(index.tolist(), flow, strict=True))
-
-
-def _write_cache(path: Path, known: dict[int, np.ndarray], num_frames: int) -> None:
-    index = sorted(known)
-    try:
-        with atomic_path(path) as temporary:
-            np.savez(temporary, index=np.array(index), flow=np.stack([known[i] for i in index]), num_frames=num_frames)
-    except MediaError as error:
-        logger.warning("flow is not kept for the next time: %s", error)

@@ -1,7 +1,5 @@
 """Measure clip by clip, here or on a cluster, which keeps what it has measured so that a second call goes on."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Callable, Sequence

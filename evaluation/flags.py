@@ -14,6 +14,7 @@ from cli.parser import (
     Arguments,
     Parser,
     UsageError,
+    check_writable,
     non_negative_int,
     positive_float,
     positive_int,
@@ -23,8 +24,8 @@ from cli.parser import (
 )
 from cluster.flags import CLUSTER_FLAGS, add_cluster_flags, cluster_workers
 from cluster.storage import place
-from evaluation import DEFAULT_OUT
 
+DEFAULT_OUT = Path("outputs/evaluate")
 # As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
 KEYS = ("full", "linear", "independent", "volume", "k4", "k8", "k24", "multi-scale", "single-scale")
 PRESETS = ("tiny", "small", "paper")
@@ -38,7 +39,7 @@ SINGLE_VIDEO_FLAGS = (
     "--video", "--preset", "--steps", "--minutes", "--batch-size", "--crop", "--perceptual-weights", "--num-seeds",
 )  # fmt: skip
 SAMPLED_FLAGS = (
-    "--split", "--clips", "--rows", "--splat", "--baseline-checkpoint", "--full-strength", "--checkpoint",
+    "--split", "--clips", "--rows", "--splat", "--baseline-checkpoint", "--checkpoint",
     "--precision", "--sampler", "--steps", "--guidance", "--wind",
 )  # fmt: skip
 FVD_NETWORK = "i3d:FILE (.safetensors), an I3D as TorchScript (of StyleGAN-V), or torchvision:r3d_18=FILE"
@@ -116,6 +117,19 @@ class Crop:
         return cls(Path(name), box)
 
 
+def choose_folder(table: str, args: Arguments) -> Path:
+    """Take --out from the flags and return the folder of the tables; UsageError where it cannot be one."""
+    out, name = args.__dict__.pop("out"), table
+    if table in ("frames", "motion", "video") and args.data:
+        name = f"{table}-{args.data.name}-{args.split}"
+    elif table in ("frames", "video"):
+        name = f"video-{args.real.resolve().name}" if table == "video" else "frames-single-video"
+    out = check_writable(out or DEFAULT_OUT / name)
+    if out.is_file():
+        raise UsageError(f"--out {out}: is a file; name a folder")
+    return out
+
+
 def add_frames_flags(parser: Parser) -> None:
     parser.set_defaults(check=_check_frames_flags)
     add = parser.add_argument_group("what is measured").add_argument
@@ -123,8 +137,7 @@ def add_frames_flags(parser: Parser) -> None:
     older_name = {"type": lambda text: "single-video" if text == "seed" else text}
     add("--protocol", choices=("clips", "single-video"), default="clips", help=protocols, **older_name)
     add("--every", type=positive_int, default=1, metavar="N", help="only frames N, 2 N, ...")
-    magnified = "rendered scenes drawn with motion X times as strong"
-    add("--magnify", type=positive_float, default=1.0, metavar="X", help=magnified)
+    add("--magnify", type=positive_float, default=1.0, metavar="X", help="scenes drawn with motion X times as strong")
     videos = "of N clips, spread over them, a comparison video with error maps, and x-t slices"
     add("--videos", type=non_negative_int, default=0, metavar="N", help=videos)
     add = parser.add_argument_group("protocol clips").add_argument
@@ -147,13 +160,11 @@ softmax splatting 24.16 dB, .8803, .0517; Gaussian 24.11 dB, .8807, .0508"""
     add("--minutes", type=positive_float, metavar="MIN", help="stop each training at this time")
     add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
     add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4; default: the preset's")
-    perceptual = "SqueezeNet 1.1 for the feature distance in the loss; off without"
-    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual)
+    add("--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1: adds feature distance to the loss")
     add("--num-seeds", type=positive_int, default=1, metavar="N", help="trainings of each operator, from --seed on")
     add = parser.add_argument_group("networks that measure").add_argument
     _add_lpips_flags(add)
-    feature_help = "SqueezeNet 1.1 for feature_distance; none without"
-    add("--feature-weights", type=Path, metavar="FILE", help=feature_help)
+    add("--feature-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1 for feature_distance; none without")
     _add_shared(parser, "frames-SET-SPLIT or frames-single-video", "device", "precision", "threads")
     add_cluster_flags(parser)
 
@@ -194,12 +205,10 @@ def add_motion_flags(parser: Parser) -> None:
     loop_help = "also sample loops of L frames at 30 frames/s by self-guidance, and measure how nearly they close"
     add("--loop-frames", type=positive_int, nargs="+", default=[], metavar="L", help=loop_help)
     add("--loop-guidance", choices=("projection", "gradient"), default="projection", help="how")
-    table_help = "columns file or path, source, subject: a table by subject; without, by source"
-    add("--clip-table", type=Path, metavar="CSV", help=table_help)
+    add("--clip-table", type=Path, metavar="CSV", help="columns file or path, source, subject: a table by subject")
     fvd_help = f"also FVD of videos rendered from motions, for which the set's sources must be there: {FVD_NETWORK}"
     add("--fvd-network", type=video_network, metavar="NETWORK", help=fvd_help)
-    baseline_help = "its samples are a row of the table of FVD"
-    add("--baseline-checkpoint", type=Path, metavar="DIR", help=baseline_help)
+    add("--baseline-checkpoint", type=Path, metavar="DIR", help="its samples are a row of the table of FVD")
     add_sampling_flags(parser)
     _add_shared(parser, "motion-SET-SPLIT", "device", "precision", "threads")
     add_cluster_flags(parser)
@@ -217,18 +226,15 @@ def add_placement_flags(parser: Parser) -> None:
     parser.set_defaults(check=_check_placement_flags)
     add = parser.add_argument_group("what is measured").add_argument
     add("--photos", type=Path, metavar="DIR", help="photographs")
-    masks_help = "grey PNG files named like them: 255 can move, 0 cannot, 128 not known"
-    add("--masks", type=Path, metavar="DIR", help=masks_help)
+    add("--masks", type=Path, metavar="DIR", help="grey PNGs named like them: 255 can move, 0 cannot, 128 not known")
     table_help = "columns file, source, subject, split; without, each photograph is its own source"
     add("--photo-table", type=Path, metavar="CSV", help=table_help)
     add("--split", choices=("test", "train"), help="photographs of this split of --photo-table; default: all")
     images_help = "photographs without plant, cloth, water or flame, or parts of them, in fractions of their sides"
     form = {"metavar": "FILE[:LEFT,TOP,RIGHT,BOTTOM]", "help": images_help}
     add("--static-images", "--images", "--pictures", type=Crop.parse, nargs="+", default=[], **form)
-    scenes_help = "rendered walls, houses, rocks and furniture; default: 16, or 0 with --photos"
-    add("--scenes", type=positive_int, metavar="N", help=scenes_help)
+    add("--scenes", type=positive_int, metavar="N", help="rendered static scenes; default: 16, or 0 with --photos")
     add("--samples", type=positive_int, default=1, metavar="M", help="motions for each image")
-    add("--sheet", type=positive_int, default=24, metavar="N", help="images shown in sheet.png")
     add_sampling_flags(parser)
     _add_shared(parser, "placement", "device", "precision", "threads")
 
@@ -255,12 +261,9 @@ def add_video_flags(parser: Parser) -> None:
     add("--rows", nargs="+", type=video_row, metavar="ROW", help=f"{rows_help}model:softmax")
     older_name = {"type": lambda text: video_row(f"model:{text}"), "help": argparse.SUPPRESS}
     add("--splat", dest="rows", nargs="+", **older_name)
-    baseline_help = "its motion is one more row of each model"
-    add("--baseline-checkpoint", type=Path, metavar="DIR", help=baseline_help)
-    add("--full-strength", action="store_true", help="predicted motion without the amplitude limit")
+    add("--baseline-checkpoint", type=Path, metavar="DIR", help="its motion is one more row of each model")
     add("--real", type=Path, metavar="DIR", help="folder of videos, or of folders of frames, instead of --data")
-    generated_help = "folders with videos of the same names, each a row"
-    add("--generated", type=Path, nargs="+", default=[], metavar="DIR", help=generated_help)
+    add("--generated", type=Path, nargs="+", default=[], metavar="DIR", help="folders with the same names, each a row")
     add("--fps", type=positive_float, metavar="HZ", help="read --real and --generated at this rate; default: as it is")
     add = parser.add_argument_group("how they are cut").add_argument
     add("--crop", type=size_px, default=(128, 256), metavar="WIDTHxHEIGHT", help="centre crop, after scaling to cover")
@@ -279,13 +282,16 @@ def add_video_flags(parser: Parser) -> None:
         add(f"--{name}-input", type=network_input, metavar="INPUT", help=shown)
     _add_lpips_flags(add)
     add("--batch-size", type=positive_int, default=8, metavar="N", help="images or windows in one pass of a network")
-    add("--kid-subsets", type=positive_int, default=100, metavar="N", help="that KID averages over")
-    add("--kid-subset-size", type=whole_number(2), default=1000, metavar="N", help="frames in each, at most")
     add_sampling_flags(parser)
     _add_shared(parser, "video-NAME", "device", "precision", "threads")
 
 
 def _check_video_flags(args: Arguments) -> None:
+    of_folders = bool(args.real or args.generated)
+    if bool(args.data) == of_folders or (of_folders and not (args.real and args.generated)):
+        raise UsageError("--data: right: either a clip set, or --real DIR with --generated DIR")
+    if args.data and args.fps:
+        raise UsageError(f"--fps {args.fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     if args.data is None:
         refuse_flags(args, SAMPLED_FLAGS, "the videos of --generated exist already; right: --data SET")
     _check_lpips_flags(args)
@@ -309,8 +315,7 @@ def add_ablation_flags(parser: Parser) -> None:
     add("--backbone", choices=("squeezenet", "none"), default="none", help="image network of the condition")
     add("--backbone-weights", type=Path, metavar="FILE", help="ImageNet weights of SqueezeNet 1.1")
     add = parser.add_argument_group("what is measured").add_argument
-    test_help = "clip sets whose test clips are measured; default: those of --data"
-    add("--test-data", type=Path, nargs="+", default=[], metavar="SET", help=test_help)
+    add("--test-data", type=Path, nargs="+", default=[], metavar="SET", help="clip sets to measure on; default: --data")
     add("--clips", type=positive_int, metavar="N", help="only N clips of each set, drawn by --seed")
     add("--samples", type=positive_int, default=4, metavar="M", help="motions for each image")
     _add_shared(parser, "ablation", "device", "precision", "threads", "workers", "dry-run")
@@ -326,8 +331,7 @@ def add_sources_flags(parser: Parser) -> None:
     add = parser.add_argument_group("what is listed").add_argument
     add("--data", type=Path, nargs="+", required=True, metavar="SET", help="clip sets trained on")
     add("--split", choices=("train", "test"), default="train", help="clips of this split")
-    csv_help = "columns file or path, source, and licence, origin, subject where they are known"
-    add("--licences", type=Path, metavar="CSV", help=csv_help)
+    add("--licences", type=Path, metavar="CSV", help="columns file or path, source, licence, origin, subject")
     add_shared_flags(parser, "out", out={"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/sources"})
 
 

@@ -1,7 +1,5 @@
 """evaluate.py flow: optical flow methods on videos, and on rendered scenes whose flow is known."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence
@@ -20,9 +18,8 @@ from data.find_clips import list_videos
 from data.media import MediaError
 from data.optical_flow import estimate_flow, visible_flow
 from data.prepare_clip import read_clip
-from data.result_tables import write_results
 from data.scenes.scene import Scene, make_scene
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from metrics.images import frame_metrics, pool_frames
 from models.device import choose_device
 from models.frame_synthesis import splat_image
@@ -67,12 +64,12 @@ class FlowClip:
 
 
 def make_table(
-    *, videos: list[Path], scenes: int, methods: list[str], raft_weights: Path | None, every: int, seed: int,
-    device: str, out: Path | None, command: str,
+    report: Report, *, videos: list[Path], scenes: int, methods: list[str], raft_weights: Path | None, every: int,
+    seed: int, device: str,
 ) -> bool:  # fmt: skip
-    """Measure the methods, print and write the tables; return False where a video is bad or a folder is empty."""
+    """Measure the methods and report the tables; return False where a video is bad or a folder is empty."""
     # Early checks
-    out, place = out_folder(out, "flow"), choose_device(device)
+    place = choose_device(device)
     found = {path: list_videos(path) for path in videos}
     empty = [path for path in found if not found[path]]
     for path in empty:
@@ -95,11 +92,9 @@ def make_table(
     notes = [
         f"data: {len(files) - len(bad)} videos, every {every}th frame{left_out}; {scenes} scenes from seed "
         f"{seed} on with a mean motion of 1.5 to 2.5 px, every {SCENE_EVERY}th frame; device {place}",
-        f"command: {command}",
     ]
-    print(write_results(out, rows, title="Optical flow", notes=[*COLUMN_NOTES, *notes]))
-    write_results(out / "by_clip", by_clip, title="The same by clip and scene", notes=notes)
-    logger.info("written to %s", out)
+    report.add(rows, "Optical flow", [*COLUMN_NOTES, *notes])
+    report.add(by_clip, "The same by clip and scene", notes, folder="by_clip", shown=False)
     return not (bad or empty)
 
 
@@ -124,19 +119,13 @@ def measure_flow(
     scene_every: int = SCENE_EVERY,
     **options: Any,
 ) -> tuple[list[Row], list[tuple[Path, str]]]:
-    """Measure methods of `estimate_flow` on every N-th frame of videos and scenes.
-
-    `options` are further arguments of `estimate_flow` (weights, device). FlowError where a method cannot run.
-
-    Returns:
-        a row for each method and clip or scene, and (video, why) of those that cannot be measured.
-    """
+    """Measure methods of `estimate_flow` (`options`) on every N-th frame: rows, and (video, why) of those left out."""
     rows, left_out = [], []
     # The result of DIS, and its time, depend on how many threads share an image.
     cv2.setNumThreads(1)
     for source in [*videos, *scenes]:
         try:
-            clip = _rendered(source, scene_every) if isinstance(source, Scene) else _read(source, every)
+            clip = _render(source, scene_every) if isinstance(source, Scene) else _read(source, every)
             rows += [_measure_clip(clip, method, options) for method in methods]
         except (MediaError, OSError, cv2.error) as error:
             reason = " ".join(str(error).split())
@@ -152,10 +141,9 @@ def _read(path: Path, every: int) -> FlowClip:
     return FlowClip(path.stem, video.frames[0], video.frames[min(every, len(video.frames) - 1) :: every])
 
 
-def _rendered(scene: Scene, every: int) -> FlowClip:
+def _render(scene: Scene, every: int) -> FlowClip:
     times_s = [index / FPS for index in range(every, NUM_FRAMES, every)]
-    frames = torch.stack([scene.frame(time_s) for time_s in times_s])
-    exact = torch.stack([scene.flow(time_s) for time_s in times_s])
+    frames, exact = (torch.stack([draw(time_s) for time_s in times_s]) for draw in (scene.frame, scene.flow))
     return FlowClip(f"{scene.kind} {scene.seed}", scene.picture(), frames, exact)
 
 
@@ -196,8 +184,7 @@ def _measure_clip(clip: FlowClip, method: str, options: dict[str, Any]) -> Row:
     if clip.exact is not None:
         return metrics | _end_point_errors(clip, flow, visible)
     for prefix, values in (("", flow), ("visible_", visible)):
-        found = _splat_metrics(clip, values)
-        found = {"psnr_db": found["psnr_db"], "ssim": found["ssim"]} | unchanged_flow(clip, values)
+        found = _splat_metrics(clip, values) | unchanged_flow(clip, values)
         metrics |= {f"{prefix}{name}": value for name, value in found.items()}
     return metrics
 
@@ -216,7 +203,8 @@ def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
         first = clip.first.expand(len(frames), -1, -1, -1)
         splat = splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0]
         parts.append(frame_metrics(splat, frames))
-    return pool_frames({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    found = pool_frames({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    return {name: found[name] for name in ("psnr_db", "ssim")}
 
 
 def _end_point_errors(clip: FlowClip, flow: Tensor, visible: Tensor) -> dict[str, float | None]:

@@ -1,16 +1,13 @@
 """evaluate.py sources: what a model was trained on, source by source with its licence, as a model card lists it."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
 
 from data.clips import KEPT, PAIRS_ONLY, ClipSet
 from data.files import MediaError
-from data.result_tables import write_results
 from data.tables import read_table
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from evaluation.clips import SCENE_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -20,9 +17,8 @@ UNKNOWN = "not stated"
 SHOWN = ("subject", "origin", "licence")
 
 
-def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path | None, command: str) -> bool:
-    """List the sources of the sets' clips by group, or by file; print the table and write it."""
-    out = out_folder(out, "sources")
+def make_table(report: Report, *, data: list[Path], split: str, licences: Path | None) -> bool:
+    """Report the sources of the sets' clips by group, or by file."""
     known = read_source_table(licences, "licences") if licences else {}
     rows: dict[str, dict[str, Any]] = {}
     for folder in data:
@@ -39,9 +35,9 @@ def make_table(*, data: list[Path], split: str, licences: Path | None, out: Path
         logger.warning("the licence of %d of %d sources is not stated; --licences CSV names it", unknown, len(table))
     notes = [
         "clips: used for motion and rendering; pairs_only: too short for a spectrum, used for rendering",
-        f"data: {', '.join(map(str, data))}, split {split}; command: {command}",
+        f"data: {', '.join(map(str, data))}, split {split}",
     ]
-    print(write_results(out, table, title="Training sources", notes=notes))
+    report.add(table, "Training sources", notes)
     return True
 
 

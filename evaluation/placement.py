@@ -1,8 +1,5 @@
 """evaluate.py placement: does predicted motion fall on what can move in photographs, by checked masks of it."""
 
-from __future__ import annotations
-
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +10,9 @@ from tqdm import tqdm
 
 from data.masks import MOVABLE, STATIC, find_masked_photographs
 from data.media import contact_sheet, read_image, write_image
-from data.result_tables import write_results
 from data.scenes.scene import make_scene
 from data.visualisation import magnitude_over
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from evaluation.flags import Crop
 from metrics.motion import baseline_maps
 from metrics.placement import METRICS, mean_by_repository, placement_metrics
@@ -28,12 +24,11 @@ from models.placement import MOVABLE_CLASSES
 from motion.flow import MOVING_PX, default_grid_scale, motion_grid_size, resize_maps
 from motion.spectrum import mean_displacement
 
-logger = logging.getLogger(__name__)
-
 # `prepare_data.py scenes --seed S` renders the scenes from 1,000,000 S on: no training set has those of such an S.
 FIRST_SCENE_SEED, SCENE_SEEDS = 900_000_000, 1_000_000
 DEFAULT_SCENES = 16  # without photographs that have masks
 LEAST_SIDE_PX = 32
+SHEET_IMAGES = 24
 
 MODEL, SEGMENTATION, EVERYTHING = "model", "segmentation alone", "everything moves"
 # Of a row whose displacement is no prediction, the metrics that mean something.
@@ -58,12 +53,12 @@ class Item(NamedTuple):
 
 
 def make_table(
-    *, photos: Path | None, masks: Path | None, photo_table: Path | None, split: str | None, static_images: list[Crop],
-    scenes: int | None, samples: int, sheet: int, checkpoint: Path | None, seed: int, device: str, out: Path | None,
-    command: str, **sampling: Any,
+    report: Report, *, photos: Path | None, masks: Path | None, photo_table: Path | None, split: str | None,
+    static_images: list[Crop], scenes: int | None, samples: int, checkpoint: Path | None, seed: int, device: str,
+    **sampling: Any,
 ) -> bool:  # fmt: skip
-    """Predict motion for photographs, print and write the tables and a sheet; `sampling` as in `MotionPipeline`."""
-    out, place = out_folder(out, "placement"), choose_device(device)
+    """Predict motion for photographs, report the tables and write a sheet; `sampling` as in `MotionPipeline`."""
+    place = choose_device(device)
     check_precision(sampling["precision"], place)
     masked = find_masked_photographs(photos, masks, photo_table, split) if photos else []
     for photograph in masked:
@@ -87,20 +82,19 @@ def make_table(
         motions = [pipeline.predict(item.image, seed=seed + n, **sampling) for n in range(samples)]
         predicted = torch.stack([mean_displacement(motion.spectrum) for motion in motions]).mean(0)  # (1, h, w)
         rows += [{"row": name} | metrics for name, metrics in _measure(item, predicted, pipeline, seed).items()]
-        if number % max(1, -(-total // sheet)) == 0:
+        if number % max(1, -(-total // SHEET_IMAGES)) == 0:
             shown.append(_sheet_row(item, predicted))
-    write_image(out / "sheet.png", contact_sheet(shown))
+    write_image(report.out / "sheet.png", contact_sheet(shown))
     notes = [
         f"{total} images of {len({row['source'] for row in rows})} sources, {samples} samples each; checkpoint "
-        f"{checkpoint or DEFAULT_CHECKPOINT}; seed {seed}; command: {command}",
+        f"{checkpoint or DEFAULT_CHECKPOINT}; seed {seed}",
     ]
-    write_results(out / "by_image", rows, title="Placement by image", notes=[*NOTES, *notes])
+    report.add(rows, "Placement by image", [*NOTES, *notes], folder="by_image", shown=False)
     of_model = [row for row in rows if row["row"] == MODEL]
-    print(write_results(out / "by_subject", _by_subject(of_model), title="Of the model, by subject", notes=notes))
+    report.add(_by_subject(of_model), "Of the model, by subject", notes, folder="by_subject")
     names = dict.fromkeys(row["row"] for row in rows)
     table = [{"row": name} | mean_by_repository([row for row in rows if row["row"] == name]) for name in names]
-    print(write_results(out, table, title="Placement of motion in photographs", notes=[*NOTES, *notes]))
-    logger.info("written to %s", out)
+    report.add(table, "Placement of motion in photographs", [*NOTES, *notes])
     return True
 
 

@@ -1,8 +1,5 @@
 """evaluate.py splats: one image under a strong smooth flow, by each splatting operator: a table and a sheet."""
 
-from __future__ import annotations
-
-import logging
 from pathlib import Path
 
 import torch
@@ -12,13 +9,10 @@ from torch import Tensor
 
 from data.files import atomic_path
 from data.media import read_image
-from data.result_tables import write_results
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from metrics.images import decibel
 from splatting import average_splat, gaussian_splat, softmax_splat
 from splatting.functional import DEFAULT_SIGMA_PX
-
-logger = logging.getLogger(__name__)
 
 # Enlargement in the middle: more than 2, where bilinear footprints of neighbours part, and than EWA's limit of 2.5.
 MAGNIFICATION = 2.6
@@ -30,9 +24,9 @@ CLOSE_UP = 0.16
 HOLE_COLOUR = (1.0, 0.0, 1.0)
 
 
-def make_table(*, out: Path | None, command: str, image: Path, size: int, sigma: float | None) -> bool:
-    """Splat the image of a file at a long side of `size` px; write splats.png and the table to `out`."""
-    out, sigma = out_folder(out, "splats"), sigma or DEFAULT_SIGMA_PX
+def make_table(report: Report, *, image: Path, size: int, sigma: float | None) -> bool:
+    """Splat the image of a file at a long side of `size` px; write splats.png and report the table."""
+    sigma = sigma or DEFAULT_SIGMA_PX
     source = read_image(image, max_side=size)
     try:
         rows, images = compare_splats(source[None], sigma)
@@ -42,11 +36,9 @@ def make_table(*, out: Path | None, command: str, image: Path, size: int, sigma:
         f"data: {image} at {tuple(source.shape[-2:])} px, under a lens that enlarges its middle {MAGNIFICATION} times "
         f"and twists it; importance: length of the flow; Gaussian sigma {sigma} px",
         "psnr_db: where something arrives, against the image sampled (bicubic) at the inverse of the flow",
-        f"command: {command}",
     ]
-    print(write_results(out, rows, title="Splats of one image", notes=notes))
-    write_sheet(out / "splats.png", rows, images)
-    logger.info("written to %s", out)
+    report.add(rows, "Splats of one image", notes)
+    write_sheet(report.out / "splats.png", rows, images)
     return True
 
 
@@ -76,10 +68,7 @@ def pull_back(image: Tensor, rounds: int = 60) -> Tensor:
 
 
 def compare_splats(image: Tensor, sigma: float) -> tuple[list[dict], dict[str, tuple[Tensor, Tensor]]]:
-    """Splat an image (1, 3, H, W) in [0, 1] along `lens_flow` by each operator.
-
-    Returns the rows of the table, and {operator: (image (3, H, W), weight (H, W))}.
-    """
+    """Splat (1, 3, H, W) along `lens_flow`: rows of the table, {operator: (image (3, H, W), weight (H, W))}."""
     flow = lens_flow(tuple(image.shape[-2:]))
     importance = flow.norm(dim=1, keepdim=True)
     results = {

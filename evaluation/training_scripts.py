@@ -1,7 +1,5 @@
 """Call the training scripts, each as its own process, with flags that anybody could give by hand."""
 
-from __future__ import annotations
-
 import shlex
 import subprocess
 import sys

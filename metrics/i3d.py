@@ -1,18 +1,13 @@
 """The network of FVD: Inflated Inception v1 on RGB (Carreira and Zisserman, CVPR 2017), trained on Kinetics-400."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from metrics import WeightsError
-from metrics.weights import read_problem
+from models.weights import load_weights
 
 SIDE_PX = 224
 FEWEST_FRAMES = 9  # the last pooling takes two of every eight
@@ -117,35 +112,27 @@ class I3D(nn.Module):
 
 def _read_state(path: Path, network: nn.Module) -> dict[str, Tensor]:
     """Read the file into a state dict of the network, with each batch normalisation folded into its convolution."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; right: the weights of I3D as .safetensors")
-    try:
-        found = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path}: {read_problem(path, error)}; right: the whole file of I3D's weights") from error
-
-    def take(name: str, *shape: int) -> Tensor:
-        got = tuple(found[name].shape) if name in found else "none"
-        if got != shape:
-            raise WeightsError(f"{path}: weights of another network: {name} expected of shape {shape}, got {got}")
-        if not bool(found[name].isfinite().all()):
-            raise WeightsError(f"{path}: {name} holds numbers that are not finite")
-        return found[name].float()
-
-    state = {}
-    for name, layer in network.named_modules():
-        if not isinstance(layer, nn.Conv3d):
-            continue
+    layers = {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Conv3d)}
+    shapes = {}
+    for name, layer in layers.items():
         key, channels = name.replace(".", "/"), layer.out_channels
-        shape = (*layer.kernel_size, layer.in_channels, channels)
-        kernel = take(f"params/{key}/Conv_0/kernel", *shape).permute(4, 3, 0, 1, 2)
+        shapes[f"params/{key}/Conv_0/kernel"] = (*layer.kernel_size, layer.in_channels, channels)
         if isinstance(layer, Convolution):
-            norm = f"{key}/BatchNorm_0"
-            mean, var = (take(f"batch_stats/{norm}/{part}", 1, 1, 1, 1, channels).flatten() for part in ("mean", "var"))
-            scale = (var + _NORM_EPSILON).rsqrt()
-            kernel, bias = kernel * scale.view(-1, 1, 1, 1, 1), take(f"params/{norm}/bias", channels) - mean * scale
+            shapes[f"params/{key}/BatchNorm_0/bias"] = (channels,)
+            shapes |= {f"batch_stats/{key}/BatchNorm_0/{part}": (1, 1, 1, 1, channels) for part in ("mean", "var")}
         else:
-            bias = take(f"params/{key}/Conv_0/bias", channels)
+            shapes[f"params/{key}/Conv_0/bias"] = (channels,)
+    found, state = load_weights(path, shapes), {}
+    for name, layer in layers.items():
+        key = name.replace(".", "/")
+        kernel = found[f"params/{key}/Conv_0/kernel"].permute(4, 3, 0, 1, 2)
+        if isinstance(layer, Convolution):
+            mean, var = (found[f"batch_stats/{key}/BatchNorm_0/{part}"].flatten() for part in ("mean", "var"))
+            scale = (var + _NORM_EPSILON).rsqrt()
+            kernel = kernel * scale.view(-1, 1, 1, 1, 1)
+            bias = found[f"params/{key}/BatchNorm_0/bias"] - mean * scale
+        else:
+            bias = found[f"params/{key}/Conv_0/bias"]
         state[f"{name}.weight"] = kernel.contiguous(memory_format=torch.channels_last_3d)
         state[f"{name}.bias"] = bias
     return state

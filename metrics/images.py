@@ -1,7 +1,5 @@
 """PSNR, SSIM, LPIPS and feature distance of RGB images (N, 3, H, W), clipped to [0, 1] and not rounded."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,8 +12,9 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.image.lpips import _LPIPS
 from torchvision.models import get_model_weights
 
-from metrics import WeightsError
-from metrics.perceptual import PerceptualLoss, load_feature_weights
+from metrics.perceptual import PerceptualLoss
+from models.checkpoints import one_line
+from models.weights import WeightsError, load_weights, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -29,24 +28,20 @@ LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"
 
 
 class Lpips(nn.Module):
-    """LPIPS with torchmetrics' linear heads over a backbone of torchvision; WeightsError where it cannot be loaded.
-
-    `weights` are torchvision's ImageNet weights of the backbone (.pth, .safetensors, .npz), or "hub": from torch.hub's
-    cache, downloaded into it where they are missing.
-    """
+    """LPIPS over torchvision's ImageNet weights of a backbone: a file, or "hub" for torch.hub's; or WeightsError."""
 
     def __init__(self, network: LpipsNetwork, weights: Path | str) -> None:
         super().__init__()
         self.name = f"lpips_{network}"
         # The public class downloads its backbone; with pnet_rand this one does not.
         self.net = _LPIPS(pretrained=True, net=network, pnet_rand=True)
-        slots = {_torchvision_key(key): slot for key, slot in self.net.net.state_dict().items()}
+        slots = {key: _torchvision_key(key) for key in self.net.net.state_dict()}
         path = _hub_file(network) if str(weights) == HUB else Path(weights)
-        loaded = load_feature_weights(path, slots)
+        loaded = load_weights(path, {slots[key]: shape for key, shape in shapes_of(self.net.net).items()})
         if _is_of_caffe(path):
             wanted = f"LPIPS needs torchvision's {LPIPS_BACKBONES[network]}"
             raise WeightsError(f"{path}: was converted from Caffe, whose weights are others; {wanted}")
-        self.net.net.load_state_dict({key: loaded[_torchvision_key(key)] for key in self.net.net.state_dict()})
+        self.net.net.load_state_dict({key: loaded[name] for key, name in slots.items()})
         self.requires_grad_(False)
         self.eval()
         self._last: tuple[Tensor, list[Tensor]] | None = None  # target, its features: many renderings have one target
@@ -90,17 +85,14 @@ def _hub_file(network: LpipsNetwork) -> Path:
         # the name ends in the first digits of the file's hash
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
     except (OSError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise WeightsError(f"{url}: cannot be downloaded ({reason}); right: that file instead of {HUB}") from error
+        raise WeightsError(
+            f"{url}: cannot be downloaded ({one_line(error, 120)}); right: that file instead of {HUB}"
+        ) from error
     return path
 
 
 def squared_error(pred: Tensor, target: Tensor) -> Tensor:
     """Return (N,) float64 mean squared errors of frames, after clipping to [0, 1]; on the CPU for Apple's devices."""
-    if pred.ndim != 4 or pred.shape[1] != 3 or not len(pred):
-        raise ValueError(f"pred: expected (N, 3, H, W) with N > 0, got {tuple(pred.shape)}")
-    if pred.shape != target.shape:
-        raise ValueError(f"target: expected the shape of pred {tuple(pred.shape)}, got {tuple(target.shape)}")
     difference = pred.clamp(0, 1) - target.clamp(0, 1)
     if difference.device.type == "mps":
         difference = difference.cpu()  # no float64 there
@@ -130,10 +122,7 @@ def frame_metrics(
 
 
 def pool_frames(metrics: Mapping[str, Tensor]) -> dict[str, float]:
-    """Pool the metrics (N,) of frames, those of `frame_metrics`, into those of their sequence.
-
-    "psnr_db" averages the squared error before the logarithm, "psnr_frames_db" the frames' own PSNR; "frames" is N.
-    """
+    """Pool metrics (N,) of frames: "psnr_db" of the mean squared error, "psnr_frames_db" and the others as means."""
     frames = {key: value.double() for key, value in metrics.items()}
     pooled = float(decibel(frames.pop("squared_error").mean()))
     means = {key: float(value.mean()) for key, value in frames.items()}

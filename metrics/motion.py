@@ -1,7 +1,5 @@
 """Metrics of predicted motion against real clips, on a clip's own grid and in px of it."""
 
-from __future__ import annotations
-
 import math
 import zlib
 from collections.abc import Iterable
@@ -31,10 +29,7 @@ BASELINES = (
 
 
 def moving_mask(mean_px: Tensor) -> Tensor:
-    """Return where a clip moves: mean |F| (1, H, W) px above max(0.25 px, half of its 95th percentile), as booleans.
-
-    The 0.25 px are of a grid of 256 x 160 and fewer on a smaller one; `mean_px` is in px of its own grid.
-    """
+    """Return where mean |F| (1, H, W) px is above max(0.25 px of a 256 x 160 grid, half of its 95th percentile)."""
     least_px = MOVING_PX / default_grid_scale(*mean_px.shape[-2:])
     return mean_px > max(least_px, 0.5 * float(mean_px.flatten().float().quantile(0.95)))
 
@@ -88,10 +83,7 @@ def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
 
 
 def bin_ratios(predicted_px: Tensor, real_px: Tensor) -> tuple[float, Tensor] | None:
-    """Split predicted over real amplitudes (K,) into their geometric mean and (K,) ratios over it.
-
-    Bins where the clip has under 0.001 px are NaN; None where all have. Predictions count as at least 0.001 px.
-    """
+    """Split predicted over real amplitudes (K,) into geometric mean and ratios over it, NaN under 0.001 px; or None."""
     moves = real_px >= LEAST_PX
     if not bool(moves.any()):
         return None
@@ -112,10 +104,7 @@ def mean_motion(spectrum: Tensor) -> Tensor:
 
 
 def normalised_gradient(spectrum: Tensor, num_phases: int = 30) -> float | None:
-    """Return mean |grad F| / mean |F| over pixels and frames, 1 / px: how fast motion changes from pixel to pixel.
-
-    |grad F| is the root of the squared differences to the right and lower neighbours. None where nothing moves.
-    """
+    """Return mean |grad F| / mean |F| over pixels and frames, 1 / px, by differences to neighbours; or None."""
     flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
     right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
     down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
@@ -173,10 +162,7 @@ def direction_distance(one: Tensor | None, other: Tensor | None) -> float | None
 
 
 def spectral_slope(amplitudes_px: Tensor) -> float | None:
-    """Return the least-squares slope of log amplitude (K,) over log frequency, without bin 0; None under two bins.
-
-    Bins of less than 0.001 px are left out.
-    """
+    """Return the slope of log amplitude (K,) over log frequency, of bins k > 0 that move; None under two."""
     numbers = [k for k in range(1, len(amplitudes_px)) if float(amplitudes_px[k]) >= LEAST_PX]
     if len(numbers) < 2:
         return None

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from metrics import WeightsError
-from metrics.weights import read_problem
-from models.image_encoder import InputNormalization, read_feature_weights
+from models.image_encoder import InputNormalization
+from models.weights import load_weights, shapes_of
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
 
@@ -26,10 +25,7 @@ LEAST_SIDE_PX = 32
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Average values (B, ..., H, W) over each sample with the mask as weights, then over the samples.
-
-    The mask broadcasts to `values`; a sample whose mask is 0 everywhere counts as 0.
-    """
+    """Average (B, ..., H, W) over each sample, the mask as weights, then over samples; one without any counts as 0."""
     if mask is None:
         return values.flatten(1).mean(1).mean()
     weights = mask.to(values.dtype).expand_as(values).flatten(1)
@@ -37,11 +33,7 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Mean L1 distance of unit-normalised features of an ImageNet network; unlike LPIPS without learned weights.
-
-    `weights` is a torchvision state dict, .pth or .safetensors, or an .npz converted from Caffe (BGR, 0..255, minus its
-    means). WeightsError where it is missing, unreadable, or of another network.
-    """
+    """Mean L1 of unit-normalised features of an ImageNet network, torchvision's or Caffe's (.npz); or WeightsError."""
 
     def __init__(self, weights: Path | str, network: Network = "squeezenet") -> None:
         super().__init__()
@@ -52,7 +44,7 @@ class PerceptualLoss(nn.Module):
         for layer in self.features.modules():
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # compared features must not be overwritten
-        self.features.load_state_dict(load_feature_weights(weights, self.features.state_dict()))
+        self.features.load_state_dict(load_weights(weights, shapes_of(self.features)))
         seen = InputNormalization.of(weights)
         self.bgr = seen.bgr
         self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1), persistent=False)
@@ -78,10 +70,6 @@ class PerceptualLoss(nn.Module):
 
     def distances(self, pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
         """Return (L,) distances, one a layer: L1 over the channels, mean over places (masked) and samples."""
-        _check_same(pred, target)
-        if min(pred.shape[-2:]) < LEAST_SIDE_PX:
-            size = tuple(pred.shape[-2:])
-            raise ValueError(f"pred: expected sides of at least {LEAST_SIDE_PX} px for features, got {size}")
         found = []
         for ours, theirs in zip(self.layers(pred), self.layers(target), strict=True):
             weights = None if mask is None else F.interpolate(mask.to(ours.dtype), ours.shape[-2:], mode="area")
@@ -97,32 +85,3 @@ class PerceptualLoss(nn.Module):
         """Return (B,) distances of images, clipped to [0, 1]."""
         pairs = zip(pred.clamp(0, 1).split(1), target.clamp(0, 1).split(1), strict=True)
         return torch.stack([self(one, other) for one, other in pairs])
-
-
-def load_feature_weights(weights: Path | str, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Read weights of a torchvision network's `features` (.npz, .safetensors, .pth) and check them against `wanted`.
-
-    `wanted` is the state dict to fill, without "features." in its keys. WeightsError where the file is missing or
-    unreadable, or a layer is missing or of another shape.
-    """
-    path = Path(weights)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file; right: weights as .npz, .safetensors or .pth")
-    try:
-        found = read_feature_weights(path)
-    except Exception as error:  # each format fails in ways of its own
-        raise WeightsError(f"{path}: {read_problem(path, error)}") from error
-    for key, slot in wanted.items():
-        shape = tuple(found[key].shape) if key in found else "none"
-        if shape != tuple(slot.shape):
-            raise WeightsError(
-                f"{path}: weights of another network: features.{key} expected of shape {tuple(slot.shape)}, got {shape}"
-            )
-        if not bool(found[key].isfinite().all()):
-            raise WeightsError(f"{path}: holds numbers that are not finite")
-    return {key: found[key] for key in wanted}
-
-
-def _check_same(pred: Tensor, target: Tensor) -> None:
-    if pred.shape != target.shape:
-        raise ValueError(f"pred: expected the shape of target {tuple(target.shape)}, got {tuple(pred.shape)}")

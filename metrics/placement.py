@@ -1,7 +1,5 @@
 """How well predicted motion falls on what can move in a photograph, by a checked mask of it."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,20 +16,12 @@ METRICS = ("coverage", "leak", "ap", "static_mean_px", "static_largest_px", "mea
 
 
 def placement_metrics(displacement_px: Tensor, movable: Tensor, static: Tensor) -> dict[str, float | None]:
-    """Compare a photograph's mean displacement with its mask.
+    """Compare a photograph's mean displacement with booleans (1, H, W) of what can move and what cannot in it.
 
-    Args:
-        displacement_px: (1, h, w) mean |F_t| after the amplitude limit, px of its own grid.
-        movable, static: (1, H, W) booleans, what can move and what cannot; the rest is left out. The displacement is
-            resized to their size.
-
-    Returns:
-        coverage: fraction of what can move that does so by more than .25 px of a grid of 256 x 160.
-        leak: the same fraction of what cannot move.
-        ap: chance-corrected average precision of the displacement for what can move.
-        static_mean_px, static_largest_px: displacement of what cannot move, px of that grid.
-        mean_px: displacement of the whole photograph.
-        None for what is taken over less than 1 % of the known pixels.
+    `displacement_px` (1, h, w) is mean |F_t| after the amplitude limit, px of its own grid. "coverage" and "leak" are
+    the fractions of what can and of what cannot move that move by more than .25 px of a grid of 256 x 160, "ap" the
+    chance-corrected average precision for what can move, the others displacements of what cannot move and of the whole
+    photograph, px of that grid. None for what is taken over less than 1 % of the known pixels.
     """
     displacement_px = displacement_px.float() * default_grid_scale(*displacement_px.shape[-2:])
     displacement_px = resize_maps(displacement_px, tuple(movable.shape[-2:]))  # (1, H, W)

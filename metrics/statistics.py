@@ -3,8 +3,6 @@
 Each clip counts the same in a mean. What is resampled, or has its sign flipped, are whole sources.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,10 +19,7 @@ SIGN_DRAWS = 2**14
 def bootstrap_interval(
     values: Sequence[float], seed: int, sources: Sequence[str] | None = None
 ) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the mean of `values`, one a clip, with whole sources resampled.
-
-    `sources` names the video of each clip; None: each value is its own source. None for fewer than two sources.
-    """
+    """Return the 95 % percentile interval of the mean of clips, whole sources resampled; None for fewer than two."""
     sums, counts = _sums_by_source(values, range(len(values)) if sources is None else sources)
     if len(sums) < 2:
         return None
@@ -58,8 +53,6 @@ def sign_flip_p(differences: Sequence[float], sources: Sequence[str], seed: int)
 
 def _sums_by_source(values: Sequence[float], sources: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
     """Return the sum over the clips of each source, and their numbers: (S,) float64 each."""
-    if len(values) != len(sources):
-        raise ValueError(f"sources: expected {len(values)} as values, got {len(sources)}")
     _, index = np.unique(np.asarray(sources), return_inverse=True)
     return np.bincount(index, np.asarray(values, np.float64)), np.bincount(index).astype(np.float64)
 

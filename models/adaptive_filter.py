@@ -3,8 +3,6 @@
 So the image is sharpened or blurred at full size, while the network runs at a part of it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch.nn.functional as F

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.utils import logging as diffusers_logging
-from safetensors.torch import load_file
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 if TYPE_CHECKING:
@@ -38,11 +36,7 @@ class SavedModel(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
-        """Load a model folder in float32 and in eval mode, whatever it is stored in.
-
-        Raises:
-            CheckpointError: missing or damaged files, a config that makes no model, or weights that do not fit it.
-        """
+        """Load a model folder in float32 and in eval mode; CheckpointError for one that is missing or damaged."""
         folder = Path(folder)
         if not folder.is_dir():
             right = "one written by this project's training scripts"
@@ -116,29 +110,6 @@ def read_json(path: Path, parse_int: Callable[[str], int] = int) -> dict:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: expected a JSON object, got {type(data).__name__}")
     return data
-
-
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read the tensors of a .safetensors file or of torch's state dict, which take no more memory than the file has.
-
-    Raises:
-        ValueError: they would take more. Exception: whatever safetensors or torch raise for a file they cannot read.
-    """
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    too_large = "its tensors are much larger than the file; right: a file of torch.save"
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:  # torch compresses nothing
-            if sum(member.file_size for member in archive.infolist()) > 2 * path.stat().st_size:
-                raise ValueError(too_large)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping):
-        raise ValueError(f"holds {type(state).__name__}; right: a state dict")
-    tensors = {str(name): value for name, value in state.items() if isinstance(value, torch.Tensor)}
-    # Strides of zero repeat one number as often as the shape says.
-    if any(tensor.numel() > tensor.untyped_storage().nbytes() for tensor in tensors.values()):
-        raise ValueError(too_large)
-    return tensors
 
 
 def one_line(error: Exception, length: int = 200) -> str:

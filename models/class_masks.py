@@ -1,7 +1,5 @@
 """What a photograph shows, by the classes of the segmentation network, and masks of where it may move."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -41,20 +39,11 @@ def class_fractions(probabilities: Tensor) -> dict[str, float]:
 def class_mask(
     network: SegmentationModel, image: Tensor, *, move: Sequence[str] = (), freeze: Sequence[str] = ()
 ) -> tuple[Tensor, list[str]]:
-    """Return where a photograph may move by the classes it shows.
+    """Return where a photograph (3, H, W) in [0, 1] may move by the classes it shows.
 
-    Args:
-        network: says what it shows.
-        image: (3, H, W) in [0, 1].
-        move: words of `CLASSES` and `SYNONYMS` for what alone may move; () for everything.
-        freeze: words for what stays still.
-
-    Returns:
-        A mask (1, h, w) in [0, 1] on the image's motion grid, which follows the image's edges, and the words for what
-        the photograph does not show.
-
-    Raises:
-        ClassNameError: see `check_words`.
+    `move` are words of `CLASSES` and `SYNONYMS` for what alone may move, () for everything, `freeze` those for what
+    stays still; ClassNameError as `check_words`. Returns a mask (1, h, w) in [0, 1] on the image's motion grid, which
+    follows the image's edges, and the words for what the photograph does not show.
     """
     check_words(move, freeze)
     probabilities = class_probabilities(network, image)

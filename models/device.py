@@ -1,7 +1,5 @@
 """Where networks compute, and in which precision."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import time
@@ -86,10 +84,7 @@ def has_bfloat16_units(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def bfloat16_speed_up() -> float:
-    """Return how many times as fast as in float32 this CPU computes a block of GridNet's in bfloat16.
-
-    Both alternate, and the fastest of each counts, so that other programs disturb little.
-    """
+    """Return how many times as fast as in float32 this CPU computes a block of GridNet's in bfloat16."""
     block, maps = ConvBlock(32, 32), torch.zeros(1, 32, *CHECKED_SIZE)
     seconds: dict[str, list[float]] = {"no": [], "bf16": []}
     with torch.no_grad():

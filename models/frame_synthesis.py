@@ -1,7 +1,5 @@
 """Frame synthesis: frame t from frame 0, its forward flow and an importance map ([GID] section 5, [SS])."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -51,10 +49,7 @@ PRESETS: dict[str, dict] = {
 
 
 def pad_to_multiple(maps: Tensor, multiple: int) -> Tensor:
-    """Return (B, C, H, W) with H and W rounded up to multiples, at the bottom and the right.
-
-    The border is repeated: the flow would carry a black one into the image.
-    """
+    """Return (B, C, H, W), its border repeated at the bottom and the right until H and W are multiples."""
     bottom, right = (-side % multiple for side in maps.shape[-2:])
     return F.pad(maps, (0, right, 0, bottom), mode="replicate") if bottom or right else maps
 
@@ -81,10 +76,7 @@ def _runs(occupied: Tensor, gap: int) -> Iterator[tuple[int, int]]:
 
 
 def moving_boxes(flow: Tensor, multiple: int) -> list[tuple[slice, slice]]:
-    """Return the boxes (rows, columns) outside which the frames of flows (B, 2, H, W) px equal the source.
-
-    They have CONTEXT_PX around what moves, and begin and end at multiples of `multiple` or at the image's border.
-    """
+    """Return boxes (rows, columns) of `multiple` px outside which frames of flows (B, 2, H, W) px equal the source."""
     size = magnitude(flow)
     moving = (size >= STATIC_PX).flatten(0, 1).any(0)  # (H, W); not where flow is no number
     farthest_px = float(size.nan_to_num(0.0).max().clamp(max=max(flow.shape[-2:])))
@@ -160,10 +152,7 @@ def _for_convolutions(maps: Tensor) -> Tensor:
 
 
 class FeaturePyramid(nn.Module):
-    """Features of an image at several scales, each half the size of the one before: two convolutions with PReLU each.
-
-    `channels`: features per scale, finest first; `in_channels`: of the image.
-    """
+    """Features of an image at scales that halve its sides, the finest first: two convolutions with PReLU each."""
 
     def __init__(self, channels: Sequence[int] = (16, 32, 64), in_channels: int = 3) -> None:
         super().__init__()
@@ -284,27 +273,15 @@ class FrameSynthesis(SavedModel):
 
     def synthesize(
         self,
-        image: Tensor,
-        features: Sequence[Tensor],
-        flow: Tensor,
-        importance: Tensor,
+        image: Tensor,  # (B or 1, 3, H, W) in [0, 1]
+        features: Sequence[Tensor],  # of `encode(image)`; an image is encoded once for all its frames
+        flow: Tensor,  # (B, 2, H, W), frame 0 -> t, px of the image
+        importance: Tensor,  # (B or 1, 1, H, W), mean displacement in px of the motion grid, whatever the image's size
         *,
-        tile: int = 0,
-        crop: bool = True,
+        tile: int = 0,  # decode in tiles of about this side, px, the same but for rounding, in less memory; 0: never
+        crop: bool = True,  # without gradients, render only the `moving_boxes` and copy the rest
     ) -> Tensor:
-        """Render frame t (B, 3, H, W), float32, not clamped, from the features of frame 0.
-
-        Splats run in float32, only convolutions follow autocast.
-        Gradients reach the image, its features and all parameters.
-
-        Args:
-            image: (B or 1, 3, H, W) in [0, 1].
-            features: of `encode(image)`; an image is encoded once for all its frames.
-            flow: (B, 2, H, W), frame 0 -> t, px of the image.
-            importance: (B or 1, 1, H, W), mean displacement in px of the motion grid, whatever the image's size.
-            tile: decode in tiles of about this side, px, the same but for rounding, in less memory; 0: never.
-            crop: without gradients, render only the `moving_boxes` and copy the rest.
-        """
+        """Render frame t (B, 3, H, W), float32, not clamped; only convolutions follow autocast, gradients reach all."""
         batch = len(flow)
         image, flow, importance = image.float(), flow.float(), importance.float()
         image, importance = image.expand(batch, -1, -1, -1), importance.expand(batch, -1, -1, -1)

@@ -7,8 +7,6 @@ input enters each row through one convolution, and an up-sampling block convolve
 the cost.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -19,10 +17,7 @@ PRELU_SLOPE = 0.25  # torch's initial one
 
 
 class PReLU(nn.PReLU):
-    """nn.PReLU, but half precision on a CPU is computed in float32.
-
-    torch's bfloat16 kernel there is not vectorised: it took two fifths of the time of a bfloat16 frame.
-    """
+    """nn.PReLU, but half precision on a CPU is computed in float32: the bfloat16 kernel is not vectorised."""
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Return hidden (B, C, ...) where it is positive, and hidden times its channel's slope where it is not."""
@@ -33,10 +28,7 @@ class PReLU(nn.PReLU):
 
 
 class ConvBlock(nn.Module):
-    """PReLU, convolution, PReLU, convolution.
-
-    `resample`: "none", "down" (the first convolution has a stride of 2) or "up" (bilinear x2 after the first one).
-    """
+    """PReLU, convolution, PReLU, convolution; "down" halves the sides in the first one, "up" doubles them after it."""
 
     def __init__(self, in_channels: int, out_channels: int, resample: str = "none") -> None:
         super().__init__()
@@ -66,8 +58,6 @@ class GridNet(nn.Module):
     ) -> None:
         super().__init__()
         rows, self.half = len(channels), columns // 2
-        if len(in_channels) != rows:
-            raise ValueError(f"in_channels: expected one number per row ({rows}), got {len(in_channels)}")
         if columns < 2 or columns % 2:
             raise ValueError(f"columns: expected an even number of at least 2, got {columns}")
 

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
-from models.checkpoints import read_state_dict
 from models.vae import MotionVAE
-from motion.motion_file import read_arrays
+from models.weights import load_weights, shapes_of
 
 BACKBONES = ("squeezenet", "vae", "none")
 # Layers of SqueezeNet 1.1 whose outputs are read: (index in `features`, channels), at strides of about 2, 4, 8 and 16.
@@ -50,59 +48,17 @@ class InputNormalization(NamedTuple):
         return cls(IMAGENET_MEAN, IMAGENET_STD, False)
 
 
-def read_feature_weights(path: str | Path) -> dict[str, Tensor]:
-    """Read the weights of a torchvision network's `features` as they lie in the file, without running pickled code.
-
-    Args:
-        path: .npz, .safetensors, or a .pth/.pt state dict; keys with or without "features." in front.
-
-    Returns:
-        float32 tensors under torchvision's names without "features."; classifiers are left out.
-
-    Raises:
-        Exception: whatever numpy, safetensors or torch raise for a file that they cannot read.
-    """
-    path = Path(path)
-    if path.suffix == ".npz":
-        state = {name: torch.from_numpy(array.astype(np.float32)) for name, array in read_arrays(path).items()}
-    else:
-        state = read_state_dict(path)
-    # SqueezeNet's authors and Keras' port name the 1x1 squeeze layers after their size, torchvision does not.
-    return {
-        name.removeprefix("features.").replace("squeeze1x1", "squeeze"): value.float()
-        for name, value in state.items()
-        if "classifier" not in name
-    }
-
-
 def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
-    """Read SqueezeNet 1.1 weights and fold their input convention into the first layer, so that RGB in [0, 1] goes in.
-
-    Args:
-        path: torchvision's squeezenet1_1 (.pth, .safetensors), or an .npz from Caffe; see `InputNormalization`.
-
-    Returns:
-        A state dict for `squeezenet_features()`.
-
-    Raises:
-        ValueError: a file that cannot be read or lacks the first layer.
-    """
-    try:
-        state = read_feature_weights(path)
-    except Exception as error:  # each format fails in ways of its own
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ValueError(f"{path}: cannot be read as SqueezeNet 1.1 weights ({reason})") from error
-    if "0.weight" not in state or "0.bias" not in state:
-        raise ValueError(f"{path}: expected torchvision's names for SqueezeNet 1.1 (features.0.weight, ...)")
+    """Read SqueezeNet 1.1, torchvision's or Caffe's (.npz), folded so that RGB in [0, 1] goes in; or WeightsError."""
+    state = load_weights(path, shapes_of(squeezenet_features()))
     weight, bias = state["0.weight"], state["0.bias"]  # (64, 3, 3, 3), (64,)
     seen = InputNormalization.of(path)
     if seen.bgr:
         weight = weight.flip(1)
     weight = weight / torch.tensor(seen.std).view(1, 3, 1, 1)
     # Exact because the layer pads nothing: w (x - m) = w x - w m at every position.
-    state["0.bias"] = bias - (weight * torch.tensor(seen.mean).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
-    state["0.weight"] = weight
-    return state
+    folded = bias - (weight * torch.tensor(seen.mean).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+    return state | {"0.weight": weight, "0.bias": folded}
 
 
 def _vae_encoder(config: dict | None) -> MotionVAE:
@@ -120,16 +76,16 @@ def _vae_encoder(config: dict | None) -> MotionVAE:
 class ImageEncoder(nn.Module):
     """Features of the photograph on the latent grid: a small trained head over raw pixels and an image network.
 
-    Args:
-        channels: of the output.
-        downsample_factor: f, the latent grid's reduction of each side.
-        backbone: "squeezenet" (frozen ImageNet features where weights are loaded), "vae" (latents of the image from a
-            motion VAE's encoder, always frozen; its weights come by `copy_encoder`) or "none" (raw pixels only).
-        image_vae: `MotionVAE.encoder_config` of the VAE, for "vae".
+    The network, `backbone`, is "squeezenet" (frozen ImageNet features where weights are loaded), "vae" (latents of the
+    image from a motion VAE's encoder, always frozen; its weights come by `copy_encoder`) or "none" (raw pixels only).
     """
 
     def __init__(
-        self, channels: int, downsample_factor: int, backbone: str = "squeezenet", image_vae: dict | None = None
+        self,
+        channels: int,  # of the output
+        downsample_factor: int,  # f, the latent grid's reduction of each side
+        backbone: str = "squeezenet",
+        image_vae: dict | None = None,  # for "vae": `MotionVAE.encoder_config`
     ) -> None:
         super().__init__()
         if backbone not in BACKBONES:
@@ -183,10 +139,7 @@ class ImageEncoder(nn.Module):
         return found
 
     def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None) -> Tensor:
-        """Encode images (B, 3, H, W) in [0, 1], sides multiples of f, as (B, C, H/f, W/f).
-
-        `feature_dropout_mask` (B, num_features) is 0 for features that training hides, and above 1 for the rest.
-        """
+        """Encode (B, 3, H, W) in [0, 1] as (B, C, H/f, W/f), features times a `feature_dropout_mask` (B, N)."""
         height, width = image.shape[-2] // self.downsample_factor, image.shape[-1] // self.downsample_factor
         maps = [self.pixels(F.pixel_unshuffle(image - 0.5, self.downsample_factor))]  # (B, w, h, w)
         for tap, features in zip(self.taps, self.backbone_features(image), strict=True):

@@ -1,7 +1,5 @@
 """Render an image and its motion as a stream of frames, with the network or in image space."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,7 +8,7 @@ import torch
 from torch import Tensor
 
 from models.checkpoints import one_line
-from models.device import AUTOCAST_DTYPES, autocast
+from models.device import autocast
 from models.frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
 from models.gridnet import GridNet
 from motion.flow import resize_flow, resize_maps
@@ -73,23 +71,7 @@ def render_frames(
     tile: int | None = None,  # decode in tiles of about this side, px; 0: never; None: by memory
     compiled: bool = False,  # torch.compile the model's decoder, which stays compiled; delays the first batch
 ) -> Iterator[Tensor]:
-    """Yield the frames of `playback` as batches (n, 3, H, W) float32 in [0, 1] on the CPU, n at most `batch_size`.
-
-    A frame does not depend on `batch_size` and `tile` beyond rounding.
-
-    Raises:
-        ValueError: a wrong argument. RenderingError: torch.compile fails; raised with the first batch.
-    """
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"image: expected (3, H, W), got {tuple(image.shape)}")
-    if precision not in AUTOCAST_DTYPES:
-        raise ValueError(f"precision: expected one of {', '.join(AUTOCAST_DTYPES)}, got {precision!r}")
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
-    if tile is not None and tile < 0:
-        raise ValueError(f"tile: expected 0 or more px, got {tile}")
-    if model is not None and operator not in (None, model.config.operator):
-        raise ValueError(f"operator: the model's is {model.config.operator!r}, got {operator!r}")
+    """Yield the frames of `playback` as batches (n, 3, H, W) in [0, 1] on the CPU; RenderingError if it fails."""
     if playback is None:
         playback = plan_playback(seconds=motion.period_s, fps=motion.fps, period_s=motion.period_s)
     device, size = torch.device(device), tuple(image.shape[-2:])

@@ -1,7 +1,5 @@
 """Features of an image from the first stages of ResNet-34 [He et al., CVPR 2016], one a scale, as in [GID]."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Sequence
@@ -15,7 +13,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torchvision.models import ResNet, resnet34
 
 from models.checkpoints import one_line
-from models.image_encoder import IMAGENET_MEAN, IMAGENET_STD, read_feature_weights
+from models.image_encoder import IMAGENET_MEAN, IMAGENET_STD
+from models.weights import WeightsError, load_weights, shapes_of
 
 logger = logging.getLogger(__name__)
 
@@ -72,25 +71,10 @@ class ResNetPyramid(nn.Module):
         return found
 
     def load_weights(self, source: str | Path) -> None:
-        """Load ImageNet weights; the 1x1 convolutions stay as they are. ValueError: a file that cannot be used.
-
-        `source` is a state dict of torchvision's resnet34 (.pth, .safetensors), or a hub name such as
-        timm/resnet34.tv_in1k, of which model.safetensors is downloaded.
-        """
-        path = _local_file(source)
-        try:
-            state = read_feature_weights(path)
-        except Exception as error:  # each format fails in ways of its own
-            raise ValueError(f"{source}: cannot be read as ResNet-34 weights ({one_line(error, 120)})") from error
+        """Load torchvision's resnet34 from a file, or by a hub name such as timm/resnet34.tv_in1k; or WeightsError."""
         network = resnet34(weights=None)
-        wanted = {name: value for name, value in network.state_dict().items() if value.ndim and name[:3] != "fc."}
-        for name, value in wanted.items():
-            if name not in state:
-                raise ValueError(f"{source}: lacks {name}; right: a state dict of torchvision's resnet34")
-            if state[name].shape != value.shape:
-                shapes = f"is {tuple(state[name].shape)}; right: {tuple(value.shape)}"
-                raise ValueError(f"{source}: {name} {shapes}, as in torchvision's resnet34")
-        network.load_state_dict({name: state[name] for name in wanted}, strict=False)
+        wanted = {name: shape for name, shape in shapes_of(network).items() if shape and name[:3] != "fc."}
+        network.load_state_dict(load_weights(_local_file(source), wanted), strict=False)
         network = _fold_batch_norms(network)
         self.conv1.load_state_dict(network.conv1.state_dict())
         for level, layer in enumerate(self.layers, start=1):
@@ -117,9 +101,9 @@ def _local_file(source: str | Path) -> Path:
         return path
     if path.suffix in (".pth", ".pt", ".safetensors", ".npz") or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)):
         right = "a .pth or .safetensors, or a hub name such as timm/resnet34.tv_in1k"
-        raise ValueError(f"{source}: no such file; right: {right}")
+        raise WeightsError(f"{source}: no such file; right: {right}")
     logger.info("downloading %s, file %s, from %s to %s", source, HUB_FILE, hub.ENDPOINT, hub.HF_HUB_CACHE)
     try:
         return Path(huggingface_hub.hf_hub_download(str(source), HUB_FILE))
     except Exception as error:  # no network, no such repository, no such file: each a class of its own
-        raise ValueError(f"{source}: no such file, and it cannot be downloaded ({one_line(error, 120)})") from error
+        raise WeightsError(f"{source}: no such file, and it cannot be downloaded ({one_line(error, 120)})") from error

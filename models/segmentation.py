@@ -4,8 +4,6 @@
 are under the MLCommons Association License, the text of Apache 2.0.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch
@@ -157,17 +155,7 @@ class SegmentationModel(SavedModel):
         )
 
     def features(self, image: Tensor) -> list[Tensor]:
-        """Return the encoder's features of image (B, 3, H, W) in [0, 1], finest first.
-
-        Returns:
-            Maps of 64, 192 and 448 channels at strides 4, 8 and 16 of the image, whose right and lower border is
-            repeated up to multiples of 16.
-
-        Raises:
-            ValueError: an image of another shape.
-        """
-        if image.ndim != 4 or image.shape[1] != 3:
-            raise ValueError(f"image: expected (B, 3, H, W), got {tuple(image.shape)}")
+        """Return maps of 64, 192, 448 channels at strides 4, 8, 16 of image (B, 3, H, W), padded to multiples of 16."""
         bottom, right = (-side % STRIDE for side in image.shape[-2:])
         image = F.pad(image, (0, right, 0, bottom), mode="replicate")
         # Channels last: a third faster on a CPU.
@@ -188,10 +176,6 @@ class SegmentationModel(SavedModel):
         return self.fine(fine) + resize_from_corner(maps, fine.shape[-2:])  # (B, 32, H/4, W/4)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return the logits of image (B, 3, H, W) in [0, 1] as (B, 32, H/4, W/4), sides rounded up.
-
-        Their softmax over channels gives the classes' probabilities. Logit i lies at pixel 4 i of the image: bring them
-        to other sizes with `resize_from_corner`.
-        """
+        """Return logits (B, 32, H/4, W/4), rounded up, of image (B, 3, H, W) in [0, 1]; logit i lies at pixel 4 i."""
         height, width = (-(-side // 4) for side in image.shape[-2:])
         return self.decode(self.features(image))[..., :height, :width]

@@ -1,7 +1,5 @@
 """The classes that the segmentation network tells apart. Imports no torch, so that flags can be checked at once."""
 
-from __future__ import annotations
-
 import difflib
 from collections.abc import Sequence
 

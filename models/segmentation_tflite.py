@@ -86,16 +86,9 @@ def _read_convolutions(data: bytes) -> Iterator[tuple[str, np.ndarray, np.ndarra
 
 
 def load_tflite(path: str | Path) -> SegmentationModel:
-    """Read MOSAIC's weights from a TensorFlow Lite file, dequantised to float32.
+    """Read MOSAIC from a TensorFlow Lite file, dequantised to float32, in eval mode; ValueError for another file.
 
-    Args:
-        path: `EXPECTED` says which.
-
-    Returns:
-        The network in eval mode. `load_tflite(path).half().save_pretrained(folder)` makes a model folder of 3.7 MB.
-
-    Raises:
-        ValueError: a file that cannot be read or holds another network.
+    `load_tflite(path).half().save_pretrained(folder)` makes a model folder of 3.7 MB.
     """
     try:
         data = Path(path).read_bytes()

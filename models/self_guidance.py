@@ -5,8 +5,6 @@ linearised objective is zero, while eq. 5's may go a million times too far. The 
 the nearest motion that loops is known in closed form (`motion.looping.closed`), and the encoder brings it back.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch
@@ -56,10 +54,7 @@ class LoopGuidance:
         return self.method != "closing" and self.is_needed
 
     def guide(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, *, last: bool, precision: str = "no") -> Tensor:
-        """Move predicted clean latents (B, K, C, h, w) toward a loop; `noise_ratio` is sigma_t / alpha_t.
-
-        Samples are guided one by one: a result does not depend on the batch, and one graph at a time is in memory.
-        """
+        """Move clean latents (B, K, C, h, w) toward a loop, sample by sample; `noise_ratio` is sigma_t / alpha_t."""
         moved = []
         for latents in clean.split(1):
             for _ in range(self.last_guidance_steps if last else 1):

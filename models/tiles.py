@@ -4,8 +4,6 @@ Tiles overlap by the network's receptive field, and only the part of each that d
 tiles of an image have one size, so that nothing is tuned or compiled again.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple
@@ -24,13 +22,7 @@ class Window(NamedTuple):
 
 
 def windows(length: int, tile: int, margin: int, multiple: int) -> list[Window]:
-    """Cut an axis into windows whose kept parts fill it; starts and sizes are multiples of `multiple`.
-
-    Args:
-        length: of the axis, a multiple of `multiple`.
-        tile: length that a window keeps, rounded up to a multiple.
-        margin: its overlap on both sides, except at the ends of the axis; rounded up likewise.
-    """
+    """Cut an axis into windows that keep `tile` each, with a margin around it; all are multiples of `multiple`."""
     tile, margin = (-(-value // multiple) * multiple for value in (tile, margin))
     size = tile + 2 * margin
     if length <= size:

@@ -24,7 +24,6 @@ from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
 from motion.strength import wind_position
 
 MODES = ("coordinated", "independent", "volume")
-STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")
 
 UNET_PRESETS: dict[str, dict] = {
     "tiny": {"block_channels": (32, 64, 128), "layers_per_block": 1, "condition_channels": 64, "num_heads": 4},
@@ -184,8 +183,6 @@ class FrequencyUNet(SavedModel):
 
     def load_backbone(self, path: str | Path) -> None:
         """Load ImageNet features into the image encoder (see `load_squeezenet_features`) and freeze them."""
-        if self.config.backbone != "squeezenet":
-            raise ValueError(f'backbone: expected "squeezenet" to load weights into, got "{self.config.backbone}"')
         self.image_encoder.backbone.load_state_dict(load_squeezenet_features(path))
         self.image_encoder.freeze_backbone()
         self.register_to_config(backbone_frozen=True)
@@ -202,14 +199,10 @@ class FrequencyUNet(SavedModel):
         "slices": "joint" without the attention across frequencies; "coordination": that attention; "displacement":
         nothing of it, but a `PlacementHead`, which takes the place of its `DisplacementHead`.
         """
-        if stage not in STAGES:
-            raise ValueError(f"stage: expected one of {', '.join(STAGES)}, got {stage!r}")
         if stage == "displacement":
             self.displacement_head = None
             self.register_to_config(displacement=False)
         attention = set(self.coordination_parameters())
-        if stage == "coordination" and not attention:
-            raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
         encoder = {*self.image_encoder.parameters(), *self.magnitude.parameters()}
         told = {p for part in (self.placement_features, self.wind_embedding) if part for p in part.parameters()}
         displacement = set(self.displacement_head.parameters()) if self.displacement_head is not None else set()
@@ -230,20 +223,15 @@ class FrequencyUNet(SavedModel):
     def encode_image(
         self,
         image: Tensor,
-        feature_dropout_mask: Tensor | None = None,
+        feature_dropout_mask: Tensor | None = None,  # see `ImageEncoder.forward`
         *,
-        maps: Tensor | None = None,
-        wind_px: Tensor | None = None,
+        maps: Tensor | None = None,  # (B, P, h, w) of `PlacementHead.condition_maps`, for a network that reads them
+        wind_px: Tensor | None = None,  # (B,), see `motion.wind`, for a network that is told
     ) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] on the motion grid as condition (B, Cc + K C, H/f, W/f).
 
         The condition is features, then log s, always in float32: log s rounded to 8 bits would quantise the sampler's
         scale in steps of a percent.
-
-        Args:
-            feature_dropout_mask: see `ImageEncoder.forward`.
-            maps: (B, P, h, w) of `PlacementHead.condition_maps`, for a network that reads them.
-            wind_px: (B,), see `motion.wind`, for a network that is told.
         """
         features = self.image_encoder(image, feature_dropout_mask)  # (B, Cc, h, w)
         if self.placement_features is not None:
@@ -255,11 +243,7 @@ class FrequencyUNet(SavedModel):
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
     def expected_displacement(self, image: Tensor) -> Tensor | None:
-        """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px.
-
-        The mean over an image and its mirror image, sharpened along the image's edges; None without a
-        `DisplacementHead`.
-        """
+        """Predict mean |F_t| (B, 1, H, W), px, of images (B, 3, H, W) in [0, 1]; None without a `DisplacementHead`."""
         if self.displacement_head is None:
             return None
         size = (image.shape[-2] // STRIDE, image.shape[-1] // STRIDE)
@@ -297,34 +281,20 @@ class FrequencyUNet(SavedModel):
 
     def forward(
         self,
-        latents: Tensor,
-        timestep: Tensor,
-        condition: Tensor | None = None,
+        latents: Tensor,  # (B, K, C, h, w) noisy, unit variance; float32 also where the weights are cast
+        timestep: Tensor,  # (B,) of the scheduler, 0 to 999
+        condition: Tensor | None = None,  # (B, Cc + K C, h, w) from `encode_image`; zeros: no image, for guidance
         *,
-        image: Tensor | None = None,
-        keep: Tensor | None = None,
-        return_magnitude: bool = False,
-        **encoding: Tensor | None,
+        image: Tensor | None = None,  # encoded here when no condition is given
+        keep: Tensor | None = None,  # (B,) 1 or 0: 0 drops a sample's condition
+        return_magnitude: bool = False,  # also return log s (B, K, C, h, w), before samples are dropped
+        **encoding: Tensor | None,  # further arguments of `encode_image`
     ) -> Tensor | tuple[Tensor, Tensor]:
-        """Predict the velocity or noise (B, K, C, h, w), float32, given an encoded image or the image itself.
-
-        Args:
-            latents: (B, K, C, h, w) noisy, unit variance; float32 also where the weights are cast.
-            timestep: (B,) of the scheduler, 0 to 999.
-            condition: (B, Cc + K C, h, w) from `encode_image`; zeros stand for "no image" (classifier-free guidance).
-            image, encoding: arguments of `encode_image`; encoded here when no condition is given.
-            keep: (B,) 1 or 0: 0 drops a sample's condition.
-            return_magnitude: also return log s (B, K, C, h, w), before samples are dropped.
-        """
-        batch, num_bins = latents.shape[:2]
-        if num_bins != self.config.num_bins:
-            raise ValueError(f"latents: expected (B, {self.config.num_bins}, C, h, w), got {tuple(latents.shape)}")
+        """Predict the velocity or noise (B, K, C, h, w), float32, given an encoded image or the image itself."""
+        num_bins = self.config.num_bins
         if condition is None:
             condition = self.encode_image(image, **encoding)
         num_magnitudes = num_bins * self.config.latent_channels
-        wanted = self.config.condition_channels + num_magnitudes
-        if condition.shape[1] != wanted:
-            raise ValueError(f"condition: expected (B, {wanted}, h, w), got {tuple(condition.shape)}")
         expected = condition[:, -num_magnitudes:].unflatten(1, (num_bins, -1))  # (B, K, C, h, w)
         if keep is not None:
             condition = condition * keep.view(-1, 1, 1, 1).to(condition)

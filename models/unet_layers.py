@@ -1,7 +1,5 @@
 """Layers of the U-Net: attention across frequency slices and across places, and one resolution of residual blocks."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import Attention

@@ -110,10 +110,7 @@ class MotionVAE(SavedModel):
 
     @classmethod
     def from_image_vq(cls, source: str | Path, **config) -> MotionVAE:
-        """Wrap an image VQ model from a local folder or a hub name, for example CompVis/ldm-celebahq-256.
-
-        It is the subfolder "vqvae", as in a whole pipeline, unless the folder itself is a model folder.
-        """
+        """Wrap an image VQ model, or its subfolder "vqvae", of a folder or a hub name (CompVis/ldm-celebahq-256)."""
         subfolder = None if (Path(source) / "config.json").is_file() else "vqvae"
         if not Path(source).is_dir():
             hub = huggingface_hub.constants
@@ -159,8 +156,6 @@ class MotionVAE(SavedModel):
 
     def _posterior(self, slices: Tensor) -> tuple[Tensor, DiagonalGaussianDistribution]:
         """Return the linear path's latents of "kl", and the network's posterior of what to add to them."""
-        if slices.ndim != 4 or slices.shape[1] != SLICE_CHANNELS:
-            raise ValueError(f"slices: expected (N, {SLICE_CHANNELS}, H, W), got {tuple(slices.shape)}")
         added = self.autoencoder.encode(F.pixel_unshuffle(slices, self.config.patch)).latent_dist
         means = F.avg_pool2d(slices, self.downsample_factor)[:, : self.config.latent_channels]  # (N, 4, H/f, W/f)
         return F.pad(means, (0, 0, 0, 0, 0, self.config.latent_channels - means.shape[1])), added
@@ -203,12 +198,9 @@ class MotionVAE(SavedModel):
         return images.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
 
     def forward(self, slices: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Reconstruct normalised slices (N, 4, H, W) for training.
+        """Reconstruct normalised slices (N, 4, H, W) for training, by normal noise (N, C, H/f, W/f) or the mean.
 
-        `noise` (N, C, H/f, W/f) is standard normal, for the reparametrised sample; None takes the mean.
-
-        Returns:
-            reconstruction (N, 4, H, W), and the mean KL divergence to N(0, 1) per latent number, a scalar (0 for "vq").
+        Also returned is the mean KL divergence to N(0, 1) per latent number, a scalar (0 for "vq").
         """
         if self.config.kind == "vq":
             return self.decode(self.encode(slices)), slices.new_zeros(())
@@ -221,10 +213,7 @@ class MotionVAE(SavedModel):
         return self._decoded(latents), 0.5 * squares.mean()
 
     def encode_spectrum(self, spectrum: Tensor, precision: str = "no") -> Tensor:
-        """Encode float32 px (B, K, 4, H, W), K at most that of the statistics, to float32 (B, K, C, H/f, W/f).
-
-        `precision`: of the network, see `autocast`; its weights may be cast too.
-        """
+        """Encode float32 px (B, K, 4, H, W) to float32 (B, K, C, H/f, W/f); `precision` is that of the network."""
         x = self.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
         with autocast(spectrum.device, precision):
             return self.encode(x.flatten(0, 1).to(self.dtype)).float().unflatten(0, spectrum.shape[:2])

@@ -4,8 +4,6 @@ Flow is forward, from frame 0 to frame t, float32, in pixels of its own grid; ch
 is dy (down); pixel centres lie at integers.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -39,8 +37,6 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
 
 def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize flow (..., 2, H, W) to (H', W') and rescale its values to px of the new grid."""
-    if flow.ndim < 3 or flow.shape[-3] != 2:
-        raise ValueError(f"flow: expected (..., 2, H, W), got {tuple(flow.shape)}")
     height, width = flow.shape[-2:]
     scale = flow.new_tensor([size[1] / width, size[0] / height]).view(2, 1, 1)
     return resize_maps(flow, size) * scale
@@ -48,8 +44,6 @@ def resize_flow(flow: Tensor, size: tuple[int, int]) -> Tensor:
 
 def resize_spectrum(spectrum: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize a packed spectrum (..., K, 4, H, W) like the flow it stands for: the series is linear in it."""
-    if spectrum.ndim < 4 or spectrum.shape[-3] != 4:
-        raise ValueError(f"spectrum: expected (..., K, 4, H, W), got {tuple(spectrum.shape)}")
     height, width = spectrum.shape[-2:]
     scale = spectrum.new_tensor([size[1] / width] * 2 + [size[0] / height] * 2).view(4, 1, 1)
     return resize_maps(spectrum, size) * scale
@@ -65,12 +59,7 @@ def sample_at(maps: Tensor, flow: Tensor) -> Tensor:
 
 
 def motion_grid_size(height: int, width: int, *, area: int = MOTION_AREA_PX) -> tuple[int, int]:
-    """Choose the motion grid of an image: about `area` px, its aspect, sides that are multiples of GRID_MULTIPLE.
-
-    Among the pairs of multiples near the ideal size, the one with the least error of aspect and area (log ratios).
-    """
-    if height < 1 or width < 1:
-        raise ValueError(f"height, width: expected at least 1 px, got {height} x {width}")
+    """Choose multiples of GRID_MULTIPLE, about `area` px at an aspect, with the least error of both (log ratios)."""
     aspect, multiple = width / height, GRID_MULTIPLE
     best, best_cost = (multiple, multiple), math.inf
     ideal_rows = math.sqrt(area / aspect) / multiple

@@ -1,7 +1,5 @@
 """When each frame of a video is shown (length, frame rate, slow motion, loops), and motion that closes to a loop."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,24 +35,13 @@ def plan_playback(
     *,
     seconds: float,
     fps: float = FPS,
-    period_s: float = PERIOD_S,
-    slow: float = 1.0,
-    loop: bool = False,
-    loop_phase: float = 1.0,
-    drift: bool = True,
+    period_s: float = PERIOD_S,  # T of the motion
+    slow: float = 1.0,  # factor that stretches it
+    loop: bool = False,  # end where the video begins
+    loop_phase: float = 1.0,  # at which the motion is back at frame 0; a round takes this many periods
+    drift: bool = True,  # the motion has one, which is held beyond the period; a note reports it
 ) -> Playback:
-    """Choose the phases of a video; ValueError for numbers that make no video.
-
-    A loop shows the whole number of rounds nearest to `seconds`; its speed is adjusted so that the frames come out
-    even, and a note reports it.
-
-    Args:
-        seconds, fps: length and frames a second of the video.
-        period_s: period T of the motion; slow: factor that stretches it.
-        loop: end where the video begins.
-        loop_phase: phase at which the motion is back at frame 0; a round takes this many periods.
-        drift: the motion has a drift, which is held beyond the period. A note reports it.
-    """
+    """Choose the phases of a video, of a loop whole rounds at an adjusted speed; ValueError where there are none."""
     numbers = {"seconds": seconds, "fps": fps, "period_s": period_s, "slow": slow, "loop_phase": loop_phase}
     for name, value in numbers.items():
         if not (math.isfinite(value) and value > 0):
@@ -134,12 +121,8 @@ def closed(
     Both conditions are linear in the 2 (K - 1) coefficients of a pixel and direction, so the nearest motion that meets
     them is a projection, the same for all pixels. Distances are relative to the amplitude of each bin over the image,
     so that weak bins stay weak. A projection takes power away; one factor, bounded by `largest_amplitude_ratio`, gives
-    it back. Ours; [GID] approaches such a motion by guidance.
-
-    Args:
-        spectrum: (..., K, 4, H, W) packed, px. Gradients reach it, weights and factor being constant.
-        phase: L / T, above 0. Whole periods need no more than the drift taken away.
-        num_frames: T.
+    it back. Ours; [GID] approaches such a motion by guidance. Gradients reach the packed spectrum (..., K, 4, H, W),
+    px, weights and factor being constant.
     """
     spectrum = without_drift(spectrum)
     num_bins = spectrum.shape[-4]

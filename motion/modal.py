@@ -48,18 +48,9 @@ class Modes:
     shapes: Tensor  # (M, 2, H, W) complex S_k, px of the motion grid
     frequency_hz: Tensor  # (M,) float64, above 0
 
-    def __post_init__(self) -> None:
-        shapes = self.shapes
-        if shapes.ndim != 4 or shapes.shape[1] != 2 or not shapes.is_complex():
-            raise ValueError(f"shapes: expected complex (M, 2, H, W), got {shapes.dtype} {tuple(shapes.shape)}")
-        if self.frequency_hz.shape != self.shapes.shape[:1] or not bool((self.frequency_hz > 0).all()):
-            raise ValueError(f"frequency_hz: expected ({len(self.shapes)},) above 0, got {self.frequency_hz.tolist()}")
-
     @classmethod
     def from_spectrum(cls, spectrum: Tensor, period_s: float = PERIOD_S) -> Modes:
         """Take the bins k >= 1 of a packed spectrum (K, 4, H, W), px, as modes of k / period_s Hz, on the CPU."""
-        if spectrum.ndim != 4 or spectrum.shape[1] != 4 or len(spectrum) < 2:
-            raise ValueError(f"spectrum: expected (K >= 2, 4, H, W), got {tuple(spectrum.shape)}")
         spectrum = spectrum.cpu().float()
         shapes = torch.complex(spectrum[1:, 0::2], spectrum[1:, 1::2])  # (M, 2, H, W)
         return cls(shapes, torch.arange(1, len(spectrum), dtype=torch.float64) / period_s)
@@ -89,10 +80,7 @@ class Modes:
         return torch.where(self.mass > 0, 1 / self.mass.clamp(min=1e-300), 0.0)
 
     def without_static_pixels(self) -> Modes:
-        """Return the modes with the pixels that hardly move set to exactly 0, with a smooth transition.
-
-        Interaction drives modes far beyond the predicted motion, which would show small errors in the background.
-        """
+        """Return the modes with hardly moving pixels, which pulling would drive far, set to exactly 0, smoothly."""
         amplitude = self.amplitude.square().sum(0).sqrt()  # (H, W)
         low, high = (fraction * float(amplitude.max()) for fraction in STATIC_FRACTIONS)
         if high == 0:
@@ -101,10 +89,7 @@ class Modes:
         return Modes(self.shapes * (ramp * ramp * (3 - 2 * ramp)), self.frequency_hz)
 
     def sample(self, x: float, y: float, extent_px: float = 0.0) -> Tensor:
-        """Return S_k at a point (x, y), px of the grid, as (M, 2) complex128; outside, the nearest border counts.
-
-        extent_px: standard deviation of a Gaussian mean around the point; 0 reads the pixel bilinearly.
-        """
+        """Return S_k (M, 2) at a point, px of the grid: a Gaussian mean of deviation `extent_px`, 0: bilinear."""
         height, width = self.size
         columns, weight_x = _axis_weights(x, width, extent_px)
         rows, weight_y = _axis_weights(y, height, extent_px)
@@ -135,8 +120,6 @@ class Simulation:
     """Modal coordinates in time: hold, release, step."""
 
     def __init__(self, modes: Modes, *, damping: float = DEFAULT_DAMPING, limit_px: float | None = None) -> None:
-        if not (math.isfinite(damping) and damping >= 0):
-            raise ValueError(f"damping: expected a number of at least 0, got {damping}")
         self.modes, self.damping = modes, damping  # xi >= 0, of all modes; 1 is critical
         self.strength = 1.0  # how many pixels the point moves for one of the pointer; it scales the limit too
         self.wind = 0.0  # how far the wind moves the image; 1: as far as its spectrum

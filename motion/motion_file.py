@@ -57,10 +57,6 @@ class Motion:
     image_size: tuple[int, int] | None = None  # (H, W) of the image it was made for, where that is known
     meta: dict = field(default_factory=dict)  # what made it (model, seed, sampler)
 
-    def __post_init__(self) -> None:
-        if (self.spectrum is None) == (self.flow is None):
-            raise ValueError("motion: expected a spectrum or a flow, and not both")
-
     @property
     def period_s(self) -> float:
         return self.num_frames / self.fps if self.num_frames else PERIOD_S
@@ -77,16 +73,11 @@ class Motion:
         """Return the motion scaled by `magnify` and by a mask (1, H', W') in [0, 1], resized to its grid."""
         maps = self._maps if magnify == 1 else self._maps * magnify  # a large grid is not held twice
         if mask is not None:
-            if mask.ndim != 3 or mask.shape[0] != 1:
-                raise ValueError(f"mask: expected (1, H, W), got {tuple(mask.shape)}")
             maps = maps * resize_maps(mask.to(maps), tuple(maps.shape[-2:]))
         return replace(self, **{"flow" if self.spectrum is None else "spectrum": maps})
 
     def flow_at(self, phase: Tensor | float, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the displacement at phases t / T (N,) as (N, 2, H, W), px, on its own grid or resized to `size`.
-
-        A plain flow is sampled linearly between its frames and repeats after its last one.
-        """
+        """Return the displacement at phases t / T (N,): (N, 2, H, W) px of its own grid, or of `size`."""
         phase = phase if isinstance(phase, Tensor) else torch.tensor([phase], dtype=torch.float64)
         if self.spectrum is not None:
             flow = spectrum_to_flow(self.spectrum, phase)
@@ -143,16 +134,10 @@ def is_other_image(motion: Motion, image: Tensor) -> bool:
 
 
 def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False) -> None:
-    """Write a motion file under a temporary name and rename it.
-
-    `dense` writes `flow` (T, 2, H, W) at the stored grid beside the spectrum. MotionFileError: not a .npz name, or a
-    folder that cannot be written.
-    """
+    """Write a motion file aside and rename it, if `dense` with the flow of all frames; MotionFileError if it fails."""
     path = Path(path)
     if path.suffix != ".npz":
         raise MotionFileError(f"{path}: expected a file name that ends in .npz")
-    if motion.spectrum is None:
-        raise ValueError("motion: expected one with a spectrum")
     arrays = {
         "format_version": np.array(FORMAT_VERSION),
         "spectrum": motion.spectrum.detach().cpu().float().numpy(),

@@ -34,14 +34,9 @@ class Normalisation:
     def num_bins(self) -> int:
         return len(self.scale)
 
-    def _shaped_scale(self, spectrum: Tensor) -> Tensor:
-        if spectrum.ndim < 4 or spectrum.shape[-4] != self.num_bins or spectrum.shape[-3] != 4:
-            raise ValueError(f"spectrum: expected (..., {self.num_bins}, 4, H, W), got {tuple(spectrum.shape)}")
-        return self.scale.to(spectrum).view(-1, 1, 1, 1)  # (K, 1, 1, 1)
-
     def normalise(self, spectrum: Tensor) -> Tensor:
         """Map a spectrum (..., K, 4, H, W) in px to about [-1, 1]; bin 0's dependent real part becomes 0."""
-        x = spectrum / self._shaped_scale(spectrum)
+        x = spectrum / self.scale.to(spectrum).view(-1, 1, 1, 1)
         if self.adaptive:
             x = x.sign() * x.abs().sqrt()
         x[..., 0, 0::2, :, :] = 0
@@ -49,7 +44,7 @@ class Normalisation:
 
     def denormalise(self, x: Tensor) -> Tensor:
         """Invert `normalise`: (..., K, 4, H, W) to px, with bin 0's real part set to -sum_k Re S_k."""
-        spectrum = (x * x.abs() if self.adaptive else x) * self._shaped_scale(x)
+        spectrum = (x * x.abs() if self.adaptive else x) * self.scale.to(x).view(-1, 1, 1, 1)
         spectrum[..., 0, 0::2, :, :] = -spectrum[..., 1:, 0::2, :, :].sum(-4)
         return spectrum
 

@@ -10,8 +10,6 @@ section 3; ours: the anchor at frame 0 and the drift D). A spectrum is packed as
 is ignored on decoding and left out of all metrics.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -50,24 +48,11 @@ def fit_spectrum(
 ) -> Tensor:
     """Fit the anchored series to displacements by least squares over all time stamps, evenly spaced or not.
 
-    Args:
-        flow: (T, 2, H, W) displacement of frame 0's pixels at each stamp, px of its own grid.
-        times_s: (T,) seconds since frame 0.
-        num_bins: K, bin 0 included.
-        period_s: period T of the series, seconds.
-        drift: fit the drift D along; otherwise D = 0.
-
-    Returns:
-        (K, 4, H, W) packed spectrum, px, in the dtype of `flow`.
-
-    Raises:
-        ValueError: wrong shapes, or stamps that cover too little of the period for a unique answer.
+    `flow` (T, 2, H, W), px of its own grid, is the displacement of frame 0's pixels at `times_s` (T,), seconds since
+    frame 0. Returns the packed spectrum (K, 4, H, W), px, in the dtype of `flow`; without `drift` D = 0. ValueError for
+    stamps that cover too little of the period for a unique answer.
     """
-    if flow.ndim != 4 or flow.shape[1] != 2:
-        raise ValueError(f"flow: expected (T, 2, H, W), got {tuple(flow.shape)}")
     times_s = _exact(times_s)
-    if times_s.shape != flow.shape[:1]:
-        raise ValueError(f"times_s: expected ({flow.shape[0]},), got {tuple(times_s.shape)}")
     # A clip of n frames covers n frame intervals, the one after its last frame included.
     covered_s = float(times_s.max() - times_s.min()) * len(times_s) / max(len(times_s) - 1, 1)
     if covered_s < MINIMUM_COVERAGE * period_s:
@@ -100,10 +85,7 @@ def fit_spectrum(
 
 
 def spectrum_to_flow(spectrum: Tensor, phase: Tensor) -> Tensor:
-    """Evaluate a packed spectrum (..., K, 4, H, W), px, at phases (N,): displacements (..., N, 2, H, W), px.
-
-    The drift grows until phase 1 and is held at D beyond: a video longer than the period goes on without a jump.
-    """
+    """Evaluate (..., K, 4, H, W) at phases (N,): (..., N, 2, H, W) px; beyond phase 1 the drift is held."""
     num_bins = spectrum.shape[-4]
     phase = _exact(phase)
     basis = torch.cat([harmonic_basis(phase, num_bins), phase.clamp(max=1.0)[:, None]], dim=1)
@@ -143,8 +125,6 @@ def mean_displacement(spectrum: Tensor, num_samples: int = 50) -> Tensor:
 
 def truncate(spectrum: Tensor, num_bins: int) -> Tensor:
     """Keep the first `num_bins` bins of (..., K, 4, H, W) and make bin 0's dependent real part agree with them."""
-    if not 1 <= num_bins <= spectrum.shape[-4]:
-        raise ValueError(f"num_bins: expected 1 to {spectrum.shape[-4]}, got {num_bins}")
     spectrum = spectrum[..., :num_bins, :, :, :].clone()
     spectrum[..., 0, 0::2, :, :] = -spectrum[..., 1:, 0::2, :, :].sum(-4)
     return spectrum

@@ -1,7 +1,5 @@
 """Forward splatting of images and features along an optical flow (softmax, Gaussian, average and sum)."""
 
-from __future__ import annotations
-
 from splatting.functional import available_backends, average_splat, gaussian_splat, softmax_splat, sum_splat
 
 __all__ = ["available_backends", "average_splat", "gaussian_splat", "softmax_splat", "sum_splat"]

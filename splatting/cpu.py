@@ -9,8 +9,6 @@ The threads are Python's, the loops run without its lock: Numba's own threading 
 (OpenMP) or when two threads call them (workqueue).
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import math
@@ -181,10 +179,7 @@ def _array(tensor: Tensor | None, dtype: torch.dtype, items: slice | None = None
 
 
 def _share(batch: int, height: int, work: int, fewest: int = 1, most: float = math.inf) -> tuple[np.ndarray, int]:
-    """Cut a batch into tasks (item, first row, last row + 1), `fewest` to `most` rows each.
-
-    Returns them and how many threads share them, which depends on the work, in multiplications.
-    """
+    """Cut a batch into tasks (item, first row, last row + 1); also return how many threads share this much work."""
     threads = max(1, min(torch.get_num_threads(), work // SMALLEST_FRACTION))
     rows = min(most, max(fewest, -(-batch * height // (CHUNKS * threads))))
     tasks = [(b, y, min(height, y + rows)) for b in range(batch) for y in range(0, height, rows)]

@@ -7,8 +7,6 @@ the n sources from (y, x0) on, and `window` = (first, last, side, pad) the targe
 shape (0, 1, 1, 1) stands for one that is absent: z without importance, conic for the bilinear footprint.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """What precedes the loops of `cpu_kernels.py`, whose conventions hold: landing points, Gaussians, gradients to sums."""
 
-from __future__ import annotations
-
 import math
 import os
 import stat

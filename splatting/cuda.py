@@ -8,8 +8,6 @@ the result in ~/.cupy/kernel_cache or $CUPY_CACHE_DIR. It compiles with -ftz=tru
 as 0. Work is queued on torch's current stream; nothing waits for the GPU.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import threading
@@ -71,10 +69,7 @@ def forward(
 def backward(
     grad_out: Tensor, grad_weight: Tensor | None, saved: Saved, ewa: bool, normalise: bool, needs: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    """Differentiate; arguments and results as in `fused.py`.
-
-    Normalised half-precision outputs are rounded, and so are the gradients to flow, importance and sigma.
-    """
+    """Differentiate; as in `fused.py`. Half-precision outputs, and so gradients to the flow, are rounded."""
     values, flow, importance, sigma, out, weight, largest = saved
     batch, channels, height, width = values.shape
     side = 2 if sigma is None else 4

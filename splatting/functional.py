@@ -9,8 +9,6 @@ Backends: "reference" (`reference.py`, plain torch, the definition), and "cpu" (
 `fused.py`. A backend's `unavailable_reason()` is None where it can run, else a sentence with the reason and the remedy.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import logging
@@ -35,14 +33,14 @@ FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def softmax_splat(
-    values: Tensor,
-    flow: Tensor,
-    importance: Tensor,
+    values: Tensor,  # (B, C, H, W), float16, bfloat16, float32 or float64; half precision is summed in float32
+    flow: Tensor,  # (B, 2, H, W) px; a source whose flow is not finite, or that lands outside, contributes nothing
+    importance: Tensor,  # (B, 1, H, W); a source whose importance is not finite contributes nothing
     *,
-    weighting: str = "exp",
-    weight_sigma: float = 1.0,
-    backend: str = "auto",
-    return_weight: bool = False,
+    weighting: str = "exp",  # z = importance; or "gaussian": z = -importance^2 / (2 weight_sigma^2)
+    weight_sigma: float = 1.0,  # scale of the "gaussian" weighting, > 0, in the unit of the importance
+    backend: str = "auto",  # or "reference" (any device), "cpu", "cuda"
+    return_weight: bool = False,  # also return the denominator
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Splat values along flow with a bilinear footprint and let the importance decide collisions.
 
@@ -50,25 +48,10 @@ def softmax_splat(
     target q [Niklaus and Liu, Softmax Splatting, CVPR 2020]. Ours: m(q) is the largest z among the sources that
     touch q, taken per target and detached, so that no importance overflows and none makes a false hole.
 
-    Args:
-        values: (B, C, H, W), float16, bfloat16, float32 or float64; half precision is summed in float32.
-        flow: (B, 2, H, W) px. A source whose flow is not finite, or that lands outside, contributes nothing.
-        importance: (B, 1, H, W). A source whose importance is not finite contributes nothing.
-        weighting: "exp": z = importance; "gaussian": z = -importance^2 / (2 weight_sigma^2).
-        weight_sigma: scale of the "gaussian" weighting, > 0, in the unit of the importance.
-        backend: "auto", "reference" (any device), "cpu" or "cuda".
-        return_weight: also return the denominator.
-
-    Returns:
-        (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W); both are exactly 0 where nothing
-        arrives.
-
-    Raises:
-        ValueError: an argument of a wrong shape, dtype, device or value.
-        RuntimeError: the backend asked for cannot run here.
-
-    Gradients: to values, flow and importance. The weight's own gradient holds the maximum constant. At integer
-    landing points the gradient to flow is the derivative from the right, or from below.
+    Returns (B, C, H, W) in the dtype of values, and with return_weight also (B, 1, H, W); both are exactly 0 where
+    nothing arrives. Raises ValueError for an argument of a wrong shape, dtype, device or value, RuntimeError for a
+    backend that cannot run here. Gradients reach values, flow and importance. The weight's own gradient holds the
+    maximum constant. At integer landing points the gradient to flow is the derivative from the right, or from below.
     """
     _check_tensors(values, flow, importance)
     if weighting not in WEIGHTINGS:
@@ -84,8 +67,8 @@ def gaussian_splat(
     flow: Tensor,
     importance: Tensor,
     *,
-    sigma: float | Tensor = DEFAULT_SIGMA_PX,
-    ewa: bool = True,
+    sigma: float | Tensor = DEFAULT_SIGMA_PX,  # px, from 0.001 to 1000, or a tensor where it is learned (not checked)
+    ewa: bool = True,  # stretch the footprint with the flow
     backend: str = "auto",
     return_weight: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -94,14 +77,10 @@ def gaussian_splat(
     The footprint is exp(-d^T S^-1 d / 2) / (2 pi sqrt(det S)) around p + flow(p); it is multiplied by
     exp(importance - per-target maximum) and normalised as in `softmax_splat`. S = sigma^2 I, or with ewa
     J (sigma^2 I) J^T + 1e-4 I [Zwicker et al., EWA Splatting, 2002] with J = I + d flow / d p by central
-    differences. Ours: the singular values of J are clamped to [0.5, 2.5] and J is detached.
+    differences. Ours: the singular values of J are clamped to [0.5, 2.5] and J is detached. The 4 x 4 taps hold
+    Gaussians up to a standard deviation of about 0.65.
 
-    Args, returns and exceptions as in `softmax_splat`, and:
-        sigma: standard deviation in px: a number from 0.001 to 1000, or a tensor with one element where it is learned
-            (not checked). The 4 x 4 taps hold Gaussians up to about 0.65.
-        ewa: stretch the footprint with the flow.
-
-    Gradients: to values, flow (through the position, not through J), importance and sigma.
+    The rest is as in `softmax_splat`. Gradients reach values, flow (through the position, not J), importance and sigma.
     """
     _check_tensors(values, flow, importance)
     if isinstance(sigma, Tensor):

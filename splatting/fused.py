@@ -12,8 +12,6 @@ Second derivatives, forward-mode derivatives and the transforms of torch.func ne
 raise RuntimeError.
 """
 
-from __future__ import annotations
-
 import importlib
 from types import ModuleType
 from typing import NamedTuple

@@ -7,8 +7,6 @@ A source has taps: pixels around its landing point, each with a spatial weight. 
 image, sources without a finite flow or importance) is sent to a spare row below the image, NaN included.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

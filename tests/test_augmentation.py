@@ -9,7 +9,7 @@ import pytest
 import torch
 from clip_sets import SIZE, make_set, random_content
 
-from data.augmentation import choose_box, flip_spectrum, reverse_spectrum
+from data.augmentation import draw_geometry, flip_spectrum, reverse_spectrum
 from data.clip_writer import ClipContent, ClipSetWriter
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, Pair, SampleKey
 from data.datasets import MotionDataset, RenderingDataset, open_weighted_sets
@@ -31,11 +31,11 @@ def test_reversal_plays_backwards_from_the_end():
 
 
 def test_boxes_have_the_samples_aspect_and_stay_inside():
-    assert choose_box((160, 256), (160, 256), None, (0.4, 1.0)) == (0, 0, 160, 256)
-    assert choose_box((160, 256), (256, 160), None, (0.4, 1.0)) == (0, 78, 160, 100)
-    assert choose_box((256, 160), (128, 128), None, (0.4, 1.0)) == (48, 0, 160, 160)
+    assert draw_geometry((160, 256), (160, 256), None)[:4] == (0, 0, 160, 256)
+    assert draw_geometry((160, 256), (256, 160), None)[:4] == (0, 78, 160, 100)
+    assert draw_geometry((256, 160), (128, 128), None)[:4] == (48, 0, 160, 160)
     rng = np.random.default_rng(0)
-    boxes = [choose_box((160, 256), (192, 192), rng, (0.4, 1.0)) for _ in range(200)]
+    boxes = [draw_geometry((160, 256), (192, 192), rng)[:4] for _ in range(200)]
     for top, left, height, width in boxes:
         assert top >= 0 and left >= 0 and top + height <= 160 and left + width <= 256
         assert 0.89 < width / height < 1.12

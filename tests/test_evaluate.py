@@ -12,12 +12,12 @@ import torch
 import evaluate
 import evaluation.clips as evaluation_clips
 from data.clip_writer import ClipContent, ClipSetWriter
-from data.clips import PAIRS_ONLY, ClipRow, ClipSet, ClipSetError, Pair
+from data.clips import PAIRS_ONLY, ClipRow, ClipSet, ClipSetError, Pair, choose_rows
 from data.media import write_image
 from data.prepare_clip import ClipJob, prepare_video
 from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
-from evaluation.clips import choose_clips, open_clip
+from evaluation.clips import open_clip
 from evaluation.frames.measure import remap
 from models.frame_synthesis import FrameSynthesis
 
@@ -78,14 +78,14 @@ def test_figures_by_hand(hand_made_set: Path, tmp_path: Path, capsys: pytest.Cap
 
 def test_clips_are_drawn_by_the_seed(hand_made_set: Path) -> None:
     clip_set = ClipSet(hand_made_set)
-    assert [row.id for row in choose_clips(clip_set, "test", None, 0)] == ["bright", "half", "still"]
-    drawn = {tuple(row.id for row in choose_clips(clip_set, "test", 1, seed)) for seed in range(20)}
+    assert [row.id for row in choose_rows(clip_set, "test", None, 0, pairs=True)] == ["bright", "half", "still"]
+    drawn = {tuple(row.id for row in choose_rows(clip_set, "test", 1, seed, pairs=True)) for seed in range(20)}
     assert drawn == {("bright",), ("half",), ("still",)}
 
 
 def test_scenes_are_rendered_with_their_exact_flow(tmp_path: Path) -> None:
     clip_set = render_scene_set(tmp_path / "set", 6, size=(48, 64), pairs=1)
-    (row,) = choose_clips(clip_set, "test", None, 0)
+    (row,) = choose_rows(clip_set, "test", None, 0, pairs=True)
     clip = open_clip(clip_set, row, 60)
     assert (clip.origin, len(clip.times_s)) == ("scene", 2)
     targets, flow = clip.read(slice(None))
@@ -106,7 +106,7 @@ def test_scenes_that_are_drawn_otherwise_now_are_measured_by_their_pairs(
 ) -> None:
     for name, pairs in (("set", 1), ("bare", 0)):
         clip_set = render_scene_set(tmp_path / name, 3, size=(32, 48), pairs=pairs)
-        rows = choose_clips(clip_set, "train", None, 0)
+        rows = choose_rows(clip_set, "train", None, 0, pairs=True)
         for row in rows[:2]:
             write_image(clip_set.folder / "first" / f"{row.id}.png", 1 - clip_set.first(row.id))
         if pairs:
@@ -133,7 +133,7 @@ def make_pan_set(folder: Path, video: Path) -> ClipSet:
 def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     video = tmp_path / "pan.mp4"
     clip_set = make_pan_set(tmp_path / "set", video)
-    (row,) = choose_clips(clip_set, "test", None, 0)
+    (row,) = choose_rows(clip_set, "test", None, 0, pairs=True)
 
     asked, still = [], []
     estimate, show = evaluation_clips.estimate_flow, evaluation_clips.visible_flow
@@ -174,7 +174,9 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
 def test_raft_weights_reach_the_flow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
     weights = tmp_path / "raft.pth"
     clip_set = make_pan_set(tmp_path / "set", tmp_path / "pan.mp4")
-    monkeypatch.setattr(evaluation_clips, "flow_method", lambda clip_set: "raft")
+    monkeypatch.setattr(
+        evaluation_clips, "_settings", lambda clip_set: {**clip_set.statistics["settings"], "method": "raft"}
+    )
     flags = ["frames", "--data", str(clip_set.folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
     assert evaluate.main(flags) == 2
     assert "needs the file of torchvision's RAFT weights" in capsys.readouterr().err.strip().splitlines()[-1]

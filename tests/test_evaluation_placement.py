@@ -81,10 +81,10 @@ def test_scenes_are_sampled_alike_by_either_name(checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--pictures", "gone.jpg"], "gone.jpg: there is no such file"),
-        (["--pictures", "WALL:0,0,2,1"], "right: FILE:LEFT,TOP,RIGHT,BOTTOM in fractions"),
-        (["--pictures", "WALL:a,0,1,1"], "right: FILE:LEFT,TOP,RIGHT,BOTTOM in fractions"),
-        (["--pictures", "WALL:0,0,0.1,1"], "right: sides of at least 32 px"),
+        (["--static-images", "gone.jpg"], "gone.jpg: there is no such file"),
+        (["--static-images", "WALL:0,0,2,1"], "right: FILE:LEFT,TOP,RIGHT,BOTTOM in fractions"),
+        (["--static-images", "WALL:a,0,1,1"], "right: FILE:LEFT,TOP,RIGHT,BOTTOM in fractions"),
+        (["--static-images", "WALL:0,0,0.1,1"], "right: sides of at least 32 px"),
         (["--photos", "photos"], "missing: --masks, for --photos"),
         (["--split", "test"], "--split: belongs to --photos DIR --masks DIR"),
         (["--photos", "photos", "--masks", "gone"], "gone: there is no such"),

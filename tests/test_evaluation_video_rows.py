@@ -15,6 +15,7 @@ from torch import Tensor
 
 import evaluate
 from data.clips import ClipSet
+from evaluation import Report
 from evaluation.flags import DISTORTIONS, video_row
 from evaluation.motion import table as motion_table
 from evaluation.motion.measure import another_clip
@@ -115,8 +116,8 @@ def test_the_table_of_rows(scene_set: ClipSet, checkpoint: Path, tmp_path: Path,
 def test_motion_makes_the_same_table_first(scene_set: ClipSet, checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     asked = {}
 
-    def stop(**options: object) -> bool:
-        asked.update(options)
+    def stop(report: Report, **options: object) -> bool:
+        asked.update(options, out=report.out)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(motion_table, "make_video_table", stop)

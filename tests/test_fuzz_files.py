@@ -23,11 +23,11 @@ from data.clips import ClipSet
 from data.find_clips import find_clips
 from data.media import read_image, write_image
 from data.video import iterate_video, probe_video
-from metrics.perceptual import load_feature_weights
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.sampling import load_schedule
 from models.vae import MotionVAE
+from models.weights import load_weights
 from motion.motion_file import Motion, save_motion
 
 MODELS = {"vae": MotionVAE, "unet": None, "scheduler": None, "frame_synthesis_softmax": FrameSynthesis}
@@ -145,7 +145,8 @@ def test_weights(tmp_path):
             data = mutated(data, rng, 900) if rng.random() < 0.7 else mutated(data[::-1], rng, 900)[::-1]
         return written(folder / f"m{suffix}", data)
 
-    fuzz("weights", make, lambda path: load_feature_weights(path, wanted), tmp_path)
+    shapes = {name: value.shape for name, value in wanted.items()}
+    fuzz("weights", make, lambda path: load_weights(path, shapes), tmp_path)
 
 
 def test_video_headers(tmp_path):

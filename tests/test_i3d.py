@@ -15,10 +15,10 @@ from torch import Tensor
 from data.video import iterate_video
 from evaluation.flags import video_network
 from evaluation.video.measure import VideoComparison
-from evaluation.video.networks import FeatureNetwork, NetworkError
+from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import ClipVideos, blurred, shuffled
-from metrics import WeightsError
 from metrics.i3d import I3D, pad_same
+from models.weights import WeightsError
 
 WEIGHTS = SHARED / "weights" / "i3d_kinetics400.safetensors"
 OUTPUTS = SHARED / "weights" / "reference_outputs.npz"
@@ -103,7 +103,7 @@ def test_files_that_are_not_its_weights(tmp_path: Path) -> None:
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(WeightsError, match="not readable as weights"):
         load("text.safetensors")
-    with pytest.raises(NetworkError, match="other.safetensors: weights of another network"):
+    with pytest.raises(WeightsError, match="other.safetensors: weights of another network"):
         FeatureNetwork(tmp_path / "other.safetensors", on_videos=True, kind="i3d")
 
 

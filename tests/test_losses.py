@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchvision.models import squeezenet1_1
 
-from metrics import WeightsError
-from metrics.perceptual import PerceptualLoss, load_feature_weights, masked_mean
+from metrics.perceptual import PerceptualLoss, masked_mean
 from models.image_encoder import load_squeezenet_features, squeezenet_features
+from models.weights import WeightsError, load_weights
 from training.losses import l1, multi_scale_gradient
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/weights/squeezenet1_1_features.npz"
@@ -54,11 +54,6 @@ def test_multi_scale_gradient_takes_volumes():
     mask = torch.ones(2, 1, 1, 8, 8)
     expected = (3 + 6 + 12) / 6
     assert float(multi_scale_gradient(ramp, torch.zeros_like(ramp), mask)) == pytest.approx(expected)
-
-
-def test_other_shapes_are_refused():
-    with pytest.raises(ValueError, match=r"expected the shape of target \(1, 3, 8, 8\)"):
-        l1(torch.zeros(1, 3, 8, 9), torch.zeros(1, 3, 8, 8))
 
 
 @pytest.fixture(scope="module")
@@ -136,8 +131,6 @@ def test_bad_weights_are_one_line(random_weights, tmp_path):
         with pytest.raises(WeightsError, match=message) as caught:
             PerceptualLoss(path, "squeezenet" if path is text else "vgg16")
         assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="at least 32 px"):
-        PerceptualLoss(random_weights / "caffe.npz")(torch.rand(1, 3, 16, 40), torch.rand(1, 3, 16, 40))
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="no ../shared/weights here")
@@ -151,7 +144,7 @@ def test_shared_weights_order_blur_and_noise():
 
 def test_weights_take_no_more_memory_than_their_file(tmp_path):
     """A compressed archive, and one number that strides of zero repeat, would else be gigabytes."""
-    wanted = {"0.weight": torch.zeros(1)}
+    wanted = {"0.weight": (1,)}
     torch.save({"features.0.weight": torch.zeros(1 << 20)}, tmp_path / "whole.pth")
     with zipfile.ZipFile(tmp_path / "whole.pth") as whole, zipfile.ZipFile(tmp_path / "packed.pth", "w", 8) as packed:
         for member in whole.infolist():
@@ -159,7 +152,7 @@ def test_weights_take_no_more_memory_than_their_file(tmp_path):
     torch.save({"features.0.weight": torch.zeros(1, dtype=torch.float16).expand(1 << 40)}, tmp_path / "repeated.pth")
     for name in ("packed.pth", "repeated.pth"):
         with pytest.raises(WeightsError, match=rf"{name}: .*its tensors are much larger than the file"):
-            load_feature_weights(tmp_path / name, wanted)
+            load_weights(tmp_path / name, wanted)
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="list.pth: .*holds list; right: a state dict"):
-        load_feature_weights(tmp_path / "list.pth", wanted)
+        load_weights(tmp_path / "list.pth", wanted)

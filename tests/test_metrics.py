@@ -19,8 +19,8 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import alexnet, squeezenet1_1
 
 from data.result_tables import write_results
-from metrics import WeightsError
 from metrics.images import Lpips, decibel, frame_metrics, pool_frames, squared_error
+from models.weights import WeightsError
 
 
 def frames(*levels: float, size: int = 16) -> torch.Tensor:
@@ -63,10 +63,6 @@ def test_figures_equal_torchmetrics():
         )
         expected = structural_similarity_index_measure(one, other, data_range=1.0)
         assert float(found["ssim"][index]) == pytest.approx(float(expected), abs=1e-6)
-    with pytest.raises(ValueError, match=r"expected the shape of pred \(1, 3, 16, 16\)"):
-        frame_metrics(frames(0.1), frames(0.1, size=8))
-    with pytest.raises(ValueError, match=r"N > 0, got \(0, 3, 16, 16\)"):
-        frame_metrics(frames(0.1)[:0], frames(0.1)[:0])
 
 
 @pytest.fixture(scope="module")
@@ -182,5 +178,3 @@ def test_results_in_four_formats(tmp_path):
     with open(tmp_path / "out/results.csv") as file:
         table = list(csv.DictReader(file))
     assert table[0]["frames"] == "149" and table[1]["lpips_alex"] == ""
-    with pytest.raises(ValueError, match="row"):
-        write_results(tmp_path, [{"psnr_db": 1.0}], title="x")

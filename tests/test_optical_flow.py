@@ -229,36 +229,6 @@ def test_raft_runs_from_a_weights_file_and_refuses_another_file(tmp_path):
             estimate_flow(picture, picture[None], method="raft", weights=tmp_path / name)
 
 
-def test_wrong_shapes_are_named():
-    picture = torch.zeros(3, 16, 24)
-    with pytest.raises(ValueError, match=r"frames: expected \(T, 3, 16, 24\), got \(2, 3, 24, 16\)"):
-        estimate_flow(picture, torch.zeros(2, 3, 24, 16))
-    with pytest.raises(ValueError, match=r"first: expected \(3, H, W\), got \(1, 16, 24\)"):
-        estimate_flow(picture[:1], torch.zeros(2, 3, 16, 24))
-    with pytest.raises(ValueError, match=r"flow: expected \(T, 2, H, W\), got \(2, 16, 24\)"):
-        forward_backward_error(picture[:2], picture[:2])
-    with pytest.raises(ValueError, match=r"backward: expected \(1, 2, 16, 24\), got \(2, 2, 16, 24\)"):
-        forward_backward_error(torch.zeros(1, 2, 16, 24), torch.zeros(2, 2, 16, 24))
-    with pytest.raises(ValueError, match="flow: expected"):
-        visible_flow(picture, torch.zeros(2, 3, 16, 24), torch.zeros(1, 2, 16, 24))
-    assert METHODS[0] == "dis"
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.float64, torch.uint8])
-def test_another_type_than_float32_is_named(dtype):
-    first, frames, flow = torch.zeros(3, 16, 24), torch.zeros(2, 3, 16, 24), torch.zeros(2, 2, 16, 24)
-    name = str(dtype).split(".")[1]
-    for wrong, call in (
-        ("first", lambda: estimate_flow(first.to(dtype), frames)),
-        ("frames", lambda: estimate_flow(first, frames.to(dtype))),
-        ("frames", lambda: estimate_backward_flow(first, frames.to(dtype))),
-        ("first", lambda: visible_flow(first.to(dtype), frames, flow)),
-        ("flow", lambda: visible_flow(first, frames, flow.to(dtype))),
-    ):
-        with pytest.raises(ValueError, match=f"{wrong}: expected float32, got {name}"):
-            call()
-
-
 def test_flow_table_measures_real_clips_and_scenes(tmp_path, caplog):
     from data.video_writer import VideoWriter
     from evaluation.flow import clear_texture, find_scenes, measure_flow

@@ -98,24 +98,6 @@ def test_low_precision_is_close() -> None:
     torch.testing.assert_close(low, exact, atol=0.03, rtol=0)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"precision": "int8"}, "precision: expected one of no, bf16, fp16"),
-        ({"batch_size": 0}, "batch_size: expected at least 1"),
-        ({"tile": -1}, "tile: expected 0 or more px"),
-        ({"model": "gaussian", "operator": "softmax"}, "operator: the model's is 'gaussian'"),
-    ],
-)
-def test_wrong_arguments_are_refused_at_the_call(changes: dict, message: str) -> None:
-    if "model" in changes:
-        changes = {**changes, "model": make_model(changes["model"])}
-    with pytest.raises(ValueError, match=message):
-        render_frames(IMAGE, make_motion(), PLAYBACK, **changes)
-    with pytest.raises(ValueError, match="image: expected"):
-        render_frames(IMAGE[0], make_motion(), PLAYBACK)
-
-
 @pytest.mark.parametrize("network", [True, False])
 def test_motion_out_of_the_image_shows_the_source_and_is_told_once(network: bool, caplog) -> None:
     flow = torch.zeros(4, 2, 16, 24)

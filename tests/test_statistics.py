@@ -49,8 +49,3 @@ def test_interval_has_the_width_of_the_normal_one() -> None:
     # The same clips twice over are not twice as many sources.
     twice = bootstrap_interval([*values, *values], 0, [*range(400)] * 2)
     assert twice == pytest.approx((low, high), abs=1e-9)
-
-
-def test_sources_belong_to_values() -> None:
-    with pytest.raises(ValueError, match="sources: expected 2 as values, got 1"):
-        bootstrap_interval([1.0, 2.0], 0, ["a"])

@@ -174,7 +174,7 @@ def test_perceptual_loss_from_the_weights_at_hand(clip_set: Path, tmp_path: Path
         (["--weighting", "gaussian", "--no-ewa"], "--no-ewa: --weighting gaussian has no sigma"),
         (["--weighting", "gaussian", "--sigma", "0.45"], "--sigma: --weighting gaussian has no sigma"),
         (["--encoder-weights", "w.pth"], "--encoder-weights: --encoder pyramid takes none"),
-        (["--encoder", "resnet34", "--encoder-weights", "w.pth"], "--encoder-weights w.pth: no such file"),
+        (["--encoder", "resnet34", "--encoder-weights", "w.pth"], "w.pth: no such file"),
         (["--perceptual-network", "squeezenet"], "--perceptual-network: belongs to --perceptual-weights FILE"),
         (["--crop", "30"], "--crop 30: right: a multiple of 4"),
         (["--perceptual-weights", "nothing.npz"], "nothing.npz: no such file"),

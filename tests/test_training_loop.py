@@ -256,8 +256,6 @@ def test_resume_refuses_other_settings_and_other_models(tmp_path):
 def test_errors_name_the_argument(tmp_path):
     with pytest.raises(ArgumentError, match="^precision fp16: .*right: no, bf16"):
         run_training(tmp_path / "half", replace(OPTIONS, precision="fp16"))
-    with pytest.raises(ArgumentError, match="^schedule step"):
-        run_training(tmp_path / "run", replace(OPTIONS, schedule="step"))
 
 
 def test_bf16_and_loader_processes_run(tmp_path, uninterrupted):
@@ -350,8 +348,6 @@ def test_noise_does_not_depend_on_the_batch():
     assert not torch.equal(noise, sample_noise((3, 2, 4), seeds, stream=3))
     uniform = sample_uniform((3, 1000), seeds)
     assert uniform.min() >= 0 and uniform.max() < 1 and abs(float(uniform.mean()) - 0.5) < 0.03
-    with pytest.raises(ValueError, match="expected 2"):
-        sample_noise((2, 4), seeds)
 
 
 SCRIPT = """

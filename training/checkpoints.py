@@ -1,7 +1,5 @@
 """Training checkpoints on disk: written aside and renamed, the newest two kept, loaded only by a run that agrees."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -26,11 +24,7 @@ _SAMPLES = ("batch_size", "gradient_accumulation_steps")  # of a step: what coun
 
 
 def save_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[str, Any], step: int) -> None:
-    """Save all that accelerate holds as the run's checkpoint after `step` optimizer steps, and remove older ones.
-
-    accelerate's own naming and limit would leave half a checkpoint under the final name where a run dies. `options`:
-    the fields of LoopOptions.
-    """
+    """Save what accelerate holds as the run's checkpoint after `step` steps, whole or not at all; remove older ones."""
     final = run.checkpoints / f"step-{step:07d}"
     aside = run.checkpoints / f".{final.name}.tmp"
     main = accelerator.is_main_process
@@ -63,10 +57,7 @@ def save_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[s
 
 
 def load_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[str, Any]) -> int:
-    """Load the checkpoint that the run starts from; return its step, 0 without one.
-
-    ArgumentError: it was made with other options or by another model.
-    """
+    """Load the checkpoint that the run starts from; return its step, 0 without one. ArgumentError if it is not its."""
     path, step = run.resume_from, 0
     if path is not None:
         mark = json.loads((path / CHECKPOINT_MARK).read_text(encoding="utf-8"))

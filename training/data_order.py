@@ -5,8 +5,6 @@ micro-batch a of step s in process p has at place j of its B samples n = ((s A +
 therefore to begin there. A sample's seed depends on (seed, epoch, item) alone.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -32,10 +30,7 @@ def epoch_order(length: int, epoch: int, seed: int) -> np.ndarray:
 
 
 def block_order(length: int, block: int, place: int, epoch: int, seed: int) -> int:
-    """Return the item at `place` of an epoch in which blocks of items are drawn, and mixed a few at a time.
-
-    No list of all items is made. The items of the last block, which is shorter, stay the last ones, mixed.
-    """
+    """Return the item at `place` of an epoch in which blocks are drawn, a few mixed at a time, without a list."""
     whole = length // block
     group, inside = divmod(place, MIXED_BLOCKS * block)
     first = group * MIXED_BLOCKS
@@ -117,25 +112,18 @@ def _keep_opencv_single_threaded(_: int) -> None:
 def sample_noise(
     shape: Sequence[int], seeds: Tensor | Sequence[int], device: torch.device | str = "cpu", *, stream: int = 0
 ) -> Tensor:
-    """Draw float32 standard normal noise of shape (B, ...), each sample from a CPU generator of its own.
-
-    seeds: (B,) int64, `batch["seed"]`; stream: another number for each further draw of the same samples.
-    """
-    generators = _generators(shape[0], seeds, stream)
-    return torch.stack([torch.randn(tuple(shape[1:]), generator=own) for own in generators]).to(device)
+    """Draw float32 normal noise (B, ...) from CPU generators of seeds (B,); `stream` tells further draws apart."""
+    return torch.stack([torch.randn(tuple(shape[1:]), generator=own) for own in _generators(seeds, stream)]).to(device)
 
 
 def sample_uniform(
     shape: Sequence[int], seeds: Tensor | Sequence[int], device: torch.device | str = "cpu", *, stream: int = 1
 ) -> Tensor:
     """Draw from [0, 1) as `sample_noise` draws."""
-    generators = _generators(shape[0], seeds, stream)
-    return torch.stack([torch.rand(tuple(shape[1:]), generator=own) for own in generators]).to(device)
+    return torch.stack([torch.rand(tuple(shape[1:]), generator=own) for own in _generators(seeds, stream)]).to(device)
 
 
-def _generators(count: int, seeds: Tensor | Sequence[int], stream: int) -> list[torch.Generator]:
-    if len(seeds) != count:
-        raise ValueError(f"seeds: expected {count}, got {len(seeds)}")
+def _generators(seeds: Tensor | Sequence[int], stream: int) -> list[torch.Generator]:
     # Odd multiplier: another seed for each stream of one sample, without meeting those of another by counting up.
     mixed = [(int(seed) + stream * 0x9E3779B97F4A7C15) & 0x7FFFFFFFFFFFFFFF for seed in seeds]
     return [torch.Generator().manual_seed(seed) for seed in mixed]

@@ -1,7 +1,5 @@
 """Clip sets as the trainings take them: opened or rendered, with statistics, without clips that cannot be read."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -70,11 +68,7 @@ def sets_with(sets: WeightedSets, split: str) -> WeightedSets:
 
 
 def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
-    """Combine the per-bin scales of several sets: their geometric mean, weighted as the sets are.
-
-    A geometric mean because scales of sets differ by factors: neither real clips nor rendered scenes are drowned.
-    ClipSetError, ArgumentError: a set's statistics are missing, damaged, of fewer bins or of another period.
-    """
+    """Combine sets' per-bin scales by their weighted geometric mean, as they differ by factors; or ClipSetError."""
     parts = [(_normalisation(clip_set, num_bins), weight) for clip_set, weight in sets]
     periods = {part.period_s for part, _ in parts}
     if len(periods) > 1:

@@ -1,7 +1,5 @@
 """Write trained models as checkpoint folders, each part with a record of its training."""
 
-from __future__ import annotations
-
 import copy
 import json
 import logging
@@ -25,10 +23,7 @@ _PIPELINE = ("vae", "unet", "scheduler", "segmentation", "placement", "model_ind
 
 
 def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
-    """Write a trained model as a diffusers folder and its record into the training.json above; main process only.
-
-    The folder is replaced as a whole. `half` stores float16; models are computed with in float32 again.
-    """
+    """Write a trained model, by default as float16, and its record into the training.json above; main process only."""
     if PartialState().is_main_process:
         with atomic_path(folder) as temporary:
             (copy.deepcopy(model).half() if half else model).save_pretrained(temporary)

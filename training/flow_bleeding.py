@@ -1,7 +1,5 @@
 """Flow that bleeds from what moves onto what cannot, such as the sky between leaves."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,21 +24,11 @@ def find_bleeding(displacement_px: Tensor, probabilities: Tensor, px_a_cell: flo
     """Find where a clip's flow has bled: motion of what is surely static, near that of what surely can move.
 
     What is called static far from anything else that moves is no bleeding, but a flag or a flame taken for a wall.
-
-    Args:
-        displacement_px: (B, 1, h, w) mean |F_t|, px of a grid of 256 x 160.
-        probabilities: (B, 32, h, w) of MOSAIC's classes.
-        px_a_cell: of that grid, for one number of the maps.
-
-    Returns:
-        (B, 1, h, w) booleans.
+    `displacement_px` is mean |F_t| (B, 1, h, w), px of a grid of 256 x 160, of which a number of the maps is
+    `px_a_cell`; `probabilities` (B, 32, h, w) are those of MOSAIC's classes. Returns (B, 1, h, w) booleans.
     """
     moves = displacement_px > MOVING_PX
     reach = max(1, round(BLEEDING_PX / px_a_cell))
-    near = (
-        F.max_pool2d(
-            (moves & (movable_probability(probabilities) > SURE)).float(), 2 * reach + 1, stride=1, padding=reach
-        )
-        > 0
-    )
+    movable = (moves & (movable_probability(probabilities) > SURE)).float()
+    near = F.max_pool2d(movable, 2 * reach + 1, stride=1, padding=reach) > 0
     return moves & near & (static_probability(probabilities) > SURE)

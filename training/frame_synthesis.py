@@ -1,9 +1,7 @@
 """Training of the frame synthesis network: loss, validation, and the whole training of one renderer."""
 
-from __future__ import annotations
-
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +9,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from data.clips import KEPT, PAIRS_ONLY, ClipSet, SampleKey
+from data.clips import KEPT, PAIRS_ONLY, SampleKey
 from data.datasets import RenderingDataset, WeightedSets
 from data.media import contact_sheet, write_image
 from metrics.images import decibel, squared_error
@@ -91,17 +89,11 @@ class Validation:
 
     def __init__(self, sets: WeightedSets, crop: int, loss: FrameSynthesisLoss) -> None:
         self.loss = loss
-        sets = [(clip_set, 1.0) for clip_set, _ in sets if _has_test_pairs(clip_set)]
+        used = {clip_set: clip_set.rows("test", status=(KEPT, PAIRS_ONLY)) for clip_set, _ in sets}
+        sets = [(one, 1.0) for one, rows in used.items() if any(one.has_pairs(row.id) for row in rows)]
         self.dataset = RenderingDataset(sets, split="test", size=(crop, crop), augment=False) if sets else []
         count = len(self.dataset)
         self.items = list(range(0, count, max(1, -(-count // VALIDATION_PAIRS))))
-
-    def hooks(self) -> dict[str, Callable]:
-        """Return the arguments `validate` and `sample` of `train`; none without test pairs."""
-        if self.items:
-            return {"validate": self.validate, "sample": self.sample}
-        logger.warning("data: no pairs of split test, so there is no validation and no samples are drawn")
-        return {}
 
     def _render(self, model: FrameSynthesis, item: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return one pair as a batch of one, the model's frame and the average splat, both (1, 3, h, w)."""
@@ -138,41 +130,26 @@ class Validation:
         write_image(folder / f"step-{step:07d}.png", contact_sheet(rows))
 
 
-def _has_test_pairs(clip_set: ClipSet) -> bool:
-    return any(clip_set.has_pairs(row.id) for row in clip_set.rows("test", status=(KEPT, PAIRS_ONLY)))
-
-
 def train_renderer(
-    operator: str,
-    model_options: Mapping[str, Any] | None = None,
+    operator: str,  # "softmax" or "gaussian"
+    model_options: Mapping[str, Any] | None = None,  # its own entries of the model's config
     *,
-    data: Sequence[str] | None = None,
+    data: Sequence[str] | None = None,  # clip sets, SET or SET:WEIGHT; None renders a small scene set first
     preset: str = "tiny",
-    crop: int | None = None,
-    encoder: str = "pyramid",
-    encoder_weights: str | None = None,
+    crop: int | None = None,  # side of a training crop, px; None: the preset's
+    encoder: str = "pyramid",  # of the model's config, as is importance
+    encoder_weights: str | None = None,  # ImageNet weights to start "resnet34" from
     importance: str = "fixed",
-    perceptual_weights: Path | None = None,
+    perceptual_weights: Path | None = None,  # of the feature distance; None trains without
     perceptual_network: Network = "squeezenet",
-    export: Path | None = None,
-    export_precision: str = "fp16",
-    out: Path | None = None,
+    export: Path | None = None,  # where the model goes
+    export_precision: str = "fp16",  # or "fp32"
+    out: Path | None = None,  # see `open_run`
     resume: str | None = None,
-    dry_run: bool = False,
-    **loop: Any,
+    dry_run: bool = False,  # check everything, say what would be done, and stop
+    **loop: Any,  # fields of LoopOptions; those that are None take the preset's value
 ) -> None:
-    """Train a frame synthesis network and export it; ArgumentError, ClipSetError: what cannot be used.
-
-    Args:
-        operator, model_options: "softmax" or "gaussian", and its own entries of the model's config.
-        data: clip sets, SET or SET:WEIGHT; None renders a small scene set first.
-        crop: side of a training crop, px; None: the preset's.
-        encoder, encoder_weights, importance: entries of the model's config; ImageNet weights to start "resnet34" from.
-        perceptual_weights, perceptual_network: of the feature distance; None trains without.
-        export, export_precision, out, resume: where the model goes, "fp32" or "fp16", and see `open_run`.
-        dry_run: check everything, say what would be done, and stop.
-        loop: fields of LoopOptions; those that are None take the preset's value.
-    """
+    """Train a frame synthesis network and export it; ArgumentError, ClipSetError: what cannot be used."""
     flags = {**locals(), **loop, **(model_options or {})}  # for the record
     flags = {name: value for name, value in flags.items() if name not in ("operator", "model_options", "loop")}
     options = LoopOptions.from_preset(PRESETS[preset], loop)
@@ -186,28 +163,23 @@ def train_renderer(
     config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}
     if encoder == "resnet34":
         config["unshuffle"] = 1  # it sees every pixel
-    model = _make_model(operator, config, encoder_weights, options.seed)
+    torch.manual_seed(options.seed)
+    model = FrameSynthesis(operator=operator, **config)
+    if encoder_weights:
+        model.load_encoder(encoder_weights)
     logger.info("%s, preset %s, %.2f M parameters, %d px crops", operator, preset, model.num_parameters() / 1e6, crop)
     if dry_run:
         logger.info("dry run: would train on %s with %s", data or "rendered scenes", options)
         return
     dataset, validation = RenderingDataset(sets, split="train", size=(crop, crop)), Validation(sets, crop, loss)
+    hooks = {"validate": validation.validate, "sample": validation.sample} if validation.items else {}
+    if not hooks:
+        logger.warning("data: no pairs of split test, so there is no validation and no samples are drawn")
     script = f"train_frame_synthesis_{'softsplat' if operator == 'softmax' else operator}"
     with open_run(out, script, flags, resume=resume, name=preset) as run:
-        result = train(model, dataset, loss, options, run, progress=True, **validation.hooks())
+        result = train(model, dataset, loss, options, run, progress=True, **hooks)
         if model.config.learn_sigma:  # config.json has the learned value, as the weights do
             model.register_to_config(sigma=round(model.sigma_px.item(), 4))
             logger.info("learned sigma: %.4g px", model.config.sigma)
         folder = export or run.path / f"frame_synthesis_{operator}"
         export_model(model, folder, run, result, half=export_precision == "fp16")
-
-
-def _make_model(operator: str, config: Mapping[str, Any], weights: str | None, seed: int) -> FrameSynthesis:
-    torch.manual_seed(seed)
-    model = FrameSynthesis(operator=operator, **config)
-    if weights:
-        try:
-            model.load_encoder(weights)
-        except ValueError as error:
-            raise ArgumentError(f"encoder_weights {str(error).splitlines()[0]}") from error
-    return model

@@ -1,7 +1,5 @@
 """Cached latents: augmented variants of each clip, encoded by the VAE once and read at every step."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -18,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from data.augmentation import Geometry, draw_geometry, geometry_settings, jitter_colours
+from data.augmentation import GEOMETRY_SETTINGS, Geometry, draw_geometry, jitter_colours
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey
 from data.datasets import MotionDataset
 from data.media import atomic_path
@@ -46,10 +44,7 @@ _LEVELS = 127
 
 
 def variant_sizes(height: int, width: int) -> tuple[tuple[int, int], ...]:
-    """Return the shapes (H, W) of the cached variants: as given, turned, as given, square; all of one area.
-
-    Every crop of an epoch has one shape, and epochs take turns, so that photographs of any aspect are met.
-    """
+    """Return the shapes (H, W) of the variants that epochs take in turn: as given, turned, as given, square."""
     side = max(1, round((height * width) ** 0.5 / GRID_MULTIPLE)) * GRID_MULTIPLE
     return ((height, width), (width, height), (height, width), (side, side))
 
@@ -63,12 +58,6 @@ class LatentDataset(Dataset):
     variants for each repetition of its clips. The folder's name, below `folder`, is a hash of all that the latents
     depend on. The photograph is cut from the set at every reading, with colours of the key's own.
 
-    Args:
-        sizes: (H, W) of each variant.
-        augment: draw crops, flips and colours for each variant; otherwise the whole image.
-        multiple: the epoch is filled up to a multiple of this many samples, so that no batch holds two shapes.
-        segmentation, read_image: that `encode` will be given.
-        wind: scale the motion, and tell the wind.
     """
 
     def __init__(
@@ -79,13 +68,13 @@ class LatentDataset(Dataset):
         num_bins: int,
         folder: Path,
         *,
-        sizes: Sequence[tuple[int, int]],
-        augment: bool = True,
+        sizes: Sequence[tuple[int, int]],  # (H, W) of each variant
+        augment: bool = True,  # draw crops, flips and colours for each variant; otherwise the whole image
         seed: int = 0,
-        multiple: int = 1,
-        segmentation: SegmentationModel | None = None,
+        multiple: int = 1,  # the epoch is filled up to a multiple of this, so that no batch holds two shapes
+        segmentation: SegmentationModel | None = None,  # this and the next one: that `encode` will be given
         read_image: ConditionMaps | None = None,
-        wind: bool = False,
+        wind: bool = False,  # scale the motion, and tell the wind
     ) -> None:
         self.items = MotionDataset(sets, split=split, num_bins=num_bins).items
         self.block_size = self.items.block_size
@@ -93,7 +82,7 @@ class LatentDataset(Dataset):
         self.count, self.multiple, self.seed, self.wind = len(self.items), multiple, seed, wind
         repeats = [self.items.repeats(number) for number in range(len(self.items.parts))]
         named = [fingerprint_of_set(part.clip_set, part.rows) for part in self.items.parts]
-        described = [CACHE_VERSION, named, repeats, split, self.sizes, augment and geometry_settings(), seed, num_bins]
+        described = [CACHE_VERSION, named, repeats, split, self.sizes, augment and GEOMETRY_SETTINGS, seed, num_bins]
         described += [dict(vae.config), fingerprint(vae), segmentation and fingerprint(segmentation)]
         described += [wind and WIND_OF_LATENTS_PX, read_image and [*map(fingerprint, read_image.networks)]]
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
@@ -149,10 +138,7 @@ class LatentDataset(Dataset):
         segmentation: SegmentationModel | None = None,
         read_image: ConditionMaps | None = None,
     ) -> None:
-        """Write the clips' files that are not there yet, on `device`; call in one process while others wait.
-
-        Flow of real clips that bled onto what `segmentation` calls static has no confidence; None: it keeps its own.
-        """
+        """Write the clips' missing files, in one process; flow that bled onto what is static has no confidence."""
         self.folder.mkdir(parents=True, exist_ok=True)
         clips = ((number, row) for number, part in enumerate(self.items.parts) for row in part.rows)
         missing = (clip for clip in clips if not self.clip_path(*clip).is_file())
@@ -163,7 +149,10 @@ class LatentDataset(Dataset):
             sure_bins = bin_confidence(spectrum, confidence)[: self.num_bins]
             spectrum, image = truncate(spectrum, self.num_bins), clip_set.first(row.id)
             if segmentation is not None and not row.source.startswith("scene:"):
-                confidence = _without_bleeding(spectrum, confidence, class_probabilities(segmentation, image))
+                scale = default_grid_scale(*spectrum.shape[-2:])
+                probabilities = class_probabilities(segmentation, image)[None]
+                bled = find_bleeding(mean_displacement(spectrum)[None] * scale, probabilities, scale)[0]
+                confidence = confidence.masked_fill(bled, 0)
             maps = None if read_image is None else resize_maps(read_image(image), tuple(image.shape[-2:]))  # (P, H, W)
             tensors: dict[str, Tensor] = {}
             for variant in range(self.items.repeats(number) * len(self.sizes)):
@@ -178,9 +167,7 @@ class LatentDataset(Dataset):
                 latents = vae.encode_spectrum(moved[None].to(device), precision)[0].cpu()  # (K, C, h, w)
                 stored["latents"], stored["latents_step"] = _as_bytes(latents)
                 size = tuple(latents.shape[-2:])
-                stored["confidence"] = (
-                    (resize_maps(sure, size) * 255).round().clamp(0, 255).to(torch.uint8)
-                )  # (1, h, w)
+                stored["confidence"] = (resize_maps(sure, size) * 255).round().clamp(0, 255).to(torch.uint8)
                 if maps is not None:
                     stored["maps"], stored["maps_step"] = _as_bytes(F.adaptive_avg_pool2d(geometry.maps(maps), size))
                 tensors |= {f"{name}-{variant}": tensor.contiguous() for name, tensor in stored.items()}
@@ -200,13 +187,6 @@ def bin_confidence(spectrum: Tensor, confidence: Tensor) -> Tensor:
     noise = power[above].mean() if bool(above.any()) else power.new_zeros(())
     sure = (1 - noise / power.clamp(min=1e-12)).clamp(LEAST_BIN_CONFIDENCE, 1)
     return torch.cat([torch.ones(1), sure[1:]])
-
-
-def _without_bleeding(spectrum: Tensor, confidence: Tensor, probabilities: Tensor) -> Tensor:
-    """Return the confidence (1, H, W) without that of flow which bled; the rest as in `find_bleeding`."""
-    px_a_cell = default_grid_scale(*spectrum.shape[-2:])
-    moved_px = mean_displacement(spectrum)[None] * px_a_cell
-    return confidence.masked_fill(find_bleeding(moved_px, probabilities[None], px_a_cell)[0], 0)
 
 
 def _as_bytes(maps: Tensor) -> tuple[Tensor, Tensor]:

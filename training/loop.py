@@ -92,32 +92,25 @@ class TrainingResult:
 
 
 def train(
-    model: nn.Module,
+    model: nn.Module,  # trained where its parameters require gradients
     dataset: Dataset,
     loss_function: LossFunction,
     options: LoopOptions,
-    run: RunFolder,
+    run: RunFolder,  # where checkpoints, metrics and samples go, and the checkpoint to start from
     *,
-    validate: Validate | None = None,
-    sample: Sample | None = None,
+    validate: Validate | None = None,  # called with EMA weights in the main process, at step 0 too
+    sample: Sample | None = None,  # (model, step, folder) writes images; called like validate, not at step 0
     progress: bool = False,
 ) -> TrainingResult:
     """Train `model`; afterwards it holds the EMA weights, in eval mode, on the device.
 
-    Args:
-        model: trained where its parameters require gradients. Several processes start from the first one's weights.
-        dataset: `dataset[SampleKey]` -> dict of tensors, deterministic in the key; `len` = items an epoch; an optional
-            `item_name(item)` names items in errors.
-        loss_function: (model, batch) -> {"loss": scalar, metrics to log: scalars}, the same keys in each call, means
-            over samples. It must call `model(...)`, no other method. `batch` is the collated samples on the device and
-            "seed", "item" (B,) int64.
-        run: where checkpoints, metrics and samples go, and the checkpoint to start from.
-        validate: model -> metrics; called with EMA weights in the main process, at step 0 too.
-        sample: (model, step, folder) writes images; called like validate, not at step 0.
+    `dataset[SampleKey]` is a dict of tensors, deterministic in the key, its `len` the items of an epoch; an optional
+    `item_name(item)` names items in errors. The loss function returns {"loss": scalar, metrics to log: scalars}, the
+    same keys in each call, means over samples; it must call `model(...)`, no other method. Its batch is the collated
+    samples on the device and "seed", "item" (B,) int64. Several processes start from the first one's weights.
 
-    Raises:
-        TrainingError: loss or gradient is not finite; the checkpoints that were saved stay.
-        ArgumentError: the device or precision is not there, or the checkpoint to start from does not fit.
+    Raises TrainingError where loss or gradient is not finite; the checkpoints that were saved stay. ArgumentError where
+    the device or precision is not there, or the checkpoint to start from does not fit.
     """
     trainer = _Trainer(model, dataset, loss_function, options, run)
     began = time.monotonic()
@@ -168,8 +161,6 @@ class _Trainer:
     def __init__(
         self, model: nn.Module, dataset: Dataset, loss_function: LossFunction, options: LoopOptions, run: RunFolder
     ) -> None:
-        if options.schedule not in ("cosine", "constant"):
-            raise ArgumentError(f"schedule {options.schedule}: right: cosine, constant")
         if len(dataset) == 0:
             raise ArgumentError("data: no item to train with in this split")
         self.model, self.dataset, self.loss_function = model, dataset, loss_function
@@ -185,8 +176,6 @@ class _Trainer:
         set_seed(options.seed + self.accelerator.process_index)
 
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        if not self.parameters:
-            raise ValueError("model: expected parameters that require gradients, got none")
         rates = {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.99)}
         optimizer = torch.optim.AdamW(self.parameters, **rates)
         self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)

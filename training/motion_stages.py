@@ -1,7 +1,5 @@
 """The stages of U-Net training: what each trains, on which data, and what is measured and drawn on the way."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -39,33 +37,22 @@ PARTS = ("wind", "placement", "spatial-attention")
 
 
 def make_unet(
-    vae: MotionVAE,
-    preset: str,
-    *,
-    num_bins: int,
-    mode: str,
-    prediction_type: str,
-    backbone: str,
-    weights: Path | None,
-    without: Sequence[str] = (),
+    vae: MotionVAE, preset: str, *, backbone: str, weights: Path | None, without: Sequence[str] = (), **config: Any
 ) -> FrequencyUNet:
     """Make an untrained U-Net for the latents of a VAE, of a preset of UNET_PRESETS.
 
     backbone "vae" is a frozen copy of the VAE's encoder; `weights`: ImageNet weights of the backbone "squeezenet",
-    which are then frozen; `without`: of PARTS. ArgumentError: weights that cannot be used.
+    which are then frozen; `without`: of PARTS; `config`: num_bins, mode and prediction_type. WeightsError: weights that
+    cannot be used.
     """
-    config = {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
-    config |= {"period_s": vae.config.period_s, "num_bins": num_bins, "mode": mode, "backbone": backbone}
-    config |= {"prediction_type": prediction_type, **_parts(without)}
+    config |= {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
+    config |= {"period_s": vae.config.period_s, "backbone": backbone, **_parts(without)}
     config["backbone_frozen"] = backbone == "vae"  # of the others: only once weights are loaded
     if backbone == "vae":
         config["image_vae"] = vae.encoder_config
     unet = FrequencyUNet(**UNET_PRESETS[preset], **config)
     if weights is not None:
-        try:
-            unet.load_backbone(weights)
-        except (ValueError, RuntimeError) as error:
-            raise ArgumentError(f"backbone_weights: {str(error).splitlines()[0]}") from error
+        unet.load_backbone(weights)
     elif backbone == "vae":
         unet.image_encoder.copy_encoder(vae)
     elif backbone == "squeezenet":
@@ -78,10 +65,7 @@ def _parts(without: Sequence[str]) -> dict[str, bool]:
 
 
 def extended(unet: FrequencyUNet, placement: PlacementHead | None, without: Sequence[str] = ()) -> FrequencyUNet:
-    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity.
-
-    It reads the placement head where there is one.
-    """
+    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity."""
     config = {name: unet.config[name] or wanted for name, wanted in _parts(without).items()}
     if placement is not None and "placement" not in without:
         config["placement_channels"] = placement.condition_channels
@@ -92,10 +76,9 @@ def extended(unet: FrequencyUNet, placement: PlacementHead | None, without: Sequ
     return new
 
 
-def load_unet(folder: Path, *, num_bins: int, mode: str, prediction_type: str, backbone: str) -> FrequencyUNet:
-    """Load a U-Net to train on; ArgumentError where its config differs from the arguments."""
+def load_unet(folder: Path, *, backbone: str, **wanted: Any) -> FrequencyUNet:
+    """Load a U-Net to train on; ArgumentError where its config is not as `wanted`, nor of the backbone "vae"."""
     unet = FrequencyUNet.from_pretrained(folder)
-    wanted = {"num_bins": num_bins, "mode": mode, "prediction_type": prediction_type}
     if backbone == "vae":
         wanted["backbone"] = backbone
     for name, value in wanted.items():
@@ -108,37 +91,45 @@ def load_unet(folder: Path, *, num_bins: int, mode: str, prediction_type: str, b
 
 
 def denoising_stage(
-    name: str,
+    name: str,  # "joint", "image-encoder", "denoiser", "slices" or "coordination"
     unet: FrequencyUNet,
     vae: MotionVAE,
     schedule: SchedulerMixin,
     sets: WeightedSets,
     *,
-    segmentation: SegmentationModel,
-    placement: PlacementHead | None = None,
-    weighting: str = "none",
+    segmentation: SegmentationModel,  # tells what cannot move
+    placement: PlacementHead | None = None,  # that a U-Net of `placement_channels` reads
+    weighting: str = "none",  # of the noise levels
+    # Fraction of the image's features hidden from a sample; None: FEATURE_DROPOUT where the encoder trains on augmented
+    # samples, else 0.
     feature_dropout: float | None = None,
-    **options: Any,
+    grid: tuple[int, int],
+    augment: bool,
+    batch: int,  # samples of one step of all processes, which one shape fills
+    seed: int,
+    cache: Path,
+    device: torch.device,  # where the VAE encodes
 ) -> dict[str, Any]:
-    """Return the arguments of `train` for a stage that trains on latents; those not cached yet are encoded.
-
-    Args:
-        name: "joint", "image-encoder", "denoiser", "slices" or "coordination".
-        segmentation: tells what cannot move.
-        placement: that a U-Net of `placement_channels` reads.
-        weighting: of the noise levels.
-        feature_dropout: fraction of the image's features hidden from a sample; None: FEATURE_DROPOUT where the encoder
-            trains on augmented samples, else 0.
-        options: of `_encoded`.
-    """
+    """Return the arguments of `train` for a stage that trains on latents; those not cached yet are encoded."""
     if feature_dropout is None:
         # In stage "denoiser" the encoder is fixed: hiding parts of it would only blur the magnitudes.
-        learns_images = name != "denoiser" and options["augment"]
-        feature_dropout = diffusion.FEATURE_DROPOUT if learns_images else 0.0
-    options |= {"num_bins": unet.config.num_bins, "wind": unet.config.wind, "segmentation": segmentation}
+        feature_dropout = diffusion.FEATURE_DROPOUT if name != "denoiser" and augment else 0.0
     reads_placement = unet.config.placement_channels > 0
     reader = ConditionMaps(placement, unet.image_encoder, segmentation) if reads_placement else None
-    dataset, validation = _encoded(sets, vae, read_image=reader, **options)
+
+    # Latents to train and, where there are test clips, to validate with; the main process encodes for all
+    options = {"vae": vae, "num_bins": unet.config.num_bins, "folder": cache, "seed": seed, "wind": unet.config.wind}
+    options |= {"segmentation": segmentation, "read_image": reader}
+    sizes = variant_sizes(*grid) if augment else (grid,)
+    dataset = LatentDataset(sets, "train", sizes=sizes, augment=augment, multiple=batch, **options)
+    test_sets = sets_with(sets, "test")
+    validation = LatentDataset(test_sets, "test", sizes=(grid,), augment=False, **options) if test_sets else None
+    state = PartialState()
+    with state.main_process_first():
+        for latents in filter(None, (dataset, validation)):
+            if state.is_main_process:
+                latents.encode(vae, device, segmentation, reader)
+
     seen = {"num_features": unet.image_encoder.num_features, "feature_dropout": feature_dropout}
     if name == "image-encoder":
         model, loss, sample = diffusion.ImageEncoderStage(unet), partial(diffusion.image_encoder_loss, **seen), None
@@ -149,41 +140,6 @@ def denoising_stage(
         validate = partial(diffusion.validation_loss, schedule=schedule)
     validate = partial(validate, dataset=validation) if validation else None
     return {"model": model, "dataset": dataset, "loss_function": loss, "validate": validate, "sample": sample}
-
-
-def _encoded(
-    sets: WeightedSets,
-    vae: MotionVAE,
-    *,
-    grid: tuple[int, int],
-    num_bins: int,
-    augment: bool,
-    batch: int,
-    seed: int,
-    cache: Path,
-    device: torch.device,
-    segmentation: SegmentationModel,
-    read_image: ConditionMaps | None,
-    wind: bool,
-) -> tuple[LatentDataset, LatentDataset | None]:
-    """Encode the latents to train and, where there are test clips, to validate with; the main process for all.
-
-    batch: samples of one step of all processes, which one shape fills; device: where the VAE encodes;
-    segmentation: tells what cannot move.
-    read_image: for a U-Net that reads the placement head.
-    """
-    options = {"vae": vae, "num_bins": num_bins, "folder": cache, "seed": seed, "wind": wind}
-    options |= {"segmentation": segmentation, "read_image": read_image}
-    sizes = variant_sizes(*grid) if augment else (grid,)
-    dataset = LatentDataset(sets, "train", sizes=sizes, augment=augment, multiple=batch, **options)
-    test_sets = sets_with(sets, "test")
-    validation = LatentDataset(test_sets, "test", sizes=(grid,), augment=False, **options) if test_sets else None
-    state = PartialState()
-    with state.main_process_first():
-        for latents in filter(None, (dataset, validation)):
-            if state.is_main_process:
-                latents.encode(vae, device, segmentation, read_image)
-    return dataset, validation
 
 
 def masked_photographs(
@@ -202,10 +158,8 @@ def masked_photographs(
 def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHead | None:
     """Load the placement head of the checkpoint that a U-Net's folder belongs to; None where there is none.
 
-    One that reads an image network which trains on would not fit it any more: it is left out, saying so.
-
-    Raises:
-        ArgumentError: it was trained with another image network.
+    One that reads an image network which trains on would not fit it any more: it is left out, saying so. ArgumentError:
+    it was trained with another image network.
     """
     folder = unet_folder.parent / "placement" if unet_folder else None
     if folder is None or not folder.is_dir():
@@ -225,10 +179,7 @@ def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHe
 def with_placement(
     unet: FrequencyUNet, folder: Path | None, stage: str, without: Sequence[str]
 ) -> tuple[FrequencyUNet, PlacementHead | None]:
-    """Return a U-Net of `folder` with all of PARTS but `without`, and the placement head beside it, if there is one.
-
-    Stages that train only a part of the U-Net leave it as it is. ArgumentError as in `load_placement`.
-    """
+    """Return a U-Net of `folder` with PARTS but `without`, unless only a part trains, and its placement head."""
     placement = load_placement(folder, unet)
     if folder is not None and stage in ("joint", "image-encoder", "denoiser"):
         unet = extended(unet, placement, without)
@@ -237,28 +188,20 @@ def with_placement(
 
 
 def placement_stage(
-    folder: Path,
-    head: PlacementHead | None,
-    unet: FrequencyUNet,
+    folder: Path,  # of the run; a new head's components are kept there, for the other processes and a resume
+    head: PlacementHead | None,  # to go on from; None: a new one, its principal components taken from the images
+    unet: FrequencyUNet,  # whose image network is read
     segmentation: SegmentationModel,
     sets: WeightedSets,
-    photographs: Sequence[MaskedPhotograph],
-    tested: Sequence[MaskedPhotograph],
+    photographs: Sequence[MaskedPhotograph],  # to train on
+    tested: Sequence[MaskedPhotograph],  # to validate on
     *,
     augment: bool,
     seed: int,
     cache: Path,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Return the arguments of `train` for the placement head; samples that are not cached yet are made.
-
-    Args:
-        folder: of the run. A new head's components are kept there, for the other processes and a resume.
-        head: to go on from; None: a new one, its principal components taken from the images.
-        unet: whose image network is read.
-        photographs, tested: with masks, to train and to validate on.
-        augment, seed, cache, device: as in `denoising_stage`.
-    """
+    """Return the arguments of `train` for the placement head; samples that are not cached yet are made."""
     backbone = unet.to(device).image_encoder.backbone_features
     segmentation = segmentation.to(device)
     torch.manual_seed(seed)
@@ -282,11 +225,8 @@ def placement_stage(
         for split, masked in (("train", photographs), ("test", tested)):
             of_split = sets if split == "train" else sets_with(sets, "test")
             options = {"variants": VARIANTS if augment and split == "train" else 0, "seed": seed}
-            samples.append(
-                placement_samples.make_samples(
-                    of_split, masked, split, features, **options, cache=cache, depends_on=depends_on
-                )
-            )
+            options |= {"cache": cache, "depends_on": depends_on}
+            samples.append(placement_samples.make_samples(of_split, masked, split, features, **options))
     training, validation = samples
     return {
         "model": head,

@@ -1,7 +1,5 @@
 """Training of the motion VAE: slices, losses, validation."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch
@@ -58,10 +56,7 @@ class SliceDataset(Dataset):
 
 
 def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequence[int]) -> dict[str, Tensor]:
-    """Return L1 + 0.2 multi-scale gradient + 1e-6 KL of a batch of slices, weighted by confidence.
-
-    batch: "slices" (B, N, 4, H, W), "confidence" (B, 1, H, W), "seed" (B,); latent_shape: (C, H/f, W/f) of one slice.
-    """
+    """Return L1 + 0.2 multi-scale gradient + 1e-6 KL of slices (B, N, 4, H, W), weighted by confidence (B, 1, H, W)."""
     slices = batch["slices"]
     batch_size, per_item = slices.shape[:2]
     noise = sample_noise((batch_size, per_item, *latent_shape), batch["seed"], slices.device).flatten(0, 1)

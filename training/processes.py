@@ -1,7 +1,5 @@
 """The processes of one training, which torchrun or `accelerate launch` started."""
 
-from __future__ import annotations
-
 import os
 from datetime import timedelta
 
@@ -17,10 +15,7 @@ WAIT_AT_MOST = timedelta(hours=6)
 
 
 def start_processes(device_name: str = "auto") -> torch.device:
-    """Connect the processes, once, and return this one's device; ArgumentError where it is not there.
-
-    `accelerate launch --cpu` means the CPU, in one process.
-    """
+    """Connect the processes, once, and return this one's device (`accelerate launch --cpu`: the CPU); ArgumentError."""
     wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     device = choose_device("cpu" if wants_cpu else device_name)
     if "WORLD_SIZE" not in os.environ:

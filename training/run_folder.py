@@ -9,8 +9,6 @@
 With several processes the main one creates and writes; for the others every writing method does nothing.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging
@@ -59,11 +57,8 @@ FORMER_VALUES = {("stage", "picture"): "image-encoder"}
 _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "safetensors")
 
 
-class RunFolder:
-    """The folder of one run; `open_run` makes it. `resume_from` is the checkpoint to start from; None: step 0.
-
-    FolderBusyError while another process has it open.
-    """
+class RunFolder(contextlib.AbstractContextManager):
+    """A run's folder, made by `open_run`; it starts from `resume_from`. FolderBusyError if another has it open."""
 
     def __init__(self, path: Path, resume_from: Path | None = None) -> None:
         self.path, self.resume_from = Path(path), resume_from
@@ -123,30 +118,22 @@ class RunFolder:
             self._lock.release()
         self._handler = self._board = self._lock = None
 
-    def __enter__(self) -> RunFolder:
-        return self
-
     def __exit__(self, *_: object) -> None:
         self.close()
 
 
 def open_run(
-    out: Path | str | None,
-    script: str,
-    options: Mapping[str, Any] | None = None,
+    out: Path | str | None,  # a new or empty folder; None: the next number below outputs/<script>/
+    script: str,  # its name without .py
+    options: Mapping[str, Any] | None = None,  # all flags; a run that is resumed must agree, but for MAY_DIFFER
     *,
     resume: str | None = None,
-    name: str = "run",
+    name: str = "run",  # what follows the number in a folder's name, e.g. the preset
 ) -> RunFolder:
     """Return a new run folder, or the one to go on with; ArgumentError for an argument that cannot be used.
 
-    Args:
-        out: a new or empty folder; None: the next number below outputs/<script>/.
-        script: the script's name without .py.
-        options: all flags; those of a run that is resumed must agree, but for MAY_DIFFER.
-        resume: "auto" goes on with the newest checkpoint of the run in `out` (without `out`, the newest run of the
-            script), and starts anew, saying so, where there is none. A path names a run's folder or a checkpoint.
-        name: what follows the number in a folder's name, e.g. the preset.
+    "auto" goes on with the newest checkpoint of the run in `out` (without `out`, the newest run of the script), and
+    starts anew, saying so, where there is none. A path to `resume` names a run's folder or a checkpoint.
     """
     state = PartialState()
     if resume == "auto":

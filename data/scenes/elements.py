@@ -3,8 +3,6 @@
 `depth`, `layer`, `material` and `strength` are those of `Look`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np
@@ -22,10 +20,7 @@ def add_strips(
     shade: tuple[float, float, float] = (0.75, 1.05, 0.9),
     **look: Any,
 ) -> None:
-    """Add ribbons around the lines of a chain: stems, blades, trunks, branches.
-
-    half_width: px, broadcast to (N, P); colour (N, 3) or (N, P, 3); shade: left, middle, right.
-    """
+    """Add ribbons along a chain: half_width px (N, P), colour (N, 3) or (N, P, 3), shade left, middle, right."""
     items, points = chain.line.shape[:2]
     sides, half_width = np.array([-1.0, 0.0, 1.0]), np.broadcast_to(half_width, (items, points))
     offsets = sides[:, None] * half_width[:, :, None, None] * normals(chain.line)[:, :, None]

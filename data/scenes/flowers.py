@@ -1,7 +1,5 @@
 """Heads of flowers, grain and reed of the procedural scenes. Lengths are px."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

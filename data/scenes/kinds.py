@@ -1,7 +1,5 @@
 """What the procedural scenes show: for each kind a composition of background, moving things and still ones."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from functools import partial

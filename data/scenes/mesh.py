@@ -168,10 +168,7 @@ class Mesh:
 def bend(
     mesh: Mesh, carrier: Carrier, line: Array, hertz: float | Array, gain: float, scatter: float = 0.3, modes: int = 2
 ) -> Chain:
-    """Let chains (N, P, 2), held at their first point by carrier (N items), bend.
-
-    Two shapes of a clamped bar: its first bend, and a weaker second one at 2.7 times the frequency.
-    """
+    """Let chains (N, P, 2), held at their first point by carrier (N items), bend in the shapes of a clamped bar."""
     items, points = line.shape[:2]
     ends = line[:, -1] - line[:, 0]
     length = np.linalg.norm(np.diff(line, axis=1), axis=-1).sum(1)

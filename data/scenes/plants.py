@@ -1,7 +1,5 @@
 """Plants of the procedural scenes: grass, twigs, trees, palms. Lengths are px."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -4,8 +4,6 @@ Pixel centres lie at whole numbers, x to the right and y down. Motion and colour
 with the same barycentric weights, so a painted point and its displacement always belong together.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -25,10 +23,7 @@ CACHE = _can_keep_kernels()
 
 @njit(cache=CACHE, nogil=True)
 def paint_ids(vertices: Array, triangles: Array, size: tuple[int, int], samples: int) -> Array:
-    """Number of the frontmost triangle at each sample, -1 where there is none: (H * samples, W * samples) int32.
-
-    vertices (V, 2) float64 px, triangles (N, 3) int32 in painting order.
-    """
+    """Number of the frontmost triangle (N, 3) at each sample, -1: none; (H * samples, W * samples) int32."""
     height, width = size[0] * samples, size[1] * samples
     ids = np.full((height, width), -1, np.int32)
     for n in range(triangles.shape[0]):

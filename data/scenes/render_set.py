@@ -1,7 +1,5 @@
 """Render a set of scenes."""
 
-from __future__ import annotations
-
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -29,35 +27,25 @@ def render_scene_set(
     folder: str | Path,
     num: int,
     *,
-    seed: int = 0,
-    size: tuple[int, int] = (160, 256),
-    kinds: Sequence[str] | None = None,
-    pairs: int = 2,
-    workers: int | Workers = 0,
+    seed: int = 0,  # scene i has seed `seed * 1000000 + i`
+    size: tuple[int, int] = (160, 256),  # (H, W) px
+    kinds: Sequence[str] | None = None,  # of data.scenes.scene.KINDS, taken in turn; None draws a kind for each
+    pairs: int = 2,  # later frames with exact flow a scene, for rendering; 0 makes the set quicker
+    workers: int | Workers = 0,  # processes, 0 or 1 renders in this one; or a cluster's
     progress: bool = False,
 ) -> ClipSet:
     """Render a clip set of `num` procedural scenes, or go on with one; the same for any number of workers.
 
-    Args:
-        seed: scene i has seed `seed * 1000000 + i`; one in 20 of them, and of each of `kinds`, is a test scene.
-        size: (H, W) px.
-        kinds: of data.scenes.scene.KINDS, taken in turn; None draws a kind for each.
-        pairs: later frames with exact flow a scene, for rendering; 0 makes the set quicker.
-        workers: processes, 0 or 1 renders in this one; or a cluster's. What that gives up is a dropped row with the
-            reason, and tried again by the next call.
-
-    Raises:
-        ClipSetError: the folder holds something else, or a set made with other settings or scenes.
-        MediaError: another run is writing the set.
+    One scene in 20, and of each of `kinds`, is a test scene. What a cluster gives up is a dropped row with the reason,
+    and tried again by the next call. Raises ClipSetError for a folder that holds something else, or a set made with
+    other settings or scenes, and MediaError where another run is writing the set.
     """
     settings = scene_settings(seed=seed, size=size, kinds=kinds, pairs=pairs)
     workers = workers if isinstance(workers, Workers) else Workers(workers)
     seeds = range(seed * _SEEDS_A_SET, seed * _SEEDS_A_SET + num)
     there = rows_of_set(folder, settings)
-    if there and not any(_is_missing(scene_id(one), there) for one in seeds):
-        clip_set = ClipSet(folder)
-        if clip_set.is_finished:
-            return clip_set  # several programs may read it at once
+    if there and not any(_is_missing(scene_id(one), there) for one in seeds) and ClipSet(folder).is_finished:
+        return ClipSet(folder)  # several programs may read it at once
     with ClipSetWriter(folder, settings) as writer:
         missing = [index for index, one in enumerate(seeds) if _is_missing(scene_id(one), writer.rows)]
         render = partial(_render_scene, Path(folder), seeds, kinds, tuple(size), pairs)

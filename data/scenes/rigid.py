@@ -1,7 +1,5 @@
 """Things of the procedural scenes that never move: houses, fences, stones, pots, furniture. Lengths are px."""
 
-from __future__ import annotations
-
 import numpy as np
 from numpy import ndarray as Array
 

@@ -186,10 +186,7 @@ class Scene:
         return out
 
     def flow(self, time_s: float) -> Tensor:
-        """Return the exact displacement of every pixel of frame 0 at time_s: (2, H, W) px; 0 where nothing moves.
-
-        What is out of focus is counted in front where it covers more than half of a pixel.
-        """
+        """Return the exact displacement of every pixel of frame 0 at time_s: (2, H, W) px; 0 where nothing moves."""
         if not self.moving or time_s == 0:
             return torch.zeros(2, *self.size)
         out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first[1])
@@ -226,10 +223,7 @@ def _sources(ids: Array, coverage: Array, sigma: float) -> Array:
 
 
 def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Generator) -> Array:
-    """Enlarge a part of most of the scenes up to 2.3 times, so that what moves fills more of the image.
-
-    Changes the mesh and returns the background (H, W, 3) of the part, chosen among a few for the most motion.
-    """
+    """Enlarge a part of most scenes up to 2.3 times, the one of a few that moves most; return its background."""
     height, width = background.shape[:2]
     zoom = math.exp(rng.uniform(0, math.log(2.3)))
     corners = rng.uniform(0, 1 - 1 / zoom, (12, 2)) * [width, height]
@@ -250,15 +244,10 @@ def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Gener
 def make_scene(
     seed: int, *, size: tuple[int, int] = (160, 256), kind: str | None = None, wind_seed: int | None = None
 ) -> Scene:
-    """Draw the scene of a seed: the same for the same arguments on every machine.
+    """Draw the scene of a seed, the same on every machine; ValueError for an unknown kind or under 16 px a side.
 
-    Args:
-        size: (H, W) px, at least 16 each; all lengths scale with it.
-        kind: one of `KINDS`, or None for one drawn by the seed.
-        wind_seed: how it moves, with the same image; the seed itself when None.
-
-    Raises:
-        ValueError: unknown kind, or a size that is too small.
+    All lengths scale with `size` (H, W) px. Without `kind` the seed draws one of `KINDS`. `wind_seed` moves the same
+    image in another way.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")

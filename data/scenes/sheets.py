@@ -1,7 +1,5 @@
 """Flames and cloth of the procedural scenes: sheets that waves travel through. Lengths are px."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """What the parts of one procedural scene share: random numbers, size, mesh, background and colours."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

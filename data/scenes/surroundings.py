@@ -1,7 +1,5 @@
 """Surroundings of a procedural scene, and the stands of grass and flowers that several kinds share."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Kinds of procedural scenes that are about plants: compositions of background, plants and still things."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

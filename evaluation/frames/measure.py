@@ -51,10 +51,7 @@ def make_methods(models: Sequence[TrainedRenderer], device: torch.device, precis
 
 
 def remap(image: Tensor, flow: Tensor) -> Tensor:
-    """Warp an image (3, H, W) backwards by cv2.remap with each of forward flows (N, 2, H, W) px: (N, 3, H, W).
-
-    The usual cheap approximation: out(p) = image(p - F(p)), though the true source of p is q with q + F(q) = p.
-    """
+    """Warp (3, H, W) backwards by forward flows (N, 2, H, W) px, image(p - F(p)): the usual cheap approximation."""
     pixels = np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy())  # (H, W, 3)
     rows, columns = np.indices(pixels.shape[:2], dtype=np.float32)
     frames = []
@@ -86,11 +83,7 @@ class FrameMeasurement:
 
     @torch.no_grad()
     def measure(self, row: ClipRow) -> dict[str, Any]:
-        """Return the fields of a clip's ClipMetrics.
-
-        Raises:
-            EvaluationError: a model renders frames that are not finite, or images are too small for the networks.
-        """
+        """Return the fields of a clip's ClipMetrics; EvaluationError for frames that are not finite or too small."""
         clip = self.open(row, device=str(self.place))
         with self.show(clip) as add:
             return vars(_measure_clip(clip, self.methods, self.place, self.lpips, self.features, add))

@@ -73,10 +73,7 @@ def variant_name(model: FrameSynthesis) -> str:
 
 
 def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
-    """Load each model of checkpoint folders, or of folders that are one model themselves, as a row of its own.
-
-    Raises CheckpointError for a damaged model, EvaluationError for a folder without one or named twice.
-    """
+    """Load each model of folders that hold models, or are one, as a row of its own; EvaluationError for none."""
     try:
         labels = column_names(folders)
     except ValueError:
@@ -90,10 +87,7 @@ def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
 
 
 def find_seeds(folders: Sequence[Path]) -> list[TrainedRenderer]:
-    """Load models that differ in the seed of their training alone; those of one operator share a row.
-
-    Raises as `find_models`, and EvaluationError for models of one operator that differ in more, or not in the seed.
-    """
+    """Load models that differ in their training's seed alone, those of one operator as a row; or EvaluationError."""
     groups: dict[str, list[TrainedRenderer]] = {}
     for path in (path for folder in folders for path in _model_folders(folder, "seeds_of")):
         model = TrainedRenderer.load(path)

@@ -3,8 +3,6 @@
 All operators get the same budget, data, order and seeds.
 """
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any
@@ -75,10 +73,7 @@ def prepare_halves(folder: Path, video: Path) -> ClipSet:
 def train_operators(
     clip_set: ClipSet, out: Path, *, seed: int, num_seeds: int, **options: Any
 ) -> list[TrainedRenderer]:
-    """Train every operator with `num_seeds` seeds from `seed` on, and return the models.
-
-    Runs below `out` are replaced. `options` are flags of the training scripts, the same for all.
-    """
+    """Train every operator with `num_seeds` seeds from `seed` on, anew below `out`; `options` are flags for all."""
     folders = []
     for one in range(seed, seed + num_seeds):
         for name, (script, own_flags) in OPERATORS.items():

@@ -1,7 +1,5 @@
 """evaluate.py frames: how well frame t is made from frame 0 and its flow."""
 
-from __future__ import annotations
-
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -10,24 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from cluster.items import Workers
-from data.clips import ClipRow, ClipSet
-from data.result_tables import write_results
-from evaluation import out_folder
-from evaluation.clips import choose_clips, open_clip
+from data.clips import ClipSet, choose_rows
+from evaluation import Report
+from evaluation.clips import open_clip
 from evaluation.each_clip import measure_each
+from evaluation.frames import statistics
 from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, check_video, prepare_halves, published_rows, train_operators
-from evaluation.frames.statistics import (
-    BUCKET_NOTE,
-    BUCKETS,
-    INTERVAL_NOTE,
-    PAIRED_NOTE,
-    ClipMetrics,
-    FrameTables,
-    Row,
-    spread,
-)
+from evaluation.frames.statistics import BUCKETS, ClipMetrics, FrameTables
 from evaluation.frames.videos import comparison_video
 from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
@@ -51,17 +40,14 @@ METHOD_NOTES = (
 
 
 def make_table(
-    *, out: Path | None, command: str, protocol: str, data: Path | None, split: str, clips: int | None, every: int,
+    report: Report, *, protocol: str, data: Path | None, split: str, clips: int | None, every: int,
     magnify: float, videos: int, checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None,
     raft_weights: Path | None, video: Path | None, lpips_network: Sequence[LpipsNetwork], lpips_weights: Sequence[str],
     feature_weights: Path | None, seed: int, device: str, precision: str, workers: Workers, **training: Any,
 ) -> bool:  # fmt: skip
-    """Render the clips in every way with the same flow, print the tables, and write them to `out`.
-
-    `training` are the arguments of `train_operators`, for the single-video protocol.
-    """
+    """Render the clips in every way with the same flow, and report the tables; `training`: of `train_operators`."""
     # Early checks
-    out = out_folder(out, f"frames-{data.name}-{split}" if data else "frames-single-video")
+    out = report.out
     if not workers.cluster:  # whose workers may have what this machine lacks
         device = str(choose_device(device))
         check_precision(precision, choose_device(device))
@@ -77,11 +63,13 @@ def make_table(
         models = train_operators(clip_set, out / "training", **training)
     else:
         clip_set, models = ClipSet(data), _find_models(checkpoint, seeds_of)
-    rows = choose_clips(clip_set, split, clips, seed)
+    rows = choose_rows(clip_set, split, clips, seed, pairs=True)
 
     # Measure
     opened = partial(open_clip, clip_set, every=every, magnify=magnify, raft_weights=raft_weights)
-    show = partial(comparison_video, folder=out, ids=_spread_over(rows, videos), shown=_shown(models))
+    count = min(videos, len(rows))
+    ids = {rows[place * len(rows) // count].id for place in range(count)}
+    show = partial(comparison_video, folder=out, ids=ids, shown=_shown(models))
     load = FrameMeasurement(opened, models, show, device, precision, lpips, features or None).load
     depends = [every, magnify, videos, precision, clip_set.statistics, *lpips, features or None]
     depends += [part for one in models for part in (one.name, one.model)]
@@ -94,23 +82,19 @@ def make_table(
     absent += [] if features else ["feature_distance"]
     tables = _make_tables(models, measured, seed, absent)
     notes = [NOTE] if video else []
-    notes += [_data_note(clip_set, split, every, tables), *METHOD_NOTES, *model_notes(models)]
-    notes += [f"motion {magnify:g} times as strong, drawn so"] if magnify != 1 else []
-    notes += [f"precision {precision}; device {device}; seed {seed}; command: {command}"]
-    notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
-    notes += [f"given up, and in no row: {', '.join(failed)}"] if failed else []
-    published = published_rows() if video else []
-    _write(out, tables, "one video" if video else f"{data.name}, split {split}", notes, published)
-    return not failed
-
-
-def _data_note(clip_set: ClipSet, split: str, every: int, tables: FrameTables) -> str:
     origins = sorted(Counter(clip.origin for clip in tables.clips).items())
-    return (
+    notes.append(
         f"data: {clip_set.folder}, split {split}, {len(tables.clips)} sequences of {tables.counts['sources']} sources "
         f"({len(clip_set.rows(split))} kept clips in the split), {tables.frames['frames']} frames, every {every}; "
         + "; ".join(f"{number} {ORIGINS[name]}" for name, number in origins)
     )
+    notes += [*METHOD_NOTES, *model_notes(models)]
+    notes += [f"motion {magnify:g} times as strong, drawn so"] if magnify != 1 else []
+    notes += [f"precision {precision}; device {device}; seed {seed}"]
+    notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
+    notes += [f"given up, and in no row: {', '.join(failed)}"] if failed else []
+    _report(report, tables, "one video" if video else f"{data.name}, split {split}", notes, bool(video))
+    return not failed
 
 
 def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None) -> list[TrainedRenderer]:
@@ -120,11 +104,6 @@ def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | N
             return []
         checkpoint = [DEFAULT_CHECKPOINT]
     return find_models(checkpoint or []) + find_seeds(seeds_of or [])
-
-
-def _spread_over(rows: Sequence[ClipRow], videos: int) -> set[str]:
-    count = min(videos, len(rows))
-    return {rows[place * len(rows) // count].id for place in range(count)}
 
 
 def _shown(models: Sequence[TrainedRenderer]) -> dict[str, str]:
@@ -145,20 +124,20 @@ def _make_tables(models: Sequence[TrainedRenderer], measured: list, seed: int, a
     return FrameTables(rows, measured, seed, model_rows, {one.name: one.seed for one in models}, absent)
 
 
-def _write(out: Path, tables: FrameTables, name: str, notes: list[str], published: list[Row]) -> None:
-    notes = [INTERVAL_NOTE, *notes]
-    print(write_results(out, tables.table() + published, title=f"Frame synthesis, {name}", notes=notes))
-    write_results(out / "intervals", tables.intervals(), title=f"Intervals, {name}", notes=notes)
-    write_results(out / "by_clip", tables.by_clip(), title=f"The same by clip, {name}", notes=notes)
+def _report(report: Report, tables: FrameTables, name: str, notes: list[str], with_published: bool) -> None:
+    notes = [statistics.INTERVAL_NOTE, *notes]
+    report.add(tables.table() + (published_rows() if with_published else []), f"Frame synthesis, {name}", notes)
+    report.add(tables.intervals(), f"Intervals, {name}", notes, folder="intervals", shown=False)
+    report.add(tables.by_clip(), f"The same by clip, {name}", notes, folder="by_clip", shown=False)
+    paired_notes = [statistics.PAIRED_NOTE, *notes]
     if paired := tables.paired():
-        title = f"Differences on the same clips, {name}"
-        print(write_results(out / "paired", paired, title=title, notes=[PAIRED_NOTE, *notes]))
+        report.add(paired, f"Differences on the same clips, {name}", paired_notes, folder="paired")
     for folder, column in zip(("by_motion", "by_time", "by_holes"), BUCKETS, strict=True):
         rows, title = tables.buckets(column), f"By {column}, {name}"
         if paired := tables.paired_buckets(column):
-            paired_notes = [PAIRED_NOTE, BUCKET_NOTE, *notes]
-            write_results(out / folder / "paired", paired, title=f"Differences by {column}, {name}", notes=paired_notes)
-        write_results(out / folder, rows, title=title, notes=[BUCKET_NOTE, *notes])
-        wide = spread(rows, column, "psnr_db")
-        print(write_results(out / folder / "psnr_db", wide, title=f"{title}: psnr_db, the rest in {folder}/"))
-    logger.info("written to %s; more tables in its folders", out)
+            of_paired = [statistics.BUCKET_NOTE, *paired_notes]
+            where = {"folder": f"{folder}/paired", "shown": False}
+            report.add(paired, f"Differences by {column}, {name}", of_paired, **where)
+        report.add(rows, title, [statistics.BUCKET_NOTE, *notes], folder=folder, shown=False)
+        wide = statistics.spread(rows, column, "psnr_db")
+        report.add(wide, f"{title}: psnr_db, the rest in {folder}/", folder=f"{folder}/psnr_db")

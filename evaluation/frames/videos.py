@@ -1,7 +1,5 @@
 """Comparison videos and x-t slices of clips that `evaluate.py frames` measures."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path

@@ -1,7 +1,5 @@
 """How near self-guidance brings a motion to a loop of L != T frames, beside samples that are drawn freely."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import defaultdict

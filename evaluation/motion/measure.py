@@ -18,24 +18,8 @@ from data.clips import ClipRow, ClipSet, ClipSetError, source_name
 from data.media import contact_sheet, write_image
 from data.visualisation import magnitude_image, x_t_slice
 from evaluation import EvaluationError
-from metrics.motion import (
-    BASELINES,
-    COHERENCE_DISTANCES_PX,
-    LEAST_PX,
-    baseline_maps,
-    bin_ratios,
-    coherence,
-    corrected_precision,
-    direction_distance,
-    direction_histogram,
-    diversity,
-    factor,
-    mean_motion,
-    moving_mask,
-    normalised_gradient,
-    spectral_slope,
-    weighted_mean,
-)
+from metrics import motion as metric
+from metrics.motion import BASELINES, COHERENCE_DISTANCES_PX, LEAST_PX, bin_ratios, mean_motion, weighted_mean
 from metrics.statistics import BOOTSTRAP_DRAWS, bootstrap_interval, by_source, mean_by_source
 from models.motion_pipeline import MotionPipeline
 from motion.flow import GRID_MULTIPLE, MOVING_PX, motion_grid_size, resize_maps, resize_spectrum
@@ -92,7 +76,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class GroundTruth:
-    """A clip as predictions are measured against it."""
+    """A clip that predictions are measured against."""
 
     id: str
     source: str  # the video it was cut from
@@ -119,17 +103,17 @@ def another_clip(clip_set: ClipSet, row: ClipRow, seed: int) -> ClipRow | None:
     return others[int(rng.integers(len(others)))] if others else None
 
 
-def prediction_grid(height: int, width: int) -> tuple[int, int]:
-    """Return the grid that a clip's motion is predicted on: its own, or one of its area with sides of 32 n px."""
-    if height % GRID_MULTIPLE == 0 and width % GRID_MULTIPLE == 0:
-        return height, width
-    return motion_grid_size(height, width, area=height * width)
+def prediction_grid(image: Tensor) -> tuple[int, int]:
+    """Return the grid that motion of an image (3, H, W) is predicted on: its own, or one of its area."""
+    height, width = image.shape[-2:]
+    fits = height % GRID_MULTIPLE == 0 and width % GRID_MULTIPLE == 0
+    return (height, width) if fits else motion_grid_size(height, width, area=height * width)
 
 
 def predict(pipeline: MotionPipeline, image: Tensor, **options: Any) -> Tensor:
     """Sample motion for an image (3, H, W) in [0, 1] of any size: (M, K, 4, H, W) px of its own grid."""
     size = tuple(image.shape[-2:])
-    spectra = pipeline(resize_maps(image, prediction_grid(*size))[None], **options)[0]
+    spectra = pipeline(resize_maps(image, prediction_grid(image))[None], **options)[0]
     if not bool(spectra.isfinite().all()):
         raise EvaluationError("checkpoint: the motion it predicts is not finite; right: precision no, or another one")
     return resize_spectrum(spectra.float().cpu(), size)
@@ -152,7 +136,7 @@ class MotionComparison:
         """Measure samples (M, K, 4, H, W) px of one clip's image, the baselines, and another clip's (K, 4, H, W) px."""
         self.sources[truth.id] = truth.source
         real = mean_motion(truth.spectrum)  # (1, H, W)
-        mask = moving_mask(real)
+        mask = metric.moving_mask(real)
         mask_fraction = float(mask.double().mean())
         if not 0 < mask_fraction < 1:
             self.without_mask.append(truth.id)
@@ -160,14 +144,14 @@ class MotionComparison:
         self.predicted_px[truth.id] = weighted_mean(amplitude(samples), truth.confidence).mean(0)
         moved_px = float(weighted_mean(real, truth.confidence))
         rows = {MODEL: self._of_samples(truth, samples, mask, moved_px)}
-        rows[MODEL]["diversity"] = diversity(samples)
-        for name, score in baseline_maps(truth.image, self.seed, truth.id).items():
-            rows[name] = {HEADLINE: corrected_precision(score, mask)}
+        rows[MODEL]["diversity"] = metric.diversity(samples)
+        for name, score in metric.baseline_maps(truth.image, self.seed, truth.id).items():
+            rows[name] = {HEADLINE: metric.corrected_precision(score, mask)}
         rows[STATIC] = {"motion_px": 0.0} | _errors([moved_px], moved_px)
         if other is not None:
             rows[OTHER] = self._of_samples(truth, other[None], mask, moved_px)
-        rows[REAL] = {"motion_px": moved_px, "normalised_gradient": normalised_gradient(truth.spectrum)}
-        rows[REAL] |= {"spectral_slope": spectral_slope(self.real_px[truth.id])}
+        rows[REAL] = {"motion_px": moved_px, "normalised_gradient": metric.normalised_gradient(truth.spectrum)}
+        rows[REAL] |= {"spectral_slope": metric.spectral_slope(self.real_px[truth.id])}
         rows[REAL] |= _coherence([truth.spectrum], [mask * truth.confidence])
         about = {"clip": truth.id, "source": truth.source, "mask_fraction": mask_fraction}
         self.by_clip += [{"row": name} | about | metrics for name, metrics in rows.items()]
@@ -186,8 +170,8 @@ class MotionComparison:
     def _of_samples(self, truth: GroundTruth, samples: Tensor, mask: Tensor, moved_px: float) -> Row:
         """Return the metrics of motions (M, K, 4, H, W) of a clip whose moving mask and mean |F| are given."""
         moved = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)
-        masks = [moving_mask(one).float() for one in moved]
-        metrics: Row = {HEADLINE: _mean(corrected_precision(one, mask) for one in moved)}
+        masks = [metric.moving_mask(one).float() for one in moved]
+        metrics: Row = {HEADLINE: _mean(metric.corrected_precision(one, mask) for one in moved)}
         metrics["motion_px"] = float(weighted_mean(moved, truth.confidence).mean())
         errors = [mean_motion(sample - truth.spectrum) for sample in samples]
         metrics |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
@@ -195,13 +179,13 @@ class MotionComparison:
         ratios = bin_ratios(amplitudes, self.real_px[truth.id])
         if ratios is not None:
             drift = float(ratios[1][0])
-            metrics |= {"amplitude_ratio": ratios[0], "shape_factor": factor(ratios[1].tolist())}
+            metrics |= {"amplitude_ratio": ratios[0], "shape_factor": metric.factor(ratios[1].tolist())}
             metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
-        axes = direction_histogram(truth.spectrum, mask * truth.confidence)
-        found = map(direction_histogram, samples, masks)
-        metrics["direction_distance"] = _mean(direction_distance(one, axes) for one in found)
-        gradient = _mean(normalised_gradient(sample) for sample in samples)
-        metrics |= {"spectral_slope": spectral_slope(amplitudes), "normalised_gradient": gradient}
+        axes = metric.direction_histogram(truth.spectrum, mask * truth.confidence)
+        found = map(metric.direction_histogram, samples, masks)
+        metrics["direction_distance"] = _mean(metric.direction_distance(one, axes) for one in found)
+        gradient = _mean(metric.normalised_gradient(sample) for sample in samples)
+        metrics |= {"spectral_slope": metric.spectral_slope(amplitudes), "normalised_gradient": gradient}
         return metrics | _coherence(samples, masks)
 
     def _signature(self, spectrum: Tensor) -> Tensor:
@@ -315,7 +299,7 @@ def _errors(errors_px: list[float], moved_px: float) -> Row:
 
 def _coherence(spectra: Iterable[Tensor], weights: Iterable[Tensor]) -> Row:
     """Return the mean coherence of motions, each weighted by (1, H, W), a column for each distance."""
-    found = list(map(coherence, spectra, weights))
+    found = list(map(metric.coherence, spectra, weights))
     return {f"coherence_{distance}px": _mean(one[distance] for one in found) for distance in COHERENCE_DISTANCES_PX}
 
 
@@ -325,15 +309,11 @@ def _mean(values: Iterable[float | None]) -> float | None:
 
 
 def write_clip_sheet(path: Path, truth: GroundTruth, samples: Tensor) -> None:
-    """Write a PNG of one image: what its clip does above, what the samples (M, K, 4, H, W) do below.
-
-    First row: frame 0, the clip's mean |F|, its mask, its x-t slice; below, mean |F| and x-t slice of each sample.
-    White is the same number of px in all.
-    """
+    """Write a PNG: frame 0, |F|, mask and x-t slice of a clip; below |F| and slices of samples (M, K, 4, H, W)."""
     real = mean_motion(truth.spectrum)  # (1, H, W)
     maps = mean_motion(samples)  # (M, 1, H, W)
     full_px = max(float(one.flatten().quantile(0.99)) for one in (real, *maps))
     real_map, *maps_shown = [magnitude_image(one, max(full_px, LEAST_PX)) for one in (real, *maps)]
-    mask = moving_mask(real).float().expand(3, -1, -1)
+    mask = metric.moving_mask(real).float().expand(3, -1, -1)
     first = [truth.image, real_map, mask, x_t_slice(truth.image, truth.spectrum)]
     write_image(path, contact_sheet([first, maps_shown, [x_t_slice(truth.image, one) for one in samples]]))

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,21 +16,12 @@ from torch import Tensor
 from animation.flags import check_steps
 from cluster.items import Workers
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows, source_name
-from data.result_tables import write_results
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from evaluation.each_clip import measure_each
 from evaluation.licences import UNKNOWN, read_source_table
+from evaluation.motion import measure
 from evaluation.motion.loops import LOOP_NOTES, LoopComparison
-from evaluation.motion.measure import (
-    BIN_NOTE,
-    GROUP_NOTE,
-    GroundTruth,
-    MotionComparison,
-    another_clip,
-    predict,
-    prediction_grid,
-    write_clip_sheet,
-)
+from evaluation.motion.measure import GroundTruth, MotionComparison
 from evaluation.video.sources import clip_seed
 from evaluation.video.table import make_table as make_video_table
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -45,17 +36,12 @@ FVD_ROWS = [("model", "softmax"), ("own", "softmax"), ("other", "softmax")]
 
 
 def make_table(
-    *, data: Path, split: str, clips: int | None, samples: int, nearest: int, loop_frames: list[int], seed: int,
-    loop_guidance: str, clip_table: Path | None, fvd_network: tuple[str, Path] | None,
-    baseline_checkpoint: Path | None, checkpoint: Path | None, device: str, out: Path | None, command: str,
-    workers: Workers, **sampling: Any,
+    report: Report, *, data: Path, split: str, clips: int | None, samples: int, nearest: int, loop_frames: list[int],
+    seed: int, loop_guidance: str, clip_table: Path | None, fvd_network: tuple[str, Path] | None,
+    baseline_checkpoint: Path | None, checkpoint: Path | None, device: str, workers: Workers, **sampling: Any,
 ) -> bool:  # fmt: skip
-    """Predict motion for the clips' first frames, print the tables, and write them and a sheet an image.
-
-    `sampling` has sampler, steps, guidance and precision.
-    """
+    """Predict motion for the clips' first frames, report the tables, and write a sheet an image."""
     # Early checks
-    out = out_folder(out, f"motion-{data.name}-{split}")
     place = choose_device("cpu" if workers.cluster else device)  # a cluster's workers choose theirs
     if not workers.cluster:
         check_precision(sampling["precision"], place)
@@ -66,17 +52,17 @@ def make_table(
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
     num_bins, complete = check_bins(pipeline, clip_set), True
     if fvd_network:
-        options = {"data": data, "split": split, "clips": clips, "seed": seed, "device": device, "command": command}
+        options = {"data": data, "split": split, "clips": clips, "seed": seed, "device": device}
         options |= {"rows": FVD_ROWS, "checkpoint": checkpoint, "baseline_checkpoint": baseline_checkpoint, **sampling}
         windows = {"fvd_network": fvd_network, "windows": [16, 32], "slide_step": 0}
-        complete = make_video_table(out=out / "fvd", **options, **windows)
+        complete = make_video_table(replace(report, out=report.out / "fvd"), **options, **windows)
 
     # Predict and measure
     comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), seed)
     loops = LoopComparison(loop_frames, pipeline.unet.config.period_s, loop_guidance)
     options = sampling | {"num_samples": samples, "seed": seed}
-    measurement = ClipMeasurement(clip_set, pipeline, comparison, loops, options, out / "sheets", device)
-    skipped, failed, seconds = measure_clips(measurement, rows, workers, out / "clips")
+    measurement = ClipMeasurement(clip_set, pipeline, comparison, loops, options, report.out / "sheets", device)
+    skipped, failed, seconds = measure_clips(measurement, rows, workers, report.out / "clips")
     training = choose_rows(clip_set, "train", nearest, seed) if clip_set.rows("train") else []
     searched = comparison.find_nearest(read_spectra(clip_set, training, num_bins))
 
@@ -88,21 +74,18 @@ def make_table(
         f"sampler {sampling['sampler']}, {sampling['steps'] or DEFAULT_STEPS[sampling['sampler']]} steps, "
         f"guidance {sampling['guidance']:g}; {seconds / samples:.2f} s a sample on {place}, "
         f"precision {sampling['precision']}",
-        f"seed {seed} (choice of clips, start noise, random row, bootstrap); command: {command}",
+        f"seed {seed} (choice of clips, start noise, random row, bootstrap)",
     ]
     if loop_frames:
-        print(write_results(out / "loops", loops.table(), title="Loops by self-guidance", notes=[*LOOP_NOTES, *notes]))
-    print(write_results(out / "by_bin", comparison.bin_table(), title="Amplitude per bin", notes=[BIN_NOTE, *notes]))
-    groups = {name: groups[name] for name in comparison.sources}
+        report.add(loops.table(), "Loops by self-guidance", [*LOOP_NOTES, *notes], folder="loops")
+    report.add(comparison.bin_table(), "Amplitude per bin", [measure.BIN_NOTE, *notes], folder="by_bin")
+    by_group = comparison.group_table({name: groups[name] for name in comparison.sources})
     kind = "subject" if clip_table else "source"
-    of_groups = {"title": f"Predicted motion by {kind}", "notes": [GROUP_NOTE, *notes]}
-    by_group = write_results(out / f"by_{kind}", comparison.group_table(groups), **of_groups)
-    if clip_table:
-        print(by_group)  # sources may be hundreds
-    of_all = {"notes": [*comparison.notes(), *notes]}
-    print(write_results(out, comparison.table(), title=f"Predicted motion, {data.name}, split {split}", **of_all))
-    write_results(out / "by_clip", comparison.by_clip, title="The same by clip", **of_all)
-    logger.info("written to %s", out)
+    where = {"folder": f"by_{kind}", "shown": clip_table is not None}  # sources may be hundreds
+    report.add(by_group, f"Predicted motion by {kind}", [measure.GROUP_NOTE, *notes], **where)
+    of_all = [*comparison.notes(), *notes]
+    report.add(comparison.table(), f"Predicted motion, {data.name}, split {split}", of_all)
+    report.add(comparison.by_clip, "The same by clip", of_all, folder="by_clip", shown=False)
     return complete and not failed
 
 
@@ -143,12 +126,15 @@ class ClipMeasurement:
         # Each image has its own start noise: the chances of one would tilt the means of all.
         own = self.sampling | {"seed": clip_seed(self.sampling["seed"], row.id)}
         started = time.perf_counter()
-        predicted = predict(self.pipeline, truth.image, **own)
+        predicted = measure.predict(self.pipeline, truth.image, **own)
         seconds = time.perf_counter() - started
-        comparison.add(truth, predicted, other_motion(self.clip_set, row, truth, comparison.seed))
-        write_clip_sheet(self.sheets / f"{row.id}.png", truth, predicted)
+        other = measure.another_clip(self.clip_set, row, comparison.seed)
+        others = read_spectra(self.clip_set, [other] if other else [], len(truth.spectrum))
+        others = [resize_spectrum(spectrum, tuple(truth.spectrum.shape[-2:])) for _, spectrum in others]
+        comparison.add(truth, predicted, *others)
+        measure.write_clip_sheet(self.sheets / f"{row.id}.png", truth, predicted)
         if loops.frames:
-            grid = prediction_grid(*truth.image.shape[-2:])
+            grid = measure.prediction_grid(truth.image)
             options = {name: value for name, value in own.items() if name != "num_samples"}
             loops.add(self.pipeline, resize_maps(truth.image, grid), resize_spectrum(predicted, grid), **options)
         return {"comparison": comparison.contents(), "loops": dict(loops.found), "seconds": seconds}
@@ -157,10 +143,7 @@ class ClipMeasurement:
 def measure_clips(
     measurement: ClipMeasurement, rows: Sequence[ClipRow], workers: Workers, keep: Path
 ) -> tuple[list[str], list[str], float]:
-    """Fill the comparisons; return the clips that cannot be read, those given up, and the mean seconds of a prediction.
-
-    `keep`: folder of the results of single clips, see `measure_each`.
-    """
+    """Fill the comparisons; return clips that cannot be read, those given up, and the mean seconds."""
     comparison, loops, networks = measurement.comparison, measurement.loops, measurement.pipeline
     depends = [*networks.components.values(), measurement.sampling, comparison.seed]
     depends += [loops.frames, loops.method, measurement.clip_set.statistics]
@@ -175,14 +158,6 @@ def measure_clips(
         for key, values in one["loops"].items():
             loops.found[key] += values
     return skipped, failed, statistics.fmean(one["seconds"] for one in read)
-
-
-def other_motion(clip_set: ClipSet, row: ClipRow, truth: GroundTruth, seed: int) -> Tensor | None:
-    """Return the motion of `another_clip` on this clip's grid; None where there is none or it cannot be read."""
-    other = another_clip(clip_set, row, seed)
-    for _, spectrum in read_spectra(clip_set, [other] if other else [], len(truth.spectrum)):
-        return resize_spectrum(spectrum, tuple(truth.spectrum.shape[-2:]))
-    return None
 
 
 def check_bins(pipeline: MotionPipeline, clip_set: ClipSet) -> int:

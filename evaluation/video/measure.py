@@ -1,7 +1,5 @@
 """What `evaluate.py video` computes: FID, KID, FVD and DTFVD of generated videos."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import partial
@@ -30,7 +28,7 @@ COLUMN_NOTES = (
     "between the Gaussians of real and generated features",
     f"low, high: 95 % interval by {FRECHET_DRAWS} bootstrap draws of the source videos, real and generated together; "
     "fewer different windows make a distance larger, so the draws are shifted until their mean is the distance",
-    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and standard deviation over subsets of the frames",
+    "kid: squared MMD under the kernel (x.y / D + 1)^3, mean and deviation over 100 subsets of at most 1000 frames",
     "psnr_db, lpips: of rows whose frames show what the real ones do, frame 0 excluded, pooled over a video and over "
     f"every {LPIPS_EVERY}th frame of it; the mean over videos",
     "fid_sliding, fvd_sliding, dtfvd_sliding: mean over the places of sliding/, where each has few windows",
@@ -50,12 +48,11 @@ class VideoComparison:
 
     def __init__(
         self, rows: Sequence[str], networks: dict[str, FeatureNetwork], *, windows: Sequence[int] = (16, 32),
-        window_step: int | None = None, slide_step: int = 0, batch_size: int = 8, kid_subsets: int = 100,
-        kid_subset_size: int = 1000, seed: int = 0, lpips: Sequence[Lpips] = (),
+        window_step: int | None = None, slide_step: int = 0, batch_size: int = 8, seed: int = 0,
+        lpips: Sequence[Lpips] = (),
     ) -> None:  # fmt: skip
         self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
         self.window_step, self.slide_step, self.batch_size = window_step, slide_step, batch_size
-        self.kid = {"subsets": kid_subsets, "subset_size": kid_subset_size, "seed": seed}
         self.seed, self.lpips = seed, lpips
         self.lengths: list[int] = []
         # {(row, metric, frames of a window): statistics}, and all features of frames
@@ -115,11 +112,9 @@ class VideoComparison:
         return sum((length - window) // step + 1 for length in self.lengths if length >= window)
 
     def check_counts(self) -> None:
-        """Raise EvaluationError where the videos have too few frames or windows for a covariance, or are one."""
+        """Raise EvaluationError where the videos have too few windows for a covariance, or are one."""
         if len(self.lengths) < FEWEST_SAMPLES:
             raise EvaluationError(f"data: {len(self.lengths)} videos could be measured; right: 2 or more")
-        if sum(self.lengths) < FEWEST_SAMPLES:
-            raise EvaluationError(f"frames: {sum(self.lengths)} frames in all; right: at least {FEWEST_SAMPLES}")
         for window in self.windows if self.networks.keys() - {"fid"} else ():
             if self.count(window) < FEWEST_SAMPLES:
                 problem = f"{self.count(window)} windows of {window} frames in {len(self.lengths)} videos"
@@ -133,12 +128,11 @@ class VideoComparison:
             row["kid_deviation"] = None
             if self.features:
                 real, found = (torch.cat(self.features[of]) for of in (REAL_ROW, name))
-                row["kid"], row["kid_deviation"] = kernel_distance(real, found, **self.kid)
+                row["kid"], row["kid_deviation"] = kernel_distance(real, found, seed=self.seed)
             for metric in ("fvd", "dtfvd"):
                 for window in self.windows:
-                    column, interval = f"{metric}_{window}", self._interval(name, metric, window) or (None, None)
-                    row |= {column: self._distance(name, metric, window)}
-                    row |= {f"{column}_low": interval[0], f"{column}_high": interval[1]}
+                    column, (low, high) = f"{metric}_{window}", self._interval(name, metric, window)
+                    row |= {column: self._distance(name, metric, window), f"{column}_low": low, f"{column}_high": high}
             for metric, window in SLIDING.items():
                 of_row = [line[f"{metric}_{window}"] for line in sliding if line["row"] == name]
                 places = [distance for distance in of_row if distance is not None]
@@ -173,11 +167,10 @@ class VideoComparison:
             return None
         return frechet_distance(self.statistics[REAL_ROW, metric, window], self.statistics[row, metric, window])
 
-    def _interval(self, row: str, metric: str, window: int) -> tuple[float, float] | None:
-        if metric not in self.networks:
-            return None
+    def _interval(self, row: str, metric: str, window: int) -> tuple[float | None, float | None]:
         real, found = self.by_source[REAL_ROW, metric, window], self.by_source[row, metric, window]
-        return frechet_interval({name: (torch.cat(real[name]), torch.cat(found[name])) for name in real}, self.seed)
+        parts = {name: (torch.cat(real[name]), torch.cat(found[name])) for name in real}
+        return frechet_interval(parts, self.seed) or (None, None)
 
     def bias_notes(self) -> list[str]:
         """Name the metrics of which the covariance is singular, so that they are too large."""
@@ -198,8 +191,7 @@ class VideoComparison:
         step = "that touch" if self.window_step is None else f"{self.window_step} frames apart"
         networks = "; ".join(f"{metric}: {network.name}" for metric, network in self.networks.items())
         counts = f"counts: {lengths}, {sum(self.lengths)} frames, windows {step}; networks: {networks}"
-        kid = "kid: {subsets} subsets of at most {subset_size} frames".format(**self.kid)
-        return [counts, *([kid] if self.features else []), *self.bias_notes()]
+        return [counts, *self.bias_notes()]
 
 
 def cut_windows(frames: Tensor, window: int, step: int) -> Tensor:

@@ -1,7 +1,5 @@
 """Networks that turn images or videos into features, from files that the user names; nothing is downloaded."""
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -16,21 +14,14 @@ from torchvision.models import get_model
 from data.media import to_bytes
 from data.optical_flow import weights_digest
 from evaluation.flags import TORCHVISION_VIDEO
-from metrics import WeightsError
 from metrics.i3d import I3D, SIDE_PX
-from models.checkpoints import read_state_dict
+from models.weights import WeightsError, read_state_dict
 from motion.flow import resize_maps
 
 # Mean and standard deviation of the colours that torchvision's video models were trained on.
 KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 
 Form = tuple[str, tuple[int, int] | None]  # values, and (H, W) or None
-
-
-class NetworkError(ValueError):
-    """A file that holds no feature network. The message is one line that names the file."""
-
-    is_user_error = True
 
 
 class FeatureNetwork:
@@ -41,7 +32,7 @@ class FeatureNetwork:
     default), "signed" ([-1, 1]) or "bytes" (0 to 255), and (H, W) to resample to or None. Without it the published I3D
     of StyleGAN-V and Inception of StyleGAN2-ADA, which have an argument return_features, get 0 to 255 and prepare it
     themselves.
-    NetworkError where the file is missing, damaged or of another network.
+    WeightsError where the file is missing, damaged or of another network.
     """
 
     def __init__(
@@ -50,19 +41,23 @@ class FeatureNetwork:
     ) -> None:  # fmt: skip
         self.path, self.on_videos, self.device = path, on_videos, device
         if not path.is_file():
-            raise NetworkError(f"{path}: no such file")
-        known = {"torchscript": _torchscript, "inception": _inception, "i3d": _i3d}
+            raise WeightsError(f"{path}: no such file")
+        known = {
+            "torchscript": _torchscript,
+            "inception": _inception,
+            "i3d": lambda path: (I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))),
+        }
         load = known.get(kind, partial(_torchvision, kind))
         try:
             self._module, self._options, own_form = load(path)
         except ModuleNotFoundError as error:
-            raise NetworkError(f"{path}: needs torch-fidelity; right: pip install torch-fidelity") from error
-        except WeightsError as error:
-            raise NetworkError(str(error)) from error
+            raise WeightsError(f"{path}: needs torch-fidelity; right: pip install torch-fidelity") from error
+        except WeightsError:
+            raise
         except Exception as error:  # a damaged archive fails in many ways
             what = "TorchScript" if kind == "torchscript" else f"weights of {kind}"
             right = "right: a file of torch.jit.save" if kind == "torchscript" else "right: a state dict"
-            raise NetworkError(f"{path}: cannot be read as {what} ({_reason(error)}); {right}") from error
+            raise WeightsError(f"{path}: cannot be read as {what} ({_reason(error)}); {right}") from error
         self._module.to(device)
         self._values, self._size = form or own_form
         if form:
@@ -71,10 +66,7 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, *, batch_size: int = 8) -> Tensor:
-        """Return features (N, D) float32 on the CPU of frames (N, 3, H, W), or windows (N, T, 3, H, W), in [0, 1].
-
-        NetworkError where it fails on them, or returns something else than (N, D) finite numbers.
-        """
+        """Return features (N, D) of frames (N, 3, H, W), or windows (N, T, 3, H, W), in [0, 1]; or WeightsError."""
         return torch.cat([self._features(part) for part in frames.split(batch_size)])
 
     def _features(self, frames: Tensor) -> Tensor:
@@ -87,25 +79,25 @@ class FeatureNetwork:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # whatever a file of the user's raises
-            raise NetworkError(f"{self.path}: fails on an input {shape} ({_reason(error)})") from error
+            raise WeightsError(f"{self.path}: fails on an input {shape} ({_reason(error)})") from error
         if isinstance(found, Tensor) and found.ndim > 2 and found[0].numel() == found.shape[1]:
             found = found.flatten(1)  # (N, D, 1, 1): an average pool that kept its sides
         is_tensor = isinstance(found, Tensor)
         if not is_tensor or found.ndim != 2 or len(found) != len(frames) or not found.is_floating_point():
             got = f"{tuple(found.shape)} {found.dtype}" if is_tensor else type(found).__name__
-            raise NetworkError(f"{self.path}: returns {got} for {shape}; right: features ({len(frames)}, D)")
+            raise WeightsError(f"{self.path}: returns {got} for {shape}; right: features ({len(frames)}, D)")
         if not bool(found.isfinite().all()):
-            raise NetworkError(f"{self.path}: its features are not finite; right: sound weights, or the CPU")
+            raise WeightsError(f"{self.path}: its features are not finite; right: sound weights, or the CPU")
         return found.float().cpu()
 
     def check(self, size: tuple[int, int], lengths: Sequence[int] = ()) -> None:
-        """Run it on noise of a crop (H, W), and of windows of so many frames; NetworkError where it is none."""
+        """Run it on noise of a crop (H, W), and of windows of so many frames; WeightsError where it is none."""
         generator = torch.Generator().manual_seed(0)
         for length in lengths if self.on_videos else (1,):
             shape = (2, length, 3, *size) if self.on_videos else (2, 3, *size)
             features = self(torch.rand(shape, generator=generator))
             if torch.equal(features[0], features[1]):
-                raise NetworkError(f"{self.path}: gives the same features for any input; right: a trained network")
+                raise WeightsError(f"{self.path}: gives the same features for any input; right: a trained network")
 
 
 def show(frames: Tensor, values: str, size: tuple[int, int] | None) -> Tensor:
@@ -144,10 +136,6 @@ def _inception(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
     # torch-fidelity would run what a pickle contains: this refuses a file that holds more than tensors
     read_state_dict(path)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)), {}, ("uint8", None)
-
-
-def _i3d(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
-    return I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))
 
 
 def _reason(error: BaseException) -> str:

@@ -1,7 +1,5 @@
 """The videos that `evaluate.py video` compares, one clip at a time: from folders, or a clip set and a checkpoint."""
 
-from __future__ import annotations
-
 import logging
 import zlib
 from collections.abc import Iterable
@@ -97,18 +95,15 @@ class FolderVideos:
 
     def read(self, name: str) -> ClipVideos:
         """Read one clip from every folder, all as long as the shortest; one of CLIP_ERRORS where it cannot be read."""
-        self._warn_of_rates(name)
-        real = self._frames(self._real[name])
-        generated = {row: self._frames(videos[name]) for row, videos in self._generated.items()}
-        length = min(len(real), *(len(frames) for frames in generated.values()))
-        return ClipVideos(name, real[:length], {row: frames[:length] for row, frames in generated.items()})
-
-    def _warn_of_rates(self, name: str) -> None:
         paths = [videos[name] for videos in (self._real, *self._generated.values())]
         rates = [probe_video(path).fps for path in paths if not path.is_dir()]
         if self.fps is None and rates and max(rates) > RATE_TOLERANCE * min(rates):
             problem = f"{min(rates):g} and {max(rates):g} frames/s, so that its windows last differently"
             logger.warning("%s: %s; fps HZ reads all at one rate", name, problem)
+        real = self._frames(self._real[name])
+        generated = {row: self._frames(videos[name]) for row, videos in self._generated.items()}
+        length = min(len(real), *(len(frames) for frames in generated.values()))
+        return ClipVideos(name, real[:length], {row: frames[:length] for row, frames in generated.items()})
 
     def _frames(self, path: Path) -> Tensor:
         if not path.is_dir():
@@ -140,15 +135,6 @@ def _videos_in(folder: Path) -> dict[str, Path]:
     return found
 
 
-def read_frames(clip_set: ClipSet, row: ClipRow, num_frames: int) -> tuple[Tensor, Tensor]:
-    """Read at most so many frames of a clip's source: (T, 3, H, W) in [0, 1] and their seconds (T,) from frame 0 on."""
-    source = read_source(clip_set, row, clip_set.first(row.id))
-    if isinstance(source, Scene):
-        times_s = torch.arange(min(num_frames, NUM_FRAMES), dtype=torch.float64) / FPS
-        return torch.stack([source.frame(float(time_s)) for time_s in times_s]), times_s
-    return source.frames[:num_frames], source.times_s[:num_frames]
-
-
 def clip_seed(seed: int, name: str) -> int:
     """Return the seed of a clip's start noise, the same whatever other clips are measured."""
     return (seed << 32) + zlib.crc32(name.encode())
@@ -173,17 +159,17 @@ class RenderedVideos:
 
     `rows` are ("model", "own" or "other", "average" or a key of `renderers`), or (key of DISTORTIONS, amount).
     `pipelines` are {label in the row's name: pipeline}; each has rows of "model", and the first says how many bins
-    count. `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise of its own. `full_strength`
-    undoes the amplitude limit of predicted motion. The rest is as in `FolderVideos`.
+    count. `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise of its own. The rest is as
+    in `FolderVideos`.
     """
 
     def __init__(
         self, clip_set: ClipSet, clips: Iterable[ClipRow], rows: Iterable[Row], pipelines: dict[str, MotionPipeline],
         renderers: dict[str, FrameSynthesis], sampling: dict[str, Any], *, crop: tuple[int, int], num_frames: int,
-        full_strength: bool = False, device: torch.device | str = "cpu",
+        device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         self.clip_set, self.pipelines, self.renderers, self.sampling = clip_set, pipelines, renderers, sampling
-        self.crop, self.num_frames, self.full_strength, self.device = crop, num_frames, full_strength, device
+        self.crop, self.num_frames, self.device = crop, num_frames, device
         self._clips = {row.id: row for row in clips}
         self._others = {name: another_clip(clip_set, row, sampling["seed"]) for name, row in self._clips.items()}
         if not all(self._others.values()):
@@ -201,7 +187,12 @@ class RenderedVideos:
     def read(self, name: str) -> ClipVideos:
         """Read the clip and make every row; one of CLIP_ERRORS where it or the other clip cannot be read."""
         clip = self._clips[name]
-        frames, times_s = read_frames(self.clip_set, clip, self.num_frames)
+        source = read_source(self.clip_set, clip, self.clip_set.first(clip.id))
+        if isinstance(source, Scene):
+            times_s = torch.arange(min(self.num_frames, NUM_FRAMES), dtype=torch.float64) / FPS
+            frames = torch.stack([source.frame(float(time_s)) for time_s in times_s])  # (T, 3, H, W)
+        else:
+            frames, times_s = source.frames[: self.num_frames], source.times_s[: self.num_frames]
         real, motions, generated = centre_crop(frames, self.crop), dict[tuple[str, str], Motion](), {}
         for row, (kind, value, label) in self._rows.items():
             if kind in DISTORTIONS:
@@ -226,14 +217,12 @@ class RenderedVideos:
             return Motion(spectrum, num_frames=round(config.period_s * FPS), fps=FPS)
         seed = clip_seed(self.sampling["seed"], clip.id)
         motion = self.pipelines[label].predict(first, **self.sampling | {"seed": seed})
-        limit = motion.meta["amplitude_limit_scale"]
-        self.limits += [] if label else [limit]
-        return motion.controlled(magnify=1 / limit) if self.full_strength else motion
+        self.limits += [] if label else [motion.meta["amplitude_limit_scale"]]
+        return motion
 
     def note(self) -> str:
         """Name the set, the rows and the amplitude limit, for the table."""
         note = f"data: {self.clip_set.folder}, {len(self.names)} clips; {ROW_NOTE}"
         if not self.limits:
             return note
-        undone = "undone" if self.full_strength else "as animate.py does"
-        return f"{note}; model: its amplitude is limited to {fmean(self.limits):.2f} on average, {undone}"
+        return f"{note}; model: its amplitude is limited to {fmean(self.limits):.2f} on average, as animate.py does"

@@ -1,7 +1,5 @@
 """evaluate.py video: FID, KID, FVD and DTFVD of generated videos, over feature networks that the user names."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +11,7 @@ from tqdm import tqdm
 from animation.flags import check_steps
 from animation.rendering import load_renderer
 from data.clips import ClipSet, choose_rows
-from data.result_tables import write_results
-from evaluation import EvaluationError, out_folder
+from evaluation import EvaluationError, Report
 from evaluation.flags import VIDEO_METRICS
 from evaluation.video.measure import COLUMN_NOTES, SLIDING, SLIDING_NOTE, VideoComparison
 from evaluation.video.networks import FeatureNetwork
@@ -31,25 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 def make_table(
-    *, data: Path | None, seed: int, device: str, precision: str, out: Path | None, command: str,
-    real: Path | None = None, generated: Sequence[Path] = (), fps: float | None = None,
-    crop: tuple[int, int] = (128, 256), frames: int = NUM_FRAMES, lpips_network: Sequence[LpipsNetwork] = (),
-    lpips_weights: Sequence[str] = (), **options: Any,
+    report: Report, *, data: Path | None, seed: int, device: str, precision: str, real: Path | None = None,
+    generated: Sequence[Path] = (), fps: float | None = None, crop: tuple[int, int] = (128, 256),
+    frames: int = NUM_FRAMES, lpips_network: Sequence[LpipsNetwork] = (), lpips_weights: Sequence[str] = (),
+    **options: Any,
 ) -> bool:  # fmt: skip
-    """Compare real and generated videos, print the tables and write them; return False when a video was left out.
-
-    `options` has arguments of `VideoComparison`, the networks of `load_networks` and, for a clip set, what
-    `open_videos` needs.
-    """
+    """Compare real and generated videos and report the tables; return False when a video was left out."""
     # Early checks
     place = choose_device(device)
     check_precision(precision, place)
-    if (data is None) == (real is None or not generated) or (data is not None and (real is not None or generated)):
-        raise EvaluationError("data: right: either a clip set, or real DIR with generated DIR")
-    if data is not None and fps is not None:
-        raise EvaluationError(f"fps {fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
-    name = f"{data.name}-{options['split']}" if data is not None else real.resolve().name
-    out = out_folder(out, f"video-{name}")
     if lpips_weights and min(crop) < LEAST_SIDE_PX:
         raise EvaluationError(f"crop: LPIPS takes sides of at least {LEAST_SIDE_PX} px")
     networks, missing = load_networks(options, crop, place)
@@ -61,7 +48,7 @@ def make_table(
         source, model_notes = open_videos(data, seed, place, precision, options, **cut)
 
     # Measure
-    names = ("windows", "window_step", "slide_step", "batch_size", "kid_subsets", "kid_subset_size")
+    names = ("windows", "window_step", "slide_step", "batch_size")
     settings = {name: options[name] for name in names if name in options} | {"seed": seed, "lpips": lpips}
     comparison = VideoComparison(source.rows, networks, **settings)
     left_out = []
@@ -80,12 +67,12 @@ def make_table(
         source.note() + (f"; left out as not readable {len(left_out)}: {', '.join(left_out)}" if left_out else ""),
         f"protocol: the first {frames} frames at most, scaled to cover {crop[1]} x {crop[0]} px, centre crop",
         *[*comparison.notes(), *missing, *model_notes],
-        f"device {place}, precision {precision}; seed {seed}; command: {command}",
+        f"device {place}, precision {precision}; seed {seed}",
     ]
-    print(write_results(out, comparison.table(), title=f"Videos, {name}", notes=[*COLUMN_NOTES, *notes]))
+    name = f"{data.name}-{options['split']}" if data else real.resolve().name
+    report.add(comparison.table(), f"Videos, {name}", [*COLUMN_NOTES, *notes])
     if sliding := comparison.sliding_table():
-        print(write_results(out / "sliding", sliding, title=f"Along the videos, {name}", notes=[SLIDING_NOTE, *notes]))
-    logger.info("written to %s", out)
+        report.add(sliding, f"Along the videos, {name}", [SLIDING_NOTE, *notes], folder="sliding")
     return not left_out
 
 
@@ -123,7 +110,7 @@ def open_videos(
     pipelines = {label: MotionPipeline.from_pretrained(folder).to(device) for label, folder in folders.items()}
     splats = dict.fromkeys(splat for kind, splat in rows if kind not in DISTORTIONS and splat != "average")
     renderers = {splat: load_renderer(checkpoint, splat) for splat in splats}
-    cut |= {"full_strength": options.get("full_strength", False), "device": device}
+    cut["device"] = device
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
     note = f"checkpoint {checkpoint}; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}"
     return RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, **cut), [f"{note}; one sample a clip"]
