@@ -211,7 +211,11 @@ def test_displacement_follows_the_probability_and_the_grid():
     image = torch.zeros(1, 3, HEIGHT, WIDTH)
     image[..., :128] = 1.0
     placement = Placement(
-        movable, torch.zeros_like(movable), torch.full((1, 1, 40, 64), np.log(1.1)), torch.tensor([2.0]).log()
+        movable,
+        torch.zeros_like(movable),
+        torch.zeros_like(movable),
+        torch.full((1, 1, 40, 64), np.log(1.1)),
+        torch.tensor([2.0]).log(),
     )
     displacement = placed_displacement(placement, image)
     strength_px = STRENGTH_FACTOR * 2.0
@@ -223,16 +227,31 @@ def test_displacement_follows_the_probability_and_the_grid():
 
 def test_what_can_move_moves_visibly_however_calm_the_photograph_looks():
     size = (1, 1, 40, 64)
-    values = torch.full(size, 5.0), torch.zeros(size), torch.full(size, np.log(STILL_SHARE)), torch.tensor([0.01]).log()
+    still = torch.full(size, np.log(STILL_SHARE))
+    values = torch.full(size, 5.0), torch.zeros(size), torch.zeros(size), still, torch.tensor([0.01]).log()
     assert placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH)).min() > 0.25
 
 
 def test_a_weak_correction_does_not_move_a_wall():
     size = (1, 1, 40, 64)
     for correction, moves in ((6.0, False), (12.0, True)):
-        values = torch.full(size, -5.0), torch.full(size, correction), torch.zeros(size), torch.zeros(1)
+        zeros = torch.zeros(size)
+        values = torch.full(size, -5.0), torch.full(size, correction), zeros, zeros, torch.zeros(1)
         displacement = placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH))
         assert (displacement.max() > 0.25) == moves
+
+
+def test_what_is_rigid_stays_but_flames_move():
+    movable, rigid = torch.full((1, 1, 40, 64), 9.0), torch.zeros(1, 1, 40, 64)
+    rigid[..., :32] = 1.0
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
+    image[..., 128:] = 0.9
+    image[:, 2, :40, :40] = 0.2  # an orange flame before the rigid part
+    image[:, 0, :40, :40] = 1.0
+    zeros = torch.zeros_like(movable)
+    displacement = placed_displacement(Placement(movable, zeros, rigid, zeros, torch.zeros(1)), image)
+    assert displacement[..., 60:, :124].max() < 0.1 < 0.5 < displacement[..., 132:].min()
+    assert displacement[..., 4:36, 4:36].min() > 0.5
 
 
 def test_both_parts_of_a_photograph_count_alike(head):
