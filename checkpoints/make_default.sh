@@ -157,7 +157,7 @@ learn() {
 
 # Sizes: a GPU takes larger batches, and as many steps as fit into --minutes where more of them do not harm.
 batch=8 crop=96 renderer=fast loaders=0 size=() grid=() vae_crop=128x128
-vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=1200 renderer_steps=2800
+vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=1200 renderer_steps=3600
 if [[ $device != cpu ]] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     batch=32 crop=128 loaders=$((workers < 8 ? workers : 8))
 fi

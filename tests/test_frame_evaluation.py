@@ -194,6 +194,7 @@ def test_seeds_of_both_operators_and_their_difference(tmp_path: Path) -> None:
     differences = [by_clip[f"{names[1]}: {seed}"] - softmax[seed] for seed in (0, 1)]
     assert line["seed_sd"] == pytest.approx(abs(differences[1] - differences[0]) / 2**0.5)
     assert (line["sources"], line["p_value"]) == (3, 0.25)  # three sources of one sign: 2 of 8 patterns
+    assert read_image(out / "differences.png").std() > 0.1
 
 
 def test_videos_and_slices(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

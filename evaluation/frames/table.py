@@ -13,6 +13,7 @@ from evaluation import Report
 from evaluation.clips import open_clip
 from evaluation.each_clip import measure_each
 from evaluation.frames import statistics
+from evaluation.frames.figure import write_differences
 from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, check_video, prepare_halves, published_rows, train_operators
@@ -130,11 +131,13 @@ def _report(report: Report, tables: FrameTables, name: str, notes: list[str], wi
     report.add(tables.intervals(), f"Intervals, {name}", notes, folder="intervals", shown=False)
     report.add(tables.by_clip(), f"The same by clip, {name}", notes, folder="by_clip", shown=False)
     paired_notes = [statistics.PAIRED_NOTE, *notes]
+    paired_by = {column: tables.paired_buckets(column) for column in BUCKETS}
     if paired := tables.paired():
         report.add(paired, f"Differences on the same clips, {name}", paired_notes, folder="paired")
+        write_differences(report.out / "differences.png", paired_by)
     for folder, column in zip(("by_motion", "by_time", "by_holes"), BUCKETS, strict=True):
         rows, title = tables.buckets(column), f"By {column}, {name}"
-        if paired := tables.paired_buckets(column):
+        if paired := paired_by[column]:
             of_paired = [statistics.BUCKET_NOTE, *paired_notes]
             where = {"folder": f"{folder}/paired", "shown": False}
             report.add(paired, f"Differences by {column}, {name}", of_paired, **where)
