@@ -85,7 +85,10 @@ def rendering_options(args: Arguments) -> dict[str, Any]:
 
 
 def checked_device(args: Arguments, *, networks: bool = True) -> tuple[Any, str]:
-    """Return the torch device and the precision, not chosen for "auto" without `networks`; or an ArgumentError."""
+    """Return the torch device and the precision, not chosen for "auto" without `networks`.
+
+    ArgumentError for one that is not there.
+    """
     from models.device import check_precision, choose_device
 
     device = choose_device(args.device)

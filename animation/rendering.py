@@ -68,7 +68,10 @@ def read_inputs(
 
 
 def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: float = 1.0) -> Playback:
-    """Return the frames that the options ask for, of a motion or one that will close at `loop_phase`; or an error."""
+    """Return the frames that the options ask for, of a motion or one of the usual period that closes at `loop_phase`.
+
+    ArgumentError or MotionFileError where they give no video.
+    """
     if motion is not None:
         try:
             loop_phase = loop_phase_of(motion.meta)

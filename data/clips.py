@@ -284,11 +284,15 @@ def column_names(folders: Sequence[Path]) -> list[str]:
 def choose_rows(
     clip_set: ClipSet, split: str | None, limit: int | None, seed: int, *, pairs: bool = False
 ) -> list[ClipRow]:
-    """Return kept clips of a split (None: all), with `pairs` also those of pairs alone, or `limit` drawn of them."""
+    """Return a split's kept clips (None: of all), with `pairs` also those of pairs alone, or `limit` drawn by the seed.
+
+    Raises ClipSetError for none.
+    """
     rows = clip_set.rows(split, status=(KEPT, PAIRS_ONLY) if pairs else (KEPT,))
     rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
     if not rows:
-        raise ClipSetError(f"{clip_set.folder}: no kept clip of split {split or 'any'}; prepare more clips")
+        kind = "clip that can be rendered" if pairs else "kept clip"
+        raise ClipSetError(f"{clip_set.folder}: no {kind} of split {split or 'any'}; prepare more clips")
     if limit is None or limit >= len(rows):
         return rows
     drawn = np.random.default_rng(seed).choice(len(rows), limit, replace=False)

@@ -83,7 +83,10 @@ def is_output(path: Path) -> bool:
 
 
 def list_files(folder: Path, suffixes: Sequence[str], *, below: bool = False) -> list[Path]:
-    """Return a folder's files, or also those `below` it, of these suffixes, sorted, and log what is left out."""
+    """Return a folder's files, or also those `below` it, of these suffixes, sorted.
+
+    Hidden files and videos with OUTPUT_MARK are left out; a logged line counts and names what is.
+    """
     found, left_out = [], {"hidden": [], "made by an earlier run": [], "of another kind": []}
     for path in list_folder(folder, below=below):
         is_wanted = path.suffix.lower() in suffixes

@@ -168,7 +168,10 @@ class _DamagedError(MediaError):
 
 
 def use_image(path: Path, use: Callable[[Image.Image, BinaryIO], Result]) -> Result:
-    """Return what `use` makes of an image, of which only the header is read yet, mended if need be; or MediaError."""
+    """Return what `use` makes of an image, of which only the header is read yet, mended if need be.
+
+    MediaError for a file that is none.
+    """
     check_input_file(path, "an image")
     # Given a path, Pillow maps some TIFFs into memory and scrambles those that EXIF turns on their side.
     with open(path, "rb") as file:

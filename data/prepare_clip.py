@@ -294,4 +294,5 @@ def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor) -> torch.Tensor
     # where motion turns back the steps shrink little by little; a repeat is a dip of one frame
     is_dip = (steps < REPEAT_FRACTION * neighbour) & (neighbour > 0.5 * around)
     repeated[1:] = (changes < REPEAT_DIFFERENCE) & is_dip
+    # where most frames look like repeats hardly anything moves
     return repeated if repeated.float().mean() < 0.5 else torch.zeros_like(repeated)

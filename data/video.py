@@ -55,7 +55,10 @@ class Video:
 
 
 def probe_video(path: str | Path) -> VideoInfo:
-    """Read a video's size, rate and length; frames are counted where the header does not say. MediaError as below."""
+    """Read a video's size, rate and length; frames are counted where the header does not say.
+
+    MediaError as `iterate_video`.
+    """
     with _Source(path) as source:
         frames = source.frames()
         first = next(frames, None)

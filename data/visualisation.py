@@ -87,7 +87,10 @@ def describe_set(clip_set: ClipSet) -> list[str]:
 
 
 def write_contact_sheet(clip_set: ClipSet, *, max_clips: int = 24, columns: int = 2) -> Path | None:
-    """Write contact.png: frame 0, mean displacement (white: 8 px) and X-t slice of clips all over the set; or None."""
+    """Write contact.png: frame 0, mean displacement (white: 8 px) and X-t slice of clips all over the set.
+
+    None for no clip.
+    """
     rows = clip_set.rows(status=(KEPT, PAIRS_ONLY))
     rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
     cells = [_cells(clip_set, row) for row in rows[:: max(1, -(-len(rows) // max_clips))]]

@@ -130,7 +130,10 @@ def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video
 
 
 def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int], **raft: Any) -> Tensor:
-    """Return the visible flow from frame 0 to frames `indices`, (N, 2, H, W) px, from or into the set's cache."""
+    """Return the visible flow from frame 0 to frames `indices`, (N, 2, H, W) px, from or into the set's cache.
+
+    It is cleaned by `visible_flow` and rounded to float16; `raft`: weights and device of `estimate_flow`.
+    """
     method, path = _settings(clip_set).get("method", "dis"), cache_path(clip_set, row)
     known = _read_cache(path, tuple(video.frames.shape[-2:]), len(video.frames))
     missing = [index for index in indices if index not in known]

@@ -105,7 +105,10 @@ def _distance_of_samples(one: Tensor, other: Tensor) -> float:
 def kernel_distance(
     one: Tensor, other: Tensor, *, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Return the KID of (N, D) and (M, D) [Binkowski et al. 2018]: mean and deviation over subsets drawn by `seed`."""
+    """Return the KID of features (N, D), (M, D): mean and deviation over subsets drawn by `seed`.
+
+    The unbiased squared MMD under (x.y / D + 1)^3 [Binkowski et al. 2018]; a subset is at most the smaller set.
+    """
     size = min(subset_size, len(one), len(other))
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore", UserWarning)  # that it keeps all features

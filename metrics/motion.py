@@ -83,7 +83,10 @@ def weighted_mean(maps: Tensor, weight: Tensor) -> Tensor:
 
 
 def bin_ratios(predicted_px: Tensor, real_px: Tensor) -> tuple[float, Tensor] | None:
-    """Split predicted over real amplitudes (K,) into geometric mean and ratios over it, NaN under 0.001 px; or None."""
+    """Split predicted over real amplitudes (K,) into geometric mean and ratios over it.
+
+    Ratios are NaN where real is under 0.001 px. Predictions count as at least 0.001 px. None where no bin moves.
+    """
     moves = real_px >= LEAST_PX
     if not bool(moves.any()):
         return None
@@ -104,7 +107,10 @@ def mean_motion(spectrum: Tensor) -> Tensor:
 
 
 def normalised_gradient(spectrum: Tensor, num_phases: int = 30) -> float | None:
-    """Return mean |grad F| / mean |F| over pixels and frames, 1 / px, by differences to neighbours; or None."""
+    """Return mean |grad F| / mean |F| over pixels and frames, 1 / px, by differences to neighbours.
+
+    None where nothing moves.
+    """
     flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
     right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
     down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)

@@ -33,7 +33,10 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 class PerceptualLoss(nn.Module):
-    """Mean L1 of unit-normalised features of an ImageNet network, torchvision's or Caffe's (.npz); or WeightsError."""
+    """Mean L1 of unit-normalised features of an ImageNet network, torchvision's or Caffe's (.npz).
+
+    WeightsError for weights that cannot be used.
+    """
 
     def __init__(self, weights: Path | str, network: Network = "squeezenet") -> None:
         super().__init__()

@@ -76,7 +76,10 @@ def _runs(occupied: Tensor, gap: int) -> Iterator[tuple[int, int]]:
 
 
 def moving_boxes(flow: Tensor, multiple: int) -> list[tuple[slice, slice]]:
-    """Return boxes (rows, columns) of `multiple` px outside which frames of flows (B, 2, H, W) px equal the source."""
+    """Return boxes (rows, columns) outside which frames of flows (B, 2, H, W) px equal the source.
+
+    They begin and end at multiples of `multiple` or at the border.
+    """
     size = magnitude(flow)
     moving = (size >= STATIC_PX).flatten(0, 1).any(0)  # (H, W); not where flow is no number
     farthest_px = float(size.nan_to_num(0.0).max().clamp(max=max(flow.shape[-2:])))

@@ -49,7 +49,10 @@ class InputNormalization(NamedTuple):
 
 
 def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
-    """Read SqueezeNet 1.1, torchvision's or Caffe's (.npz), folded so that RGB in [0, 1] goes in; or WeightsError."""
+    """Read SqueezeNet 1.1, torchvision's or Caffe's (.npz), folded so that RGB in [0, 1] goes in.
+
+    WeightsError for a file that cannot be used.
+    """
     state = load_weights(path, shapes_of(squeezenet_features()))
     weight, bias = state["0.weight"], state["0.bias"]  # (64, 3, 3, 3), (64,)
     seen = InputNormalization.of(path)

@@ -28,13 +28,13 @@ IMAGE_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
 # Windows, in numbers of the maps, over which the image gradient is averaged.
 GRADIENT_WINDOWS = (1, 3, 5, 9)
 MOVABLE_CLASSES = ("tree", "grass", "plant", "curtain", "water", "sea", "field")
-# What is more probably of these classes than the second number is static whatever the network corrects. Below the
-# first number they do not count. Cross-validated over repositories: leak .14 to .12, photographs in which nothing can
+# Where these classes are more probable than RIGID_ABOVE nothing moves, whatever the network corrects; below LOOSE_BELOW
+# they do not count. Cross-validated over repositories: leak .14 to .12, photographs in which nothing can
 # move .25 to .17 px, coverage as before.
 RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES, "other", "sky", "person"))
 LOOSE_BELOW, RIGID_ABOVE = 0.45, 0.75
-# Flames, which MOSAIC takes for walls and cabinets, are not rigid: red above the first number, and by the second above
-# blue; both in full after another GLOW_RAMP.
+# Flames, which MOSAIC takes for walls and cabinets, are not rigid: red is above GLOW_RED and exceeds blue by
+# GLOW_OVER_BLUE, both in full after another GLOW_RAMP.
 GLOW_RED, GLOW_OVER_BLUE, GLOW_RAMP = 0.75, 0.15, 0.15
 # How far what MOSAIC sees swings together, px as `models.displacement.COHERENCE_PX`, which holds for the rest. Close
 # blooms are taken for persons. Correlation of motion at 8 and 32 px, held-out clips: real trees .91 .72, flowers .94

@@ -176,6 +176,9 @@ class SegmentationModel(SavedModel):
         return self.fine(fine) + resize_from_corner(maps, fine.shape[-2:])  # (B, 32, H/4, W/4)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Return logits (B, 32, H/4, W/4), rounded up, of image (B, 3, H, W) in [0, 1]; logit i lies at pixel 4 i."""
+        """Return logits (B, 32, h, w) of image (B, 3, H, W) in [0, 1]; h and w are H / 4 and W / 4 rounded up.
+
+        Logit i lies at pixel 4 i, see `resize_from_corner`.
+        """
         height, width = (-(-side // 4) for side in image.shape[-2:])
         return self.decode(self.features(image))[..., :height, :width]

@@ -203,6 +203,8 @@ class FrequencyUNet(SavedModel):
             self.displacement_head = None
             self.register_to_config(displacement=False)
         attention = set(self.coordination_parameters())
+        if stage == "coordination" and not attention:
+            raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
         encoder = {*self.image_encoder.parameters(), *self.magnitude.parameters()}
         told = {p for part in (self.placement_features, self.wind_embedding) if part for p in part.parameters()}
         displacement = set(self.displacement_head.parameters()) if self.displacement_head is not None else set()

@@ -213,7 +213,10 @@ class MotionVAE(SavedModel):
         return self._decoded(latents), 0.5 * squares.mean()
 
     def encode_spectrum(self, spectrum: Tensor, precision: str = "no") -> Tensor:
-        """Encode float32 px (B, K, 4, H, W) to float32 (B, K, C, H/f, W/f); `precision` is that of the network."""
+        """Encode float32 px (B, K, 4, H, W) to float32 (B, K, C, H/f, W/f); `precision` is that of the network.
+
+        K is at most that of the statistics.
+        """
         x = self.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
         with autocast(spectrum.device, precision):
             return self.encode(x.flatten(0, 1).to(self.dtype)).float().unflatten(0, spectrum.shape[:2])

@@ -24,9 +24,9 @@ class WeightsError(ValueError):
 def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[str, Tensor]:
     """Read the tensors `wanted`, {name: shape}, of a .npz, .safetensors or .pth file, in float32.
 
-    Names may have "features." in front, as torchvision's have; SqueezeNet's authors and Keras name its 1x1 layers after
-    their size. WeightsError where the file is missing, cut short or unreadable, or a tensor is missing, of another
-    shape or not finite.
+    Names may have "features." in front, as torchvision's have; SqueezeNet's 1x1 layers may be called squeeze1x1, as its
+    authors and Keras call them. WeightsError where the file is missing, cut short or unreadable, or a tensor is
+    missing, of another shape or not finite.
     """
     path = Path(path)
     if not path.is_file():
@@ -38,8 +38,10 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
             state = read_state_dict(path)
     except Exception as error:  # each format fails in ways of its own
         cut = _cut_tensor(path) if path.suffix == ".safetensors" else None
-        reason = f"cut short within {cut}" if cut else f"not readable as weights ({one_line(error, 120)})"
-        raise WeightsError(f"{path}: {reason}; right: a whole file") from error
+        right = f"cut short within {cut}; right: the whole file"
+        raise WeightsError(
+            f"{path}: {right if cut else f'not readable as weights ({one_line(error, 120)})'}"
+        ) from error
     found = {name.removeprefix("features.").replace("squeeze1x1", "squeeze"): value for name, value in state.items()}
     picked = {}
     for name, shape in wanted.items():

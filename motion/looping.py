@@ -111,9 +111,9 @@ def loop_closure_error(spectrum: Tensor, phase: float, *, num_frames: int = NUM_
 
 def closed(
     spectrum: Tensor,
-    phase: float,
+    phase: float,  # L / T, above 0
     *,
-    num_frames: int = NUM_FRAMES,
+    num_frames: int = NUM_FRAMES,  # T
     largest_amplitude_ratio: float = LARGEST_AMPLITUDE_RATIO,
 ) -> Tensor:
     """Return the motion next to `spectrum` that loops after phase x T frames: no drift, F_L = F_0 and V_L = V_0.

@@ -134,7 +134,10 @@ def is_other_image(motion: Motion, image: Tensor) -> bool:
 
 
 def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False) -> None:
-    """Write a motion file aside and rename it, if `dense` with the flow of all frames; MotionFileError if it fails."""
+    """Write a motion that has a spectrum aside and rename it, if `dense` with the flow of all frames.
+
+    MotionFileError where it cannot be written.
+    """
     path = Path(path)
     if path.suffix != ".npz":
         raise MotionFileError(f"{path}: expected a file name that ends in .npz")

@@ -6,7 +6,7 @@ import gc
 import os
 
 # Before torch is imported: more threads than cores that are free wait for each other.
-os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 
 from functools import partial
 from pathlib import Path

@@ -21,6 +21,7 @@ from models.vae import MotionVAE
 from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, spectrum_to_flow, truncate
 from training import data_sets
+from training import latents as latents_module
 from training.data_order import ResumableBatchSampler, make_loader
 from training.data_sets import open_sets
 from training.latents import LatentDataset, variant_sizes
@@ -470,7 +471,7 @@ def test_the_cache_is_invalid_when_set_vae_or_augmentation_change(tmp_path: Path
         name([(clip_set, 2.0)]),
         name([(clip_set, 1.0), (make_set(tmp_path / "b"), 1.0)]),
     ]
-    monkeypatch.setattr(augmentation, "CROP_AREA", (0.5, 1.0))
+    monkeypatch.setattr(latents_module, "GEOMETRY_SETTINGS", {"crop_area": [0.5, 1.0]})
     names.append(name())
     monkeypatch.undo()
     # A clip prepared again at the same place, its row and the statistics the same.

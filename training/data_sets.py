@@ -68,7 +68,10 @@ def sets_with(sets: WeightedSets, split: str) -> WeightedSets:
 
 
 def combined_normalisation(sets: WeightedSets, num_bins: int) -> Normalisation:
-    """Combine sets' per-bin scales by their weighted geometric mean, as they differ by factors; or ClipSetError."""
+    """Combine sets' per-bin scales by their weighted geometric mean, as they differ by factors.
+
+    ClipSetError, ArgumentError: statistics missing, of fewer bins or another period.
+    """
     parts = [(_normalisation(clip_set, num_bins), weight) for clip_set, weight in sets]
     periods = {part.period_s for part, _ in parts}
     if len(periods) > 1:

@@ -34,7 +34,7 @@ from training.flow_bleeding import find_bleeding
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 4
+CACHE_VERSION = 5  # to be raised when latents or condition maps are made in another way
 # Motion weaker than this wind is mostly noise of the flow, and is not made stronger.
 LEAST_SCALED_WIND_PX = 0.5
 NOISE_HZ, LEAST_BIN_CONFIDENCE = 4.0, 0.05
@@ -57,7 +57,6 @@ class LatentDataset(Dataset):
     `read_image` its "maps" (P, h, w). Epoch e gives variant e mod V of every item. A set of a weight above 1 has
     variants for each repetition of its clips. The folder's name, below `folder`, is a hash of all that the latents
     depend on. The photograph is cut from the set at every reading, with colours of the key's own.
-
     """
 
     def __init__(
@@ -72,8 +71,8 @@ class LatentDataset(Dataset):
         augment: bool = True,  # draw crops, flips and colours for each variant; otherwise the whole image
         seed: int = 0,
         multiple: int = 1,  # the epoch is filled up to a multiple of this, so that no batch holds two shapes
-        segmentation: SegmentationModel | None = None,  # this and the next one: that `encode` will be given
-        read_image: ConditionMaps | None = None,
+        segmentation: SegmentationModel | None = None,  # as given to `encode`
+        read_image: ConditionMaps | None = None,  # as given to `encode`
         wind: bool = False,  # scale the motion, and tell the wind
     ) -> None:
         self.items = MotionDataset(sets, split=split, num_bins=num_bins).items

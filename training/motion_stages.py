@@ -42,8 +42,8 @@ def make_unet(
     """Make an untrained U-Net for the latents of a VAE, of a preset of UNET_PRESETS.
 
     backbone "vae" is a frozen copy of the VAE's encoder; `weights`: ImageNet weights of the backbone "squeezenet",
-    which are then frozen; `without`: of PARTS; `config`: num_bins, mode and prediction_type. WeightsError: weights that
-    cannot be used.
+    which are then frozen; `without`: of PARTS; `config`: num_bins, mode and prediction_type. WeightsError for weights
+    that cannot be used.
     """
     config |= {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
     config |= {"period_s": vae.config.period_s, "backbone": backbone, **_parts(without)}
@@ -77,7 +77,7 @@ def extended(unet: FrequencyUNet, placement: PlacementHead | None, without: Sequ
 
 
 def load_unet(folder: Path, *, backbone: str, **wanted: Any) -> FrequencyUNet:
-    """Load a U-Net to train on; ArgumentError where its config is not as `wanted`, nor of the backbone "vae"."""
+    """Load a U-Net to train on; ArgumentError where its config differs from `wanted` or it lacks the backbone "vae"."""
     unet = FrequencyUNet.from_pretrained(folder)
     if backbone == "vae":
         wanted["backbone"] = backbone
@@ -179,7 +179,7 @@ def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHe
 def with_placement(
     unet: FrequencyUNet, folder: Path | None, stage: str, without: Sequence[str]
 ) -> tuple[FrequencyUNet, PlacementHead | None]:
-    """Return a U-Net of `folder` with PARTS but `without`, unless only a part trains, and its placement head."""
+    """Return the U-Net, with PARTS but `without` unless only a part trains, and `folder`'s placement head, if any."""
     placement = load_placement(folder, unet)
     if folder is not None and stage in ("joint", "image-encoder", "denoiser"):
         unet = extended(unet, placement, without)

@@ -58,7 +58,10 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "safete
 
 
 class RunFolder(contextlib.AbstractContextManager):
-    """A run's folder, made by `open_run`; it starts from `resume_from`. FolderBusyError if another has it open."""
+    """A run's folder, made by `open_run`; it starts from `resume_from`.
+
+    FolderBusyError where another process has it open.
+    """
 
     def __init__(self, path: Path, resume_from: Path | None = None) -> None:
         self.path, self.resume_from = Path(path), resume_from

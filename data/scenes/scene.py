@@ -223,7 +223,10 @@ def _sources(ids: Array, coverage: Array, sigma: float) -> Array:
 
 
 def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Generator) -> Array:
-    """Enlarge a part of most scenes up to 2.3 times, the one of a few that moves most; return its background."""
+    """Enlarge a part of most scenes up to 2.3 times, the one of a few that moves most.
+
+    Returns its background (H, W, 3).
+    """
     height, width = background.shape[:2]
     zoom = math.exp(rng.uniform(0, math.log(2.3)))
     corners = rng.uniform(0, 1 - 1 / zoom, (12, 2)) * [width, height]

@@ -87,7 +87,10 @@ def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
 
 
 def find_seeds(folders: Sequence[Path]) -> list[TrainedRenderer]:
-    """Load models that differ in their training's seed alone, those of one operator as a row; or EvaluationError."""
+    """Load models that differ in their training's seed alone, those of one operator as a row.
+
+    EvaluationError for others.
+    """
     groups: dict[str, list[TrainedRenderer]] = {}
     for path in (path for folder in folders for path in _model_folders(folder, "seeds_of")):
         model = TrainedRenderer.load(path)
