@@ -291,8 +291,9 @@ def choose_rows(
     rows = clip_set.rows(split, status=(KEPT, PAIRS_ONLY) if pairs else (KEPT,))
     rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
     if not rows:
-        kind = "clip that can be rendered" if pairs else "kept clip"
-        raise ClipSetError(f"{clip_set.folder}: no {kind} of split {split or 'any'}; prepare more clips")
+        where = f"of split {split or 'any'}"
+        problem = f"no clip {where} can be rendered" if pairs else f"no kept clip {where}"
+        raise ClipSetError(f"{clip_set.folder}: {problem}; prepare more clips")
     if limit is None or limit >= len(rows):
         return rows
     drawn = np.random.default_rng(seed).choice(len(rows), limit, replace=False)
