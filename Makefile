@@ -15,10 +15,10 @@ CLIP_TABLE = clips.csv
 PHOTOS = photos
 MASKS = masks
 PHOTO_TABLE = photos.csv
-# Models and trainings.
+# Models, and exported renderers of three training seeds.
 CHECKPOINT = checkpoints/default
 RENDERED = checkpoints/rendered
-RUNS = runs/softmax-0 runs/softmax-1 runs/softmax-2 runs/gaussian-0 runs/gaussian-1 runs/gaussian-2
+RUNS = ck1 ck2 ck3
 # Networks that measure.
 LPIPS_ALEX = weights/alexnet.safetensors
 LPIPS_VGG = weights/vgg16.safetensors
@@ -30,8 +30,8 @@ VIDEO_FLAGS =
 lpips = --lpips-network alex vgg --lpips-weights $(LPIPS_ALEX) $(LPIPS_VGG)
 
 frames = evaluate.py frames --data $(DATA) --every 50 --checkpoint $(CHECKPOINT) $(lpips) --feature-weights $(SQUEEZENET)
-frames_seeds = evaluate.py frames --data $(DATA) --every 5 --seeds-of $(RUNS) --feature-weights $(SQUEEZENET)
-scenes = evaluate.py frames --data $(SCENES) --clips 24 --every 50 --seeds-of $(RUNS) --feature-weights $(SQUEEZENET)
+frames_seeds = evaluate.py frames --data $(DATA) --every 50 --seeds-of $(RUNS) $(lpips) --feature-weights $(SQUEEZENET)
+scenes = evaluate.py frames --data $(SCENES) --clips 24 --every 50 --seeds-of $(RUNS) $(lpips) --feature-weights $(SQUEEZENET)
 magnified_2 = evaluate.py frames --data $(SCENES) --clips 12 --every 50 --checkpoint $(CHECKPOINT) --magnify 2
 magnified_4 = evaluate.py frames --data $(SCENES) --clips 12 --every 50 --checkpoint $(CHECKPOINT) --magnify 4
 video = evaluate.py video --data $(DATA) --checkpoint $(CHECKPOINT) --fvd-network i3d:$(I3D) $(lpips) $(VIDEO_FLAGS) --rows own:average \
