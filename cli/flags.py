@@ -94,10 +94,11 @@ def add_renderer_flags(parser: argparse.ArgumentParser) -> None:
     add("--encoder-weights", metavar="FILE|HUB_NAME", help=weights)
     importance = "decides collisions: the mean displacement, or a map learned from the image"
     add("--importance", choices=("fixed", "learned"), default="fixed", help=importance)
-    perceptual = "ImageNet weights for the feature distance in the loss; off without"
-    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual)
-    networks = ("squeezenet", "vgg16", "vgg19")
-    add("--perceptual-network", choices=networks, default="squeezenet", help="network that FILE belongs to")
+    add("--init", type=Path, metavar="DIR", help="start from this renderer's weights, and with its network")
+    perceptual = "ImageNet weights for the feature distance in the loss, `hub` for torchvision's; off without"
+    add("--perceptual-weights", metavar="FILE|hub", help=perceptual)
+    network = "network of the feature distance; default: the one that FILE fits, with hub the paper's vgg16"
+    add("--perceptual-network", choices=("squeezenet", "vgg16", "vgg19"), help=network)
     add("--export", type=Path, metavar="DIR", help="model folder; by default frame_synthesis_* in the run")
     add("--export-precision", choices=("fp32", "fp16"), default="fp16", help="precision it is stored in")
     add_training_flags(parser)
@@ -107,5 +108,9 @@ def check_renderer_flags(args: Arguments) -> None:
     """Refuse flags that would do nothing."""
     if args.perceptual_weights is None:
         refuse_flags(args, ["--perceptual-network"], "belongs to --perceptual-weights FILE; right: both, or neither")
-    if args.encoder == "pyramid":
+    if args.init is not None:
+        networks = ("--encoder", "--encoder-weights", "--importance", "--scales", "--weighting")
+        gaussian = ("--sigma", "--learn-sigma", "--ewa", "--no-ewa")
+        refuse_flags(args, [*networks, *gaussian], "--init has its own network; right: one of the two")
+    elif args.encoder == "pyramid":
         refuse_flags(args, ["--encoder-weights"], "--encoder pyramid takes none; right: --encoder resnet34")

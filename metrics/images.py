@@ -1,6 +1,5 @@
 """PSNR, SSIM, LPIPS and feature distance of RGB images (N, 3, H, W), clipped to [0, 1] and not rounded."""
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -10,17 +9,12 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 from torchmetrics.functional.image.lpips import _LPIPS
-from torchvision.models import get_model_weights
 
 from metrics.perceptual import PerceptualLoss
-from models.checkpoints import one_line
-from models.weights import WeightsError, load_weights, shapes_of
-
-logger = logging.getLogger(__name__)
+from models.weights import HUB, WeightsError, hub_weights, load_weights, shapes_of
 
 # Error below which a frame counts as exact: 100 dB instead of infinity, so that means exist.
 LEAST_SQUARED_ERROR = 1e-10
-HUB = "hub"  # in place of a file: torchvision's own weights
 _CHUNK = 16  # frames that go through SSIM and the networks together
 
 LpipsNetwork = Literal["alex", "vgg", "squeeze"]
@@ -39,7 +33,7 @@ class Lpips(nn.Module):
         # The public class downloads its backbone; with pnet_rand this one does not.
         self.net = _LPIPS(pretrained=True, net=network, pnet_rand=True)
         slots = {key: _torchvision_key(key) for key in self.net.net.state_dict()}
-        path = _hub_file(network) if str(weights) == HUB else Path(weights)
+        path = hub_weights(LPIPS_BACKBONES[network]) if str(weights) == HUB else Path(weights)
         loaded = load_weights(path, {slots[key]: shape for key, shape in shapes_of(self.net.net).items()})
         if _is_of_caffe(path):
             wanted = f"LPIPS needs torchvision's {LPIPS_BACKBONES[network]}"
@@ -74,24 +68,6 @@ def _is_of_caffe(path: Path) -> bool:
         return False
     with np.load(path, allow_pickle=False) as archive:
         return any("squeeze1x1" in name for name in archive.files)
-
-
-def _hub_file(network: LpipsNetwork) -> Path:
-    """Return torchvision's ImageNet weights of an LPIPS backbone in torch.hub's cache, downloaded if need be."""
-    url = get_model_weights(LPIPS_BACKBONES[network]).IMAGENET1K_V1.url
-    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    if path.is_file():
-        return path
-    logger.info("downloading torchvision's %s from %s to %s", LPIPS_BACKBONES[network], url, path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # the name ends in the first digits of the file's hash
-        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"{url}: cannot be downloaded ({one_line(error, 120)}); right: that file instead of {HUB}"
-        ) from error
-    return path
 
 
 def squared_error(pred: Tensor, target: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from models.image_encoder import InputNormalization
-from models.weights import load_weights, shapes_of
+from models.weights import HUB, WeightsError, hub_weights, load_weights, shapes_of
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
 
@@ -32,18 +32,40 @@ def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
     return ((values.flatten(1) * weights).sum(1) / weights.sum(1).clamp_min(1e-6)).mean()
 
 
+def _empty_features(network: Network) -> nn.Sequential:
+    """Return the layers up to the last compared one, without memory for their weights."""
+    name, compared = _NETWORKS[network]
+    with torch.device("meta"):
+        return get_model(name, weights=None).features[: compared[-1] + 1]
+
+
+def _network_of(weights: Path | str) -> Network:
+    """Return the network whose layers a file holds; WeightsError where it is of none, which names the first layer."""
+    errors = []
+    for network in _NETWORKS:
+        try:
+            load_weights(weights, shapes_of(_empty_features(network)))
+            return network
+        except WeightsError as error:
+            errors.append(error)
+    raise errors[0]
+
+
 class PerceptualLoss(nn.Module):
     """Mean L1 of unit-normalised features of an ImageNet network, torchvision's or Caffe's (.npz).
 
+    `weights`: a file, or "hub" for torchvision's, by default of VGG-16; network None: the one that the file fits.
     WeightsError for weights that cannot be used.
     """
 
-    def __init__(self, weights: Path | str, network: Network = "squeezenet") -> None:
+    def __init__(self, weights: Path | str, network: Network | None = None) -> None:
         super().__init__()
-        name, self.compared = _NETWORKS[network]
-        with torch.device("meta"):  # nothing is drawn; the file fills it
-            features = get_model(name, weights=None).features
-        self.features = features[: self.compared[-1] + 1].to_empty(device="cpu")
+        if str(weights) == HUB:
+            network = network or "vgg16"
+            weights = hub_weights(_NETWORKS[network][0])
+        self.network: Network = network or _network_of(weights)
+        self.compared = _NETWORKS[self.network][1]
+        self.features = _empty_features(self.network).to_empty(device="cpu")
         for layer in self.features.modules():
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # compared features must not be overwritten

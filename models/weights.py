@@ -1,6 +1,7 @@
 """Weights of other people's networks, from files that the user names."""
 
 import json
+import logging
 import struct
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,10 @@ from torch import Tensor
 
 from models.checkpoints import one_line
 from motion.motion_file import read_arrays
+
+logger = logging.getLogger(__name__)
+
+HUB = "hub"  # in place of a file: torchvision's own weights
 
 
 class WeightsError(ValueError):
@@ -53,6 +58,29 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
         if not bool(picked[name].isfinite().all()):
             raise WeightsError(f"{path}: {name} holds numbers that are not finite")
     return picked
+
+
+def hub_weights(network: str) -> Path:
+    """Return torchvision's ImageNet weights of its network in torch.hub's cache, downloaded if need be.
+
+    WeightsError where they cannot be downloaded.
+    """
+    from torchvision.models import get_model_weights  # half a second to import
+
+    url = get_model_weights(network).IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if path.is_file():
+        return path
+    logger.info("downloading torchvision's %s from %s to %s", network, url, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # the name ends in the first digits of the file's hash
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"{url}: cannot be downloaded ({one_line(error, 120)}); right: that file instead of {HUB}"
+        ) from error
+    return path
 
 
 def shapes_of(network: torch.nn.Module) -> dict[str, torch.Size]:

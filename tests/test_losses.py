@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torchvision.models import squeezenet1_1
+from torchvision.models import squeezenet1_1, vgg16
 
 from metrics.perceptual import PerceptualLoss, masked_mean
 from models.image_encoder import load_squeezenet_features, squeezenet_features
@@ -120,6 +120,16 @@ def test_perceptual_loss_mask_gradient_and_batches(random_weights):
     assert torch.isfinite(pred.grad).all() and float(pred.grad.abs().sum()) > 0
     single = loss.feature_distance(pred.detach(), target)
     assert single.shape == (2,) and float(single.mean()) == pytest.approx(float(loss(pred, target).detach()), rel=1e-4)
+
+
+def test_network_is_the_one_that_the_file_fits(random_weights, tmp_path, monkeypatch):
+    assert PerceptualLoss(random_weights / "caffe.npz").network == "squeezenet"
+    torch.save(vgg16(weights=None).state_dict(), tmp_path / "vgg16-397923af.pth")
+    assert PerceptualLoss(tmp_path / "vgg16-397923af.pth").network == "vgg16"
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "vgg16-397923af.pth").rename(tmp_path / "checkpoints" / "vgg16-397923af.pth")
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    assert PerceptualLoss("hub").network == "vgg16"
 
 
 def test_bad_weights_are_one_line(random_weights, tmp_path):

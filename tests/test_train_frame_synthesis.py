@@ -15,6 +15,7 @@ from cli.parser import Parser
 from data.clip_writer import ClipContent, ClipSetWriter
 from data.clips import PAIRS_ONLY, ClipRow, Pair
 from data.media import read_image
+from evaluation.frames.models import TrainedRenderer
 from models import frame_synthesis
 from models.frame_synthesis import FrameSynthesis
 from training.frame_synthesis import GRADIENT_WEIGHT, PRESETS, FrameSynthesisLoss, arriving_reliability
@@ -75,6 +76,22 @@ def test_from_flags_to_a_model_that_has_learned(
     assert read_image(run / "samples" / "step-0000040.png").shape == (3, 32, 5 * 32 + 4 * 2)
     record = json.loads((run / "training.json").read_text())[f"frame_synthesis_{operator}"]
     assert record["steps"] == 40
+
+    # Another call goes on from there: its first validation is the last one's, but for the rounding of stored weights.
+    init = run / f"frame_synthesis_{operator}"
+    again = ["--init", str(init), "--steps", "2", "--batch-size", "2", "--learning-rate", "0.0001"]
+    assert SCRIPTS[operator].main(flags(clip_set, tmp_path / "again", *again)) == 0
+    more = FrameSynthesis.from_pretrained(tmp_path / "again" / init.name)
+    assert {key: more.config[key] for key in ("sigma", "ewa", "scales")} == {
+        key: model.config[key] for key in ("sigma", "ewa", "scales")
+    }
+    records = json.loads((tmp_path / "again" / "training.json").read_text())[init.name]
+    assert records["started_from"]["steps"] == 40
+    before = records["validation_before"]["validation_loss"]
+    assert before == pytest.approx(validation[1]["validation_loss"], rel=0.01)
+    assert TrainedRenderer.load(tmp_path / "again" / init.name).steps == 42
+    other = "gaussian" if operator == "softmax" else "softmax"
+    assert SCRIPTS[other].main(flags(clip_set, tmp_path / "other", *again)) == 2
 
 
 def test_sigma_is_learned_logged_and_kept(clip_set: Path, tmp_path: Path) -> None:
@@ -176,6 +193,9 @@ def test_perceptual_loss_from_the_weights_at_hand(clip_set: Path, tmp_path: Path
         (["--encoder-weights", "w.pth"], "--encoder-weights: --encoder pyramid takes none"),
         (["--encoder", "resnet34", "--encoder-weights", "w.pth"], "w.pth: no such file"),
         (["--perceptual-network", "squeezenet"], "--perceptual-network: belongs to --perceptual-weights FILE"),
+        (["--init", "ck", "--encoder", "resnet34"], "--encoder: --init has its own network"),
+        (["--init", "ck", "--no-ewa"], "--no-ewa: --init has its own network"),
+        (["--init", "nowhere"], "nowhere: no such"),
         (["--crop", "30"], "--crop 30: right: a multiple of 4"),
         (["--perceptual-weights", "nothing.npz"], "nothing.npz: no such file"),
         (["--data", "nowhere"], "nowhere: not a clip set"),

@@ -22,12 +22,26 @@ RECORD = "training.json"
 _PIPELINE = ("vae", "unet", "scheduler", "segmentation", "placement", "model_index.json")
 
 
-def export_model(model: ModelMixin, folder: Path, run: RunFolder, result: TrainingResult, *, half: bool = True) -> None:
-    """Write a trained model, by default as float16, and its record into the training.json above; main process only."""
+def export_model(
+    model: ModelMixin,
+    folder: Path,
+    run: RunFolder,
+    result: TrainingResult,
+    *,
+    half: bool = True,
+    init_folder: Path | None = None,
+) -> None:
+    """Write a trained model, by default as float16, and its record into the training.json above; main process only.
+
+    The record of the model in `init_folder`, which it started from, becomes "started_from".
+    """
     if PartialState().is_main_process:
         with atomic_path(folder) as temporary:
             (copy.deepcopy(model).half() if half else model).save_pretrained(temporary)
-        _add_records(folder.parent, {folder.name: training_record(run, result)})
+        record = training_record(run, result)
+        if init_folder is not None:
+            record["started_from"] = _record_of(init_folder)
+        _add_records(folder.parent, {folder.name: record})
         logger.info("trained model: %s", folder)
 
 

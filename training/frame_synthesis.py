@@ -130,6 +130,14 @@ class Validation:
         write_image(folder / f"step-{step:07d}.png", contact_sheet(rows))
 
 
+def _load_renderer(folder: Path, operator: str) -> FrameSynthesis:
+    model = FrameSynthesis.from_pretrained(folder)
+    if model.config.operator != operator:
+        raise ArgumentError(f"init {folder}: its operator is {model.config.operator}, not {operator}")
+    logger.info("the network is that of %s; the preset means the training only", folder)
+    return model
+
+
 def train_renderer(
     operator: str,  # "softmax" or "gaussian"
     model_options: Mapping[str, Any] | None = None,  # its own entries of the model's config
@@ -140,8 +148,9 @@ def train_renderer(
     encoder: str = "pyramid",  # of the model's config, as is importance
     encoder_weights: str | None = None,  # ImageNet weights to start "resnet34" from
     importance: str = "fixed",
-    perceptual_weights: Path | None = None,  # of the feature distance; None trains without
-    perceptual_network: Network = "squeezenet",
+    init: Path | None = None,  # a trained renderer to start from, whose config the model takes
+    perceptual_weights: Path | str | None = None,  # see PerceptualLoss; None trains without
+    perceptual_network: Network | None = None,
     export: Path | None = None,  # where the model goes
     export_precision: str = "fp16",  # or "fp32"
     out: Path | None = None,  # see `open_run`
@@ -164,7 +173,10 @@ def train_renderer(
     if encoder == "resnet34":
         config["unshuffle"] = 1  # it sees every pixel
     torch.manual_seed(options.seed)
-    model = FrameSynthesis(operator=operator, **config)
+    if init:
+        model = _load_renderer(init, operator)
+    else:
+        model = FrameSynthesis(operator=operator, **config)
     if encoder_weights:
         model.load_encoder(encoder_weights)
     logger.info("%s, preset %s, %.2f M parameters, %d px crops", operator, preset, model.num_parameters() / 1e6, crop)
@@ -182,4 +194,4 @@ def train_renderer(
             model.register_to_config(sigma=round(model.sigma_px.item(), 4))
             logger.info("learned sigma: %.4g px", model.config.sigma)
         folder = export or run.path / f"frame_synthesis_{operator}"
-        export_model(model, folder, run, result, half=export_precision == "fp16")
+        export_model(model, folder, run, result, half=export_precision == "fp16", init_folder=init)

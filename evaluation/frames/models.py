@@ -18,7 +18,7 @@ OPERATOR_FOLDERS = ("frame_synthesis_softmax", "frame_synthesis_gaussian")
 # Flags of where and how a training ran, which do not shape what is learned.
 _WHERE = {
     "seed", "out", "export", "export_precision", "device", "workers", "resume", "dry_run", "stop_at", "compile",
-    "log_every", "save_every", "validate_every", "sample_every", "perceptual_weights",
+    "log_every", "save_every", "validate_every", "sample_every", "perceptual_weights", "init",
 }  # fmt: skip
 # Those that make the operator: two rows differ in them on purpose.
 _OPERATOR_SETTINGS = {"operator", "sigma", "ewa", "weighting"}
@@ -44,12 +44,14 @@ class TrainedRenderer:
         try:
             record = read_json(folder.parent / RECORD)[folder.name]
             flags, seed, steps = record["flags"], int(record["flags"]["seed"]), int(record["steps"])
+            steps_before = int((record.get("started_from") or {}).get("steps", 0))
         except (ValueError, LookupError, TypeError):
             return cls(name, name, model, folder)
         settings = {key: value for key, value in model.config.items() if not key.startswith("_")}
         settings |= {key: value for key, value in flags.items() if key not in _WHERE}
         settings["perceptual"] = flags.get("perceptual_weights") is not None
-        return cls(name, name, model, folder, seed, steps, settings)
+        settings["steps_before"] = steps_before
+        return cls(name, name, model, folder, seed, steps_before + steps, settings)
 
     def differing(self, other: TrainedRenderer) -> list[str]:
         """Return the settings in which two differ; a flag that the script of one operator lacks counts as off."""

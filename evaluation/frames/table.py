@@ -55,7 +55,7 @@ def make_table(
     if video:
         check_video(video)
     lpips = [Lpips(*network) for network in zip(lpips_network, lpips_weights, strict=False)]
-    features = feature_weights and PerceptualLoss(feature_weights)
+    features = feature_weights and PerceptualLoss(feature_weights, "squeezenet")
 
     # Data and models
     if video:
