@@ -16,13 +16,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from animation.rendering import load_renderer
 from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import write_text
 from evaluation import EvaluationError, Report
-from evaluation.motion.measure import HEADLINE, MODEL, GroundTruth, MotionComparison, predict
+from evaluation.motion.measure import COHERENCE, HEADLINE, MODEL, GroundTruth, MotionComparison, predict
 from evaluation.training_scripts import as_flags, run_script
+from evaluation.video.measure import VideoComparison
+from evaluation.video.networks import FeatureNetwork
+from evaluation.video.sources import CLIP_ERRORS, RenderedVideos
 from metrics.motion import bin_ratios, factor
 from metrics.statistics import mean_by_source
+from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
@@ -35,7 +40,12 @@ from training.frame_synthesis import CROPS_PX
 logger = logging.getLogger(__name__)
 
 # What is reported of the motion beside amplitude_ratio and shape; see evaluation/motion/measure.py.
-COLUMNS = (HEADLINE, "ap_lead", "motion_px", "epe_best_px", "epe_best_relative", "diversity", "normalised_gradient")
+COLUMNS = (
+    HEADLINE, "ap_lead", *COHERENCE,
+    "motion_px", "epe_best_px", "epe_best_relative", "diversity", "normalised_gradient",
+)  # fmt: skip
+# Videos for FVD: the first frames of each test clip, cut into windows that touch.
+FVD_FRAMES, FVD_WINDOW, FVD_CROP = 48, 16, (128, 256)
 # Steps of a training that ends after minutes.
 OPEN_END = 1_000_000_000
 # A train_vae.py crop; smaller grids are taken whole.
@@ -59,6 +69,7 @@ NOTES = (
     "variants that need the same VAE share one; hours: of the last call of the script",
     "motion is compared as series of 24 bins, amplitude_ratio and shape over a variant's own; columns as in "
     "`evaluate.py motion`",
+    f"fvd_{FVD_WINDOW}: frame 0 moved by one sample, by the default softmax renderer, for {FVD_FRAMES} frames",
     "renderer: psnr_db of validation pairs, beside their average splat and frame 0",
 )
 
@@ -78,6 +89,7 @@ class Settings:
     backbone_weights: Path | None = None
     clips: int | None = None
     samples: int = 4
+    fvd_network: tuple[str, Path] | None = None  # kind and file, of evaluation.video.networks
     seed: int = 0
     device: str = "auto"
     precision: str = "no"
@@ -103,6 +115,7 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
     test_sets = [clip_set for clip_set in test_sets if clip_set.rows("test")]
     if not test_sets:
         raise EvaluationError("test_data: no clip of split test to measure; right: another set")
+    network = _fvd_network(settings) if settings.fvd_network else None
     named = zip(settings.data, [clip_set for clip_set, _ in sets], strict=True)
     pairs = [name for name, found in named if any(found.has_pairs(row.id) for row in found.rows("train"))]
     keys = [key for key in VARIANTS if key in variants]
@@ -128,13 +141,28 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
                 raise
             failed[key] = " ".join(str(error).split())
             logger.warning("%s failed: %s", key, failed[key])
+    if network:
+        motion = {key: runs[-1].model.parent for key, runs in plan.items() if key in MOTION_VARIANTS}
+        try:
+            _add_fvd(
+                {key: folder for key, folder in motion.items() if key not in failed}, network, test_sets, settings, out
+            )
+        except EvaluationError as error:  # the other columns are there
+            failed["fvd_network"] = str(error)
 
-    # Write
-    results = [out / f"{key}.json" for key in VARIANTS]
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in results if path.is_file()]
     failures = [f"{key} failed: {why}" for key, why in failed.items()]
+    _write(report, settings, test_sets, [*commands, *failures])
+    if failed:
+        raise EvaluationError(f"variants: {'; '.join(failures)}")
+    return True
+
+
+def _write(report: Report, settings: Settings, test_sets: Sequence[ClipSet], last_notes: Sequence[str]) -> None:
+    """Report the variants that are finished; EvaluationError where none is."""
+    results = [report.out / f"{key}.json" for key in VARIANTS]
+    rows = [json.loads(path.read_text(encoding="utf-8")) for path in results if path.is_file()]
     if not rows:
-        raise EvaluationError(f"variants: none could be trained; {'; '.join(failures)}")
+        raise EvaluationError(f"variants: none could be trained; {last_notes[-1]}")
     measured_on = ", ".join(str(clip_set.folder) for clip_set in test_sets)
     budget = f"{settings.steps} steps" if settings.steps else f"{settings.minutes:g} minutes"
     notes = [
@@ -143,10 +171,7 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
         f"image by the default sampler and guidance, seed {settings.seed}",
         *NOTES,
     ]
-    report.add(rows, "Ablation", [*notes, *commands, *failures])
-    if failed:
-        raise EvaluationError(f"variants: {'; '.join(failures)}")
-    return True
+    report.add(rows, "Ablation", [*notes, *last_notes])
 
 
 def trainings(key: str, settings: Settings, pairs: Sequence[str], out: Path) -> list[Training]:
@@ -178,8 +203,9 @@ def _keep_settings(path: Path, settings: Settings) -> None:
     """Write the settings; EvaluationError where those there are others."""
     now = json.loads(json.dumps(asdict(settings), default=str))
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else now
-    # Where and how it is computed may change under way.
-    keys = [key for key in now if key not in ("device", "workers") and before.get(key) != now[key]]
+    # Where and how it is computed, and what else is measured, may change under way.
+    changing = ("device", "workers", "fvd_network")
+    keys = [key for key in now if key not in changing and before.get(key) != now[key]]
     if keys:
         listed = ", ".join(f"{key} (was {before.get(key)}, now {now[key]})" for key in keys)
         raise EvaluationError(f"out {path.parent}: made with other settings: {listed}; use those, or name another")
@@ -243,6 +269,47 @@ def measure_motion(
             strength.append({"source": comparison.sources[name], **metrics})
     geometric = {key: mean_by_source(strength, key, geometric=True) for key in ("amplitude_ratio", "shape_factor")}
     return {key: table.get(key) for key in COLUMNS} | geometric | {"clips": len(comparison.sources)}
+
+
+def _fvd_network(settings: Settings) -> FeatureNetwork:
+    kind, path = settings.fvd_network
+    network = FeatureNetwork(path, on_videos=True, kind=kind, device=choose_device(settings.device))
+    network.check(FVD_CROP, [FVD_WINDOW])
+    return network
+
+
+def _add_fvd(
+    pipelines: dict[str, Path], network: FeatureNetwork, test_sets: Sequence[ClipSet], settings: Settings, out: Path
+) -> None:
+    """Measure the FVD of the variants whose result lacks it, {key: pipeline folder}, and write it there."""
+    results = {key: json.loads((out / f"{key}.json").read_text(encoding="utf-8")) for key in pipelines}
+    column = f"fvd_{FVD_WINDOW}"
+    missing = {key: folder for key, folder in pipelines.items() if column not in results[key]}
+    if not missing:
+        return
+    device = choose_device(settings.device)
+    models = {key: MotionPipeline.from_pretrained(folder).to(device) for key, folder in missing.items()}
+    sampling = {"seed": settings.seed, "precision": settings.precision}
+    renderers = {"softmax": load_renderer(DEFAULT_CHECKPOINT, "softmax")}
+    comparison = None
+    for clip_set in test_sets:
+        clips = choose_rows(clip_set, "test", settings.clips, settings.seed)
+        cut = {"crop": FVD_CROP, "num_frames": FVD_FRAMES, "device": device}
+        videos = RenderedVideos(clip_set, clips, [("model", "softmax")], models, renderers, sampling, **cut)
+        comparison = comparison or VideoComparison(
+            videos.rows, {"fvd": network}, windows=[FVD_WINDOW], seed=settings.seed
+        )
+        for name in tqdm(videos.names, unit="clip", desc=column, disable=None, dynamic_ncols=True):
+            try:
+                comparison.add(videos.read(name))
+            except CLIP_ERRORS as error:
+                logger.warning("left out of %s: %s", column, error)
+    comparison.check_counts()
+    table = {row["row"]: row for row in comparison.table()}
+    for key in missing:
+        row = table[f"model softmax of {key}"]
+        found = {name: row.get(name) for name in (column, f"{column}_low", f"{column}_high", f"windows_{FVD_WINDOW}")}
+        write_text(out / f"{key}.json", json.dumps(results[key] | found, indent=1) + "\n")
 
 
 def with_stored_bins(spectra: Tensor) -> Tensor:

@@ -318,6 +318,7 @@ def add_ablation_flags(parser: Parser) -> None:
     add("--test-data", type=Path, nargs="+", default=[], metavar="SET", help="clip sets to measure on; default: --data")
     add("--clips", type=positive_int, metavar="N", help="only N clips of each set, drawn by --seed")
     add("--samples", type=positive_int, default=4, metavar="M", help="motions for each image")
+    add("--fvd-network", type=video_network, metavar="NETWORK", help=f"adds FVD: {FVD_NETWORK}")
     _add_shared(parser, "ablation", "device", "precision", "threads", "workers", "dry-run")
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from test_evaluation_video import Windows
 
 import evaluate
 import evaluation.ablation as ablation
@@ -128,6 +129,22 @@ def test_the_scripts_really_train(scene_set, runner, tmp_path) -> None:
     assert (model.config.scales, model.config.importance) == (1, "learned")
 
 
+def test_fvd_is_added_to_what_is_finished(scene_set, runner, tmp_path, capsys) -> None:
+    torch.jit.save(torch.jit.script(Windows()), str(tmp_path / "video.pt"))
+    flags, fvd = ["--steps", "1", "--variants", "full", "k4"], ["--fvd-network", str(tmp_path / "video.pt")]
+    assert run(scene_set, tmp_path / "one", *flags, *fvd) == 2
+    assert "fvd_network failed: data: 1 videos could be measured" in capsys.readouterr().err
+    assert list(rows_of(tmp_path / "one")) == [FULL, K4]  # what else was measured is there
+    flags += ["--test-data", str(scene_set.folder), str(scene_set.folder)]
+    assert run(scene_set, tmp_path / "two", *flags) == 0
+    assert all("fvd_16" not in row for row in rows_of(tmp_path / "two").values())
+    runner.calls.clear()
+    assert run(scene_set, tmp_path / "two", *flags, *fvd) == 0
+    full, k4 = rows_of(tmp_path / "two").values()
+    assert not runner.calls and full["windows_16"] == k4["windows_16"] == 6
+    assert 0 < full["fvd_16"] != k4["fvd_16"] > 0
+
+
 def test_a_budget_of_minutes_ends_each_training(scene_set, runner, tmp_path, capsys) -> None:
     runner.trains = True
     assert run(scene_set, tmp_path, "--minutes", "0.03", "--batch-size", "1", "--variants", "single-scale") == 0
@@ -190,6 +207,7 @@ def test_what_a_script_refuses_is_one_line(tmp_path) -> None:
         (["--steps", "1", "--minutes", "1"], "--minutes: not allowed with argument --steps"),
         (["--steps", "1", "--variants", "k5"], "k5"),
         (["--steps", "1", "--test-data", "nowhere"], "nowhere"),
+        (["--steps", "1", "--fvd-network", "i3d:gone.safetensors"], "gone.safetensors: no such file"),
     ],
 )
 def test_refuses_in_one_line(scene_set, tmp_path, capsys, flags, named) -> None:

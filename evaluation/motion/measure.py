@@ -32,11 +32,11 @@ HEADLINE = "ap_corrected"
 # Spectra are compared on this grid, whatever the shape of the clips.
 NEAREST_GRID = (20, 32)
 
-_COHERENCE = tuple(f"coherence_{distance}px" for distance in COHERENCE_DISTANCES_PX)
+COHERENCE = tuple(f"coherence_{distance}px" for distance in COHERENCE_DISTANCES_PX)
 # The columns of the table, and those of them that are geometric means.
 _COLUMNS = (
     HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high",
-    *_COHERENCE, "direction_distance", "spectral_slope",
+    *COHERENCE, "direction_distance", "spectral_slope",
     "amplitude_ratio", "amplitude_ratio_spread", "drift_ratio", "bin_ratio_least", "bin_ratio_most",
     "shape_factor", "shape_worst_factor", "shape_worst_bin",
     "motion_px", "epe_best_px", "epe_mean_px", "epe_best_relative", "epe_mean_relative",
@@ -259,7 +259,7 @@ class MotionComparison:
         for group in sorted(set(groups.values())):
             model, real = ([row for row in self._rows(name) if groups[row["clip"]] == group] for name in (MODEL, REAL))
             row: Row = {"row": group, "clips": len(real), "sources": len({clip["source"] for clip in real})}
-            for column in (*_COHERENCE, "spectral_slope"):
+            for column in (*COHERENCE, "spectral_slope"):
                 row |= {column: mean_by_source(model, column), f"real_{column}": mean_by_source(real, column)}
             row["direction_distance"] = mean_by_source(model, "direction_distance")
             row |= {key: mean_by_source(model, key, geometric=True) for key in ("amplitude_ratio", "drift_ratio")}
