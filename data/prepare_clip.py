@@ -15,7 +15,7 @@ from data.clip_writer import ClipContent, remove_clip, write_clip, write_record
 from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, Pair, motion_metrics
 from data.media import MediaError
 from data.optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, static_pixels, visible_flow
-from data.shots import CAMERA_PX, camera_motion, find_shots, grid_scale, plan_sequences, typical_camera_px
+from data.shots import CAMERA_PX, camera_motion, find_shots, plan_sequences, typical_camera_px
 from data.video import Video, iterate_video, probe_video
 from data.visualisation import most_moving_row
 from motion.flow import MOTION_AREA_PX, default_grid_scale, magnitude, motion_grid_size
@@ -180,7 +180,7 @@ def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
     flow, reliability = visible_flow(first, frames, flow, still=static_pixels(first, video.frames))
     camera_px = typical_camera_px(camera_motion(first, flow, reliability))
     row = _judged(replace(row, camera_px=round(camera_px, 3)), flow, reliability, video.times_s)
-    limit_px = job.max_camera_px * grid_scale(*first.shape[-2:])
+    limit_px = job.max_camera_px / default_grid_scale(*first.shape[-2:])
     if camera_px > limit_px:
         reason = f"{CAMERA_REASON}: {camera_px:.2f} px, at most {limit_px:.2f} is allowed"
         return replace(row, status=DROPPED, reason=reason)
@@ -251,7 +251,7 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
 
 def _inconsistent(error: torch.Tensor, flow: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
     length = magnitude(flow)  # (N, 1, H, W)
-    limit_px = RETURN_PX * grid_scale(*error.shape[-2:]) + RETURN_FRACTION * length
+    limit_px = RETURN_PX / default_grid_scale(*error.shape[-2:]) + RETURN_FRACTION * length
     # where the flow was set to 0 and the frame looks like frame 0 there is nothing to check
     return (error > limit_px) & ((length > 0) | (reliability < SAME_RELIABILITY))
 

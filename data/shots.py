@@ -170,11 +170,6 @@ def typical_camera_px(moved: torch.Tensor) -> float:
     return float(moved.sort(descending=True).values[1 if len(moved) >= 4 else 0]) if len(moved) else 0.0
 
 
-def grid_scale(height: int, width: int) -> float:
-    """Return by how much a grid's sides exceed those of 256 x 160, which limits in px are given for."""
-    return 1 / default_grid_scale(height, width)
-
-
 def _block_flow(flow: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rows and columns (N, 2), centres (N, 2) as (x, y) px, and median flow (N, 2) of the usable blocks."""
     height, width = usable.shape
@@ -199,7 +194,7 @@ def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: 
     # what cannot be seen at the border cannot speak for the camera
     if border.sum() < FEWEST_BORDER_BLOCKS or sum(side.any() for side in sides) < FEWEST_SIDES:
         return 0.0
-    scale = grid_scale(*size)
+    scale = 1 / default_grid_scale(*size)
     # complex numbers: a similarity is flow = shift + turn * place
     place = (centres - [size[1] / 2, size[0] / 2]) @ np.array([1, 1j]) / max(size)
     seen = flow @ np.array([1, 1j])

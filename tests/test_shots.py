@@ -15,11 +15,11 @@ from data.shots import (
     camera_motion,
     find_cuts,
     find_shots,
-    grid_scale,
     plan_sequences,
     typical_camera_px,
 )
 from data.video_writer import VideoWriter
+from motion.flow import default_grid_scale
 
 SIZE = (160, 256)
 
@@ -155,4 +155,4 @@ def test_nothing_is_said_where_the_border_has_no_texture():
 def test_one_bad_frame_does_not_make_a_moving_camera_and_limits_follow_the_grid():
     assert typical_camera_px(torch.tensor([0.0, 9.0, 0.1, 0.2, 0.0])) == pytest.approx(0.2)
     assert typical_camera_px(torch.tensor([2.0])) == 2.0 and typical_camera_px(torch.zeros(0)) == 0.0
-    assert grid_scale(160, 256) == 1.0 and grid_scale(80, 128) == 0.5 and CAMERA_PX < 1
+    assert default_grid_scale(160, 256) == 1.0 and default_grid_scale(80, 128) == 2.0 and CAMERA_PX < 1
