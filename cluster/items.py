@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -69,51 +69,50 @@ def usable_workers(workers: int) -> int:
 @contextmanager
 def run_items(
     function: Callable[..., Any],
-    items: Iterable[Any],
+    items: Sequence[Any],
     workers: Workers,
     unit: str,
     *,
     load: Callable[[], Any] | None = None,
-    total: int | None = None,
     progress: bool | None = True,
 ) -> Iterator[Iterator[Done]]:
     """Give `Done` of every item, as they end; items are taken as workers become free, results are not kept.
 
     The function is called with an item, or with load() and an item; what it raises is given as the item's error.
-    `load` is called once in each worker, for what all its items share, such as models. `unit` and `total` are of the
-    bar, which counts the items; `progress` shows it, None on a terminal alone. The processes of a pool and the workers
-    of a cluster are ended with the block. Raises ClusterError where no cluster can be used, and whatever `load` raises.
+    `load` is called once in each worker, for what all its items share, such as models. `unit` is what the bar counts;
+    `progress` shows it, None on a terminal alone. The processes of a pool and the workers of a cluster are ended with
+    the block. Raises ClusterError where no cluster can be used, and whatever `load` raises.
     """
-    total = len(items) if total is None else total  # type: ignore[arg-type]
     if workers.cluster:
         from cluster.ray_workers import on_ray as results_of
-    elif (workers.count or 0) <= 1 or total <= 1 or usable_workers(workers.count) == 0:
+    elif (workers.count or 0) <= 1 or len(items) <= 1 or usable_workers(workers.count) == 0:
         results_of = _in_this_process
     else:
         results_of = _in_processes
     with closing(results_of(function, load, items, workers)) as results:
-        hidden = None if progress is None else not progress or not total
-        yield tqdm(results, total=total, unit=unit, disable=hidden, smoothing=0.05)
+        hidden = None if progress is None else not progress or not items
+        yield tqdm(results, total=len(items), unit=unit, disable=hidden, smoothing=0.05)
 
 
-def call(function: Callable[..., Any], loaded: Any, item: Any) -> Any:
-    return function(item) if loaded is None else function(loaded, item)
+def with_loaded(function: Callable[..., Any], load: Callable[[], Any] | None) -> Callable[[Any], Any]:
+    """Return a function of an item alone, with what `load` loads now."""
+    return functools.partial(function, load()) if load else function
 
 
 def _in_this_process(
-    function: Callable[..., Any], load: Callable[[], Any] | None, items: Iterable[Any], _: Workers
+    function: Callable[..., Any], load: Callable[[], Any] | None, items: Sequence[Any], _: Workers
 ) -> Iterator[Done]:
-    loaded = load() if load else None
+    function = with_loaded(function, load)
     for item in items:
         try:
-            done = Done(item, call(function, loaded, item))
+            done = Done(item, function(item))
         except Exception as error:
             done = Done(item, error=error)
         yield done
 
 
 def _in_processes(
-    function: Callable[..., Any], load: Callable[[], Any] | None, items: Iterable[Any], workers: Workers
+    function: Callable[..., Any], load: Callable[[], Any] | None, items: Sequence[Any], workers: Workers
 ) -> Iterator[Done]:
     # fork would copy threads of torch and OpenCV in an unknown state
     context = multiprocessing.get_context("spawn")
@@ -162,7 +161,7 @@ def _start_process(function: Callable[..., Any], load: Callable[[], Any] | None)
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    _started = functools.partial(call, function, load() if load else None)
+    _started = with_loaded(function, load)
 
 
 _started: Callable[[Any], Any]  # of a worker process

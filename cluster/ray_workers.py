@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from cluster.items import ClusterError, Done, Workers, call
+from cluster.items import ClusterError, Done, Workers, with_loaded
 
 ATTEMPTS = 3
 # Workers in a row that may die before the first is ready.
@@ -80,10 +80,10 @@ class _Worker:
             os.chdir(folder)  # the driver's: relative paths mean the same
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        self.function, self.loaded = function, load() if load else None
+        self.function = with_loaded(function, load)
 
     def work(self, item: Any) -> Any:
-        return call(self.function, self.loaded, item)
+        return self.function(item)
 
 
 class _Pool:

@@ -6,7 +6,7 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -28,7 +28,6 @@ from motion.flow import default_grid_scale
 from motion.normalisation import ScaleEstimator
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
-_ABSENT = "none"
 CLIP_FILES = tuple(f"{folder}/{{}}.{suffix}" for folder, suffix in clips.FILE_SUFFIXES.items())
 # Of a set at a URL: a file with the rows of each item, as nothing there can be locked or appended to.
 RECORDS = "rows"
@@ -92,7 +91,7 @@ class ClipSetWriter(AbstractContextManager):
             self._finished = clips.NUM_CLIPS in clips.read_statistics(self.folder)
             if not self._finished:
                 self._write_statistics({})
-            self._write_table(self.rows.values())
+            write_text(self._table, clips.format_table(self.rows.values()))
         except BaseException:
             self._lock.release()
             raise
@@ -123,7 +122,7 @@ class ClipSetWriter(AbstractContextManager):
         self._reopen()
         for clip_id in clip_ids:
             del self.rows[clip_id]
-        self._write_table(self.rows.values())
+        write_text(self._table, clips.format_table(self.rows.values()))
         for clip_id in clip_ids:
             remove_clip(self.folder, clip_id)
 
@@ -143,7 +142,7 @@ class ClipSetWriter(AbstractContextManager):
         self._remove_strays()  # of a cluster's workers
         while True:
             rows = sorted(self.rows.values(), key=lambda row: row.id)
-            self._write_table(rows)
+            write_text(self._table, clips.format_table(rows))
             if not self._finished:
                 train = [row.id for row in rows if row.status == KEPT and row.split == "train"]
                 self._write_statistics(self._measure(train, workers or Workers()))
@@ -177,9 +176,6 @@ class ClipSetWriter(AbstractContextManager):
         text = json.dumps({**head, **measured, "settings": self.settings}, indent=1)
         write_text(self.folder / "statistics.json", text + "\n")
 
-    def _write_table(self, rows: Iterable[ClipRow]) -> None:
-        write_text(self._table, clips.format_table(rows))
-
 
 def _count_magnitudes(folder: Path, period_s: float, ids: Sequence[str]) -> tuple[torch.Tensor, Counter]:
     clip_set, estimator, grids = ClipSet(folder), ScaleEstimator(STORED_BINS, period_s), Counter[tuple[int, int]]()
@@ -202,7 +198,7 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
             raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
         return {}
     made_with = clips.read_statistics(folder).get("settings", {})
-    both = [(key, made_with.get(key, _ABSENT), settings.get(key, _ABSENT)) for key in sorted({*made_with, *settings})]
+    both = [(key, made_with.get(key, "none"), settings.get(key, "none")) for key in sorted({*made_with, *settings})]
     changes = "; ".join(f"{key} was {was}, is {now}" for key, was, now in both if was != now)
     if changes:
         raise ClipSetError(f"{folder}: made with other settings ({changes}); repeat them or name another folder")

@@ -218,14 +218,12 @@ def _fit_similarity(place: np.ndarray, seen: np.ndarray, scale: float) -> tuple[
     follows = follows[follows.sum(1).argmax()]
     for _ in range(3):
         if follows.sum() < 2:
-            break
+            return np.zeros(len(place), bool), np.zeros(len(place), complex)
         terms = np.stack([np.ones(follows.sum()), place[follows]], 1)  # (n, 2)
         shift, turn = np.linalg.lstsq(terms, seen[follows], rcond=None)[0]
         model = shift + turn * place
         follows = _follows(model, seen, scale)
-    else:
-        return follows, model
-    return np.zeros(len(place), bool), np.zeros(len(place), complex)
+    return follows, model
 
 
 def _follows(model: np.ndarray, seen: np.ndarray, scale: float) -> np.ndarray:

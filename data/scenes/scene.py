@@ -241,13 +241,10 @@ def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Gener
     return cv2.warpAffine(background, shift, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def make_scene(
-    seed: int, *, size: tuple[int, int] = (160, 256), kind: str | None = None, wind_seed: int | None = None
-) -> Scene:
+def make_scene(seed: int, *, size: tuple[int, int] = (160, 256), kind: str | None = None) -> Scene:
     """Draw the scene of a seed, the same on every machine; ValueError for an unknown kind or under 16 px a side.
 
-    All lengths scale with `size` (H, W) px. Without `kind` the seed draws one of `KINDS`. `wind_seed` moves the same
-    image in another way.
+    All lengths scale with `size` (H, W) px. Without `kind` the seed draws one of `KINDS`.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -258,7 +255,7 @@ def make_scene(
     kind = kind or drawn
     mesh, background, finish = draw(kind, rng, size)
     scale = math.sqrt(size[0] * size[1] / REFERENCE_AREA)
-    wind = Wind.draw(seed if wind_seed is None else wind_seed, scale)
+    wind = Wind.draw(seed, scale)
     arrays = mesh.finish()
     background = _step_closer(arrays, background, rng)
     oscillators = arrays["oscillators"]
