@@ -31,7 +31,6 @@ from motion.spectrum import NUM_BINS, mean_displacement, truncate
 CLIP_FILES = tuple(f"{folder}/{{}}.{suffix}" for folder, suffix in clips.FILE_SUFFIXES.items())
 # Of a set at a URL: a file with the rows of each item, as nothing there can be locked or appended to.
 RECORDS = "rows"
-_NEW = ClipRow("", "", status=DROPPED)  # stands for an item that has no row yet
 _CLIPS_AT_ONCE = 500  # that a worker reads for the statistics
 
 
@@ -81,8 +80,6 @@ class ClipSetWriter(AbstractContextManager):
         self._table = self.folder / "clips.csv"
         rows_of_set(self.folder, self.settings)
         self._is_remote = url_of(self.folder) is not None
-        for name in () if self._is_remote else clips.FILE_SUFFIXES:
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
         try:
             # once more, as it could be written until now
@@ -214,7 +211,8 @@ def write_record(folder: str | Path, rows: Sequence[ClipRow]) -> None:
 
 def _read_records(folder: Path, known: Mapping[str, ClipRow]) -> dict[str, ClipRow]:
     """Read the records of the items that are not `known`, or known as dropped: another run may have tried again."""
-    files = [path for path in list_folder(folder / RECORDS) if known.get(path.stem, _NEW).status == DROPPED]
+    done = {row.id for row in known.values() if row.status != DROPPED}
+    files = [path for path in list_folder(folder / RECORDS) if path.stem not in done]
     texts = read_texts(files)
     rows = [row for path in files for row in clips.parse_rows(texts[path], path)]
     return {row.id: row for row in rows if row != known.get(row.id)}

@@ -147,12 +147,12 @@ def describe_clip(row: ClipRow) -> str:
 def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | None]]:
     """Yield the row and the frames of each clip of a video; no frames where a cut left nothing at the start."""
     shots = find_shots(job.path, start_s=job.start_s, seconds=job.seconds)
-    plan = plan_sequences(shots, count=job.clips, stride_s=job.stride_s)
-    cuts = ", ".join(f"{cut_s:.2f}" for cut_s in plan.cuts_s[:5]) + (" ..." if len(plan.cuts_s) > 5 else "")
-    if all(sequence.start_s > job.start_s for sequence in plan.sequences):
+    sequences, cuts_s = plan_sequences(shots, count=job.clips, stride_s=job.stride_s)
+    if all(sequence.start_s > job.start_s for sequence in sequences):
+        cuts = ", ".join(f"{cut_s:.2f}" for cut_s in cuts_s[:5]) + (" ..." if len(cuts_s) > 5 else "")
         yield replace(base, status=DROPPED, reason=f"cut: at {cuts} s, which leaves no clip at {job.start_s:g} s"), None
     frame_s = 1 / probe_video(job.path).fps
-    for sequence in plan.sequences:
+    for sequence in sequences:
         # Rounded up: the first frame at or after it is taken, and the one before a cut must not be it.
         start_s = base.start_s if sequence.start_s == base.start_s else math.ceil(sequence.start_s * 1000) / 1000
         name = base.id if start_s == base.start_s else f"{base.id}-{seconds_name(start_s)}"
@@ -163,7 +163,7 @@ def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | 
             if name != base.id:
                 continue
             raise MediaError(f"{job.path}: holds a single frame at {start_s:g} s; give a video that moves")
-        reason = f"cut at {sequence.end_s:.2f} s" if sequence.end_s in plan.cuts_s else ""
+        reason = f"cut at {sequence.end_s:.2f} s" if sequence.end_s in cuts_s else ""
         row = replace(base, id=name, start_s=start_s, fps=round(video.fps, 3), frames=len(video.frames), reason=reason)
         yield row, video
 

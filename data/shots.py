@@ -101,19 +101,14 @@ def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None 
         yield Shot(begin_s, start_s + time_s + frame_s)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The sequences to take from a video."""
+def plan_sequences(
+    shots: Iterable[Shot], *, count: int = 1, stride_s: float = PERIOD_S
+) -> tuple[list[Shot], list[float]]:
+    """Choose up to `count` sequences of a period, `stride_s` from start to start; also return the cuts found, s.
 
-    sequences: tuple[Shot, ...]  # in the order of time
-    cuts_s: tuple[float, ...]  # found until there were enough sequences
-
-
-def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = PERIOD_S) -> Plan:
-    """Choose up to `count` sequences of a period, `stride_s` from start to start, none of them across a cut.
-
-    The earliest that cover 90 % of a period, what the fit of a spectrum needs, come first. Then the longest of the
-    shorter ones are added. No more of the shots of `find_shots` are taken than needed.
+    Sequences are in the order of time, none across a cut. The earliest that cover 90 % of a period, what the fit of a
+    spectrum needs, come first. Then the longest of the shorter ones are added. No more of the shots of `find_shots`
+    are taken than needed.
     """
     found: list[Shot] = []
     for shot in shots:
@@ -129,7 +124,7 @@ def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = P
     short = [part for part in parts if not part.covers(MINIMUM_COVERAGE) and part.end_s - part.start_s >= least_s]
     short.sort(key=lambda part: (part.start_s - part.end_s, part.start_s))
     chosen = sorted([*whole, *short[: count - len(whole)]], key=lambda part: part.start_s)
-    return Plan(tuple(chosen), tuple(part.end_s for part in found[:-1]))
+    return chosen, [part.end_s for part in found[:-1]]
 
 
 def _parts(shots: list[Shot], stride_s: float) -> Iterator[Shot]:
