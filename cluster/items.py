@@ -17,6 +17,8 @@ from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
 
+Work = Callable[[Any], Any]  # of an item
+
 
 class ClusterError(RuntimeError):
     """A cluster that cannot be used, or an item that its workers cannot finish."""
@@ -89,35 +91,30 @@ def run_items(
         results_of = _in_this_process
     else:
         results_of = _in_processes
-    with closing(results_of(function, load, items, workers)) as results:
+    with closing(results_of(functools.partial(_load, function, load), items, workers)) as results:
         hidden = None if progress is None else not progress or not items
         yield tqdm(results, total=len(items), unit=unit, disable=hidden, smoothing=0.05)
 
 
-def with_loaded(function: Callable[..., Any], load: Callable[[], Any] | None) -> Callable[[Any], Any]:
-    """Return a function of an item alone, with what `load` loads now."""
+def _load(function: Callable[..., Any], load: Callable[[], Any] | None) -> Work:
     return functools.partial(function, load()) if load else function
 
 
-def _in_this_process(
-    function: Callable[..., Any], load: Callable[[], Any] | None, items: Sequence[Any], _: Workers
-) -> Iterator[Done]:
-    function = with_loaded(function, load)
+def _in_this_process(start: Callable[[], Work], items: Sequence[Any], _: Workers) -> Iterator[Done]:
+    work = start()
     for item in items:
         try:
-            done = Done(item, function(item))
+            done = Done(item, work(item))
         except Exception as error:
             done = Done(item, error=error)
         yield done
 
 
-def _in_processes(
-    function: Callable[..., Any], load: Callable[[], Any] | None, items: Sequence[Any], workers: Workers
-) -> Iterator[Done]:
+def _in_processes(start: Callable[[], Work], items: Sequence[Any], workers: Workers) -> Iterator[Done]:
     # fork would copy threads of torch and OpenCV in an unknown state
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers.count, mp_context=context, initializer=_start_process, initargs=(function, load))
+    pool = ProcessPoolExecutor(workers.count, mp_context=context, initializer=_start_process, initargs=(start,))
     waiting, running = iter(items), {}
     try:
         while True:
@@ -126,7 +123,7 @@ def _in_processes(
             # Ctrl-C reaches the whole group: processes inherit that they do not get it, and the parent ends them.
             unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                running |= {pool.submit(_call_started, item): item for item in taken}
+                running |= {pool.submit(_work_started, item): item for item in taken}
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             if not running:
@@ -144,11 +141,11 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _call_started(item: Any) -> Any:
-    return _started(item)
+def _work_started(item: Any) -> Any:
+    return _work(item)
 
 
-def _start_process(function: Callable[..., Any], load: Callable[[], Any] | None) -> None:
+def _start_process(start: Callable[[], Work]) -> None:
     import cv2
     import torch
 
@@ -156,12 +153,12 @@ def _start_process(function: Callable[..., Any], load: Callable[[], Any] | None)
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    global _started
+    global _work
     # the parent ends its workers itself; but one that was killed cannot
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    _started = with_loaded(function, load)
+    _work = start()
 
 
-_started: Callable[[Any], Any]  # of a worker process
+_work: Work  # of a worker process
