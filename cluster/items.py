@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
+
+Work = Callable[[Any], Any]  # of an item
 
 
 class ClusterError(RuntimeError):
@@ -69,56 +71,50 @@ def usable_workers(workers: int) -> int:
 @contextmanager
 def run_items(
     function: Callable[..., Any],
-    items: Iterable[Any],
+    items: Sequence[Any],
     workers: Workers,
     unit: str,
     *,
     load: Callable[[], Any] | None = None,
-    total: int | None = None,
     progress: bool | None = True,
 ) -> Iterator[Iterator[Done]]:
     """Give `Done` of every item, as they end; items are taken as workers become free, results are not kept.
 
     The function is called with an item, or with load() and an item; what it raises is given as the item's error.
-    `load` is called once in each worker, for what all its items share, such as models. `unit` and `total` are of the
-    bar, which counts the items; `progress` shows it, None on a terminal alone. The processes of a pool and the workers
-    of a cluster are ended with the block. Raises ClusterError where no cluster can be used, and whatever `load` raises.
+    `load` is called once in each worker, for what all its items share, such as models. `unit` is what the bar counts;
+    `progress` shows it, None on a terminal alone. The processes of a pool and the workers of a cluster are ended with
+    the block. Raises ClusterError where no cluster can be used, and whatever `load` raises.
     """
-    total = len(items) if total is None else total  # type: ignore[arg-type]
     if workers.cluster:
         from cluster.ray_workers import on_ray as results_of
-    elif (workers.count or 0) <= 1 or total <= 1 or usable_workers(workers.count) == 0:
+    elif (workers.count or 0) <= 1 or len(items) <= 1 or usable_workers(workers.count) == 0:
         results_of = _in_this_process
     else:
         results_of = _in_processes
-    with closing(results_of(function, load, items, workers)) as results:
-        hidden = None if progress is None else not progress or not total
-        yield tqdm(results, total=total, unit=unit, disable=hidden, smoothing=0.05)
+    with closing(results_of(functools.partial(_load, function, load), items, workers)) as results:
+        hidden = None if progress is None else not progress or not items
+        yield tqdm(results, total=len(items), unit=unit, disable=hidden, smoothing=0.05)
 
 
-def call(function: Callable[..., Any], loaded: Any, item: Any) -> Any:
-    return function(item) if loaded is None else function(loaded, item)
+def _load(function: Callable[..., Any], load: Callable[[], Any] | None) -> Work:
+    return functools.partial(function, load()) if load else function
 
 
-def _in_this_process(
-    function: Callable[..., Any], load: Callable[[], Any] | None, items: Iterable[Any], _: Workers
-) -> Iterator[Done]:
-    loaded = load() if load else None
+def _in_this_process(start: Callable[[], Work], items: Sequence[Any], _: Workers) -> Iterator[Done]:
+    work = start()
     for item in items:
         try:
-            done = Done(item, call(function, loaded, item))
+            done = Done(item, work(item))
         except Exception as error:
             done = Done(item, error=error)
         yield done
 
 
-def _in_processes(
-    function: Callable[..., Any], load: Callable[[], Any] | None, items: Iterable[Any], workers: Workers
-) -> Iterator[Done]:
+def _in_processes(start: Callable[[], Work], items: Sequence[Any], workers: Workers) -> Iterator[Done]:
     # fork would copy threads of torch and OpenCV in an unknown state
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(workers.count, mp_context=context, initializer=_start_process, initargs=(function, load))
+    pool = ProcessPoolExecutor(workers.count, mp_context=context, initializer=_start_process, initargs=(start,))
     waiting, running = iter(items), {}
     try:
         while True:
@@ -127,7 +123,7 @@ def _in_processes(
             # Ctrl-C reaches the whole group: processes inherit that they do not get it, and the parent ends them.
             unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                running |= {pool.submit(_call_started, item): item for item in taken}
+                running |= {pool.submit(_work_started, item): item for item in taken}
             finally:
                 signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
             if not running:
@@ -145,11 +141,11 @@ def _in_processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _call_started(item: Any) -> Any:
-    return _started(item)
+def _work_started(item: Any) -> Any:
+    return _work(item)
 
 
-def _start_process(function: Callable[..., Any], load: Callable[[], Any] | None) -> None:
+def _start_process(start: Callable[[], Work]) -> None:
     import cv2
     import torch
 
@@ -157,12 +153,12 @@ def _start_process(function: Callable[..., Any], load: Callable[[], Any] | None)
         multiprocessing.parent_process().join()
         os._exit(1)
 
-    global _started
+    global _work
     # the parent ends its workers itself; but one that was killed cannot
     threading.Thread(target=end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    _started = functools.partial(call, function, load() if load else None)
+    _work = start()
 
 
-_started: Callable[[Any], Any]  # of a worker process
+_work: Work  # of a worker process

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from cluster.items import ClusterError, Done, Workers, call
+from cluster.items import ClusterError, Done, Work, Workers
 
 ATTEMPTS = 3
 # Workers in a row that may die before the first is ready.
@@ -23,10 +23,8 @@ _OBJECT_STORE_BYTES = 80 << 20  # of a cluster that is started here: results are
 INSTALL = "pip install -r requirements-cluster.txt"
 
 
-def on_ray(
-    function: Callable[..., Any], load: Callable[[], Any] | None, items: Iterable[Any], workers: Workers
-) -> Iterator[Done]:
-    """Yield `Done` of every item, as they end; see `cluster.items.run_items`."""
+def on_ray(start: Callable[[], Work], items: Iterable[Any], workers: Workers) -> Iterator[Done]:
+    """Yield `Done` of every item, as they end; each worker calls `start` once, and what that returns with its items."""
     try:
         import ray
     except ImportError:
@@ -34,14 +32,14 @@ def on_ray(
     is_ours = not ray.is_initialized()
     try:
         if is_ours:
-            _start(ray, workers)
-        yield from _Pool(ray, function, load, workers).results(items)
+            _connect(ray, workers)
+        yield from _Pool(ray, start, workers).results(items)
     finally:
         if is_ours:
             ray.shutdown()
 
 
-def _start(ray: Any, workers: Workers) -> None:
+def _connect(ray: Any, workers: Workers) -> None:
     """Start or join a cluster; ClusterError where there is none, or one of another version."""
     address = workers.cluster
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports to its makers over the network
@@ -72,7 +70,7 @@ def _start(ray: Any, workers: Workers) -> None:
 class _Worker:
     """Lives in a process of the cluster."""
 
-    def load(self, function: Callable[..., Any], load: Callable[[], Any] | None, folder: str, threads: int) -> None:
+    def start(self, start: Callable[[], Work], folder: str, threads: int) -> None:
         import cv2
         import torch
 
@@ -80,18 +78,18 @@ class _Worker:
             os.chdir(folder)  # the driver's: relative paths mean the same
         torch.set_num_threads(threads)
         cv2.setNumThreads(1)
-        self.function, self.loaded = function, load() if load else None
+        self._work = start()
 
     def work(self, item: Any) -> Any:
-        return call(self.function, self.loaded, item)
+        return self._work(item)
 
 
 class _Pool:
     """The workers of one call, and what each does."""
 
-    def __init__(self, ray: Any, function: Callable[..., Any], load: Callable[[], Any] | None, workers: Workers):
+    def __init__(self, ray: Any, start: Callable[[], Work], workers: Workers) -> None:
         self.ray, self.workers = ray, workers
-        self.to_load = (function, load, os.getcwd(), workers.cpus)
+        self.to_start = (start, os.getcwd(), workers.cpus)
         self.actor = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=0)(_Worker)
         self.starting: dict[Any, Any] = {}  # {reference: worker}
         self.running: dict[Any, tuple[Any, Any, int, float]] = {}  # {reference: (worker, item, attempt, since)}
@@ -134,7 +132,7 @@ class _Pool:
         self.looked, count = now, len(self.idle) + len(self.starting) + len(self.running)
         for _ in range((self.workers.count or self._room()) - count):
             worker = self.actor.remote()
-            self.starting[worker.load.remote(*self.to_load)] = worker
+            self.starting[worker.start.remote(*self.to_start)] = worker
         for reference, (worker, _, _, since) in self.running.items():
             if now - since > (self.workers.item_seconds or math.inf) and reference not in self.late:
                 self.late.add(reference)

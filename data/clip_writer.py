@@ -6,7 +6,7 @@ import os
 import shutil
 import zipfile
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -28,11 +28,9 @@ from motion.flow import default_grid_scale
 from motion.normalisation import ScaleEstimator
 from motion.spectrum import NUM_BINS, mean_displacement, truncate
 
-_ABSENT = "none"
 CLIP_FILES = tuple(f"{folder}/{{}}.{suffix}" for folder, suffix in clips.FILE_SUFFIXES.items())
 # Of a set at a URL: a file with the rows of each item, as nothing there can be locked or appended to.
 RECORDS = "rows"
-_NEW = ClipRow("", "", status=DROPPED)  # stands for an item that has no row yet
 _CLIPS_AT_ONCE = 500  # that a worker reads for the statistics
 
 
@@ -82,8 +80,6 @@ class ClipSetWriter(AbstractContextManager):
         self._table = self.folder / "clips.csv"
         rows_of_set(self.folder, self.settings)
         self._is_remote = url_of(self.folder) is not None
-        for name in () if self._is_remote else clips.FILE_SUFFIXES:
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
         self._lock = lock_folder(self.folder)
         try:
             # once more, as it could be written until now
@@ -92,7 +88,7 @@ class ClipSetWriter(AbstractContextManager):
             self._finished = clips.NUM_CLIPS in clips.read_statistics(self.folder)
             if not self._finished:
                 self._write_statistics({})
-            self._write_table(self.rows.values())
+            write_text(self._table, clips.format_table(self.rows.values()))
         except BaseException:
             self._lock.release()
             raise
@@ -123,7 +119,7 @@ class ClipSetWriter(AbstractContextManager):
         self._reopen()
         for clip_id in clip_ids:
             del self.rows[clip_id]
-        self._write_table(self.rows.values())
+        write_text(self._table, clips.format_table(self.rows.values()))
         for clip_id in clip_ids:
             remove_clip(self.folder, clip_id)
 
@@ -143,7 +139,7 @@ class ClipSetWriter(AbstractContextManager):
         self._remove_strays()  # of a cluster's workers
         while True:
             rows = sorted(self.rows.values(), key=lambda row: row.id)
-            self._write_table(rows)
+            write_text(self._table, clips.format_table(rows))
             if not self._finished:
                 train = [row.id for row in rows if row.status == KEPT and row.split == "train"]
                 self._write_statistics(self._measure(train, workers or Workers()))
@@ -177,9 +173,6 @@ class ClipSetWriter(AbstractContextManager):
         text = json.dumps({**head, **measured, "settings": self.settings}, indent=1)
         write_text(self.folder / "statistics.json", text + "\n")
 
-    def _write_table(self, rows: Iterable[ClipRow]) -> None:
-        write_text(self._table, clips.format_table(rows))
-
 
 def _count_magnitudes(folder: Path, period_s: float, ids: Sequence[str]) -> tuple[torch.Tensor, Counter]:
     clip_set, estimator, grids = ClipSet(folder), ScaleEstimator(STORED_BINS, period_s), Counter[tuple[int, int]]()
@@ -202,7 +195,7 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
             raise ClipSetError(f"{folder}: the folder is not empty and not a clip set; name another")
         return {}
     made_with = clips.read_statistics(folder).get("settings", {})
-    both = [(key, made_with.get(key, _ABSENT), settings.get(key, _ABSENT)) for key in sorted({*made_with, *settings})]
+    both = [(key, made_with.get(key, "none"), settings.get(key, "none")) for key in sorted({*made_with, *settings})]
     changes = "; ".join(f"{key} was {was}, is {now}" for key, was, now in both if was != now)
     if changes:
         raise ClipSetError(f"{folder}: made with other settings ({changes}); repeat them or name another folder")
@@ -218,7 +211,8 @@ def write_record(folder: str | Path, rows: Sequence[ClipRow]) -> None:
 
 def _read_records(folder: Path, known: Mapping[str, ClipRow]) -> dict[str, ClipRow]:
     """Read the records of the items that are not `known`, or known as dropped: another run may have tried again."""
-    files = [path for path in list_folder(folder / RECORDS) if known.get(path.stem, _NEW).status == DROPPED]
+    done = {row.id for row in known.values() if row.status != DROPPED}
+    files = [path for path in list_folder(folder / RECORDS) if path.stem not in done]
     texts = read_texts(files)
     rows = [row for path in files for row in clips.parse_rows(texts[path], path)]
     return {row.id: row for row in rows if row != known.get(row.id)}

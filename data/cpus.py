@@ -19,7 +19,7 @@ MEMBERSHIP, MOUNT = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
 def available_cpus(membership: Path = MEMBERSHIP, mount: Path = MOUNT) -> int:
     """Return how many cores affinity and cgroups' quotas (v1, v2; rounded up) leave to this process, at least 1."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min([allowed, *(math.ceil(quota) for quota in _quotas(membership, mount))]))
+    return max(1, math.ceil(min([allowed, *_quotas(membership, mount)])))
 
 
 def _quotas(membership: Path, mount: Path) -> Iterator[float]:
@@ -36,21 +36,19 @@ def _quotas(membership: Path, mount: Path) -> Iterator[float]:
         inside = Path(os.path.normpath(f"/{place}").lstrip("/"))
         for root in (mount / controllers, mount / ("cpu" if controllers else "unified")):
             for folder in (inside, *inside.parents):
-                quota = _quota(root / folder)
-                if quota is not None:
-                    yield quota
+                yield _quota(root / folder)
 
 
-def _quota(folder: Path) -> float | None:
-    """Return the quota of one cgroup in cores, None where it has none."""
+def _quota(folder: Path) -> float:
+    """Return the quota of one cgroup in cores, infinity where it has none."""
     try:
         if (folder / "cpu.max").is_file():
             quota, period = (folder / "cpu.max").read_text().split()
         else:
             quota, period = ((folder / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period"))
-        return int(quota) / int(period) if int(quota) > 0 else None  # "max", or -1: none
+        return int(quota) / int(period) if int(quota) > 0 else math.inf  # "max", or -1: none
     except (OSError, ValueError, ZeroDivisionError):
-        return None
+        return math.inf
 
 
 def set_thread_defaults(environment: MutableMapping[str, str] = os.environ, cpus: int | None = None) -> None:

@@ -2,8 +2,9 @@
 
 import functools
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,10 +102,9 @@ class WeightedItems:
         item = key.item
         if not 0 <= item < len(self):
             raise IndexError(item)
-        number = 0
-        while item >= self.parts[number].count:
-            item -= self.parts[number].count
-            number += 1
+        ends = list(accumulate(part.count for part in self.parts))
+        number = bisect_right(ends, item)
+        item -= ends[number] - self.parts[number].count
         num_rows = len(self.parts[number].rows)
         times, rest = divmod(self.parts[number].count, num_rows)
         if item < times * num_rows:
@@ -135,10 +135,6 @@ class _ClipDataset(Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def generator(self, key: SampleKey) -> np.random.Generator | None:
-        """Return the sample's random numbers; None where it is not augmented."""
-        return np.random.default_rng(key.seed) if self.augment else None
-
 
 class MotionDataset(_ClipDataset):
     """Frame 0 and spectrum of kept clips, for the motion VAE and the U-Net.
@@ -166,7 +162,7 @@ class MotionDataset(_ClipDataset):
         clip_set, row = self.items[key]
         image = clip_set.first(row.id)  # (3, h, w)
         spectrum, confidence = clip_set.spectrum(row.id, self.num_bins)  # (K, 4, h, w), (1, h, w)
-        rng = self.generator(key)
+        rng = np.random.default_rng(key.seed) if self.augment else None
         geometry = draw_geometry(image.shape[-2:], self.size, rng)
         sample = {
             "image": geometry.maps(image),  # (3, H, W)
@@ -197,7 +193,7 @@ class RenderingDataset(_ClipDataset):
         clip_set, row = self.items[key]
         image = clip_set.first(row.id)
         pairs, importance = clip_set.pairs(row.id)
-        rng = self.generator(key)
+        rng = np.random.default_rng(key.seed) if self.augment else None
         pair = pairs[(key.item + key.epoch) % len(pairs) if rng is None else int(rng.integers(len(pairs)))]
         grid = image.shape[-2:]
         # the fraction of the largest box at which the sample keeps the image's scale

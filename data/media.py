@@ -157,10 +157,7 @@ def _over_background(rgba: torch.Tensor, background: float) -> torch.Tensor:
 def _read_rgba(path: Path, max_side: int | None, min_side: int) -> torch.Tensor:
     """Decode, reduce and turn upright; (3, H, W), or (4, H, W) with straight alpha."""
 
-    def decode(image: Image.Image, file: BinaryIO) -> torch.Tensor:
-        return from_bytes(_decode(path, image, file, _target_size(path, image.size, max_side, min_side)))
-
-    return use_image(path, decode)
+    return from_bytes(use_image(path, lambda image, file: _decode(path, image, file, max_side, min_side)))
 
 
 class _DamagedError(MediaError):
@@ -245,9 +242,10 @@ def _orientation(path: Path, image: Image.Image) -> int:
     return orientation
 
 
-def _decode(path: Path, image: Image.Image, file: BinaryIO, target: tuple[int, int]) -> np.ndarray:
-    """Return upright pixels of `target` size (before turning), 8 or 16 bits, (H, W, 3 or 4)."""
-    orientation, is_deep = _orientation(path, image), _is_16_bit(image, file)
+def _decode(path: Path, image: Image.Image, file: BinaryIO, max_side: int | None, min_side: int) -> np.ndarray:
+    """Return upright, reduced pixels, 8 or 16 bits, (H, W, 3 or 4)."""
+    target, is_deep = _target_size(path, image.size, max_side, min_side), _is_16_bit(image)
+    orientation = _orientation(path, image)
     image.load()
     low, high = image.getextrema() if image.mode in ("I", "F") else (0, 0)
     if image.mode == "F" or low < 0 or high > 65535:
@@ -293,13 +291,10 @@ def _target_size(path: Path, size: tuple[int, int], max_side: int | None, min_si
     return target
 
 
-def _is_16_bit(image: Image.Image, file: BinaryIO) -> bool:
+def _is_16_bit(image: Image.Image) -> bool:
+    """Return whether an image, of which only the header is read, has 16 bits a channel."""
     if image.format == "PNG":
-        place = file.tell()
-        file.seek(24)  # the bit depth in the IHDR chunk, which comes first by definition
-        depth = file.read(1)[0]
-        file.seek(place)
-        return depth == 16
+        return any("16" in str(tile.args) for tile in image.tile)  # how its pixels are stored: RGB;16B
     if image.format == "TIFF" and image.mode != "CMYK":
         return max(image.tag_v2.get(258, (8,))) == 16  # BitsPerSample
     return image.mode == "I"
@@ -354,12 +349,12 @@ def encode_jpeg(image: torch.Tensor) -> bytes:
     return buffer.getvalue()
 
 
-def encode_webp_loop(frames: torch.Tensor, *, fps: float, quality: int = 50) -> bytes:
+def encode_webp_loop(frames: torch.Tensor, *, fps: float) -> bytes:
     """Encode frames (T, 3, H, W) in [0, 1] as the bytes of a WebP file that plays them over and over."""
     buffer = io.BytesIO()
     first, *others = [Image.fromarray(to_bytes(frame)) for frame in frames]
     options = {"save_all": True, "append_images": others, "duration": round(1000 / fps), "loop": 0}
-    first.save(buffer, "WEBP", quality=quality, **options)
+    first.save(buffer, "WEBP", quality=50, **options)
     return buffer.getvalue()
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.flow_refinement import FlowRefinement
+from data.flow_refinement import refine_flow
 from data.media import to_bytes
 from motion.flow import sample_at
 
@@ -201,8 +201,7 @@ def _dis(first: torch.Tensor, *, enlarge: int = 1, intensity_weight: float = 5.0
 def _refined_dis(first: torch.Tensor) -> FlowTo:
     # twice OpenCV's weight: 0.3 dB on eight training clips before the refinement, and lower errors on scenes
     start_of = _dis(first, intensity_weight=10.0)
-    refinement = FlowRefinement(_pixels(first))
-    return lambda frame: _as_flow(refinement.refine(_pixels(frame), _pixels(start_of(frame))))
+    return lambda frame: _as_flow(refine_flow(_pixels(first), _pixels(frame), _pixels(start_of(frame))))
 
 
 def _farneback(first: torch.Tensor) -> FlowTo:

@@ -15,7 +15,7 @@ from data.clip_writer import ClipContent, remove_clip, write_clip, write_record
 from data.clips import DROPPED, KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, Pair, motion_metrics
 from data.media import MediaError
 from data.optical_flow import estimate_backward_flow, estimate_flow, forward_backward_error, static_pixels, visible_flow
-from data.shots import CAMERA_PX, camera_motion, find_shots, grid_scale, plan_sequences, typical_camera_px
+from data.shots import CAMERA_PX, camera_motion, find_shots, plan_sequences, typical_camera_px
 from data.video import Video, iterate_video, probe_video
 from data.visualisation import most_moving_row
 from motion.flow import MOTION_AREA_PX, default_grid_scale, magnitude, motion_grid_size
@@ -147,12 +147,12 @@ def describe_clip(row: ClipRow) -> str:
 def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | None]]:
     """Yield the row and the frames of each clip of a video; no frames where a cut left nothing at the start."""
     shots = find_shots(job.path, start_s=job.start_s, seconds=job.seconds)
-    plan = plan_sequences(shots, count=job.clips, stride_s=job.stride_s)
-    cuts = ", ".join(f"{cut_s:.2f}" for cut_s in plan.cuts_s[:5]) + (" ..." if len(plan.cuts_s) > 5 else "")
-    if all(sequence.start_s > job.start_s for sequence in plan.sequences):
+    sequences, cuts_s = plan_sequences(shots, count=job.clips, stride_s=job.stride_s)
+    if all(sequence.start_s > job.start_s for sequence in sequences):
+        cuts = ", ".join(f"{cut_s:.2f}" for cut_s in cuts_s[:5]) + (" ..." if len(cuts_s) > 5 else "")
         yield replace(base, status=DROPPED, reason=f"cut: at {cuts} s, which leaves no clip at {job.start_s:g} s"), None
     frame_s = 1 / probe_video(job.path).fps
-    for sequence in plan.sequences:
+    for sequence in sequences:
         # Rounded up: the first frame at or after it is taken, and the one before a cut must not be it.
         start_s = base.start_s if sequence.start_s == base.start_s else math.ceil(sequence.start_s * 1000) / 1000
         name = base.id if start_s == base.start_s else f"{base.id}-{seconds_name(start_s)}"
@@ -163,7 +163,7 @@ def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | 
             if name != base.id:
                 continue
             raise MediaError(f"{job.path}: holds a single frame at {start_s:g} s; give a video that moves")
-        reason = f"cut at {sequence.end_s:.2f} s" if sequence.end_s in plan.cuts_s else ""
+        reason = f"cut at {sequence.end_s:.2f} s" if sequence.end_s in cuts_s else ""
         row = replace(base, id=name, start_s=start_s, fps=round(video.fps, 3), frames=len(video.frames), reason=reason)
         yield row, video
 
@@ -180,7 +180,7 @@ def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
     flow, reliability = visible_flow(first, frames, flow, still=static_pixels(first, video.frames))
     camera_px = typical_camera_px(camera_motion(first, flow, reliability))
     row = _judged(replace(row, camera_px=round(camera_px, 3)), flow, reliability, video.times_s)
-    limit_px = job.max_camera_px * grid_scale(*first.shape[-2:])
+    limit_px = job.max_camera_px / default_grid_scale(*first.shape[-2:])
     if camera_px > limit_px:
         reason = f"{CAMERA_REASON}: {camera_px:.2f} px, at most {limit_px:.2f} is allowed"
         return replace(row, status=DROPPED, reason=reason)
@@ -251,7 +251,7 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
 
 def _inconsistent(error: torch.Tensor, flow: torch.Tensor, reliability: torch.Tensor) -> torch.Tensor:
     length = magnitude(flow)  # (N, 1, H, W)
-    limit_px = RETURN_PX * grid_scale(*error.shape[-2:]) + RETURN_FRACTION * length
+    limit_px = RETURN_PX / default_grid_scale(*error.shape[-2:]) + RETURN_FRACTION * length
     # where the flow was set to 0 and the frame looks like frame 0 there is nothing to check
     return (error > limit_px) & ((length > 0) | (reliability < SAME_RELIABILITY))
 

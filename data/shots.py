@@ -101,19 +101,14 @@ def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None 
         yield Shot(begin_s, start_s + time_s + frame_s)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The sequences to take from a video."""
+def plan_sequences(
+    shots: Iterable[Shot], *, count: int = 1, stride_s: float = PERIOD_S
+) -> tuple[list[Shot], list[float]]:
+    """Choose up to `count` sequences of a period, `stride_s` from start to start; also return the cuts found, s.
 
-    sequences: tuple[Shot, ...]  # in the order of time
-    cuts_s: tuple[float, ...]  # found until there were enough sequences
-
-
-def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = PERIOD_S) -> Plan:
-    """Choose up to `count` sequences of a period, `stride_s` from start to start, none of them across a cut.
-
-    The earliest that cover 90 % of a period, what the fit of a spectrum needs, come first. Then the longest of the
-    shorter ones are added. No more of the shots of `find_shots` are taken than needed.
+    Sequences are in the order of time, none across a cut. The earliest that cover 90 % of a period, what the fit of a
+    spectrum needs, come first. Then the longest of the shorter ones are added. No more of the shots of `find_shots`
+    are taken than needed.
     """
     found: list[Shot] = []
     for shot in shots:
@@ -129,7 +124,7 @@ def plan_sequences(shots: Iterable[Shot], *, count: int = 1, stride_s: float = P
     short = [part for part in parts if not part.covers(MINIMUM_COVERAGE) and part.end_s - part.start_s >= least_s]
     short.sort(key=lambda part: (part.start_s - part.end_s, part.start_s))
     chosen = sorted([*whole, *short[: count - len(whole)]], key=lambda part: part.start_s)
-    return Plan(tuple(chosen), tuple(part.end_s for part in found[:-1]))
+    return chosen, [part.end_s for part in found[:-1]]
 
 
 def _parts(shots: list[Shot], stride_s: float) -> Iterator[Shot]:
@@ -170,11 +165,6 @@ def typical_camera_px(moved: torch.Tensor) -> float:
     return float(moved.sort(descending=True).values[1 if len(moved) >= 4 else 0]) if len(moved) else 0.0
 
 
-def grid_scale(height: int, width: int) -> float:
-    """Return by how much a grid's sides exceed those of 256 x 160, which limits in px are given for."""
-    return 1 / default_grid_scale(height, width)
-
-
 def _block_flow(flow: np.ndarray, usable: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return rows and columns (N, 2), centres (N, 2) as (x, y) px, and median flow (N, 2) of the usable blocks."""
     height, width = usable.shape
@@ -199,7 +189,7 @@ def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: 
     # what cannot be seen at the border cannot speak for the camera
     if border.sum() < FEWEST_BORDER_BLOCKS or sum(side.any() for side in sides) < FEWEST_SIDES:
         return 0.0
-    scale = grid_scale(*size)
+    scale = 1 / default_grid_scale(*size)
     # complex numbers: a similarity is flow = shift + turn * place
     place = (centres - [size[1] / 2, size[0] / 2]) @ np.array([1, 1j]) / max(size)
     seen = flow @ np.array([1, 1j])
@@ -223,14 +213,12 @@ def _fit_similarity(place: np.ndarray, seen: np.ndarray, scale: float) -> tuple[
     follows = follows[follows.sum(1).argmax()]
     for _ in range(3):
         if follows.sum() < 2:
-            break
+            return np.zeros(len(place), bool), np.zeros(len(place), complex)
         terms = np.stack([np.ones(follows.sum()), place[follows]], 1)  # (n, 2)
         shift, turn = np.linalg.lstsq(terms, seen[follows], rcond=None)[0]
         model = shift + turn * place
         follows = _follows(model, seen, scale)
-    else:
-        return follows, model
-    return np.zeros(len(place), bool), np.zeros(len(place), complex)
+    return follows, model
 
 
 def _follows(model: np.ndarray, seen: np.ndarray, scale: float) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import math
@@ -17,9 +16,8 @@ import numpy as np
 import torch
 from av.stream import Disposition
 
-from data.media import MediaError, check_input_file, from_bytes
-
-logger = logging.getLogger(__name__)
+from data.files import MediaError, check_input_file, warn_once
+from data.media import from_bytes
 
 _FALLBACK_FPS = 30.0
 _MAX_GAP_S = 10.0
@@ -156,7 +154,7 @@ class _Source(AbstractContextManager):
         self._stream = best if best in streams else streams[0]
         if len(streams) > 1:
             number = f"number {streams.index(self._stream) + 1}, {self._stream.width} x {self._stream.height} px"
-            _note(self.path, f"holds {len(streams)} video streams; {number}, is read")
+            warn_once(f"{self.path}: holds {len(streams)} video streams; {number}, is read", logging.INFO)
         self._stream.thread_type = "AUTO"
         fps = self._stream.guessed_rate or self._stream.average_rate or 0
         self.fps = float(fps) if 0.01 < fps <= 1000 else _FALLBACK_FPS
@@ -219,7 +217,8 @@ class _Source(AbstractContextManager):
             filters = [_DEINTERLACE] * frame.interlaced_frame
             if frame.color_trc in _HDR:
                 filters += _TONE_MAP
-                _note(self.path, f"is HDR ({_HDR[frame.color_trc]}), tone-mapped to BT.709")
+                hdr = f"is HDR ({_HDR[frame.color_trc]}), tone-mapped to BT.709"
+                warn_once(f"{self.path}: {hdr}", logging.INFO)
             if filters and graph is None:
                 graph = self._filter_graph(frame, filters)
             yield from [frame] if graph is None else _through(graph, frame)
@@ -266,9 +265,3 @@ def _through(graph: av.filter.Graph, frame: av.VideoFrame | None) -> Iterator[av
         graph.push(frame)
         while True:
             yield graph.pull()
-
-
-@functools.cache
-def _note(path: Path, text: str) -> None:
-    """Log a remark on a file once, however often it is opened."""
-    logger.info("%s: %s", path, text)

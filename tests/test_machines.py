@@ -229,7 +229,7 @@ def test_workers_leave_ctrl_c_to_their_parent(monkeypatch):
 
     blocked = []
     monkeypatch.setattr(items, "ProcessPoolExecutor", Pool)
-    monkeypatch.setattr(items, "_call_started", abs)  # what begins a process is not called in a thread
+    monkeypatch.setattr(items, "_work_started", abs)  # what begins a process is not called in a thread
     with items.run_items(abs, [1, -2], items.Workers(2), "job", progress=False) as results:
         assert sorted(done.result for done in results) == [1, 2]
     assert blocked == [{signal.SIGINT}] * 2 and not signal.pthread_sigmask(signal.SIG_BLOCK, [])

@@ -10,16 +10,15 @@ import torch.nn.functional as F
 
 from data.shots import (
     CAMERA_PX,
-    Plan,
     Shot,
     camera_motion,
     find_cuts,
     find_shots,
-    grid_scale,
     plan_sequences,
     typical_camera_px,
 )
 from data.video_writer import VideoWriter
+from motion.flow import default_grid_scale
 
 SIZE = (160, 256)
 
@@ -57,20 +56,23 @@ def test_what_boils_all_the_time_is_no_cut_but_a_cut_in_it_is_one():
 
 
 def test_sequences_never_cross_a_cut_and_whole_ones_come_first():
-    def plan(*ends: float, **options: float) -> Plan:
+    def plan(*ends: float, **options: float) -> list[Shot]:
         starts = (0.0, *ends[:-1])
-        return plan_sequences([Shot(a, b) for a, b in zip(starts, ends, strict=True)], **options)
+        shots = [Shot(a, b) for a, b in zip(starts, ends, strict=True)]
+        sequences, cuts_s = plan_sequences(shots, **options)
+        assert cuts_s == list(ends[:-1])
+        return sequences
 
-    assert plan(5.0).sequences == (Shot(0, 5),)
-    assert plan(3.0).sequences == (Shot(0, 3),)  # too short for a spectrum, and all there is
-    assert plan(2.0, 9.0).sequences == (Shot(2, 7),) and plan(2.0, 9.0).cuts_s == (2.0,)
-    assert plan(2.0, 9.0, count=3).sequences == (Shot(0, 2), Shot(2, 7), Shot(7, 9))
-    assert plan(0.2, 0.4).sequences == ()
-    assert plan(1.0, 3.0).sequences == (Shot(1, 3),)
-    assert plan(12.0, count=9, stride_s=5.0).sequences == (Shot(0, 5), Shot(5, 10), Shot(10, 12))
-    assert plan(12.0, count=2, stride_s=2.0).sequences == (Shot(0, 5), Shot(2, 7))
-    assert plan(7.0, count=9, stride_s=1.0).sequences == (Shot(0, 5), Shot(1, 6), Shot(2, 7))  # no rests inside these
-    assert plan_sequences([]) == Plan((), ())
+    assert plan(5.0) == [Shot(0, 5)]
+    assert plan(3.0) == [Shot(0, 3)]  # too short for a spectrum, and all there is
+    assert plan(2.0, 9.0) == [Shot(2, 7)]
+    assert plan(2.0, 9.0, count=3) == [Shot(0, 2), Shot(2, 7), Shot(7, 9)]
+    assert plan(0.2, 0.4) == []
+    assert plan(1.0, 3.0) == [Shot(1, 3)]
+    assert plan(12.0, count=9, stride_s=5.0) == [Shot(0, 5), Shot(5, 10), Shot(10, 12)]
+    assert plan(12.0, count=2, stride_s=2.0) == [Shot(0, 5), Shot(2, 7)]
+    assert plan(7.0, count=9, stride_s=1.0) == [Shot(0, 5), Shot(1, 6), Shot(2, 7)]  # no rests inside these
+    assert plan_sequences([]) == ([], [])
 
 
 def test_no_more_of_a_video_is_read_than_needed():
@@ -81,7 +83,7 @@ def test_no_more_of_a_video_is_read_than_needed():
             seen.append(i)
             yield Shot(0.0, i / 2)
 
-    assert plan_sequences(shots(), count=2).sequences == (Shot(0, 5), Shot(5, 10))
+    assert plan_sequences(shots(), count=2)[0] == [Shot(0, 5), Shot(5, 10)]
     assert len(seen) == 20
 
 
@@ -93,7 +95,7 @@ def test_the_cut_of_a_file_is_found_in_its_own_time(tmp_path: Path):
     shots = list(find_shots(path))
     assert sorted({shot.start_s for shot in shots}) == pytest.approx([0.0, 1.2], abs=1e-6)
     assert shots[-1].end_s == pytest.approx(2.1, abs=1e-3)
-    assert plan_sequences(find_shots(path, start_s=1.2)).cuts_s == ()
+    assert plan_sequences(find_shots(path, start_s=1.2))[1] == []
 
 
 # ----------------------------------------------------------------------------------------------- camera
@@ -155,4 +157,4 @@ def test_nothing_is_said_where_the_border_has_no_texture():
 def test_one_bad_frame_does_not_make_a_moving_camera_and_limits_follow_the_grid():
     assert typical_camera_px(torch.tensor([0.0, 9.0, 0.1, 0.2, 0.0])) == pytest.approx(0.2)
     assert typical_camera_px(torch.tensor([2.0])) == 2.0 and typical_camera_px(torch.zeros(0)) == 0.0
-    assert grid_scale(160, 256) == 1.0 and grid_scale(80, 128) == 0.5 and CAMERA_PX < 1
+    assert default_grid_scale(160, 256) == 1.0 and default_grid_scale(80, 128) == 2.0 and CAMERA_PX < 1

@@ -38,7 +38,11 @@ def flower_heads(
     look["shape"] = "petal" if style != "lily" else "oval"
     for order, (petals, out, length, wide, bright) in enumerate(rings):
         which, many = np.repeat(np.arange(count), petals), count * petals
-        angle = _petal_angles(rng, ends.heading, petals, cup)
+        number = np.tile(np.arange(petals), count)
+        if cup:
+            angle = ends.heading[which] + 0.42 * (number - (petals - 1) / 2)
+        else:
+            angle = 2 * math.pi * number / petals + rng.uniform(0, 6, count)[which] + rng.normal(0, 0.07, many)
         size = radius[which] * length * np.exp(rng.normal(0, 0.08, many))
         tint = stage.vary(colour * bright, many, 0.09, 0.03)
         base = centre[which] + out * radius[which, None] * unit(angle) * 0.7
@@ -50,15 +54,6 @@ def flower_heads(
         middle = {"depth": depth + 0.05, "rough": 0.07, "strength": 0.45, "layer": layer}
         tint = stage.vary(heart, count, 0.08)
         add_blobs(stage.mesh, rng, ends.carrier, centre, radius * HEARTS[style], tint, **middle)
-
-
-def _petal_angles(rng: np.random.Generator, heading: Array, petals: int, cup: bool) -> Array:
-    """Directions (N * petals,): a fan about the stem's heading in a cup, else all around."""
-    count = len(heading)
-    which, number = np.repeat(np.arange(count), petals), np.tile(np.arange(petals), count)
-    if cup:
-        return heading[which] + (number - (petals - 1) / 2) * (0.42 if petals > 1 else 0.0)
-    return 2 * math.pi * number / petals + rng.uniform(0, 6, count)[which] + rng.normal(0, 0.07, len(which))
 
 
 def _florets(stage: Stage, ends: Spots, radius: Array, style: str, colour: Array, depth: Array, layer: int) -> None:

@@ -140,15 +140,3 @@ def apply_degrees(freedoms, directions, amounts):
                 out[v, 0, c] += dx * amounts[j, c]
                 out[v, 1, c] += dy * amounts[j, c]
     return out
-
-
-@njit(cache=CACHE, nogil=True)
-def reach_of_degrees(freedoms, directions, count):
-    """How far a unit of each degree of freedom moves any vertex at most, px: (count,)."""
-    out = np.zeros(count)
-    for v in range(freedoms.shape[0]):
-        for d in range(freedoms.shape[1]):
-            j = freedoms[v, d]
-            if j > 0:
-                out[j] = max(out[j], math.hypot(directions[v, d, 0], directions[v, d, 1]))
-    return out

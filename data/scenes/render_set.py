@@ -44,12 +44,11 @@ def render_scene_set(
     workers = workers if isinstance(workers, Workers) else Workers(workers)
     seeds = range(seed * _SEEDS_A_SET, seed * _SEEDS_A_SET + num)
     there = rows_of_set(folder, settings)
-    if there and not any(_is_missing(scene_id(one), there) for one in seeds) and ClipSet(folder).is_finished:
+    if there and not _missing(seeds, there) and ClipSet(folder).is_finished:
         return ClipSet(folder)  # several programs may read it at once
     with ClipSetWriter(folder, settings) as writer:
-        missing = [index for index, one in enumerate(seeds) if _is_missing(scene_id(one), writer.rows)]
         render = partial(_render_scene, Path(folder), seeds, kinds, tuple(size), pairs)
-        with run_items(render, missing, workers, "scene", progress=progress) as results:
+        with run_items(render, _missing(seeds, writer.rows), workers, "scene", progress=progress) as results:
             for done in results:
                 if done.error is None or not workers.cluster:
                     writer.add(done.value())
@@ -62,8 +61,9 @@ def render_scene_set(
         return writer.finish(workers)
 
 
-def _is_missing(name: str, rows: Mapping[str, ClipRow]) -> bool:
-    return name not in rows or is_unreadable(rows[name])
+def _missing(seeds: Sequence[int], rows: Mapping[str, ClipRow]) -> list[int]:
+    names = enumerate(map(scene_id, seeds))
+    return [index for index, name in names if name not in rows or is_unreadable(rows[name])]
 
 
 def scene_settings(*, seed: int, size: tuple[int, int], kinds: Sequence[str] | None, pairs: int) -> dict[str, Any]:

@@ -20,34 +20,25 @@ TRUNKS = BARKS[:2] + palette("20 16 12")
 
 def house(stage: Stage, x: float, foot: float, width: float, height: float, depth: float) -> None:
     """Add a house front with roof, windows and a door, its lower left corner at (x, foot)."""
+    rng, mesh, top = stage.rng, stage.mesh, foot - height
     wall, roof = stage.pick(WALLS), stage.pick(ROOFS)
-    material = int(stage.rng.choice([BRICK, MOTTLED, PLANKS]))
+    material = int(rng.choice([BRICK, MOTTLED, PLANKS]))
     texel = 256 / max(width, 30) * (2.2 if material == BRICK else 1.0)
     look = {"material": material, "strength": 0.35, "texel": texel, "gradient": (1.05, 0.85)}
-    add_rectangle(stage.mesh, x, foot - height, width, height, wall, depth, **look)
+    add_rectangle(mesh, x, top, width, height, wall, depth, **look)
+
+    # a gable or hipped roof, perhaps with a chimney
     if stage.chance(0.8):
-        _roof(stage, x, foot - height, width, wall, roof, texel, depth)
-    _windows(stage, x, foot, width, height, depth)
+        rise, over = width * rng.uniform(0.2, 0.5), width * 0.06
+        ridge = width * rng.choice([0.5, rng.uniform(0.12, 0.3)])
+        upper = [[x + ridge, top - rise], [x + width - ridge, top - rise]]
+        corners = np.array([*upper, [x + width + over, top + 2], [x - over, top + 2]])
+        add_quad(mesh, corners, roof, depth=depth + 0.02, material=TILES, strength=0.4, texel=texel * 1.3)
+        if stage.chance(0.5):
+            left, look = x + width * rng.uniform(0.55, 0.75), {"material": BRICK, "texel": 6}
+            add_rectangle(mesh, left, top - rise * 1.15, width * 0.09, rise * 0.7, wall * 0.8, depth + 0.01, **look)
 
-
-def _roof(
-    stage: Stage, x: float, top: float, width: float, wall: Array, roof: Array, texel: float, depth: float
-) -> None:
-    """A gable or hipped roof, perhaps with a chimney."""
-    rng = stage.rng
-    rise, over = width * rng.uniform(0.2, 0.5), width * 0.06
-    ridge = width * rng.choice([0.5, rng.uniform(0.12, 0.3)])
-    upper = [[x + ridge, top - rise], [x + width - ridge, top - rise]]
-    corners = np.array([*upper, [x + width + over, top + 2], [x - over, top + 2]])
-    add_quad(stage.mesh, corners, roof, depth=depth + 0.02, material=TILES, strength=0.4, texel=texel * 1.3)
-    if stage.chance(0.5):
-        left, look = x + width * rng.uniform(0.55, 0.75), {"material": BRICK, "texel": 6}
-        add_rectangle(stage.mesh, left, top - rise * 1.15, width * 0.09, rise * 0.7, wall * 0.8, depth + 0.01, **look)
-
-
-def _windows(stage: Stage, x: float, foot: float, width: float, height: float, depth: float) -> None:
-    """Rows of framed windows, and a door below."""
-    rng, mesh = stage.rng, stage.mesh
+    # rows of framed windows, and a door below
     columns, rows = stage.number(2, 5), max(1, int(round(height / width * rng.uniform(1.5, 3))))
     glass = np.array([0.14, 0.18, 0.24]) * rng.uniform(0.5, 2.5)
     frame = rng.choice([0.92, 0.3]) * np.ones(3)
@@ -55,15 +46,14 @@ def _windows(stage: Stage, x: float, foot: float, width: float, height: float, d
     w, h = cell_w * rng.uniform(0.35, 0.55), cell_h * rng.uniform(0.45, 0.62)
     door, edge = stage.number(0, columns), max(0.7, w * 0.09)
     pane = {"gradient": (1.8, 0.7), "material": MOTTLED, "strength": 0.4}
-    for row in range(rows):
-        for column in range(columns):
-            wx, wy = x + (column + 0.5) * cell_w - w / 2, foot - height + (row + 0.5) * cell_h - h / 2
-            if row == rows - 1 and column == door:
-                add_rectangle(mesh, wx, wy, w, foot - wy, stage.pick(ROOFS) * 1.2, depth + 0.03, material=PLANKS)
-                continue
-            add_rectangle(mesh, wx - edge, wy - edge, w + 2 * edge, h + 2 * edge, frame, depth + 0.03)
-            add_rectangle(mesh, wx, wy, w, h, glass * rng.uniform(0.7, 1.4), depth + 0.04, **pane)
-            add_rectangle(mesh, wx + w / 2 - edge / 3, wy, edge * 0.7, h, frame, depth + 0.05)
+    for row, column in np.ndindex(rows, columns):
+        wx, wy = x + (column + 0.5) * cell_w - w / 2, top + (row + 0.5) * cell_h - h / 2
+        if row == rows - 1 and column == door:
+            add_rectangle(mesh, wx, wy, w, foot - wy, stage.pick(ROOFS) * 1.2, depth + 0.03, material=PLANKS)
+            continue
+        add_rectangle(mesh, wx - edge, wy - edge, w + 2 * edge, h + 2 * edge, frame, depth + 0.03)
+        add_rectangle(mesh, wx, wy, w, h, glass * rng.uniform(0.7, 1.4), depth + 0.04, **pane)
+        add_rectangle(mesh, wx + w / 2 - edge / 3, wy, edge * 0.7, h, frame, depth + 0.05)
 
 
 def fence(stage: Stage, foot: float, height: float, depth: float) -> None:

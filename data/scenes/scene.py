@@ -121,7 +121,8 @@ class Scene:
         gain = wanted / max(float(np.linalg.norm(self._apply(angles, some), axis=1).mean()), 1e-9)
         # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the image.
         scale = math.sqrt(self.size[0] * self.size[1] / REFERENCE_AREA)
-        reach = rasteriser.reach_of_degrees(self.mesh["freedoms"], self.mesh["directions"], len(response))
+        reach = np.zeros(len(response))  # how far a unit of each moves any vertex at most, px
+        np.maximum.at(reach, self.mesh["freedoms"], np.hypot(*np.moveaxis(self.mesh["directions"], -1, 0)))
         limit = np.minimum(self.mesh["oscillators"][:, 7], 0.76 * LARGEST_PX * scale / np.maximum(reach, 1e-9))
         peak = gain * np.abs(angles).max(1) / np.maximum(limit, 1e-9)
         gain = (gain * (1 + peak**4) ** -0.25)[:, None].astype(np.float32)
@@ -162,19 +163,15 @@ class Scene:
     def _first(self) -> tuple[Array, list[tuple[Array, Array]]]:
         return self._draw(self.mesh["vertices"])
 
-    def _finished(self, frame: Array, time_s: float) -> Tensor:
-        frame = self.finish.apply(frame, np.random.default_rng([self.seed, 3, round(time_s * 1000)]))
-        return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
-
     def picture(self) -> Tensor:
         """Return frame 0, the photograph: (3, H, W) float32 in [0, 1]."""
-        return self._finished(self._first[0], 0.0)
+        return self.frame(0.0)
 
     def frame(self, time_s: float) -> Tensor:
-        """Return the frame at time_s, (3, H, W): the same things moved, grain of its own; frame(0) is picture()."""
-        if time_s == 0:
-            return self.picture()
-        return self._finished(self._draw(self.mesh["vertices"] + self._vertices_at(time_s))[0], time_s)
+        """Return the frame at time_s, (3, H, W): the same things moved, with grain of its own."""
+        frame, _ = self._first if time_s == 0 else self._draw(self.mesh["vertices"] + self._vertices_at(time_s))
+        frame = self.finish.apply(frame, np.random.default_rng([self.seed, 3, round(time_s * 1000)]))
+        return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
 
     def _at_pixels(self, values: Array, vertices: Array, drawn: list[tuple[Array, Array]]) -> Array:
         """Vertex values (V, C) at the frontmost thing of every pixel centre, (H, W, C); 0 on the background."""
@@ -244,13 +241,10 @@ def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Gener
     return cv2.warpAffine(background, shift, (width, height), flags=flags, borderMode=cv2.BORDER_REPLICATE)
 
 
-def make_scene(
-    seed: int, *, size: tuple[int, int] = (160, 256), kind: str | None = None, wind_seed: int | None = None
-) -> Scene:
+def make_scene(seed: int, *, size: tuple[int, int] = (160, 256), kind: str | None = None) -> Scene:
     """Draw the scene of a seed, the same on every machine; ValueError for an unknown kind or under 16 px a side.
 
-    All lengths scale with `size` (H, W) px. Without `kind` the seed draws one of `KINDS`. `wind_seed` moves the same
-    image in another way.
+    All lengths scale with `size` (H, W) px. Without `kind` the seed draws one of `KINDS`.
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind: expected one of {', '.join(KINDS)}, got {kind!r}")
@@ -261,7 +255,7 @@ def make_scene(
     kind = kind or drawn
     mesh, background, finish = draw(kind, rng, size)
     scale = math.sqrt(size[0] * size[1] / REFERENCE_AREA)
-    wind = Wind.draw(seed if wind_seed is None else wind_seed, scale)
+    wind = Wind.draw(seed, scale)
     arrays = mesh.finish()
     background = _step_closer(arrays, background, rng)
     oscillators = arrays["oscillators"]

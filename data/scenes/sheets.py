@@ -106,18 +106,15 @@ FLAG_COLOURS = np.array(palette("80 10 12, 95 95 93, 10 20 50, 5 45 20, 95 80 10
 def flag_colours(rng: np.random.Generator) -> Array:
     """Colours (24, 30, 3) of the cells of a flag: bands, stripes with a corner, a cross, or plain."""
     some = FLAG_COLOURS[rng.permutation(len(FLAG_COLOURS))]
-    cells = np.zeros((24, 30, 3))
+    cells = np.tile(some[0], (24, 30, 1))
     style = rng.choice(["rows", "columns", "stripes", "cross", "plain"])
     if style == "rows":
         cells[:] = some[np.arange(24) // 8][:, None]
     elif style == "columns":
-        cells[:] = some[np.arange(30) // 10][None]
+        cells[:] = some[np.arange(30) // 10]
     elif style == "stripes":
         cells[:] = some[(np.arange(24) // 2) % 2][:, None]
         cells[:12, :13] = some[2]
-    else:
-        cells[:] = some[0]
-        if style == "cross":
-            cells[10:14] = some[1]
-            cells[:, 9:13] = some[1]
+    elif style == "cross":
+        cells[10:14] = cells[:, 9:13] = some[1]
     return cells
