@@ -2,7 +2,9 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from animation.flags import DEFAULT_SIZE_PX, FEWEST_STEPS, MOST_STEPS, SAMPLER_NAMES, SMALLEST_TILE_PX
 from cli.flags import FIXED_PRECISION, add_shared_flags
@@ -29,28 +31,23 @@ def tensor_size(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def image_size(text: str) -> tuple[int, int]:
-    """Parse WIDTHxHEIGHT of an image; return (height, width)."""
-    size = size_px(text)
-    if min(size) < 32:
-        raise argparse.ArgumentTypeError(f"expected at least 32x32, got {text!r}")
-    return size
+def checked(parse: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """Return a flag type that takes those values of `parse` which `accepts` does; `wanted` describes them."""
+
+    def read(text: str) -> Any:
+        value = parse(text)
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        return value
+
+    return read
 
 
-def grid_size(text: str) -> tuple[int, int]:
-    """Parse WIDTHxHEIGHT of a motion grid; return (height, width)."""
-    size = size_px(text)
-    if any(side % 32 for side in size):
-        raise argparse.ArgumentTypeError(f"expected sides that are multiples of 32 px, got {text!r}")
-    return size
-
-
-def tile_size(text: str) -> int:
-    """Parse the side of a tile in px."""
-    tile = whole_number(0)(text)
-    if 0 < tile < SMALLEST_TILE_PX:
-        raise argparse.ArgumentTypeError(f"expected 0 for never, or at least {SMALLEST_TILE_PX} px, got {text!r}")
-    return tile
+# WIDTHxHEIGHT, read as (height, width)
+image_size = checked(size_px, lambda size: min(size) >= 32, "at least 32x32")
+grid_size = checked(size_px, lambda size: not any(side % 32 for side in size), "sides that are multiples of 32 px")
+tile_px = f"0 for never, or at least {SMALLEST_TILE_PX} px"
+tile_size = checked(whole_number(0), lambda tile: tile == 0 or tile >= SMALLEST_TILE_PX, tile_px)
 
 
 def add_tables(commands: argparse._SubParsersAction) -> None:

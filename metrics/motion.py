@@ -106,12 +106,9 @@ def mean_motion(spectrum: Tensor) -> Tensor:
     return mean_displacement(spectrum, num_samples=NUM_FRAMES)
 
 
-def normalised_gradient(spectrum: Tensor, num_phases: int = 30) -> float | None:
-    """Return mean |grad F| / mean |F| over pixels and frames, 1 / px, by differences to neighbours.
-
-    None where nothing moves.
-    """
-    flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
+def normalised_gradient(spectrum: Tensor) -> float | None:
+    """Return mean |grad F| / mean |F| over pixels and 30 frames, 1 / px, to neighbours; None where nothing moves."""
+    flow = spectrum_to_flow(spectrum, torch.arange(1, 31) / 30)  # (N, 2, H, W)
     right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
     down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
     moved_px = float(magnitude(flow).mean())
