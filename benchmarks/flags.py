@@ -97,7 +97,6 @@ def _add_render(group: Group) -> None:
     add("--frames", type=positive_int, default=4, metavar="N", help="in each repeat")
     add("--batch-size", type=positive_int, metavar="N", help="frames computed together; default: by size and device")
     add("--tile", type=tile_size, metavar="PX", help="of the decoder, 0 = never; default: by size and memory")
-    add("--threads", type=positive_int, metavar="N", help="of a CPU; default: torch's")
 
 
 def _add_splatting(group: Group) -> None:
@@ -106,7 +105,6 @@ def _add_splatting(group: Group) -> None:
     add("--sizes", type=tensor_size, nargs="+", metavar="BxCxHxW", help=f"default: {sizes}")
     add("--ops", choices=SPLATS, nargs="+", default=list(SPLATS), metavar="OP", help="to compare")
     add("--backends", choices=BACKENDS, nargs="+", metavar="NAME", help="default: all that can run on the device")
-    add("--threads", type=positive_int, metavar="N", help="of torch and the cpu backend; default: torch's")
 
 
 def _add_data(group: Group) -> None:
@@ -134,8 +132,16 @@ def _add_page(group: Group) -> None:
 TABLES = {
     "animate": ("image -> video: each part, beside image-space rendering", _add_animate, ("device", "precision")),
     "motion": ("predicting motion, beside sequential sampling", _add_motion, ("device", "precision")),
-    "render": ("frames a second and memory by size, beside the preview", _add_render, ("device", "precision")),
-    "splatting": ("operators and backends, beside hand-written torch and a copy", _add_splatting, ("device",)),
+    "render": (
+        "frames a second and memory by size, beside the preview",
+        _add_render,
+        ("device", "precision", "threads"),
+    ),
+    "splatting": (
+        "operators and backends, beside hand-written torch and a copy",
+        _add_splatting,
+        ("device", "threads"),
+    ),
     "data": ("scenes for training a second, flow methods, reading a set", _add_data, ("workers",)),
     "page": ("the page of interact.py in a browser: first frame, frames a second", _add_page, ("device",)),
 }

@@ -24,10 +24,7 @@ def make_table(report: Report, *, data: list[Path], split: str, clips: int | Non
     """Measure the sets, and report the tables of bins and of sets."""
     # Early checks
     clip_sets = [ClipSet(folder) for folder in data]
-    try:
-        names = column_names(data)
-    except ValueError as error:
-        raise EvaluationError(f"data: {error}; name each once") from error
+    names = column_names(data, "data")
     periods = sorted({float(clip_set.statistics.get("period_s", 5.0)) for clip_set in clip_sets})
     if len(periods) > 1:
         raise EvaluationError(f"data: the sets have different periods, {periods} s; their bins do not compare")

@@ -13,9 +13,7 @@ from data.media import contact_sheet, read_image, write_image
 from data.scenes.scene import make_scene
 from data.visualisation import magnitude_over
 from evaluation import EvaluationError, Report
-from evaluation.flags import Crop
-from metrics.motion import baseline_maps
-from metrics.placement import METRICS, mean_by_repository, placement_metrics
+from metrics.motion import PLACEMENT_METRICS, baseline_maps, mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.class_masks import class_mask
 from models.device import check_precision, choose_device
@@ -54,8 +52,8 @@ class Item(NamedTuple):
 
 def make_table(
     report: Report, *, photos: Path | None, masks: Path | None, photo_table: Path | None, split: str | None,
-    static_images: list[Crop], scenes: int | None, samples: int, checkpoint: Path | None, seed: int, device: str,
-    **sampling: Any,
+    static_images: list[tuple[Path, tuple[float, ...]]], scenes: int | None, samples: int, checkpoint: Path | None,
+    seed: int, device: str, **sampling: Any,
 ) -> bool:  # fmt: skip
     """Predict motion for photographs, report the tables and write a sheet; `sampling` as in `MotionPipeline`."""
     place = choose_device(device)
@@ -63,7 +61,7 @@ def make_table(
     masked = find_masked_photographs(photos, masks, photo_table, split) if photos else []
     for photograph in masked:
         photograph.read()  # so that a wrong mask is told at once
-    static = [_read_crop(crop) for crop in static_images]
+    static = [_read_part(*part) for part in static_images]
     if scenes is None:
         scenes = 0 if masked else DEFAULT_SCENES
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
@@ -103,21 +101,21 @@ def _static(name: str, source: str, image: Tensor) -> Item:
     return Item(name, source, "static", image, torch.full((1, *image.shape[-2:]), STATIC, dtype=torch.uint8))
 
 
-def _read_crop(crop: Crop) -> Item:
-    image, (left, top, right, bottom) = read_image(crop.path), crop.box
+def _read_part(path: Path, box: tuple[float, ...]) -> Item:
+    image, (left, top, right, bottom) = read_image(path), box
     height, width = image.shape[-2:]
     part = image[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
     if min(part.shape[-2:]) < LEAST_SIDE_PX:
         found = f"a part of {part.shape[-1]} x {part.shape[-2]} px"
-        raise EvaluationError(f"static_images {crop.path}: {found}; right: sides of at least {LEAST_SIDE_PX} px")
-    return _static(crop.path.stem, crop.path.stem, part)
+        raise EvaluationError(f"static_images {path}: {found}; right: sides of at least {LEAST_SIDE_PX} px")
+    return _static(path.stem, path.stem, part)
 
 
 def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int) -> dict[str, dict[str, Any]]:
     """Return the metrics of the model, the image gradients, segmentation alone and motion everywhere."""
     image = resize_maps(item.image, motion_grid_size(*item.image.shape[-2:]))
     everywhere_px = torch.full_like(predicted, 2 * MOVING_PX / default_grid_scale(*predicted.shape[-2:]))
-    maps = {MODEL: (predicted, METRICS)}
+    maps = {MODEL: (predicted, PLACEMENT_METRICS)}
     gradients = {name: one for name, one in baseline_maps(image, seed, item.name).items() if "gradient" in name}
     maps |= {name: (one, _RANKING) for name, one in gradients.items()}
     if pipeline.segmentation is not None:
@@ -130,7 +128,7 @@ def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int)
     rows = {}
     for name, (displacement, meaningful) in maps.items():
         found = placement_metrics(displacement, movable, static)
-        rows[name] = about | {metric: found[metric] if metric in meaningful else None for metric in METRICS}
+        rows[name] = about | {metric: found[metric] if metric in meaningful else None for metric in PLACEMENT_METRICS}
     return rows
 
 

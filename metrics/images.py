@@ -30,10 +30,7 @@ LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"
 
 
 class Lpips(nn.Module):
-    """LPIPS over torchvision's ImageNet weights of a backbone: a file, or "hub" for torch.hub's.
-
-    WeightsError for weights that cannot be used.
-    """
+    """LPIPS over torchvision's ImageNet weights, a file or "hub" for torch.hub's; WeightsError for unusable ones."""
 
     def __init__(self, network: LpipsNetwork, weights: Path | str) -> None:
         super().__init__()
