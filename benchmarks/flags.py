@@ -59,7 +59,7 @@ def add_tables(commands: argparse._SubParsersAction) -> None:
         parser.add_argument("--repeats", type=positive_int, metavar="N", **repeats)
         out = {"metavar": "DIR", "help": "folder of the tables", "default": DEFAULT_OUT / name}
         workers = {"default": 1, "type": positive_int, "help": "processes that render, each with one thread"}
-        add_shared_flags(parser, "seed", *shared, "out", out=out, workers=workers, precision=FIXED_PRECISION)
+        add_shared_flags(parser, "seed", *shared.split(), "out", out=out, workers=workers, precision=FIXED_PRECISION)
 
 
 def _add_networks(group: Group) -> None:
@@ -129,19 +129,12 @@ def _add_page(group: Group) -> None:
     add("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
 
 
+# {table: help, its flags, the shared ones that it honours}
 TABLES = {
-    "animate": ("image -> video: each part, beside image-space rendering", _add_animate, ("device", "precision")),
-    "motion": ("predicting motion, beside sequential sampling", _add_motion, ("device", "precision")),
-    "render": (
-        "frames a second and memory by size, beside the preview",
-        _add_render,
-        ("device", "precision", "threads"),
-    ),
-    "splatting": (
-        "operators and backends, beside hand-written torch and a copy",
-        _add_splatting,
-        ("device", "threads"),
-    ),
-    "data": ("scenes for training a second, flow methods, reading a set", _add_data, ("workers",)),
-    "page": ("the page of interact.py in a browser: first frame, frames a second", _add_page, ("device",)),
+    "animate": ("image -> video: each part, beside image-space rendering", _add_animate, "device precision"),
+    "motion": ("predicting motion, beside sequential sampling", _add_motion, "device precision"),
+    "render": ("frames a second and memory by size, beside the preview", _add_render, "device precision threads"),
+    "splatting": ("operators and backends, beside hand-written torch and a copy", _add_splatting, "device threads"),
+    "data": ("scenes for training a second, flow methods, reading a set", _add_data, "workers"),
+    "page": ("the page of interact.py in a browser: first frame, frames a second", _add_page, "device"),
 }

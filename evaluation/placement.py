@@ -79,14 +79,12 @@ def make_table(
     for number, item in enumerate(tqdm(items(), total=total, unit="image", disable=None, dynamic_ncols=True)):
         motions = [pipeline.predict(item.image, seed=seed + n, **sampling) for n in range(samples)]
         predicted = torch.stack([mean_displacement(motion.spectrum) for motion in motions]).mean(0)  # (1, h, w)
-        rows += [{"row": name} | metrics for name, metrics in _measure(item, predicted, pipeline, seed).items()]
+        rows += _measure(item, predicted, pipeline, seed)
         if number % max(1, -(-total // SHEET_IMAGES)) == 0:
             shown.append(_sheet_row(item, predicted))
     write_image(report.out / "sheet.png", contact_sheet(shown))
-    notes = [
-        f"{total} images of {len({row['source'] for row in rows})} sources, {samples} samples each; checkpoint "
-        f"{checkpoint or DEFAULT_CHECKPOINT}; seed {seed}",
-    ]
+    counts = f"{total} images of {len({row['source'] for row in rows})} sources, {samples} samples each"
+    notes = [f"{counts}; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; seed {seed}"]
     report.add(rows, "Placement by image", [*NOTES, *notes], folder="by_image", shown=False)
     of_model = [row for row in rows if row["row"] == MODEL]
     report.add(_by_subject(of_model), "Of the model, by subject", notes, folder="by_subject")
@@ -111,13 +109,13 @@ def _read_part(path: Path, box: tuple[float, ...]) -> Item:
     return _static(path.stem, path.stem, part)
 
 
-def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int) -> dict[str, dict[str, Any]]:
-    """Return the metrics of the model, the image gradients, segmentation alone and motion everywhere."""
+def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int) -> list[dict[str, Any]]:
+    """Return a row for the model, the image gradients, segmentation alone and motion everywhere."""
     image = resize_maps(item.image, motion_grid_size(*item.image.shape[-2:]))
     everywhere_px = torch.full_like(predicted, 2 * MOVING_PX / default_grid_scale(*predicted.shape[-2:]))
     maps = {MODEL: (predicted, PLACEMENT_METRICS)}
-    gradients = {name: one for name, one in baseline_maps(image, seed, item.name).items() if "gradient" in name}
-    maps |= {name: (one, _RANKING) for name, one in gradients.items()}
+    baselines = baseline_maps(image, seed, item.name)
+    maps |= {name: (one, _RANKING) for name, one in baselines.items() if "gradient" in name}
     if pipeline.segmentation is not None:
         mask, _ = class_mask(pipeline.segmentation, item.image, move=MOVABLE_CLASSES)  # (1, h, w), half at even odds
         maps[SEGMENTATION] = (mask.cpu() * everywhere_px, _PLACES)
@@ -125,10 +123,11 @@ def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int)
     movable, static = item.mask == MOVABLE, item.mask == STATIC
     about = {"image": item.name, "source": item.source, "subject": item.subject}
     about["movable_fraction"] = float(movable.float().mean())
-    rows = {}
+    rows = []
     for name, (displacement, meaningful) in maps.items():
         found = placement_metrics(displacement, movable, static)
-        rows[name] = about | {metric: found[metric] if metric in meaningful else None for metric in PLACEMENT_METRICS}
+        known = {metric: found[metric] if metric in meaningful else None for metric in PLACEMENT_METRICS}
+        rows.append({"row": name} | about | known)
     return rows
 
 
