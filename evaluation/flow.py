@@ -20,7 +20,7 @@ from data.media import MediaError
 from data.optical_flow import estimate_flow, visible_flow
 from data.prepare_clip import read_clip
 from data.scenes.scene import Scene, make_scene
-from evaluation import EvaluationError, Report
+from evaluation import EvaluationError, Report, Row
 from metrics.images import frame_metrics, pool_frames
 from metrics.statistics import known_mean
 from models.device import choose_device
@@ -30,8 +30,6 @@ from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
 from splatting import sum_splat
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 # A pixel that changes by less than this shows nothing.
 UNCHANGED = 2 / 255

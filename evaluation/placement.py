@@ -12,7 +12,7 @@ from data.masks import MOVABLE, STATIC, find_masked_photographs
 from data.media import contact_sheet, read_image, write_image
 from data.scenes.scene import make_scene
 from data.visualisation import magnitude_over
-from evaluation import EvaluationError, Report
+from evaluation import EvaluationError, Report, Row
 from metrics.motion import PLACEMENT_METRICS, baseline_maps, mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.class_masks import class_mask
@@ -109,7 +109,7 @@ def _read_part(path: Path, box: tuple[float, ...]) -> Item:
     return _static(path.stem, path.stem, part)
 
 
-def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int) -> list[dict[str, Any]]:
+def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int) -> list[Row]:
     """Return a row for the model, the image gradients, segmentation alone and motion everywhere."""
     image = resize_maps(item.image, motion_grid_size(*item.image.shape[-2:]))
     everywhere_px = torch.full_like(predicted, 2 * MOVING_PX / default_grid_scale(*predicted.shape[-2:]))
@@ -131,7 +131,7 @@ def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int)
     return rows
 
 
-def _by_subject(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_subject(rows: list[Row]) -> list[Row]:
     """Return the means of each subject, and of the images in which nothing can move."""
     subjects = sorted({row["subject"] for row in rows})
     groups = {subject or "-": [row for row in rows if row["subject"] == subject] for subject in subjects}

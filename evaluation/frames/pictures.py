@@ -13,8 +13,8 @@ from data.files import atomic_path
 from data.media import contact_sheet, write_image
 from data.video_writer import VideoWriter
 from data.visualisation import most_moving_row, titled
+from evaluation import Row
 from evaluation.clips import EvaluationClip
-from evaluation.frames.statistics import Row
 
 # Errors in [0, 1] are small: they are shown so many times as bright.
 ERROR_GAIN = 4

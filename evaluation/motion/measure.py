@@ -17,7 +17,7 @@ from torch import Tensor
 from data.clips import ClipRow, ClipSet, ClipSetError, source_name
 from data.media import contact_sheet, write_image
 from data.visualisation import magnitude_image, x_t_slice
-from evaluation import EvaluationError
+from evaluation import EvaluationError, Row
 from metrics import motion as metric
 from metrics.motion import BASELINES, COHERENCE_DISTANCES_PX, LEAST_PX, bin_ratios, mean_motion, weighted_mean
 from metrics.statistics import bootstrap_interval, by_source, known_mean, mean_by_source
@@ -70,8 +70,6 @@ BIN_NOTE = (
     "of a source, sources; ratio_after_gain: geometric mean of model over clip, after one factor a clip; factor: that "
     f"of max(r, 1/r), over clips that move at least {LEAST_PX} px in the bin"
 )
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

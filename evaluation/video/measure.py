@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from evaluation import EvaluationError
+from evaluation import EvaluationError, Row
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import ClipVideos
 from metrics.frechet import FRECHET_DRAWS, frechet_distance, frechet_interval, kernel_distance
@@ -115,12 +114,12 @@ class VideoComparison:
                 problem = f"{self.count(window)} windows of {window} frames in {len(self.lengths)} videos"
                 raise EvaluationError(f"windows {window}: {problem}; right: smaller windows, or more videos")
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """Return a row for each way, with a column for each metric that was measured."""
         rows, sliding = [], self.sliding_table()
         of_videos = [metric for metric in self.networks if metric != "fid"]
         for name in self.rows:
-            row: dict[str, Any] = {"row": name}
+            row: Row = {"row": name}
             if "fid" in self.networks:
                 real, found = self._features(REAL_ROW, "fid", 1), self._features(name, "fid", 1)
                 row["fid"] = frechet_distance(real, found)
@@ -142,12 +141,12 @@ class VideoComparison:
         used = [column for column in rows[0] if any(row[column] is not None for row in rows)]
         return [{column: row[column] for column in used} for row in rows]
 
-    def sliding_table(self) -> list[dict[str, Any]]:
+    def sliding_table(self) -> list[Row]:
         """Return a row for each way and place in time; real and generated windows begin at the same frame."""
         rows = []
         for name in self.rows:
             for start in sorted({start for row, _, start in self.sliding if row == name}):
-                line: dict[str, Any] = {"row": name, "from_frame": start}
+                line: Row = {"row": name, "from_frame": start}
                 for metric, window in SLIDING.items():
                     real, found = (self.sliding.get((row, metric, start), []) for row in (REAL_ROW, name))
                     count = sum(map(len, found))
