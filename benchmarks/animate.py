@@ -60,8 +60,9 @@ def make_table(
             busy = measure(chosen, repeats, device)
         for name, metrics in busy.items():
             seconds = metrics["seconds"]
-            row = {"row": f"{name}, {BUSY}", "seconds": seconds, "times_idle": seconds / found[name]["seconds"]}
-            rows.append(row)
-    note = f"{machine(device)}; median of {repeats} repeats in which all rows take turns"
-    options = f"image at {size} px, {frames} frames, {steps} steps, precision {precision}, seed {seed}"
-    return rows, [note, options, MEMORY_NOTE]
+            rows.append({"row": f"{name}, {BUSY}", "seconds": seconds, "times_idle": seconds / found[name]["seconds"]})
+    return rows, [
+        f"{machine(device)}; median of {repeats} repeats in which all rows take turns",
+        f"image at {size} px, {frames} frames, {steps} steps, precision {precision}, seed {seed}",
+        MEMORY_NOTE,
+    ]

@@ -2,7 +2,9 @@
 
 import argparse
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from animation.flags import DEFAULT_SIZE_PX, FEWEST_STEPS, MOST_STEPS, SAMPLER_NAMES, SMALLEST_TILE_PX
 from cli.flags import FIXED_PRECISION, add_shared_flags
@@ -29,28 +31,23 @@ def tensor_size(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def image_size(text: str) -> tuple[int, int]:
-    """Parse WIDTHxHEIGHT of an image; return (height, width)."""
-    size = size_px(text)
-    if min(size) < 32:
-        raise argparse.ArgumentTypeError(f"expected at least 32x32, got {text!r}")
-    return size
+def checked(parse: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """Return a flag type that takes those values of `parse` which `accepts` does; `wanted` describes them."""
+
+    def read(text: str) -> Any:
+        value = parse(text)
+        if not accepts(value):
+            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
+        return value
+
+    return read
 
 
-def grid_size(text: str) -> tuple[int, int]:
-    """Parse WIDTHxHEIGHT of a motion grid; return (height, width)."""
-    size = size_px(text)
-    if any(side % 32 for side in size):
-        raise argparse.ArgumentTypeError(f"expected sides that are multiples of 32 px, got {text!r}")
-    return size
-
-
-def tile_size(text: str) -> int:
-    """Parse the side of a tile in px."""
-    tile = whole_number(0)(text)
-    if 0 < tile < SMALLEST_TILE_PX:
-        raise argparse.ArgumentTypeError(f"expected 0 for never, or at least {SMALLEST_TILE_PX} px, got {text!r}")
-    return tile
+# WIDTHxHEIGHT, read as (height, width)
+image_size = checked(size_px, lambda size: min(size) >= 32, "at least 32x32")
+grid_size = checked(size_px, lambda size: not any(side % 32 for side in size), "sides that are multiples of 32 px")
+tile_px = f"0 for never, or at least {SMALLEST_TILE_PX} px"
+tile_size = checked(whole_number(0), lambda tile: tile == 0 or tile >= SMALLEST_TILE_PX, tile_px)
 
 
 def add_tables(commands: argparse._SubParsersAction) -> None:
@@ -62,7 +59,7 @@ def add_tables(commands: argparse._SubParsersAction) -> None:
         parser.add_argument("--repeats", type=positive_int, metavar="N", **repeats)
         out = {"metavar": "DIR", "help": "folder of the tables", "default": DEFAULT_OUT / name}
         workers = {"default": 1, "type": positive_int, "help": "processes that render, each with one thread"}
-        add_shared_flags(parser, "seed", *shared, "out", out=out, workers=workers, precision=FIXED_PRECISION)
+        add_shared_flags(parser, "seed", *shared.split(), "out", out=out, workers=workers, precision=FIXED_PRECISION)
 
 
 def _add_networks(group: Group) -> None:
@@ -100,7 +97,6 @@ def _add_render(group: Group) -> None:
     add("--frames", type=positive_int, default=4, metavar="N", help="in each repeat")
     add("--batch-size", type=positive_int, metavar="N", help="frames computed together; default: by size and device")
     add("--tile", type=tile_size, metavar="PX", help="of the decoder, 0 = never; default: by size and memory")
-    add("--threads", type=positive_int, metavar="N", help="of a CPU; default: torch's")
 
 
 def _add_splatting(group: Group) -> None:
@@ -109,7 +105,6 @@ def _add_splatting(group: Group) -> None:
     add("--sizes", type=tensor_size, nargs="+", metavar="BxCxHxW", help=f"default: {sizes}")
     add("--ops", choices=SPLATS, nargs="+", default=list(SPLATS), metavar="OP", help="to compare")
     add("--backends", choices=BACKENDS, nargs="+", metavar="NAME", help="default: all that can run on the device")
-    add("--threads", type=positive_int, metavar="N", help="of torch and the cpu backend; default: torch's")
 
 
 def _add_data(group: Group) -> None:
@@ -134,11 +129,12 @@ def _add_page(group: Group) -> None:
     add("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
 
 
+# {table: help, its flags, the shared ones that it honours}
 TABLES = {
-    "animate": ("image -> video: each part, beside image-space rendering", _add_animate, ("device", "precision")),
-    "motion": ("predicting motion, beside sequential sampling", _add_motion, ("device", "precision")),
-    "render": ("frames a second and memory by size, beside the preview", _add_render, ("device", "precision")),
-    "splatting": ("operators and backends, beside hand-written torch and a copy", _add_splatting, ("device",)),
-    "data": ("scenes for training a second, flow methods, reading a set", _add_data, ("workers",)),
-    "page": ("the page of interact.py in a browser: first frame, frames a second", _add_page, ("device",)),
+    "animate": ("image -> video: each part, beside image-space rendering", _add_animate, "device precision"),
+    "motion": ("predicting motion, beside sequential sampling", _add_motion, "device precision"),
+    "render": ("frames a second and memory by size, beside the preview", _add_render, "device precision threads"),
+    "splatting": ("operators and backends, beside hand-written torch and a copy", _add_splatting, "device threads"),
+    "data": ("scenes for training a second, flow methods, reading a set", _add_data, "workers"),
+    "page": ("the page of interact.py in a browser: first frame, frames a second", _add_page, "device"),
 }

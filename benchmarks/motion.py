@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -79,17 +80,16 @@ def make_table(
     about: dict[str, tuple[int, int, str]] = {}  # steps, samples, and the row of the sequential scheme
     for count in dict.fromkeys(samples):
         baseline = ""
-        for sampler in dict.fromkeys(samplers):
-            for number in dict.fromkeys(steps):
-                options = {"sampler": sampler, "steps": number, "guidance": guidance, "precision": precision}
-                options |= {"num_samples": count, "seed": seed}
-                name = f"{sampler}, {number} steps" + (f", {count} samples" if count > 1 else "")
-                works[f"{name}, batched"] = partial(pipeline, image, max_batch=count, **options)
-                if not baseline:
-                    baseline = f"{name}, sequential (baseline)"
-                    works[baseline] = partial(predict_sequentially, pipeline, single, image, **options)
-                    about[baseline] = (number, count, baseline)
-                about[f"{name}, batched"] = (number, count, baseline)
+        for sampler, number in product(dict.fromkeys(samplers), dict.fromkeys(steps)):
+            options = {"sampler": sampler, "steps": number, "guidance": guidance, "precision": precision}
+            options |= {"num_samples": count, "seed": seed}
+            name = f"{sampler}, {number} steps" + (f", {count} samples" if count > 1 else "")
+            works[f"{name}, batched"] = partial(pipeline, image, max_batch=count, **options)
+            if not baseline:
+                baseline = f"{name}, sequential (baseline)"
+                works[baseline] = partial(predict_sequentially, pipeline, single, image, **options)
+                about[baseline] = (number, count, baseline)
+            about[f"{name}, batched"] = (number, count, baseline)
 
     found, rows = measure(works, repeats, device), []
     for name, metrics in found.items():

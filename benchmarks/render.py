@@ -58,11 +58,9 @@ def make_inputs(
 
 def make_table(
     *, sizes: Sequence[tuple[int, int]] | None, methods: Sequence[str], frames: int, checkpoint: Path | None,
-    preset: str | None, threads: int | None, repeats: int, seed: int, device: torch.device, **options: Any,
+    preset: str | None, repeats: int, seed: int, device: torch.device, **options: Any,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Time the methods, those of a size (H, W) in turn; return rows and notes. `options` are of `render_frames`."""
-    if threads:
-        torch.set_num_threads(threads)
     methods = dict.fromkeys([PREVIEW, SMALL, *methods])
     networks = {method: load_network(method, checkpoint, preset, seed) for method in methods}
     rows = []
@@ -74,15 +72,13 @@ def make_table(
             for _ in render_frames(*inputs, model=model, device=device, **options):
                 pass
 
-        works: dict[str, Callable[[], None]] = {
-            method: partial(render, model, inputs[0.0]) for method, model in networks.items()
-        }
-        half_still = {f"{method}, half still": method for method in networks if method not in (PREVIEW, SMALL)}
-        works |= {name: partial(render, networks[method], inputs[0.5]) for name, method in half_still.items()}
+        cases = {method: (model, 0.0) for method, model in networks.items()}
+        cases |= {f"{name}, half still": (networks[name], 0.5) for name in networks if name not in (PREVIEW, SMALL)}
+        works = {name: partial(render, model, inputs[still]) for name, (model, still) in cases.items()}
         found = measure(works, repeats, device)
         batch_size = options["batch_size"] or choose_batch_size(size, device)
         for name, metrics in found.items():
-            model, seconds, tile = networks[half_still.get(name, name)], metrics["seconds"], options["tile"]
+            (model, _), seconds, tile = cases[name], metrics["seconds"], options["tile"]
             if model is not None and tile is None:
                 tile = choose_tile(model, size, batch_size, device)
             row = {"row": f"{size[1]}x{size[0]}, {name}", "frames_per_s": frames / seconds}

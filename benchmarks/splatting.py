@@ -16,6 +16,7 @@ from splatting import available_backends, average_splat, gaussian_splat, softmax
 logger = logging.getLogger(__name__)
 
 Size = tuple[int, int, int, int]  # B, C, H, W
+Case = tuple[str, str, str]  # operator, backend, pass
 
 DEFAULT_SIZES: tuple[Size, ...] = ((1, 36, 160, 256), (8, 36, 160, 256), (1, 36, 512, 512), (4, 64, 1080, 1920))
 SIZES_ON_CPU = 3  # by default; the last one takes minutes a repeat there
@@ -34,15 +35,6 @@ class Inputs(NamedTuple):
     copied: Tensor  # (B, C, H, W) where the plain copy writes
 
 
-class Case(NamedTuple):
-    """What is timed: `call` makes the output; its gradients are taken where the pass says so."""
-
-    op: str
-    backend: str
-    direction: str
-    call: Callable[[Inputs], Tensor]
-
-
 OPS: dict[str, Callable[[Inputs, str], Tensor]] = {
     "sum": lambda x, backend: sum_splat(x.values, x.flow, backend=backend),
     "average": lambda x, backend: average_splat(x.values, x.flow, backend=backend),
@@ -54,20 +46,20 @@ WITH_IMPORTANCE = ("softmax", "gaussian", "ewa")
 
 
 def make_table(
-    *, sizes: Sequence[Size] | None, ops: Sequence[str], backends: Sequence[str] | None, threads: int | None,
-    repeats: int, seed: int, device: torch.device,
+    *, sizes: Sequence[Size] | None, ops: Sequence[str], backends: Sequence[str] | None, repeats: int, seed: int,
+    device: torch.device,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
     """Time every operator with every backend at every size; return rows and notes."""
-    if threads:
-        torch.set_num_threads(threads)
     cases = make_cases(ops, choose_backends(backends, device))
     flush = torch.zeros(FLUSH_BYTES // 4, device=device)
     rows = []
     for size in dict.fromkeys(sizes or DEFAULT_SIZES[: None if device.type == "cuda" else SIZES_ON_CPU]):
-        logger.info("%s: %d cases, %d repeats", name_of(size), len(cases), repeats)
+        name = "x".join(map(str, size))
+        logger.info("%s: %d cases, %d repeats", name, len(cases), repeats)
         inputs = make_inputs(size, seed, device)
-        works = {case[:3]: partial(run_once, case, inputs) for case in cases}
-        rows += make_rows(size, measure(works, repeats, device, flush=flush))
+        works = {case: partial(run_once, case, call, inputs) for case, call in cases.items()}
+        found = measure(works, repeats, device, flush=flush)
+        rows += [{"row": f"{name}, {', '.join(case)}"} | make_row(case, found, size) for case in found]
     return rows, [
         f"{machine(device)}; float32; values and upstream gradients are normal; flow: noise of {FLOW_PX:g} px, "
         f"enlarged {FLOW_SCALE} times (bicubic); importance: its magnitude; seed {seed}",
@@ -93,15 +85,14 @@ def choose_backends(names: Sequence[str] | None, device: torch.device) -> list[s
     return list(dict.fromkeys(names or there))
 
 
-def make_cases(ops: Sequence[str], backends: Sequence[str]) -> list[Case]:
-    """List what is timed: the copy, both hand-written averages, and every operator of every backend."""
-    found = [Case("copy", "torch", FORWARD, lambda x: x.copied.copy_(x.values))]
+def make_cases(ops: Sequence[str], backends: Sequence[str]) -> dict[Case, Callable[[Inputs], Tensor]]:
+    """Return what is timed: the copy, both hand-written averages, and every operator of every backend."""
+    calls: dict[Case, Callable[[Inputs], Tensor]] = {("copy", "torch", FORWARD): lambda x: x.copied.copy_(x.values)}
     for direction in (FORWARD, BOTH):
-        for name, average in {"scatter_add": average_by_scatter_add, "index_add": average_by_index_add}.items():
-            found.append(Case("average", name, direction, lambda x, average=average: average(x.values, x.flow)))
-        for op in dict.fromkeys(ops):
-            found += [Case(op, b, direction, partial(OPS[op], backend=b)) for b in backends]
-    return found
+        calls["average", "scatter_add", direction] = lambda x: average_by_scatter_add(x.values, x.flow)
+        calls["average", "index_add", direction] = lambda x: average_by_index_add(x.values, x.flow)
+        calls |= {(op, backend, direction): partial(OPS[op], backend=backend) for op in ops for backend in backends}
+    return calls
 
 
 def make_inputs(size: Size, seed: int, device: torch.device) -> Inputs:
@@ -120,34 +111,35 @@ def make_inputs(size: Size, seed: int, device: torch.device) -> Inputs:
     return Inputs(values, flow, importance, upstream, copied)
 
 
-def run_once(case: Case, inputs: Inputs) -> None:
+def run_once(case: Case, call: Callable[[Inputs], Tensor], inputs: Inputs) -> None:
     """Run one pass; the backward one gives the gradients to all inputs that the operator has."""
-    if case.direction == FORWARD:
+    op, _, direction = case
+    if direction == FORWARD:
         with torch.no_grad():
-            case.call(inputs)
+            call(inputs)
         return
-    wanted = inputs[: 3 if case.op in WITH_IMPORTANCE else 2]
-    torch.autograd.grad(case.call(inputs), wanted, inputs.upstream)
+    wanted = inputs[: 3 if op in WITH_IMPORTANCE else 2]
+    torch.autograd.grad(call(inputs), wanted, inputs.upstream)
 
 
-def make_rows(size: Size, found: dict[tuple[str, str, str], dict[str, float | None]]) -> list[dict[str, Any]]:
-    """Return one flat row a case."""
-    rows = []
-    for (op, backend, direction), metrics in found.items():
-        seconds = metrics["seconds"]
-        by_hand = [found.get(("average", name, direction)) for name in ("scatter_add", "index_add")]
-        by_hand = [baseline["seconds"] for baseline in by_hand if baseline is not None and op != "copy"]
-        average = found.get(("average", backend, direction))
-        row = {"row": f"{name_of(size)}, {op}, {backend}, {direction}", "ms": 1000 * seconds}
-        row |= {"min_ms": 1000 * metrics["min_s"], "max_ms": 1000 * metrics["max_s"]}
-        least, copy = least_bytes(op, direction, size), found.get(("copy", "torch", FORWARD))
-        row["gb_per_s"] = least / seconds / 1e9
-        copied = copy and copy["seconds"] * least / least_bytes("copy", FORWARD, size)  # a copy of as many bytes
-        row["fraction_of_copy"] = copied and copied / seconds
-        row["times_torch"] = min(by_hand) / seconds if by_hand else None
-        row["times_average"] = average and seconds / average["seconds"]
-        rows.append(row | {"peak_memory_mb": metrics["peak_memory_mb"]})
-    return rows
+def make_row(case: Case, found: dict[Case, dict[str, float | None]], size: Size) -> dict[str, float | None]:
+    """Return the columns of a case, beside the others that were measured at its size."""
+    (op, backend, direction), seconds = case, found[case]["seconds"]
+    by_hand = [("average", name, direction) for name in ("scatter_add", "index_add")]
+    by_hand = [found[baseline]["seconds"] for baseline in by_hand if baseline in found and op != "copy"]
+    average, copy = found.get(("average", backend, direction)), found.get(("copy", "torch", FORWARD))
+    least = least_bytes(op, direction, size)
+    copied = copy and copy["seconds"] * least / least_bytes("copy", FORWARD, size)  # a copy of as many bytes
+    return {
+        "ms": 1000 * seconds,
+        "min_ms": 1000 * found[case]["min_s"],
+        "max_ms": 1000 * found[case]["max_s"],
+        "gb_per_s": least / seconds / 1e9,
+        "fraction_of_copy": copied and copied / seconds,
+        "times_torch": min(by_hand) / seconds if by_hand else None,
+        "times_average": average and seconds / average["seconds"],
+        "peak_memory_mb": found[case]["peak_memory_mb"],
+    }
 
 
 def least_bytes(op: str, direction: str, size: Size) -> int:
@@ -156,11 +148,6 @@ def least_bytes(op: str, direction: str, size: Size) -> int:
     inputs = channels if op == "copy" else channels + (3 if op in WITH_IMPORTANCE else 2)
     numbers = inputs + channels if direction == FORWARD else 3 * inputs + 2 * channels
     return 4 * batch * height * width * numbers
-
-
-def name_of(size: Size) -> str:
-    """Write a size as the flag takes it."""
-    return "x".join(map(str, size))
 
 
 def average_by_scatter_add(values: Tensor, flow: Tensor) -> Tensor:

@@ -272,11 +272,11 @@ def source_name(row: ClipRow) -> str:
     return row.group or row.source
 
 
-def column_names(folders: Sequence[Path]) -> list[str]:
-    """Name sets by as many of the last parts of their folders as tell them apart; ValueError for one named twice."""
+def column_names(folders: Sequence[Path], argument: str) -> list[str]:
+    """Name folders by as many of their last parts as tell them apart; ClipSetError for one given twice."""
     folders = [folder.resolve() for folder in folders]
     if len(set(folders)) < len(folders):
-        raise ValueError("a set is named twice")
+        raise ClipSetError(f"{argument}: a folder is named twice; right: each once")
     candidates = (["/".join(folder.parts[-parts:]) for folder in folders] for parts in itertools.count(1))
     return next(names for names in candidates if len(set(names)) == len(names))
 

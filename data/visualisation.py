@@ -66,12 +66,13 @@ def x_t_slice(image: Tensor, spectrum: Tensor, num_frames: int = 150) -> Tensor:
     return resize_maps(lines, (height, width))
 
 
-def title_strip(text: str, width: int) -> Tensor:
-    """Write as much of a line of text as fits: (3, h, width), dark on white."""
+def titled(text: str, image: Tensor) -> Tensor:
+    """Write as much of a line of text as fits above an image (3, H, W), dark on white."""
+    width = image.shape[-1]
     strip = np.ascontiguousarray(to_bytes(torch.ones(3, TITLE_HEIGHT_PX, width)))  # (h, w, 3)
     text = text[: int(width / _TITLE_CHARACTER_PX)]
     cv2.putText(strip, text, (1, TITLE_HEIGHT_PX - 3), cv2.FONT_HERSHEY_SIMPLEX, 0.3, (0, 0, 0), 1, cv2.LINE_8)
-    return from_bytes(strip)
+    return torch.cat([from_bytes(strip), image], 1)
 
 
 def describe_set(clip_set: ClipSet) -> list[str]:
@@ -115,7 +116,4 @@ def _cells(clip_set: ClipSet, row: ClipRow) -> list[Tensor]:
     size = (max(1, round(CELL_WIDTH_PX * image.shape[-2] / image.shape[-1])), CELL_WIDTH_PX)
     titles = (row.id, f"{row.split} {row.median_flow_px:.2f}px {row.moving_fraction:.0%}", "")
     shown = (image, heat_image(displacement, WHITE_PX), section)
-    return [
-        torch.cat([title_strip(text, CELL_WIDTH_PX), resize_maps(cell, size)], 1)
-        for text, cell in zip(titles, shown, strict=True)
-    ]
+    return [titled(text, resize_maps(cell, size)) for text, cell in zip(titles, shown, strict=True)]

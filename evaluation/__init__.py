@@ -7,6 +7,8 @@ from typing import Any
 
 from data.result_tables import write_results
 
+Row = dict[str, Any]  # of a table: {column: value}, one of them "row", its name
+
 
 class EvaluationError(ValueError):
     """What a table cannot be made of. The message is one line that names the argument or the file."""

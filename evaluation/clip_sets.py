@@ -3,14 +3,13 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from data.clips import STORED_BINS, ClipRow, ClipSet, choose_rows, column_names
-from evaluation import EvaluationError, Report
+from evaluation import EvaluationError, Report, Row
 from metrics.motion import weighted_mean
 from motion.spectrum import amplitude, bin_frequencies_hz
 
@@ -24,10 +23,7 @@ def make_table(report: Report, *, data: list[Path], split: str, clips: int | Non
     """Measure the sets, and report the tables of bins and of sets."""
     # Early checks
     clip_sets = [ClipSet(folder) for folder in data]
-    try:
-        names = column_names(data)
-    except ValueError as error:
-        raise EvaluationError(f"data: {error}; name each once") from error
+    names = column_names(data, "data")
     periods = sorted({float(clip_set.statistics.get("period_s", 5.0)) for clip_set in clip_sets})
     if len(periods) > 1:
         raise EvaluationError(f"data: the sets have different periods, {periods} s; their bins do not compare")
@@ -48,7 +44,7 @@ def make_table(report: Report, *, data: list[Path], split: str, clips: int | Non
     return True
 
 
-def measure_set(clip_set: ClipSet, rows: Sequence[ClipRow], name: str) -> tuple[Tensor, dict[str, Any]]:
+def measure_set(clip_set: ClipSet, rows: Sequence[ClipRow], name: str) -> tuple[Tensor, Row]:
     """Return the amplitudes (clips, 24), px, of a set's clips, and its row of the table of sets."""
     amplitudes_px, confidences = [], []
     for row in tqdm(rows, desc=name, unit="clip", disable=None, dynamic_ncols=True):
@@ -62,14 +58,14 @@ def measure_set(clip_set: ClipSet, rows: Sequence[ClipRow], name: str) -> tuple[
     return torch.stack(amplitudes_px), summary | {"confidence": statistics.fmean(confidences)}
 
 
-def bin_rows(amplitudes_px: Mapping[str, Tensor], period_s: float) -> list[dict[str, Any]]:
+def bin_rows(amplitudes_px: Mapping[str, Tensor], period_s: float) -> list[Row]:
     """Return a row a bin: mean amplitude of each set and its ratio to the first set's, then the same of medians."""
     first, *others = amplitudes_px
     means = {name: found.mean(0).tolist() for name, found in amplitudes_px.items()}
     medians = {name: found.quantile(0.5, dim=0).tolist() for name, found in amplitudes_px.items()}
     rows = []
     for k, frequency_hz in enumerate(bin_frequencies_hz(STORED_BINS, period_s).tolist()):
-        row: dict[str, Any] = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": frequency_hz}
+        row: Row = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": frequency_hz}
         for prefix, suffix, values in (("", "px", means), ("median_", "median_px", medians)):
             row |= {f"{name}_{suffix}": value[k] for name, value in values.items()}
             for name in others:

@@ -72,9 +72,8 @@ def open_clip(
             raise ClipSetError(f"{name} has no stored pairs, and its source fails: {error}") from error
         logger.warning("%s: only its stored pairs are measured (%s)", row.id, error)
         pairs = clip_set.pairs(row.id)[0]
-        times_s = [pair.time_s for pair in pairs]
-        origin, targets = "pairs", torch.stack([pair.target for pair in pairs])
-        flow = torch.stack([pair.flow for pair in pairs])
+        origin, times_s = "pairs", [pair.time_s for pair in pairs]
+        targets, flow = torch.stack([pair.target for pair in pairs]), torch.stack([pair.flow for pair in pairs])
         if flow.shape[-2:] != size:
             problem = f"its flow is {flow.shape[-1]} x {flow.shape[-2]} px, its image {size[1]} x {size[0]}"
             raise ClipSetError(f"{name}: {problem}; prepare it again") from error
@@ -82,12 +81,11 @@ def open_clip(
         num_frames = NUM_FRAMES if isinstance(source, Scene) else len(source.frames)
         indices = list(range(min(every, num_frames - 1), num_frames, every))
         if isinstance(source, Scene):
-            times_s = [index / FPS for index in indices]
-            origin = "scene"
+            origin, times_s = "scene", [index / FPS for index in indices]
         else:
-            times_s = [float(source.times_s[index] - source.times_s[0]) for index in indices]
+            origin, times_s = "video", (source.times_s[indices] - source.times_s[0]).tolist()
+            targets = source.frames[indices]
             flow = cached_flow(clip_set, row, source, indices, weights=raft_weights, device=device)
-            origin, targets = "video", source.frames[indices]
     if magnify != 1:
         if origin != "scene":
             raise ClipSetError(f"{name} is no rendered scene: only these can be drawn with magnified motion")
@@ -123,8 +121,7 @@ def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video
             video = read_clip(path, start_s=row.start_s, fps=fps, size=size)
     except (MediaError, OSError) as error:
         raise SourceError(str(error)) from error
-    difference = (video.frames[0] - first).abs()
-    if float(difference.mean()) > SAME_FRAME_LIMIT or len(video.frames) < max(row.frames, 2):
+    if float((video.frames[0] - first).abs().mean()) > SAME_FRAME_LIMIT or len(video.frames) < max(row.frames, 2):
         raise SourceError(f"{row.source} is not the video that the clip was made from")
     return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps, video.source_fps)
 
@@ -134,7 +131,8 @@ def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int
 
     It is cleaned by `visible_flow` and rounded to float16; `raft`: weights and device of `estimate_flow`.
     """
-    method, path = _settings(clip_set).get("method", "dis"), cache_path(clip_set, row)
+    method = _settings(clip_set).get("method", "dis")
+    path = clip_set.folder / "cache" / "flow" / f"{row.id}.{method}-v{FLOW_VERSION}.npz"
     known = _read_cache(path, tuple(video.frames.shape[-2:]), len(video.frames))
     missing = [index for index in indices if index not in known]
     if missing:
@@ -153,12 +151,6 @@ def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int
         except MediaError as error:
             logger.warning("flow is not kept for the next time: %s", error)
     return torch.from_numpy(np.stack([known[index] for index in indices]).astype(np.float32))
-
-
-def cache_path(clip_set: ClipSet, row: ClipRow) -> Path:
-    """Return where the flow of a clip is kept."""
-    method = _settings(clip_set).get("method", "dis")
-    return clip_set.folder / "cache" / "flow" / f"{row.id}.{method}-v{FLOW_VERSION}.npz"
 
 
 def _settings(clip_set: ClipSet) -> dict:

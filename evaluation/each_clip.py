@@ -2,8 +2,7 @@
 
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ Metrics = dict[str, Any]  # strings, numbers, tensors, and lists and dicts of th
 
 
 def measure_each(
-    function: Callable[[Any, ClipRow], Metrics], rows: Sequence[ClipRow], workers: Workers, *,
-    load: Callable[[], Any], keep: Path, depends: Sequence[Any],
-) -> tuple[list[Metrics], list[str]]:  # fmt: skip
-    """Return function(load(), row) of every row, in their order, and the ids of those that a cluster gave up.
+    measurement: Any, rows: Sequence[ClipRow], workers: Workers, *, keep: Path, depends: Sequence[Any]
+) -> tuple[list[Metrics], list[str]]:
+    """Return measurement.load().measure(row) of every row, in their order, and the ids of those that a cluster gave up.
 
     On a cluster the results are kept in the folder `keep`, under names that depend on the row and on `depends`: values
-    with a repr, and networks. Raises what the function raises where there is no cluster, EvaluationError for no result.
+    with a repr, and networks. Raises what `measure` raises where there is no cluster, EvaluationError for no result.
     """
     found: dict[str, Metrics] = {}
     files = _files(rows, keep, depends) if workers.cluster else {}
@@ -41,7 +39,7 @@ def measure_each(
         logger.info("%d of %d clips are measured already", len(found), len(rows))
     todo = [(row, files.get(row.id)) for row in rows if row.id not in found]
     failed = []
-    with run_items(partial(_measure, function), todo, workers, "clip", load=load, progress=None) as results:
+    with run_items(_measure, todo, workers, "clip", load=measurement.load, progress=None) as results:
         for done in results:
             row_id = done.item[0].id
             if done.error is None or not workers.cluster:
@@ -63,9 +61,9 @@ def _files(rows: Sequence[ClipRow], keep: Path, depends: Sequence[Any]) -> dict[
     return {row_id: keep / f"{row_id}-{digest}.pt" for row_id, digest in digests.items()}
 
 
-def _measure(function: Callable[[Any, ClipRow], Metrics], loaded: Any, item: tuple[ClipRow, Path | None]) -> Metrics:
+def _measure(measurement: Any, item: tuple[ClipRow, Path | None]) -> Metrics:
     row, file = item
-    metrics = function(loaded, row)
+    metrics = measurement.measure(row)
     if file is not None:
         with atomic_path(file) as temporary:
             torch.save(metrics, temporary)

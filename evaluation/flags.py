@@ -1,10 +1,7 @@
 """Flags of the tables of evaluate.py."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +29,10 @@ PRESETS = ("tiny", "small", "paper")
 # As in data/optical_flow.py, likewise.
 FLOW_METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 # Flags that only one protocol of the table "frames" has, and those of a clip set in the table "video".
-CLIPS_FLAGS = (
-    "--data", "--split", "--clips", "--magnify", "--checkpoint", "--seeds-of", "--raft-weights", "--cluster",
-)  # fmt: skip
-SINGLE_VIDEO_FLAGS = (
-    "--video", "--preset", "--steps", "--minutes", "--batch-size", "--crop", "--perceptual-weights", "--num-seeds",
-)  # fmt: skip
-SAMPLED_FLAGS = (
-    "--split", "--clips", "--rows", "--splat", "--baseline-checkpoint", "--checkpoint",
-    "--precision", "--sampler", "--steps", "--guidance", "--wind",
-)  # fmt: skip
+CLIPS_FLAGS = "--data --split --clips --magnify --checkpoint --seeds-of --raft-weights --cluster".split()
+SINGLE_VIDEO_FLAGS = "--video --preset --steps --minutes --batch-size --crop --perceptual-weights --num-seeds".split()
+CLIP_SET_FLAGS = "--split --clips --rows --splat --baseline-checkpoint".split()
+CLIP_SET_FLAGS += "--checkpoint --precision --sampler --steps --guidance --wind".split()
 FVD_NETWORK = "i3d:FILE (.safetensors), an I3D as TorchScript (of StyleGAN-V), or torchvision:r3d_18=FILE"
 # {flag: metric, what the network is}
 VIDEO_METRICS = {
@@ -94,27 +85,19 @@ def network_input(text: str) -> tuple[str, tuple[int, int] | None]:
     return values, size_px(size) if comma else None
 
 
-@dataclass(frozen=True)
-class Crop:
-    """A part of an image: FILE, or FILE:LEFT,TOP,RIGHT,BOTTOM in fractions of its sides."""
-
-    path: Path
-    box: tuple[float, ...] = (0.0, 0.0, 1.0, 1.0)
-
-    @classmethod
-    def parse(cls, text: str) -> Crop:
-        """Read the flag's value."""
-        name, colon, numbers = text.rpartition(":")
-        if not colon or "," not in numbers:
-            return cls(Path(text))
-        try:
-            left, top, right, bottom = box = tuple(map(float, numbers.split(",")))
-            if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
-                raise ValueError
-        except ValueError:
-            right = "FILE:LEFT,TOP,RIGHT,BOTTOM in fractions of the sides, such as wall.jpg:0,0.5,1,1"
-            raise argparse.ArgumentTypeError(f"{text}: right: {right}") from None
-        return cls(Path(name), box)
+def image_part(text: str) -> tuple[Path, tuple[float, ...]]:
+    """Parse FILE, or FILE:LEFT,TOP,RIGHT,BOTTOM in fractions of its sides; return the file and the box."""
+    name, colon, numbers = text.rpartition(":")
+    if not colon or "," not in numbers:
+        return Path(text), (0.0, 0.0, 1.0, 1.0)
+    try:
+        left, top, right, bottom = box = tuple(map(float, numbers.split(",")))
+        if 0 <= left < right <= 1 and 0 <= top < bottom <= 1:
+            return Path(name), box
+    except ValueError:
+        pass
+    right = "FILE:LEFT,TOP,RIGHT,BOTTOM in fractions of the sides, such as wall.jpg:0,0.5,1,1"
+    raise argparse.ArgumentTypeError(f"{text}: right: {right}")
 
 
 def choose_folder(table: str, args: Arguments) -> Path:
@@ -149,11 +132,8 @@ def add_frames_flags(parser: Parser) -> None:
     seeds_help = "such folders whose models differ in their training --seed alone: those of one operator share a row"
     add("--seeds-of", type=Path, nargs="+", action="extend", metavar="DIR", help=seeds_help)
     add("--raft-weights", type=Path, metavar="FILE", help="torchvision's RAFT, for a set made with it")
-    alike = """all four operators are trained alike, below --out; beside them the table has what an earlier
-re-implementation published for a video of its own, PSNR, SSIM, LPIPS:
-softmax splatting 24.16 dB, .8803, .0517; Gaussian 24.11 dB, .8807, .0508"""
-    group = parser.add_argument_group("protocol single-video", alike)
-    add = group.add_argument
+    alike = "all four operators are trained alike, below --out; beside them stands what another project published"
+    add = parser.add_argument_group("protocol single-video", alike).add_argument
     add("--video", type=Path, metavar="FILE", help="of 10 s: trained on its first 5 s, tested on the next")
     add("--preset", choices=PRESETS, default="tiny", help="size of the networks")
     add("--steps", type=positive_int, metavar="N", help="of each training; default: the preset's")
@@ -188,10 +168,10 @@ def _take_workers(args: Arguments) -> None:
 
 
 def add_splats_flags(parser: Parser) -> None:
-    group = parser.add_argument_group("what is splatted")
-    group.add_argument("--image", type=Path, required=True, metavar="FILE", help="an image")
-    group.add_argument("--size", type=positive_int, default=256, metavar="PX", help="its long side")
-    group.add_argument("--sigma", type=positive_float, metavar="PX", help="of the Gaussian footprints; default: 0.45")
+    add = parser.add_argument_group("what is splatted").add_argument
+    add("--image", type=Path, required=True, metavar="FILE", help="an image")
+    add("--size", type=positive_int, default=256, metavar="PX", help="its long side")
+    add("--sigma", type=positive_float, metavar="PX", help="of the Gaussian footprints; default: 0.45")
     add_shared_flags(parser, "out", out={"metavar": "DIR", "help": f"default: {DEFAULT_OUT}/splats"})
 
 
@@ -232,7 +212,7 @@ def add_placement_flags(parser: Parser) -> None:
     add("--split", choices=("test", "train"), help="photographs of this split of --photo-table; default: all")
     images_help = "photographs without plant, cloth, water or flame, or parts of them, in fractions of their sides"
     form = {"metavar": "FILE[:LEFT,TOP,RIGHT,BOTTOM]", "help": images_help}
-    add("--static-images", "--images", "--pictures", type=Crop.parse, nargs="+", default=[], **form)
+    add("--static-images", "--images", "--pictures", type=image_part, nargs="+", default=[], **form)
     add("--scenes", type=positive_int, metavar="N", help="rendered static scenes; default: 16, or 0 with --photos")
     add("--samples", type=positive_int, default=1, metavar="M", help="motions for each image")
     add_sampling_flags(parser)
@@ -251,14 +231,12 @@ def _check_placement_flags(args: Arguments) -> None:
 
 def add_video_flags(parser: Parser) -> None:
     parser.set_defaults(check=_check_video_flags)
-    group = parser.add_argument_group("what is compared: a clip set with what --checkpoint makes of it, or folders")
-    add = group.add_argument
+    compared = "what is compared: a clip set with what --checkpoint makes of it, or folders"
+    add = parser.add_argument_group(compared).add_argument
     _add_clip_flags(add, required=False)
-    rows_help = (
-        "MOTION:SPLAT, frame 0 moved by the predicted motion (model), the clip's own or another's (own, other), "
-    )
-    rows_help += "by average, softmax or gaussian splatting; or the real frames by blur:PX, shuffle:FRAMES; default: "
-    add("--rows", nargs="+", type=video_row, metavar="ROW", help=f"{rows_help}model:softmax")
+    moved = "MOTION:SPLAT, frame 0 moved by the predicted motion (model), the clip's own or another's (own, other), by "
+    moved += "average, softmax or gaussian splatting; or real frames by blur:PX, shuffle:FRAMES; default: model:softmax"
+    add("--rows", nargs="+", type=video_row, metavar="ROW", help=moved)
     older_name = {"type": lambda text: video_row(f"model:{text}"), "help": argparse.SUPPRESS}
     add("--splat", dest="rows", nargs="+", **older_name)
     add("--baseline-checkpoint", type=Path, metavar="DIR", help="its motion is one more row of each model")
@@ -293,7 +271,7 @@ def _check_video_flags(args: Arguments) -> None:
     if args.data and args.fps:
         raise UsageError(f"--fps {args.fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     if args.data is None:
-        refuse_flags(args, SAMPLED_FLAGS, "the videos of --generated exist already; right: --data SET")
+        refuse_flags(args, CLIP_SET_FLAGS, "the videos of --generated exist already; right: --data SET")
     _check_lpips_flags(args)
     for name in VIDEO_METRICS:
         kind, _ = getattr(args, f"{name}_network") or ("", None)

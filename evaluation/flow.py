@@ -1,5 +1,6 @@
 """evaluate.py flow: optical flow methods on videos, and on rendered scenes whose flow is known."""
 
+import itertools
 import logging
 import time
 from collections.abc import Sequence
@@ -19,8 +20,9 @@ from data.media import MediaError
 from data.optical_flow import estimate_flow, visible_flow
 from data.prepare_clip import read_clip
 from data.scenes.scene import Scene, make_scene
-from evaluation import EvaluationError, Report
+from evaluation import EvaluationError, Report, Row
 from metrics.images import frame_metrics, pool_frames
+from metrics.statistics import known_mean
 from models.device import choose_device
 from models.frame_synthesis import splat_image
 from motion.flow import magnitude
@@ -28,8 +30,6 @@ from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
 from splatting import sum_splat
 
 logger = logging.getLogger(__name__)
-
-Row = dict[str, Any]
 
 # A pixel that changes by less than this shows nothing.
 UNCHANGED = 2 / 255
@@ -98,34 +98,25 @@ def make_table(
     return not (bad or empty)
 
 
-def find_scenes(count: int, *, first_seed: int = 0) -> list[Scene]:
+def find_scenes(count: int, *, first_seed: int) -> list[Scene]:
     """Return the first `count` scenes from `first_seed` on whose mean displacement is in SCENE_MOTION_PX."""
-    scenes: list[Scene] = []
-    seed, (low, high) = first_seed, SCENE_MOTION_PX
-    while len(scenes) < count:
-        scene = make_scene(seed)
-        if low <= float(mean_displacement(scene.spectrum()).mean()) <= high:
-            scenes.append(scene)
-        seed += 1
-    return scenes
+    low, high = SCENE_MOTION_PX
+    scenes = (make_scene(seed) for seed in itertools.count(first_seed))
+    moving = (scene for scene in scenes if low <= float(mean_displacement(scene.spectrum()).mean()) <= high)
+    return list(itertools.islice(moving, count))
 
 
 def measure_flow(
-    videos: Sequence[Path],
-    methods: Sequence[str],
-    *,
-    every: int = 12,
-    scenes: Sequence[Scene] = (),
-    scene_every: int = SCENE_EVERY,
-    **options: Any,
-) -> tuple[list[Row], list[tuple[Path, str]]]:
+    videos: Sequence[Path], methods: Sequence[str], *, every: int, scenes: Sequence[Scene],
+    scene_every: int = SCENE_EVERY, **options: Any,
+) -> tuple[list[Row], list[tuple[Path, str]]]:  # fmt: skip
     """Measure methods of `estimate_flow` (`options`) on every N-th frame: rows, and (video, why) of those left out."""
     rows, left_out = [], []
     # The result of DIS, and its time, depend on how many threads share an image.
     cv2.setNumThreads(1)
     for source in [*videos, *scenes]:
         try:
-            clip = _render(source, scene_every) if isinstance(source, Scene) else _read(source, every)
+            clip = _open(source, scene_every if isinstance(source, Scene) else every)
             rows += [_measure_clip(clip, method, options) for method in methods]
         except (MediaError, OSError, cv2.error) as error:
             reason = " ".join(str(error).split())
@@ -134,17 +125,15 @@ def measure_flow(
     return rows, left_out
 
 
-def _read(path: Path, every: int) -> FlowClip:
-    video = read_clip(path)
-    if len(video.frames) < 2:
-        raise MediaError(f"{path}: holds a single frame; give a video that moves")
-    return FlowClip(path.stem, video.frames[0], video.frames[min(every, len(video.frames) - 1) :: every])
-
-
-def _render(scene: Scene, every: int) -> FlowClip:
-    times_s = [index / FPS for index in range(every, NUM_FRAMES, every)]
-    frames, exact = (torch.stack([draw(time_s) for time_s in times_s]) for draw in (scene.frame, scene.flow))
-    return FlowClip(f"{scene.kind} {scene.seed}", scene.picture(), frames, exact)
+def _open(source: Path | Scene, every: int) -> FlowClip:
+    if isinstance(source, Scene):
+        times_s = [index / FPS for index in range(every, NUM_FRAMES, every)]
+        frames, exact = (torch.stack([draw(time_s) for time_s in times_s]) for draw in (source.frame, source.flow))
+        return FlowClip(f"{source.kind} {source.seed}", source.picture(), frames, exact)
+    frames = read_clip(source).frames
+    if len(frames) < 2:
+        raise MediaError(f"{source}: holds a single frame; give a video that moves")
+    return FlowClip(source.stem, frames[0], frames[min(every, len(frames) - 1) :: every])
 
 
 def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
@@ -156,13 +145,9 @@ def clear_texture(first: Tensor, exact: Tensor) -> Tensor:
     grey = first.mean(0).numpy()
     slope = np.hypot(cv2.Sobel(grey, -1, 1, 0) / 8, cv2.Sobel(grey, -1, 0, 1) / 8)
     textured = cv2.GaussianBlur(slope, (0, 0), 1.5) > TEXTURED_SLOPE
-    edge = torch.zeros(exact.shape[1:], dtype=torch.bool)
     across = (exact.diff(dim=2).abs() > EDGE_JUMP_PX).any(0)  # (H, W-1)
     down = (exact.diff(dim=1).abs() > EDGE_JUMP_PX).any(0)  # (H-1, W)
-    edge[:, 1:] |= across
-    edge[:, :-1] |= across
-    edge[1:] |= down
-    edge[:-1] |= down
+    edge = F.pad(across, (0, 1)) | F.pad(across, (1, 0)) | F.pad(down, (0, 0, 0, 1)) | F.pad(down, (0, 0, 1, 0))
     mass = sum_splat(torch.ones(1, 1, *edge.shape), exact[None])[0, 0].numpy()
     rows, columns = np.indices(edge.shape, dtype=np.float32)
     dx, dy = exact.numpy()
@@ -198,12 +183,11 @@ def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
 
 
 def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
-    parts = []
-    for values, frames in zip(flow.split(4), clip.frames.split(4), strict=True):
-        first = clip.first.expand(len(frames), -1, -1, -1)
-        splat = splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0]
-        parts.append(frame_metrics(splat, frames))
-    found = pool_frames({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
+    splats = []
+    for values in flow.split(4):
+        first = clip.first.expand(len(values), -1, -1, -1)
+        splats.append(splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0])
+    found = pool_frames(frame_metrics(torch.cat(splats), clip.frames))
     return {name: found[name] for name in ("psnr_db", "ssim")}
 
 
@@ -215,22 +199,21 @@ def _end_point_errors(clip: FlowClip, flow: Tensor, visible: Tensor) -> dict[str
         if clear.any():
             for name, values in (("epe_px", one), ("visible_epe_px", other)):
                 found[name].append(float(magnitude((values - exact)[None])[0, 0][clear].mean()))
-    return {name: fmean(values) if values else None for name, values in found.items()}
+    return {name: known_mean(values) for name, values in found.items()}
 
 
-def _summarise(clips: list[dict[str, Any]]) -> dict[str, Any]:
+def _summarise(clips: list[Row]) -> Row:
     """Return means over real clips, medians over scenes, seconds over all pairs."""
     real = [clip for clip in clips if "psnr_db" in clip]
     rendered = [clip for clip in clips if clip.get("epe_px") is not None]
-    row: dict[str, Any] = {}
-    if real:
-        names = ("psnr_db", "ssim", "visible_psnr_db", "visible_ssim")
-        row |= {name: fmean(clip[name] for clip in real) for name in names}
-        names = ("unchanged_px", "unchanged_area_px", "visible_unchanged_px", "visible_unchanged_area_px")
-        row |= {name: max(clip[name] for clip in real) for name in names}
-    if rendered:
-        row |= {name: median(clip[name] for clip in rendered) for name in ("epe_px", "visible_epe_px")}
-        row["clear_fraction"] = fmean(clip["clear_fraction"] for clip in rendered)
+    row: Row = {}
+    for of, mean, names in (
+        (real, fmean, ("psnr_db", "ssim", "visible_psnr_db", "visible_ssim")),
+        (real, max, ("unchanged_px", "unchanged_area_px", "visible_unchanged_px", "visible_unchanged_area_px")),
+        (rendered, median, ("epe_px", "visible_epe_px")),
+        (rendered, fmean, ("clear_fraction",)),
+    ):
+        row |= {name: mean([clip[name] for clip in of]) for name in names if of}
     pairs = sum(clip["frames"] for clip in clips)
     seconds = sum(clip["cpu_s_per_pair"] * clip["frames"] for clip in clips)
     return {**row, "cpu_s_per_pair": seconds / pairs, "clips": len(real), "scenes": len(rendered), "pairs": pairs}

@@ -2,12 +2,11 @@
 
 import logging
 from pathlib import Path
-from typing import Any
 
 from data.clips import KEPT, PAIRS_ONLY, ClipSet
 from data.files import MediaError
 from data.tables import read_table
-from evaluation import EvaluationError, Report
+from evaluation import EvaluationError, Report, Row
 from evaluation.clips import SCENE_PREFIX
 
 logger = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ SHOWN = ("subject", "origin", "licence")
 def make_table(report: Report, *, data: list[Path], split: str, licences: Path | None) -> bool:
     """Report the sources of the sets' clips by group, or by file."""
     known = read_source_table(licences, "licences") if licences else {}
-    rows: dict[str, dict[str, Any]] = {}
+    rows: dict[str, Row] = {}
     for folder in data:
         for clip in ClipSet(folder).rows(split, status=(KEPT, PAIRS_ONLY)):
             file, rendered = Path(clip.source).name, clip.source.startswith(SCENE_PREFIX)

@@ -12,10 +12,8 @@ from data.masks import MOVABLE, STATIC, find_masked_photographs
 from data.media import contact_sheet, read_image, write_image
 from data.scenes.scene import make_scene
 from data.visualisation import magnitude_over
-from evaluation import EvaluationError, Report
-from evaluation.flags import Crop
-from metrics.motion import baseline_maps
-from metrics.placement import METRICS, mean_by_repository, placement_metrics
+from evaluation import EvaluationError, Report, Row
+from metrics.motion import PLACEMENT_METRICS, baseline_maps, mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.class_masks import class_mask
 from models.device import check_precision, choose_device
@@ -54,8 +52,8 @@ class Item(NamedTuple):
 
 def make_table(
     report: Report, *, photos: Path | None, masks: Path | None, photo_table: Path | None, split: str | None,
-    static_images: list[Crop], scenes: int | None, samples: int, checkpoint: Path | None, seed: int, device: str,
-    **sampling: Any,
+    static_images: list[tuple[Path, tuple[float, ...]]], scenes: int | None, samples: int, checkpoint: Path | None,
+    seed: int, device: str, **sampling: Any,
 ) -> bool:  # fmt: skip
     """Predict motion for photographs, report the tables and write a sheet; `sampling` as in `MotionPipeline`."""
     place = choose_device(device)
@@ -63,7 +61,7 @@ def make_table(
     masked = find_masked_photographs(photos, masks, photo_table, split) if photos else []
     for photograph in masked:
         photograph.read()  # so that a wrong mask is told at once
-    static = [_read_crop(crop) for crop in static_images]
+    static = [_read_part(*part) for part in static_images]
     if scenes is None:
         scenes = 0 if masked else DEFAULT_SCENES
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
@@ -81,14 +79,12 @@ def make_table(
     for number, item in enumerate(tqdm(items(), total=total, unit="image", disable=None, dynamic_ncols=True)):
         motions = [pipeline.predict(item.image, seed=seed + n, **sampling) for n in range(samples)]
         predicted = torch.stack([mean_displacement(motion.spectrum) for motion in motions]).mean(0)  # (1, h, w)
-        rows += [{"row": name} | metrics for name, metrics in _measure(item, predicted, pipeline, seed).items()]
+        rows += _measure(item, predicted, pipeline, seed)
         if number % max(1, -(-total // SHEET_IMAGES)) == 0:
             shown.append(_sheet_row(item, predicted))
     write_image(report.out / "sheet.png", contact_sheet(shown))
-    notes = [
-        f"{total} images of {len({row['source'] for row in rows})} sources, {samples} samples each; checkpoint "
-        f"{checkpoint or DEFAULT_CHECKPOINT}; seed {seed}",
-    ]
+    counts = f"{total} images of {len({row['source'] for row in rows})} sources, {samples} samples each"
+    notes = [f"{counts}; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; seed {seed}"]
     report.add(rows, "Placement by image", [*NOTES, *notes], folder="by_image", shown=False)
     of_model = [row for row in rows if row["row"] == MODEL]
     report.add(_by_subject(of_model), "Of the model, by subject", notes, folder="by_subject")
@@ -103,23 +99,23 @@ def _static(name: str, source: str, image: Tensor) -> Item:
     return Item(name, source, "static", image, torch.full((1, *image.shape[-2:]), STATIC, dtype=torch.uint8))
 
 
-def _read_crop(crop: Crop) -> Item:
-    image, (left, top, right, bottom) = read_image(crop.path), crop.box
+def _read_part(path: Path, box: tuple[float, ...]) -> Item:
+    image, (left, top, right, bottom) = read_image(path), box
     height, width = image.shape[-2:]
     part = image[:, round(top * height) : round(bottom * height), round(left * width) : round(right * width)]
     if min(part.shape[-2:]) < LEAST_SIDE_PX:
         found = f"a part of {part.shape[-1]} x {part.shape[-2]} px"
-        raise EvaluationError(f"static_images {crop.path}: {found}; right: sides of at least {LEAST_SIDE_PX} px")
-    return _static(crop.path.stem, crop.path.stem, part)
+        raise EvaluationError(f"static_images {path}: {found}; right: sides of at least {LEAST_SIDE_PX} px")
+    return _static(path.stem, path.stem, part)
 
 
-def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int) -> dict[str, dict[str, Any]]:
-    """Return the metrics of the model, the image gradients, segmentation alone and motion everywhere."""
+def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int) -> list[Row]:
+    """Return a row for the model, the image gradients, segmentation alone and motion everywhere."""
     image = resize_maps(item.image, motion_grid_size(*item.image.shape[-2:]))
     everywhere_px = torch.full_like(predicted, 2 * MOVING_PX / default_grid_scale(*predicted.shape[-2:]))
-    maps = {MODEL: (predicted, METRICS)}
-    gradients = {name: one for name, one in baseline_maps(image, seed, item.name).items() if "gradient" in name}
-    maps |= {name: (one, _RANKING) for name, one in gradients.items()}
+    maps = {MODEL: (predicted, PLACEMENT_METRICS)}
+    baselines = baseline_maps(image, seed, item.name)
+    maps |= {name: (one, _RANKING) for name, one in baselines.items() if "gradient" in name}
     if pipeline.segmentation is not None:
         mask, _ = class_mask(pipeline.segmentation, item.image, move=MOVABLE_CLASSES)  # (1, h, w), half at even odds
         maps[SEGMENTATION] = (mask.cpu() * everywhere_px, _PLACES)
@@ -127,14 +123,15 @@ def _measure(item: Item, predicted: Tensor, pipeline: MotionPipeline, seed: int)
     movable, static = item.mask == MOVABLE, item.mask == STATIC
     about = {"image": item.name, "source": item.source, "subject": item.subject}
     about["movable_fraction"] = float(movable.float().mean())
-    rows = {}
+    rows = []
     for name, (displacement, meaningful) in maps.items():
         found = placement_metrics(displacement, movable, static)
-        rows[name] = about | {metric: found[metric] if metric in meaningful else None for metric in METRICS}
+        known = {metric: found[metric] if metric in meaningful else None for metric in PLACEMENT_METRICS}
+        rows.append({"row": name} | about | known)
     return rows
 
 
-def _by_subject(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _by_subject(rows: list[Row]) -> list[Row]:
     """Return the means of each subject, and of the images in which nothing can move."""
     subjects = sorted({row["subject"] for row in rows})
     groups = {subject or "-": [row for row in rows if row["subject"] == subject] for subject in subjects}

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from models.weights import load_weights
 
@@ -128,9 +129,8 @@ def _read_state(path: Path, network: nn.Module) -> dict[str, Tensor]:
         kernel = found[f"params/{key}/Conv_0/kernel"].permute(4, 3, 0, 1, 2)
         if isinstance(layer, Convolution):
             mean, var = (found[f"batch_stats/{key}/BatchNorm_0/{part}"].flatten() for part in ("mean", "var"))
-            scale = (var + _NORM_EPSILON).rsqrt()
-            kernel = kernel * scale.view(-1, 1, 1, 1, 1)
-            bias = found[f"params/{key}/BatchNorm_0/bias"] - mean * scale
+            shift = found[f"params/{key}/BatchNorm_0/bias"]
+            kernel, bias = fuse_conv_bn_weights(kernel, None, mean, var, _NORM_EPSILON, None, shift)
         else:
             bias = found[f"params/{key}/Conv_0/bias"]
         state[f"{name}.weight"] = kernel.contiguous(memory_format=torch.channels_last_3d)

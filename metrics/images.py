@@ -1,6 +1,8 @@
 """PSNR, SSIM, LPIPS and feature distance of RGB images (N, 3, H, W), clipped to [0, 1] and not rounded."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -22,20 +24,18 @@ LPIPS_BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"
 
 
 class Lpips(nn.Module):
-    """LPIPS over torchvision's ImageNet weights of a backbone: a file, or "hub" for torch.hub's.
-
-    WeightsError for weights that cannot be used.
-    """
+    """LPIPS over torchvision's ImageNet weights, a file or "hub" for torch.hub's; WeightsError for unusable ones."""
 
     def __init__(self, network: LpipsNetwork, weights: Path | str) -> None:
         super().__init__()
         self.name = f"lpips_{network}"
         # The public class downloads its backbone; with pnet_rand this one does not.
         self.net = _LPIPS(pretrained=True, net=network, pnet_rand=True)
-        slots = {key: _torchvision_key(key) for key in self.net.net.state_dict()}
+        # torchmetrics' "slice2.3.weight" or "slices.1.3.weight" is torchvision's "3.weight"
+        slots = {key: re.sub(r"^slices?\.?\d+\.", "", key) for key in self.net.net.state_dict()}
         path = hub_weights(LPIPS_BACKBONES[network]) if str(weights) == HUB else Path(weights)
         loaded = load_weights(path, {slots[key]: shape for key, shape in shapes_of(self.net.net).items()})
-        if _is_of_caffe(path):
+        if path.suffix == ".npz" and "squeeze1x1" in " ".join(np.load(path).files):  # as SqueezeNet's authors name it
             wanted = f"LPIPS needs torchvision's {LPIPS_BACKBONES[network]}"
             raise WeightsError(f"{path}: was converted from Caffe, whose weights are others; {wanted}")
         self.net.net.load_state_dict({key: loaded[name] for key, name in slots.items()})
@@ -55,19 +55,6 @@ class Lpips(nn.Module):
         """Return the unit-normalised features (N, C_l, H_l, W_l) of images in [0, 1]."""
         layers = self.net.net(self.net.scaling_layer(2 * image - 1))
         return [x / x.square().sum(1, keepdim=True).add(1e-8).sqrt() for x in layers]
-
-
-def _torchvision_key(key: str) -> str:
-    """Turn torchmetrics' "slice2.3.weight" or "slices.1.3.weight" into torchvision's "3.weight"."""
-    return ".".join(key.split(".")[1 + key.startswith("slices.") :])
-
-
-def _is_of_caffe(path: Path) -> bool:
-    """Return whether an .npz names its layers as SqueezeNet's authors do, and torchvision does not."""
-    if path.suffix != ".npz":
-        return False
-    with np.load(path, allow_pickle=False) as archive:
-        return any("squeeze1x1" in name for name in archive.files)
 
 
 def squared_error(pred: Tensor, target: Tensor) -> Tensor:
@@ -93,7 +80,8 @@ def frame_metrics(
     """
     error = squared_error(pred, target)
     pred, target = pred.clamp(0, 1), target.clamp(0, 1)
-    metrics = {"squared_error": error, "psnr_db": decibel(error), "ssim": _chunked(_ssim, pred, target)}
+    ssim = partial(structural_similarity_index_measure, data_range=1.0, reduction="none")
+    metrics = {"squared_error": error, "psnr_db": decibel(error), "ssim": _chunked(ssim, pred, target)}
     metrics |= {network.name: _chunked(network, pred, target) for network in lpips}
     if features is not None:
         metrics["feature_distance"] = _chunked(features.feature_distance, pred, target)
@@ -107,10 +95,6 @@ def pool_frames(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     means = {key: float(value.mean()) for key, value in frames.items()}
     per_frame = means.pop("psnr_db")
     return {"psnr_db": pooled, **means, "psnr_frames_db": per_frame, "frames": len(frames["ssim"])}
-
-
-def _ssim(pred: Tensor, target: Tensor) -> Tensor:
-    return structural_similarity_index_measure(pred, target, data_range=1.0, reduction="none").reshape(-1)
 
 
 def _chunked(measure: Callable[[Tensor, Tensor], Tensor], pred: Tensor, target: Tensor) -> Tensor:

@@ -1,15 +1,17 @@
-"""Metrics of predicted motion against real clips, on a clip's own grid and in px of it."""
+"""Metrics of predicted motion: against real clips, px of a clip's own grid, and against masks of photographs."""
 
 import math
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from motion.flow import MOVING_PX, default_grid_scale, magnitude
+from metrics.statistics import mean_by_source
+from motion.flow import MOVING_PX, default_grid_scale, magnitude, resize_maps
 from motion.spectrum import NUM_FRAMES, mean_displacement, spectrum_to_flow
 
 # Blurs of the image gradient, px of a grid of 256 x 160.
@@ -20,6 +22,10 @@ LEAST_PX = 1e-3
 COHERENCE_DISTANCES_PX = (4, 8, 16, 32)
 # Parts of 180 degrees in a histogram of directions; the first is centred on the horizontal.
 DIRECTION_PARTS = 12
+
+# A fraction of fewer known pixels than this says nothing: specks of 10 px are not seen, and a mask is no surer there.
+LEAST_FRACTION = 0.01
+PLACEMENT_METRICS = ("coverage", "leak", "ap", "static_mean_px", "static_largest_px", "mean_px")
 
 BASELINES = (
     "uniform",
@@ -106,12 +112,9 @@ def mean_motion(spectrum: Tensor) -> Tensor:
     return mean_displacement(spectrum, num_samples=NUM_FRAMES)
 
 
-def normalised_gradient(spectrum: Tensor, num_phases: int = 30) -> float | None:
-    """Return mean |grad F| / mean |F| over pixels and frames, 1 / px, by differences to neighbours.
-
-    None where nothing moves.
-    """
-    flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
+def normalised_gradient(spectrum: Tensor) -> float | None:
+    """Return mean |grad F| / mean |F| over pixels and 30 frames, 1 / px, to neighbours; None where nothing moves."""
+    flow = spectrum_to_flow(spectrum, torch.arange(1, 31) / 30)  # (N, 2, H, W)
     right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
     down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
     moved_px = float(magnitude(flow).mean())
@@ -180,3 +183,33 @@ def diversity(spectra: Tensor) -> float | None:
     moved_px = float(torch.stack([mean_motion(one).mean() for one in spectra]).mean())
     apart = [float(mean_motion(spectra[a] - spectra[b]).mean()) for a in range(len(spectra)) for b in range(a)]
     return sum(apart) / len(apart) / moved_px if apart and moved_px >= LEAST_PX else None
+
+
+def placement_metrics(displacement_px: Tensor, movable: Tensor, static: Tensor) -> dict[str, float | None]:
+    """Compare a photograph's mean displacement with booleans (1, H, W) of what can move and what cannot in it.
+
+    `displacement_px` (1, h, w) is mean |F_t| after the amplitude limit, px of its own grid. "coverage" and "leak" are
+    the fractions of what can and of what cannot move that move by more than .25 px of a grid of 256 x 160, "ap" the
+    chance-corrected average precision for what can move, the others displacements of what cannot move and of the whole
+    photograph, px of that grid. None for what is taken over less than 1 % of the known pixels.
+    """
+    displacement_px = displacement_px.float() * default_grid_scale(*displacement_px.shape[-2:])
+    displacement_px = resize_maps(displacement_px, tuple(movable.shape[-2:]))  # (1, H, W)
+    there, elsewhere = displacement_px[movable], displacement_px[static]
+    num_known = len(there) + len(elsewhere)
+    least = max(1.0, LEAST_FRACTION * num_known)
+    can_move, can_rest = len(there) >= least, len(elsewhere) >= least
+    truth = torch.arange(num_known) < len(there)
+    return {
+        "coverage": float((there > MOVING_PX).float().mean()) if can_move else None,
+        "leak": float((elsewhere > MOVING_PX).float().mean()) if can_rest else None,
+        "ap": corrected_precision(torch.cat([there, elsewhere]), truth) if can_move and can_rest else None,
+        "static_mean_px": float(elsewhere.mean()) if can_rest else None,
+        "static_largest_px": float(elsewhere.max()) if can_rest else None,
+        "mean_px": float(displacement_px.mean()),
+    }
+
+
+def mean_by_repository(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Average each metric over the photographs of a repository ("source"), then over repositories; None of nothing."""
+    return {name: mean_by_source(rows, name) for name in PLACEMENT_METRICS}

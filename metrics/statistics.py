@@ -4,7 +4,7 @@ Each clip counts the same in a mean. What is resampled, or has its sign flipped,
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -55,6 +55,12 @@ def _sums_by_source(values: Sequence[float], sources: Sequence[Any]) -> tuple[np
     """Return the sum over the clips of each source, and their numbers: (S,) float64 each."""
     _, index = np.unique(np.asarray(sources), return_inverse=True)
     return np.bincount(index, np.asarray(values, np.float64)), np.bincount(index).astype(np.float64)
+
+
+def known_mean(values: Iterable[float | None]) -> float | None:
+    """Average what is not None; None of nothing."""
+    known = [value for value in values if value is not None]
+    return statistics.fmean(known) if known else None
 
 
 def by_source(rows: Sequence[Mapping[str, Any]], column: str, *, geometric: bool = False) -> dict[str, float]:

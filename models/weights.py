@@ -77,9 +77,8 @@ def hub_weights(network: str) -> Path:
         # the name ends in the first digits of the file's hash
         torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rpartition("-")[2], progress=False)
     except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"{url}: cannot be downloaded ({one_line(error, 120)}); right: that file instead of {HUB}"
-        ) from error
+        problem = f"cannot be downloaded ({one_line(error, 120)}); right: that file instead of {HUB}"
+        raise WeightsError(f"{url}: {problem}") from error
     return path
 
 

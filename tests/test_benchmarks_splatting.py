@@ -15,6 +15,7 @@ import benchmark
 from benchmarks import splatting
 from benchmarks.flags import BACKENDS, SPLATS
 from benchmarks.splatting import average_by_index_add, average_by_scatter_add, choose_backends, make_inputs
+from data.cpus import COUNTS
 from models.device import ArgumentError
 from splatting import average_splat, functional
 
@@ -31,6 +32,8 @@ def small(monkeypatch):
     """Flush little, and give torch its number of threads back."""
     monkeypatch.setattr(splatting, "FLUSH_BYTES", 4000)
     before = torch.get_num_threads()
+    for name in COUNTS:
+        monkeypatch.delenv(name, raising=False)
     yield
     torch.set_num_threads(before)
 
@@ -86,7 +89,7 @@ def test_flags_and_sizes_are_those_that_there_are(capsys, monkeypatch, tmp_path)
     assert SPLATS == tuple(splatting.OPS) and BACKENDS == functional.BACKENDS
     assert benchmark.main(["splatting", "--help"]) == 0
     said = capsys.readouterr().out
-    assert all(splatting.name_of(size) in said for size in splatting.DEFAULT_SIZES)
+    assert all("x".join(map(str, size)) in said for size in splatting.DEFAULT_SIZES)
     seen = []
     monkeypatch.setattr(splatting, "make_inputs", lambda size, *_: seen.append(size))
     monkeypatch.setattr(splatting, "measure", lambda *_, **__: {})

@@ -18,7 +18,6 @@ from evaluation.flags import network_input, video_network
 from evaluation.video.measure import VideoComparison
 from evaluation.video.networks import FeatureNetwork, show
 from evaluation.video.sources import ClipVideos, FolderVideos, RenderedVideos, centre_crop
-from metrics.frechet import GaussianStatistics
 from models.motion_pipeline import MotionPipeline
 from models.weights import WeightsError
 from motion.motion_file import Motion
@@ -278,9 +277,10 @@ def test_windows_are_taken_in_one_pass_or_in_several_alike() -> None:
     for batch_size in (3, 100):
         comparison = VideoComparison([], {"fvd": network}, windows=(3,), batch_size=batch_size)
         comparison.add(ClipVideos("pan", pan(0, 2, 30), {}))
-        found.append(comparison.statistics["real", "fvd", 3])
-    torch.testing.assert_close(found[0].covariance, found[1].covariance)
-    assert found[0].count == 10 and comparison.count(16) == 1 and comparison.count(31) == 0
+        ((_, features),) = comparison.features["real", "fvd", 3]
+        found.append(features)
+    torch.testing.assert_close(*found)
+    assert len(found[0]) == 10 and comparison.count(16) == 1 and comparison.count(31) == 0
 
 
 def test_windows_that_overlap_and_slide_are_those_of_their_frames() -> None:
@@ -289,13 +289,12 @@ def test_windows_that_overlap_and_slide_are_those_of_their_frames() -> None:
     comparison = VideoComparison(["fast"], networks, windows=(8,), window_step=5, slide_step=7)
     for seed in range(2):
         comparison.add(ClipVideos(f"clip{seed}", pan(seed, 1, 40), {"fast": pan(seed, 3, 40)}))
-    assert comparison.count(8) == comparison.statistics["real", "fvd", 8].count == 2 * 7  # from 0, 5, ... 30
+    assert [len(features) for _, features in comparison.features["real", "fvd", 8]] == [7, 7]  # from 0, 5, ... 30
+    assert comparison.count(8) == 14
     places = [(row["from_frame"], row["frames"], row["windows"]) for row in comparison.sliding_table()[:4]]
     assert places == [(0, 60, 2), (7, 60, 2), (14, 0, 2), (21, 0, 2)]  # of 30 frames two fit, of 16 four
-    expected = GaussianStatistics()
-    for seed in range(2):
-        expected.add(networks["dtfvd"](pan(seed, 3, 40)[None, 14:30]))
-    torch.testing.assert_close(comparison.sliding["fast", "dtfvd", 14].mean, expected.mean)
+    expected = [networks["dtfvd"](pan(seed, 3, 40)[None, 14:30]) for seed in range(2)]
+    torch.testing.assert_close(comparison.sliding["fast", "dtfvd", 14], expected)
 
 
 def test_folders_of_frames_are_read_as_videos(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

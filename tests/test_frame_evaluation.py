@@ -22,8 +22,8 @@ from data.video import probe_video
 from data.video_writer import VideoWriter
 from evaluation.frames.measure import make_methods
 from evaluation.frames.models import find_seeds
+from evaluation.frames.pictures import frames_per_second
 from evaluation.frames.table import _shown
-from evaluation.frames.videos import frames_per_second
 from models.frame_synthesis import FrameSynthesis, splat_image
 
 SIZE = (32, 48)
@@ -226,9 +226,11 @@ def test_videos_and_slices(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
 def test_both_operators_and_the_first_of_their_seeds_are_shown(tmp_path: Path) -> None:
     runs = [make_model(tmp_path / f"{operator}{seed}", operator, seed=seed) for operator in ("softmax", "gaussian")
             for seed in (3, 4)]  # fmt: skip
-    names = ["softmax, 2 seeds", "gaussian EWA, 2 seeds"]
-    assert list(_shown(find_seeds(runs)).items()) == [(name, f"model {name}: 3") for name in names]
-    assert list(_shown([])) == ["softmax splat", "gaussian splat EWA"]
+    names, methods = ["softmax, 2 seeds", "gaussian EWA, 2 seeds"], {}
+    for model in find_seeds(runs):
+        methods.setdefault(model.row, []).append(model.name)
+    assert list(_shown(methods).items()) == [(name, f"model {name}: 3") for name in names]
+    assert list(_shown({})) == ["softmax splat", "gaussian splat EWA"]
 
 
 def test_videos_are_shown_at_natural_speed() -> None:

@@ -16,7 +16,7 @@ import train_unet
 from data.clips import SampleKey
 from data.files import MediaError
 from data.masks import find_masked_photographs, read_placement_mask
-from metrics.placement import mean_by_repository, placement_metrics
+from metrics.motion import mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import ArgumentError
 from models.displacement import STILL_SHARE

@@ -17,8 +17,7 @@ from torch.utils.data import Dataset
 from data.clips import SampleKey
 from data.media import contact_sheet, write_image
 from data.visualisation import magnitude_over
-from metrics.motion import corrected_precision
-from metrics.placement import placement_metrics
+from metrics.motion import corrected_precision, placement_metrics
 from models.displacement import QUANTILE, relative_displacement
 from models.placement import STRIDE, PlacementHead, class_probabilities, colours
 from motion.flow import MOVING_PX, default_grid_scale, resize_maps
@@ -175,7 +174,7 @@ def validation_placement(head: PlacementHead, *, samples: Sequence[PlacementSamp
 
     validation_ap: of clips and scenes, chance-corrected average precision for the places that move; validation_gain:
     geometric mean of their predicted over real strength q; validation_coverage, _leak, _mask_ap: of photographs, as
-    `metrics.placement` has them. Each is absent where nothing is known of it.
+    `metrics.motion.placement_metrics` has them. Each is absent where nothing is known of it.
     """
     found: dict[str, list[float | None]] = {"ap": [], "gain": [], "coverage": [], "leak": [], "mask_ap": []}
     for sample in samples:

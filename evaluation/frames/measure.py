@@ -17,8 +17,8 @@ from data.clips import ClipRow
 from evaluation import EvaluationError
 from evaluation.clips import EvaluationClip
 from evaluation.frames.models import TrainedRenderer
+from evaluation.frames.pictures import Add
 from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics
-from evaluation.frames.videos import Add
 from metrics.images import Lpips, frame_metrics
 from metrics.perceptual import LEAST_SIDE_PX, PerceptualLoss
 from models.device import autocast, choose_device
@@ -85,38 +85,34 @@ class FrameMeasurement:
     def measure(self, row: ClipRow) -> dict[str, Any]:
         """Return the fields of a clip's ClipMetrics; EvaluationError for frames that are not finite or too small."""
         clip = self.open(row, device=str(self.place))
+        height, width = clip.first.shape[-2:]
+        if (self.lpips or self.features) and min(height, width) < LEAST_SIDE_PX:
+            right = f"right: sides of at least {LEAST_SIDE_PX} px for LPIPS and feature_distance"
+            raise EvaluationError(f"data: clip {clip.id} has {width} x {height} px; {right}")
+        first, importance = clip.first[None].to(self.place), clip.importance[None].to(self.place)
+        renderers = {name: method(first) for name, method in self.methods.items()}
+        parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in renderers}
+        motion_px, hole_percent = list[Tensor](), list[Tensor]()
         with self.show(clip) as add:
-            return vars(_measure_clip(clip, self.methods, self.place, self.lpips, self.features, add))
-
-
-def _measure_clip(
-    clip: EvaluationClip, methods: dict[str, Method], device: torch.device, lpips: Sequence[Lpips],
-    features: PerceptualLoss | None, add: Add,
-) -> ClipMetrics:  # fmt: skip
-    height, width = clip.first.shape[-2:]
-    if (lpips or features) and min(height, width) < LEAST_SIDE_PX:
-        right = f"right: sides of at least {LEAST_SIDE_PX} px for LPIPS and feature_distance"
-        raise EvaluationError(f"data: clip {clip.id} has {width} x {height} px; {right}")
-    first, importance = clip.first[None].to(device), clip.importance[None].to(device)
-    renderers = {name: method(first) for name, method in methods.items()}
-    parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in methods}
-    motion_px, hole_percent = list[Tensor](), list[Tensor]()
-    for targets, flow in clip.batches(BATCH_SIZE):
-        targets, flow = targets.to(device), flow.to(device)
-        motion_px.append((magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)).double().cpu())
-        _, mass = splat_image(first.expand_as(targets), flow, importance, operator="average")
-        hole_percent.append(100 * (mass == 0).double().flatten(1).mean(1).cpu())
-        rendered = {name: render(flow, importance) for name, render in renderers.items()}
-        for name, frames in rendered.items():
-            if not bool(frames.isfinite().all()):
-                right = "right: precision no, or a model whose training did not break down"
-                raise EvaluationError(f"{name}: the frames it renders of clip {clip.id} are not finite; {right}")
-            parts[name].append(frame_metrics(frames, targets, lpips=lpips, features=features))
-        add(targets, rendered)
-    metrics = {name: {key: torch.cat([one[key] for one in of]) for key in of[0]} for name, of in parts.items()}
-    time_s = torch.tensor(clip.times_s, dtype=torch.float64)
-    columns = time_s, torch.cat(motion_px), torch.cat(hole_percent)
-    return ClipMetrics(clip.id, clip.source, clip.origin, *columns, metrics)
+            for targets, flow in clip.batches(BATCH_SIZE):
+                targets, flow = targets.to(self.place), flow.to(self.place)
+                moved_px = magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)
+                motion_px.append(moved_px.double().cpu())
+                _, mass = splat_image(first.expand_as(targets), flow, importance, operator="average")
+                hole_percent.append(100 * (mass == 0).double().flatten(1).mean(1).cpu())
+                rendered = {name: render(flow, importance) for name, render in renderers.items()}
+                for name, frames in rendered.items():
+                    if not bool(frames.isfinite().all()):
+                        right = "right: precision no, or a model whose training did not break down"
+                        raise EvaluationError(
+                            f"{name}: the frames it renders of clip {clip.id} are not finite; {right}"
+                        )
+                    parts[name].append(frame_metrics(frames, targets, lpips=self.lpips, features=self.features))
+                add(targets, rendered)
+        metrics = {name: {key: torch.cat([one[key] for one in of]) for key in of[0]} for name, of in parts.items()}
+        time_s = torch.tensor(clip.times_s, dtype=torch.float64)
+        columns = time_s, torch.cat(motion_px), torch.cat(hole_percent)
+        return vars(ClipMetrics(clip.id, clip.source, clip.origin, *columns, metrics))
 
 
 def _model_method(model: FrameSynthesis, device: torch.device, precision: str) -> Method:

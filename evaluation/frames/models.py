@@ -76,12 +76,8 @@ def variant_name(model: FrameSynthesis) -> str:
 
 def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
     """Load each model of folders that hold models, or are one, as a row of its own; EvaluationError for none."""
-    try:
-        labels = column_names(folders)
-    except ValueError:
-        raise EvaluationError(f"checkpoint {' '.join(map(str, folders))}: names a folder twice") from None
     found = []
-    for folder, label in zip(folders, labels, strict=True):
+    for folder, label in zip(folders, column_names(folders, "checkpoint"), strict=True):
         for model in map(TrainedRenderer.load, _model_folders(folder, "checkpoint")):
             name = model.name + (f" ({label})" if len(folders) > 1 else "")
             found.append(replace(model, row=name, name=name))
@@ -89,10 +85,7 @@ def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
 
 
 def find_seeds(folders: Sequence[Path]) -> list[TrainedRenderer]:
-    """Load models that differ in their training's seed alone, those of one operator as a row.
-
-    EvaluationError for others.
-    """
+    """Load models that differ in their training's seed alone, a row for each operator; EvaluationError for others."""
     groups: dict[str, list[TrainedRenderer]] = {}
     for path in (path for folder in folders for path in _model_folders(folder, "seeds_of")):
         model = TrainedRenderer.load(path)

@@ -4,6 +4,7 @@ All operators get the same budget, data, order and seeds.
 """
 
 import logging
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,27 +37,21 @@ NOTE = (
     "published: the figures that an earlier re-implementation gives for another video, trained and tested likewise "
     "(LPIPS: which network is not stated)"
 )
-# PSNR in dB, SSIM and LPIPS published by an earlier re-implementation, whose Gaussian splatting weights by
-# importance over the bilinear footprint.
-PUBLISHED = {"softmax": (24.16, 0.8803, 0.0517), "Gaussian": (24.11, 0.8807, 0.0508)}
-
-
-def published_rows() -> list[dict[str, Any]]:
-    """Return rows of the table with the published figures."""
-    columns = ("psnr_db", "ssim", "lpips_alex")
-    found = {f"published {name}": dict(zip(columns, figures, strict=True)) for name, figures in PUBLISHED.items()}
-    return [{"row": name, **figures} for name, figures in found.items()]
-
-
-def check_video(video: Path) -> None:
-    """Raise EvaluationError where a video is shorter than the two halves."""
-    seconds = probe_video(video).seconds
-    if seconds < 2 * PERIOD_S - SLACK_S:
-        raise EvaluationError(f"video {video}: {seconds:.2f} s; right: {2 * PERIOD_S:g} s or more")
+# Of an earlier re-implementation, whose Gaussian splatting weights by importance over the bilinear footprint.
+PUBLISHED_ROWS = [
+    {"row": "published softmax", "psnr_db": 24.16, "ssim": 0.8803, "lpips_alex": 0.0517},
+    {"row": "published Gaussian", "psnr_db": 24.11, "ssim": 0.8807, "lpips_alex": 0.0508},
+]
 
 
 def prepare_halves(folder: Path, video: Path) -> ClipSet:
-    """Make the clip set of a video's halves anew: the clips "first", of split train, and "next", of split test."""
+    """Make the clip set of a video's halves anew: the clips "first", of split train, and "next", of split test.
+
+    EvaluationError for a video that is shorter than both, or a half that cannot be used.
+    """
+    seconds = probe_video(video).seconds
+    if seconds < 2 * PERIOD_S - SLACK_S:
+        raise EvaluationError(f"video {video}: {seconds:.2f} s; right: {2 * PERIOD_S:g} s or more")
     remove_folder(folder)
     settings = {"made_of": "videos", "fps": FPS, "method": "dis", "protocol": "single-video"}
     with ClipSetWriter(folder, settings) as writer:
@@ -75,12 +70,11 @@ def train_operators(
 ) -> list[TrainedRenderer]:
     """Train every operator with `num_seeds` seeds from `seed` on, anew below `out`; `options` are flags for all."""
     folders = []
-    for one in range(seed, seed + num_seeds):
-        for name, (script, own_flags) in OPERATORS.items():
-            run = out / f"{name}-seed{one}"
-            remove_folder(run)
-            logger.info("training %s, seed %d", name, one)
-            flags = as_flags(data=clip_set.folder, seed=one, out=run, **options)
-            run_script(script, [*flags, *own_flags], out / f"{run.name}.log")
-            folders.append(run)
+    for one, (name, (script, own_flags)) in product(range(seed, seed + num_seeds), OPERATORS.items()):
+        run = out / f"{name}-seed{one}"
+        remove_folder(run)
+        logger.info("training %s, seed %d", name, one)
+        flags = as_flags(data=clip_set.folder, seed=one, out=run, **options)
+        run_script(script, [*flags, *own_flags], out / f"{run.name}.log")
+        folders.append(run)
     return find_seeds(folders) if num_seeds > 1 else [model for folder in folders for model in find_models([folder])]

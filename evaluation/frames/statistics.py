@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from evaluation import Row
 from metrics.images import pool_frames
 from metrics.statistics import BOOTSTRAP_DRAWS, SIGN_DRAWS, bootstrap_interval, sign_flip_p
 
@@ -42,8 +43,6 @@ BUCKET_NOTE = (
     "bilinear footprint arrives; metrics pool the frames of a sequence in the bucket, then average over sequences; "
     "over_average_db: psnr_db over that of the average splat"
 )
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,11 @@ from evaluation import Report
 from evaluation.clips import open_clip
 from evaluation.each_clip import measure_each
 from evaluation.frames import statistics
-from evaluation.frames.figure import write_differences
 from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
-from evaluation.frames.single_video import NOTE, check_video, prepare_halves, published_rows, train_operators
+from evaluation.frames.pictures import comparison_video, write_differences
+from evaluation.frames.single_video import NOTE, PUBLISHED_ROWS, prepare_halves, train_operators
 from evaluation.frames.statistics import BUCKETS, ClipMetrics, FrameTables
-from evaluation.frames.videos import comparison_video
 from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -52,8 +51,6 @@ def make_table(
     if not workers.cluster:  # whose workers may have what this machine lacks
         device = str(choose_device(device))
         check_precision(precision, choose_device(device))
-    if video:
-        check_video(video)
     lpips = [Lpips(*network) for network in zip(lpips_network, lpips_weights, strict=False)]
     features = feature_weights and PerceptualLoss(feature_weights, "squeezenet")
 
@@ -65,23 +62,27 @@ def make_table(
     else:
         clip_set, models = ClipSet(data), _find_models(checkpoint, seeds_of)
     rows = choose_rows(clip_set, split, clips, seed, pairs=True)
+    methods: dict[str, list[str]] = {}  # of each row, one a seed
+    for one in models:
+        methods.setdefault(one.row, []).append(one.name)
 
     # Measure
     opened = partial(open_clip, clip_set, every=every, magnify=magnify, raft_weights=raft_weights)
     count = min(videos, len(rows))
     ids = {rows[place * len(rows) // count].id for place in range(count)}
-    show = partial(comparison_video, folder=out, ids=ids, shown=_shown(models))
-    load = FrameMeasurement(opened, models, show, device, precision, lpips, features or None).load
+    show = partial(comparison_video, folder=out, ids=ids, shown=_shown(methods))
+    measurement = FrameMeasurement(opened, models, show, device, precision, lpips, features or None)
     depends = [every, magnify, videos, precision, clip_set.statistics, *lpips, features or None]
     depends += [part for one in models for part in (one.name, one.model)]
-    kept = {"keep": out / "clips", "depends": depends}
-    measured, failed = measure_each(FrameMeasurement.measure, rows, workers, load=load, **kept)
+    measured, failed = measure_each(measurement, rows, workers, keep=out / "clips", depends=depends)
     measured = [ClipMetrics(**one) for one in measured]
 
     # Write
     absent = [] if lpips else [f"lpips_{network}" for network in lpips_network]
     absent += [] if features else ["feature_distance"]
-    tables = _make_tables(models, measured, seed, absent)
+    seeds = {one.name: one.seed for one in models}
+    of_splats = {name: [name] for name in (*SPLAT_ROWS, "OpenCV remap", "frame 0 repeated")}
+    tables = FrameTables(methods | of_splats, measured, seed, list(methods), seeds, absent)
     notes = [NOTE] if video else []
     origins = sorted(Counter(clip.origin for clip in tables.clips).items())
     notes.append(
@@ -107,27 +108,15 @@ def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | N
     return find_models(checkpoint or []) + find_seeds(seeds_of or [])
 
 
-def _shown(models: Sequence[TrainedRenderer]) -> dict[str, str]:
+def _shown(methods: dict[str, list[str]]) -> dict[str, str]:
     """Return {title: method} of the renderings in a video: a row's first seed; without models two splats."""
-    names: dict[str, str] = {}
-    for one in models:
-        names.setdefault(one.row.removeprefix("model "), one.name)
-    return names or {name: name for name in ("softmax splat", "gaussian splat EWA")}
-
-
-def _make_tables(models: Sequence[TrainedRenderer], measured: list, seed: int, absent: list[str]) -> FrameTables:
-    """Pool what was measured: a row's models are its training seeds."""
-    rows: dict[str, list[str]] = {}
-    for one in models:
-        rows.setdefault(one.row, []).append(one.name)
-    model_rows = list(rows)
-    rows |= {name: [name] for name in (*SPLAT_ROWS, "OpenCV remap", "frame 0 repeated")}
-    return FrameTables(rows, measured, seed, model_rows, {one.name: one.seed for one in models}, absent)
+    titles = {row.removeprefix("model "): names[0] for row, names in methods.items()}
+    return titles or {name: name for name in ("softmax splat", "gaussian splat EWA")}
 
 
 def _report(report: Report, tables: FrameTables, name: str, notes: list[str], with_published: bool) -> None:
     notes = [statistics.INTERVAL_NOTE, *notes]
-    report.add(tables.table() + (published_rows() if with_published else []), f"Frame synthesis, {name}", notes)
+    report.add(tables.table() + (PUBLISHED_ROWS if with_published else []), f"Frame synthesis, {name}", notes)
     report.add(tables.intervals(), f"Intervals, {name}", notes, folder="intervals", shown=False)
     report.add(tables.by_clip(), f"The same by clip, {name}", notes, folder="by_clip", shown=False)
     paired_notes = [statistics.PAIRED_NOTE, *notes]

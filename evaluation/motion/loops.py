@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from evaluation import Row
 from models.motion_pipeline import MotionPipeline
 from models.self_guidance import LoopGuidance
 from motion.looping import closed, loop_closure_error
@@ -52,13 +53,13 @@ class LoopComparison:
                 for name, value in values.items():
                     self.found[length, name].append(value)
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """Return a row for each length."""
         rows = []
         for length in self.frames:
             free, guided = self.found[length, "free"], self.found[length, "guided"]
             times = [before / max(after, _LEAST) for before, after in zip(free, guided, strict=True)]
-            row: dict[str, Any] = {"row": f"{length} frames, {self.method}", "samples": len(times)}
+            row: Row = {"row": f"{length} frames, {self.method}", "samples": len(times)}
             row["free_loop_closure_error_px"] = statistics.fmean(free)
             row["guided_loop_closure_error_px"] = statistics.fmean(guided)
             row |= {"times": statistics.geometric_mean(times), "times_worst": min(times)}

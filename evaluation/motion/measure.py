@@ -17,12 +17,12 @@ from torch import Tensor
 from data.clips import ClipRow, ClipSet, ClipSetError, source_name
 from data.media import contact_sheet, write_image
 from data.visualisation import magnitude_image, x_t_slice
-from evaluation import EvaluationError
+from evaluation import EvaluationError, Row
 from metrics import motion as metric
 from metrics.motion import BASELINES, COHERENCE_DISTANCES_PX, LEAST_PX, bin_ratios, mean_motion, weighted_mean
-from metrics.statistics import BOOTSTRAP_DRAWS, bootstrap_interval, by_source, mean_by_source
+from metrics.statistics import bootstrap_interval, by_source, known_mean, mean_by_source
 from models.motion_pipeline import MotionPipeline
-from motion.flow import GRID_MULTIPLE, MOVING_PX, motion_grid_size, resize_maps, resize_spectrum
+from motion.flow import MOVING_PX, motion_grid_size, resize_maps, resize_spectrum
 from motion.normalisation import Normalisation
 from motion.spectrum import amplitude, bin_frequencies_hz
 
@@ -32,7 +32,7 @@ HEADLINE = "ap_corrected"
 # Spectra are compared on this grid, whatever the shape of the clips.
 NEAREST_GRID = (20, 32)
 
-COHERENCE = tuple(f"coherence_{distance}px" for distance in COHERENCE_DISTANCES_PX)
+COHERENCE = {f"coherence_{distance}px": distance for distance in COHERENCE_DISTANCES_PX}
 # The columns of the table, and those of them that are geometric means.
 _COLUMNS = (
     HEADLINE, "ap_lead", "ap_lead_low", "ap_lead_high",
@@ -71,8 +71,6 @@ BIN_NOTE = (
     f"of max(r, 1/r), over clips that move at least {LEAST_PX} px in the bin"
 )
 
-Row = dict[str, Any]
-
 
 @dataclass(frozen=True)
 class GroundTruth:
@@ -106,8 +104,7 @@ def another_clip(clip_set: ClipSet, row: ClipRow, seed: int) -> ClipRow | None:
 def prediction_grid(image: Tensor) -> tuple[int, int]:
     """Return the grid that motion of an image (3, H, W) is predicted on: its own, or one of its area."""
     height, width = image.shape[-2:]
-    fits = height % GRID_MULTIPLE == 0 and width % GRID_MULTIPLE == 0
-    return (height, width) if fits else motion_grid_size(height, width, area=height * width)
+    return motion_grid_size(height, width, area=height * width)
 
 
 def predict(pipeline: MotionPipeline, image: Tensor, **options: Any) -> Tensor:
@@ -171,7 +168,7 @@ class MotionComparison:
         """Return the metrics of motions (M, K, 4, H, W) of a clip whose moving mask and mean |F| are given."""
         moved = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)
         masks = [metric.moving_mask(one).float() for one in moved]
-        metrics: Row = {HEADLINE: _mean(metric.corrected_precision(one, mask) for one in moved)}
+        metrics: Row = {HEADLINE: known_mean(metric.corrected_precision(one, mask) for one in moved)}
         metrics["motion_px"] = float(weighted_mean(moved, truth.confidence).mean())
         errors = [mean_motion(sample - truth.spectrum) for sample in samples]
         metrics |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
@@ -183,8 +180,8 @@ class MotionComparison:
             metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
         axes = metric.direction_histogram(truth.spectrum, mask * truth.confidence)
         found = map(metric.direction_histogram, samples, masks)
-        metrics["direction_distance"] = _mean(metric.direction_distance(one, axes) for one in found)
-        gradient = _mean(metric.normalised_gradient(sample) for sample in samples)
+        metrics["direction_distance"] = known_mean(metric.direction_distance(one, axes) for one in found)
+        gradient = known_mean(metric.normalised_gradient(sample) for sample in samples)
         metrics |= {"spectral_slope": metric.spectral_slope(amplitudes), "normalised_gradient": gradient}
         return metrics | _coherence(samples, masks)
 
@@ -226,9 +223,8 @@ class MotionComparison:
 
     def best_baseline(self) -> str | None:
         """Return the baseline of the highest headline metric; None where no clip has a mask."""
-        found = {name: mean_by_source(self._rows(name), HEADLINE) for name in BASELINES}
-        known = {name: mean for name, mean in found.items() if mean is not None}
-        return max(known, key=known.__getitem__) if known else None
+        means = {name: mean_by_source(self._rows(name), HEADLINE) for name in BASELINES}
+        return max((name for name in BASELINES if means[name] is not None), key=means.__getitem__, default=None)
 
     def _rows(self, name: str) -> list[Row]:
         return [row for row in self.by_clip if row["row"] == name]
@@ -266,11 +262,6 @@ class MotionComparison:
             rows.append(row)
         return rows
 
-    def notes(self) -> list[str]:
-        """Return the meaning of the columns."""
-        lead = f"ap_lead: over the best baseline, {self.best_baseline()}; 95 % interval by {BOOTSTRAP_DRAWS} bootstrap "
-        return [*COLUMN_NOTES, f"{lead}draws of the sources"]
-
     def bin_table(self) -> list[Row]:
         """Return a row a bin: mean amplitudes, and the ratio that one factor a clip leaves."""
         ratios = {name: bin_ratios(self.predicted_px[name], real) for name, real in self.real_px.items()}
@@ -300,12 +291,7 @@ def _errors(errors_px: list[float], moved_px: float) -> Row:
 def _coherence(spectra: Iterable[Tensor], weights: Iterable[Tensor]) -> Row:
     """Return the mean coherence of motions, each weighted by (1, H, W), a column for each distance."""
     found = list(map(metric.coherence, spectra, weights))
-    return {f"coherence_{distance}px": _mean(one[distance] for one in found) for distance in COHERENCE_DISTANCES_PX}
-
-
-def _mean(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return statistics.fmean(known) if known else None
+    return {column: known_mean(one[distance] for one in found) for column, distance in COHERENCE.items()}
 
 
 def write_clip_sheet(path: Path, truth: GroundTruth, samples: Tensor) -> None:

@@ -24,6 +24,7 @@ from evaluation.motion.loops import LOOP_NOTES, LoopComparison
 from evaluation.motion.measure import GroundTruth, MotionComparison
 from evaluation.video.sources import clip_seed
 from evaluation.video.table import make_table as make_video_table
+from metrics.statistics import BOOTSTRAP_DRAWS
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
@@ -67,7 +68,11 @@ def make_table(
     searched = comparison.find_nearest(read_spectra(clip_set, training, num_bins))
 
     # Write
-    counts = counts_note(comparison, len(clip_set.rows(None if split == "all" else split)), skipped + failed)
+    kept, unread, sources = clip_set.rows(None if split == "all" else split), skipped + failed, comparison.sources
+    counts = f"{len(sources)} of {len(kept)} kept clips, {len(set(sources.values()))} sources"
+    counts += f"; skipped as not readable {len(unread)}: {', '.join(unread)}" if unread else ""
+    if comparison.without_mask:
+        counts += f"; nothing or everything moves, so no average precision: {', '.join(comparison.without_mask)}"
     notes = [
         f"data: {data}, split {split}, {counts}; nearest of {searched} training clips",
         f"{samples} samples an image, {num_bins} bins; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; "
@@ -83,7 +88,9 @@ def make_table(
     kind = "subject" if clip_table else "source"
     where = {"folder": f"by_{kind}", "shown": clip_table is not None}  # sources may be hundreds
     report.add(by_group, f"Predicted motion by {kind}", [measure.GROUP_NOTE, *notes], **where)
-    of_all = [*comparison.notes(), *notes]
+    best = comparison.best_baseline()
+    lead = f"ap_lead: over the best baseline, {best}; 95 % interval by {BOOTSTRAP_DRAWS} bootstrap draws of the sources"
+    of_all = [*measure.COLUMN_NOTES, lead, *notes]
     report.add(comparison.table(), f"Predicted motion, {data.name}, split {split}", of_all)
     report.add(comparison.by_clip, "The same by clip", of_all, folder="by_clip", shown=False)
     return complete and not failed
@@ -147,8 +154,7 @@ def measure_clips(
     comparison, loops, networks = measurement.comparison, measurement.loops, measurement.pipeline
     depends = [*networks.components.values(), measurement.sampling, comparison.seed]
     depends += [loops.frames, loops.method, measurement.clip_set.statistics]
-    options = {"load": measurement.load, "keep": keep, "depends": depends}
-    measured, failed = measure_each(ClipMeasurement.measure, rows, workers, **options)
+    measured, failed = measure_each(measurement, rows, workers, keep=keep, depends=depends)
     read = [one for one in measured if "skipped" not in one]
     skipped = [one["skipped"] for one in measured if "skipped" in one]
     if not read:
@@ -179,13 +185,3 @@ def read_spectra(clip_set: ClipSet, rows: list[ClipRow], num_bins: int) -> Itera
             yield row.id, clip_set.spectrum(row.id, num_bins)[0]
         except ClipSetError as error:
             logger.warning("training clip left out: %s", error)
-
-
-def counts_note(comparison: MotionComparison, kept: int, skipped: list[str]) -> str:
-    """Tell how many clips went in, and which did not."""
-    note = f"{len(comparison.sources)} of {kept} kept clips, {len(set(comparison.sources.values()))} sources"
-    if skipped:
-        note += f"; skipped as not readable {len(skipped)}: {', '.join(skipped)}"
-    if comparison.without_mask:
-        note += f"; nothing or everything moves, so no average precision: {', '.join(comparison.without_mask)}"
-    return note

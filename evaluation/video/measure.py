@@ -2,18 +2,19 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
-from statistics import fmean
-from typing import Any
+from itertools import product
 
 import torch
 from torch import Tensor
 
-from evaluation import EvaluationError
+from evaluation import EvaluationError, Row
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import ClipVideos
-from metrics.frechet import FRECHET_DRAWS, GaussianStatistics, frechet_distance, frechet_interval, kernel_distance
+from metrics.frechet import FRECHET_DRAWS, frechet_distance, frechet_interval, kernel_distance
 from metrics.images import Lpips, decibel, squared_error
+from metrics.statistics import known_mean
 
 REAL_ROW, STATIC_ROW = "real", "frame 0 repeated"
 # A covariance takes two.
@@ -38,30 +39,26 @@ COLUMN_NOTES = (
 SLIDING_NOTE = "windows of real and generated videos begin at the same frame; every place has its own Gaussians"
 
 
+@dataclass
 class VideoComparison:
-    """Real videos against each way (row) of generating them, over networks {"fid" | "fvd" | "dtfvd": network}.
+    """Collects real videos and each way (row) of generating them, and makes the tables."""
 
-    `windows` are the frames of the windows of fvd and dtfvd, `window_step` those from window to window (None: they
-    touch) and `slide_step` those from place to place of the sliding metrics (0: none are measured), `batch_size` images
-    or windows in one pass of a network.
-    """
+    rows: Sequence[str]
+    networks: dict[str, FeatureNetwork]  # of "fid", "fvd" and "dtfvd"
+    windows: Sequence[int] = (16, 32)  # frames of the windows of fvd and dtfvd
+    window_step: int | None = None  # frames from window to window; None: they touch
+    slide_step: int = 0  # frames from place to place of the sliding metrics; 0: none are measured
+    batch_size: int = 8  # images or windows in one pass of a network
+    seed: int = 0
+    lpips: Sequence[Lpips] = ()
 
-    def __init__(
-        self, rows: Sequence[str], networks: dict[str, FeatureNetwork], *, windows: Sequence[int] = (16, 32),
-        window_step: int | None = None, slide_step: int = 0, batch_size: int = 8, seed: int = 0,
-        lpips: Sequence[Lpips] = (),
-    ) -> None:  # fmt: skip
-        self.rows, self.networks, self.windows = [*rows, STATIC_ROW], networks, windows
-        self.window_step, self.slide_step, self.batch_size = window_step, slide_step, batch_size
-        self.seed, self.lpips = seed, lpips
+    def __post_init__(self) -> None:
+        self.rows = [*self.rows, STATIC_ROW]
         self.lengths: list[int] = []
-        # {(row, metric, frames of a window): statistics}, and all features of frames
-        self.statistics: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
-        self.features: dict[str, list[Tensor]] = defaultdict(list)
-        # {(row, metric, frames of a window): {source: features of its windows}}
-        self.by_source: dict[tuple[str, str, int], dict[str, list[Tensor]]] = defaultdict(lambda: defaultdict(list))
-        # {(row, metric, first frame): statistics}
-        self.sliding: dict[tuple[str, str, int], GaussianStatistics] = defaultdict(GaussianStatistics)
+        # {(row, metric, frames of a window): (source, features (n, D)) of each clip}
+        self.features: dict[tuple[str, str, int], list[tuple[str, Tensor]]] = defaultdict(list)
+        # {(row, metric, first frame): features (n, D) of each clip}
+        self.sliding: dict[tuple[str, str, int], list[Tensor]] = defaultdict(list)
         # {row: metrics of each video beside the real one}
         self.aligned: dict[str, list[dict[str, float]]] = defaultdict(list)
 
@@ -81,20 +78,17 @@ class VideoComparison:
         measured = partial(self.networks[metric], batch_size=self.batch_size)
         if metric == "fid":
             features = measured(frames)  # (T, D)
-            self.features[row].append(features)
-            self.statistics[row, metric, 1].add(features)
+            self.features[row, metric, 1].append((source, features))
             slides = cut_windows(features, SLIDING[metric], self.slide_step)  # (n, 30, D)
         else:
             for window in self.windows:
                 parts = cut_windows(frames, window, self.window_step or window)  # (n, window, 3, H, W)
                 if len(parts):
-                    features = measured(parts)  # (n, D)
-                    self.statistics[row, metric, window].add(features)
-                    self.by_source[row, metric, window][source].append(features)
-            parts = cut_windows(frames, SLIDING.get(metric, 1), self.slide_step if metric in SLIDING else 0)
+                    self.features[row, metric, window].append((source, measured(parts)))
+            parts = cut_windows(frames, SLIDING[metric], self.slide_step)
             slides = measured(parts)[:, None] if len(parts) else []  # (n, 1, D)
         for place, features in enumerate(slides):
-            self.sliding[row, metric, place * self.slide_step].add(features)
+            self.sliding[row, metric, place * self.slide_step].append(features)
 
     def _beside(self, frames: Tensor, real: Tensor) -> dict[str, float]:
         """Return PSNR and LPIPS of frames beside the real ones (T, 3, H, W)."""
@@ -120,70 +114,68 @@ class VideoComparison:
                 problem = f"{self.count(window)} windows of {window} frames in {len(self.lengths)} videos"
                 raise EvaluationError(f"windows {window}: {problem}; right: smaller windows, or more videos")
 
-    def table(self) -> list[dict[str, Any]]:
+    def table(self) -> list[Row]:
         """Return a row for each way, with a column for each metric that was measured."""
         rows, sliding = [], self.sliding_table()
+        of_videos = [metric for metric in self.networks if metric != "fid"]
         for name in self.rows:
-            row: dict[str, Any] = {"row": name, "fid": self._distance(name, "fid", 1), "kid": None}
-            row["kid_deviation"] = None
-            if self.features:
-                real, found = (torch.cat(self.features[of]) for of in (REAL_ROW, name))
+            row: Row = {"row": name}
+            if "fid" in self.networks:
+                real, found = self._features(REAL_ROW, "fid", 1), self._features(name, "fid", 1)
+                row["fid"] = frechet_distance(real, found)
                 row["kid"], row["kid_deviation"] = kernel_distance(real, found, seed=self.seed)
-            for metric in ("fvd", "dtfvd"):
-                for window in self.windows:
-                    column, (low, high) = f"{metric}_{window}", self._interval(name, metric, window)
-                    row |= {column: self._distance(name, metric, window), f"{column}_low": low, f"{column}_high": high}
+            for metric, window in product(of_videos, self.windows):
+                column = f"{metric}_{window}"
+                row[column] = frechet_distance(*(self._features(of, metric, window) for of in (REAL_ROW, name)))
+                pairs = zip(*(self.features[of, metric, window] for of in (REAL_ROW, name)), strict=True)
+                interval = frechet_interval([(source, real, found) for (source, real), (_, found) in pairs], self.seed)
+                row[f"{column}_low"], row[f"{column}_high"] = interval or (None, None)
             for metric, window in SLIDING.items():
-                of_row = [line[f"{metric}_{window}"] for line in sliding if line["row"] == name]
-                places = [distance for distance in of_row if distance is not None]
-                row[f"{metric}_sliding"] = fmean(places) if places else None
-            aligned = self.aligned.get(name)
+                row[f"{metric}_sliding"] = known_mean(
+                    line[f"{metric}_{window}"] for line in sliding if line["row"] == name
+                )
             for metric in ("psnr_db", *(one.name for one in self.lpips)):
-                row[metric] = fmean(found[metric] for found in aligned) if aligned else None
+                row[metric] = known_mean(found[metric] for found in self.aligned[name])
             row |= {"videos": len(self.lengths), "frames": sum(self.lengths)}
-            has_windows = bool(self.networks.keys() - {"fid"})
-            row |= {f"windows_{window}": self.count(window) if has_windows else None for window in self.windows}
-            rows.append(row)
+            rows.append(row | {f"windows_{window}": self.count(window) for window in self.windows if of_videos})
         used = [column for column in rows[0] if any(row[column] is not None for row in rows)]
         return [{column: row[column] for column in used} for row in rows]
 
-    def sliding_table(self) -> list[dict[str, Any]]:
+    def sliding_table(self) -> list[Row]:
         """Return a row for each way and place in time; real and generated windows begin at the same frame."""
         rows = []
         for name in self.rows:
             for start in sorted({start for row, _, start in self.sliding if row == name}):
-                line: dict[str, Any] = {"row": name, "from_frame": start}
+                line: Row = {"row": name, "from_frame": start}
                 for metric, window in SLIDING.items():
-                    real, found = (self.sliding.get((row, metric, start)) for row in (REAL_ROW, name))
-                    enough = found is not None and found.count >= FEWEST_SAMPLES
-                    line[f"{metric}_{window}"] = frechet_distance(real, found) if enough else None
+                    real, found = (self.sliding.get((row, metric, start), []) for row in (REAL_ROW, name))
+                    count = sum(map(len, found))
+                    enough = count >= FEWEST_SAMPLES
+                    distance = frechet_distance(torch.cat(real), torch.cat(found)) if enough else None
                     column = "frames" if metric == "fid" else "windows"
-                    line[column] = max(line.get(column, 0), found.count if found else 0)
+                    line |= {f"{metric}_{window}": distance, column: max(line.get(column, 0), count)}
                 rows.append(line)
         return rows
 
-    def _distance(self, row: str, metric: str, window: int) -> float | None:
-        if metric not in self.networks:
-            return None
-        return frechet_distance(self.statistics[REAL_ROW, metric, window], self.statistics[row, metric, window])
-
-    def _interval(self, row: str, metric: str, window: int) -> tuple[float | None, float | None]:
-        real, found = self.by_source[REAL_ROW, metric, window], self.by_source[row, metric, window]
-        parts = {name: (torch.cat(real[name]), torch.cat(found[name])) for name in real}
-        return frechet_interval(parts, self.seed) or (None, None)
+    def _features(self, row: str, metric: str, window: int) -> Tensor:
+        return torch.cat([features for _, features in self.features[row, metric, window]])  # (N, D)
 
     def bias_notes(self) -> list[str]:
         """Name the metrics of which the covariance is singular, so that they are too large."""
-        notes = []
-        first = {key: found for key, found in self.sliding.items() if key[2] == 0}
-        slides = {(row, f"sliding {metric}", SLIDING[metric]): found for (row, metric, _), found in first.items()}
-        for (row, metric, window), found in (self.statistics | slides).items():
-            dimension = len(found.mean)
-            if row == REAL_ROW and found.count <= dimension:
-                name = metric if window == 1 else f"{metric}_{window}"
-                counts = f"{found.count} samples for {dimension} features"
-                notes.append(f"{name}: {counts}, so the covariance is singular and the distance too large")
-        return notes
+        real = {
+            metric if window == 1 else f"{metric}_{window}": self._features(row, metric, window)
+            for row, metric, window in self.features
+            if row == REAL_ROW
+        }
+        for metric, window in SLIDING.items():
+            if parts := self.sliding.get((REAL_ROW, metric, 0)):
+                real[f"sliding {metric}_{window}"] = torch.cat(parts)
+        return [
+            f"{name}: {len(features)} samples for {features.shape[1]} features, so the covariance is singular and the "
+            "distance too large"
+            for name, features in real.items()
+            if len(features) <= features.shape[1]
+        ]
 
     def notes(self) -> list[str]:
         """Give the counts and the networks."""

@@ -30,9 +30,8 @@ class FeatureNetwork:
     `kind` is "torchscript", "inception" (FID's Inception v3 of torch-fidelity), "i3d" (`metrics.i3d`) or a video model
     of torchvision, of which `path` is the state dict. `form` is what a TorchScript is shown: "unit" ([0, 1], the
     default), "signed" ([-1, 1]) or "bytes" (0 to 255), and (H, W) to resample to or None. Without it the published I3D
-    of StyleGAN-V and Inception of StyleGAN2-ADA, which have an argument return_features, get 0 to 255 and prepare it
-    themselves.
-    WeightsError where the file is missing, damaged or of another network.
+    of StyleGAN-V and Inception of StyleGAN2-ADA get 0 to 255 and prepare it themselves. WeightsError where the file is
+    missing, damaged or of another network.
     """
 
     def __init__(
@@ -42,12 +41,9 @@ class FeatureNetwork:
         self.path, self.on_videos, self.device = path, on_videos, device
         if not path.is_file():
             raise WeightsError(f"{path}: no such file")
-        known = {
-            "torchscript": _torchscript,
-            "inception": _inception,
-            "i3d": lambda path: (I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))),
-        }
-        load = known.get(kind, partial(_torchvision, kind))
+        load = {"torchscript": _torchscript, "inception": _inception, "i3d": _i3d}.get(
+            kind, partial(_torchvision, kind)
+        )
         try:
             self._module, self._options, own_form = load(path)
         except ModuleNotFoundError as error:
@@ -55,9 +51,10 @@ class FeatureNetwork:
         except WeightsError:
             raise
         except Exception as error:  # a damaged archive fails in many ways
-            what = "TorchScript" if kind == "torchscript" else f"weights of {kind}"
-            right = "right: a file of torch.jit.save" if kind == "torchscript" else "right: a state dict"
-            raise WeightsError(f"{path}: cannot be read as {what} ({_reason(error)}); {right}") from error
+            what, right = f"weights of {kind}", "a state dict"
+            if kind == "torchscript":
+                what, right = "TorchScript", "a file of torch.jit.save"
+            raise WeightsError(f"{path}: cannot be read as {what} ({_reason(error)}); right: {right}") from error
         self._module.to(device)
         self._values, self._size = form or own_form
         if form:
@@ -66,10 +63,7 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, *, batch_size: int = 8) -> Tensor:
-        """Return features (N, D) of frames (N, 3, H, W), or windows (N, T, 3, H, W), in [0, 1].
-
-        WeightsError for a network that gives something else.
-        """
+        """Return features (N, D) of frames (N, 3, H, W) or windows (N, T, 3, H, W) in [0, 1]; WeightsError for none."""
         return torch.cat([self._features(part) for part in frames.split(batch_size)])
 
     def _features(self, frames: Tensor) -> Tensor:
@@ -123,6 +117,10 @@ def _torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, bool], F
     names = {argument.name for argument in module.forward.schema.arguments}
     options = {name: True for name in ("rescale", "resize", "return_features") if name in names}
     return module, options, ("bytes" if "return_features" in names else "unit", None)
+
+
+def _i3d(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
+    return I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))
 
 
 def _torchvision(name: str, path: Path) -> tuple[nn.Module, dict[str, bool], Form]:

@@ -2,8 +2,9 @@
 
 import logging
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from statistics import fmean
@@ -52,7 +53,7 @@ class ClipVideos:
     real: Tensor
     generated: dict[str, Tensor]
     source: str = ""  # the video that it was cut from, where known: its clips are not independent
-    aligned: frozenset[str] = frozenset()  # rows whose frame t shows what the real frame t shows
+    aligned: Sequence[str] = ()  # rows whose frame t shows what the real frame t shows
 
 
 def centre_crop(frames: Tensor, size: tuple[int, int]) -> Tensor:
@@ -78,32 +79,27 @@ class FolderVideos:
         self, real: Path, generated: list[Path], *, crop: tuple[int, int], num_frames: int, fps: float | None = None
     ) -> None:
         self.crop, self.num_frames, self.fps, self.folder = crop, num_frames, fps, real
-        self._real = _videos_in(real)
-        try:
-            self.rows = column_names(generated)
-        except ValueError:
-            raise EvaluationError("generated: a folder is named twice; right: each once") from None
-        folders = [_videos_in(folder) for folder in generated]
-        self._generated = dict(zip(self.rows, folders, strict=True))
-        self.names = sorted(set(self._real).intersection(*folders))
+        self.rows = column_names(generated, "generated")
+        self._folders = [_videos_in(folder) for folder in (real, *generated)]
+        self.names = sorted(set.intersection(*map(set, self._folders)))
         if not self.names:
-            example = next(iter(folders[0]))
+            example = next(iter(self._folders[1]))
             raise EvaluationError(f"{generated[0]}: no video has the name of one in {real} (first: {example})")
-        unmatched = sorted(set(self._real).union(*folders) - set(self.names))
+        unmatched = sorted(set().union(*self._folders).difference(self.names))
         if unmatched:
             logger.warning("left out: %d names that are not in all folders (first: %s)", len(unmatched), unmatched[0])
 
     def read(self, name: str) -> ClipVideos:
         """Read one clip from every folder, all as long as the shortest; one of CLIP_ERRORS where it cannot be read."""
-        paths = [videos[name] for videos in (self._real, *self._generated.values())]
+        paths = [videos[name] for videos in self._folders]
         rates = [probe_video(path).fps for path in paths if not path.is_dir()]
         if self.fps is None and rates and max(rates) > RATE_TOLERANCE * min(rates):
             problem = f"{min(rates):g} and {max(rates):g} frames/s, so that its windows last differently"
             logger.warning("%s: %s; fps HZ reads all at one rate", name, problem)
-        real = self._frames(self._real[name])
-        generated = {row: self._frames(videos[name]) for row, videos in self._generated.items()}
-        length = min(len(real), *(len(frames) for frames in generated.values()))
-        return ClipVideos(name, real[:length], {row: frames[:length] for row, frames in generated.items()})
+        videos = [self._frames(path) for path in paths]
+        length = min(map(len, videos))
+        real, *generated = (frames[:length] for frames in videos)
+        return ClipVideos(name, real, dict(zip(self.rows, generated, strict=True)))
 
     def _frames(self, path: Path) -> Tensor:
         if not path.is_dir():
@@ -193,20 +189,19 @@ class RenderedVideos:
             frames = torch.stack([source.frame(float(time_s)) for time_s in times_s])  # (T, 3, H, W)
         else:
             frames, times_s = source.frames[: self.num_frames], source.times_s[: self.num_frames]
-        real, motions, generated = centre_crop(frames, self.crop), dict[tuple[str, str], Motion](), {}
+        real, generated = centre_crop(frames, self.crop), {}
+        motion_of = cache(lambda kind, label: self._motion(kind, label, clip, frames[0]))  # several splats of each
         for row, (kind, value, label) in self._rows.items():
             if kind in DISTORTIONS:
                 generated[row] = DISTORTIONS[kind](real, value)
                 continue
-            if (kind, label) not in motions:
-                motions[kind, label] = self._motion(kind, label, clip, frames[0])
-            motion = motions[kind, label]
+            motion = motion_of(kind, label)
             playback = Playback(times_s / motion.period_s, FPS, loop=False)
             options = {"device": self.device, "precision": self.sampling.get("precision", "no")}
             options |= {"operator": value, "model": self.renderers.get(value)}
             batches = render_frames(frames[0], motion, playback, **options)
             generated[row] = torch.cat([centre_crop(batch, self.crop) for batch in batches])  # (T, 3, H, W)
-        aligned = frozenset(row for row, (kind, *_) in self._rows.items() if kind in ("own", "blur"))
+        aligned = [row for row, (kind, *_) in self._rows.items() if kind in ("own", "blur")]
         return ClipVideos(name, real, generated, source_name(clip), aligned)
 
     def _motion(self, kind: str, label: str, clip: ClipRow, first: Tensor) -> Motion:
@@ -223,6 +218,6 @@ class RenderedVideos:
     def note(self) -> str:
         """Name the set, the rows and the amplitude limit, for the table."""
         note = f"data: {self.clip_set.folder}, {len(self.names)} clips; {ROW_NOTE}"
-        if not self.limits:
-            return note
-        return f"{note}; model: its amplitude is limited to {fmean(self.limits):.2f} on average, as animate.py does"
+        if self.limits:
+            note += f"; model: its amplitude is limited to {fmean(self.limits):.2f} on average, as animate.py does"
+        return note

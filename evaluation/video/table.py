@@ -28,10 +28,10 @@ logger = logging.getLogger(__name__)
 
 
 def make_table(
-    report: Report, *, data: Path | None, seed: int, device: str, precision: str, real: Path | None = None,
-    generated: Sequence[Path] = (), fps: float | None = None, crop: tuple[int, int] = (128, 256),
-    frames: int = NUM_FRAMES, lpips_network: Sequence[LpipsNetwork] = (), lpips_weights: Sequence[str] = (),
-    **options: Any,
+    report: Report, *, data: Path | None, seed: int, device: str, precision: str, windows: list[int], slide_step: int,
+    window_step: int | None = None, batch_size: int = 8, real: Path | None = None, generated: Sequence[Path] = (),
+    fps: float | None = None, crop: tuple[int, int] = (128, 256), frames: int = NUM_FRAMES,
+    lpips_network: Sequence[LpipsNetwork] = (), lpips_weights: Sequence[str] = (), **options: Any,
 ) -> bool:  # fmt: skip
     """Compare real and generated videos and report the tables; return False when a video was left out."""
     # Early checks
@@ -39,7 +39,9 @@ def make_table(
     check_precision(precision, place)
     if lpips_weights and min(crop) < LEAST_SIDE_PX:
         raise EvaluationError(f"crop: LPIPS takes sides of at least {LEAST_SIDE_PX} px")
-    networks, missing = load_networks(options, crop, place)
+    networks, missing = load_networks(options, place)
+    for metric, network in networks.items():
+        network.check(crop, windows + [SLIDING[metric]] * bool(slide_step))
     lpips = [Lpips(*network).to(place) for network in zip(lpips_network, lpips_weights, strict=False)]
     cut, model_notes = {"crop": crop, "num_frames": frames}, []
     if data is None:
@@ -48,9 +50,9 @@ def make_table(
         source, model_notes = open_videos(data, seed, place, precision, options, **cut)
 
     # Measure
-    names = ("windows", "window_step", "slide_step", "batch_size")
-    settings = {name: options[name] for name in names if name in options} | {"seed": seed, "lpips": lpips}
-    comparison = VideoComparison(source.rows, networks, **settings)
+    comparison = VideoComparison(
+        source.rows, networks, windows, window_step, slide_step, batch_size=batch_size, seed=seed, lpips=lpips
+    )
     left_out = []
     for clip in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
         try:
@@ -76,19 +78,15 @@ def make_table(
     return not left_out
 
 
-def load_networks(
-    options: dict[str, Any], crop: tuple[int, int], device: torch.device
-) -> tuple[dict[str, FeatureNetwork], list[str]]:
-    """Load and try out the networks; return them by metric, and a line for each that is missing."""
+def load_networks(options: dict[str, Any], device: torch.device) -> tuple[dict[str, FeatureNetwork], list[str]]:
+    """Load the networks; return them by metric, and a line for each that is missing."""
     networks, missing = {}, []
     for name, (metric, wanted) in VIDEO_METRICS.items():
         if options.get(f"{name}_network") is None:
             missing.append(f"left out: {metric}; the {name} network is {wanted}")
             continue
-        kind, path = options[f"{name}_network"]
-        form = options.get(f"{name}_input")
+        (kind, path), form = options[f"{name}_network"], options.get(f"{name}_input")
         networks[metric] = FeatureNetwork(path, on_videos=name != "image", kind=kind, form=form, device=device)
-        networks[metric].check(crop, options["windows"] + [SLIDING[metric]] * bool(options["slide_step"]))
     if not networks:
         raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:
@@ -100,8 +98,8 @@ def open_videos(
     data: Path, seed: int, device: torch.device, precision: str, options: dict[str, Any], **cut: Any
 ) -> tuple[RenderedVideos, list[str]]:
     """Open a clip set and load the checkpoints; return the videos and the note about the models."""
-    sampling = {"seed": seed, "sampler": options["sampler"], "steps": check_steps(options["steps"])}
-    sampling |= {"guidance": options["guidance"], "wind_px": options["wind_px"], "precision": precision}
+    sampling = {name: options[name] for name in ("sampler", "guidance", "wind_px")}
+    sampling |= {"seed": seed, "steps": check_steps(options["steps"]), "precision": precision}
     clip_set, split = ClipSet(data), options["split"]
     clips = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
     rows = options.get("rows") or [("model", "softmax")]
@@ -110,7 +108,7 @@ def open_videos(
     pipelines = {label: MotionPipeline.from_pretrained(folder).to(device) for label, folder in folders.items()}
     splats = dict.fromkeys(splat for kind, splat in rows if kind not in DISTORTIONS and splat != "average")
     renderers = {splat: load_renderer(checkpoint, splat) for splat in splats}
-    cut["device"] = device
     steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
     note = f"checkpoint {checkpoint}; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}"
-    return RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, **cut), [f"{note}; one sample a clip"]
+    videos = RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, device=device, **cut)
+    return videos, [f"{note}; one sample a clip"]
