@@ -20,6 +20,7 @@ from metrics.motion import mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import ArgumentError
 from models.displacement import STILL_SHARE
+from models.image_edges import held_by_edges, long_edges, straight_edges
 from models.image_encoder import SQUEEZENET_TAPS
 from models.motion_pipeline import MotionPipeline
 from models.placement import (
@@ -212,8 +213,7 @@ def test_displacement_follows_the_probability_and_the_grid():
     image[..., :128] = 1.0
     placement = Placement(
         movable,
-        torch.zeros_like(movable),
-        torch.zeros_like(movable),
+        *(torch.zeros_like(movable) for _ in range(3)),
         torch.full((1, 1, 40, 64), np.log(1.1)),
         torch.tensor([2.0]).log(),
     )
@@ -228,7 +228,8 @@ def test_displacement_follows_the_probability_and_the_grid():
 def test_what_can_move_moves_visibly_however_calm_the_photograph_looks():
     size = (1, 1, 40, 64)
     still = torch.full(size, np.log(STILL_SHARE))
-    values = torch.full(size, 5.0), torch.zeros(size), torch.zeros(size), still, torch.tensor([0.01]).log()
+    zeros = torch.zeros(size)
+    values = torch.full(size, 5.0), zeros, zeros, zeros, still, torch.tensor([0.01]).log()
     assert placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH)).min() > 0.25
 
 
@@ -236,7 +237,7 @@ def test_a_weak_correction_does_not_move_a_wall():
     size = (1, 1, 40, 64)
     for correction, moves in ((6.0, False), (12.0, True)):
         zeros = torch.zeros(size)
-        values = torch.full(size, -5.0), torch.full(size, correction), zeros, zeros, torch.zeros(1)
+        values = torch.full(size, -5.0), torch.full(size, correction), zeros, zeros, zeros, torch.zeros(1)
         displacement = placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH))
         assert (displacement.max() > 0.25) == moves
 
@@ -249,9 +250,37 @@ def test_what_is_rigid_stays_but_flames_move():
     image[:, 2, :40, :40] = 0.2  # an orange flame before the rigid part
     image[:, 0, :40, :40] = 1.0
     zeros = torch.zeros_like(movable)
-    displacement = placed_displacement(Placement(movable, zeros, rigid, zeros, torch.zeros(1)), image)
+    displacement = placed_displacement(Placement(movable, zeros, rigid, zeros, zeros, torch.zeros(1)), image)
     assert displacement[..., 60:, :124].max() < 0.1 < 0.5 < displacement[..., 132:].min()
     assert displacement[..., 4:36, 4:36].min() > 0.5
+
+
+def test_a_shore_holds_water_and_not_leaves():
+    """Sky above, water or leaves below, of even colours: where they meet is one long edge."""
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.8)
+    image[..., 80:, :] = 0.3
+    movable, zeros = torch.full((1, 1, 40, 64), 9.0), torch.zeros(1, 1, 40, 64)
+    for surface in (0.0, 1.0):
+        values = movable, zeros, zeros, torch.full_like(zeros, surface), zeros, torch.zeros(1)
+        displacement = placed_displacement(Placement(*values), image)
+        assert displacement[..., 84:, :].min() > 0.5
+        assert (displacement[..., 80, 4:-4].max() < 0.2) == bool(surface)
+
+
+def test_straight_lines_beside_what_is_rigid_are_rigid():
+    image = 0.5 + 0.02 * torch.randn(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    image[..., 100:103] = 0.9  # a pole
+    rigid = torch.zeros(1, 1, HEIGHT, WIDTH)
+    assert held_by_edges(rigid, rigid, image).max() == 0
+    rigid[..., :99] = 1.0
+    held = held_by_edges(torch.zeros_like(rigid), rigid, image)
+    assert held[..., 8:-8, 101].min() > 0.5 and held[..., 110:].max() == 0
+    assert straight_edges(image[0])[..., 8:-8, 98:105].amax(-1).min() == 1 and long_edges(image[0]).sum() > 100
+
+
+def test_texture_has_no_long_edges():
+    texture = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
+    assert long_edges(texture).sum() == 0 and straight_edges(texture).mean() < 0.01
 
 
 def test_both_parts_of_a_photograph_count_alike(head):
