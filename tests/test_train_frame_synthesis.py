@@ -87,6 +87,7 @@ def test_from_flags_to_a_model_that_has_learned(
     }
     records = json.loads((tmp_path / "again" / "training.json").read_text())[init.name]
     assert records["started_from"]["steps"] == 40
+    assert str(tmp_path) not in (tmp_path / "again" / init.name / "config.json").read_text()
     before = records["validation_before"]["validation_loss"]
     assert before == pytest.approx(validation[1]["validation_loss"], rel=0.01)
     assert TrainedRenderer.load(tmp_path / "again" / init.name).steps == 42

@@ -133,6 +133,7 @@ class Validation:
 
 def _load_renderer(folder: Path, operator: str) -> FrameSynthesis:
     model = FrameSynthesis.from_pretrained(folder)
+    model.register_to_config(_name_or_path="")  # no path of this machine goes into the config
     if model.config.operator != operator:
         raise ArgumentError(f"init {folder}: its operator is {model.config.operator}, not {operator}")
     logger.info("the network is that of %s; the preset means the training only", folder)
