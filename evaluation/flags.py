@@ -132,7 +132,9 @@ def add_frames_flags(parser: Parser) -> None:
     seeds_help = "such folders whose models differ in their training --seed alone: those of one operator share a row"
     add("--seeds-of", type=Path, nargs="+", action="extend", metavar="DIR", help=seeds_help)
     add("--raft-weights", type=Path, metavar="FILE", help="torchvision's RAFT, for a set made with it")
-    alike = "all four operators are trained alike, below --out; beside them stands what another project published"
+    alike = """all four operators are trained alike, below --out; beside them the table has what an earlier
+re-implementation published for a video of its own, PSNR, SSIM, LPIPS:
+softmax splatting 24.16 dB, 0.8803, 0.0517; Gaussian 24.11 dB, 0.8807, 0.0508"""
     add = parser.add_argument_group("protocol single-video", alike).add_argument
     add("--video", type=Path, metavar="FILE", help="of 10 s: trained on its first 5 s, tested on the next")
     add("--preset", choices=PRESETS, default="tiny", help="size of the networks")
