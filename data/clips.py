@@ -276,7 +276,8 @@ def column_names(folders: Sequence[Path], argument: str) -> list[str]:
     """Name folders by as many of their last parts as tell them apart; ClipSetError for one given twice."""
     folders = [folder.resolve() for folder in folders]
     if len(set(folders)) < len(folders):
-        raise ClipSetError(f"{argument}: a folder is named twice; right: each once")
+        twice = next(folder for folder in folders if folders.count(folder) > 1)
+        raise ClipSetError(f"{argument} {twice}: is named twice; right: each folder once")
     candidates = (["/".join(folder.parts[-parts:]) for folder in folders] for parts in itertools.count(1))
     return next(names for names in candidates if len(set(names)) == len(names))
 

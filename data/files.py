@@ -170,16 +170,17 @@ def writing(path: Path, temporary: Path | None = None) -> Iterator[None]:
 
 
 def _put_in_place(temporary: Path, path: Path) -> None:
+    if not (temporary.is_dir() and path.is_dir()):
+        os.replace(temporary, path)
+        return
     # A folder cannot be renamed onto a full one, so the old one steps aside first and returns on failure.
     aside = path.with_name(f".{zlib.crc32(os.fsencode(path.name)):08x}.old-{os.getpid()}")
-    if temporary.is_dir() and path.is_dir():
-        _remove(aside)
-        os.replace(path, aside)
+    _remove(aside)
+    os.replace(path, aside)
     try:
         os.replace(temporary, path)
     except BaseException:
-        if aside.exists():
-            os.replace(aside, path)
+        os.replace(aside, path)
         raise
     _remove(aside)
 

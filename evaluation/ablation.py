@@ -69,7 +69,8 @@ NOTES = (
     "variants that need the same VAE share one; hours: of the last call of the script",
     "motion is compared as series of 24 bins, amplitude_ratio and shape over a variant's own; columns as in "
     "`evaluate.py motion`",
-    f"fvd_{FVD_WINDOW}: frame 0 moved by one sample, by the default softmax renderer, for {FVD_FRAMES} frames",
+    f"fvd_{FVD_WINDOW}: frame 0 moved by one sample, by the default softmax renderer, for {FVD_FRAMES} frames; fewer "
+    "windows than features make it too large, alike in all rows",
     "renderer: psnr_db of validation pairs, beside their average splat and frame 0",
 )
 
@@ -147,22 +148,26 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
             _add_fvd(
                 {key: folder for key, folder in motion.items() if key not in failed}, network, test_sets, settings, out
             )
-        except EvaluationError as error:  # the other columns are there
-            failed["fvd_network"] = str(error)
+        except Exception as error:  # the other columns are there
+            if not (getattr(error, "is_user_error", False) or isinstance(error, torch.OutOfMemoryError)):
+                raise
+            failed["fvd_network"] = " ".join(str(error).split())
 
     failures = [f"{key} failed: {why}" for key, why in failed.items()]
-    _write(report, settings, test_sets, [*commands, *failures])
+    _write(report, settings, test_sets, commands, failures)
     if failed:
         raise EvaluationError(f"variants: {'; '.join(failures)}")
     return True
 
 
-def _write(report: Report, settings: Settings, test_sets: Sequence[ClipSet], last_notes: Sequence[str]) -> None:
+def _write(
+    report: Report, settings: Settings, test_sets: Sequence[ClipSet], commands: Sequence[str], failures: Sequence[str]
+) -> None:
     """Report the variants that are finished; EvaluationError where none is."""
     results = [report.out / f"{key}.json" for key in VARIANTS]
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in results if path.is_file()]
     if not rows:
-        raise EvaluationError(f"variants: none could be trained; {last_notes[-1]}")
+        raise EvaluationError(f"variants: none could be trained; {'; '.join(failures)}")
     measured_on = ", ".join(str(clip_set.folder) for clip_set in test_sets)
     budget = f"{settings.steps} steps" if settings.steps else f"{settings.minutes:g} minutes"
     notes = [
@@ -171,7 +176,7 @@ def _write(report: Report, settings: Settings, test_sets: Sequence[ClipSet], las
         f"image by the default sampler and guidance, seed {settings.seed}",
         *NOTES,
     ]
-    report.add(rows, "Ablation", [*notes, *last_notes])
+    report.add(rows, "Ablation", [*notes, *commands, *failures])
 
 
 def trainings(key: str, settings: Settings, pairs: Sequence[str], out: Path) -> list[Training]:
@@ -284,7 +289,7 @@ def _add_fvd(
     """Measure the FVD of the variants whose result lacks it, {key: pipeline folder}, and write it there."""
     results = {key: json.loads((out / f"{key}.json").read_text(encoding="utf-8")) for key in pipelines}
     column = f"fvd_{FVD_WINDOW}"
-    missing = {key: folder for key, folder in pipelines.items() if column not in results[key]}
+    missing = {key: folder for key, folder in pipelines.items() if results[key].get("fvd_network") != network.name}
     if not missing:
         return
     device = choose_device(settings.device)
@@ -309,6 +314,7 @@ def _add_fvd(
     for key in missing:
         row = table[f"model softmax of {key}"]
         found = {name: row.get(name) for name in (column, f"{column}_low", f"{column}_high", f"windows_{FVD_WINDOW}")}
+        found["fvd_network"] = network.name
         write_text(out / f"{key}.json", json.dumps(results[key] | found, indent=1) + "\n")
 
 

@@ -142,7 +142,8 @@ softmax splatting 24.16 dB, 0.8803, 0.0517; Gaussian 24.11 dB, 0.8807, 0.0508"""
     add("--minutes", type=positive_float, metavar="MIN", help="stop each training at this time")
     add("--batch-size", type=positive_int, metavar="N", help="samples in a micro-batch; default: the preset's")
     add("--crop", type=positive_int, metavar="PX", help="side of a training crop, multiple of 4; default: the preset's")
-    add("--perceptual-weights", type=Path, metavar="FILE", help="SqueezeNet 1.1: adds feature distance to the loss")
+    perceptual = "ImageNet weights of SqueezeNet or VGG for the feature distance in the loss; off without"
+    add("--perceptual-weights", type=Path, metavar="FILE", help=perceptual)
     add("--num-seeds", type=positive_int, default=1, metavar="N", help="trainings of each operator, from --seed on")
     add = parser.add_argument_group("networks that measure").add_argument
     _add_lpips_flags(add)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from models.image_encoder import InputNormalization
-from models.weights import HUB, WeightsError, hub_weights, load_weights, shapes_of
+from models.weights import HUB, OTHER_NETWORK, WeightsError, hub_weights, load_weights, shapes_of
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
 
@@ -40,15 +40,15 @@ def _empty_features(network: Network) -> nn.Sequential:
 
 
 def _network_of(weights: Path | str) -> Network:
-    """Return the network whose layers a file holds; WeightsError where it is of none, which names the first layer."""
-    errors = []
+    """Return the network whose layers a file holds; WeightsError where it is of none or cannot be used."""
     for network in _NETWORKS:
         try:
             load_weights(weights, shapes_of(_empty_features(network)))
             return network
         except WeightsError as error:
-            errors.append(error)
-    raise errors[0]
+            if OTHER_NETWORK not in str(error):
+                raise
+    raise WeightsError(f"{weights}: {OTHER_NETWORK}; right: of {', '.join(_NETWORKS)}")
 
 
 class PerceptualLoss(nn.Module):

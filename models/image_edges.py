@@ -14,9 +14,10 @@ LONG_BLUR_PX, STRAIGHT_BLUR_PX = 2.5, 1.0
 LONG_GRADIENTS = (20, 60)
 # Fractions of the longer side.
 LEAST_LONG, LEAST_STRAIGHT = 0.2, 0.08
-# A place is of a surface in full above the second fraction, of an object below the first.
+# Held in full where the fraction of surfaces is above the second, not below the first, in proportion between.
 OBJECT_BELOW, SURFACE_ABOVE = 0.4, 0.7
-# Straight lines are rigid within so many px of what is rigid by more than this probability, in full by twice as much.
+# Straight lines are rigid within so many px of the image of what is rigid by more than this probability, in full by
+# twice as much.
 STRAIGHT_REACH_PX, RIGID_BELOW = 3, 0.3
 
 

@@ -76,7 +76,7 @@ class Placement(NamedTuple):
         by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes.
         correction: (B, 1, h, w) what the network adds to them.
         rigid: (B, 1, h, w) probability of RIGID_CLASSES.
-        surface: (B, 1, h, w) of SURFACE_CLASSES, as a fraction of these and OBJECT_CLASSES.
+        surface: (B, 1, h, w) s / (s + o + .1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES.
         relative: (B, 1, h, w) log(m / q + .1) of its mean displacement m, were it to move.
         log_strength: (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160.
     """
@@ -330,9 +330,8 @@ class PlacementHead(SavedModel):
             (B, P, H/4, W/4), q being the wind.
         """
         seen = features[:, self.parts[0] : self.parts[0] + self.parts[1]]
-        expected = placed_displacement(placement, image, image.new_ones(len(image))) * default_grid_scale(
-            *image.shape[-2:]
-        )
+        ones = image.new_ones(len(image))
+        expected = placed_displacement(placement, image, ones, held=False) * default_grid_scale(*image.shape[-2:])
         relative = (resize_maps(expected, tuple(features.shape[-2:])) + STILL_SHARE).log()
         return torch.cat([seen.float(), relative], dim=1)
 
@@ -359,10 +358,13 @@ def suggested_wind(placement: Placement) -> Tensor:
     return (STRENGTH_FACTOR * placement.log_strength.exp()).clamp(LEAST_STRENGTH_PX, MOST_STRENGTH_PX)
 
 
-def placed_displacement(placement: Placement, image: Tensor, wind_px: Tensor | None = None) -> Tensor:
+def placed_displacement(
+    placement: Placement, image: Tensor, wind_px: Tensor | None = None, *, held: bool = True
+) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
-    `wind_px` (B,): see `motion.wind`; None: as suggested.
+    `wind_px` (B,): see `motion.wind`; None: as suggested. `held`: by `models.image_edges.held_by_edges`, which the
+    denoiser has not seen in training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
@@ -370,7 +372,9 @@ def placed_displacement(placement: Placement, image: Tensor, wind_px: Tensor | N
     probability = _along_edges(log_odds.sigmoid(), image)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     rigid = _along_edges(placement.rigid, image)
-    gate = gate * _loose(rigid, image.float()) * (1 - held_by_edges(resize_maps(placement.surface, size), rigid, image))
+    gate = gate * _loose(rigid, image.float())
+    if held:
+        gate = gate * (1 - held_by_edges(resize_maps(placement.surface, size), rigid, image))
     relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)

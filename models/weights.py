@@ -17,6 +17,7 @@ from motion.motion_file import read_arrays
 
 logger = logging.getLogger(__name__)
 
+OTHER_NETWORK = "weights of another network"
 HUB = "hub"  # in place of a file: torchvision's own weights
 
 
@@ -53,7 +54,7 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
         got = tuple(found[name].shape) if name in found else "none"
         if got != tuple(shape):
             problem = f"{name} expected of shape {tuple(shape)}, got {got}"
-            raise WeightsError(f"{path}: weights of another network: {problem}")
+            raise WeightsError(f"{path}: {OTHER_NETWORK}: {problem}")
         picked[name] = found[name].float()
         if not bool(picked[name].isfinite().all()):
             raise WeightsError(f"{path}: {name} holds numbers that are not finite")

@@ -142,7 +142,7 @@ def test_fvd_is_added_to_what_is_finished(scene_set, runner, tmp_path, capsys) -
     assert run(scene_set, tmp_path / "two", *flags, *fvd) == 0
     full, k4 = rows_of(tmp_path / "two").values()
     assert not runner.calls and full["windows_16"] == k4["windows_16"] == 6
-    assert 0 < full["fvd_16"] != k4["fvd_16"] > 0
+    assert 0 < full["fvd_16"] != k4["fvd_16"] > 0 and full["fvd_network"].startswith("video.pt (")
 
 
 def test_a_budget_of_minutes_ends_each_training(scene_set, runner, tmp_path, capsys) -> None:

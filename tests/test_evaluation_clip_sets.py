@@ -103,7 +103,7 @@ def test_sets_of_one_name_are_told_apart(sets: list[str], tmp_path: Path) -> Non
     [
         ([], "missing: --data"),
         (["--data", "nowhere"], "nowhere: not a clip set"),
-        (["--data", "REAL", "REAL"], "--data: a folder is named twice; right: each once"),
+        (["--data", "REAL", "REAL"], "is named twice; right: each folder once"),
         (["--data", "SCENES", "--split", "test"], "no kept clip of split test"),
         (["--data", "REAL", "--split", "validation"], "--split validation: right: train, test, all"),
         (["--data", "REAL", "--clips", "0"], "--clips"),

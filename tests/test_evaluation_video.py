@@ -413,7 +413,7 @@ def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
         ),
         (["PAIR", "--image-network", "image.pt", "--steps", "9"], "--steps: the videos of --generated exist already"),
         (["PAIR", "--image-network", "image.pt", "--precision", "no"], "--precision: the videos of --generated exist"),
-        (["--real", "real", "--generated", "real", "real", "--image-network", "image.pt"], "a folder is named twice"),
+        (["--real", "real", "--generated", "real", "real", "--image-network", "image.pt"], "real: is named twice"),
     ],
 )
 def test_mistakes_are_one_line(flags: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

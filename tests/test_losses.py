@@ -124,7 +124,12 @@ def test_perceptual_loss_mask_gradient_and_batches(random_weights):
 
 def test_network_is_the_one_that_the_file_fits(random_weights, tmp_path, monkeypatch):
     assert PerceptualLoss(random_weights / "caffe.npz").network == "squeezenet"
-    torch.save(vgg16(weights=None).state_dict(), tmp_path / "vgg16-397923af.pth")
+    state = vgg16(weights=None).state_dict()
+    torch.save(state | {"features.0.bias": state["features.0.bias"] + torch.nan}, tmp_path / "broken.pth")
+    with pytest.raises(WeightsError, match=r"0.bias holds numbers that are not finite"):
+        PerceptualLoss(tmp_path / "broken.pth")
+    (tmp_path / "broken.pth").unlink()
+    torch.save(state, tmp_path / "vgg16-397923af.pth")
     assert PerceptualLoss(tmp_path / "vgg16-397923af.pth").network == "vgg16"
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "vgg16-397923af.pth").rename(tmp_path / "checkpoints" / "vgg16-397923af.pth")

@@ -180,6 +180,8 @@ def test_perceptual_loss_from_the_weights_at_hand(clip_set: Path, tmp_path: Path
     assert train_frame_synthesis_softsplat.main(flags(clip_set, tmp_path / "run", *more)) == 0
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     logged = next(line for line in lines if line.get("loss") is not None)
+    record = json.loads((tmp_path / "run" / "training.json").read_text())["frame_synthesis_softmax"]
+    assert record["flags"]["perceptual_network"] == "squeezenet"
     assert logged["perceptual"] > 0 and logged["loss"] > logged["l1"] + GRADIENT_WEIGHT * logged["gradient"]
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
@@ -17,6 +18,7 @@ from metrics.perceptual import Network, PerceptualLoss
 from models.device import ArgumentError, check_precision
 from models.frame_synthesis import HOLE_MASS, FrameSynthesis, splat_image
 from models.frame_synthesis import PRESETS as MODEL_PRESETS
+from models.weights import HUB
 from splatting import average_splat
 from training.data_sets import open_sets
 from training.export import export_model
@@ -27,8 +29,8 @@ from training.run_folder import open_run
 
 logger = logging.getLogger(__name__)
 
-# [GID] gives no weights. The gradient term is of the size of the L1 term, the feature distance about 60 times as large.
-# Of VGG-16 0.05 lowers LPIPS-alex by 1 % where 0.01 of SqueezeNet leaves it, and costs 0.1 dB.
+# [GID] gives no weights. The gradient term is of the size of the L1 term, the feature distance about 60 times as large:
+# SqueezeNet's weighs as much as both, VGG-16's leads, which lowers LPIPS-alex by 1 % and costs 0.1 dB.
 GRADIENT_WEIGHT = 0.5
 PERCEPTUAL_WEIGHTS = {"squeezenet": 0.01, "vgg16": 0.05, "vgg19": 0.05}
 ERROR_GAIN = 4.0  # of the errors on sample sheets
@@ -131,6 +133,11 @@ class Validation:
         write_image(folder / f"step-{step:07d}.png", contact_sheet(rows))
 
 
+def _load_perceptual(weights: Path | str, network: Network | None) -> PerceptualLoss:
+    with PartialState().main_process_first():  # which may download
+        return PerceptualLoss(weights, network)
+
+
 def _load_renderer(folder: Path, operator: str) -> FrameSynthesis:
     model = FrameSynthesis.from_pretrained(folder)
     model.register_to_config(_name_or_path="")  # no path of this machine goes into the config
@@ -168,17 +175,18 @@ def train_renderer(
     if crop % CROP_MULTIPLE or crop < SMALLEST_CROP_PX:
         raise ArgumentError(f"crop {crop}: right: a multiple of {CROP_MULTIPLE} px, at least {SMALLEST_CROP_PX}")
     check_precision(options.precision, start_processes(options.device))
-    perceptual = PerceptualLoss(perceptual_weights, perceptual_network) if perceptual_weights else None
+    perceptual = None
+    if perceptual_weights and not (dry_run and perceptual_weights == HUB):
+        perceptual = _load_perceptual(perceptual_weights, perceptual_network)
+    # Runs without the loss have always recorded this one.
+    flags["perceptual_network"] = perceptual.network if perceptual else "squeezenet"
     loss = FrameSynthesisLoss(perceptual)
     sets = open_sets(data, options.seed) if data or not dry_run else []
     config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}
     if encoder == "resnet34":
         config["unshuffle"] = 1  # it sees every pixel
     torch.manual_seed(options.seed)
-    if init:
-        model = _load_renderer(init, operator)
-    else:
-        model = FrameSynthesis(operator=operator, **config)
+    model = _load_renderer(init, operator) if init else FrameSynthesis(operator=operator, **config)
     if encoder_weights:
         model.load_encoder(encoder_weights)
     logger.info("%s, preset %s, %.2f M parameters, %d px crops", operator, preset, model.num_parameters() / 1e6, crop)

@@ -18,7 +18,7 @@ OPERATOR_FOLDERS = ("frame_synthesis_softmax", "frame_synthesis_gaussian")
 # Flags of where and how a training ran, which do not shape what is learned.
 _WHERE = {
     "seed", "out", "export", "export_precision", "device", "workers", "resume", "dry_run", "stop_at", "compile",
-    "log_every", "save_every", "validate_every", "sample_every", "perceptual_weights", "init",
+    "log_every", "save_every", "validate_every", "sample_every", "perceptual_weights", "perceptual_network", "init",
 }  # fmt: skip
 # Those that make the operator: two rows differ in them on purpose.
 _OPERATOR_SETTINGS = {"operator", "sigma", "ewa", "weighting"}
@@ -44,13 +44,17 @@ class TrainedRenderer:
         try:
             record = read_json(folder.parent / RECORD)[folder.name]
             flags, seed, steps = record["flags"], int(record["flags"]["seed"]), int(record["steps"])
-            steps_before = int((record.get("started_from") or {}).get("steps", 0))
-        except (ValueError, LookupError, TypeError):
+            before = _earlier_trainings(record)
+            steps_before = sum(int(earlier["steps"]) for earlier in before)
+        except (ValueError, LookupError, TypeError, AttributeError):
             return cls(name, name, model, folder)
         settings = {key: value for key, value in model.config.items() if not key.startswith("_")}
         settings |= {key: value for key, value in flags.items() if key not in _WHERE}
-        settings["perceptual"] = flags.get("perceptual_weights") is not None
+        has_perceptual = flags.get("perceptual_weights") is not None
+        settings["perceptual"] = flags.get("perceptual_network", True) if has_perceptual else False
         settings["steps_before"] = steps_before
+        # one first training with several second ones is no several seeds
+        settings["own_start"] = all(int(earlier["flags"]["seed"]) == seed for earlier in before)
         return cls(name, name, model, folder, seed, steps_before + steps, settings)
 
     def differing(self, other: TrainedRenderer) -> list[str]:
@@ -58,6 +62,12 @@ class TrainedRenderer:
         ours, theirs = self.settings or {}, other.settings or {}
         keys = ours.keys() | theirs.keys()
         return sorted(key for key in keys if (ours.get(key) or None) != (theirs.get(key) or None))
+
+
+def _earlier_trainings(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the records of what a training started from, the last first."""
+    earlier = record.get("started_from")
+    return [earlier, *_earlier_trainings(earlier)] if earlier else []
 
 
 def variant_name(model: FrameSynthesis) -> str:

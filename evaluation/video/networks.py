@@ -63,7 +63,10 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def __call__(self, frames: Tensor, *, batch_size: int = 8) -> Tensor:
-        """Return features (N, D) of frames (N, 3, H, W) or windows (N, T, 3, H, W) in [0, 1]; WeightsError for none."""
+        """Return features (N, D) of frames (N, 3, H, W), or windows (N, T, 3, H, W), in [0, 1].
+
+        WeightsError for a network that gives something else.
+        """
         return torch.cat([self._features(part) for part in frames.split(batch_size)])
 
     def _features(self, frames: Tensor) -> Tensor:
