@@ -30,7 +30,7 @@ STATIC_PX = 0.05
 # the unmoved source into everything that stretches: measured on eight real clips, 27.4 dB against 28.5.
 HOLE_MASS = 0.05
 # Where nothing moves the source is copied, and only what moves is decoded, with so much around it: what lies beyond
-# changes a frame by 0.02 of 255 grey levels at most (measured).
+# changes a frame by 0.0001 of 255 grey levels on average, single pixels by up to 1.2 (four photographs).
 CONTEXT_PX = 16
 
 # With filters the decoder sees importance and flow, in these px, and weighs the neighbours of a pixel, the source and
