@@ -96,7 +96,10 @@ def run(main: Main) -> int:
         signal.signal(signal.SIGINT, interrupt)
     threading.excepthook = _report_thread
     logging.raiseExceptions = False  # a log that cannot be written, on a full disk, does not stop the work
-    return main(None)
+    try:
+        return main(None)
+    finally:
+        gc.freeze()  # at the end Python would look through every object of the libraries for cycles, for a second
 
 
 def _report_thread(failed: threading.ExceptHookArgs) -> None:
