@@ -38,8 +38,8 @@ CONTEXT_PX = 16
 MOTION_CHANNELS, MOTION_PX = 3, 4.0
 NUM_WEIGHTS = len(OFFSETS_PX) + 2
 
-# "fast" renders 3.5 times as many frames a second as "small". After 3,600 steps its frames are 0.1 dB better than
-# those of small after 2,800, except where motion is four times as strong (docs/results.md).
+# "fast" renders 3.5 times as many frames a second as "small", as good ones but where motion is strong
+# (docs/results.md).
 PRESETS: dict[str, dict] = {
     "tiny": {"channels": (8, 16, 32), "columns": 4},
     "fast": {"channels": (16, 32, 64), "columns": 2, "unshuffle": 2, "filters": True},
