@@ -5,6 +5,7 @@ The commands that train a variant are part of the result. A variant that is fini
 
 import json
 import logging
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -172,8 +173,9 @@ def _write(
     budget = f"{settings.steps} steps" if settings.steps else f"{settings.minutes:g} minutes"
     notes = [
         f"data: {', '.join(settings.data)}; measured on {settings.clips or 'all'} test clips of each of {measured_on}",
-        f"budget: {budget} for each training, preset {settings.preset}; {settings.samples} samples an "
-        f"image by the default sampler and guidance, seed {settings.seed}",
+        f"budget: {budget} for each training, preset {settings.preset}, grid {'x'.join(map(str, settings.grid[::-1]))} "
+        f"px, in measuring its area; {settings.samples} samples an image by the default sampler and guidance, seed "
+        f"{settings.seed}",
         *NOTES,
     ]
     report.add(rows, "Ablation", [*notes, *commands, *failures])
@@ -261,7 +263,7 @@ def measure_motion(
                 logger.warning("not measured: %s", error)
                 continue
             options = {"num_samples": settings.samples, "seed": settings.seed, "precision": settings.precision}
-            samples = predict(pipeline, truth.image, **options)
+            samples = predict(pipeline, truth.image, area=math.prod(settings.grid), **options)
             comparison.add(replace(truth, id=f"{clip_set.folder.name}/{row.id}"), with_stored_bins(samples))
     if not comparison.sources:
         raise EvaluationError("test_data: no test clip can be measured; right: prepare the sets again")
@@ -294,7 +296,7 @@ def _add_fvd(
         return
     device = choose_device(settings.device)
     models = {key: MotionPipeline.from_pretrained(folder).to(device) for key, folder in missing.items()}
-    sampling = {"seed": settings.seed, "precision": settings.precision}
+    sampling = {"seed": settings.seed, "precision": settings.precision, "area": math.prod(settings.grid)}
     renderers = {"softmax": load_renderer(DEFAULT_CHECKPOINT, "softmax")}
     comparison = None
     for clip_set in test_sets:

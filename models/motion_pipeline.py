@@ -20,7 +20,7 @@ from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
 from models.unet import WIND_OF_LATENTS_PX, FrequencyUNet
 from models.vae import MotionVAE
-from motion.flow import GRID_MULTIPLE, motion_grid_size, resize_maps
+from motion.flow import GRID_MULTIPLE, MOTION_AREA_PX, motion_grid_size, resize_maps
 from motion.looping import closed, loop_closure_error
 from motion.motion_file import Motion, thumbnail
 from motion.spectrum import FPS, mean_displacement, without_drift
@@ -247,8 +247,11 @@ class MotionPipeline(DiffusionPipeline):
         backbone = self.unet.image_encoder.backbone_features
         return self.placement.features(detailed.to(images), backbone, self.segmentation)
 
-    def predict(self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, **options: Any) -> Motion:
-        """Predict one motion for an image of any size, (3, H, W) in [0, 1], on its motion grid.
+    def predict(
+        self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, area: int = MOTION_AREA_PX,
+        **options: Any,
+    ) -> Motion:  # fmt: skip
+        """Predict one motion for an image of any size, (3, H, W) in [0, 1], on its motion grid of about `area` px.
 
         Motion that would tear the image is scaled down (`untorn_scale`); "amplitude_limit_scale" in the meta is the
         factor, "wind_px" the wind that was given, or null. With `loop` the motion has no drift and closes exactly after
@@ -256,7 +259,7 @@ class MotionPipeline(DiffusionPipeline):
         `__call__`.
         """
         height, width = image.shape[-2:]
-        grid = motion_grid_size(height, width)
+        grid = motion_grid_size(height, width, area=area)
         if loop is not None and not loop.is_needed:
             logger.info("the loop is a whole number of periods, which any motion without drift closes: not guided")
             loop = None
