@@ -14,7 +14,14 @@ from torch import Tensor
 from models.checkpoints import CheckpointError, one_line, read_config
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import EARLIER_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
-from models.placement import DETAIL, PlacementHead, coherent_parts, placed_displacement, suggested_wind
+from models.placement import (
+    DETAIL,
+    PlacementHead,
+    coherent_parts,
+    fine_class_probabilities,
+    placed_displacement,
+    suggested_wind,
+)
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
@@ -222,7 +229,9 @@ class MotionPipeline(DiffusionPipeline):
             placement = wind = None
             parts = {}
             if self.placement is not None:
-                features = self._features(images, detailed)
+                detailed = self._detailed(images, detailed)
+                backbone = self.unet.image_encoder.backbone_features
+                features = self.placement.features(detailed, backbone, self.segmentation)
                 placement = self.placement.predict(features)
                 parts = coherent_parts(features, tuple(images.shape[-2:]))
             if self.unet.config.wind or placement is not None:
@@ -232,20 +241,20 @@ class MotionPipeline(DiffusionPipeline):
                 told["maps"] = self.placement.condition_maps(features, placement, images)
             condition = self.unet.encode_image(images, wind_px=wind, **told)
             if placement is not None:
-                expected_px = placed_displacement(placement, images, wind)
+                classes = fine_class_probabilities(self.segmentation, detailed)
+                expected_px = placed_displacement(placement.with_classes(classes), images, wind)
             else:
                 expected_px = self.unet.expected_displacement(images)
         return EncodedImages(condition, expected_px, wind, parts)
 
-    def _features(self, images: Tensor, detailed: Tensor | None) -> Tensor:
-        """Return what the placement head reads of images."""
+    def _detailed(self, images: Tensor, detailed: Tensor | None) -> Tensor:
+        """Return what the placement head reads: `detailed` images, or enlarged ones."""
         size = tuple(DETAIL * side for side in images.shape[-2:])
         if detailed is None:
-            detailed = resize_maps(images, size)
-        elif detailed.shape != (len(images), 3, *size):
+            return resize_maps(images, size)
+        if detailed.shape != (len(images), 3, *size):
             raise ValueError(f"detailed: expected {(len(images), 3, *size)}, got {tuple(detailed.shape)}")
-        backbone = self.unet.image_encoder.backbone_features
-        return self.placement.features(detailed.to(images), backbone, self.segmentation)
+        return detailed.to(images)
 
     def predict(
         self, image: Tensor, *, seed: int = 0, loop: LoopGuidance | None = None, area: int = MOTION_AREA_PX,
