@@ -15,10 +15,10 @@ from data.visualisation import magnitude_over
 from evaluation import EvaluationError, Report, Row
 from metrics.motion import PLACEMENT_METRICS, baseline_maps, mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
+from models.class_maps import MOVABLE_CLASSES
 from models.class_masks import class_mask
 from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
-from models.placement import MOVABLE_CLASSES
 from motion.flow import MOVING_PX, default_grid_scale, motion_grid_size, resize_maps
 from motion.spectrum import mean_displacement
 

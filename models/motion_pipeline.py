@@ -12,13 +12,13 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
 from models.checkpoints import CheckpointError, one_line, read_config
+from models.class_maps import fine_class_probabilities
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import EARLIER_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
 from models.placement import (
     DETAIL,
     PlacementHead,
     coherent_parts,
-    fine_class_probabilities,
     placed_displacement,
     suggested_wind,
 )

@@ -11,10 +11,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from models.checkpoints import SavedModel
+from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STILL_SHARE, guided_filter
 from models.image_edges import held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
-from models.segmentation import FEATURE_CHANNELS, SegmentationModel, resize_from_corner
+from models.segmentation import FEATURE_CHANNELS, SegmentationModel
 from models.segmentation_classes import CLASSES
 from motion.flow import default_grid_scale, motion_grid_size, resize_maps
 
@@ -22,34 +23,16 @@ from motion.flow import default_grid_scale, motion_grid_size, resize_maps
 STRIDE = 4
 # The head is given images of the motion grid's size times this: MOSAIC sees more in them, SqueezeNet does not need it.
 DETAIL = 2
-# MOSAIC's classes are the mean of its probabilities at these scales of the image, of which no single one is best.
-CLASS_SCALES = (0.5, 0.75, 1.0)
-# Where the borders of classes count, beside the features of the head. Cross-validated over repositories: static places
-# within 6 px of what can move .217 to .180, leak .136 to .124, coverage as before.
-FINE_CLASS_SCALES = (0.5, 1.0, 1.5)
 # Principal components kept of each feature map: of the U-Net's image network, of MOSAIC's encoder.
 IMAGE_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
 # Windows, in numbers of the maps, over which the image gradient is averaged.
 GRADIENT_WINDOWS = (1, 3, 5, 9)
-MOVABLE_CLASSES = ("tree", "grass", "plant", "curtain", "water", "sea", "field")
-# Where these classes are more probable than RIGID_ABOVE nothing moves, whatever the network corrects; below LOOSE_BELOW
-# they do not count. Cross-validated over repositories: leak .14 to .12, photographs in which nothing can
-# move .25 to .17 px, coverage as before.
-RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES, "other", "sky", "person"))
+# Where RIGID_CLASSES are more probable than RIGID_ABOVE nothing moves, whatever the network corrects; below LOOSE_BELOW
+# they do not count. docs/experiments.md has the figures.
 LOOSE_BELOW, RIGID_ABOVE = 0.35, 0.65
 # Flames, which MOSAIC takes for walls and cabinets, are not rigid: red is above GLOW_RED and exceeds blue by
 # GLOW_OVER_BLUE, both in full after another GLOW_RAMP.
 GLOW_RED, GLOW_OVER_BLUE, GLOW_RAMP = 0.75, 0.15, 0.15
-# Long edges hold the first, not the second, whose outlines move; cross-validated over repositories on photographs of
-# grass and water: leak .100 to .095, AP .955 to .959, coverage .94 to .92.
-SURFACE_CLASSES = ("grass", "field", "water", "sea")
-OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
-# How far what MOSAIC sees swings together, px as `models.displacement.COHERENCE_PX`, which holds for the rest. Close
-# blooms are taken for persons. Correlation of motion at 8 and 32 px, held-out clips: real trees .91 .72, flowers .94
-# .74, grass .72 .32, water .66 .27; samples smoothed so .95 .61, .93 .56, .80 .38, .74 .32. Smoothed over 3 px
-# everywhere, trees and flowers had .88 .50: stems and curtains bent like worms.
-COHERENCE_OF_CLASSES_PX = {7.0: ("tree", "plant", "curtain", "person"), 1.0: ("grass", "field", "water", "sea")}
-LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
 WIDTH = 64
 GROUPS, BLOCKS = 4, 2
 # The strength is read where the image moves most: weights are the relative displacement to this power.
@@ -57,10 +40,12 @@ STRENGTH_FOCUS = 3.0
 # The network's correction of MOSAIC's classes counts so much: in full it fits the few hundred masks, and
 # cross-validated over repositories it leaks more motion at the same coverage.
 CORRECTION_WEIGHT = 0.6
+# It takes away no more than this: cross-validated likewise, coverage of trees .89 to .91.
+LEAST_CORRECTION = -1.0
 # Edges of the map follow those of the image: radius, px of the grid, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
 # What is less probable than the first is static; what is more probable than the second moves in full.
-STATIC_BELOW, MOVES_ABOVE = 0.38, 0.56
+STATIC_BELOW, MOVES_ABOVE = 0.42, 0.6
 # What moves does so by at least this fraction of the strength, and at most the other.
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
 # A trace of motion below the threshold, far below what is seen, orders what the threshold makes equal.
@@ -94,51 +79,8 @@ class Placement(NamedTuple):
 
     def with_classes(self, probabilities: Tensor) -> Placement:
         """Return it with the class probabilities (B, 32, H, W) in place of those that the head read."""
-        by_class, rigid, surface = _say_of_movement(probabilities.float())
+        by_class, rigid, surface = movement_of_classes(probabilities.float())
         return self._replace(by_class=by_class, rigid=rigid, surface=surface)
-
-
-def _say_of_movement(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `by_class`, `rigid` and `surface` of `Placement`, of class probabilities (B, 32, h, w)."""
-    by_class = movable_probability(probabilities).logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
-    surface, of_object = (_probability(probabilities, names) for names in (SURFACE_CLASSES, OBJECT_CLASSES))
-    return by_class, _probability(probabilities, RIGID_CLASSES), surface / (surface + of_object + 0.1)
-
-
-def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return what MOSAIC says of images (B, 3, H, W) in [0, 1], sides multiples of 8 px.
-
-    Returns:
-        the encoder's three feature maps, the logits, and the class probabilities, mean over CLASS_SCALES; all
-        (B, c, H/8, W/8).
-    """
-    height, width = image.shape[-2:]
-
-    def halved(maps: Tensor) -> Tensor:
-        # Pixel i of a map lies at pixel i s of the image: after the pooling cells lie where those of other maps do.
-        return F.avg_pool2d(resize_from_corner(maps, (height // 4, width // 4)), 2)
-
-    features, probabilities = [], []
-    for scale in CLASS_SCALES:
-        scaled = resize_maps(image.float(), (round(scale * height), round(scale * width)))
-        features = segmentation.features(scaled.to(image.dtype))
-        logits = segmentation.decode(features)
-        probabilities.append(halved(logits.softmax(1)))
-    # Those of the last scale, the image itself.
-    return [halved(maps) for maps in features], halved(logits), torch.stack(probabilities).mean(0)
-
-
-@torch.no_grad()
-def fine_class_probabilities(segmentation: SegmentationModel, image: Tensor) -> Tensor:
-    """Return MOSAIC's probabilities (B, 32, H/4, W/4) for images as `segmentation_maps`, mean of FINE_CLASS_SCALES."""
-    height, width = image.shape[-2:]
-    total = 0.0
-    for scale in FINE_CLASS_SCALES:
-        scaled = resize_maps(image.float(), (round(scale * height), round(scale * width))).to(image.dtype)
-        # Cells of the pooled map lie where those of other maps do, see `resize_from_corner`.
-        found = resize_from_corner(segmentation(scaled).float().softmax(1), (height // 2, width // 2))
-        total = total + F.avg_pool2d(found, 2)
-    return total / len(FINE_CLASS_SCALES)
 
 
 def gradient_maps(image: Tensor) -> Tensor:
@@ -156,19 +98,10 @@ def class_probabilities(features: Tensor) -> Tensor:
     return features[:, -after - len(CLASSES) : -after]
 
 
-def movable_probability(probabilities: Tensor) -> Tensor:
-    """Return the probability (B, 1, h, w) of MOVABLE_CLASSES, of those of all, (B, 32, h, w)."""
-    return _probability(probabilities, MOVABLE_CLASSES)
-
-
 def coherent_parts(features: Tensor, size: tuple[int, int]) -> dict[float, Tensor]:
     """Return {sigma_px: fraction (B, 1, H, W)} of COHERENCE_OF_CLASSES_PX, by `PlacementHead.features`."""
     probabilities = resize_maps(class_probabilities(features).float(), size)
-    return {sigma_px: _probability(probabilities, names) for sigma_px, names in COHERENCE_OF_CLASSES_PX.items()}
-
-
-def _probability(probabilities: Tensor, names: Sequence[str]) -> Tensor:
-    return probabilities[:, [CLASSES.index(name) for name in names]].sum(1, keepdim=True)
+    return {sigma_px: probability_of(probabilities, names) for sigma_px, names in COHERENCE_OF_CLASSES_PX.items()}
 
 
 def colours(features: Tensor) -> Tensor:
@@ -309,7 +242,7 @@ class PlacementHead(SavedModel):
             mean: (B, C) over the whole images; None takes that of `features`.
             dropout_mask: (B, C) 0 for what training hides, above 1 for the rest.
         """
-        by_class, rigid, surface = _say_of_movement(class_probabilities(features).float())  # (B, 1, h, w) each
+        by_class, rigid, surface = movement_of_classes(class_probabilities(features).float())  # (B, 1, h, w) each
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:
             features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask
@@ -393,7 +326,7 @@ def placed_displacement(
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
     correction = resize_maps(placement.correction, tuple(placement.by_class.shape[-2:]))
-    log_odds = placement.by_class + CORRECTION_WEIGHT * correction
+    log_odds = placement.by_class + CORRECTION_WEIGHT * correction.clamp(min=LEAST_CORRECTION)
     probability = _along_edges(log_odds.sigmoid(), image)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     rigid = _along_edges(placement.rigid, image)

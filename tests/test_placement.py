@@ -31,7 +31,6 @@ from models.placement import (
     PrincipalComponents,
     class_probabilities,
     placed_displacement,
-    segmentation_maps,
 )
 from models.segmentation import SegmentationModel
 from models.unet import FrequencyUNet
@@ -161,14 +160,13 @@ def test_principal_components_keep_the_variance():
     assert not any(p.requires_grad for p in reduce.parameters())
 
 
-def test_segmentation_maps_lie_on_the_images_grid():
-    torch.manual_seed(0)
-    network = SegmentationModel().eval()
-    with torch.no_grad():
-        features, logits, probabilities = segmentation_maps(network, torch.rand(1, 3, 128, 192))
-    assert [maps.shape[1:] for maps in features] == [(64, 16, 24), (192, 16, 24), (448, 16, 24)]
-    assert logits.shape == probabilities.shape == (1, 32, 16, 24)
-    torch.testing.assert_close(probabilities.sum(1), torch.ones(1, 16, 24))
+def test_finer_classes_replace_those_that_the_head_read(head):
+    placement = head(torch.zeros(1, sum(head.parts), 16, 24))
+    probabilities = torch.zeros(1, 32, 32, 48)
+    probabilities[:, 5, :, :23] = 1.0  # tree
+    probabilities[:, 1, :, 23:] = 1.0  # wall
+    moves = placed_displacement(placement.with_classes(probabilities), torch.zeros(1, 3, 64, 96), torch.ones(1))[0, 0]
+    assert moves[:, :42].min() > 10 * moves[:, 50:].max()
 
 
 def test_features_are_read_at_stride_4_of_the_grid():

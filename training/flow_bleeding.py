@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.placement import MOVABLE_CLASSES, movable_probability
+from models.class_maps import MOVABLE_CLASSES, movable_probability
 from models.segmentation_classes import CLASSES
 from motion.flow import MOVING_PX
 
