@@ -58,15 +58,30 @@ def long_edges(image: Tensor) -> Tensor:
 
 
 def straight_edges(image: Tensor) -> Tensor:
-    """Return 1 on straight lines (LSD, Grompone von Gioi et al., 2012) of an image (3, H, W), else 0: (1, H, W)."""
-    detector, drawn = cv2.createLineSegmentDetector(), np.zeros(image.shape[-2:], np.float32)
-    for channel in _blurred(image, STRAIGHT_BLUR_PX):
-        lines = detector.detect(channel)[0]
-        lines = np.zeros((0, 2, 2)) if lines is None else lines.reshape(-1, 2, 2)  # ends (x, y)
-        for start, end in lines:
-            if np.linalg.norm(end - start) >= LEAST_STRAIGHT * max(image.shape[-2:]):
-                cv2.line(drawn, *(tuple(np.rint(point).astype(int).tolist()) for point in (start, end)), 1.0)
+    """Return 1 on `straight_lines` of an image (3, H, W) in [0, 1], else 0: (1, H, W)."""
+    drawn = np.zeros(image.shape[-2:], np.float32)
+    for start, end in straight_lines(image, LEAST_STRAIGHT, STRAIGHT_BLUR_PX):
+        cv2.line(drawn, *(tuple(np.rint(point).astype(int).tolist()) for point in (start, end)), 1.0)
     return torch.from_numpy(drawn)[None]
+
+
+def straight_lines(image: Tensor, least: float, blur_px: float) -> np.ndarray:
+    """Find straight lines (LSD, Grompone von Gioi et al., 2012) of an image (3, H, W) in [0, 1].
+
+    Args:
+        image: as above.
+        least: length, as a fraction of the longer side.
+        blur_px: of the Gaussian before they are sought, px of a grid of 256 x 160.
+
+    Returns:
+        (N, 2, 2) ends (x, y), px of the image.
+    """
+    detector, found = cv2.createLineSegmentDetector(), [np.zeros((0, 2, 2), np.float32)]
+    for channel in _blurred(image, blur_px):
+        lines = detector.detect(channel)[0]
+        found += [] if lines is None else [lines.reshape(-1, 2, 2)]
+    lines = np.concatenate(found)
+    return lines[np.linalg.norm(lines[:, 1] - lines[:, 0], axis=-1) >= least * max(image.shape[-2:])]
 
 
 def _blurred(image: Tensor, sigma_px: float) -> list[np.ndarray]:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
@@ -25,6 +26,7 @@ from models.placement import (
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
+from models.stiffness import stiff_lines, straighten
 from models.unet import WIND_OF_LATENTS_PX, FrequencyUNet
 from models.vae import MotionVAE
 from motion.flow import GRID_MULTIPLE, MOTION_AREA_PX, motion_grid_size, resize_maps
@@ -52,17 +54,20 @@ class EncodedImages(NamedTuple):
         expected_px: (B, 1, H, W) expected displacement, px, or None.
         wind_px: (B,) the wind, see `motion.wind`, given or suggested by the images; None for checkpoints without.
         parts: {sigma_px: (B, 1, H, W)} of `coherent_parts`; empty for checkpoints without a placement head.
+        lines: of each image those that do not bend, see `models.stiffness`; empty for checkpoints without.
     """
 
     condition: Tensor
     expected_px: Tensor | None
     wind_px: Tensor | None
     parts: dict[float, Tensor]
+    lines: list[np.ndarray]
 
     def at(self, places: Tensor) -> EncodedImages:
         """Return those of some of the images, by their numbers (b,)."""
         parts = {sigma_px: fraction[places] for sigma_px, fraction in self.parts.items()}
-        return EncodedImages(*(None if found is None else found[places] for found in self[:-1]), parts)
+        lines = [self.lines[int(place)] for place in places] if self.lines else []
+        return EncodedImages(*(None if found is None else found[places] for found in self[:3]), parts, lines)
 
 
 def decode_and_rescale(
@@ -80,7 +85,11 @@ def decode_and_rescale(
             smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts)
         else:
             smooth = smooth_spectrum(spectrum, encoded.expected_px, EARLIER_COHERENCE_PX)
-        return rescale_to_displacement(smooth, encoded.expected_px)
+        spectrum = rescale_to_displacement(smooth, encoded.expected_px)
+        if encoded.lines:
+            together = zip(spectrum, encoded.expected_px, encoded.lines, strict=True)
+            spectrum = torch.stack([straighten(*one) for one in together])
+        return spectrum
     if unet.config.wind:
         spectrum = spectrum * (encoded.wind_px / WIND_OF_LATENTS_PX).view(-1, 1, 1, 1, 1)
     return spectrum
@@ -227,7 +236,7 @@ class MotionPipeline(DiffusionPipeline):
         count, told = len(images), {}
         with autocast(images.device, precision):
             placement = wind = None
-            parts = {}
+            parts, lines = {}, []
             if self.placement is not None:
                 detailed = self._detailed(images, detailed)
                 backbone = self.unet.image_encoder.backbone_features
@@ -243,9 +252,10 @@ class MotionPipeline(DiffusionPipeline):
             if placement is not None:
                 classes = fine_class_probabilities(self.segmentation, detailed)
                 expected_px = placed_displacement(placement.with_classes(classes), images, wind)
+                lines = [stiff_lines(image, DETAIL) for image in detailed]
             else:
                 expected_px = self.unet.expected_displacement(images)
-        return EncodedImages(condition, expected_px, wind, parts)
+        return EncodedImages(condition, expected_px, wind, parts, lines)
 
     def _detailed(self, images: Tensor, detailed: Tensor | None) -> Tensor:
         """Return what the placement head reads: `detailed` images, or enlarged ones."""

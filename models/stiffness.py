@@ -1,0 +1,63 @@
+"""Straight things stay straight: stems, trunks, rails."""
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.displacement import gaussian_mean
+from models.image_edges import straight_lines
+from motion.flow import default_grid_scale
+
+# Of the longer side; px of a grid of 256 x 160 of the blur before lines are sought.
+LEAST_LENGTH, BLUR_PX = 0.05, 0.5
+# How far around a line motion follows it: standard deviation of a Gaussian, px of a grid of 256 x 160.
+REACH_PX = 2.0
+# A line of which less than half is expected to move so far, px of a grid of 256 x 160, stands still.
+MOVES_PX, LEAST_MOVING = 0.25, 0.5
+
+
+def stiff_lines(image: Tensor, scale: float) -> np.ndarray:
+    """Return the lines (N, 2, 2), ends (x, y), px of a motion grid, of an image (3, scale H, scale W) in [0, 1]."""
+    return (straight_lines(image.float().cpu(), LEAST_LENGTH, BLUR_PX) + 0.5) / scale - 0.5
+
+
+def straighten(spectrum: Tensor, expected_px: Tensor, lines: np.ndarray) -> Tensor:
+    """Let lines move, turn and stretch, but not bend: motion along each is replaced by its linear fit.
+
+    Ours. Motion nearby follows by the same difference, ever less with the distance. Where most of a line is expected to
+    be still, all of it is.
+
+    Args:
+        spectrum: (K, 4, H, W) px.
+        expected_px: (1, H, W) mean displacement, px.
+        lines: (N, 2, 2) ends (x, y), px of the grid.
+
+    Returns:
+        (K, 4, H, W) px.
+    """
+    height, width = spectrum.shape[-2:]
+    per_px = default_grid_scale(height, width)
+    flat, moves = spectrum.flatten(0, 1).flatten(1), (expected_px.flatten() * per_px) > MOVES_PX  # (4 K, H W), (H W,)
+    difference, count = torch.zeros_like(flat), flat.new_zeros(height * width)
+    for start, end in torch.from_numpy(lines).to(spectrum):
+        number = 2 * math.ceil(float((end - start).norm())) + 1
+        along = torch.linspace(-1, 1, number, device=spectrum.device)
+        x, y = ((start + end)[:, None] / 2 + (end - start)[:, None] / 2 * along).round().long()
+        places = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)  # (n,)
+        if not bool(moves[places].any()):
+            continue
+        found = flat[:, places]
+        fit = found.mean(1, keepdim=True) + (found @ along)[:, None] / along.square().sum() * along  # (4 K, n)
+        is_moving = moves[places].float().mean() >= LEAST_MOVING
+        difference.index_add_(1, places, fit * is_moving - found)
+        count.index_add_(0, places, torch.ones_like(along))
+    on_line = (count > 0).to(flat).view(1, height, width)
+    difference = (difference / count.clamp(min=1)).view(-1, height, width)
+    sigma_px = REACH_PX / per_px
+    near = gaussian_mean(on_line, sigma_px)
+    spread = gaussian_mean(difference, sigma_px) / near.clamp(min=1e-6)
+    # Beside one line `near` is this times the Gaussian of the distance.
+    weight = (near / (math.sqrt(2 * math.pi) * sigma_px)).clamp(max=1)
+    return spectrum + (spread * weight).view_as(spectrum)
