@@ -251,8 +251,10 @@ class MotionPipeline(DiffusionPipeline):
             condition = self.unet.encode_image(images, wind_px=wind, **told)
             if placement is not None:
                 classes = fine_class_probabilities(self.segmentation, detailed)
-                expected_px = placed_displacement(placement.with_classes(classes), images, wind)
-                lines = [stiff_lines(image, DETAIL) for image in detailed]
+                placement = placement.with_classes(classes)
+                expected_px = placed_displacement(placement, images, wind)
+                found = zip(detailed, placement.by_class, strict=True)
+                lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in found]
             else:
                 expected_px = self.unet.expected_displacement(images)
         return EncodedImages(condition, expected_px, wind, parts, lines)

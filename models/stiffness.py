@@ -18,9 +18,25 @@ REACH_PX = 2.0
 MOVES_PX, LEAST_MOVING = 0.25, 0.5
 
 
-def stiff_lines(image: Tensor, scale: float) -> np.ndarray:
-    """Return the lines (N, 2, 2), ends (x, y), px of a motion grid, of an image (3, scale H, scale W) in [0, 1]."""
-    return (straight_lines(image.float().cpu(), LEAST_LENGTH, BLUR_PX) + 0.5) / scale - 0.5
+def stiff_lines(image: Tensor, scale: float, by_class: Tensor) -> np.ndarray:
+    """Find what is stiff: upright lines, and all lines amid plants or water, such as rails, roads and shores.
+
+    Others may be the stripes of a flag, which MOSAIC takes for sky or buildings.
+
+    Args:
+        image: (3, scale H, scale W) in [0, 1].
+        scale: of the image over the motion grid.
+        by_class: (1, h, w) log odds that a place can move, see `models.placement.Placement`.
+
+    Returns:
+        (N, 2, 2) ends (x, y), px of the grid.
+    """
+    lines = straight_lines(image.float().cpu(), LEAST_LENGTH, BLUR_PX)
+    across, down = np.abs(lines[:, 1] - lines[:, 0]).T
+    maps = by_class[0].float().cpu().numpy()
+    middle = lines.mean(1) * np.divide(maps.shape, image.shape[-2:])[::-1]
+    x, y = np.minimum(middle, np.array(maps.shape[::-1]) - 1).astype(int).T
+    return (lines[(down > across) | (maps[y, x] > 0)] + 0.5) / scale - 0.5
 
 
 def straighten(spectrum: Tensor, expected_px: Tensor, lines: np.ndarray) -> Tensor:

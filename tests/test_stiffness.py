@@ -50,11 +50,16 @@ def test_without_lines_nothing_changes():
         assert torch.equal(straighten(spectrum, torch.zeros(1, HEIGHT, WIDTH), line), spectrum)
 
 
-def test_lines_are_found_where_they_are_on_the_grid():
-    image = torch.full((3, 2 * HEIGHT, 2 * WIDTH), 0.2)
-    image[:, :, 2 * 60 :] = 0.8  # an edge between columns 59 and 60 of the grid
-    lines = stiff_lines(image, 2)
+def test_upright_lines_and_lines_amid_plants_are_found_where_they_are():
+    upright = torch.full((3, 2 * HEIGHT, 2 * WIDTH), 0.2)
+    upright[:, :, 2 * 60 :] = 0.8  # an edge between columns 59 and 60 of the grid
+    level = upright[:, :, 2 * (WIDTH - HEIGHT) :].transpose(1, 2)  # between rows 27 and 28
+    sky, plants = torch.full((1, HEIGHT // 2, WIDTH // 2), -3.0), torch.full((1, HEIGHT // 2, HEIGHT // 2), 3.0)
+    lines = stiff_lines(upright, 2, sky)
     assert lines.shape[1:] == (2, 2) and len(lines)
     assert np.allclose(lines[:, :, 0], 59.5, atol=0.5)
     assert np.abs(lines[:, 0, 1] - lines[:, 1, 1]).max() > 0.8 * HEIGHT
+    assert len(stiff_lines(level, 2, -plants)) == 0
+    lines = stiff_lines(level, 2, plants)
+    assert len(lines) and np.allclose(lines[:, :, 1], 27.5, atol=0.5)
     assert len(straight_lines(torch.full((3, HEIGHT, WIDTH), 0.5), 0.05, 0.5)) == 0
