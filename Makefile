@@ -9,6 +9,8 @@ OUT = outputs/tables
 # Clip sets of prepare_data.py, and the videos that DATA was made of with a table of their subjects.
 DATA = sets/real
 SCENES = sets/scenes
+# That of the ablation, whose trainings are many: DATA made with --size 160x96.
+SMALL_DATA = sets/real160
 CLIPS = clips
 CLIP_TABLE = clips.csv
 # Photographs, masks of what can move in them, and their table.
@@ -45,8 +47,8 @@ placement_rendered = evaluate.py placement --photos $(PHOTOS) --masks $(MASKS) -
 motion = evaluate.py motion --data $(DATA) --samples 2 --clip-table $(CLIP_TABLE) --checkpoint $(CHECKPOINT)
 motion_rendered = evaluate.py motion --data $(DATA) --samples 2 --checkpoint $(RENDERED)
 loops = evaluate.py motion --data $(DATA) --samples 1 --loop-frames 100 130 180 --checkpoint $(CHECKPOINT)
-ablation = evaluate.py ablation --data $(DATA) --steps 150 --batch-size 4 --samples 2 --precision bf16 \
-	--backbone squeezenet --backbone-weights $(SQUEEZENET)
+ablation = evaluate.py ablation --data $(SMALL_DATA) --grid 160x96 --steps 1500 --batch-size 2 --clips 16 --samples 2 --precision bf16 \
+	--backbone squeezenet --backbone-weights $(SQUEEZENET) --fvd-network i3d:$(I3D)
 data = evaluate.py data --data $(DATA) $(SCENES)
 flow = evaluate.py flow --videos $(CLIPS)
 splats = evaluate.py splats --image data/samples/blossom.jpg
