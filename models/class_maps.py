@@ -24,7 +24,7 @@ OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 # blooms are taken for persons. Correlation of motion at 8 and 32 px, held-out clips: real trees .91 .72, flowers .94
 # .74, grass .72 .32, water .66 .27; samples smoothed so .95 .61, .93 .56, .80 .38, .74 .32. Smoothed over 3 px
 # everywhere, trees and flowers had .88 .50: stems and curtains bent like worms.
-COHERENCE_OF_CLASSES_PX = {7.0: ("tree", "plant", "curtain", "person"), 1.0: ("grass", "field", "water", "sea")}
+COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
 
 

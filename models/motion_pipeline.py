@@ -16,13 +16,7 @@ from models.checkpoints import CheckpointError, one_line, read_config
 from models.class_maps import fine_class_probabilities
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import EARLIER_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
-from models.placement import (
-    DETAIL,
-    PlacementHead,
-    coherent_parts,
-    placed_displacement,
-    suggested_wind,
-)
+from models.placement import DETAIL, PlacementHead, coherent_parts, placed_displacement, suggested_wind
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
@@ -250,8 +244,7 @@ class MotionPipeline(DiffusionPipeline):
                 told["maps"] = self.placement.condition_maps(features, placement, images)
             condition = self.unet.encode_image(images, wind_px=wind, **told)
             if placement is not None:
-                classes = fine_class_probabilities(self.segmentation, detailed)
-                placement = placement.with_classes(classes)
+                placement = placement.with_classes(fine_class_probabilities(self.segmentation, detailed))
                 expected_px = placed_displacement(placement, images, wind)
                 found = zip(detailed, placement.by_class, strict=True)
                 lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in found]

@@ -8,14 +8,14 @@ from torch import Tensor
 
 from models.displacement import gaussian_mean
 from models.image_edges import straight_lines
-from motion.flow import default_grid_scale
+from motion.flow import MOVING_PX, default_grid_scale
 
 # Of the longer side; px of a grid of 256 x 160 of the blur before lines are sought.
 LEAST_LENGTH, BLUR_PX = 0.05, 0.5
 # How far around a line motion follows it: standard deviation of a Gaussian, px of a grid of 256 x 160.
 REACH_PX = 2.0
-# A line of which less than half is expected to move so far, px of a grid of 256 x 160, stands still.
-MOVES_PX, LEAST_MOVING = 0.25, 0.5
+# A line of which less than this fraction is expected to move by MOVING_PX stands still.
+LEAST_MOVING = 0.5
 
 
 def stiff_lines(image: Tensor, scale: float, by_class: Tensor) -> np.ndarray:
@@ -55,7 +55,7 @@ def straighten(spectrum: Tensor, expected_px: Tensor, lines: np.ndarray) -> Tens
     """
     height, width = spectrum.shape[-2:]
     per_px = default_grid_scale(height, width)
-    flat, moves = spectrum.flatten(0, 1).flatten(1), (expected_px.flatten() * per_px) > MOVES_PX  # (4 K, H W), (H W,)
+    flat, moves = spectrum.flatten(0, 1).flatten(1), (expected_px.flatten() * per_px) > MOVING_PX  # (4 K, H W), (H W,)
     difference, count = torch.zeros_like(flat), flat.new_zeros(height * width)
     for start, end in torch.from_numpy(lines).to(spectrum):
         number = 2 * math.ceil(float((end - start).norm())) + 1
