@@ -26,6 +26,14 @@ OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 # everywhere, trees and flowers had .88 .50: stems and curtains bent like worms.
 COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
+# How far surfaces move, relative to the rest, at the horizon, at the lower edge, and where no horizon is in the picture.
+# Of clips with a horizon, 18 sources, fifths of the way down: .23 .38 .81 1.27 1.33. Cross-validated over 68 sources
+# AP of the expected displacement rises by .049, standard error .016 (27 rise, 9 fall).
+PERSPECTIVE = {("water", "sea"): (0.4, 2.4, 1.5), ("grass", "field"): (0.3, 1.0, 1.0)}
+PERSPECTIVE_POWER = 0.7  # of the way down
+# A surface's places have at least that probability; above its horizon lies that fraction of them, and at least that of
+# the picture: else the horizon is not in it, but grass seen from the side or water from above.
+SURFACE_FROM, ABOVE_HORIZON, LEAST_HORIZON = 0.3, 0.02, 0.1
 
 
 def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -73,8 +81,27 @@ def probability_of(probabilities: Tensor, names: Sequence[str]) -> Tensor:
     return probabilities[:, [CLASSES.index(name) for name in names]].sum(1, keepdim=True)
 
 
-def movement_of_classes(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return `by_class`, `rigid` and `surface` of a `Placement`, by class probabilities (B, 32, h, w)."""
+def perspective(probabilities: Tensor) -> Tensor:
+    """Return how far surfaces move by their distance, a factor (B, 1, h, w), by class probabilities (B, 32, h, w).
+
+    Ours. What is near moves farther in the picture: from the horizon down to the lower edge the factor grows.
+    """
+    factor = torch.ones_like(probabilities[:, :1])
+    height = factor.shape[-2]
+    rows = torch.arange(height, device=factor.device)[:, None]  # (h, 1)
+    for names, (far, near, without) in PERSPECTIVE.items():
+        probability = probability_of(probabilities, names)  # (B, 1, h, w)
+        area = (probability > SURFACE_FROM).sum(-1).cumsum(-1)  # (B, 1, h)
+        horizon = (area < ABOVE_HORIZON * area[..., -1:]).sum(-1)[..., None, None]  # (B, 1, 1, 1)
+        depth = ((rows - horizon) / (height - horizon).clamp(min=1)).clamp(0, 1)  # (B, 1, h, 1)
+        found = torch.where(horizon < LEAST_HORIZON * height, without, far + (near - far) * depth**PERSPECTIVE_POWER)
+        factor = factor + probability * (found - 1)
+    return factor
+
+
+def movement_of_classes(probabilities: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return `by_class`, `rigid`, `surface` and `perspective` of a `Placement`, by probabilities (B, 32, h, w)."""
     by_class = movable_probability(probabilities).logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS)
     surface, of_object = (probability_of(probabilities, names) for names in (SURFACE_CLASSES, OBJECT_CLASSES))
-    return by_class, probability_of(probabilities, RIGID_CLASSES), surface / (surface + of_object + 0.1)
+    surface = surface / (surface + of_object + 0.1)
+    return by_class, probability_of(probabilities, RIGID_CLASSES), surface, perspective(probabilities)

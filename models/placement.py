@@ -61,11 +61,12 @@ class Placement(NamedTuple):
     """What the head predicts for images.
 
     Attributes:
-        by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes; it, `rigid` and `surface` may be
-            finer than the rest.
+        by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes; what comes of these may be finer
+            than the rest.
         correction: (B, 1, h, w) what the network adds to them.
         rigid: (B, 1, h, w) probability of RIGID_CLASSES.
         surface: (B, 1, h, w) s / (s + o + .1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES.
+        perspective: (B, 1, h, w) factor of the displacement, see `models.class_maps.perspective`.
         relative: (B, 1, h, w) log(m / q + .1) of its mean displacement m, were it to move.
         log_strength: (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160.
     """
@@ -74,13 +75,14 @@ class Placement(NamedTuple):
     correction: Tensor
     rigid: Tensor
     surface: Tensor
+    perspective: Tensor
     relative: Tensor
     log_strength: Tensor
 
     def with_classes(self, probabilities: Tensor) -> Placement:
         """Return it with the class probabilities (B, 32, H, W) in place of those that the head read."""
-        by_class, rigid, surface = movement_of_classes(probabilities.float())
-        return self._replace(by_class=by_class, rigid=rigid, surface=surface)
+        names = ("by_class", "rigid", "surface", "perspective")
+        return self._replace(**dict(zip(names, movement_of_classes(probabilities.float()), strict=True)))
 
 
 def gradient_maps(image: Tensor) -> Tensor:
@@ -242,7 +244,7 @@ class PlacementHead(SavedModel):
             mean: (B, C) over the whole images; None takes that of `features`.
             dropout_mask: (B, C) 0 for what training hides, above 1 for the rest.
         """
-        by_class, rigid, surface = movement_of_classes(class_probabilities(features).float())  # (B, 1, h, w) each
+        by_class, *of_classes = movement_of_classes(class_probabilities(features).float())  # (B, 1, h, w) each
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:
             features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask
@@ -258,7 +260,7 @@ class PlacementHead(SavedModel):
         weight = STRENGTH_FOCUS * relative + F.logsigmoid(by_class + correction)
         weight = weight.detach().flatten(1).softmax(-1)  # (B, h w)
         log_strength = (self.strength(hidden).flatten(1) * weight).sum(-1)  # (B,)
-        return Placement(by_class, correction.float(), rigid, surface, relative.float(), log_strength.float())
+        return Placement(by_class, correction.float(), *of_classes, relative.float(), log_strength.float())
 
     @property
     def condition_channels(self) -> int:
@@ -288,7 +290,7 @@ class PlacementHead(SavedModel):
         """
         seen = features[:, self.parts[0] : self.parts[0] + self.parts[1]]
         ones = image.new_ones(len(image))
-        expected = placed_displacement(placement, image, ones, held=False) * default_grid_scale(*image.shape[-2:])
+        expected = placed_displacement(placement, image, ones, final=False) * default_grid_scale(*image.shape[-2:])
         relative = (resize_maps(expected, tuple(features.shape[-2:])) + STILL_SHARE).log()
         return torch.cat([seen.float(), relative], dim=1)
 
@@ -316,12 +318,12 @@ def suggested_wind(placement: Placement) -> Tensor:
 
 
 def placed_displacement(
-    placement: Placement, image: Tensor, wind_px: Tensor | None = None, *, held: bool = True
+    placement: Placement, image: Tensor, wind_px: Tensor | None = None, *, final: bool = True
 ) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
-    `wind_px` (B,): see `motion.wind`; None: as suggested. `held`: by `models.image_edges.held_by_edges`, which the
-    denoiser has not seen in training.
+    `wind_px` (B,): see `motion.wind`; None: as suggested. `final`: with `models.image_edges.held_by_edges` and
+    `perspective`, which the denoiser has not seen in training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
@@ -331,10 +333,12 @@ def placed_displacement(
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     rigid = _along_edges(placement.rigid, image)
     gate = gate * _loose(rigid, image.float())
-    if held:
+    if final:
         gate = gate * (1 - held_by_edges(resize_maps(placement.surface, size), rigid, image))
     relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
+    if final:
+        fraction = fraction * resize_maps(placement.perspective, size)
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 
 

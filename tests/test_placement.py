@@ -204,17 +204,19 @@ def test_untrained_head_moves_what_segmentation_calls_movable(head):
     assert not found.correction.any()
 
 
+def placement_of(by_class: torch.Tensor, log_strength: float = 0.0, **maps: torch.Tensor) -> Placement:
+    """Return one with zeros, and no perspective, where nothing else is given."""
+    names = ("correction", "rigid", "surface", "perspective", "relative")
+    maps = {name: torch.full_like(by_class, float(name == "perspective")) for name in names} | maps
+    return Placement(by_class=by_class, log_strength=torch.tensor([log_strength]), **maps)
+
+
 def test_displacement_follows_the_probability_and_the_grid():
     movable = torch.full((1, 1, 40, 64), -9.0)
     movable[..., :32] = 9.0
     image = torch.zeros(1, 3, HEIGHT, WIDTH)
     image[..., :128] = 1.0
-    placement = Placement(
-        movable,
-        *(torch.zeros_like(movable) for _ in range(3)),
-        torch.full((1, 1, 40, 64), np.log(1.1)),
-        torch.tensor([2.0]).log(),
-    )
+    placement = placement_of(movable, np.log(2.0), relative=torch.full_like(movable, np.log(1.1)))
     displacement = placed_displacement(placement, image)
     strength_px = STRENGTH_FACTOR * 2.0
     assert displacement[..., :120].min() == pytest.approx((1 + TRACE) * strength_px, rel=1e-3)
@@ -225,18 +227,15 @@ def test_displacement_follows_the_probability_and_the_grid():
 
 def test_what_can_move_moves_visibly_however_calm_the_photograph_looks():
     size = (1, 1, 40, 64)
-    still = torch.full(size, np.log(STILL_SHARE))
-    zeros = torch.zeros(size)
-    values = torch.full(size, 5.0), zeros, zeros, zeros, still, torch.tensor([0.01]).log()
-    assert placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH)).min() > 0.25
+    placement = placement_of(torch.full(size, 5.0), np.log(0.01), relative=torch.full(size, np.log(STILL_SHARE)))
+    assert placed_displacement(placement, torch.zeros(1, 3, HEIGHT, WIDTH)).min() > 0.25
 
 
 def test_a_weak_correction_does_not_move_a_wall():
     size = (1, 1, 40, 64)
     for correction, moves in ((6.0, False), (12.0, True)):
-        zeros = torch.zeros(size)
-        values = torch.full(size, -5.0), torch.full(size, correction), zeros, zeros, zeros, torch.zeros(1)
-        displacement = placed_displacement(Placement(*values), torch.zeros(1, 3, HEIGHT, WIDTH))
+        placement = placement_of(torch.full(size, -5.0), correction=torch.full(size, correction))
+        displacement = placed_displacement(placement, torch.zeros(1, 3, HEIGHT, WIDTH))
         assert (displacement.max() > 0.25) == moves
 
 
@@ -247,8 +246,7 @@ def test_what_is_rigid_stays_but_flames_move():
     image[..., 128:] = 0.9
     image[:, 2, :40, :40] = 0.2  # an orange flame before the rigid part
     image[:, 0, :40, :40] = 1.0
-    zeros = torch.zeros_like(movable)
-    displacement = placed_displacement(Placement(movable, zeros, rigid, zeros, zeros, torch.zeros(1)), image)
+    displacement = placed_displacement(placement_of(movable, rigid=rigid), image)
     assert displacement[..., 60:, :124].max() < 0.1 < 0.5 < displacement[..., 132:].min()
     assert displacement[..., 4:36, 4:36].min() > 0.5
 
@@ -257,10 +255,9 @@ def test_a_shore_holds_water_and_not_leaves():
     """Sky above, water or leaves below, of even colours: where they meet is one long edge."""
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.8)
     image[..., 80:, :] = 0.3
-    movable, zeros = torch.full((1, 1, 40, 64), 9.0), torch.zeros(1, 1, 40, 64)
+    movable = torch.full((1, 1, 40, 64), 9.0)
     for surface in (0.0, 1.0):
-        values = movable, zeros, zeros, torch.full_like(zeros, surface), zeros, torch.zeros(1)
-        displacement = placed_displacement(Placement(*values), image)
+        displacement = placed_displacement(placement_of(movable, surface=torch.full_like(movable, surface)), image)
         assert displacement[..., 84:, :].min() > 0.5
         assert (displacement[..., 80, 4:-4].max() < 0.2) == bool(surface)
 
