@@ -26,13 +26,13 @@ OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 # everywhere, trees and flowers had .88 .50: stems and curtains bent like worms.
 COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
-# How far surfaces move, relative to the rest, at the horizon, at the lower edge, and where no horizon is in the picture.
+# How far surfaces move, relative to the rest: at the horizon, at the lower edge, and where no horizon is to be seen.
 # Of clips with a horizon, 18 sources, fifths of the way down: .23 .38 .81 1.27 1.33. Cross-validated over 68 sources
 # AP of the expected displacement rises by .049, standard error .016 (27 rise, 9 fall).
 PERSPECTIVE = {("water", "sea"): (0.4, 2.4, 1.5), ("grass", "field"): (0.3, 1.0, 1.0)}
 PERSPECTIVE_POWER = 0.7  # of the way down
-# A surface's places have at least that probability; above its horizon lies that fraction of them, and at least that of
-# the picture: else the horizon is not in it, but grass seen from the side or water from above.
+# A surface's places are at least that probable; that fraction of them lies above its horizon. One nearer the top,
+# fraction of the height, is none: grass seen from the side, water from above.
 SURFACE_FROM, ABOVE_HORIZON, LEAST_HORIZON = 0.3, 0.02, 0.1
 
 
@@ -82,10 +82,7 @@ def probability_of(probabilities: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def perspective(probabilities: Tensor) -> Tensor:
-    """Return how far surfaces move by their distance, a factor (B, 1, h, w), by class probabilities (B, 32, h, w).
-
-    Ours. What is near moves farther in the picture: from the horizon down to the lower edge the factor grows.
-    """
+    """Return a factor (B, 1, h, w): near surfaces move farther than far ones; of probabilities (B, 32, h, w)."""
     factor = torch.ones_like(probabilities[:, :1])
     height = factor.shape[-2]
     rows = torch.arange(height, device=factor.device)[:, None]  # (h, 1)

@@ -29,7 +29,7 @@ IMAGE_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
 GRADIENT_WINDOWS = (1, 3, 5, 9)
 # Where RIGID_CLASSES are more probable than RIGID_ABOVE nothing moves, whatever the network corrects; below LOOSE_BELOW
 # they do not count. docs/experiments.md has the figures.
-LOOSE_BELOW, RIGID_ABOVE = 0.35, 0.65
+LOOSE_BELOW, RIGID_ABOVE = 0.3, 0.6
 # Flames, which MOSAIC takes for walls and cabinets, are not rigid: red is above GLOW_RED and exceeds blue by
 # GLOW_OVER_BLUE, both in full after another GLOW_RAMP.
 GLOW_RED, GLOW_OVER_BLUE, GLOW_RAMP = 0.75, 0.15, 0.15
@@ -331,10 +331,9 @@ def placed_displacement(
     log_odds = placement.by_class + CORRECTION_WEIGHT * correction.clamp(min=LEAST_CORRECTION)
     probability = _along_edges(log_odds.sigmoid(), image)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
-    rigid = _along_edges(placement.rigid, image)
-    gate = gate * _loose(rigid, image.float())
+    gate = gate * _loose(_along_edges(placement.rigid, image), image.float())
     if final:
-        gate = gate * (1 - held_by_edges(resize_maps(placement.surface, size), rigid, image))
+        gate = gate * (1 - held_by_edges(resize_maps(placement.surface, size), image))
     relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if final:

@@ -20,7 +20,7 @@ from metrics.motion import mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import ArgumentError
 from models.displacement import STILL_SHARE
-from models.image_edges import held_by_edges, long_edges, straight_edges
+from models.image_edges import held_by_edges, long_edges
 from models.image_encoder import SQUEEZENET_TAPS
 from models.motion_pipeline import MotionPipeline
 from models.placement import (
@@ -262,27 +262,16 @@ def test_a_shore_holds_water_and_not_leaves():
         assert (displacement[..., 80, 4:-4].max() < 0.2) == bool(surface)
 
 
-def test_straight_lines_beside_what_is_rigid_are_rigid():
-    image = 0.5 + 0.02 * torch.randn(1, 3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
-    image[..., 100:103] = 0.9  # a pole
-    rigid = torch.zeros(1, 1, HEIGHT, WIDTH)
-    assert held_by_edges(rigid, rigid, image).max() == 0
-    rigid[..., :99] = 1.0
-    held = held_by_edges(torch.zeros_like(rigid), rigid, image)
-    assert held[..., 8:-8, 101].min() > 0.5 and held[..., 110:].max() == 0
-    assert straight_edges(image[0])[..., 8:-8, 98:105].amax(-1).min() == 1 and long_edges(image[0]).sum() > 100
-
-
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 64)])
 def test_edges_of_small_broken_and_half_precision_images(size):
     for images in (torch.rand(2, 3, *size), torch.full((2, 3, *size), torch.nan), torch.rand(2, 3, *size).bfloat16()):
-        held = held_by_edges(torch.ones(2, 1, *size), torch.ones(2, 1, *size), images)
+        held = held_by_edges(torch.ones(2, 1, *size), images)
         assert held.shape == (2, 1, *size) and 0 <= held.min() and held.max() <= 1
 
 
 def test_texture_has_no_long_edges():
     texture = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
-    assert long_edges(texture).sum() == 0 and straight_edges(texture).mean() < 0.01
+    assert long_edges(texture).sum() == 0
 
 
 def test_both_parts_of_a_photograph_count_alike(head):
