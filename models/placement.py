@@ -332,12 +332,12 @@ def placed_displacement(
     probability = _along_edges(log_odds.sigmoid(), image)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     gate = gate * _loose(_along_edges(placement.rigid, image), image.float())
-    if final:
-        gate = gate * (1 - held_by_edges(resize_maps(placement.surface, size), image))
     relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if final:
-        fraction = fraction * resize_maps(placement.perspective, size)
+        maps = placement.surface, 1 - placement.by_class.sigmoid(), placement.perspective
+        surface, static, perspective = (resize_maps(one, size) for one in maps)
+        fraction = fraction * perspective * (1 - held_by_edges(surface, static, image))
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 
 

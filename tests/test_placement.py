@@ -252,20 +252,21 @@ def test_what_is_rigid_stays_but_flames_move():
 
 
 def test_a_shore_holds_water_and_not_leaves():
-    """Sky above, water or leaves below, of even colours: where they meet is one long edge."""
+    """Sky above, water or leaves below, of even colours: where they meet is one long edge. Water meets water too."""
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.8)
     image[..., 80:, :] = 0.3
-    movable = torch.full((1, 1, 40, 64), 9.0)
-    for surface in (0.0, 1.0):
+    sky = torch.full((1, 1, 40, 64), 9.0)
+    sky[..., :20, :] = -9.0
+    for movable, surface, holds in ((sky, 0.0, False), (sky, 1.0, True), (sky.abs(), 1.0, False)):
         displacement = placed_displacement(placement_of(movable, surface=torch.full_like(movable, surface)), image)
-        assert displacement[..., 84:, :].min() > 0.5
-        assert (displacement[..., 80, 4:-4].max() < 0.2) == bool(surface)
+        assert displacement[..., 86:, :].min() > 0.5
+        assert (displacement[..., 80, 4:-4].max() < 0.2) == holds
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 64)])
 def test_edges_of_small_broken_and_half_precision_images(size):
     for images in (torch.rand(2, 3, *size), torch.full((2, 3, *size), torch.nan), torch.rand(2, 3, *size).bfloat16()):
-        held = held_by_edges(torch.ones(2, 1, *size), images)
+        held = held_by_edges(torch.ones(2, 1, *size), torch.ones(2, 1, *size), images)
         assert held.shape == (2, 1, *size) and 0 <= held.min() and held.max() <= 1
 
 
