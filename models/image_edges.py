@@ -11,23 +11,30 @@ from motion.flow import default_grid_scale
 # Blur before edges are sought, px of a grid of 256 x 160, which takes texture away; Canny's thresholds of the gradient,
 # 8 bit; length, fraction of the longer side.
 LONG_BLUR_PX, LONG_GRADIENTS, LEAST_LONG = 2.5, (20, 60), 0.2
-# Held in full where the fraction of surfaces is above the second, not below the first, in proportion between; likewise
-# where what is static has these probabilities within so many px of the image: outlines of flowers in a field move.
-OBJECT_BELOW, SURFACE_ABOVE = 0.4, 0.7
-MOVABLE_BELOW, STATIC_ABOVE, STATIC_REACH_PX = 0.3, 0.6, 4
+# No surface below the first fraction, one in full above the second.
+NO_SURFACE_BELOW, SURFACE_ABOVE = 0.4, 0.7
+# Edges hold within so many px, of the same grid, of what is static: outlines of flowers in a field move.
+STATIC_REACH_PX = 4
 
 
 def held_by_edges(surface: Tensor, static: Tensor, image: Tensor) -> Tensor:
     """Return how far long edges hold the surfaces that end at them: a shore, the rim of a pool, a path.
 
-    Ours. All are (B, 1, H, W) and from 0 to 1, the images (B, 3, H, W); `surface`: how far a place is of a surface
-    rather than of an object; `static`: the probability that it cannot move.
+    Ours.
+
+    Args:
+        surface: (B, 1, H, W) how far a place is of a surface rather than of an object, 0 to 1.
+        static: (B, 1, H, W) how far it is static, 0 to 1.
+        image: (B, 3, H, W) in [0, 1].
+
+    Returns:
+        (B, 1, H, W), 0 to 1.
     """
-    surface = ((surface - OBJECT_BELOW) / (SURFACE_ABOVE - OBJECT_BELOW)).clamp(0, 1)
-    static = F.max_pool2d(static, 2 * STATIC_REACH_PX + 1, stride=1, padding=STATIC_REACH_PX)
-    surface = surface * ((static - MOVABLE_BELOW) / (STATIC_ABOVE - MOVABLE_BELOW)).clamp(0, 1)
+    surface = ((surface - NO_SURFACE_BELOW) / (SURFACE_ABOVE - NO_SURFACE_BELOW)).clamp(0, 1)
+    reach = round(STATIC_REACH_PX / default_grid_scale(*image.shape[-2:]))
+    static = F.max_pool2d(static, 2 * reach + 1, stride=1, padding=reach)
     edges = torch.stack([long_edges(one.float().cpu()) for one in image]).to(surface)
-    return surface * F.avg_pool2d(F.max_pool2d(edges, 3, stride=1, padding=1), 3, stride=1, padding=1)
+    return surface * static * F.avg_pool2d(F.max_pool2d(edges, 3, stride=1, padding=1), 3, stride=1, padding=1)
 
 
 def long_edges(image: Tensor) -> Tensor:

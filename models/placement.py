@@ -46,14 +46,15 @@ LEAST_CORRECTION = -1.0
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
 # What is less probable than the first is static; what is more probable than the second moves in full.
 STATIC_BELOW, MOVES_ABOVE = 0.42, 0.6
-# What moves does so by at least this fraction of the strength, and at most the other.
+# What moves does so by at least this fraction of the strength, and at most the other; by perspective far grass less and
+# near water more.
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
 # A trace of motion below the threshold, far below what is seen, orders what the threshold makes equal.
 TRACE = 0.05
 # The strength that the training clips suggest, a median of skewed numbers, is too small by 1.6. With that photographs
 # move too much for the eye: stems bend, what is wrongly taken to move is seen.
 STRENGTH_FACTOR = 1.1
-# Bounds of the strength, px of a grid of 256 x 160: what can move moves visibly, however calm its kind is.
+# Bounds of the strength, px of a grid of 256 x 160: what is near moves visibly, however calm its kind is.
 LEAST_STRENGTH_PX, MOST_STRENGTH_PX = 1.0, 12.0
 
 
@@ -61,8 +62,8 @@ class Placement(NamedTuple):
     """What the head predicts for images.
 
     Attributes:
-        by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes; what comes of these may be finer
-            than the rest.
+        by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes; it, `rigid`, `surface` and
+            `perspective` may be finer than the rest.
         correction: (B, 1, h, w) what the network adds to them.
         rigid: (B, 1, h, w) probability of RIGID_CLASSES.
         surface: (B, 1, h, w) s / (s + o + .1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES.
@@ -81,8 +82,7 @@ class Placement(NamedTuple):
 
     def with_classes(self, probabilities: Tensor) -> Placement:
         """Return it with the class probabilities (B, 32, H, W) in place of those that the head read."""
-        names = ("by_class", "rigid", "surface", "perspective")
-        return self._replace(**dict(zip(names, movement_of_classes(probabilities.float()), strict=True)))
+        return self._replace(**movement_of_classes(probabilities.float()))
 
 
 def gradient_maps(image: Tensor) -> Tensor:
@@ -244,7 +244,7 @@ class PlacementHead(SavedModel):
             mean: (B, C) over the whole images; None takes that of `features`.
             dropout_mask: (B, C) 0 for what training hides, above 1 for the rest.
         """
-        by_class, *of_classes = movement_of_classes(class_probabilities(features).float())  # (B, 1, h, w) each
+        of_classes = movement_of_classes(class_probabilities(features).float())  # (B, 1, h, w) each
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:
             features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask
@@ -257,10 +257,11 @@ class PlacementHead(SavedModel):
         hidden = F.silu(hidden)
         correction, relative = self.correction(hidden), self.relative(hidden)  # (B, 1, h, w) each
         # A flame is a hundredth of its photograph.
-        weight = STRENGTH_FOCUS * relative + F.logsigmoid(by_class + correction)
+        weight = STRENGTH_FOCUS * relative + F.logsigmoid(of_classes["by_class"] + correction)
         weight = weight.detach().flatten(1).softmax(-1)  # (B, h w)
         log_strength = (self.strength(hidden).flatten(1) * weight).sum(-1)  # (B,)
-        return Placement(by_class, correction.float(), *of_classes, relative.float(), log_strength.float())
+        numbers = {"relative": relative.float(), "log_strength": log_strength.float()}
+        return Placement(**of_classes, correction=correction.float(), **numbers)
 
     @property
     def condition_channels(self) -> int:
@@ -290,7 +291,9 @@ class PlacementHead(SavedModel):
         """
         seen = features[:, self.parts[0] : self.parts[0] + self.parts[1]]
         ones = image.new_ones(len(image))
-        expected = placed_displacement(placement, image, ones, final=False) * default_grid_scale(*image.shape[-2:])
+        expected = placed_displacement(placement, image, ones, for_denoiser=True) * default_grid_scale(
+            *image.shape[-2:]
+        )
         relative = (resize_maps(expected, tuple(features.shape[-2:])) + STILL_SHARE).log()
         return torch.cat([seen.float(), relative], dim=1)
 
@@ -318,12 +321,12 @@ def suggested_wind(placement: Placement) -> Tensor:
 
 
 def placed_displacement(
-    placement: Placement, image: Tensor, wind_px: Tensor | None = None, *, final: bool = True
+    placement: Placement, image: Tensor, wind_px: Tensor | None = None, *, for_denoiser: bool = False
 ) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
-    `wind_px` (B,): see `motion.wind`; None: as suggested. `final`: with `models.image_edges.held_by_edges` and
-    `perspective`, which the denoiser has not seen in training.
+    `wind_px` (B,): see `motion.wind`; None: as suggested; by perspective near water moves up to 2.4 times as far.
+    `for_denoiser`: without perspective and `models.image_edges.held_by_edges`, which it has not seen in training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
@@ -334,10 +337,9 @@ def placed_displacement(
     gate = gate * _loose(_along_edges(placement.rigid, image), image.float())
     relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
-    if final:
-        maps = placement.surface, 1 - placement.by_class.sigmoid(), placement.perspective
-        surface, static, perspective = (resize_maps(one, size) for one in maps)
-        fraction = fraction * perspective * (1 - held_by_edges(surface, static, image))
+    if not for_denoiser:
+        surface, perspective = (resize_maps(maps, size) for maps in (placement.surface, placement.perspective))
+        fraction = fraction * perspective * (1 - held_by_edges(surface, 1 - gate, image))
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 
 

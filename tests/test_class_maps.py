@@ -33,17 +33,27 @@ def test_fine_classes_mark_the_same_places_more_finely():
     assert shifted[1] < min(shifted[0], shifted[2])
 
 
-def test_near_water_moves_farther_than_far_water():
-    """Sky above the sea, a wall beside both; then water alone, seen from above, and lawn alone."""
-    probabilities = torch.zeros(3, len(CLASSES), 40, 64)
-    for image, first, last, name in ((0, 0, 20, "sky"), (0, 20, 40, "sea"), (1, 0, 40, "water"), (2, 0, 40, "grass")):
-        probabilities[image, CLASSES.index(name), first:last, :48] = 1
-    probabilities[:, CLASSES.index("wall"), :, 48:] = 1
+def test_near_water_and_grass_move_farther_than_far_ones():
+    """Water or grass from a row of 80 on, a wall above and beside it, perhaps a little of it there as well."""
+    probabilities = torch.zeros(6, len(CLASSES), 80, 64)
+    wall, faint = CLASSES.index("wall"), 0.25
+    for image, (name, first) in enumerate(
+        [("sea", 40), ("water", 0), ("grass", 12), ("grass", 0), ("field", 40), ("tree", 40)]
+    ):
+        probabilities[image, wall] = 1 - faint
+        probabilities[image, CLASSES.index(name)] = faint
+        probabilities[image, :, first:, :48] = 0
+        probabilities[image, CLASSES.index(name), first:, :48] = 1
     factor = perspective(probabilities)
-    assert factor.shape == (3, 1, 40, 64)
-    assert (factor[..., 48:] == 1).all() and (factor[0, :, :20] == 1).all() and (factor[2] == 1).all()
-    column = factor[0, 0, 20:, 20]
-    assert column[0] == pytest.approx(0.4) and 2.2 < column[-1] < 2.4 and (column.diff() > 0).all()
-    assert (factor[1, ..., :48] == 1.5).all()
+    assert factor.shape == (6, 1, 80, 64)
+    column = factor[:, 0, :, 20]
+    assert column[0, 40] == pytest.approx(0.4) and 2.3 < column[0, -1] < 2.4
+    assert column[0, 60] == pytest.approx(0.4 + 2.0 * 0.5**0.7)  # half of the way down
+    assert (column[1] == 1.5).all()
+    assert column[2, 12] == pytest.approx(0.3) and 0.95 < column[2, -1] <= 1
+    assert (column[3] == 1).all()
+    assert column[4, 40] == pytest.approx(0.3) and (column[4, 40:].diff() > 0).all()
+    assert (factor[5] == 1).all()
+    assert factor[0, 0, 10, 60] == pytest.approx(1 + faint * (0.4 - 1))  # as far as it is water
     torch.testing.assert_close(perspective(probabilities[:1]), factor[:1])  # images of a batch do not mix
     assert torch.isfinite(perspective(torch.zeros(1, len(CLASSES), 8, 8))).all()

@@ -241,7 +241,8 @@ def test_a_weak_correction_does_not_move_a_wall():
 
 def test_what_is_rigid_stays_but_flames_move():
     movable, rigid = torch.full((1, 1, 40, 64), 9.0), torch.zeros(1, 1, 40, 64)
-    rigid[..., :32] = 1.0
+    rigid[..., :32] = 0.62
+    rigid[..., 48:] = 0.28
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
     image[..., 128:] = 0.9
     image[:, 2, :40, :40] = 0.2  # an orange flame before the rigid part
@@ -249,18 +250,34 @@ def test_what_is_rigid_stays_but_flames_move():
     displacement = placed_displacement(placement_of(movable, rigid=rigid), image)
     assert displacement[..., 60:, :124].max() < 0.1 < 0.5 < displacement[..., 132:].min()
     assert displacement[..., 4:36, 4:36].min() > 0.5
+    torch.testing.assert_close(displacement[..., 140:180], displacement[..., 204:244])
+
+
+def test_near_places_move_farther_but_the_denoiser_is_told_without():
+    movable = torch.full((1, 1, 40, 64), 9.0)
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
+    near = placement_of(movable, perspective=torch.full_like(movable, 2.0))
+    twice, once = placed_displacement(near, image), placed_displacement(near, image, for_denoiser=True)
+    torch.testing.assert_close(twice, 2 * once)
+    torch.testing.assert_close(once, placed_displacement(placement_of(movable), image))
 
 
 def test_a_shore_holds_water_and_not_leaves():
-    """Sky above, water or leaves below, of even colours: where they meet is one long edge. Water meets water too."""
+    """Sky above, water or leaves below, of even colours: where they meet is one long edge, and so is a wave."""
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.8)
     image[..., 80:, :] = 0.3
-    sky = torch.full((1, 1, 40, 64), 9.0)
-    sky[..., :20, :] = -9.0
-    for movable, surface, holds in ((sky, 0.0, False), (sky, 1.0, True), (sky.abs(), 1.0, False)):
-        displacement = placed_displacement(placement_of(movable, surface=torch.full_like(movable, surface)), image)
+    image[..., 120:, :] = 0.6
+    movable = torch.full((1, 1, 40, 64), 9.0)
+    movable[..., :20, :] = -9.0
+    for surface in (0.0, 1.0):
+        placement = placement_of(movable, surface=torch.full_like(movable, surface))
+        displacement = placed_displacement(placement, image)[..., 4:-4]
         assert displacement[..., 86:, :].min() > 0.5
-        assert (displacement[..., 80, 4:-4].max() < 0.2) == holds
+        assert (displacement[..., 80, :].max() < 0.2) == bool(surface)
+        torch.testing.assert_close(
+            placed_displacement(placement, image, for_denoiser=True)[..., 81, 4:-4],
+            placed_displacement(placement._replace(surface=torch.zeros_like(movable)), image)[..., 81, 4:-4],
+        )
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 64)])

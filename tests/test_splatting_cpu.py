@@ -379,8 +379,8 @@ def test_torch_compile_with_sizes_and_numbers_that_change(name, backend):
         return softmax_splat(values, flow, importance, backend=backend, **weighting)
 
     torch.compiler.reset()
-    # The reference is torch's own operations: that they are traced is the question, not what torch makes of them.
-    compiler = "eager" if backend == "reference" else "aot_eager"
+    # The reference is torch's own operations: lowering one of them shows what lowering all would, half a minute sooner.
+    compiler = "eager" if backend == "reference" and name != "softmax" else "aot_eager"
     compiled = torch.compile(splat, fullgraph=True, dynamic=True, backend=compiler)
     for number, size in ((0.4, (1, 3, 8, 9)), (0.5, (2, 3, 10, 12)), (0.6, (2, 4, 11, 7))):
         scene = [tensor.requires_grad_() for tensor in make_scene(*size)[:3]]
