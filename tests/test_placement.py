@@ -20,7 +20,7 @@ from metrics.motion import mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import ArgumentError
 from models.displacement import STILL_SHARE
-from models.image_edges import held_by_edges, long_edges
+from models.image_edges import before_sky, held_by_edges, long_edges
 from models.image_encoder import SQUEEZENET_TAPS
 from models.motion_pipeline import MotionPipeline
 from models.placement import (
@@ -206,7 +206,7 @@ def test_untrained_head_moves_what_segmentation_calls_movable(head):
 
 def placement_of(by_class: torch.Tensor, log_strength: float = 0.0, **maps: torch.Tensor) -> Placement:
     """Return one with zeros, and no perspective, where nothing else is given."""
-    names = ("correction", "rigid", "surface", "perspective", "relative")
+    names = ("correction", "rigid", "surface", "flat", "sky", "perspective", "relative")
     maps = {name: torch.full_like(by_class, float(name == "perspective")) for name in names} | maps
     return Placement(by_class=by_class, log_strength=torch.tensor([log_strength]), **maps)
 
@@ -253,6 +253,26 @@ def test_what_is_rigid_stays_but_flames_move():
     torch.testing.assert_close(displacement[..., 140:180], displacement[..., 204:244])
 
 
+def test_what_sticks_out_into_the_sky_moves_with_what_it_belongs_to():
+    """Grass below, sky above in which MOSAIC does not see a stalk; a bird far from it, and the same beside water."""
+    image = torch.empty(1, 3, HEIGHT, WIDTH)
+    image[:] = torch.tensor([0.6, 0.75, 0.95])[:, None, None] * torch.linspace(0.9, 1, WIDTH)
+    image[..., 120:, :] = 0.3
+    image[..., 95:120, 60:63] = 0.2  # the stalk
+    image[..., 20:24, 150:154] = 0.2  # the bird
+    movable = torch.full((1, 1, 40, 64), 9.0)
+    movable[..., :30, :] = -9.0
+    sky = (movable < 0).float()
+    for flat, moves in ((0.0, True), (1.0, False)):
+        placement = placement_of(movable, sky=sky, flat=torch.full_like(movable, flat))
+        displacement = placed_displacement(placement, image)[0, 0]
+        assert (displacement[100:110, 61].min() > 0.5) == moves
+        assert displacement[:110, :50].max() < 0.1 and displacement[15:30, 145:160].max() < 0.1
+        assert placed_displacement(placement, image, for_denoiser=True)[0, 0, 100:110, 61].max() < 0.1
+    rigid = placement_of(movable, sky=sky, rigid=sky)
+    assert placed_displacement(rigid, image)[0, 0, 100:110, 61].max() < 0.1
+
+
 def test_near_places_move_farther_but_the_denoiser_is_told_without():
     movable = torch.full((1, 1, 40, 64), 9.0)
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
@@ -284,7 +304,9 @@ def test_a_shore_holds_water_and_not_leaves():
 def test_edges_of_small_broken_and_half_precision_images(size):
     for images in (torch.rand(2, 3, *size), torch.full((2, 3, *size), torch.nan), torch.rand(2, 3, *size).bfloat16()):
         held = held_by_edges(torch.ones(2, 1, *size), torch.ones(2, 1, *size), images)
-        assert held.shape == (2, 1, *size) and 0 <= held.min() and held.max() <= 1
+        found = before_sky(torch.ones(2, 1, *size), torch.ones(2, 1, *size), images)
+        for maps in (held, found):
+            assert maps.shape == (2, 1, *size) and 0 <= maps.nan_to_num().min() and maps.nan_to_num().max() < 1.001
 
 
 def test_texture_has_no_long_edges():
