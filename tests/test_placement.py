@@ -20,7 +20,6 @@ from metrics.motion import mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import ArgumentError
 from models.displacement import STILL_SHARE
-from models.image_edges import before_sky, held_by_edges, long_edges
 from models.image_encoder import SQUEEZENET_TAPS
 from models.motion_pipeline import MotionPipeline
 from models.placement import (
@@ -298,20 +297,6 @@ def test_a_shore_holds_water_and_not_leaves():
             placed_displacement(placement, image, for_denoiser=True)[..., 81, 4:-4],
             placed_displacement(placement._replace(surface=torch.zeros_like(movable)), image)[..., 81, 4:-4],
         )
-
-
-@pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 64)])
-def test_edges_of_small_broken_and_half_precision_images(size):
-    for images in (torch.rand(2, 3, *size), torch.full((2, 3, *size), torch.nan), torch.rand(2, 3, *size).bfloat16()):
-        held = held_by_edges(torch.ones(2, 1, *size), torch.ones(2, 1, *size), images)
-        found = before_sky(torch.ones(2, 1, *size), torch.ones(2, 1, *size), images)
-        for maps in (held, found):
-            assert maps.shape == (2, 1, *size) and 0 <= maps.nan_to_num().min() and maps.nan_to_num().max() < 1.001
-
-
-def test_texture_has_no_long_edges():
-    texture = torch.rand(3, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0))
-    assert long_edges(texture).sum() == 0
 
 
 def test_both_parts_of_a_photograph_count_alike(head):
