@@ -1,4 +1,4 @@
-"""Tests of models/image_edges.py on images of any size; what comes of them is in test_placement.py and test_stiffness.py."""
+"""Tests of models/image_edges.py on images of any size; what comes of it is in test_placement.py, test_stiffness.py."""
 
 import pytest
 import torch
