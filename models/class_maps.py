@@ -20,8 +20,6 @@ RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES,
 # Long edges hold the first beside what is static, not the second (`models.image_edges`).
 SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
-# From these nothing sticks out into the sky.
-FLAT_CLASSES = ("water", "sea", "field")
 # How far what MOSAIC sees swings together, px as `models.displacement.COHERENCE_PX`, which holds for the rest. Close
 # blooms are taken for persons. Correlation of motion at 8 and 32 px, held-out clips: real trees .91 .72, flowers .94
 # .74, grass .72 .32, water .66 .27; samples smoothed so .95 .61, .93 .56, .80 .38, .74 .32. Smoothed over 3 px
@@ -109,7 +107,5 @@ def movement_of_classes(probabilities: Tensor) -> dict[str, Tensor]:
         "by_class": movable_probability(probabilities).logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS),
         "rigid": probability_of(probabilities, RIGID_CLASSES),
         "surface": surface / (surface + of_object + 0.1),
-        "flat": probability_of(probabilities, FLAT_CLASSES),
-        "sky": probability_of(probabilities, ("sky",)),
         "perspective": perspective(probabilities),
     }

@@ -1,4 +1,4 @@
-"""Edges of a photograph at which motion ends, what sticks out into the sky, and straight lines."""
+"""Edges of a photograph at which motion ends, and straight lines."""
 
 import cv2
 import numpy as np
@@ -6,7 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.displacement import gaussian_mean
 from motion.flow import default_grid_scale
 
 # Blur before edges are sought, px of a grid of 256 x 160, which takes texture away; Canny's thresholds of the gradient,
@@ -16,10 +15,6 @@ LONG_BLUR_PX, LONG_GRADIENTS, LEAST_LONG = 2.5, (20, 60), 0.2
 NO_SURFACE_BELOW, SURFACE_ABOVE = 0.4, 0.7
 # Edges hold within so many px, of the same grid, of what is static: outlines of flowers in a field move.
 STATIC_REACH_PX = 4
-# px of the same grid: around a place, of the Gaussian over which the sky has one colour; from what moves, how far it
-# sticks out. CIELAB distances from the sky: below the first is sky, above the second something else.
-SKY_SIGMA_PX, STICKS_OUT_PX, SKY_BELOW, OTHER_ABOVE = 12, 32, 25, 40
-LEAST_SKY = 0.1  # of the Gaussian's weight
 
 
 def held_by_edges(surface: Tensor, static: Tensor, image: Tensor) -> Tensor:
@@ -40,39 +35,6 @@ def held_by_edges(surface: Tensor, static: Tensor, image: Tensor) -> Tensor:
     static = F.max_pool2d(static, 2 * reach + 1, stride=1, padding=reach)
     edges = torch.stack([long_edges(one.float().cpu()) for one in image]).to(surface)
     return surface * static * F.avg_pool2d(F.max_pool2d(edges, 3, stride=1, padding=1), 3, stride=1, padding=1)
-
-
-def before_sky(sky: Tensor, moves: Tensor, image: Tensor) -> Tensor:
-    """Return how surely a place is no sky but what sticks out into it from what moves: tips of leaves, stalks, twigs.
-
-    Ours. MOSAIC takes what is thin for the sky, whose colour it does not have.
-
-    Args:
-        sky: (B, 1, H, W) probability that a place is sky.
-        moves: (B, 1, H, W) whether it moves.
-        image: (B, 3, H, W) in [0, 1].
-
-    Returns:
-        (B, 1, H, W), 0 to 1.
-    """
-    per_px = default_grid_scale(*image.shape[-2:])
-
-    def mean(maps: Tensor, sigma_px: float) -> Tensor:
-        return gaussian_mean(maps, sigma_px / per_px) / gaussian_mean(torch.ones_like(sky), sigma_px / per_px)
-
-    lab = torch.stack([_lab(one) for one in image]).to(sky)  # (B, 3, H, W)
-    weight = sky.square()
-    near = mean(weight, SKY_SIGMA_PX)
-    distance = (lab - mean(lab * weight, SKY_SIGMA_PX) / near.clamp(min=1e-3)).norm(dim=1, keepdim=True)
-    other = ((distance - SKY_BELOW) / (OTHER_ABOVE - SKY_BELOW)).clamp(0, 1) * (near / LEAST_SKY).clamp(max=1)
-    reach = round(STICKS_OUT_PX / per_px)
-    return other * mean(F.max_pool2d(moves.to(sky), 2 * reach + 1, stride=1, padding=reach), STICKS_OUT_PX / 3)
-
-
-def _lab(image: Tensor) -> Tensor:
-    """Return an image (3, H, W) in [0, 1] in CIELAB, L from 0 to 100."""
-    pixels = image.float().cpu().clamp(0, 1).permute(1, 2, 0).contiguous().numpy()
-    return torch.from_numpy(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB)).permute(2, 0, 1)
 
 
 def long_edges(image: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.checkpoints import SavedModel
 from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STILL_SHARE, guided_filter
-from models.image_edges import before_sky, held_by_edges
+from models.image_edges import held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
 from models.segmentation_classes import CLASSES
@@ -46,8 +46,6 @@ LEAST_CORRECTION = -1.0
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
 # What is less probable than the first is static; what is more probable than the second moves in full.
 STATIC_BELOW, MOVES_ABOVE = 0.42, 0.6
-# What sticks out into the sky from what moves, where no more than the first is flat, moves so probably.
-MOST_FLAT, SURE_BEFORE_SKY = 0.3, 0.7
 # What moves does so by at least this fraction of the strength, and at most the other; by perspective far grass less and
 # near water more.
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
@@ -64,12 +62,11 @@ class Placement(NamedTuple):
     """What the head predicts for images.
 
     Attributes:
-        by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes; it and what else is theirs, from
-            `rigid` to `perspective`, may be finer than the rest.
+        by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes; it, `rigid`, `surface` and
+            `perspective` may be finer than the rest.
         correction: (B, 1, h, w) what the network adds to them.
         rigid: (B, 1, h, w) probability of RIGID_CLASSES.
         surface: (B, 1, h, w) s / (s + o + .1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES.
-        flat, sky: (B, 1, h, w) probability of FLAT_CLASSES and of the sky.
         perspective: (B, 1, h, w) factor of the displacement, see `models.class_maps.perspective`.
         relative: (B, 1, h, w) log(m / q + .1) of its mean displacement m, were it to move.
         log_strength: (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160.
@@ -79,8 +76,6 @@ class Placement(NamedTuple):
     correction: Tensor
     rigid: Tensor
     surface: Tensor
-    flat: Tensor
-    sky: Tensor
     perspective: Tensor
     relative: Tensor
     log_strength: Tensor
@@ -331,19 +326,15 @@ def placed_displacement(
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
     `wind_px` (B,): see `motion.wind`; None: as suggested; by perspective near water moves up to 2.4 times as far.
-    `for_denoiser`: without perspective and `models.image_edges`, which it has not seen in training.
+    `for_denoiser`: without perspective and `models.image_edges.held_by_edges`, which it has not seen in training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
     correction = resize_maps(placement.correction, tuple(placement.by_class.shape[-2:]))
     log_odds = placement.by_class + CORRECTION_WEIGHT * correction.clamp(min=LEAST_CORRECTION)
-    probability, rigid = _along_edges(log_odds.sigmoid(), image), _along_edges(placement.rigid, image)
-    if not for_denoiser:
-        flat, sky = (resize_maps(maps, size) for maps in (placement.flat, placement.sky))
-        found = before_sky(sky * (1 - probability), (probability > MOVES_ABOVE) & (flat < MOST_FLAT), image)
-        probability = torch.maximum(probability, SURE_BEFORE_SKY * found * (1 - rigid))
+    probability = _along_edges(log_odds.sigmoid(), image)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
-    gate = gate * _loose(rigid, image.float())
+    gate = gate * _loose(_along_edges(placement.rigid, image), image.float())
     relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:

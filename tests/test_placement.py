@@ -205,7 +205,7 @@ def test_untrained_head_moves_what_segmentation_calls_movable(head):
 
 def placement_of(by_class: torch.Tensor, log_strength: float = 0.0, **maps: torch.Tensor) -> Placement:
     """Return one with zeros, and no perspective, where nothing else is given."""
-    names = ("correction", "rigid", "surface", "flat", "sky", "perspective", "relative")
+    names = ("correction", "rigid", "surface", "perspective", "relative")
     maps = {name: torch.full_like(by_class, float(name == "perspective")) for name in names} | maps
     return Placement(by_class=by_class, log_strength=torch.tensor([log_strength]), **maps)
 
@@ -250,26 +250,6 @@ def test_what_is_rigid_stays_but_flames_move():
     assert displacement[..., 60:, :124].max() < 0.1 < 0.5 < displacement[..., 132:].min()
     assert displacement[..., 4:36, 4:36].min() > 0.5
     torch.testing.assert_close(displacement[..., 140:180], displacement[..., 204:244])
-
-
-def test_what_sticks_out_into_the_sky_moves_with_what_it_belongs_to():
-    """Grass below, sky above in which MOSAIC does not see a stalk; a bird far from it, and the same beside water."""
-    image = torch.empty(1, 3, HEIGHT, WIDTH)
-    image[:] = torch.tensor([0.6, 0.75, 0.95])[:, None, None] * torch.linspace(0.9, 1, WIDTH)
-    image[..., 120:, :] = 0.3
-    image[..., 95:120, 60:63] = 0.2  # the stalk
-    image[..., 20:24, 150:154] = 0.2  # the bird
-    movable = torch.full((1, 1, 40, 64), 9.0)
-    movable[..., :30, :] = -9.0
-    sky = (movable < 0).float()
-    for flat, moves in ((0.0, True), (1.0, False)):
-        placement = placement_of(movable, sky=sky, flat=torch.full_like(movable, flat))
-        displacement = placed_displacement(placement, image)[0, 0]
-        assert (displacement[100:110, 61].min() > 0.5) == moves
-        assert displacement[:110, :50].max() < 0.1 and displacement[15:30, 145:160].max() < 0.1
-        assert placed_displacement(placement, image, for_denoiser=True)[0, 0, 100:110, 61].max() < 0.1
-    rigid = placement_of(movable, sky=sky, rigid=sky)
-    assert placed_displacement(rigid, image)[0, 0, 100:110, 61].max() < 0.1
 
 
 def test_near_places_move_farther_but_the_denoiser_is_told_without():
