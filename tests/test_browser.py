@@ -111,9 +111,11 @@ def test_a_drag_moves_what_is_near_and_leaves_what_is_still(page):
     assert change[:, : width // 2 - 10].max() == 0, "what is still does not change by one level"
     page.mouse.up()
     energies = []
-    for _ in range(4):
+    for _ in range(60):  # on a busy machine few frames a second are drawn, and time in the page passes slowly
         page.wait_for_timeout(300)
         energies.append(page.evaluate("dynamics.energy()"))
+        if energies[-1] < 0.8 * energies[0]:
+            break
     assert energies == sorted(energies, reverse=True) and energies[-1] < 0.8 * energies[0]
 
 
