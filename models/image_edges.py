@@ -50,8 +50,8 @@ def long_edges(image: Tensor) -> Tensor:
 def straight_lines(image: Tensor, least: float, blur_px: float) -> np.ndarray:
     """Find straight lines (LSD, Grompone von Gioi et al., 2012) of an image (3, H, W) in [0, 1].
 
-    `least` length, as a fraction of the longer side; `blur_px` of a Gaussian before, px of a grid of 256 x 160. Returns
-    (N, 2, 2) ends (x, y), px of the image.
+    `least`: length, fraction of the longer side; `blur_px`: of the Gaussian before they are sought, px of a grid of
+    256 x 160. Returns (N, 2, 2) ends (x, y), px of the image.
     """
     detector, found = cv2.createLineSegmentDetector(), [np.zeros((0, 2, 2), np.float32)]
     for channel in _blurred(image, blur_px):

@@ -291,9 +291,8 @@ class PlacementHead(SavedModel):
         """
         seen = features[:, self.parts[0] : self.parts[0] + self.parts[1]]
         ones = image.new_ones(len(image))
-        expected = placed_displacement(placement, image, ones, for_denoiser=True) * default_grid_scale(
-            *image.shape[-2:]
-        )
+        expected_px = placed_displacement(placement, image, ones, for_denoiser=True)
+        expected = expected_px * default_grid_scale(*image.shape[-2:])
         relative = (resize_maps(expected, tuple(features.shape[-2:])) + STILL_SHARE).log()
         return torch.cat([seen.float(), relative], dim=1)
 
