@@ -252,6 +252,19 @@ def test_what_is_rigid_stays_but_flames_move():
     torch.testing.assert_close(displacement[..., 140:180], displacement[..., 204:244])
 
 
+def test_flames_move_with_their_white_cores():
+    """An orange flame before a wall, which the network half corrects; its white core; a white page apart from it."""
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.3)
+    image[:, :, 40:80, 40:60] = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
+    image[:, :, 46:74, 44:56] = image[:, :, 40:80, 180:200] = 1.0
+    size = (1, 1, 40, 64)
+    placement = placement_of(torch.full(size, -5.0), correction=torch.full(size, 7.0), rigid=torch.full(size, 0.9))
+    displacement = placed_displacement(placement, image)[0, 0]
+    assert displacement[44:76, 42:58].min() > 0.5
+    displacement[30:90, 30:70] = 0
+    assert displacement.max() < 0.1
+
+
 def test_near_places_move_farther_but_the_denoiser_is_told_without():
     movable = torch.full((1, 1, 40, 64), 9.0)
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
