@@ -30,11 +30,11 @@ GRADIENT_WINDOWS = (1, 3, 5, 9)
 # Where RIGID_CLASSES are more probable than RIGID_ABOVE nothing moves, whatever the network corrects; below LOOSE_BELOW
 # they do not count. docs/experiments.md has the figures.
 LOOSE_BELOW, RIGID_ABOVE = 0.3, 0.6
-# Flames, which MOSAIC takes for walls and cabinets, are not rigid, and the network's correction of them counts in full:
-# red is above GLOW_RED and exceeds blue by GLOW_OVER_BLUE, both in full after another GLOW_RAMP. What is whiter than
-# GLOW_WHITE, in full after GLOW_WHITE_RAMP, within so many px is of the same flame.
+# Flames, which MOSAIC takes for walls and cabinets, are not rigid: red is above GLOW_RED and exceeds blue by
+# GLOW_OVER_BLUE, both in full after another GLOW_RAMP, or white is above GLOW_WHITE, in full after GLOW_WHITE_RAMP,
+# within so many px. Near white cores that are no wider than twice that the network's correction counts in full.
 GLOW_RED, GLOW_OVER_BLUE, GLOW_RAMP = 0.75, 0.15, 0.15
-GLOW_WHITE, GLOW_WHITE_RAMP, GLOW_CORE_PX = 0.88, 0.05, 12
+GLOW_WHITE, GLOW_WHITE_RAMP, CORE_PX = 0.88, 0.05, 12
 WIDTH = 64
 GROUPS, BLOCKS = 4, 2
 # The strength is read where the image moves most: weights are the relative displacement to this power.
@@ -331,9 +331,9 @@ def placed_displacement(
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
-    glow = _glow(image.float())
-    correction, of_flames = (resize_maps(maps, placement.by_class.shape[-2:]) for maps in (placement.correction, glow))
-    weight = CORRECTION_WEIGHT + (1 - CORRECTION_WEIGHT) * of_flames
+    glow, flame = _flames(image.float())
+    correction, flame = (resize_maps(maps, placement.by_class.shape[-2:]) for maps in (placement.correction, flame))
+    weight = CORRECTION_WEIGHT + (1 - CORRECTION_WEIGHT) * flame
     log_odds = placement.by_class + weight * correction.clamp(min=LEAST_CORRECTION)
     probability = _along_edges(log_odds.sigmoid(), image)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
@@ -347,15 +347,20 @@ def placed_displacement(
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 
 
-def _glow(image: Tensor) -> Tensor:
-    """Return how surely each pixel (B, 1, H, W) of images is of a flame by its colour, or of its white core, 0 to 1."""
+def _flames(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how surely pixels of images glow as flames do, and do so near a white core: (B, 1, H, W) each, 0 to 1."""
+
+    def largest(maps: Tensor, reach: int) -> Tensor:
+        return F.max_pool2d(maps, 2 * reach + 1, stride=1, padding=reach)
+
     red, green, blue = image.split(1, dim=1)
     glow = (red - GLOW_RED).clamp(0, GLOW_RAMP) * (red - blue - GLOW_OVER_BLUE).clamp(0, GLOW_RAMP) / GLOW_RAMP**2
-    glow = F.max_pool2d(glow, 5, stride=1, padding=2)
+    glow = largest(glow, 2)
     white = ((torch.minimum(red, green) - GLOW_WHITE) / GLOW_WHITE_RAMP).clamp(0, 1)
-    for _ in range(GLOW_CORE_PX):
-        glow = torch.maximum(glow, white * F.max_pool2d(glow, 3, stride=1, padding=1))
-    return glow
+    for _ in range(CORE_PX):
+        glow = torch.maximum(glow, white * largest(glow, 1))
+    wide = largest(-largest(-white, CORE_PX), CORE_PX)  # paper, walls
+    return glow, glow * largest(glow * (white - wide), CORE_PX)
 
 
 def _along_edges(maps: Tensor, image: Tensor) -> Tensor:

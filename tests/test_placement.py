@@ -253,10 +253,10 @@ def test_what_is_rigid_stays_but_flames_move():
 
 
 def test_flames_move_with_their_white_cores():
-    """An orange flame before a wall, which the network half corrects; its white core; a white page apart from it."""
+    """An orange flame before a wall, which the network half corrects; apart from it wax, a page, bright glass."""
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.3)
-    image[:, :, 40:80, 40:60] = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
-    image[:, :, 46:74, 44:56] = image[:, :, 40:80, 180:200] = 1.0
+    image[:, :, 40:80, 40:60] = image[:, :, 100:140, 100:240] = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
+    image[:, :, 46:74, 44:56] = image[:, :, 40:80, 180:200] = image[:, :, 104:136, 170:230] = 1.0
     size = (1, 1, 40, 64)
     placement = placement_of(torch.full(size, -5.0), correction=torch.full(size, 7.0), rigid=torch.full(size, 0.9))
     displacement = placed_displacement(placement, image)[0, 0]
