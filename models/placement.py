@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from models.checkpoints import SavedModel
 from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STILL_SHARE, guided_filter
+from models.flames import find_flames, height_in_flames
 from models.image_edges import held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
@@ -27,14 +28,9 @@ DETAIL = 2
 IMAGE_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
 # Windows, in numbers of the maps, over which the image gradient is averaged.
 GRADIENT_WINDOWS = (1, 3, 5, 9)
-# Where RIGID_CLASSES are more probable than RIGID_ABOVE nothing moves, whatever the network corrects; below LOOSE_BELOW
-# they do not count. docs/experiments.md has the figures.
+# Where RIGID_CLASSES are more probable than RIGID_ABOVE nothing moves but flames, whatever the network corrects; below
+# LOOSE_BELOW they do not count. docs/experiments.md has the figures.
 LOOSE_BELOW, RIGID_ABOVE = 0.3, 0.6
-# Flames, which MOSAIC takes for walls and cabinets, are not rigid: red is above GLOW_RED and exceeds blue by
-# GLOW_OVER_BLUE, both in full after another GLOW_RAMP, or white is above GLOW_WHITE, in full after GLOW_WHITE_RAMP,
-# within so many px. Near white cores that are no wider than twice that the network's correction counts in full.
-GLOW_RED, GLOW_OVER_BLUE, GLOW_RAMP = 0.75, 0.15, 0.15
-GLOW_WHITE, GLOW_WHITE_RAMP, CORE_PX = 0.88, 0.05, 12
 WIDTH = 64
 GROUPS, BLOCKS = 4, 2
 # The strength is read where the image moves most: weights are the relative displacement to this power.
@@ -327,14 +323,15 @@ def placed_displacement(
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
     `wind_px` (B,): see `motion.wind`; None: as suggested; by perspective near water moves up to 2.4 times as far.
-    `for_denoiser`: without perspective and `models.image_edges.held_by_edges`, which it has not seen in training.
+    `for_denoiser`: without perspective, the height in flames and edges, which it has not seen in training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
-    glow, flame = _flames(image.float())
-    correction, flame = (resize_maps(maps, placement.by_class.shape[-2:]) for maps in (placement.correction, flame))
-    weight = CORRECTION_WEIGHT + (1 - CORRECTION_WEIGHT) * flame
-    log_odds = placement.by_class + weight * correction.clamp(min=LEAST_CORRECTION)
+    glow, flame = find_flames(image.float())
+    by_class, correction = placement.by_class, resize_maps(placement.correction, placement.by_class.shape[-2:])
+    # MOSAIC takes flames for walls and cabinets.
+    weight = CORRECTION_WEIGHT + (1 - CORRECTION_WEIGHT) * resize_maps(flame, by_class.shape[-2:])
+    log_odds = by_class + weight * correction.clamp(min=LEAST_CORRECTION)
     probability = _along_edges(log_odds.sigmoid(), image)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     loose = (RIGID_ABOVE - _along_edges(placement.rigid, image)) / (RIGID_ABOVE - LOOSE_BELOW)
@@ -344,23 +341,8 @@ def placed_displacement(
     if not for_denoiser:
         surface, perspective = (resize_maps(maps, size) for maps in (placement.surface, placement.perspective))
         fraction = fraction * perspective * (1 - held_by_edges(surface, 1 - gate, image))
+        fraction = fraction * height_in_flames(flame, resize_maps(by_class, size).sigmoid())
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
-
-
-def _flames(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return how surely pixels of images glow as flames do, and do so near a white core: (B, 1, H, W) each, 0 to 1."""
-
-    def largest(maps: Tensor, reach: int) -> Tensor:
-        return F.max_pool2d(maps, 2 * reach + 1, stride=1, padding=reach)
-
-    red, green, blue = image.split(1, dim=1)
-    glow = (red - GLOW_RED).clamp(0, GLOW_RAMP) * (red - blue - GLOW_OVER_BLUE).clamp(0, GLOW_RAMP) / GLOW_RAMP**2
-    glow = largest(glow, 2)
-    white = ((torch.minimum(red, green) - GLOW_WHITE) / GLOW_WHITE_RAMP).clamp(0, 1)
-    for _ in range(CORE_PX):
-        glow = torch.maximum(glow, white * largest(glow, 1))
-    wide = largest(-largest(-white, CORE_PX), CORE_PX)  # paper, walls
-    return glow, glow * largest(glow * (white - wide), CORE_PX)
 
 
 def _along_edges(maps: Tensor, image: Tensor) -> Tensor:

@@ -1,0 +1,62 @@
+"""Tests of models/flames.py on drawn images; what comes of it is in test_placement.py."""
+
+import pytest
+import torch
+
+from models.flames import CORE_PX, TIP, find_flames, height_in_flames
+
+ORANGE = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
+
+
+def drawn(*boxes: tuple[slice, slice, float | torch.Tensor]) -> torch.Tensor:
+    """Return a grey image (1, 3, 80, 128) with boxes of colours."""
+    image = torch.full((1, 3, 80, 128), 0.3)
+    for rows, columns, colour in boxes:
+        image[:, :, rows, columns] = colour
+    return image
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (40, 64)])
+def test_small_broken_and_half_precision_images(size):
+    for images in (torch.rand(2, 3, *size), torch.full((2, 3, *size), torch.nan), torch.rand(2, 3, *size).bfloat16()):
+        glow, flame = find_flames(images)
+        factor = height_in_flames(flame, torch.zeros(2, 1, *size))
+        for maps in (glow, flame, factor):
+            assert maps.shape == (2, 1, *size) and maps.dtype == images.dtype
+            assert maps.nan_to_num().min() >= 0 and maps.nan_to_num().max() <= TIP
+
+
+def test_white_belongs_to_a_flame_only_near_what_is_orange():
+    image = drawn((slice(20, 50), slice(20, 36), ORANGE), (slice(26, 44), slice(24, 32), 1.0))
+    image[:, :, 20:50, 90:106] = 1.0  # a page
+    glow, flame = find_flames(image)
+    assert glow[..., 20:50, 20:36].min() == flame[..., 20:50, 20:36].min() == 1
+    assert glow[..., 60:].max() == flame[..., 60:].max() == 0
+
+
+def test_no_flame_without_a_white_core_or_with_a_wide_one():
+    wide = 2 * CORE_PX + 6
+    image = drawn((slice(10, 30), slice(10, 26), ORANGE), (slice(34, 76), slice(40, 44 + wide + 4), ORANGE))
+    image[:, :, 38 : 38 + wide, 44 : 44 + wide] = 1.0
+    glow, flame = find_flames(image)
+    assert glow[..., 10:30, 10:26].min() == 1 and glow[..., 34, 44] == 1
+    assert flame.max() == 0
+
+
+def test_a_flame_stands_at_its_foot_and_moves_most_at_its_tip():
+    flame = torch.zeros(2, 1, 80, 128)
+    flame[0, :, 20:60, 50:60] = flame[0, :, 10:20, 80:120] = flame[1, :, 20:60, 50:60] = 1.0
+    movable = torch.zeros_like(flame)
+    movable[1] = 0.5  # a petal
+    factor = height_in_flames(flame, movable)
+    column = factor[0, 0, 20:60, 55]
+    assert column[0] > 0.95 * TIP and column[-1] < 0.1 and (column.diff() < 0).all()
+    torch.testing.assert_close(factor[0, 0, 20:60, 50:60], column[:, None].expand(-1, 10))
+    factor[0, 0, 20:60, 50:60] = 1
+    assert (factor == 1).all()  # nor what is wider than tall
+
+
+def test_a_flame_is_narrow():
+    flame = torch.zeros(1, 1, 80, 128)
+    flame[..., 20:60, 50:80] = 1.0
+    assert (height_in_flames(flame, torch.zeros_like(flame)) == 1).all()
