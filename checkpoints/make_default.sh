@@ -163,7 +163,7 @@ if [[ $device != cpu ]] && python -c 'import sys, torch; sys.exit(not torch.cuda
 fi
 [[ -z $minutes ]] || vae_steps=100000 denoiser_steps=1000000 renderer_steps=1000000
 if [[ -n $tiny ]]; then
-    scenes=12 batch=2 crop=32 renderer=tiny size=(--size 96x64) grid=(--bins 4 --grid 96x64) vae_crop=64x64
+    scenes=6 batch=2 crop=32 renderer=tiny size=(--size 96x64) grid=(--bins 4 --grid 96x64) vae_crop=64x64
     vae_steps=2 picture_steps=2 denoiser_steps=2 displacement_steps=2 renderer_steps=2
 fi
 

@@ -65,12 +65,8 @@ def forward(
     values: Tensor, flow: Tensor, importance: Tensor | None, sigma: Tensor | None, ewa: bool, normalise: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Splat; arguments and results as in `fused.py`."""
-    dtype = flow.dtype
-    batch, channels, height, width = values.shape
-    # One layout, so that one variant of the loops is compiled; channels last is the other.
-    flow, importance = flow.contiguous(), importance if importance is None else importance.contiguous()
-    if not values.is_contiguous(memory_format=torch.channels_last):
-        values = values.contiguous()
+    dtype, (batch, channels, height, width) = flow.dtype, values.shape
+    values, flow, importance = _in_one_layout(values, flow, importance)
     out, weight = _empty_like(values, dtype), _empty((batch, 1, height, width), dtype)
     largest = flow.new_empty(0 if importance is None else (batch, 1, height, width))
     tensors = (values, importance, flow, out, weight, largest)
@@ -84,8 +80,7 @@ def forward(
     rounds = max(1, -(-channels // MAX_CHANNELS))
     count = -(-channels // rounds)
     rows = max(4, BAND_BYTES // ((width + 2) * (count + 1) * source.itemsize))
-    work = batch * height * width * (count + 1) * (4 if sigma is None else 16)
-    tasks, threads = _share(batch, height, work, 4, rows)
+    tasks, threads = _share(batch, height, batch * height * width * (count + 1) * (4 if sigma is None else 16), 4, rows)
     for first in range(0, max(1, channels), max(1, count)):
         chosen = np.array([first, min(channels, first + count)])
         _run(_kernels().splat_bands, tasks, threads, source, z, *landing, chosen, normalise, rows, *results)
@@ -98,15 +93,15 @@ def backward(
     """Differentiate; arguments and results as in `fused.py`."""
     from splatting.cpu_preparation import weigh_gradients
 
-    values, flow, importance, sigma, out, weight, largest = saved
+    values, flow, importance, grad_weight = _in_one_layout(*saved[:3], grad_weight)
+    sigma, out, weight, largest = saved[3:]
     dtype, (side, pad) = flow.dtype, (2, 1) if sigma is None else (4, 3)
     batch, channels, height, width = values.shape
     grad_values, grad_flow = _empty_like(values, dtype), _empty((batch, 2, height, width), dtype)
     grad_z = flow.new_empty(0 if importance is None else (batch, 1, height, width))
     grad_sigma = flow.new_empty(0 if sigma is None else (batch, 1, height, width))
     scale = (1.0, 0.0) if sigma is None else (float(sigma), EWA_VARIANCE_FLOOR if ewa else 0.0)
-    item_bytes = height * width * (channels + 1) * flow.element_size()
-    size = max(1, SCRATCH_BYTES // item_bytes)  # items a round
+    size = max(1, SCRATCH_BYTES // (height * width * (channels + 1) * flow.element_size()))  # items a round
     for start in range(0, batch, size):
         part = functools.partial(_array, dtype=dtype, items=slice(start, start + size))
         source, z, flows = part(values), part(importance), part(flow)
@@ -124,6 +119,12 @@ def backward(
         _run(_kernels().gather_gradients, tasks, threads, source, z, *arguments, results)
     gradients = (grad_values.to(values.dtype), grad_flow, grad_z, grad_sigma.sum())
     return tuple(gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True))
+
+
+def _in_one_layout(values: Tensor, *maps: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Return tensors in one layout, so that one variant of the loops is compiled; values may be channels last, too."""
+    values = values if values.is_contiguous(memory_format=torch.channels_last) else values.contiguous()
+    return values, *(tensor if tensor is None else tensor.contiguous() for tensor in maps)
 
 
 @contextmanager
@@ -147,9 +148,8 @@ def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> t
     points = (*(np.empty(shape, np.int32) for _ in range(2)), *(np.empty(shape, flow.dtype) for _ in range(2)))
     limits = (np.empty(tiles, np.int32), np.empty(tiles, np.int32))
     conic = np.empty((0, 1, 1, 1) if sigma is None else (4, *shape), flow.dtype)
-    low, high = (0, 1) if sigma is None else (-1, 2)
     tasks, threads = _share(batch, height, 10 * batch * height * width)
-    _run(land, tasks, threads, flow, z, low, high, *points, *limits)
+    _run(land, tasks, threads, flow, z, *((0, 1) if sigma is None else (-1, 2)), *points, *limits)
     if sigma is not None:
         _run(make_conics, tasks, threads, flow, z, float(sigma), ewa, conic)
     return points, conic, limits

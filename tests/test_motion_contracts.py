@@ -245,11 +245,11 @@ def test_other_devices_take_the_fused_kernel(monkeypatch):
 
 
 def test_compiled_training_has_the_same_losses(scene_set, tmp_path, monkeypatch):
-    """`train_unet.py --compile` by aot_eager, which traces forward and backward as any compiler does."""
+    """`train_unet.py --compile`; test_training_compiles_as_one_graph holds the loss, lowered with its gradients."""
     calls, original = [], torch.compile
 
     def compile_quickly(function, **options):
-        fast = original(function, backend="aot_eager", **options)
+        fast = original(function, backend="eager", **options)
         return lambda *arguments, **named: calls.append(1) or fast(*arguments, **named)
 
     torch._dynamo.reset()  # what other tests compiled counts against a limit

@@ -34,6 +34,7 @@ from models.placement import (
 from models.segmentation import SegmentationModel
 from models.unet import FrequencyUNet
 from motion.spectrum import mean_displacement
+from training import placement_samples
 from training.motion_stages import load_placement
 from training.placement import PlacementDataset, clip_labels, placement_loss, validation_placement
 from training.placement_samples import PlacementSample, photograph_samples
@@ -388,6 +389,15 @@ STAGE = ("--stage", "displacement", "--init", str(DEFAULT_CHECKPOINT / "unet"))
 FLAGS = ("--grid", "96x64", "--bins", "4", "--batch-size", "2", "--steps", "2", "--device", "cpu")
 
 
+@pytest.fixture
+def small_samples(monkeypatch):
+    """Let samples have a quarter of the pixels: almost all of the time goes into their features."""
+    grid_size = placement_samples.motion_grid_size
+    monkeypatch.setattr(placement_samples, "SIZES", ((80, 128), (128, 80), (96, 112)))
+    monkeypatch.setattr(placement_samples, "motion_grid_size", lambda *size: tuple(n // 2 for n in grid_size(*size)))
+
+
+@pytest.mark.usefixtures("small_samples")
 def test_stage_displacement_trains_a_placement_head_and_nothing_else(scene_set, folders, tmp_path):
     """The network comes through bit by bit; a later stage keeps the head; a call again reads the cached samples."""
     photos, masks, _ = folders
@@ -420,6 +430,7 @@ def test_stage_displacement_trains_a_placement_head_and_nothing_else(scene_set, 
     assert all(torch.equal(kept[name], value) for name, value in pipeline.placement.state_dict().items())
 
 
+@pytest.mark.usefixtures("small_samples")
 def test_a_resume_keeps_the_components_that_samples_were_made_with(scene_set, folders, tmp_path):
     photos, masks, _ = folders
     FrequencyUNet(**SHAPE).save_pretrained(tmp_path / "start" / "unet")

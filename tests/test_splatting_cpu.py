@@ -382,7 +382,11 @@ def test_torch_compile_with_sizes_and_numbers_that_change(name, backend):
     # The reference is torch's own operations: lowering one of them shows what lowering all would, half a minute sooner.
     compiler = "eager" if backend == "reference" and name != "softmax" else "aot_eager"
     compiled = torch.compile(splat, fullgraph=True, dynamic=True, backend=compiler)
-    for number, size in ((0.4, (1, 3, 8, 9)), (0.5, (2, 3, 10, 12)), (0.6, (2, 4, 11, 7))):
+    calls = [(0.4, (1, 3, 8, 9)), (0.5, (2, 3, 10, 12)), (0.6, (2, 4, 11, 7))]
+    if backend == "reference" and name != "gaussian weighting":
+        # torch compiles a batch of 1, and one of as many as flow has channels, apart: seconds more, once is enough.
+        calls = [(0.4, (4, 3, 8, 9)), (0.5, (5, 6, 11, 7))]
+    for number, size in calls:
         scene = [tensor.requires_grad_() for tensor in make_scene(*size)[:3]]
         got, expected = compiled(*scene, number), splat(*scene, number)
         torch.testing.assert_close(got, expected)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from av.stream import Disposition
 
+import data.video
 from data.media import MediaError
 from data.video import iterate_video, probe_video
 
@@ -100,12 +101,13 @@ def write_10_bit(path: Path, transfer: int, primaries: int) -> Path:
 
 
 @pytest.mark.parametrize("transfer, name", [(16, "PQ"), (18, "HLG")])
-def test_hdr_is_tone_mapped_with_a_note(tmp_path, caplog, transfer, name):
+def test_hdr_is_tone_mapped_with_a_note(tmp_path, caplog, monkeypatch, transfer, name):
     caplog.set_level(logging.INFO)
     plain = next(iterate_video(write_10_bit(tmp_path / "sdr.mkv", 1, 1)))[1][:, 24, 32]
     path = write_10_bit(tmp_path / f"{name}.mkv", transfer, 9)
-    for _ in range(2 if name == "PQ" else 1):  # the note comes once
-        mapped = next(iterate_video(path))[1][:, 24, 32]
+    mapped = next(iterate_video(path))[1][:, 24, 32]
+    monkeypatch.setattr(data.video, "_TONE_MAP", [])  # it takes seconds
+    assert name == "HLG" or next(iterate_video(path))  # and the note comes once
     assert [record.getMessage() for record in caplog.records] == [f"{path}: is HDR ({name}), tone-mapped to BT.709"]
     # The same red is more saturated in the smaller gamut.
     assert mapped[0] - mapped[1] > 1.1 * (plain[0] - plain[1]) and mapped[0] < 1
