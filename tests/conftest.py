@@ -7,8 +7,6 @@ import os
 
 # Before torch is imported: more threads than cores that are free wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "2")
-# inductor believes what the system says of the vector units: to compile a program that tries them takes 5 s.
-os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 
 from functools import partial
 from pathlib import Path
