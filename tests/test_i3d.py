@@ -64,18 +64,18 @@ def test_videos_that_it_cannot_read() -> None:
 @pytest.mark.skipif(not all(path.is_file() for path in CLIPS), reason="the clips are not here")
 def test_fvd_grows_with_blur_and_with_shuffled_frames() -> None:
     network = FeatureNetwork(WEIGHTS, on_videos=True, kind="i3d")
-    rows = ["the same", "blur 1 px", "blur 3 px", "shuffled by 4", "shuffled by 10"]
-    comparison = VideoComparison(rows, {"fvd": network}, windows=(10,), batch_size=1)
+    rows = ["the same", "blur 1 px", "blur 3 px", "shuffled by 4", "shuffled by 16"]
+    comparison = VideoComparison(rows, {"fvd": network}, windows=(16,), batch_size=1)
     for path in CLIPS:
-        real = torch.stack([frame for _, frame in islice(iterate_video(path), 10)])  # (10, 3, H, W)
-        made = [real, blurred(real, 1), blurred(real, 3), shuffled(real, 4), shuffled(real, 10)]
+        real = torch.stack([frame for _, frame in islice(iterate_video(path), 16)])  # (16, 3, H, W)
+        made = [real, blurred(real, 1), blurred(real, 3), shuffled(real, 4), shuffled(real, 16)]
         comparison.add(ClipVideos(path.stem, real, dict(zip(rows, made, strict=True))))
     table = {row["row"]: row for row in comparison.table()}
-    assert table["the same"]["fvd_10"] < 1e-3 and table["the same"]["windows_10"] == 2
-    assert 1 < table["blur 1 px"]["fvd_10"] < table["blur 3 px"]["fvd_10"]
-    assert 1 < table["shuffled by 4"]["fvd_10"] < table["shuffled by 10"]["fvd_10"]
+    assert table["the same"]["fvd_16"] < 1e-3 and table["the same"]["windows_16"] == 2
+    assert 1 < table["blur 1 px"]["fvd_16"] < table["blur 3 px"]["fvd_16"]
+    assert 1 < table["shuffled by 4"]["fvd_16"] < table["shuffled by 16"]["fvd_16"]
     for row in list(table.values())[1:]:
-        assert row["fvd_10_low"] <= row["fvd_10"] <= row["fvd_10_high"]
+        assert row["fvd_16_low"] <= row["fvd_16"] <= row["fvd_16_high"]
 
 
 def test_files_that_are_not_its_weights(tmp_path: Path) -> None:
