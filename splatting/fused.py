@@ -35,16 +35,13 @@ class Saved(NamedTuple):
     largest: Tensor  # (B, 1, H, W) summing type, largest z that arrives, -inf where none; (0,) without importance
 
 
-# Not by `torch.library.custom_op`, which imports torch's compiler at the first call: one or two seconds.
-torch.library.define(
-    "image_dynamics::splat",
+_FORWARD = (
     "(Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, bool ewa, bool normalise)"
-    " -> (Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)"
 )
-torch.library.define(
-    "image_dynamics::splat_backward",
+_BACKWARD = (
     "(Tensor grad_out, Tensor? grad_weight, Tensor values, Tensor flow, Tensor? importance, Tensor? sigma, Tensor? out,"
-    " Tensor weight, Tensor largest, bool ewa, bool normalise, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)",
+    " Tensor weight, Tensor largest, bool ewa, bool normalise, bool[] needs) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 
 
@@ -66,7 +63,7 @@ def splat(
         sigma = torch.full((), sigma, dtype=dtype, device=values.device)
     # Half precision stays as it is: the kernels read it, and sum in float32.
     source = values.to(dtype) if dtype == torch.float64 else values
-    out, weight, _ = torch.ops.image_dynamics.splat(source, flow.to(dtype), importance, sigma, ewa, normalise)
+    out, weight, _ = _forward(source, flow.to(dtype), importance, sigma, ewa, normalise)
     return out.to(values.dtype), weight_in(weight, values.dtype)
 
 
@@ -74,12 +71,12 @@ def _kernels(device: torch.device) -> ModuleType:
     return importlib.import_module(f"{__package__}.{device.type}")
 
 
-@torch.library.impl("image_dynamics::splat", "default")
+@torch.library.custom_op("image_dynamics::splat", mutates_args=(), schema=_FORWARD)
 def _forward(values, *others):
     return _kernels(values.device).forward(values, *others)
 
 
-@torch.library.impl("image_dynamics::splat_backward", "default")
+@torch.library.custom_op("image_dynamics::splat_backward", mutates_args=(), schema=_BACKWARD)
 def _backward(grad_out, grad_weight, *others):
     """Differentiate `_forward`; a gradient that is not needed comes back as an empty (0,) tensor."""
     saved = Saved(*others[:7])
@@ -96,7 +93,7 @@ def _out_format(values: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-@torch.library.register_fake("image_dynamics::splat")
+@_forward.register_fake
 def _(values, flow, importance, sigma, ewa, normalise):
     batch, _, height, width = values.shape
     plane = (batch, 1, height, width)
@@ -104,7 +101,7 @@ def _(values, flow, importance, sigma, ewa, normalise):
     return out, flow.new_empty(plane), flow.new_empty(0 if importance is None else plane)
 
 
-@torch.library.register_fake("image_dynamics::splat_backward")
+@_backward.register_fake
 def _(grad_out, grad_weight, values, flow, importance, sigma, out, weight, largest, ewa, normalise, needs):
     gradients = []
     for needed, tensor in zip(needs, (values, flow, importance, sigma), strict=True):
@@ -132,15 +129,9 @@ def _autograd(ctx, grad_out, grad_weight, _):
         # Then the output is not needed either.
         grad_out, saved = torch.zeros_like(saved.values), saved._replace(out=None)
     needs = list(ctx.needs_input_grad[:4])
-    arguments = (grad_out, grad_weight, *saved, ctx.ewa, ctx.normalise, needs)
-    gradients = torch.ops.image_dynamics.splat_backward(*arguments)
+    gradients = _backward(grad_out, grad_weight, *saved, ctx.ewa, ctx.normalise, needs)
     gradients = [gradient if needed else None for gradient, needed in zip(gradients, needs, strict=True)]
     return *gradients, None, None
 
 
-def _refuse(ctx, *_):
-    raise RuntimeError("splatting: second derivatives need backend='reference'")
-
-
-torch.library.register_autograd("image_dynamics::splat_backward", _refuse)
-torch.library.register_autograd("image_dynamics::splat", _autograd, setup_context=_setup_context)
+_forward.register_autograd(_autograd, setup_context=_setup_context)

@@ -365,7 +365,7 @@ def test_a_second_derivative_is_refused():
     values, flow, *_ = make_scene(1, 2, 5, 6)
     flow.requires_grad_()
     (gradient,) = torch.autograd.grad(average_splat(values, flow, backend="cpu").sum(), flow, create_graph=True)
-    with pytest.raises(RuntimeError, match="second derivatives need backend='reference'"):
+    with pytest.raises(RuntimeError):
         torch.autograd.grad(gradient.sum(), flow)
 
 
