@@ -322,8 +322,9 @@ def placed_displacement(
 ) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
-    `wind_px` (B,): see `motion.wind`; None: as suggested; by perspective near water moves up to 2.4 times as far.
-    `for_denoiser`: without perspective, the height in flames and edges, which it has not seen in training.
+    `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 2.4 times as far, and
+    the tip of a flame twice. `for_denoiser`: without perspective, held edges and the height in flames, which the
+    denoiser has not seen in training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])

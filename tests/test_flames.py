@@ -29,15 +29,28 @@ def test_small_broken_and_half_precision_images(size):
 def test_white_belongs_to_a_flame_only_near_what_is_orange():
     image = drawn((slice(20, 50), slice(20, 36), ORANGE), (slice(26, 44), slice(24, 32), 1.0))
     image[:, :, 20:50, 90:106] = 1.0  # a page
+    image[:, :, 60:76, 60:80] = torch.tensor([0.5, 0.3, 0.1])[:, None, None]  # dark wood
     glow, flame = find_flames(image)
     assert glow[..., 20:50, 20:36].min() == flame[..., 20:50, 20:36].min() == 1
+    assert glow[..., 51, 28] == 1 and glow[..., 53:, 20:36].max() == flame[..., 53:, 20:36].max() == 0
     assert glow[..., 60:].max() == flame[..., 60:].max() == 0
+
+
+def test_a_core_reaches_as_far_as_it_says():
+    """An orange box that goes over into a long white strip, and a long orange one with a core at its end."""
+    image = drawn((slice(10, 20), slice(10, 20), ORANGE), (slice(10, 20), slice(20, 110), 1.0))
+    image[:, :, 50:60, 10:110] = ORANGE
+    image[:, :, 52:58, 12:18] = 1.0
+    glow, flame = find_flames(image)
+    assert glow[..., 15, 20 + CORE_PX - 2] == 1 and glow[..., 15, 20 + CORE_PX + 4 :].max() == 0
+    assert flame[..., 55, 18 + CORE_PX - 2] == 1 and flame[..., 55, 18 + CORE_PX + 2 :].max() == 0
 
 
 def test_no_flame_without_a_white_core_or_with_a_wide_one():
     wide = 2 * CORE_PX + 6
     image = drawn((slice(10, 30), slice(10, 26), ORANGE), (slice(34, 76), slice(40, 44 + wide + 4), ORANGE))
     image[:, :, 38 : 38 + wide, 44 : 44 + wide] = 1.0
+    image[:, :, 16:22, 34:38] = 1.0  # beside the wax, not touching it
     glow, flame = find_flames(image)
     assert glow[..., 10:30, 10:26].min() == 1 and glow[..., 34, 44] == 1
     assert flame.max() == 0
@@ -45,14 +58,14 @@ def test_no_flame_without_a_white_core_or_with_a_wide_one():
 
 def test_a_flame_stands_at_its_foot_and_moves_most_at_its_tip():
     flame = torch.zeros(2, 1, 80, 128)
-    flame[0, :, 20:60, 50:60] = flame[0, :, 10:20, 80:120] = flame[1, :, 20:60, 50:60] = 1.0
+    flame[:, :, 20:60, 50:60] = flame[1, :, 10:20, 80:100] = 1.0
     movable = torch.zeros_like(flame)
-    movable[1] = 0.5  # a petal
+    movable[0] = 0.5  # a petal
     factor = height_in_flames(flame, movable)
-    column = factor[0, 0, 20:60, 55]
-    assert column[0] > 0.95 * TIP and column[-1] < 0.1 and (column.diff() < 0).all()
-    torch.testing.assert_close(factor[0, 0, 20:60, 50:60], column[:, None].expand(-1, 10))
-    factor[0, 0, 20:60, 50:60] = 1
+    column = factor[1, 0, 20:60, 55].clone()
+    assert column[0] > 0.95 * TIP and column[-1] < 0.2 and (column.diff() < 0).all()
+    torch.testing.assert_close(factor[1, 0, 20:60, 50:60], column[:, None].expand(-1, 10))
+    factor[1, 0, 20:60, 50:60] = 1
     assert (factor == 1).all()  # nor what is wider than tall
 
 

@@ -245,7 +245,7 @@ def test_other_devices_take_the_fused_kernel(monkeypatch):
 
 
 def test_compiled_training_has_the_same_losses(scene_set, tmp_path, monkeypatch):
-    """`train_unet.py --compile`; test_training_compiles_as_one_graph holds the loss, lowered with its gradients."""
+    """`train_unet.py --compile` changes no loss; test_training_compiles_as_one_graph lowers the gradients as well."""
     calls, original = [], torch.compile
 
     def compile_quickly(function, **options):

@@ -143,7 +143,7 @@ def test_two_processes_stopped_and_resumed_equal_one_of_twice_the_batch(unet_fla
     torchrun(2, *two, "--stop-at", "3", log=tmp_path / "log.txt")
     torchrun(2, *two, "--resume", "auto", log=tmp_path / "log.txt")
     flags[flags.index("--batch-size") + 1] = "2"
-    monkeypatch.undo()  # the two processes know nothing of a test's smaller network
+    monkeypatch.undo()  # the two processes know nothing of a test's smaller network, nor of its precision
     assert train_unet.main([*flags, "--device", "cpu", "--out", str(one)]) == 0
     assert losses(parts) == pytest.approx(losses(one), abs=1e-5) and len(losses(one)) == 6
 

@@ -107,7 +107,8 @@ def test_hdr_is_tone_mapped_with_a_note(tmp_path, caplog, monkeypatch, transfer,
     path = write_10_bit(tmp_path / f"{name}.mkv", transfer, 9)
     mapped = next(iterate_video(path))[1][:, 24, 32]
     monkeypatch.setattr(data.video, "_TONE_MAP", [])  # it takes seconds
-    assert name == "HLG" or next(iterate_video(path))  # and the note comes once
+    if name == "PQ":
+        next(iterate_video(path))  # the note comes once
     assert [record.getMessage() for record in caplog.records] == [f"{path}: is HDR ({name}), tone-mapped to BT.709"]
     # The same red is more saturated in the smaller gamut.
     assert mapped[0] - mapped[1] > 1.1 * (plain[0] - plain[1]) and mapped[0] < 1
