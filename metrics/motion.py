@@ -189,7 +189,7 @@ def placement_metrics(displacement_px: Tensor, movable: Tensor, static: Tensor) 
     """Compare a photograph's mean displacement with booleans (1, H, W) of what can move and what cannot in it.
 
     `displacement_px` (1, h, w) is mean |F_t| after the amplitude limit, px of its own grid. "coverage" and "leak" are
-    the fractions of what can and of what cannot move that move by more than .25 px of a grid of 256 x 160, "ap" the
+    the fractions of what can and of what cannot move that move by more than 0.25 px of a grid of 256 x 160, "ap" the
     chance-corrected average precision for what can move, the others displacements of what cannot move and of the whole
     photograph, px of that grid. None for what is taken over less than 1 % of the known pixels.
     """

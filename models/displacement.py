@@ -16,10 +16,10 @@ from motion.spectrum import mean_displacement
 STRIDE = 8
 # Networks whose mean is taken, and the channels of each.
 MEMBERS, WIDTH = 4, 32
-# Displacements are compared as log(m / q + .1), q the 95th percentile of the image: which places move more is learned
+# Displacements are compared as log(m / q + 0.1), q the 95th percentile of the image: which places move more is learned
 # from a calm clip as well as from a windy one, and a tenth of what moves most is as good as still.
 QUANTILE, STILL_SHARE = 0.95, 0.1
-# Strength and log odds are weighted means over places, by (m / q + .1) to this power.
+# Strength and log odds are weighted means over places, by (m / q + 0.1) to this power.
 STRENGTH_POWER = 3.0
 # Below the first fraction of q a place is static, above the second it moves as predicted.
 STILL_BELOW, MOVES_ABOVE = 0.15, 0.3
@@ -38,7 +38,7 @@ MOST_GAIN = 100.0
 
 
 def relative_displacement(displacement: Tensor, strength: Tensor) -> Tensor:
-    """Return log(m / q + .1) of mean displacements m (B, 1, h, w) px and strengths q (B,) px."""
+    """Return log(m / q + 0.1) of mean displacements m (B, 1, h, w) px and strengths q (B,) px."""
     return (displacement / strength.view(-1, 1, 1, 1) + STILL_SHARE).log()
 
 
@@ -72,7 +72,7 @@ class DisplacementHead(nn.Module):
             size: (h, w) of the prediction.
 
         Returns:
-            log(m / q + .1) (B, MEMBERS, h, w), log of q in px of the image (B, MEMBERS), and the log odds that
+            log(m / q + 0.1) (B, MEMBERS, h, w), log of q in px of the image (B, MEMBERS), and the log odds that
             anything moves (B, MEMBERS).
         """
         maps = []
@@ -197,7 +197,7 @@ def rescale_to_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
 
     The sample keeps its directions, phases and frequencies; the photograph says how far it moves. Samples of a briefly
     trained denoiser have blobs of strong and weak motion in what moves as one. Measured on held-out clips, average
-    precision of the samples: .43 as they come, .48 with one factor for 8 x 8 px, .52 pixel by pixel, which is also the
+    precision of the samples: 0.43 as they come, 0.48 with one factor for 8 x 8 px, 0.52 pixel by pixel, also the
     smoothest and as good as the expected map by itself (docs/experiments.md).
 
     Args:

@@ -13,7 +13,7 @@ RED, OVER_BLUE, RAMP = 0.75, 0.15, 0.15
 WHITE, WHITE_RAMP, CORE_PX = 0.88, 0.05, 12
 # A single flame is taller than wide, narrower than this fraction of the image, and less probably than MOST_MOVABLE of
 # the classes that move: petals and leaves glow as well. It moves TIP times as far at its tip, not at all at its foot:
-# AP of the expected displacement in 12 clips of fire and candles that the head had not seen, .392 to .404.
+# AP of the expected displacement in 12 clips of fire and candles that the head had not seen, 0.392 to 0.404.
 WIDEST, MOST_MOVABLE = 0.2, 0.2
 TIP, HEIGHT_POWER = 2.0, 0.7
 

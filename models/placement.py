@@ -38,7 +38,7 @@ STRENGTH_FOCUS = 3.0
 # The network's correction of MOSAIC's classes counts so much: in full it fits the few hundred masks, and
 # cross-validated over repositories it leaks more motion at the same coverage.
 CORRECTION_WEIGHT = 0.6
-# It takes away no more than this: cross-validated likewise, coverage of trees .89 to .91.
+# It takes away no more than this: cross-validated likewise, coverage of trees 0.89 to 0.91.
 LEAST_CORRECTION = -1.0
 # Edges of the map follow those of the image: radius, px of the grid, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
@@ -64,9 +64,9 @@ class Placement(NamedTuple):
             `perspective` may be finer than the rest.
         correction: (B, 1, h, w) what the network adds to them.
         rigid: (B, 1, h, w) probability of RIGID_CLASSES.
-        surface: (B, 1, h, w) s / (s + o + .1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES.
+        surface: (B, 1, h, w) s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES.
         perspective: (B, 1, h, w) factor of the displacement, see `models.class_maps.perspective`.
-        relative: (B, 1, h, w) log(m / q + .1) of its mean displacement m, were it to move.
+        relative: (B, 1, h, w) log(m / q + 0.1) of its mean displacement m, were it to move.
         log_strength: (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160.
     """
 
@@ -277,7 +277,7 @@ class PlacementHead(SavedModel):
         return placed_displacement(self.predict(features), image)
 
     def condition_maps(self, features: Tensor, placement: Placement, image: Tensor) -> Tensor:
-        """Return what the denoiser reads: what MOSAIC sees, and log(m / q + .1) of the expected displacement m.
+        """Return what the denoiser reads: what MOSAIC sees, and log(m / q + 0.1) of the expected displacement m.
 
         Args:
             features: (B, C, H/4, W/4) of `features`.

@@ -135,7 +135,7 @@ def test_motion_decays_with_the_damping_that_is_set(page, damping):
 
 
 def test_the_page_simulates_what_python_does(page, page_file):
-    """The same forces on the same quantised modes: displacements within .02 px, wind and two hands included."""
+    """The same forces on the same quantised modes: displacements within 0.02 px, wind and two hands included."""
     actions = [
         ("setDamping", 0.15),
         ("flick", 90.0, 40.0, 30.0, -15.0),

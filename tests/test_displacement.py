@@ -44,7 +44,7 @@ def picture(seed: int = 0, size: tuple[int, int] = (64, 96)) -> torch.Tensor:
 
 
 def test_relative_displacement_and_back():
-    """m = 0 is log .1, m = q is log 1.1; the networks' mean is taken before the exponential, and never below still."""
+    """m = 0 is log 0.1, m = q is log 1.1; the networks' mean is taken before the exponential, and never below still."""
     displacement = torch.tensor([0.0, 2.0, 8.0]).view(1, 1, 1, 3)
     relative = relative_displacement(displacement, torch.tensor([2.0]))
     expected = torch.tensor([math.log(0.1), math.log(1.1), math.log(4.1)])

@@ -32,7 +32,7 @@ def static_pair(first: torch.Tensor, brighter: float) -> Pair:
 
 @pytest.fixture
 def hand_made_set(tmp_path: Path) -> Path:
-    """Clips whose sources are gone and whose flow is 0: pairs that equal frame 0, or are brighter by 51/255 = .2."""
+    """Clips whose sources are gone and whose flow is 0: pairs equal frame 0, or are brighter by 51/255 = 0.2."""
     first = torch.randint(0, 128, (3, *SIZE), generator=torch.Generator().manual_seed(0)) / 255
     with ClipSetWriter(tmp_path / "set", {"made_of": "test"}) as writer:
         for name, steps in {"bright": (0.2, 0.2), "half": (0.0, 0.2), "still": (0.0, 0.0)}.items():
@@ -60,8 +60,8 @@ def test_figures_by_hand(hand_made_set: Path, tmp_path: Path, capsys: pytest.Cap
     assert evaluate.main(["frames", *flags]) == 0
     rows = read_rows(out)
     assert list(rows) == ["model softmax", "model gaussian EWA", *ROWS]
-    # Flow 0: every row is frame 0. Mean squared error .04 in a brighter frame, so 13.979 dB; pooled over the two frames
-    # of "half" .02, 16.990 dB, and by frame (100 + 13.979) / 2.
+    # Flow 0: every row is frame 0. Mean squared error 0.04 in a brighter frame, so 13.979 dB; pooled over two frames
+    # of "half" 0.02, 16.990 dB, and by frame (100 + 13.979) / 2.
     bright, half = -10 * np.log10(0.04), -10 * np.log10(0.02)
     for row in rows.values():
         assert row["psnr_db"] == pytest.approx((bright + half + 100) / 3, abs=1e-3)

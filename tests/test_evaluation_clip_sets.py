@@ -55,7 +55,7 @@ def test_figures_by_hand(sets: list[str], tmp_path: Path, capsys: pytest.Capture
     assert evaluate.main(["data", "--data", *sets, "--out", str(out)]) == 0
     table = read_rows(out)
     assert list(table)[:2] == ["bin 00 (drift)", "bin 01"] and len(table) == STORED_BINS
-    # mean sizes 1 and 3, medians 1 and .75; the unseen half counts for nothing
+    # mean sizes 1 and 3, medians 1 and 0.75; the unseen half counts for nothing
     for name, scale in {"bin 00 (drift)": 1, "bin 01": 5, "bin 23": 5}.items():
         row = table[name]
         assert row["real_px"] == pytest.approx(scale, rel=1e-3)

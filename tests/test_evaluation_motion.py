@@ -58,7 +58,7 @@ def test_bootstrap_interval() -> None:
     values = [0.1, 0.2, 0.3, 0.6]
     low, high = bootstrap_interval(values, 0)
     assert (low, high) == bootstrap_interval(values, 0) and min(values) <= low < 0.3 < high <= max(values)
-    # the mean's standard deviation is .0935, and 1.96 of it each way all but the interval
+    # the mean's standard deviation is 0.0935, and 1.96 of it each way all but the interval
     assert high - low == pytest.approx(2 * 1.96 * np.std(values) / 2, rel=0.1)
     assert bootstrap_interval([0.2] * 5, 0) == pytest.approx((0.2, 0.2))
     assert bootstrap_interval([0.2], 0) is None

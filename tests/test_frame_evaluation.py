@@ -172,7 +172,7 @@ def test_what_is_left_out_for_want_of_weights_is_told_in_the_table(tmp_path: Pat
 
 
 def test_seeds_of_both_operators_and_their_difference(tmp_path: Path) -> None:
-    """Models that add .2 and .4 to the picture (softmax), and .2 twice (Gaussian), in a set that grows brighter."""
+    """Models that add 0.2 and 0.4 to the picture (softmax), and 0.2 twice (Gaussian), in a set that grows brighter."""
     data = make_set(tmp_path / "set", torch.full((2, *SIZE), 0.5), clips=3)
     runs = [make_model(tmp_path / f"s{seed}", seed=seed, bias=0.2 + seed * 0.2) for seed in (0, 1)]
     runs += [make_model(tmp_path / f"g{seed}", "gaussian", seed=seed, bias=0.2) for seed in (0, 1)]
@@ -185,7 +185,7 @@ def test_seeds_of_both_operators_and_their_difference(tmp_path: Path) -> None:
     by_clip = {row["row"]: row["psnr_db"] for row in read_rows(out / "by_clip") if row["clip"] == "two"}
     softmax = [by_clip[f"{names[0]}: {seed}"] for seed in (0, 1)]
     assert rows[names[0]]["psnr_db"] == pytest.approx(sum(softmax) / 2)
-    # .5 px to both sides on a grid of 32 x 48 is 5.2 times as far on one of 160 x 256
+    # 0.5 px to both sides on a grid of 32 x 48 is 5.2 times as far on one of 160 x 256
     assert {row["motion_px"] for row in read_rows(out / "by_motion")} == {"2 to 4"}
     (line,) = [
         row for row in read_rows(out / "paired") if row["row"] == " - ".join(names[::-1]) and row["metric"] == "psnr_db"

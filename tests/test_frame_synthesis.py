@@ -42,7 +42,7 @@ def make_sample(height: int = 24, width: int = 32, *, batch: int = 1) -> tuple[t
 
 
 def half_moving(height: int = 24, width: int = 32) -> tuple[torch.Tensor, ...]:
-    """The right quarter moves by (1.5, -0.5) px, the rest by .04 px: less than what counts as motion."""
+    """The right quarter moves by (1.5, -0.5) px, the rest by 0.04 px: less than what counts as motion."""
     image, flow, _ = make_sample(height, width)
     flow = torch.full_like(flow, 0.0)
     flow[:, 0], flow[:, 1] = 0.04, 0.0

@@ -118,7 +118,7 @@ def test_buckets_pool_their_own_frames() -> None:
     tables = FrameTables({"average splat": ["average splat"]}, [clip, still])
     motion = {row["motion_px"]: row for row in tables.buckets("motion_px")}
     assert list(motion) == ["0 to 0.5", "1 to 2", "2 to 4"]  # an empty bucket has no row
-    assert motion["1 to 2"]["psnr_db"] == pytest.approx(-10 * math.log10(2e-2))  # of the mean of .01 and .03
+    assert motion["1 to 2"]["psnr_db"] == pytest.approx(-10 * math.log10(2e-2))  # of the mean of 0.01 and 0.03
     assert motion["1 to 2"]["psnr_frames_db"] == pytest.approx((20 - 10 * math.log10(3e-2)) / 2)
     assert (motion["1 to 2"]["sequences"], motion["1 to 2"]["frames"]) == (1, 2)
     # two sequences, each counting the same: 10 and 30 dB

@@ -82,7 +82,7 @@ def test_a_photograph_is_encoded_at_latent_resolution(kind, factor):
 
 
 def test_colours_arrive_as_the_maps_of_a_slice_by_hand():
-    """Block means of an untrained "kl": red 1 is 1, green 0 is -1, blue .5 is 0, and their mean 0."""
+    """Block means of an untrained "kl": red 1 is 1, green 0 is -1, blue 0.5 is 0, and their mean 0."""
     vae = MotionVAE(block_channels=(8, 8), norm_groups=4)
     image = torch.tensor([1.0, 0.0, 0.5]).view(1, 3, 1, 1).expand(1, 3, 8, 8)
     expected = torch.tensor([1.0, -1.0, 0.0, 0.0]).view(1, 4, 1, 1).expand(1, 4, 2, 2)

@@ -46,7 +46,7 @@ def test_average_precision_by_hand() -> None:
     assert average_precision(scores, mask) == pytest.approx(1 / 2 + 1 / 2 * 2 / 3)
     assert average_precision(-scores, mask) == pytest.approx(0 + 1 / 2 * 1 / 3 + 1 / 2 * 2 / 4)
     assert average_precision(torch.tensor([0.9, 0.8, 0.1]), torch.tensor([True, True, False])) == 1
-    # sklearn.metrics.average_precision_score([0, 0, 1, 1], [.1, .4, .35, .8]), from its documentation
+    # sklearn.metrics.average_precision_score([0, 0, 1, 1], [0.1, 0.4, 0.35, 0.8]), from its documentation
     documented = average_precision(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([False, False, True, True]))
     assert documented == pytest.approx(0.8333, abs=1e-4)
 
@@ -84,7 +84,7 @@ def test_average_precision_refuses_nan() -> None:
 
 def test_moving_mask() -> None:
     weak = torch.linspace(0, 0.5, 160 * 256).view(1, 160, 256)
-    assert torch.equal(moving_mask(weak), weak > 0.25)  # half of the 95th percentile is .2375
+    assert torch.equal(moving_mask(weak), weak > 0.25)  # half of the 95th percentile is 0.2375
     strong = torch.linspace(0, 4, 160 * 256).view(1, 160, 256)
     assert torch.equal(moving_mask(strong), strong > 0.5 * 0.95 * 4)
     # a fourth of the pixels each way: a fourth of the displacement is the same motion
@@ -188,7 +188,7 @@ def test_directions_by_hand() -> None:
     everywhere = torch.ones(1, *SIZE)
     angles = torch.arange(12) * math.pi / 12
     for part, angle in enumerate(angles):
-        for turned in (angle - 0.1, angle + 0.1, angle + math.pi):  # half a part is .13
+        for turned in (angle - 0.1, angle + 0.1, angle + math.pi):  # half a part is 0.13
             found = direction_histogram(swing(turned.cos(), turned.sin(), 1, size=SIZE), everywhere)
             assert found.tolist() == pytest.approx([float(one == part) for one in range(12)])
     # three fourths as strong downwards on half of the pixels, and nothing counts where there is no weight

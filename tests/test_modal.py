@@ -16,7 +16,7 @@ SIZE = (12, 20)
 
 
 def example_modes(seed: int = 0, num_modes: int = 5) -> Modes:
-    """Smooth shapes that differ in x and y, growing to the right, at .2, .4, ... Hz."""
+    """Smooth shapes that differ in x and y, growing to the right, at 0.2, 0.4, ... Hz."""
     generator = torch.Generator().manual_seed(seed)
     parts = torch.randn(num_modes, 4, 3, 4, generator=generator)
     parts = F.interpolate(parts, size=SIZE, mode="bilinear", align_corners=True)
@@ -129,7 +129,7 @@ def test_modal_mass_is_the_mean_square_so_scaling_a_shape_changes_nothing():
 def test_displacement_by_hand():
     simulation = Simulation(one_mode(3 - 1j, 2j))
     simulation.q[0] = 0.5 + 2j
-    # Re((3 - i)(.5 + 2i)) = 1.5 + 2, Re(2i (.5 + 2i)) = -4
+    # Re((3 - i)(0.5 + 2i)) = 1.5 + 2, Re(2i (0.5 + 2i)) = -4
     assert displacement_at(simulation, 3.3, 7.9) == pytest.approx((3.5, -4.0))
     field = simulation.displacement()
     assert field.shape == (2, *SIZE) and field.dtype == torch.float32

@@ -280,7 +280,7 @@ def test_batches_are_as_large_as_their_budget_allows(checkpoint, monkeypatch):
 
 @pytest.mark.parametrize("cast", [False, True])
 def test_half_precision_is_close_and_the_sampler_stays_in_float32(checkpoint, monkeypatch, cast):
-    """bf16 has 8 bits: a network call is off by .4 %, 8 guided steps and the squared amplitude by a few."""
+    """bf16 has 8 bits: a network call is off by 0.4 %, 8 guided steps and the squared amplitude by a few."""
     expected = MotionPipeline.from_pretrained(checkpoint)(picture(), seed=3, steps=8)
     dtypes, original = [], DPMSolverMultistepScheduler.step
 

@@ -71,7 +71,7 @@ def test_uneven_stamps_and_missing_frames():
 
 
 def test_a_gap_in_the_period_is_not_filled_with_noise():
-    """Stamps that cover 93 % of the period: noise of .1 px must not come back as a drift of many px."""
+    """Stamps that cover 93 % of the period: noise of 0.1 px must not come back as a drift of many px."""
     generator = torch.Generator().manual_seed(0)
     times_s = torch.arange(117, dtype=torch.float64) / 25
     flow = 0.1 * torch.randn(117, 2, 4, 4, generator=generator)

@@ -70,7 +70,7 @@ def test_a_picture_vq_model_is_trained_measured_and_sampled_with(scene_set, tmp_
     assert (vae.config.kind, vae.downsample_factor, vae.latent_channels) == ("vq", 4, 12)
     after = vae.autoencoder.state_dict()
     moved = {name: float((after[name] - before).abs().max()) for name, before in picture_model.state_dict().items()}
-    assert max(moved.values()) < 0.03  # two steps of .01 from the picture model's weights
+    assert max(moved.values()) < 0.03  # two steps of 0.01 from the picture model's weights
     assert min(moved["encoder.conv_in.weight"], moved["decoder.conv_in.weight"]) > 1e-3 > moved[CODEBOOK]
     lines = [json.loads(line) for line in (tmp_path / "vae/metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "mae_normalised" in line] == [0, 2]
@@ -137,7 +137,7 @@ def test_reconstruction_figures_by_hand():
     """Scales 2, 1, 1 px: the drift is x = sqrt(8 / 2) = 2 and comes back as 2.5, so 2 * 2.5^2 = 12.5 px.
 
     A component of 0 comes back as s / 4 px, one of 1 px in bin 1 as 1.5^2 = 2.25 px. The errors of |S_k| in px are
-    then (4.5, .5) in bin 0, (1.25, .25, .25, .25) in bin 1 of the first clip and (.25, .25, .25, .25) of the second.
+    then (4.5, 0.5) in bin 0, (1.25, 0.25, 0.25, 0.25) in bin 1 of the first clip and four times 0.25 of the second.
     """
     figures = reconstruction_metrics(OffBy([2.0, 1.0, 1.0]), TwoClips())
     assert figures.keys() == {"mae_normalised", "relative_error_bin_00", "relative_error_bin_01"}  # bin 2 never moves
@@ -169,7 +169,7 @@ def what_the_network_is_given(seeds: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def test_one_condition_in_ten_is_dropped_by_the_samples_own_seed():
-    """4000 seeds: the share has a standard deviation of .005; noise levels and hidden features know nothing of it."""
+    """4000 seeds: the share has a standard deviation of 0.005; noise levels and hidden features know nothing of it."""
     seeds = torch.arange(4000) * 7919
     given = what_the_network_is_given(seeds)
     keep = given["keep"]

@@ -50,7 +50,7 @@ def make_batch(count: int = 2) -> dict[str, torch.Tensor]:
 
 
 def test_magnitude_error_is_least_at_the_deviation_of_gaussian_latents():
-    """By hand: |.6745 * 2 - 1| = .349; and over many latents of deviation 1.7 the best s is 1.7, outliers or not."""
+    """By hand: |0.6745 * 2 - 1| = 0.349; and over many latents of deviation 1.7 the best s is 1.7, outliers or not."""
     assert magnitude_error(torch.tensor(2.0).log(), torch.tensor(-1.0)).item() == pytest.approx(0.349)
     latents = 1.7 * torch.randn(20_000, generator=torch.Generator().manual_seed(0))
     latents[:100] *= 1000
@@ -60,10 +60,10 @@ def test_magnitude_error_is_least_at_the_deviation_of_gaussian_latents():
 
 
 def test_image_encoder_loss_weighs_by_confidence():
-    """Where the flow is not trusted nothing counts; s = 1 elsewhere, against latents of 2: 2 - .6745."""
+    """Where the flow is not trusted nothing counts; s = 1 elsewhere, against latents of 2: 2 - 0.6745."""
     unet = small_unet()
     torch.nn.init.zeros_(unet.magnitude.weight)
-    torch.nn.init.constant_(unet.magnitude.bias, math.log(math.exp(1 - LEAST_MAGNITUDE) - 1))  # softplus gives .9
+    torch.nn.init.constant_(unet.magnitude.bias, math.log(math.exp(1 - LEAST_MAGNITUDE) - 1))  # softplus gives 0.9
     batch = make_batch(1) | {"latents": torch.full((1, 3, 4, 8, 12), 2.0), "confidence": torch.zeros(1, 1, 8, 12)}
     batch["confidence"][..., :6], batch["latents"][..., 6:] = 1, 9.0
     loss = image_encoder_loss(ImageEncoderStage(unet), batch, num_features=unet.image_encoder.num_features)["loss"]
@@ -161,7 +161,7 @@ def test_samples_have_the_power_that_is_expected():
 
 
 def test_latents_that_are_known_exactly_stay_as_they_are():
-    """The least error of the magnitude is at .6745 s = |z|, whatever the signs."""
+    """The least error of the magnitude is at 0.6745 s = |z|, whatever the signs."""
     unet, latents = small_unet(), torch.randn(2, 3, 4, 8, 12)
     log_s = (latents.abs() / GAUSSIAN_MEDIAN).log()
     assert magnitude_error(log_s, latents).max() < 1e-5

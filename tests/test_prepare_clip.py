@@ -137,7 +137,7 @@ def judged(displacement: torch.Tensor) -> ClipRow:
 
 def test_a_small_flame_is_not_still():
     displacement = torch.zeros(1, 160, 256)
-    displacement[:, 60:72, 100:106] = 2.0  # .18 % of the pixels
+    displacement[:, 60:72, 100:106] = 2.0  # 0.18 % of the pixels
     assert motion_metrics(displacement)["moving_fraction"] < 0.01 and judged(displacement).status == "kept"
     assert judged(displacement / 8).reason.startswith("static")
 

@@ -49,7 +49,7 @@ def test_each_video_gets_its_verdict_and_a_broken_one_does_not_stop_the_rest(pre
     assert rows["still"].reason.startswith("static: 0.00%") and rows["broken"].reason.startswith("unreadable: ")
     # where the texture is even, on crests and in valleys, no motion is to be seen
     assert rows["sway"].frames == 50 and rows["sway"].fps == 10.0 and rows["sway"].moving_fraction > 0.8
-    # mean of |1.5 sin| is .95
+    # mean of |1.5 sin| is 0.95
     assert rows["sway"].median_flow_px == pytest.approx(1.5 * 2 / torch.pi, abs=0.12)
     assert (out / "contact.png").is_file()
 
@@ -133,7 +133,7 @@ def test_a_moving_camera_is_dropped_with_its_px_also_in_a_dry_run(videos, tmp_pa
     assert prepare_data.main(flags) == 0
     row = ClipSet(tmp_path / "set").rows(status=ALL)[0]
     assert row.status == "dropped" and row.camera_px == pytest.approx(1.5, abs=0.15)
-    # .75 px at 256 x 160 are .24 px at 64 x 64
+    # 0.75 px at 256 x 160 are 0.24 px at 64 x 64
     assert re.fullmatch(r"camera motion: 1.[3-6]\d px, at most 0.24 is allowed", row.reason) and row.reason in listed
     assert "1 camera motion" in capsys.readouterr().out
 

@@ -80,7 +80,7 @@ def test_preview_is_the_splat_along_the_resized_flow() -> None:
 
 def test_importance_of_a_large_plain_flow_is_that_of_the_motion_grid() -> None:
     """The same motion given at the default grid and at 3 x its sides decides collisions alike: two pixels meet in one,
-    of which one moves .25 px more on average."""
+    of which one moves 0.25 px more on average."""
     small = torch.zeros(2, 2, 160, 256)
     small[1, 0] = -0.5 * torch.arange(256)
     image = torch.rand(3, 160, 256, generator=torch.Generator().manual_seed(2))

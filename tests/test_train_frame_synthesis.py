@@ -25,7 +25,7 @@ SCRIPTS = {"softmax": train_frame_synthesis_softsplat, "gaussian": train_frame_s
 
 @pytest.fixture(scope="module")
 def clip_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five clips of 48 x 64 px, one of them held out, that move by (2, -1) px and grow brighter by .1 on the way."""
+    """Five clips of 48 x 64 px, one of them held out, that move by (2, -1) px and grow brighter by 0.1 on the way."""
     folder = tmp_path_factory.mktemp("sets") / "clips"
     generator = torch.Generator().manual_seed(0)
     with ClipSetWriter(folder, {"made_of": "test"}) as writer:
@@ -154,7 +154,7 @@ def test_loss_weighs_its_terms_and_leaves_unreliable_pixels_out() -> None:
     terms = FrameSynthesisLoss().terms(frame, target, reliability)
     assert float(terms["l1"]) == pytest.approx(0.25)
     assert float(terms["gradient"]) == 0.0
-    frame[:, :, :4, :4] = 0.75  # a step of .5 between rows 3 and 4
+    frame[:, :, :4, :4] = 0.75  # a step of 0.5 between rows 3 and 4
     terms = FrameSynthesisLoss().terms(frame, target, reliability)
     assert float(terms["l1"]) == pytest.approx(0.5)
     assert float(terms["gradient"]) > 0

@@ -109,7 +109,7 @@ def _window(sample: PlacementSample, rng: np.random.Generator) -> dict[str, Tens
 
 
 def placement_loss(model: nn.Module, batch: dict[str, Tensor], *, parts: Sequence[int]) -> dict[str, Tensor]:
-    """Return the cross-entropy of what can move, and the absolute errors of log(m / q + .1) and of log q.
+    """Return the cross-entropy of what can move, and the absolute errors of log(m / q + 0.1) and of log q.
 
     Args:
         model: a `PlacementHead`.
