@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.checkpoints import SavedModel
 from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STILL_SHARE, guided_filter
-from models.flames import find_flames, height_in_flames
+from models.flames import find_flames, move_flames
 from models.image_edges import held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
@@ -322,8 +322,8 @@ def placed_displacement(
 ) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
-    `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 2.4 times as far, and
-    the tip of a flame twice. `for_denoiser`: without perspective, held edges and the height in flames, which the
+    `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 2.4 times as far, the
+    tip of a flame 1.5 times. `for_denoiser`: without perspective, held edges and `models.flames.move_flames`, which the
     denoiser has not seen in training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
@@ -342,7 +342,7 @@ def placed_displacement(
     if not for_denoiser:
         surface, perspective = (resize_maps(maps, size) for maps in (placement.surface, placement.perspective))
         fraction = fraction * perspective * (1 - held_by_edges(surface, 1 - gate, image))
-        fraction = fraction * height_in_flames(flame, resize_maps(by_class, size).sigmoid())
+        fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.flames import CORE_PX, TIP, find_flames, height_in_flames
+from models.flames import AROUND_PX, CORE_PX, TIP, find_flames, move_flames
 
 ORANGE = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
 
@@ -20,8 +20,8 @@ def drawn(*boxes: tuple[slice, slice, float | torch.Tensor]) -> torch.Tensor:
 def test_small_broken_and_half_precision_images(size):
     for images in (torch.rand(2, 3, *size), torch.full((2, 3, *size), torch.nan), torch.rand(2, 3, *size).bfloat16()):
         glow, flame = find_flames(images)
-        factor = height_in_flames(flame, torch.zeros(2, 1, *size))
-        for maps in (glow, flame, factor):
+        moved = move_flames(torch.ones_like(flame), flame, torch.zeros(2, 1, *size))
+        for maps in (glow, flame, moved):
             assert maps.shape == (2, 1, *size) and maps.dtype == images.dtype
             assert maps.nan_to_num().min() >= 0 and maps.nan_to_num().max() <= TIP
 
@@ -61,15 +61,30 @@ def test_a_flame_stands_at_its_foot_and_moves_most_at_its_tip():
     flame[:, :, 20:60, 50:60] = flame[1, :, 10:20, 80:100] = 1.0
     movable = torch.zeros_like(flame)
     movable[0] = 0.5  # a petal
-    factor = height_in_flames(flame, movable)
-    column = factor[1, 0, 20:60, 55].clone()
-    assert column[0] > 0.95 * TIP and column[-1] < 0.2 and (column.diff() < 0).all()
-    torch.testing.assert_close(factor[1, 0, 20:60, 50:60], column[:, None].expand(-1, 10))
-    factor[1, 0, 20:60, 50:60] = 1
-    assert (factor == 1).all()  # nor what is wider than tall
+    displacement = 2 * flame
+    moved = move_flames(displacement, flame, movable)
+    torch.testing.assert_close(moved[0], displacement[0])
+    torch.testing.assert_close(moved[1, 0, :, 70:], displacement[1, 0, :, 70:])  # wider than tall
+    column = moved[1, 0, 20:60, 55]
+    assert 1.9 * TIP < column[0] <= 2 * TIP and column[-1] < 0.2 * 2 * TIP and (column.diff() <= 0).all()
+    torch.testing.assert_close(moved[1, 0, 30:50, 50:60], moved[1, 0, 30:50, 55:56].expand(-1, 10))
+
+
+def test_what_is_around_a_flame_goes_along():
+    flame = torch.zeros(1, 1, 80, 128)
+    flame[..., 20:60, 50:60] = 1.0
+    unsure = flame.clone()
+    unsure[..., 59] = 0.1  # its outline
+    moved = move_flames(unsure, flame, torch.zeros_like(flame))[0, 0, 40]
+    assert moved[59] > 0.7 * moved[55]
+    moved = move_flames(flame, flame, torch.zeros_like(flame))[0, 0, 40]
+    assert (moved[60 : 60 + 2 * AROUND_PX].diff() < 0).all() and moved[60] > 0.7 * moved[55]
+    assert moved[60 + 2 * AROUND_PX :].max() == moved[: 50 - 2 * AROUND_PX].max() == 0
+    strong = move_flames(torch.ones_like(flame), flame, torch.zeros_like(flame))
+    assert strong[..., 58:62, 20:40].min() == 1  # what moves more than a flame's foot is not held
 
 
 def test_a_flame_is_narrow():
     flame = torch.zeros(1, 1, 80, 128)
     flame[..., 20:60, 50:80] = 1.0
-    assert (height_in_flames(flame, torch.zeros_like(flame)) == 1).all()
+    torch.testing.assert_close(move_flames(flame, flame, torch.zeros_like(flame)), flame)
