@@ -80,7 +80,8 @@ def forward(
     rounds = max(1, -(-channels // MAX_CHANNELS))
     count = -(-channels // rounds)
     rows = max(4, BAND_BYTES // ((width + 2) * (count + 1) * source.itemsize))
-    tasks, threads = _share(batch, height, batch * height * width * (count + 1) * (4 if sigma is None else 16), 4, rows)
+    work = batch * height * width * (count + 1) * (4 if sigma is None else 16)
+    tasks, threads = _share(batch, height, work, 4, rows)
     for first in range(0, max(1, channels), max(1, count)):
         chosen = np.array([first, min(channels, first + count)])
         _run(_kernels().splat_bands, tasks, threads, source, z, *landing, chosen, normalise, rows, *results)
@@ -101,7 +102,8 @@ def backward(
     grad_z = flow.new_empty(0 if importance is None else (batch, 1, height, width))
     grad_sigma = flow.new_empty(0 if sigma is None else (batch, 1, height, width))
     scale = (1.0, 0.0) if sigma is None else (float(sigma), EWA_VARIANCE_FLOOR if ewa else 0.0)
-    size = max(1, SCRATCH_BYTES // (height * width * (channels + 1) * flow.element_size()))  # items a round
+    item_bytes = height * width * (channels + 1) * flow.element_size()
+    size = max(1, SCRATCH_BYTES // item_bytes)  # items a round
     for start in range(0, batch, size):
         part = functools.partial(_array, dtype=dtype, items=slice(start, start + size))
         source, z, flows = part(values), part(importance), part(flow)
@@ -148,8 +150,9 @@ def _land(flow: np.ndarray, z: np.ndarray, sigma: Tensor | None, ewa: bool) -> t
     points = (*(np.empty(shape, np.int32) for _ in range(2)), *(np.empty(shape, flow.dtype) for _ in range(2)))
     limits = (np.empty(tiles, np.int32), np.empty(tiles, np.int32))
     conic = np.empty((0, 1, 1, 1) if sigma is None else (4, *shape), flow.dtype)
+    low, high = (0, 1) if sigma is None else (-1, 2)
     tasks, threads = _share(batch, height, 10 * batch * height * width)
-    _run(land, tasks, threads, flow, z, *((0, 1) if sigma is None else (-1, 2)), *points, *limits)
+    _run(land, tasks, threads, flow, z, low, high, *points, *limits)
     if sigma is not None:
         _run(make_conics, tasks, threads, flow, z, float(sigma), ewa, conic)
     return points, conic, limits
