@@ -66,4 +66,5 @@ def move_flames(displacement: Tensor, flame: Tensor, movable: Tensor) -> Tensor:
 
 
 def _largest(maps: Tensor, reach: int) -> Tensor:
-    return F.max_pool2d(maps, 2 * reach + 1, stride=1, padding=reach)
+    across = F.max_pool2d(maps, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    return F.max_pool2d(across, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
