@@ -300,10 +300,8 @@ class MotionPipeline(DiffusionPipeline):
     def _close(self, spectrum: Tensor, loop: LoopGuidance) -> tuple[Tensor, dict[str, Any]]:
         """Close a guided motion exactly; return it and its record for the motion file."""
         sampled = without_drift(spectrum)
-        spectrum = closed(sampled, loop.phase, num_frames=loop.num_frames)
-        before, after = (
-            float(loop_closure_error(x, loop.phase, num_frames=loop.num_frames)) for x in (sampled, spectrum)
-        )
+        spectrum = closed(sampled, loop.phase)
+        before, after = (float(loop_closure_error(x, loop.phase)) for x in (sampled, spectrum))
         kept = float(mean_displacement(spectrum).mean() / mean_displacement(sampled).mean().clamp(min=1e-12))
         logger.info(
             "loop of %.2f s (%s): closure error %.3f px as sampled, %.4f px closed; keeps %.0f %% of the mean motion",

@@ -80,7 +80,10 @@ def start_noise(shape: tuple[int, ...], seed: int, sample: int, correlated: floa
 
 
 class NoiseLevel:
-    """z = alpha z0 + sigma eps at one time step (None: after the last one), and conversions of a prediction."""
+    """z = alpha z0 + sigma eps at one time step (None: after the last one), and conversions of a prediction.
+
+    The network predicts eps, or the velocity alpha eps - sigma z0.
+    """
 
     def __init__(self, schedule: SchedulerMixin, timestep: Tensor | None) -> None:
         alphas_cumprod = 1.0 if timestep is None else float(schedule.alphas_cumprod[int(timestep)])
@@ -92,17 +95,13 @@ class NoiseLevel:
         """Return z0."""
         if self.predicts == "v_prediction":
             return self.alpha * latents - self.sigma * prediction
-        if self.predicts == "epsilon":
-            return (latents - self.sigma * prediction) / self.alpha
-        return prediction
+        return (latents - self.sigma * prediction) / self.alpha
 
     def prediction(self, latents: Tensor, clean: Tensor) -> Tensor:
         """Return the prediction for which z0 = clean."""
         if self.predicts == "v_prediction":
             return (self.alpha * latents - clean) / self.sigma
-        if self.predicts == "epsilon":
-            return self.noise(latents, clean)
-        return clean
+        return self.noise(latents, clean)
 
     def noise(self, latents: Tensor, clean: Tensor) -> Tensor:
         """Return eps."""

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.vae import MotionVAE
 from motion.looping import closed, is_whole_periods, loop_closure_error
-from motion.spectrum import NUM_FRAMES, without_drift
+from motion.spectrum import without_drift
 
 METHODS = ("closing", "projection", "gradient")
 
@@ -32,16 +32,14 @@ class LoopGuidance:
     recurrences: int = 1  # how often each step is taken, with noise added again in between; 2 in [GID]
     # Largest sigma / alpha of the steps that are guided; inf guides all, as [GID] does. The last step always is.
     highest_noise: float = 0.5
-    last_guidance_steps: int = 1  # at the last step of the sampler; more help the gradient, the projection converges
-    num_frames: int = NUM_FRAMES  # T
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
         if not 0 < self.phase < float("inf"):
             raise ValueError(f"phase: expected a positive number, got {self.phase}")
-        if self.weight < 0 or self.recurrences < 1 or self.last_guidance_steps < 1:
-            raise ValueError("weight: expected at least 0, recurrences and last_guidance_steps at least 1")
+        if self.weight < 0 or self.recurrences < 1:
+            raise ValueError("weight: expected at least 0, recurrences at least 1")
 
     @property
     def is_needed(self) -> bool:
@@ -57,24 +55,22 @@ class LoopGuidance:
         """Move clean latents (B, K, C, h, w) toward a loop, sample by sample; `noise_ratio` is sigma_t / alpha_t."""
         moved = []
         for latents in clean.split(1):
-            for _ in range(self.last_guidance_steps if last else 1):
-                if self.method == "gradient":
-                    latents = self._by_gradient(vae, latents, noise_ratio, last, precision)
-                else:
-                    spectrum = vae.decode_spectrum(latents, precision)
-                    wanted = closed(spectrum, self.phase, num_frames=self.num_frames)
-                    wanted[:, 0, 1::2] = spectrum[:, 0, 1::2]  # the drift is taken from the motion later
-                    # The difference of two codes: the autoencoder's own error cancels.
-                    codes = vae.encode_spectrum(wanted, precision), vae.encode_spectrum(spectrum, precision)
-                    latents = latents + codes[0] - codes[1]
-            moved.append(latents)
+            if self.method == "gradient":
+                moved.append(self._by_gradient(vae, latents, noise_ratio, last, precision))
+                continue
+            spectrum = vae.decode_spectrum(latents, precision)
+            wanted = closed(spectrum, self.phase)
+            wanted[:, 0, 1::2] = spectrum[:, 0, 1::2]  # the drift is taken from the motion later
+            # The difference of two codes: the autoencoder's own error cancels.
+            codes = vae.encode_spectrum(wanted, precision), vae.encode_spectrum(spectrum, precision)
+            moved.append(latents + codes[0] - codes[1])
         return torch.cat(moved)
 
     def _by_gradient(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool, precision: str) -> Tensor:
         with torch.enable_grad():
             clean = clean.detach().requires_grad_()
             motion = without_drift(vae.decode_spectrum(clean, precision))
-            loss = loop_closure_error(motion, self.phase, num_frames=self.num_frames).sum()
+            loss = loop_closure_error(motion, self.phase).sum()
             (gradient,) = torch.autograd.grad(loss, clean)
         square = float(gradient.square().sum())
         if square == 0:

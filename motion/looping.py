@@ -93,19 +93,19 @@ def is_whole_periods(phase: float) -> bool:
     return round(phase) >= 1 and abs(phase - round(phase)) < WHOLE_PERIODS_TOLERANCE
 
 
-def loop_closure_error(spectrum: Tensor, phase: float, *, num_frames: int = NUM_FRAMES) -> Tensor:
+def loop_closure_error(spectrum: Tensor, phase: float) -> Tensor:
     """Return how far a spectrum (..., K, 4, H, W), px, misses a loop of L = phase x T frames, [GID] eq. 5: (...) px.
 
-    Mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, V the velocity in px a frame. The drift counts as it does in
-    `spectrum_to_flow`. Gradients reach `spectrum`.
+    Mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, V the velocity in px a frame, of which a period has NUM_FRAMES.
+    The drift counts as it does in `spectrum_to_flow`. Gradients reach `spectrum`.
     """
     ends = torch.tensor([phase], dtype=torch.float64)
     position = spectrum_to_flow(spectrum, ends)[..., 0, :, :, :]  # (..., 2, H, W)
-    basis = _ends_basis(phase, spectrum.shape[-4], num_frames)[1:].to(spectrum)  # (1, 2(K-1))
+    basis = _ends_basis(phase, spectrum.shape[-4])[1:].to(spectrum)  # (1, 2(K-1))
     coefficients = _coefficients(spectrum)
     velocity = (basis @ coefficients.flatten(-3)).unflatten(-1, coefficients.shape[-3:])[..., 0, :, :, :]
     if phase > 1:  # the drift is held beyond the period, so that its velocity ends
-        velocity = velocity - spectrum[..., 0, 1::2, :, :] / num_frames
+        velocity = velocity - spectrum[..., 0, 1::2, :, :] / NUM_FRAMES
     return (position.abs() + velocity.abs()).sum(-3).mean((-2, -1))
 
 
@@ -113,7 +113,6 @@ def closed(
     spectrum: Tensor,
     phase: float,  # L / T, above 0
     *,
-    num_frames: int = NUM_FRAMES,  # T
     largest_amplitude_ratio: float = LARGEST_AMPLITUDE_RATIO,
 ) -> Tensor:
     """Return the motion next to `spectrum` that loops after phase x T frames: no drift, F_L = F_0 and V_L = V_0.
@@ -128,7 +127,7 @@ def closed(
     num_bins = spectrum.shape[-4]
     if is_whole_periods(phase) or num_bins < 2:
         return spectrum
-    conditions = _ends_basis(phase, num_bins, num_frames)  # (2, 2(K-1))
+    conditions = _ends_basis(phase, num_bins)  # (2, 2(K-1))
     coefficients = _coefficients(spectrum)  # (..., 2(K-1), 2, H, W)
     power = _power(coefficients)  # (..., 2(K-1))
     weights = power.unflatten(-1, (2, -1)).mean(-2).sqrt()  # (..., K-1)
@@ -156,10 +155,10 @@ def _coefficients(spectrum: Tensor) -> Tensor:
     return torch.cat([spectrum[..., 1:, 0::2, :, :], -spectrum[..., 1:, 1::2, :, :]], dim=-4)
 
 
-def _ends_basis(phase: float, num_bins: int, num_frames: int) -> Tensor:
+def _ends_basis(phase: float, num_bins: int) -> Tensor:
     """Return what each coefficient adds to F_L - F_0 (px) and to V_L - V_0 (px a frame): (2, 2(K-1)) float64."""
     angle = 2 * math.pi * phase * torch.arange(1, num_bins, dtype=torch.float64)  # (K-1,)
-    per_frame = 2 * math.pi * torch.arange(1, num_bins, dtype=torch.float64) / num_frames
+    per_frame = 2 * math.pi * torch.arange(1, num_bins, dtype=torch.float64) / NUM_FRAMES
     # Written with half angles: the small differences of a nearly whole period keep their digits.
     cosine = -2 * torch.sin(angle / 2).square()  # cos - 1
     sine = torch.sin(angle)
