@@ -1,7 +1,5 @@
 """Perceptual distance over the features of a frozen ImageNet network."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Literal
 
@@ -75,11 +73,6 @@ class PerceptualLoss(nn.Module):
         self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("scale", torch.tensor(seen.std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
-        self.eval()
-
-    def train(self, mode: bool = True) -> PerceptualLoss:
-        """Stay in eval mode: the network is a measure, not a model."""
-        return super().train(False)
 
     def layers(self, image: Tensor) -> list[Tensor]:
         """Return the unit-normalised features (B, C_l, H_l, W_l) of RGB images (B, 3, H, W) in [0, 1]."""

@@ -72,13 +72,8 @@ def _pooled(maps: Tensor, size: tuple[int, int]) -> Tensor:
     return F.avg_pool2d(resize_from_corner(maps, (2 * size[0], 2 * size[1])), 2)
 
 
-def movable_probability(probabilities: Tensor) -> Tensor:
-    """Return the probability (B, 1, h, w) of MOVABLE_CLASSES, of those of all, (B, 32, h, w)."""
-    return probability_of(probabilities, MOVABLE_CLASSES)
-
-
 def probability_of(probabilities: Tensor, names: Sequence[str]) -> Tensor:
-    """Return the probability (B, 1, h, w) of the classes of these names."""
+    """Return the probability (B, 1, h, w) of the classes of these names, of those of all, (B, 32, h, w)."""
     return probabilities[:, [CLASSES.index(name) for name in names]].sum(1, keepdim=True)
 
 
@@ -102,9 +97,10 @@ def perspective(probabilities: Tensor) -> Tensor:
 
 def movement_of_classes(probabilities: Tensor) -> dict[str, Tensor]:
     """Return what a `Placement` has of classes, by name, by their probabilities (B, 32, h, w)."""
-    surface, of_object = (probability_of(probabilities, names) for names in (SURFACE_CLASSES, OBJECT_CLASSES))
+    kinds = (MOVABLE_CLASSES, SURFACE_CLASSES, OBJECT_CLASSES)
+    movable, surface, of_object = (probability_of(probabilities, names) for names in kinds)
     return {
-        "by_class": movable_probability(probabilities).logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS),
+        "by_class": movable.logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS),
         "rigid": probability_of(probabilities, RIGID_CLASSES),
         "surface": surface / (surface + of_object + 0.1),
         "perspective": perspective(probabilities),

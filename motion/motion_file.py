@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from motion.flow import GRID_MULTIPLE, default_grid_scale, magnitude, resize_flow, resize_maps
+from motion.flow import GRID_MULTIPLE, default_grid_scale, magnitude, resize_maps
 from motion.looping import MAX_FRAMES
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
 
@@ -76,19 +76,17 @@ class Motion:
             maps = maps * resize_maps(mask.to(maps), tuple(maps.shape[-2:]))
         return replace(self, **{"flow" if self.spectrum is None else "spectrum": maps})
 
-    def flow_at(self, phase: Tensor | float, size: tuple[int, int] | None = None) -> Tensor:
-        """Return the displacement at phases t / T (N,): (N, 2, H, W) px of its own grid, or of `size`."""
+    def flow_at(self, phase: Tensor | float) -> Tensor:
+        """Return the displacement at phases t / T (N,): (N, 2, H, W) px of its own grid."""
         phase = phase if isinstance(phase, Tensor) else torch.tensor([phase], dtype=torch.float64)
         if self.spectrum is not None:
-            flow = spectrum_to_flow(self.spectrum, phase)
-        else:
-            # On the CPU first: Apple's devices have no float64.
-            position = torch.as_tensor(phase).cpu().to(torch.float64) * self.num_frames % self.num_frames
-            low = position.floor().long().clamp(max=len(self.flow) - 1)
-            high = (low + 1) % len(self.flow)
-            weight = (position - low).to(self.flow).view(-1, 1, 1, 1)
-            flow = self.flow[low] * (1 - weight) + self.flow[high] * weight
-        return flow if size is None else resize_flow(flow, size)
+            return spectrum_to_flow(self.spectrum, phase)
+        # On the CPU first: Apple's devices have no float64.
+        position = phase.cpu().to(torch.float64) * self.num_frames % self.num_frames
+        low = position.floor().long().clamp(max=len(self.flow) - 1)
+        high = (low + 1) % len(self.flow)
+        weight = (position - low).to(self.flow).view(-1, 1, 1, 1)
+        return self.flow[low] * (1 - weight) + self.flow[high] * weight
 
     def importance(self) -> Tensor:
         """Return W = mean_t |F_t| as (1, H, W) on its own grid, in px of the default motion grid.

@@ -43,28 +43,24 @@ def harmonic_basis(phase: Tensor, num_bins: int) -> Tensor:
     return torch.cat([torch.cos(angle) - 1, torch.sin(angle)], dim=1)  # (N, 2(K-1))
 
 
-def fit_spectrum(
-    flow: Tensor, times_s: Tensor, *, num_bins: int = NUM_BINS, period_s: float = PERIOD_S, drift: bool = True
-) -> Tensor:
+def fit_spectrum(flow: Tensor, times_s: Tensor, *, num_bins: int = NUM_BINS, period_s: float = PERIOD_S) -> Tensor:
     """Fit the anchored series to displacements by least squares over all time stamps, evenly spaced or not.
 
     `flow` (T, 2, H, W), px of its own grid, is the displacement of frame 0's pixels at `times_s` (T,), seconds since
-    frame 0. Returns the packed spectrum (K, 4, H, W), px, in the dtype of `flow`; without `drift` D = 0. ValueError for
-    stamps that cover too little of the period for a unique answer.
+    frame 0. Returns the packed spectrum (K, 4, H, W), px, in the dtype of `flow`. ValueError for stamps that cover too
+    little of the period for a unique answer.
     """
     times_s = _exact(times_s)
     # A clip of n frames covers n frame intervals, the one after its last frame included.
     covered_s = float(times_s.max() - times_s.min()) * len(times_s) / max(len(times_s) - 1, 1)
     if covered_s < MINIMUM_COVERAGE * period_s:
         raise ValueError(f"times_s: expected at least {MINIMUM_COVERAGE * period_s:.2f} s, got {covered_s:.2f} s")
-    unknowns = 2 * (num_bins - 1) + int(drift)
+    unknowns = 2 * num_bins - 1
     if len(times_s) <= unknowns:
         raise ValueError(f"times_s: {unknowns} unknowns need more than {unknowns} stamps, got {len(times_s)}")
 
     phase = times_s / period_s
-    basis = harmonic_basis(phase, num_bins)  # (T, 2(K-1))
-    if drift:
-        basis = torch.cat([basis, phase[:, None]], dim=1)  # (T, 2(K-1)+1)
+    basis = torch.cat([harmonic_basis(phase, num_bins), phase[:, None]], dim=1)  # (T, P), P = 2(K-1)+1
     frames, _, height, width = flow.shape
     # The solver matrix is tiny and needs float64; the product over pixels does not have to be held in float64 at once.
     computed_on = torch.device("cpu") if flow.device.type == "mps" else flow.device
@@ -74,13 +70,11 @@ def fit_spectrum(
         fitted = solver @ row.reshape(frames, -1).to(computed_on).to(torch.float64)
         rows.append(fitted.view(-1, 2, row.shape[2], width))
     coefficients = torch.cat(rows, 2)  # (P, 2, H, W)
-    a, b = coefficients[: num_bins - 1], coefficients[num_bins - 1 : 2 * (num_bins - 1)]  # (K-1, 2, H, W)
+    a, b, drift = coefficients.split([num_bins - 1, num_bins - 1, 1])  # (K-1, 2, H, W) twice, (1, 2, H, W)
     spectrum = coefficients.new_zeros((num_bins, 4, height, width))
     spectrum[1:, 0::2] = a
     spectrum[1:, 1::2] = -b
-    spectrum[0, 0::2] = -a.sum(0)
-    if drift:
-        spectrum[0, 1::2] = coefficients[-1]
+    spectrum[0, 0::2], spectrum[0, 1::2] = -a.sum(0), drift[0]
     return spectrum.to(flow.dtype).to(flow.device)  # (K, 4, H, W)
 
 

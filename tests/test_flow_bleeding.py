@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.class_maps import probability_of
 from models.segmentation_classes import CLASSES
-from training.flow_bleeding import BLEEDING_PX, find_bleeding, static_probability
+from training.flow_bleeding import BLEEDING_PX, STATIC_CLASSES, find_bleeding
 
 
 def classes(*columns: tuple[str, int], height: int = 4) -> torch.Tensor:
@@ -35,4 +36,4 @@ def test_what_is_not_sure_to_be_static_keeps_its_flow():
     shown[:, :, :, 12:] = 0.6 * shown[:, :, :, 12:]
     shown[:, CLASSES.index("plant"), :, 12:] = 0.4
     assert not find_bleeding(torch.ones(1, 1, 4, 16), shown, 1.0).any()
-    assert static_probability(shown)[0, 0, 0].tolist() == pytest.approx([0.0] * 12 + [0.6] * 4)
+    assert probability_of(shown, STATIC_CLASSES)[0, 0, 0].tolist() == pytest.approx([0.0] * 12 + [0.6] * 4)

@@ -108,8 +108,7 @@ def test_condition_and_loss_read_the_same_features(random_weights):
 def test_perceptual_loss_mask_gradient_and_batches(random_weights):
     torch.manual_seed(2)
     pred, target = torch.rand(2, 3, 64, 64), torch.rand(2, 3, 64, 64)
-    loss = PerceptualLoss(random_weights / "caffe.npz").train()
-    assert not loss.training
+    loss = PerceptualLoss(random_weights / "caffe.npz")
     half = torch.zeros(2, 1, 64, 64)
     half[..., :32] = 1
     same_left = torch.cat([target[..., :48], pred[..., 48:]], -1)

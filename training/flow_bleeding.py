@@ -1,23 +1,16 @@
 """Flow that bleeds from what moves onto what cannot, such as the sky between leaves."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.class_maps import MOVABLE_CLASSES, movable_probability
+from models.class_maps import MOVABLE_CLASSES, probability_of
 from models.segmentation_classes import CLASSES
 from motion.flow import MOVING_PX
 
-# Classes that flow may be true of though they are not always movable: petals are taken for a person, flames for other.
-UNCERTAIN_CLASSES = ("other", "person")
+# Classes that never move. Petals are taken for a person, flames for other, so that flow may be true of these.
+STATIC_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES, "other", "person"))
 # How far flow bleeds, px of a grid of 256 x 160, and the probability of a class above which it is sure.
 BLEEDING_PX, SURE = 12, 0.8
-
-
-def static_probability(probabilities: Tensor) -> Tensor:
-    """Return the probability (B, 1, h, w) of the classes that never move, of those of all, (B, 32, h, w)."""
-    never = [name not in (*MOVABLE_CLASSES, *UNCERTAIN_CLASSES) for name in CLASSES]
-    return probabilities[:, torch.tensor(never, device=probabilities.device)].sum(1, keepdim=True)
 
 
 def find_bleeding(displacement_px: Tensor, probabilities: Tensor, px_a_cell: float) -> Tensor:
@@ -29,6 +22,6 @@ def find_bleeding(displacement_px: Tensor, probabilities: Tensor, px_a_cell: flo
     """
     moves = displacement_px > MOVING_PX
     reach = max(1, round(BLEEDING_PX / px_a_cell))
-    movable = (moves & (movable_probability(probabilities) > SURE)).float()
+    movable = (moves & (probability_of(probabilities, MOVABLE_CLASSES) > SURE)).float()
     near = F.max_pool2d(movable, 2 * reach + 1, stride=1, padding=reach) > 0
-    return moves & near & (static_probability(probabilities) > SURE)
+    return moves & near & (probability_of(probabilities, STATIC_CLASSES) > SURE)

@@ -18,11 +18,12 @@ from data.clips import SampleKey
 from data.media import contact_sheet, write_image
 from data.visualisation import magnitude_over
 from metrics.motion import corrected_precision, placement_metrics
+from models.class_maps import probability_of
 from models.displacement import QUANTILE, relative_displacement
 from models.placement import STRIDE, PlacementHead, class_probabilities, colours
 from motion.flow import MOVING_PX, default_grid_scale, resize_maps
 from training.data_order import sample_uniform
-from training.flow_bleeding import find_bleeding, static_probability
+from training.flow_bleeding import STATIC_CLASSES, find_bleeding
 from training.motion_diffusion import feature_dropout_mask
 from training.placement_samples import MAPS, PlacementSample
 
@@ -125,14 +126,15 @@ def placement_loss(model: nn.Module, batch: dict[str, Tensor], *, parts: Sequenc
     strength = batch["strength_px"].view(-1, 1, 1, 1)
     moves = (strength >= MOVING_PX).float() * (is_clip + is_scene)
     strength = strength.clamp(min=LEAST_STRENGTH_PX)
-    movable, known = clip_labels(batch, strength, static_probability(class_probabilities(batch["features"])))
+    probabilities = class_probabilities(batch["features"])
+    movable, known = clip_labels(batch, strength, probability_of(probabilities, STATIC_CLASSES))
     weight = batch["known"] * (1 - is_scene + SCENE_WEIGHT * is_scene) + CLIP_WEIGHT * is_clip * known
     target = torch.where(is_clip > 0, movable, batch["movable"])
     log_odds = found.by_class + found.correction
     placed = (F.binary_cross_entropy_with_logits(log_odds, target, reduction="none") * weight).mean()
     wanted = relative_displacement(batch["displacement"], strength.flatten())
     # What fills up a window beyond the image shows no class.
-    inside = (class_probabilities(batch["features"]).sum(1, keepdim=True) > 0.5).float()
+    inside = (probabilities.sum(1, keepdim=True) > 0.5).float()
     sure = inside * moves * (is_scene + is_clip * (LEAST_CONFIDENCE + (1 - LEAST_CONFIDENCE) * batch["confidence"]))
     relative = ((found.relative - wanted).abs() * sure).mean()
     strong = ((found.log_strength - strength.flatten().log()).abs() * moves.flatten()).mean()
