@@ -28,7 +28,7 @@ from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, RenderedVideos
 from metrics.motion import bin_ratios, factor
 from metrics.statistics import mean_by_source
-from models.checkpoints import DEFAULT_CHECKPOINT
+from models.checkpoints import DEFAULT_CHECKPOINT, one_line
 from models.device import check_precision, choose_device
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
@@ -137,11 +137,8 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
         try:
             row = _make_row(key, runs, test_sets, normalisation, settings)
             write_text(out / f"{key}.json", json.dumps(row, indent=1) + "\n")
-        except Exception as error:
-            # One that fails, for memory above all, must not keep the others from their turn.
-            if not (getattr(error, "is_user_error", False) or isinstance(error, torch.OutOfMemoryError)):
-                raise
-            failed[key] = " ".join(str(error).split())
+        except Exception as error:  # one that fails, for memory above all, must not keep the others from their turn
+            failed[key] = _failure(error)
             logger.warning("%s failed: %s", key, failed[key])
     if network:
         motion = {key: runs[-1].model.parent for key, runs in plan.items() if key in MOTION_VARIANTS}
@@ -150,15 +147,20 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
                 {key: folder for key, folder in motion.items() if key not in failed}, network, test_sets, settings, out
             )
         except Exception as error:  # the other columns are there
-            if not (getattr(error, "is_user_error", False) or isinstance(error, torch.OutOfMemoryError)):
-                raise
-            failed["fvd_network"] = " ".join(str(error).split())
+            failed["fvd_network"] = _failure(error)
 
     failures = [f"{key} failed: {why}" for key, why in failed.items()]
     _write(report, settings, test_sets, commands, failures)
     if failed:
         raise EvaluationError(f"variants: {'; '.join(failures)}")
     return True
+
+
+def _failure(error: Exception) -> str:
+    """Return on one line why a part of the table failed; raise an error that is neither the user's nor of memory."""
+    if not (getattr(error, "is_user_error", False) or isinstance(error, torch.OutOfMemoryError)):
+        raise error
+    return one_line(error)
 
 
 def _write(

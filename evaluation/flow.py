@@ -23,6 +23,7 @@ from data.scenes.scene import Scene, make_scene
 from evaluation import EvaluationError, Report, Row
 from metrics.images import frame_metrics, pool_frames
 from metrics.statistics import known_mean
+from models.checkpoints import one_line
 from models.device import choose_device
 from models.frame_synthesis import splat_image
 from motion.flow import magnitude
@@ -119,9 +120,8 @@ def measure_flow(
             clip = _open(source, scene_every if isinstance(source, Scene) else every)
             rows += [_measure_clip(clip, method, options) for method in methods]
         except (MediaError, OSError, cv2.error) as error:
-            reason = " ".join(str(error).split())
-            logger.warning("%s is left out: %s", source, reason)
-            left_out.append((source, reason))
+            logger.warning("%s is left out: %s", source, one_line(error))
+            left_out.append((source, one_line(error)))
     return rows, left_out
 
 

@@ -75,8 +75,7 @@ class Mixed(nn.Module):
 class I3D(nn.Module):
     """Map videos (B, 3, T, 224, 224) in [-1, 1], T >= 9, to the 400 logits averaged over time, FVD's features (B, 400).
 
-    `weights` is a .safetensors file under the names of flax. WeightsError where it is missing or cut short, or where a
-    tensor is missing, of another shape or not finite. Layers are named as in that file.
+    `weights` is a .safetensors file under the names of flax, which the layers have too; WeightsError as `load_weights`.
     """
 
     def __init__(self, weights: Path | str) -> None:

@@ -1,5 +1,6 @@
 """Perceptual distance over the features of a frozen ImageNet network."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model
 
 from models.image_encoder import InputNormalization
-from models.weights import HUB, OTHER_NETWORK, WeightsError, hub_weights, load_weights, shapes_of
+from models.weights import HUB, OtherNetworkError, hub_weights, load_weights, shapes_of
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
 
@@ -40,13 +41,10 @@ def _empty_features(network: Network) -> nn.Sequential:
 def _network_of(weights: Path | str) -> Network:
     """Return the network whose layers a file holds; WeightsError where it is of none or cannot be used."""
     for network in _NETWORKS:
-        try:
+        with suppress(OtherNetworkError):
             load_weights(weights, shapes_of(_empty_features(network)))
             return network
-        except WeightsError as error:
-            if OTHER_NETWORK not in str(error):
-                raise
-    raise WeightsError(f"{weights}: {OTHER_NETWORK}; right: of {', '.join(_NETWORKS)}")
+    raise OtherNetworkError(f"{weights}: weights of another network; right: of {', '.join(_NETWORKS)}")
 
 
 class PerceptualLoss(nn.Module):

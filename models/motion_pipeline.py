@@ -89,15 +89,13 @@ def decode_and_rescale(
     return spectrum
 
 
-def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool, budget_mb: float | None) -> int:
-    """Return how many samples the U-Net takes at once, at least 1.
+def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool) -> int:
+    """Return how many samples of latents of `size` (h, w) the U-Net takes at once, at least 1.
 
-    `size` (h, w) is that of the latents; `guided` samples take two calls; the budget is for activations, None: half of
-    what is free on a GPU, CPU_BATCH_MB elsewhere.
+    Activations may take half of what is free on a GPU, CPU_BATCH_MB elsewhere; `guided` samples take two calls.
     """
-    if budget_mb is None:
-        on_gpu = unet.device.type == "cuda"
-        budget_mb = torch.cuda.mem_get_info(unet.device)[0] / 2e6 if on_gpu else CPU_BATCH_MB
+    on_gpu = unet.device.type == "cuda"
+    budget_mb = torch.cuda.mem_get_info(unet.device)[0] / 2e6 if on_gpu else CPU_BATCH_MB
     slices = unet.config.num_bins if unet.config.mode != "volume" else 1
     numbers = slices * size[0] * size[1] * unet.config.block_channels[0] * (2 if guided else 1)
     return max(1, int(budget_mb * 1e6 / (BYTES_A_NUMBER * numbers)))
@@ -184,7 +182,7 @@ class MotionPipeline(DiffusionPipeline):
             raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
         if max_batch is None:
             size = tuple(side // self.vae.downsample_factor for side in images.shape[-2:])
-            max_batch = choose_max_batch(self.unet, size, guided=guidance > 0, budget_mb=None)
+            max_batch = choose_max_batch(self.unet, size, guided=guidance > 0)
         jobs = [(index, sample) for index in range(len(images)) for sample in range(num_samples)]
         spectra: list[Tensor] = []
         for start in range(0, len(jobs), max_batch):

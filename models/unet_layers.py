@@ -31,6 +31,15 @@ class ShortSequenceAttnProcessor:
         return attention.to_out[0](mixed.transpose(1, 2).flatten(2))  # (N, K, C)
 
 
+def _self_attention(channels: int, num_heads: int) -> Attention:
+    """Make a self-attention whose output is 0 at first."""
+    heads = {"heads": num_heads, "dim_head": channels // num_heads}
+    attention = Attention(query_dim=channels, **heads, processor=ShortSequenceAttnProcessor())
+    nn.init.zeros_(attention.to_out[0].weight)
+    nn.init.zeros_(attention.to_out[0].bias)
+    return attention
+
+
 class FrequencyAttention(nn.Module):
     """Self-attention among the K slices at each position; initially the identity, so that stage 2 continues stage 1."""
 
@@ -38,10 +47,7 @@ class FrequencyAttention(nn.Module):
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
         self.frequency = nn.Linear(embedding_channels, channels)
-        heads = {"heads": num_heads, "dim_head": channels // num_heads}
-        self.attention = Attention(query_dim=channels, **heads, processor=ShortSequenceAttnProcessor())
-        nn.init.zeros_(self.attention.to_out[0].weight)
-        nn.init.zeros_(self.attention.to_out[0].bias)
+        self.attention = _self_attention(channels, num_heads)
 
     def forward(self, hidden: Tensor, frequency_embedding: Tensor) -> Tensor:
         """Mix slices: hidden (B K, C, h, w) and frequency_embedding (K, E) to (B K, C, h, w)."""
@@ -59,10 +65,7 @@ class SpatialAttention(nn.Module):
     def __init__(self, channels: int, num_heads: int) -> None:
         super().__init__()
         self.norm = nn.GroupNorm(8, channels)
-        heads = {"heads": num_heads, "dim_head": channels // num_heads}
-        self.attention = Attention(query_dim=channels, **heads, processor=ShortSequenceAttnProcessor())
-        nn.init.zeros_(self.attention.to_out[0].weight)
-        nn.init.zeros_(self.attention.to_out[0].bias)
+        self.attention = _self_attention(channels, num_heads)
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Mix positions of hidden (B K, C, h, w)."""

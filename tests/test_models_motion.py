@@ -258,15 +258,15 @@ def test_batches_are_as_large_as_their_budget_allows(checkpoint, monkeypatch):
     pipeline, sizes = MotionPipeline.from_pretrained(checkpoint), []
     unet, numbers = pipeline.unet, 4 * 8 * 12 * 16  # K h w and the first level's width
     budget_mb = 2.5 * numbers * motion_pipeline.BYTES_A_NUMBER / 1e6
-    assert choose_max_batch(unet, (8, 12), guided=False, budget_mb=budget_mb) == 2
-    assert choose_max_batch(unet, (8, 24), guided=False, budget_mb=budget_mb) == 1
-    assert choose_max_batch(unet, (8, 12), guided=True, budget_mb=2 * budget_mb) == 2
-    assert choose_max_batch(unet, (800, 1200), guided=True, budget_mb=budget_mb) == 1
-    volume = small_unet(mode="volume")
-    assert choose_max_batch(volume, (8, 12), guided=False, budget_mb=budget_mb) == 10
+    monkeypatch.setattr(motion_pipeline, "CPU_BATCH_MB", 2 * budget_mb)
+    assert choose_max_batch(unet, (8, 12), guided=True) == 2
+    monkeypatch.setattr(motion_pipeline, "CPU_BATCH_MB", budget_mb)
+    assert choose_max_batch(unet, (8, 12), guided=False) == 2
+    assert choose_max_batch(unet, (8, 24), guided=False) == 1
+    assert choose_max_batch(unet, (800, 1200), guided=True) == 1
+    assert choose_max_batch(small_unet(mode="volume"), (8, 12), guided=False) == 10
 
     original = motion_pipeline.denoise
-    monkeypatch.setattr(motion_pipeline, "CPU_BATCH_MB", budget_mb)
     monkeypatch.setattr(motion_pipeline, "denoise", lambda *a, **k: sizes.append(len(a[3])) or original(*a, **k))
     images = torch.cat([picture(n, (64, 96)) for n in range(3)])
     found = pipeline(images, num_samples=2, steps=2, guidance=0.0)

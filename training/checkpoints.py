@@ -9,6 +9,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from data.files import remove_folder, writing
+from models.checkpoints import one_line
 from models.device import ArgumentError
 from training.run_folder import CHECKPOINT_MARK, RunFolder, find_checkpoints, raise_if_different
 
@@ -76,8 +77,7 @@ def load_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[s
             accelerator.load_state(str(path))
             accelerator.step = 0  # else it would count on in micro-batches, which may be others now
         except (RuntimeError, KeyError, OSError, ValueError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ArgumentError(f"resume {path}: does not fit this model ({reason})") from error
+            raise ArgumentError(f"resume {path}: does not fit this model ({one_line(error)})") from error
         if mark["steps"] != options["steps"] and options["schedule"] == "cosine":
             logger.warning("steps was %d: the cosine rate goes on as that of %d", mark["steps"], options["steps"])
         logger.info("resuming from %s: %d of %d steps are done", path, step, options["steps"])

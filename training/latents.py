@@ -21,6 +21,7 @@ from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey
 from data.datasets import MotionDataset
 from data.media import atomic_path
 from data.shards import ShardedSet
+from models.checkpoints import one_line
 from models.class_masks import class_probabilities
 from models.placement import ConditionMaps
 from models.segmentation import SegmentationModel
@@ -118,8 +119,8 @@ class LatentDataset(Dataset):
                 names = [name for name in list(file.keys()) if name.endswith(f"-{variant}")]
                 stored = {name.removesuffix(f"-{variant}"): file.get_tensor(name) for name in names}
         except (OSError, SafetensorError) as error:
-            reason = " ".join(str(error).split())[:80]
-            raise ClipSetError(f"{path}: cannot be read ({reason}); delete it and start the training again") from error
+            right = "delete it and start the training again"
+            raise ClipSetError(f"{path}: cannot be read ({one_line(error, 80)}); {right}") from error
         image = self.items.parts[number].clip_set.first(row.id)
         image = self.geometry(row, variant, image.shape[-2:]).maps(image)  # (3, H, W)
         if self.augment:

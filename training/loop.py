@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -86,9 +86,7 @@ class TrainingResult:
     steps: int  # done in all
     losses: list[float]  # of each step of this call, mean over the processes
     seconds: float
-    first_step: int = 0  # steps done before this call
     finished: bool = True  # False: the time budget or stop_at ended it
-    metrics: dict[str, float] = field(default_factory=dict)  # of the last validation
 
 
 def train(
@@ -114,10 +112,10 @@ def train(
     """
     trainer = _Trainer(model, dataset, loss_function, options, run)
     began = time.monotonic()
-    first_step = step = trainer.load()
+    step = trainer.load()
     losses, stopped = [], False
     try:
-        metrics = trainer.look(step, validate if step == 0 else None, None)
+        trainer.look(step, validate if step == 0 else None, None)
         for micro_batches in trainer.batches(step, progress):
             loss, seconds = trainer.step(step, micro_batches, time.monotonic() - began)
             step += 1
@@ -132,7 +130,7 @@ def train(
                 trainer.log(step)
             validating = validate if last or _due(options.validate_every, step) else None
             sampling = sample if last or _due(options.sample_every, step) else None
-            metrics = trainer.look(step, validating, sampling) or metrics
+            trainer.look(step, validating, sampling)
             if last or _due(options.save_every, step):
                 save_checkpoint(trainer.accelerator, run, asdict(options), step)
             if last:
@@ -140,7 +138,7 @@ def train(
                 break
     finally:
         trainer.release()
-    return TrainingResult(step, losses, time.monotonic() - began, first_step, not stopped, metrics)
+    return TrainingResult(step, losses, time.monotonic() - began, not stopped)
 
 
 def learning_rate(options: LoopOptions, step: int, time_fraction: float = 0.0) -> float:
@@ -249,19 +247,17 @@ class _Trainer:
         self.run.log_metrics(step, {**means, "learning_rate": rate, "samples_per_s": speed})
         self._say(f"step {step}/{options.steps}", means)
 
-    def look(self, step: int, validate: Validate | None, sample: Sample | None) -> dict[str, float]:
-        """Validate, log and draw samples with the EMA weights, in the main process; {} without `validate`."""
-        metrics: dict[str, float] = {}
+    def look(self, step: int, validate: Validate | None, sample: Sample | None) -> None:
+        """Validate, log and draw samples with the EMA weights, in the main process."""
         if self.accelerator.is_main_process and (validate or sample):
             with self._averaged_weights():
                 if validate:
-                    metrics = dict(validate(self.model))
+                    metrics = validate(self.model)
                     self.run.log_metrics(step, metrics)
                     self._say(f"step {step}, validation", metrics)
                 if sample:
                     sample(self.model, step, self.run.samples)
         self.accelerator.wait_for_everyone()
-        return metrics
 
     def _say(self, when: str, metrics: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
