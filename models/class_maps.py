@@ -38,11 +38,9 @@ PRESENT_ABOVE, ABOVE_UPPER_EDGE, LEAST_HEIGHT = 0.3, 0.02, 0.1
 
 
 def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return what MOSAIC says of images (B, 3, H, W) in [0, 1], sides multiples of 8 px.
+    """Return what MOSAIC says of images (B, 3, H, W) in [0, 1], sides multiples of 8 px, all (B, c, H/8, W/8).
 
-    Returns:
-        the encoder's three feature maps, the logits, and the class probabilities, mean over CLASS_SCALES; all
-        (B, c, H/8, W/8).
+    These are the encoder's three feature maps, the logits, and the class probabilities, mean over CLASS_SCALES.
     """
     height, width = image.shape[-2:]
     size = (height // 8, width // 8)

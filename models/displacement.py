@@ -47,12 +47,9 @@ class DisplacementHead(nn.Module):
 
     Ours, of earlier checkpoints; a `models.placement.PlacementHead` has taken its place. Four small networks read image
     features at one number for 8 x 8 px and compare each place with the mean of the image.
-
-    Args:
-        feature_channels: of each map of image features.
     """
 
-    def __init__(self, feature_channels: Sequence[int]) -> None:
+    def __init__(self, feature_channels: Sequence[int]) -> None:  # of each map of image features
         super().__init__()
         width, groups = MEMBERS * WIDTH, {"groups": MEMBERS}
         self.feature_norms = nn.ModuleList(nn.GroupNorm(1, channels) for channels in feature_channels)
@@ -65,15 +62,10 @@ class DisplacementHead(nn.Module):
         self.strength = nn.Conv2d(width, 2 * MEMBERS, 1, **groups)
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what each network predicts.
+        """Return what each network predicts of features (B, c, h', w') of any resolutions, `size` being (h, w).
 
-        Args:
-            features: maps (B, c, h', w') of the image at any resolutions.
-            size: (h, w) of the prediction.
-
-        Returns:
-            log(m / q + 0.1) (B, MEMBERS, h, w), log of q in px of the image (B, MEMBERS), and the log odds that
-            anything moves (B, MEMBERS).
+        These are log(m / q + 0.1) (B, MEMBERS, h, w), log of q in px of the image (B, MEMBERS), and the log odds that
+        anything moves (B, MEMBERS).
         """
         maps = []
         for norm, found in zip(self.feature_norms, features, strict=True):
@@ -103,21 +95,15 @@ def expected_displacement(relative: Tensor, log_strength: Tensor, log_odds: Tens
 
 
 def guided_filter(
-    guide: Tensor, maps: Tensor, radius_px: int = EDGE_RADIUS_PX, variance: float = EDGE_VARIANCE
+    guide: Tensor,  # (B, 3, H, W) I, in [0, 1]
+    maps: Tensor,  # (B, 1, H, W) p
+    radius_px: int = EDGE_RADIUS_PX,  # windows have 2 r + 1 px a side; borders are continued
+    variance: float = EDGE_VARIANCE,  # of colour in a window below which the map is only smoothed
 ) -> Tensor:
     """Smooth maps along the edges of a colour image (He, Sun, Tang, "Guided Image Filtering", 2013, section 3.5).
 
     In each window the map is the affine function of the colours that fits it best, q = a . I + b with
     a = (Cov(I) + variance)^-1 Cov(I, p), b = mean(p) - a . mean(I); each pixel takes the mean over its windows.
-
-    Args:
-        guide: (B, 3, H, W) I, in [0, 1].
-        maps: (B, 1, H, W) p.
-        radius_px: windows have 2 r + 1 px a side; borders are continued.
-        variance: of colour in a window below which the map is only smoothed.
-
-    Returns:
-        (B, 1, H, W).
     """
     mean_guide, mean_map = _box_mean(guide, radius_px), _box_mean(maps, radius_px)
     with_map = _box_mean(guide * maps, radius_px) - mean_guide * mean_map  # (B, 3, H, W)
@@ -134,21 +120,17 @@ def _box_mean(maps: Tensor, radius: int) -> Tensor:
     return F.avg_pool2d(F.pad(maps, (radius,) * 4, mode="replicate"), 2 * radius + 1, stride=1)
 
 
-def smooth_spectrum(spectrum: Tensor, expected_px: Tensor, sigma_px: float = COHERENCE_PX) -> Tensor:
+def smooth_spectrum(
+    spectrum: Tensor,  # (B, K, 4, H, W) px
+    expected_px: Tensor,  # (B, 1, H, W) px
+    sigma_px: float = COHERENCE_PX,  # of the Gaussian, px of a grid of 256 x 160
+) -> Tensor:
     """Let what is near swing together: the mean of a sample around each pixel, by how far its surroundings move.
 
     Ours. A briefly trained denoiser gives directions and phases of its own to parts of one leaf, and stems bend like
     worms. Static surroundings have no weight (a normalised convolution). Each bin keeps its power over the image, for
     fast bins are less coherent than slow ones and would be lost. `rescale_to_displacement` sets how far each pixel
     moves afterwards, so nothing spreads over the edge of what moves.
-
-    Args:
-        spectrum: (B, K, 4, H, W) px.
-        expected_px: (B, 1, H, W) px.
-        sigma_px: of the Gaussian, px of a grid of 256 x 160.
-
-    Returns:
-        (B, K, 4, H, W) px.
     """
     sigma_px = sigma_px / default_grid_scale(*spectrum.shape[-2:])
     weight = expected_px.to(spectrum)[:, None]  # (B, 1, 1, H, W)
@@ -165,13 +147,7 @@ def smooth_spectrum(spectrum: Tensor, expected_px: Tensor, sigma_px: float = COH
 def smooth_by_parts(spectrum: Tensor, expected_px: Tensor, parts: dict[float, Tensor]) -> Tensor:
     """Smooth a sample as `smooth_spectrum` does, over lengths that differ from place to place.
 
-    Args:
-        spectrum: (B, K, 4, H, W) px.
-        expected_px: (B, 1, H, W) px.
-        parts: {sigma_px: fraction (B, 1, H, W) of a place that it holds for}; what is left takes COHERENCE_PX.
-
-    Returns:
-        (B, K, 4, H, W) px.
+    `parts` are {sigma_px: fraction (B, 1, H, W) of a place that it holds for}; what is left takes COHERENCE_PX.
     """
     rest = (torch.ones_like(expected_px) - sum(parts.values())).clamp(min=0)
     return sum(
@@ -193,19 +169,12 @@ def gaussian_mean(maps: Tensor, sigma_px: float) -> Tensor:
 
 
 def rescale_to_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
-    """Scale a spectrum pixel by pixel to the mean displacement that is expected there.
+    """Scale a spectrum (..., K, 4, H, W) px pixel by pixel to the mean displacement (..., 1, H, W) px expected there.
 
     The sample keeps its directions, phases and frequencies; the photograph says how far it moves. Samples of a briefly
-    trained denoiser have blobs of strong and weak motion in what moves as one. Measured on held-out clips, average
-    precision of the samples: 0.43 as they come, 0.48 with one factor for 8 x 8 px, 0.52 pixel by pixel, also the
-    smoothest and as good as the expected map by itself (docs/experiments.md).
-
-    Args:
-        spectrum: (..., K, 4, H, W) px.
-        expected_px: (..., 1, H, W) px.
-
-    Returns:
-        (..., K, 4, H, W) px; what is nearly still is made at most 100 times as strong.
+    trained denoiser have blobs of strong and weak motion in what moves as one. Average precision on held-out clips: 0.43
+    as they come, 0.48 with one factor for 8 x 8 px, 0.52 pixel by pixel. What is nearly still is made at most 100 times
+    as strong.
     """
     found_px = mean_displacement(spectrum)  # (..., 1, H, W)
     gain = (expected_px.to(found_px) / found_px.clamp(min=1e-6)).clamp(max=MOST_GAIN)

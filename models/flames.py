@@ -35,18 +35,14 @@ def find_flames(image: Tensor) -> tuple[Tensor, Tensor]:
     return glow, glow * _largest(glow * (white - wide), CORE_PX)
 
 
-def move_flames(displacement: Tensor, flame: Tensor, movable: Tensor) -> Tensor:
+def move_flames(
+    displacement: Tensor,  # (B, 1, H, W) how far places move, in any unit
+    flame: Tensor,  # (B, 1, H, W) the second map of `find_flames`
+    movable: Tensor,  # (B, 1, H, W) probability of the classes that move
+) -> Tensor:
     """Let single flames stand at their foot, move most at their tip and take what is around them along.
 
     Ours. A flame that moves before a still background is torn at its soft outline.
-
-    Args:
-        displacement: (B, 1, H, W) how far places move, in any unit.
-        flame: (B, 1, H, W) the second map of `find_flames`.
-        movable: (B, 1, H, W) probability of the classes that move.
-
-    Returns:
-        (B, 1, H, W) in the unit of `displacement`.
     """
     factor = np.zeros(flame.shape, np.float32)
     rows = np.arange(flame.shape[-2])[:, None] + 0.5

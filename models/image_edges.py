@@ -17,19 +17,12 @@ NO_SURFACE_BELOW, SURFACE_ABOVE = 0.4, 0.7
 STATIC_REACH_PX = 4
 
 
-def held_by_edges(surface: Tensor, static: Tensor, image: Tensor) -> Tensor:
-    """Return how far long edges hold the surfaces that end at them: a shore, the rim of a pool, a path.
-
-    Ours.
-
-    Args:
-        surface: (B, 1, H, W) how far a place is of a surface rather than of an object, 0 to 1.
-        static: (B, 1, H, W) how far it is static, 0 to 1.
-        image: (B, 3, H, W) in [0, 1].
-
-    Returns:
-        (B, 1, H, W), 0 to 1.
-    """
+def held_by_edges(
+    surface: Tensor,  # (B, 1, H, W) how far a place is of a surface rather than of an object, 0 to 1
+    static: Tensor,  # (B, 1, H, W) how far it is static, 0 to 1
+    image: Tensor,  # (B, 3, H, W) in [0, 1]
+) -> Tensor:
+    """Return how far, 0 to 1, long edges hold the surfaces that end at them: a shore, the rim of a pool. Ours."""
     surface = ((surface - NO_SURFACE_BELOW) / (SURFACE_ABOVE - NO_SURFACE_BELOW)).clamp(0, 1)
     reach = round(STATIC_REACH_PX / default_grid_scale(*image.shape[-2:]))
     static = F.max_pool2d(static, 2 * reach + 1, stride=1, padding=reach)

@@ -41,21 +41,13 @@ BYTES_A_NUMBER = 60.0  # peak of the U-Net's activations by slices x positions x
 
 
 class EncodedImages(NamedTuple):
-    """What the samples of images share.
+    """What the samples of images share; what a checkpoint has no part for is None or empty."""
 
-    Attributes:
-        condition: (B, Cc + K C, h, w) of the U-Net.
-        expected_px: (B, 1, H, W) expected displacement, px, or None.
-        wind_px: (B,) the wind, see `motion.wind`, given or suggested by the images; None for checkpoints without.
-        parts: {sigma_px: (B, 1, H, W)} of `coherent_parts`; empty for checkpoints without a placement head.
-        lines: of each image those that do not bend, see `models.stiffness`; empty for checkpoints without.
-    """
-
-    condition: Tensor
-    expected_px: Tensor | None
-    wind_px: Tensor | None
-    parts: dict[float, Tensor]
-    lines: list[np.ndarray]
+    condition: Tensor  # (B, Cc + K C, h, w) of the U-Net
+    expected_px: Tensor | None  # (B, 1, H, W) expected displacement, px
+    wind_px: Tensor | None  # (B,) the wind, see `motion.wind`, given or suggested by the images
+    parts: dict[float, Tensor]  # {sigma_px: (B, 1, H, W)} of `coherent_parts`
+    lines: list[np.ndarray]  # of each image those that do not bend, see `models.stiffness`
 
     def at(self, places: Tensor) -> EncodedImages:
         """Return those of some of the images, by their numbers (b,)."""

@@ -57,26 +57,15 @@ LEAST_STRENGTH_PX, MOST_STRENGTH_PX = 1.0, 12.0
 
 
 class Placement(NamedTuple):
-    """What the head predicts for images.
+    """What the head predicts for images; maps (B, 1, h, w), of which those of the classes may be finer."""
 
-    Attributes:
-        by_class: (B, 1, h, w) log odds that a place can move, of MOSAIC's classes; it, `rigid`, `surface` and
-            `perspective` may be finer than the rest.
-        correction: (B, 1, h, w) what the network adds to them.
-        rigid: (B, 1, h, w) probability of RIGID_CLASSES.
-        surface: (B, 1, h, w) s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES.
-        perspective: (B, 1, h, w) factor of the displacement, see `models.class_maps.perspective`.
-        relative: (B, 1, h, w) log(m / q + 0.1) of its mean displacement m, were it to move.
-        log_strength: (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160.
-    """
-
-    by_class: Tensor
-    correction: Tensor
-    rigid: Tensor
-    surface: Tensor
-    perspective: Tensor
-    relative: Tensor
-    log_strength: Tensor
+    by_class: Tensor  # log odds that a place can move, of MOSAIC's classes, as are `rigid`, `surface`, `perspective`
+    correction: Tensor  # what the network adds to them
+    rigid: Tensor  # probability of RIGID_CLASSES
+    surface: Tensor  # s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES
+    perspective: Tensor  # factor of the displacement, see `models.class_maps.perspective`
+    relative: Tensor  # log(m / q + 0.1) of its mean displacement m, were it to move
+    log_strength: Tensor  # (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160
 
     def with_classes(self, probabilities: Tensor) -> Placement:
         """Return it with the class probabilities (B, 32, H, W) in place of those that the head read."""
@@ -152,15 +141,16 @@ class PlacementHead(SavedModel):
     """Predict where a photograph can move, how far relative to the rest, and how strongly.
 
     Ours. MOSAIC's classes are the answer to the first, which a network corrects; it begins at no correction.
-
-    Args:
-        image_channels: of the feature maps of the U-Net's image network (`ImageEncoder.backbone_features`).
     """
 
     component = "placement head"
 
     @register_to_config
-    def __init__(self, image_channels: Sequence[int] = tuple(channels for _, channels in SQUEEZENET_TAPS)) -> None:
+    def __init__(
+        self,
+        # of the feature maps of the U-Net's image network (`ImageEncoder.backbone_features`)
+        image_channels: Sequence[int] = tuple(channels for _, channels in SQUEEZENET_TAPS),
+    ) -> None:
         super().__init__()
         kept = [min(pair) for pair in zip(image_channels, IMAGE_COMPONENTS, strict=False)]
         self.components = nn.ModuleList(
@@ -218,15 +208,10 @@ class PlacementHead(SavedModel):
     def features(
         self, image: Tensor, backbone: Callable[[Tensor], list[Tensor]], segmentation: SegmentationModel
     ) -> Tensor:
-        """Return what the head reads of images, to be computed once: it has no trained part.
+        """Return what the head reads of images (B, 3, 2 H, 2 W) in [0, 1], H and W multiples of 32 px.
 
-        Args:
-            image: (B, 3, 2 H, 2 W) in [0, 1], H and W multiples of 32 px.
-            backbone: gives feature maps of images (B, 3, H, W), `ImageEncoder.backbone_features`.
-            segmentation: MOSAIC.
-
-        Returns:
-            (B, C, H/4, W/4): components, logits, class probabilities, colours, gradients.
+        It has no trained part, to be computed once: components, logits, class probabilities, colours and gradients,
+        (B, C, H/4, W/4). `backbone` is `ImageEncoder.backbone_features`, of images (B, 3, H, W).
         """
         maps, logits, probabilities = self._maps(image, backbone, segmentation)
         reduced = [project(found) for project, found in zip(self.components, maps, strict=True)]
@@ -234,14 +219,13 @@ class PlacementHead(SavedModel):
         coarse = F.avg_pool2d(image - 0.5, STRIDE)
         return torch.cat([*reduced, 0.25 * logits, probabilities, coarse, gradient_maps(image)], dim=1)
 
-    def forward(self, features: Tensor, mean: Tensor | None = None, dropout_mask: Tensor | None = None) -> Placement:
-        """Predict from `features` (B, C, h, w).
-
-        Args:
-            features: of whole images, or crops of them.
-            mean: (B, C) over the whole images; None takes that of `features`.
-            dropout_mask: (B, C) 0 for what training hides, above 1 for the rest.
-        """
+    def forward(
+        self,
+        features: Tensor,  # (B, C, h, w) of whole images, or crops of them
+        mean: Tensor | None = None,  # (B, C) over the whole images; None takes that of `features`
+        dropout_mask: Tensor | None = None,  # (B, C) 0 for what training hides, above 1 for the rest
+    ) -> Placement:
+        """Predict from `features`."""
         of_classes = movement_of_classes(class_probabilities(features).float())  # (B, 1, h, w) each
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:
@@ -277,15 +261,9 @@ class PlacementHead(SavedModel):
         return placed_displacement(self.predict(features), image)
 
     def condition_maps(self, features: Tensor, placement: Placement, image: Tensor) -> Tensor:
-        """Return what the denoiser reads: what MOSAIC sees, and log(m / q + 0.1) of the expected displacement m.
+        """Return what the denoiser reads, (B, P, H/4, W/4), by `features` and `predict` of images (B, 3, H, W).
 
-        Args:
-            features: (B, C, H/4, W/4) of `features`.
-            placement: of `predict`.
-            image: (B, 3, H, W) in [0, 1].
-
-        Returns:
-            (B, P, H/4, W/4), q being the wind.
+        It is what MOSAIC sees, and log(m / q + 0.1) of the expected displacement m, q being the wind.
         """
         seen = features[:, self.parts[0] : self.parts[0] + self.parts[1]]
         ones = image.new_ones(len(image))

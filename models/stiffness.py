@@ -18,18 +18,15 @@ REACH_PX = 2.0
 LEAST_MOVING = 0.5
 
 
-def stiff_lines(image: Tensor, scale: float, by_class: Tensor) -> np.ndarray:
+def stiff_lines(
+    image: Tensor,  # (3, scale H, scale W) in [0, 1]
+    scale: float,  # of the image over the motion grid
+    by_class: Tensor,  # (1, h, w) log odds that a place can move, see `models.placement.Placement`
+) -> np.ndarray:
     """Find what is stiff: upright lines, and all lines amid plants or water, such as rails, roads and shores.
 
-    Others may be the stripes of a flag, which MOSAIC takes for sky or buildings.
-
-    Args:
-        image: (3, scale H, scale W) in [0, 1].
-        scale: of the image over the motion grid.
-        by_class: (1, h, w) log odds that a place can move, see `models.placement.Placement`.
-
-    Returns:
-        (N, 2, 2) ends (x, y), px of the grid.
+    Others may be the stripes of a flag, which MOSAIC takes for sky or buildings. Returns (N, 2, 2) ends (x, y), px of
+    the grid.
     """
     lines = straight_lines(image.float().cpu(), LEAST_LENGTH, BLUR_PX)
     across, down = np.abs(lines[:, 1] - lines[:, 0]).T
@@ -39,19 +36,15 @@ def stiff_lines(image: Tensor, scale: float, by_class: Tensor) -> np.ndarray:
     return (lines[(down > across) | (maps[y, x] > 0)] + 0.5) / scale - 0.5
 
 
-def straighten(spectrum: Tensor, expected_px: Tensor, lines: np.ndarray) -> Tensor:
+def straighten(
+    spectrum: Tensor,  # (K, 4, H, W) px
+    expected_px: Tensor,  # (1, H, W) mean displacement, px
+    lines: np.ndarray,  # (N, 2, 2) ends (x, y), px of the grid
+) -> Tensor:
     """Let lines move, turn and stretch, but not bend: motion along each is replaced by its linear fit.
 
     Ours. Motion nearby follows by the same difference, ever less with the distance. Where most of a line is expected to
     be still, all of it is.
-
-    Args:
-        spectrum: (K, 4, H, W) px.
-        expected_px: (1, H, W) mean displacement, px.
-        lines: (N, 2, 2) ends (x, y), px of the grid.
-
-    Returns:
-        (K, 4, H, W) px.
     """
     height, width = spectrum.shape[-2:]
     per_px = default_grid_scale(height, width)

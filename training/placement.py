@@ -49,10 +49,7 @@ class PlacementDataset(Dataset):
     """Windows of samples, mirrored half of the time: dataset[SampleKey] by the key's seed alone.
 
     Gives the maps of `PlacementSample` as (C, WINDOW, WINDOW), "mean" (C,) of the whole features, and the scalars
-    "strength_px", "is_clip" and "is_scene".
-
-    Args:
-        samples: at least one; a kind without any leaves its fraction to the others.
+    "strength_px", "is_clip" and "is_scene". A kind without any samples leaves its fraction to the others.
     """
 
     def __init__(self, samples: Sequence[PlacementSample]) -> None:
@@ -110,15 +107,10 @@ def _window(sample: PlacementSample, rng: np.random.Generator) -> dict[str, Tens
 
 
 def placement_loss(model: nn.Module, batch: dict[str, Tensor], *, parts: Sequence[int]) -> dict[str, Tensor]:
-    """Return the cross-entropy of what can move, and the absolute errors of log(m / q + 0.1) and of log q.
+    """Return the "loss" of a `PlacementHead` of these `parts` on items of a `PlacementDataset` and their "seed" (B,).
 
-    Args:
-        model: a `PlacementHead`.
-        batch: items of a `PlacementDataset`, and their "seed" (B,).
-        parts: of the head.
-
-    Returns:
-        "loss", and its parts "movable", "relative" and "strength".
+    Also its terms: "movable", the cross-entropy of what can move, and "relative" and "strength", the absolute errors of
+    log(m / q + 0.1) and of log q.
     """
     mask = dropout_mask(parts, batch["seed"], batch["features"].device)
     found = model(batch["features"], batch["mean"], mask)

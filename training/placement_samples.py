@@ -41,26 +41,16 @@ SCALARS = "samples"  # the rest of all samples, in the cached file's metadata
 
 
 class PlacementSample(NamedTuple):
-    """Frozen features of one augmented image and what is known of it, maps of its stride-4 grid in float16.
+    """Frozen features of one augmented image and what is known of it, maps of its stride-4 grid in float16."""
 
-    Attributes:
-        kind: "photograph", "clip" or "scene".
-        features: (C, h, w), see `PlacementHead.features`.
-        movable, known: (1, h, w) fraction of a place that can move, and weight of that; clips have none.
-        displacement: (1, h, w) mean |F_t|, px of a grid of 256 x 160.
-        confidence: (1, h, w) of the displacement.
-        strength_px: its 95th percentile.
-        weight: how often it is drawn.
-    """
-
-    kind: str
-    features: Tensor
-    movable: Tensor
-    known: Tensor
-    displacement: Tensor
-    confidence: Tensor
-    strength_px: float
-    weight: float
+    kind: str  # "photograph", "clip" or "scene"
+    features: Tensor  # (C, h, w), see `PlacementHead.features`
+    movable: Tensor  # (1, h, w) fraction of a place that can move
+    known: Tensor  # (1, h, w) weight of that, 0 for clips
+    displacement: Tensor  # (1, h, w) mean |F_t|, px of a grid of 256 x 160
+    confidence: Tensor  # (1, h, w) of the displacement
+    strength_px: float  # its 95th percentile
+    weight: float  # how often it is drawn
 
 
 Features = Callable[[Tensor], Tensor]  # image (3, 2 H, 2 W) to `PlacementHead.features` (C, H/4, W/4)
@@ -83,17 +73,12 @@ def make_samples(
     split: str,
     features: Features,
     *,
-    variants: int,
+    variants: int,  # of each image beside the whole one
     seed: int,
-    cache: Path,
-    depends_on: Sequence[Any],
+    cache: Path,  # folder of a file that is named by a hash of the data and of `depends_on`
+    depends_on: Sequence[Any],  # what `features` depends on
 ) -> list[PlacementSample]:
-    """Make the samples of photographs and of a split of sets, or read those of an earlier call.
-
-    Args:
-        variants: of each image beside the whole one.
-        cache: folder. The file's name there is a hash of the data and of `depends_on`, on which `features` depends.
-    """
+    """Make the samples of photographs and of a split of sets, or read those of an earlier call."""
     rows = [(clip_set, _usable_rows(clip_set, split)) for clip_set, _ in sets]
     described = [CACHE_VERSION, *(fingerprint_of_set(*part) for part in rows), [weight for _, weight in sets]]
     described += [[photograph.source, photograph.subject, photograph.fingerprint()] for photograph in photographs]
@@ -180,8 +165,7 @@ def _augmented(
 ) -> tuple[Tensor, list[Tensor], float]:
     """Resize an image (3, H, W) and maps of its size to what the head reads, cropped and recoloured with `rng`.
 
-    Returns:
-        the image, the maps at stride `STRIDE` of the motion grid, and the factor of lengths to px of 256 x 160.
+    Returns the image, the maps at stride `STRIDE` of the motion grid, and the factor of lengths to px of 256 x 160.
     """
     height, width = image.shape[-2:]
     if rng is None:
