@@ -12,8 +12,8 @@ from motion.flow import resize_maps
 
 # MOSAIC's classes are the mean of its probabilities at these scales of the image, of which no single one is best.
 CLASS_SCALES = (0.5, 0.75, 1.0)
-# Finer ones for the borders of what moves: cross-validated over repositories, leak within 6 px of what can move 0.22 to
-# 0.17, everywhere 0.136 to 0.120, coverage as before.
+# Finer ones for the borders of what moves, where less leaks with them. For the figures, also of what is below, see
+# docs/experiments.md.
 FINE_CLASS_SCALES = (0.5, 1.0, 1.5)
 MOVABLE_CLASSES = ("tree", "grass", "plant", "curtain", "water", "sea", "field")
 RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES, "other", "sky", "person"))
@@ -21,19 +21,15 @@ RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES,
 SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 # How far what MOSAIC sees swings together, px as `models.displacement.COHERENCE_PX`, which holds for the rest. Close
-# blooms are taken for persons. Correlation of motion at 8 and 32 px, held-out clips: real trees 0.91 0.72, flowers 0.94
-# 0.74, grass 0.72 0.32, water 0.66 0.27; samples smoothed so 0.95 0.61, 0.93 0.56, 0.80 0.38, 0.74 0.32. Smoothed over
-# 3 px everywhere, trees and flowers had 0.88 0.50: stems and curtains bent like worms.
+# blooms are taken for persons. Chosen by the correlation of motion in clips; over 3 px everywhere stems bent like worms
 COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
-# How far surfaces move, relative to the rest: at their upper edge, at the picture's lower edge, and where they begin at
-# the picture's upper edge, as grass seen from the side does, and water seen from above.
-# Water of clips, 14 sources, up to 0.1, 0.25, 0.45, 0.7 and 1 of the way down: 0.23 0.38 0.81 1.27 1.33 of its mean. AP
-# of the expected displacement, cross-validated over 68 sources, rises by 0.049, standard error 0.016 (27 rise, 9 fall).
+# How far surfaces move, relative to the rest: at their upper edge, at the image's lower edge, and where they begin at
+# the image's upper edge, as grass seen from the side does, and water seen from above. Measured on water of clips.
 PERSPECTIVE = {("water", "sea"): (0.4, 2.4, 1.5), ("grass", "field"): (0.3, 1.0, 1.0)}
 PERSPECTIVE_POWER = 0.7  # of the way down
 # A place is of a surface above this probability; this fraction of its places lies above its upper edge; it begins at
-# the picture's upper edge within this fraction of the height.
+# the image's upper edge within this fraction of the height.
 PRESENT_ABOVE, ABOVE_UPPER_EDGE, LEAST_HEIGHT = 0.3, 0.02, 0.1
 
 

@@ -172,9 +172,9 @@ def rescale_to_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:
     """Scale a spectrum (..., K, 4, H, W) px pixel by pixel to the mean displacement (..., 1, H, W) px expected there.
 
     The sample keeps its directions, phases and frequencies; the photograph says how far it moves. Samples of a briefly
-    trained denoiser have blobs of strong and weak motion in what moves as one. Average precision on held-out clips: 0.43
-    as they come, 0.48 with one factor for 8 x 8 px, 0.52 pixel by pixel. What is nearly still is made at most 100 times
-    as strong.
+    trained denoiser have blobs of strong and weak motion in what moves as one. Their average precision is 0.43 on
+    held-out clips, with one factor for 8 x 8 px 0.48, pixel by pixel 0.52. What is nearly still is made at most 100
+    times as strong.
     """
     found_px = mean_displacement(spectrum)  # (..., 1, H, W)
     gain = (expected_px.to(found_px) / found_px.clamp(min=1e-6)).clamp(max=MOST_GAIN)

@@ -13,8 +13,7 @@ RED, OVER_BLUE, RAMP = 0.75, 0.15, 0.15
 WHITE, WHITE_RAMP, CORE_PX = 0.88, 0.05, 12
 # A single flame is taller than wide, narrower than this fraction of the image, and less probably than MOST_MOVABLE of
 # the classes that move: petals and leaves glow as well. It moves TIP times as far at its tip, not at all at its foot,
-# and what is around it along, ever less up to 2 AROUND_PX px of the motion grid. AP of the expected displacement in 12
-# clips of fire and candles that the head had not seen: 0.392 to 0.432.
+# and what is around it along, ever less up to 2 AROUND_PX px of the motion grid.
 WIDEST, MOST_MOVABLE = 0.2, 0.2
 TIP, HEIGHT_POWER = 1.5, 0.7
 AROUND_PX = 3

