@@ -16,7 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from models.device import ArgumentError
 from training import loop
-from training.data_order import ResumableBatchSampler, epoch_order, sample_noise, sample_seed, sample_uniform
+from training.data_order import ResumableBatchSampler, permutation, sample_noise, sample_seed, sample_uniform
 from training.loop import LoopOptions, TrainingError, learning_rate, train
 from training.run_folder import open_run
 
@@ -337,7 +337,7 @@ def test_data_order_is_a_pure_function_of_the_step():
     keys = [key for batch in whole for key in batch]
     assert sorted(key.item for key in keys[:5]) == list(range(5)) and {key.epoch for key in keys[:5]} == {0}
     assert keys[5].epoch == 1 and len({key.seed for key in keys}) == 24
-    assert not (epoch_order(50, 0, 7) == epoch_order(50, 1, 7)).all()
+    assert not (permutation(50, 7, 0) == permutation(50, 7, 1)).all()
     assert 0 <= sample_seed(3, 7) < 2**63
 
 

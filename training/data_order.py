@@ -22,28 +22,23 @@ _ORDER, _SAMPLE, _BLOCKS = 1, 2, 3  # keeps the uses of one training seed apart
 MIXED_BLOCKS = 8
 
 
-def epoch_order(length: int, epoch: int, seed: int) -> np.ndarray:
-    """Return a permutation of range(length), another for each epoch and seed."""
+@functools.lru_cache(maxsize=4)
+def permutation(length: int, *seeds: int) -> np.ndarray:
+    """Return a permutation of range(length), another for other seeds."""
     # SeedSequence is stable across numpy versions; Generator.permutation is not promised to be.
-    words = np.random.SeedSequence([_ORDER, seed, epoch]).generate_state(length, np.uint64)
-    return np.argsort(words, kind="stable")
+    return np.argsort(np.random.SeedSequence(seeds).generate_state(length, np.uint64), kind="stable")
 
 
 def block_order(length: int, block: int, place: int, epoch: int, seed: int) -> int:
     """Return the item at `place` of an epoch in which blocks are drawn, a few mixed at a time, without a list."""
     whole = length // block
     group, inside = divmod(place, MIXED_BLOCKS * block)
-    first = group * MIXED_BLOCKS
-    blocks = _words(whole, seed, epoch)[first : first + MIXED_BLOCKS]
+    first, seeds = group * MIXED_BLOCKS, (_BLOCKS, seed, epoch)
+    blocks = permutation(whole, *seeds)[first : first + MIXED_BLOCKS]
     if place >= whole * block:
-        return whole * block + int(_words(length - whole * block, seed, epoch, 0)[place - whole * block])
-    inner = int(_words(len(blocks) * block, seed, epoch, 1 + group)[inside])
+        return whole * block + int(permutation(length - whole * block, *seeds, 0)[place - whole * block])
+    inner = int(permutation(len(blocks) * block, *seeds, 1 + group)[inside])
     return int(blocks[inner // block]) * block + inner % block
-
-
-@functools.lru_cache(maxsize=4)
-def _words(length: int, *seeds: int) -> np.ndarray:
-    return np.argsort(np.random.SeedSequence([_BLOCKS, *seeds]).generate_state(length, np.uint64), kind="stable")
 
 
 def sample_seed(item: int, seed: int, epoch: int = 0) -> int:
@@ -63,11 +58,9 @@ class ResumableBatchSampler:
         self, length: int, batch_size: int, seed: int, *, first: int, last: int, process: int = 0, processes: int = 1,
         block: int | None = None,
     ) -> None:  # fmt: skip
-        self.block = block
-        self.length, self.batch_size, self.seed = length, batch_size, seed
+        self.length, self.batch_size, self.seed, self.block = length, batch_size, seed, block
         self.first, self.last = first, last
         self.process, self.processes = process, processes
-        self._epoch, self._order = -1, np.empty(0, np.int64)
 
     def __iter__(self) -> Iterator[list[SampleKey]]:
         for index in range(self.first, self.last):
@@ -77,12 +70,10 @@ class ResumableBatchSampler:
     def key(self, number: int) -> SampleKey:
         """Return the key of a training's sample `number`."""
         epoch, place = divmod(number, self.length)
-        if self.block is not None:
+        if self.block is None:
+            item = int(permutation(self.length, _ORDER, self.seed, epoch)[place])
+        else:
             item = block_order(self.length, self.block, place, epoch, self.seed)
-            return SampleKey(item, epoch, sample_seed(item, self.seed, epoch))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, epoch_order(self.length, epoch, self.seed)
-        item = int(self._order[place])
         return SampleKey(item, epoch, sample_seed(item, self.seed, epoch))
 
 
