@@ -60,7 +60,7 @@ def make_table(
     check_precision(sampling["precision"], place)
     masked = find_masked_photographs(photos, masks, photo_table, split) if photos else []
     for photograph in masked:
-        photograph.read()  # so that a wrong mask is told at once
+        photograph.read()  # so that a wrong mask is reported at once
     static = [_read_part(*part) for part in static_images]
     if scenes is None:
         scenes = 0 if masked else DEFAULT_SCENES

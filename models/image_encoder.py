@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
+from torchvision.models import squeezenet1_1
 
 from models.vae import MotionVAE
 from models.weights import load_weights, shapes_of
@@ -24,8 +25,6 @@ CAFFE_MEAN_BGR = (103.939, 116.779, 123.68)
 
 def squeezenet_features() -> nn.Sequential:
     """Build the convolutional part of torchvision's SqueezeNet 1.1, untrained: RGB in [0, 1] to 512 channels."""
-    from torchvision.models import squeezenet1_1
-
     features = squeezenet1_1(weights=None).features
     for layer in features:
         if isinstance(layer, nn.ReLU):

@@ -217,30 +217,28 @@ class MotionPipeline(DiffusionPipeline):
     ) -> EncodedImages:
         """Encode images as `__call__` takes them, once for all their samples."""
         images = images.to(self.unet.device, self.unet.dtype)
-        count, told = len(images), {}
+        placement = maps = wind = None
         with autocast(images.device, precision):
-            placement = wind = None
-            parts, lines = {}, []
             if self.placement is not None:
                 detailed = self._detailed(images, detailed)
                 backbone = self.unet.image_encoder.backbone_features
                 features = self.placement.features(detailed, backbone, self.segmentation)
                 placement = self.placement.predict(features)
-                parts = coherent_parts(features, tuple(images.shape[-2:]))
-            if self.unet.config.wind or placement is not None:
-                given = images.new_full((count,), DEFAULT_WIND_PX if wind_px is None else wind_px, dtype=torch.float32)
-                wind = given if wind_px is not None or placement is None else suggested_wind(placement)
+            if placement is not None and wind_px is None:
+                wind = suggested_wind(placement)
+            elif placement is not None or self.unet.config.wind:
+                given_px = DEFAULT_WIND_PX if wind_px is None else wind_px
+                wind = images.new_full((len(images),), given_px, dtype=torch.float32)
             if self.unet.config.placement_channels:
-                told["maps"] = self.placement.condition_maps(features, placement, images)
-            condition = self.unet.encode_image(images, wind_px=wind, **told)
-            if placement is not None:
-                placement = placement.with_classes(fine_class_probabilities(self.segmentation, detailed))
-                expected_px = placed_displacement(placement, images, wind)
-                found = zip(detailed, placement.by_class, strict=True)
-                lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in found]
-            else:
-                expected_px = self.unet.expected_displacement(images)
-        return EncodedImages(condition, expected_px, wind, parts, lines)
+                maps = self.placement.condition_maps(features, placement, images)
+            condition = self.unet.encode_image(images, maps=maps, wind_px=wind)
+            if placement is None:
+                return EncodedImages(condition, self.unet.expected_displacement(images), wind, {}, [])
+            placement = placement.with_classes(fine_class_probabilities(self.segmentation, detailed))
+            expected_px = placed_displacement(placement, images, wind)
+            found = zip(detailed, placement.by_class, strict=True)
+            lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in found]
+        return EncodedImages(condition, expected_px, wind, coherent_parts(features, tuple(images.shape[-2:])), lines)
 
     def _detailed(self, images: Tensor, detailed: Tensor | None) -> Tensor:
         """Return what the placement head reads: `detailed` images, or enlarged ones."""

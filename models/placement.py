@@ -81,7 +81,7 @@ def gradient_maps(image: Tensor) -> Tensor:
     return 0.5 * (torch.cat(means, dim=1) + 0.003).log() + 1.5
 
 
-def class_probabilities(features: Tensor) -> Tensor:
+def classes_in(features: Tensor) -> Tensor:
     """Return MOSAIC's (B, 32, h, w) among `PlacementHead.features`."""
     after = 3 + len(GRADIENT_WINDOWS)
     return features[:, -after - len(CLASSES) : -after]
@@ -89,11 +89,11 @@ def class_probabilities(features: Tensor) -> Tensor:
 
 def coherent_parts(features: Tensor, size: tuple[int, int]) -> dict[float, Tensor]:
     """Return {sigma_px: fraction (B, 1, H, W)} of COHERENCE_OF_CLASSES_PX, by `PlacementHead.features`."""
-    probabilities = resize_maps(class_probabilities(features).float(), size)
+    probabilities = resize_maps(classes_in(features).float(), size)
     return {sigma_px: probability_of(probabilities, names) for sigma_px, names in COHERENCE_OF_CLASSES_PX.items()}
 
 
-def colours(features: Tensor) -> Tensor:
+def colours_in(features: Tensor) -> Tensor:
     """Return the images (B, 3, h, w) in [0, 1] among `PlacementHead.features`, as coarse as these."""
     return features[:, -3 - len(GRADIENT_WINDOWS) : -len(GRADIENT_WINDOWS)] + 0.5
 
@@ -226,7 +226,7 @@ class PlacementHead(SavedModel):
         dropout_mask: Tensor | None = None,  # (B, C) 0 for what training hides, above 1 for the rest
     ) -> Placement:
         """Predict from `features`."""
-        of_classes = movement_of_classes(class_probabilities(features).float())  # (B, 1, h, w) each
+        of_classes = movement_of_classes(classes_in(features).float())  # (B, 1, h, w) each
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:
             features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask

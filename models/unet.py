@@ -35,7 +35,7 @@ LEAST_MAGNITUDE = 0.1  # of a latent, whose standard deviation over the training
 GAUSSIAN_MEDIAN = 0.6745  # of |x| for a standard normal x: the ratio of median |z| and s
 # Fraction of the placement head's maps that a training sample does not see.
 MAPS_DROPOUT = 0.3
-# Latents of a network that is told the wind are of motion scaled to this wind.
+# Latents of a network that reads the wind are of motion scaled to this wind.
 WIND_OF_LATENTS_PX = 4.0
 # Part of the variance of the start noise that neighbours share: motion is then as coherent as in 16 training clips.
 START_CORRELATION = 0.002
@@ -77,12 +77,11 @@ class FrequencyUNet(SavedModel):
         v = a b (1 - s^2) / d^2  z_t  +  s / d  F(z_t / d, log s, t)
 
     The first term alone is the best linear estimate: what is static in the image stays so whatever F has learned.
-    Without an image s is 1 and v = F(z_t). How strong the wind is, which a still does not show, is told as well.
+    Without an image s is 1 and v = F(z_t). How strong the wind is, which a still does not show, is an input as well.
     """
 
     component = "U-Net"
     earlier_names: ClassVar = {"factor": "downsample_factor", "picture_vae": "image_vae"}
-    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -205,12 +204,12 @@ class FrequencyUNet(SavedModel):
         if stage == "coordination" and not attention:
             raise ValueError(f'stage: "coordination" needs mode="coordinated", got {self.config.mode!r}')
         encoder = {*self.image_encoder.parameters(), *self.magnitude.parameters()}
-        told = {p for part in (self.placement_features, self.wind_embedding) if part for p in part.parameters()}
+        inputs = {p for part in (self.placement_features, self.wind_embedding) if part for p in part.parameters()}
         displacement = set(self.displacement_head.parameters()) if self.displacement_head is not None else set()
         joint = set(self.parameters()) - displacement
         trained = {
             "joint": joint,
-            "image-encoder": encoder | told,
+            "image-encoder": encoder | inputs,
             "denoiser": joint - encoder,
             "slices": joint - attention,
             "coordination": attention,
@@ -227,7 +226,7 @@ class FrequencyUNet(SavedModel):
         feature_dropout_mask: Tensor | None = None,  # see `ImageEncoder.forward`
         *,
         maps: Tensor | None = None,  # (B, P, h, w) of `PlacementHead.condition_maps`, for a network that reads them
-        wind_px: Tensor | None = None,  # (B,), see `motion.wind`, for a network that is told
+        wind_px: Tensor | None = None,  # (B,), see `motion.wind`, for a network that reads it
     ) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] on the motion grid as condition (B, Cc + K C, H/f, W/f).
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torchvision.models import get_model_weights
 
 from models.checkpoints import one_line
 from motion.motion_file import read_arrays
@@ -64,8 +65,6 @@ def hub_weights(network: str) -> Path:
 
     WeightsError where they cannot be downloaded.
     """
-    from torchvision.models import get_model_weights  # half a second to import
-
     url = get_model_weights(network).IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():

@@ -28,7 +28,7 @@ from models.placement import (
     Placement,
     PlacementHead,
     PrincipalComponents,
-    class_probabilities,
+    classes_in,
     placed_displacement,
 )
 from models.segmentation import SegmentationModel
@@ -177,7 +177,7 @@ def test_features_are_read_at_stride_4_of_the_grid():
         head = PlacementHead(channels)
         features = head.features(image, lambda small: [small[:, :1].repeat(1, c, 1, 1) for c in channels], network)  # noqa: B023
         assert features.shape == (2, sum(head.parts), 16, 24)
-        torch.testing.assert_close(class_probabilities(features).sum(1), torch.ones(2, 16, 24))
+        torch.testing.assert_close(classes_in(features).sum(1), torch.ones(2, 16, 24))
         expected = head.expected_displacement(features, torch.rand(2, 3, 64, 96))
         assert expected.shape == (2, 1, 64, 96) and bool(torch.isfinite(expected).all())
 
@@ -196,7 +196,7 @@ def test_a_head_is_cast_with_the_pipeline():
 
 def test_untrained_head_moves_what_segmentation_calls_movable(head):
     features = torch.zeros(1, sum(head.parts), 16, 24)
-    probabilities = class_probabilities(features)  # a view
+    probabilities = classes_in(features)  # a view
     probabilities[:, 5, :, :12] = 1.0  # tree
     probabilities[:, 1, :, 12:] = 1.0  # wall
     found = head(features)

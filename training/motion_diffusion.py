@@ -75,8 +75,8 @@ def magnitude_error(log_s: Tensor, latents: Tensor) -> Tensor:
     return (GAUSSIAN_MEDIAN * log_s.exp() - latents.abs()).abs()
 
 
-def told(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return what `FrequencyUNet.encode_image` is given beside the image, of a network that reads it."""
+def encoding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return what `FrequencyUNet.encode_image` is given beside the image, for a network that reads it."""
     return {name: batch[name] for name in ("maps", "wind_px") if name in batch}
 
 
@@ -92,8 +92,8 @@ def diffusion_loss(
     """Return "loss", the sum of "denoising" and 0.2 "magnitude", the mean `magnitude_error`, weighted by confidence.
 
     "denoising" is the mean squared error of the prediction at a random noise level. batch: "image" (B, 3, H, W),
-    "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,), and what is `told`; num_features: of the model's
-    image encoder.
+    "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,), and those of `encoding`; num_features: of the
+    model's image encoder.
     """
     clean, seeds = batch["latents"], batch["seed"]
     device, count = clean.device, len(clean)
@@ -103,7 +103,7 @@ def diffusion_loss(
     noisy = schedule.add_noise(clean, noise, timestep)
     target = diffusion_target(schedule, clean, noise, timestep)
     mask = feature_dropout_mask(num_features, seeds, device, feature_dropout)
-    condition = {"image": batch["image"], "feature_dropout_mask": mask, "keep": keep, **told(batch)}
+    condition = {"image": batch["image"], "feature_dropout_mask": mask, "keep": keep, **encoding(batch)}
     prediction, log_s = model(noisy, timestep, **condition, return_magnitude=True)
     weights = noise_weights(schedule, timestep, weighting)
     denoising = (_weighted_mean((prediction.float() - target).square(), batch).mean(1) * weights).mean()
@@ -130,7 +130,7 @@ def image_encoder_loss(
 ) -> dict[str, Tensor]:
     """Return the mean error of the magnitudes of an `ImageEncoderStage`, weighted by confidence."""
     mask = feature_dropout_mask(num_features, batch["seed"], batch["image"].device, feature_dropout)
-    log_s = model(batch["image"], mask, **told(batch)).float()
+    log_s = model(batch["image"], mask, **encoding(batch)).float()
     return {"loss": _weighted_mean(magnitude_error(log_s, batch["latents"]), batch).mean()}
 
 
@@ -158,7 +158,7 @@ def validation_loss(
     device = next(model.parameters()).device
     errors, magnitudes = [], []
     for item, sample in _validation_samples(dataset, device, limit):
-        condition = model.encode_image(sample["image"], **told(sample))
+        condition = model.encode_image(sample["image"], **encoding(sample))
         log_s = condition[:, model.config.condition_channels :].float().view_as(sample["latents"])
         magnitudes.append(_weighted_mean(magnitude_error(log_s, sample["latents"]), sample).mean())
         for index, level in enumerate(VALIDATION_LEVELS):
@@ -182,7 +182,7 @@ def validation_magnitude(model: ImageEncoderStage, dataset: LatentDataset, *, li
     device = next(model.parameters()).device
     losses, even = [], []
     for _, sample in _validation_samples(dataset, device, limit):
-        log_s = model(sample["image"], **told(sample)).float()
+        log_s = model(sample["image"], **encoding(sample)).float()
         for values, expected in ((losses, log_s), (even, torch.zeros_like(log_s))):
             values.append(_weighted_mean(magnitude_error(expected, sample["latents"]), sample).mean())
     means = [float(torch.stack(values).mean()) for values in (losses, even)]
@@ -207,7 +207,7 @@ def write_sample_sheet(
     for item in range(0, dataset.count, max(1, dataset.count // count))[:count]:
         sample = {name: tensor[None].to(device) for name, tensor in dataset[SampleKey(item, 0, 0)].items()}
         image, truth = sample["image"][0].cpu(), sample["latents"]
-        condition, wind_px = model.encode_image(sample["image"], **told(sample)), sample.get("wind_px")
+        condition, wind_px = model.encode_image(sample["image"], **encoding(sample)), sample.get("wind_px")
         encoded = EncodedImages(condition, model.expected_displacement(sample["image"]), wind_px, {}, [])
         shape, shared = tuple(truth.shape[1:]), model.start_correlation
         noise = [start_noise(shape, seed, n, shared)[None].to(device) for n in range(2)]

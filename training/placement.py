@@ -20,7 +20,7 @@ from data.visualisation import magnitude_over
 from metrics.motion import corrected_precision, placement_metrics
 from models.class_maps import probability_of
 from models.displacement import QUANTILE, relative_displacement
-from models.placement import STRIDE, PlacementHead, class_probabilities, colours
+from models.placement import STRIDE, PlacementHead, classes_in, colours_in
 from motion.flow import MOVING_PX, default_grid_scale, resize_maps
 from training.data_order import sample_uniform
 from training.flow_bleeding import STATIC_CLASSES, find_bleeding
@@ -83,7 +83,7 @@ def _balanced(sample: PlacementSample) -> PlacementSample:
 
 def _without_bleeding(sample: PlacementSample) -> PlacementSample:
     """Take the confidence from flow that bled onto what cannot move."""
-    probabilities = class_probabilities(sample.features[None].float())
+    probabilities = classes_in(sample.features[None].float())
     bled = find_bleeding(sample.displacement[None].float(), probabilities, STRIDE)[0]  # (1, h, w)
     return sample._replace(confidence=sample.confidence.masked_fill(bled, 0))
 
@@ -118,7 +118,7 @@ def placement_loss(model: nn.Module, batch: dict[str, Tensor], *, parts: Sequenc
     strength = batch["strength_px"].view(-1, 1, 1, 1)
     moves = (strength >= MOVING_PX).float() * (is_clip + is_scene)
     strength = strength.clamp(min=LEAST_STRENGTH_PX)
-    probabilities = class_probabilities(batch["features"])
+    probabilities = classes_in(batch["features"])
     movable, known = clip_labels(batch, strength, probability_of(probabilities, STATIC_CLASSES))
     weight = batch["known"] * (1 - is_scene + SCENE_WEIGHT * is_scene) + CLIP_WEIGHT * is_clip * known
     target = torch.where(is_clip > 0, movable, batch["movable"])
@@ -158,7 +158,7 @@ def dropout_mask(parts: Sequence[int], seeds: Tensor, device: torch.device) -> T
 def _expected(head: PlacementHead, sample: PlacementSample) -> tuple[Tensor, Tensor]:
     """Return the image (3, H, W) as coarse as the head reads it, and its expected displacement (1, H, W) px of it."""
     features = sample.features[None].float().to(next(head.parameters()).device)
-    image = F.interpolate(colours(features), scale_factor=STRIDE, mode="bilinear")
+    image = F.interpolate(colours_in(features), scale_factor=STRIDE, mode="bilinear")
     return image[0].cpu(), head.expected_displacement(features, image)[0].cpu()
 
 

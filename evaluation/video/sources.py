@@ -41,7 +41,7 @@ ROW_NOTE = (
     "bins of the model's number; other: those of a training clip of another source drawn by the seed, resized; blur N: "
     "real frames under a Gaussian of N px; shuffle N: in another order within each N frames"
 )
-# Rates whose ratio is above this are told.
+# Rates whose ratio is above this are reported.
 RATE_TOLERANCE = 1.02
 
 
