@@ -18,7 +18,7 @@ from data.media import read_image
 from evaluation.frames.models import TrainedRenderer
 from models import frame_synthesis
 from models.frame_synthesis import FrameSynthesis
-from training.frame_synthesis import GRADIENT_WEIGHT, PRESETS, FrameSynthesisLoss, arriving_reliability
+from training.frame_synthesis import GRADIENT_WEIGHT, PRESETS, arriving_reliability, loss_terms
 
 SCRIPTS = {"softmax": train_frame_synthesis_softsplat, "gaussian": train_frame_synthesis_gaussian}
 
@@ -151,11 +151,11 @@ def test_loss_weighs_its_terms_and_leaves_unreliable_pixels_out() -> None:
     frame[..., 4:] = 9.0
     reliability = torch.ones(1, 1, 8, 8)
     reliability[..., 4:] = 0.0
-    terms = FrameSynthesisLoss().terms(frame, target, reliability)
+    terms = loss_terms(frame, target, reliability)
     assert float(terms["l1"]) == pytest.approx(0.25)
     assert float(terms["gradient"]) == 0.0
     frame[:, :, :4, :4] = 0.75  # a step of 0.5 between rows 3 and 4
-    terms = FrameSynthesisLoss().terms(frame, target, reliability)
+    terms = loss_terms(frame, target, reliability)
     assert float(terms["l1"]) == pytest.approx(0.5)
     assert float(terms["gradient"]) > 0
     assert float(terms["loss"]) == pytest.approx(float(terms["l1"] + GRADIENT_WEIGHT * terms["gradient"]))

@@ -57,7 +57,7 @@ def loss_function(model, batch):
 
 def run_training(out: Path, options: LoopOptions = OPTIONS, dataset=None, model=None, resume=None, **hooks):
     model = make_model() if model is None else model
-    with open_run(out, "toy", resume=resume) as run:
+    with open_run(out, "toy", {}, resume=resume) as run:
         result = train(model, dataset or Points(), loss_function, options, run, **hooks)
         return model, result, run.metrics()
 
@@ -121,7 +121,7 @@ def test_ema_weights_are_in_the_model_afterwards(tmp_path):
         return loss_function(net, batch)
 
     options = replace(OPTIONS, steps=3, ema_decay=0.5, warmup_steps=0, schedule="constant")
-    with open_run(tmp_path / "run", "toy") as run:
+    with open_run(tmp_path / "run", "toy", {}) as run:
         train(model, Points(), watch, options, run)
         state = torch.load(run.newest_checkpoint() / "custom_checkpoint_0.pkl", weights_only=True)
     # decays of diffusers' EMA: 0, 2/11, 3/12; weights[i + 1] are those after step i, the last ones are in the state.

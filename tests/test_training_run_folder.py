@@ -35,9 +35,9 @@ def test_out_that_holds_something_is_refused(tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").write_text("x")
     with pytest.raises(ArgumentError, match=r"^out .*full: is not empty; .*resume auto"):
-        open_run(tmp_path / "full", "toy")
+        open_run(tmp_path / "full", "toy", {})
     with pytest.raises(ArgumentError, match=r"^out .*is a file"):
-        open_run(tmp_path / "full/file/run", "toy")
+        open_run(tmp_path / "full/file/run", "toy", {})
 
 
 def test_resume_lists_the_keys_that_differ(tmp_path):

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,39 +51,38 @@ PRESETS: dict[str, dict[str, Any]] = {
 CROPS_PX = {"tiny": 96, "fast": 128, "small": 128, "paper": 256}
 
 
-class FrameSynthesisLoss:
-    """L1 + multi-scale gradients + feature distance; [GID] uses the VGG perceptual loss alone.
+def renderer_loss(
+    model: nn.Module, batch: dict[str, Tensor], *, perceptual: PerceptualLoss | None = None
+) -> dict[str, Tensor]:
+    """Return the `loss_terms` of a batch of data.datasets.RenderingDataset, and "sigma_px" where it is learned."""
+    frame = model(batch["image"], batch["flow"], batch["importance"])  # (B, 3, h, w)
+    reliability = arriving_reliability(batch["reliability"], batch["flow"])
+    terms = loss_terms(frame, batch["target"], reliability, perceptual)
+    renderer = extract_model_from_parallel(model)  # several processes and torch.compile wrap it
+    if isinstance(renderer, FrameSynthesis) and renderer.config.learn_sigma:
+        terms["sigma_px"] = renderer.sigma_px.detach()
+    return terms
 
-    Called as `loss(model, batch)` with a batch of data.datasets.RenderingDataset. Pixels weigh with the reliability of
-    the flow that leads to them; holes, to which none leads, weigh fully.
+
+def loss_terms(
+    frame: Tensor, target: Tensor, reliability: Tensor, perceptual: PerceptualLoss | None = None
+) -> dict[str, Tensor]:
+    """Return "loss" and its terms for frames (B, 3, h, w) and weights (B, 1, h, w) of their pixels.
+
+    These are L1, multi-scale gradients and a feature distance; [GID] uses the VGG perceptual loss alone.
     """
-
-    def __init__(self, perceptual: PerceptualLoss | None = None) -> None:
-        self.perceptual = perceptual
-
-    def __call__(self, model: nn.Module, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        frame = model(batch["image"], batch["flow"], batch["importance"])  # (B, 3, h, w)
-        terms = self.terms(frame, batch["target"], arriving_reliability(batch["reliability"], batch["flow"]))
-        renderer = extract_model_from_parallel(model)  # several processes and torch.compile wrap it
-        if isinstance(renderer, FrameSynthesis) and renderer.config.learn_sigma:
-            terms["sigma_px"] = renderer.sigma_px.detach()
-        return terms
-
-    def terms(self, frame: Tensor, target: Tensor, reliability: Tensor) -> dict[str, Tensor]:
-        """Return "loss" and its terms for frames (B, 3, h, w) and weights (B, 1, h, w) of their pixels."""
-        frame = frame.float()
-        terms = {"l1": l1(frame, target, reliability), "gradient": multi_scale_gradient(frame, target, reliability)}
-        loss = terms["l1"] + GRADIENT_WEIGHT * terms["gradient"]
-        if self.perceptual is not None:
-            self.perceptual.to(frame.device)
-            terms["perceptual"] = self.perceptual(frame, target, reliability)
-            loss = loss + PERCEPTUAL_WEIGHTS[self.perceptual.network] * terms["perceptual"]
-        return {"loss": loss, **terms}
+    frame = frame.float()
+    terms = {"l1": l1(frame, target, reliability), "gradient": multi_scale_gradient(frame, target, reliability)}
+    loss = terms["l1"] + GRADIENT_WEIGHT * terms["gradient"]
+    if perceptual is not None:
+        terms["perceptual"] = perceptual.to(frame.device)(frame, target, reliability)
+        loss = loss + PERCEPTUAL_WEIGHTS[perceptual.network] * terms["perceptual"]
+    return {"loss": loss, **terms}
 
 
 @torch.no_grad()
 def arriving_reliability(reliability: Tensor, flow: Tensor) -> Tensor:
-    """Carry reliability (B, 1, h, w) from the pixels of frame 0 to where their flow leads; 1 where none leads."""
+    """Carry reliability (B, 1, h, w) from the pixels of frame 0 to where their flow leads; 1 in holes."""
     arrived, mass = average_splat(reliability, flow, return_weight=True)
     return torch.where(mass > HOLE_MASS, arrived, 1.0)
 
@@ -90,8 +90,8 @@ def arriving_reliability(reliability: Tensor, flow: Tensor) -> Tensor:
 class Validation:
     """Pairs spread over the test clips: metrics of them, and a sheet of images."""
 
-    def __init__(self, sets: WeightedSets, crop: int, loss: FrameSynthesisLoss) -> None:
-        self.loss = loss
+    def __init__(self, sets: WeightedSets, crop: int, perceptual: PerceptualLoss | None) -> None:
+        self.perceptual = perceptual
         used = {clip_set: clip_set.rows("test", status=(KEPT, PAIRS_ONLY)) for clip_set, _ in sets}
         sets = [(one, 1.0) for one, rows in used.items() if any(one.has_pairs(row.id) for row in rows)]
         self.dataset = RenderingDataset(sets, split="test", size=(crop, crop), augment=False) if sets else []
@@ -114,7 +114,7 @@ class Validation:
             batch, frame, average = self._render(model, item)
             target = batch["target"]
             weights = arriving_reliability(batch["reliability"], batch["flow"])
-            metrics = {"validation_loss": self.loss.terms(frame, target, weights)["loss"]}
+            metrics = {"validation_loss": loss_terms(frame, target, weights, self.perceptual)["loss"]}
             for name, image in {"model": frame, "average_splat": average, "frame_0": batch["image"]}.items():
                 metrics[f"validation_{name}_psnr_db"] = decibel(squared_error(image, target))
             for name, value in metrics.items():
@@ -180,7 +180,6 @@ def train_renderer(
         perceptual = _load_perceptual(perceptual_weights, perceptual_network)
     # Runs without the loss have always recorded this one.
     flags["perceptual_network"] = perceptual.network if perceptual else "squeezenet"
-    loss = FrameSynthesisLoss(perceptual)
     sets = open_sets(data, options.seed) if data or not dry_run else []
     config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}
     if encoder == "resnet34":
@@ -193,7 +192,8 @@ def train_renderer(
     if dry_run:
         logger.info("dry run: would train on %s with %s", data or "rendered scenes", options)
         return
-    dataset, validation = RenderingDataset(sets, split="train", size=(crop, crop)), Validation(sets, crop, loss)
+    loss, validation = partial(renderer_loss, perceptual=perceptual), Validation(sets, crop, perceptual)
+    dataset = RenderingDataset(sets, split="train", size=(crop, crop))
     hooks = {"validate": validation.validate, "sample": validation.sample} if validation.items else {}
     if not hooks:
         logger.warning("data: no pairs of split test, so there is no validation and no samples are drawn")

@@ -46,7 +46,7 @@ CHECKPOINT_MARK = "state.json"  # written last into a checkpoint: a folder that 
 # Flags that may differ when a run is resumed: how far, where, how often to look, and how to save memory. A step must
 # take as many samples as before, which the checkpoint knows, by however many processes.
 MAY_DIFFER = frozenset(
-    "batch_size gradient_accumulation_steps accumulate "
+    "batch_size gradient_accumulation_steps "
     "steps stop_at minutes out resume workers device dry_run compile name export cache gradient_checkpointing "
     "log_every save_every sample_every validate_every".split()
 )
@@ -128,7 +128,7 @@ class RunFolder(contextlib.AbstractContextManager):
 def open_run(
     out: Path | str | None,  # a new or empty folder; None: the next number below outputs/<script>/
     script: str,  # its name without .py
-    options: Mapping[str, Any] | None = None,  # all flags; a run that is resumed must agree, but for MAY_DIFFER
+    options: Mapping[str, Any],  # all flags; a run that is resumed must agree, but for MAY_DIFFER
     *,
     resume: str | None = None,
     name: str = "run",  # what follows the number in a folder's name, e.g. the preset
@@ -152,22 +152,21 @@ def open_run(
     (path,) = broadcast_object_list([_make_folder(out, script, name) if state.is_main_process else None])
     run = RunFolder(path)
     if run.is_main:
-        write_text(path / OPTIONS, json.dumps({"script": script, **_describe(options or {})}, indent=2) + "\n")
+        write_text(path / OPTIONS, json.dumps({"script": script, **_describe(options)}, indent=2) + "\n")
     logger.info("run folder: %s", path)
     return run
 
 
-def _open_again(path: Path, options: Mapping[str, Any] | None, resume: str) -> RunFolder:
+def _open_again(path: Path, options: Mapping[str, Any], resume: str) -> RunFolder:
     try:
         written = json.loads((path / OPTIONS).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ArgumentError(f"resume {path}: is not a run's folder (no readable {OPTIONS})") from error
-    if options is not None:
-        before = {FORMER_NAMES.get(key, key): value for key, value in written.get("flags", {}).items()}
-        before = {key: FORMER_VALUES.get((key, str(value)), value) for key, value in before.items()}
-        now = _plain(options)
-        keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
-        raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
+    before = {FORMER_NAMES.get(key, key): value for key, value in written.get("flags", {}).items()}
+    before = {key: FORMER_VALUES.get((key, str(value)), value) for key, value in before.items()}
+    now = _plain(options)
+    keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
+    raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
     named = (Path(resume) / CHECKPOINT_MARK).is_file()
     checkpoint = Path(resume) if named else (find_checkpoints(path) or [None])[-1]
     if checkpoint is None:
@@ -176,7 +175,7 @@ def _open_again(path: Path, options: Mapping[str, Any] | None, resume: str) -> R
         logger.info("resume auto: no checkpoint in %s yet, starting at step 0", path)
     PartialState().wait_for_everyone()  # nobody may read what the main process is about to add
     run = RunFolder(path, checkpoint)
-    if run.is_main and options is not None:
+    if run.is_main:
         written.setdefault("resumed", []).append(_describe(options))
         write_text(path / OPTIONS, json.dumps(written, indent=2) + "\n")
     return run
