@@ -11,7 +11,7 @@ import torch
 
 import evaluate
 from data.clips import ClipSet
-from evaluation.motion.loops import LoopComparison
+from evaluation.motion.loops import loop_guidances, loop_table, sample_loops
 from motion.looping import closed, loop_closure_error
 from motion.spectrum import mean_displacement, without_drift
 
@@ -40,9 +40,8 @@ class Closing:
 
 def test_times_and_motion_by_hand():
     free = torch.stack([swing(1.0), swing(3.0)])
-    pipeline, loops = Closing(free, 0.1), LoopComparison((100, 180), 5.0, "projection")
-    loops.add(pipeline, torch.rand(3, 8, 12), free, seed=7, steps=2)
-    rows = loops.table()
+    pipeline, loops = Closing(free, 0.1), loop_guidances((100, 180), 5.0, "projection")
+    rows = loop_table(loops, sample_loops(pipeline, torch.rand(3, 8, 12), free, loops, seed=7, steps=2))
     assert [row["row"] for row in rows] == ["100 frames, projection", "180 frames, projection"]
     for row, length in zip(rows, (100, 180), strict=True):
         expected = float(loop_closure_error(without_drift(free), length / 150).mean())
@@ -62,7 +61,7 @@ def test_times_and_motion_by_hand():
 
 
 def test_the_gradient_pulls_all_steps_as_in_the_paper():
-    loop = LoopComparison((100,), 5.0, "gradient").guidance(100)
+    loop = loop_guidances((100,), 5.0, "gradient")[100]
     assert loop.method == "gradient" and loop.highest_noise == math.inf and loop.weight == 200
 
 

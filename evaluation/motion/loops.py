@@ -2,8 +2,7 @@
 
 import math
 import statistics
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,48 +22,46 @@ LOOP_NOTES = (
 _LEAST = 1e-9
 
 
-class LoopComparison:
-    """Collects guided and free samples of images, for loops of `frames` (30 a second) by a method of LoopGuidance."""
+def loop_guidances(frames: Sequence[int], period_s: float, method: str) -> dict[int, LoopGuidance]:
+    """Return {L: the guidance to a loop of L frames}, 30 a second, by a method of LoopGuidance."""
+    highest = {"highest_noise": math.inf} if method == "gradient" else {}  # all steps, as in the paper
+    return {length: LoopGuidance(length / (FPS * period_s), method=method, **highest) for length in frames}
 
-    def __init__(self, frames: Sequence[int], period_s: float, method: str) -> None:
-        self.frames, self.period_s, self.method = frames, period_s, method
-        # {(L, metric): a number for each sample}
-        self.found: dict[tuple[int, str], list[float]] = defaultdict(list)
 
-    def guidance(self, length: int) -> LoopGuidance:
-        """Return the guidance to a loop of `length` frames."""
-        highest = {"highest_noise": math.inf} if self.method == "gradient" else {}  # all steps, as in the paper
-        return LoopGuidance(length / (FPS * self.period_s), method=self.method, **highest)
+def sample_loops(
+    pipeline: MotionPipeline, image: Tensor, free: Tensor, loops: Mapping[int, LoopGuidance], **options: Any
+) -> list[dict[str, float]]:
+    """Sample loops of an image (3, H, W) on its motion grid beside its free samples (M, K, 4, H, W) px.
 
-    def add(self, pipeline: MotionPipeline, image: Tensor, free: Tensor, **options: Any) -> None:
-        """Sample loops of an image (3, H, W) on its motion grid beside its free samples (M, K, 4, H, W) px."""
-        free = without_drift(free)
-        for length in self.frames:
-            loop = self.guidance(length)
-            guided = without_drift(pipeline(image[None], num_samples=len(free), loop=loop, **options)[0])
-            for before, after in zip(free, guided, strict=True):
-                moved_px = max(float(mean_displacement(before).mean()), _LEAST)
-                values = {
-                    "free": float(loop_closure_error(before, loop.phase)),
-                    "guided": float(loop_closure_error(after, loop.phase)),
-                    "sampled_motion": float(mean_displacement(after).mean()) / moved_px,
-                    "closed_motion": float(mean_displacement(closed(after, loop.phase)).mean()) / moved_px,
-                }
-                for name, value in values.items():
-                    self.found[length, name].append(value)
+    Returns the numbers of each sample and each length of `loop_guidances`.
+    """
+    free, found = without_drift(free), []
+    for length, loop in loops.items():
+        guided = without_drift(pipeline(image[None], num_samples=len(free), loop=loop, **options)[0])
+        for before, after in zip(free, guided, strict=True):
+            moved_px = max(float(mean_displacement(before).mean()), _LEAST)
+            found.append({
+                "frames": length,
+                "free": float(loop_closure_error(before, loop.phase)),
+                "guided": float(loop_closure_error(after, loop.phase)),
+                "sampled_motion": float(mean_displacement(after).mean()) / moved_px,
+                "closed_motion": float(mean_displacement(closed(after, loop.phase)).mean()) / moved_px,
+            })  # fmt: skip
+    return found
 
-    def table(self) -> list[Row]:
-        """Return a row for each length."""
-        rows = []
-        for length in self.frames:
-            free, guided = self.found[length, "free"], self.found[length, "guided"]
-            times = [before / max(after, _LEAST) for before, after in zip(free, guided, strict=True)]
-            row: Row = {"row": f"{length} frames, {self.method}", "samples": len(times)}
-            row["free_loop_closure_error_px"] = statistics.fmean(free)
-            row["guided_loop_closure_error_px"] = statistics.fmean(guided)
-            row |= {"times": statistics.geometric_mean(times), "times_worst": min(times)}
-            for name in ("sampled_motion", "closed_motion"):
-                found = [max(value, _LEAST) for value in self.found[length, name]]
-                row |= {name: statistics.geometric_mean(found), f"{name}_least": min(found), f"{name}_most": max(found)}
-            rows.append(row)
-        return rows
+
+def loop_table(loops: Mapping[int, LoopGuidance], found: Sequence[Mapping[str, float]]) -> list[Row]:
+    """Return a row for each length of `loop_guidances` of what `sample_loops` found."""
+    rows = []
+    for length, loop in loops.items():
+        samples = [one for one in found if one["frames"] == length]
+        times = [one["free"] / max(one["guided"], _LEAST) for one in samples]
+        row: Row = {"row": f"{length} frames, {loop.method}", "samples": len(samples)}
+        for name in ("free", "guided"):
+            row[f"{name}_loop_closure_error_px"] = statistics.fmean(one[name] for one in samples)
+        row |= {"times": statistics.geometric_mean(times), "times_worst": min(times)}
+        for name in ("sampled_motion", "closed_motion"):
+            moved = [max(one[name], _LEAST) for one in samples]
+            row |= {name: statistics.geometric_mean(moved), f"{name}_least": min(moved), f"{name}_most": max(moved)}
+        rows.append(row)
+    return rows

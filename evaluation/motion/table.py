@@ -20,7 +20,7 @@ from evaluation import EvaluationError, Report
 from evaluation.each_clip import measure_each
 from evaluation.licences import UNKNOWN, read_source_table
 from evaluation.motion import measure
-from evaluation.motion.loops import LOOP_NOTES, LoopComparison
+from evaluation.motion.loops import LOOP_NOTES, loop_guidances, loop_table, sample_loops
 from evaluation.motion.measure import GroundTruth, MotionComparison
 from evaluation.video.sources import clip_seed
 from evaluation.video.table import make_table as make_video_table
@@ -29,6 +29,7 @@ from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
 from models.sampling import DEFAULT_STEPS
+from models.self_guidance import LoopGuidance
 from motion.flow import resize_maps, resize_spectrum
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,13 @@ def make_table(
 
     # Predict and measure
     comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), seed)
-    loops = LoopComparison(loop_frames, pipeline.unet.config.period_s, loop_guidance)
+    loops = loop_guidances(loop_frames, pipeline.unet.config.period_s, loop_guidance)
     options = sampling | {"num_samples": samples, "seed": seed}
     measurement = ClipMeasurement(clip_set, pipeline, comparison, loops, options, report.out / "sheets", device)
-    skipped, failed, seconds = measure_clips(measurement, rows, workers, report.out / "clips")
+    read, skipped, failed = measure_clips(measurement, rows, workers, report.out / "clips")
+    for one in read:
+        comparison.extend(one["comparison"])
+    seconds = statistics.fmean(one["seconds"] for one in read)
     training = choose_rows(clip_set, "train", nearest, seed) if clip_set.rows("train") else []
     searched = comparison.find_nearest(read_spectra(clip_set, training, num_bins))
 
@@ -81,8 +85,9 @@ def make_table(
         f"precision {sampling['precision']}",
         f"seed {seed} (choice of clips, start noise, random row, bootstrap)",
     ]
-    if loop_frames:
-        report.add(loops.table(), "Loops by self-guidance", [*LOOP_NOTES, *notes], folder="loops")
+    if loops:
+        of_loops = loop_table(loops, [sample for one in read for sample in one["loops"]])
+        report.add(of_loops, "Loops by self-guidance", [*LOOP_NOTES, *notes], folder="loops")
     report.add(comparison.bin_table(), "Amplitude per bin", [measure.BIN_NOTE, *notes], folder="by_bin")
     by_group = comparison.group_table({name: groups[name] for name in comparison.sources})
     kind = "subject" if clip_table else "source"
@@ -111,8 +116,8 @@ class ClipMeasurement:
 
     clip_set: ClipSet
     pipeline: MotionPipeline
-    comparison: MotionComparison  # empty ones
-    loops: LoopComparison
+    comparison: MotionComparison  # an empty one
+    loops: dict[int, LoopGuidance]
     sampling: dict[str, Any]
     sheets: Path
     device: str
@@ -123,8 +128,8 @@ class ClipMeasurement:
         return self
 
     def measure(self, row: ClipRow) -> dict[str, Any]:
-        """Return what a clip adds to both comparisons, or why it cannot be read."""
-        comparison, loops = deepcopy(self.comparison), deepcopy(self.loops)
+        """Return what a clip adds to the tables, or that it cannot be read."""
+        comparison, loops = deepcopy(self.comparison), []
         try:
             truth = GroundTruth.read(self.clip_set, row, comparison.normalisation.num_bins)
         except ClipSetError as error:
@@ -140,30 +145,26 @@ class ClipMeasurement:
         others = [resize_spectrum(spectrum, tuple(truth.spectrum.shape[-2:])) for _, spectrum in others]
         comparison.add(truth, predicted, *others)
         measure.write_clip_sheet(self.sheets / f"{row.id}.png", truth, predicted)
-        if loops.frames:
+        if self.loops:
             grid = measure.prediction_grid(truth.image)
             options = {name: value for name, value in own.items() if name != "num_samples"}
-            loops.add(self.pipeline, resize_maps(truth.image, grid), resize_spectrum(predicted, grid), **options)
-        return {"comparison": comparison.contents(), "loops": dict(loops.found), "seconds": seconds}
+            image, free = resize_maps(truth.image, grid), resize_spectrum(predicted, grid)
+            loops = sample_loops(self.pipeline, image, free, self.loops, **options)
+        return {"comparison": comparison.contents(), "loops": loops, "seconds": seconds}
 
 
 def measure_clips(
     measurement: ClipMeasurement, rows: Sequence[ClipRow], workers: Workers, keep: Path
-) -> tuple[list[str], list[str], float]:
-    """Fill the comparisons; return clips that cannot be read, those given up, and the mean seconds."""
-    comparison, loops, networks = measurement.comparison, measurement.loops, measurement.pipeline
-    depends = [*networks.components.values(), measurement.sampling, comparison.seed]
-    depends += [loops.frames, loops.method, measurement.clip_set.statistics]
+) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Return the measurements, the clips that cannot be read, and those given up."""
+    depends = [*measurement.pipeline.components.values(), measurement.sampling, measurement.comparison.seed]
+    depends += [measurement.loops, measurement.clip_set.statistics]
     measured, failed = measure_each(measurement, rows, workers, keep=keep, depends=depends)
     read = [one for one in measured if "skipped" not in one]
     skipped = [one["skipped"] for one in measured if "skipped" in one]
     if not read:
         raise EvaluationError(f"data {measurement.clip_set.folder}: none of its {len(skipped)} clips can be read")
-    for one in read:
-        comparison.extend(one["comparison"])
-        for key, values in one["loops"].items():
-            loops.found[key] += values
-    return skipped, failed, statistics.fmean(one["seconds"] for one in read)
+    return read, skipped, failed
 
 
 def check_bins(pipeline: MotionPipeline, clip_set: ClipSet) -> int:
