@@ -52,10 +52,11 @@ def make_table(
         seconds = metrics["seconds"]
         row = {"row": name, "seconds": seconds, "peak_memory_mb": metrics["peak_memory_mb"]}
         if name.startswith("render"):
-            row |= {"frames_per_s": frames / seconds, "times_the_baseline": seconds / found[BASELINE]["seconds"]}
+            baseline = found[BASELINE]["seconds"] if BASELINE in found else None
+            row |= {"frames_per_s": frames / seconds, "times_the_baseline": baseline and seconds / baseline}
         rows.append(row)
     if device.type == "cpu":
-        chosen = {name: works[name] for name in (PREDICTION, "render, softmax")}
+        chosen = {name: works[name] for name in (PREDICTION, "render, softmax") if name in found}
         with busy_neighbours(available_cpus()):
             busy = measure(chosen, repeats, device)
         for name, metrics in busy.items():

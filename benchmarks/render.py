@@ -77,13 +77,14 @@ def make_table(
         works = {name: partial(render, model, inputs[still]) for name, (model, still) in cases.items()}
         found = measure(works, repeats, device)
         batch_size = options["batch_size"] or choose_batch_size(size, device)
+        small, preview = (found[name]["seconds"] if name in found else None for name in (SMALL, PREVIEW))
         for name, metrics in found.items():
             (model, _), seconds, tile = cases[name], metrics["seconds"], options["tile"]
             if model is not None and tile is None:
                 tile = choose_tile(model, size, batch_size, device)
             row = {"row": f"{size[1]}x{size[0]}, {name}", "frames_per_s": frames / seconds}
-            row |= {"ms_a_frame": 1000 * seconds / frames, "times_small": found[SMALL]["seconds"] / seconds}
-            row["times_preview"] = seconds / found[PREVIEW]["seconds"]
+            row |= {"ms_a_frame": 1000 * seconds / frames, "times_small": small and small / seconds}
+            row["times_preview"] = preview and seconds / preview
             row |= {"splat_percent": splat_percent(works[name], device), "peak_memory_mb": metrics["peak_memory_mb"]}
             rows.append(row | {"batch": batch_size, "tile_px": tile if model is not None else None})
     return rows, [

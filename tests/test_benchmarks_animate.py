@@ -48,6 +48,17 @@ def test_the_table_has_every_part_beside_the_baseline(checkpoint, photograph, tm
     assert "command: benchmark.py animate" in printed
 
 
+def test_parts_that_exhaust_the_memory_are_left_out(checkpoint, photograph, tmp_path, monkeypatch):
+    left_out = ("render, image space (baseline)", "predict motion")
+    found = {"seconds": 1.0, "peak_memory_mb": None}
+    fake = lambda works, *_: {name: found for name in works if name not in left_out}  # noqa: E731
+    monkeypatch.setattr(benchmarks.animate, "measure", fake)
+    assert run_benchmark(checkpoint, photograph, tmp_path, "--size", 32, "--frames", 2, "--steps", 2) == 0
+    rows = {row["row"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    assert rows["render, softmax"]["times_the_baseline"] is None and "predict motion" not in rows
+    assert rows["render, softmax, beside a busy process on each core"]["times_idle"] == 1
+
+
 def test_memory_on_a_gpu_is_the_peak_beyond_what_was_there(monkeypatch):
     """An allocator that keeps its peak until it is reset: a small second call must not show the first one's."""
     peak = [9e6]

@@ -63,6 +63,16 @@ def test_the_preview_comes_along(tmp_path, monkeypatch):
     assert set(PRESETS) < set(frame_synthesis.PRESETS)
 
 
+def test_a_baseline_that_exhausts_the_memory_leaves_its_columns_empty(tmp_path, monkeypatch):
+    found = {"seconds": 1.0, "peak_memory_mb": None}
+    monkeypatch.setattr(render_benchmark, "measure", lambda works, *_: {n: found for n in works if n != "small"})
+    monkeypatch.setattr(render_benchmark, "splat_percent", lambda *_: None)
+    assert run_render(tmp_path, "--preset", "tiny", "--methods", "softmax", "--sizes", "48x32") == 0
+    rows = json.loads((tmp_path / "results.json").read_text())
+    assert [row["row"] for row in rows] == [f"48x32, {name}" for name in ("preview", "softmax", "softmax, half still")]
+    assert all(row["times_small"] is None and row["times_preview"] == 1 for row in rows)
+
+
 def test_what_is_rendered_moves_in_every_frame():
     inputs = make_inputs((32, 48), 3, 0)
     frames = torch.cat(list(render_frames(*inputs, model=load_network("softmax", None, "tiny", 0))))
