@@ -39,6 +39,16 @@ class Still:
         return Motion(torch.zeros(BINS, 4, *image.shape[-2:]), meta={"amplitude_limit_scale": 0.5})
 
 
+@pytest.mark.parametrize("wanted", [True, False])
+def test_another_clips_motion_is_missed_where_it_is_asked_for(
+    scene_set: ClipSet, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, wanted: bool
+) -> None:
+    monkeypatch.setattr(sources, "another_clip", lambda *_: None)
+    rows = [("own", "average")] + [("other", "average")] * wanted
+    videos = RenderedVideos(scene_set, scene_set.rows()[:2], rows, {}, {}, {"seed": 3}, crop=(32, 32), num_frames=2)
+    assert videos.rows == ["own average"] and ("another clip's motion" in caplog.text) == wanted
+
+
 def test_what_moves_frame_0(scene_set: ClipSet) -> None:
     clips, pipeline = scene_set.rows()[2:5], Still()
     rows = [(kind, "average") for kind in ("model", "own", "other")] + [("blur", 2), ("shuffle", 4)]

@@ -167,10 +167,13 @@ class RenderedVideos:
         self.clip_set, self.pipelines, self.renderers, self.sampling = clip_set, pipelines, renderers, sampling
         self.crop, self.num_frames, self.device = crop, num_frames, device
         self._clips = {row.id: row for row in clips}
-        self._others = {name: another_clip(clip_set, row, sampling["seed"]) for name, row in self._clips.items()}
-        if not all(self._others.values()):
-            logger.warning("left out: rows of another clip's motion, as the set has none to train on of another source")
-            rows = [row for row in rows if row[0] != "other"]
+        rows, self._others = list(rows), {}
+        if any(kind == "other" for kind, _ in rows):
+            self._others = {name: another_clip(clip_set, row, sampling["seed"]) for name, row in self._clips.items()}
+            if not all(self._others.values()):
+                problem = "the set has none to train on of another source"
+                logger.warning("left out: rows of another clip's motion, as %s", problem)
+                rows = [row for row in rows if row[0] != "other"]
         # {name: (motion or distortion, splat or amount, label of the pipeline)}
         self._rows = {
             f"{kind} {value}" + (f" of {label}" if label else ""): (kind, value, label)
