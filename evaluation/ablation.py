@@ -118,8 +118,8 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
     if not test_sets:
         raise EvaluationError("test_data: no clip of split test to measure; right: another set")
     network = _fvd_network(settings) if settings.fvd_network else None
-    named = zip(settings.data, [clip_set for clip_set, _ in sets], strict=True)
-    pairs = [name for name, found in named if any(found.has_pairs(row.id) for row in found.rows("train"))]
+    named = zip(settings.data, sets, strict=True)
+    pairs = [name for name, (found, _) in named if any(found.has_pairs(row.id) for row in found.rows("train"))]
     keys = [key for key in VARIANTS if key in variants]
     failed = {key: "no set has rendering pairs" for key in keys if key in RENDERER_VARIANTS and not pairs}
     plan = {key: trainings(key, settings, pairs, out) for key in keys if key not in failed}

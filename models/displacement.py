@@ -17,12 +17,12 @@ STRIDE = 8
 # Networks whose mean is taken, and the channels of each.
 MEMBERS, WIDTH = 4, 32
 # Displacements are compared as log(m / q + 0.1), q the 95th percentile of the image: which places move more is learned
-# from a calm clip as well as from a windy one, and a tenth of what moves most is as good as still.
-QUANTILE, STILL_SHARE = 0.95, 0.1
+# from a calm clip as well as from a windy one, and a tenth of what moves most is as good as static.
+QUANTILE, STATIC_FRACTION = 0.95, 0.1
 # Strength and log odds are weighted means over places, by (m / q + 0.1) to this power.
 STRENGTH_POWER = 3.0
 # Below the first fraction of q a place is static, above the second it moves as predicted.
-STILL_BELOW, MOVES_ABOVE = 0.15, 0.3
+STATIC_BELOW, MOVES_ABOVE = 0.15, 0.3
 # Below the first probability that anything moves the whole image is static, above the second it moves in full.
 UNLIKELY, LIKELY = 0.1, 0.3
 # Edges of the map are drawn to those of the image: radius, px, and the variance of colour that counts as an edge.
@@ -39,7 +39,7 @@ MOST_GAIN = 100.0
 
 def relative_displacement(displacement: Tensor, strength: Tensor) -> Tensor:
     """Return log(m / q + 0.1) of mean displacements m (B, 1, h, w) px and strengths q (B,) px."""
-    return (displacement / strength.view(-1, 1, 1, 1) + STILL_SHARE).log()
+    return (displacement / strength.view(-1, 1, 1, 1) + STATIC_FRACTION).log()
 
 
 class DisplacementHead(nn.Module):
@@ -88,10 +88,10 @@ class DisplacementHead(nn.Module):
 
 def expected_displacement(relative: Tensor, log_strength: Tensor, log_odds: Tensor) -> Tensor:
     """Return the mean displacement (B, 1, h, w) px that the networks of a `DisplacementHead` agree on."""
-    share = (relative.mean(1, keepdim=True).exp() - STILL_SHARE).clamp(min=0)  # (B, 1, h, w)
-    share = share * ((share - STILL_BELOW) / (MOVES_ABOVE - STILL_BELOW)).clamp(0, 1)
+    fraction = (relative.mean(1, keepdim=True).exp() - STATIC_FRACTION).clamp(min=0)  # (B, 1, h, w)
+    fraction = fraction * ((fraction - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)
     whether = ((log_odds.mean(1).sigmoid() - UNLIKELY) / (LIKELY - UNLIKELY)).clamp(0, 1)  # (B,)
-    return share * (whether * log_strength.mean(1).exp()).view(-1, 1, 1, 1)
+    return fraction * (whether * log_strength.mean(1).exp()).view(-1, 1, 1, 1)
 
 
 def guided_filter(

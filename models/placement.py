@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from models.checkpoints import SavedModel
 from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
-from models.displacement import STILL_SHARE, guided_filter
+from models.displacement import STATIC_FRACTION, guided_filter
 from models.flames import find_flames, move_flames
 from models.image_edges import held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
@@ -269,7 +269,7 @@ class PlacementHead(SavedModel):
         ones = image.new_ones(len(image))
         expected_px = placed_displacement(placement, image, ones, for_denoiser=True)
         expected = expected_px * default_grid_scale(*image.shape[-2:])
-        relative = (resize_maps(expected, tuple(features.shape[-2:])) + STILL_SHARE).log()
+        relative = (resize_maps(expected, tuple(features.shape[-2:])) + STATIC_FRACTION).log()
         return torch.cat([seen.float(), relative], dim=1)
 
 
@@ -315,7 +315,7 @@ def placed_displacement(
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     loose = (RIGID_ABOVE - _along_edges(placement.rigid, image)) / (RIGID_ABOVE - LOOSE_BELOW)
     gate = gate * torch.maximum(glow, loose).clamp(0, 1)
-    relative = resize_maps((placement.relative.exp() - STILL_SHARE).clamp(0, MOST_RELATIVE), size)
+    relative = resize_maps((placement.relative.exp() - STATIC_FRACTION).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:
         surface, perspective = (resize_maps(maps, size) for maps in (placement.surface, placement.perspective))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from motion.flow import GRID_MULTIPLE, default_grid_scale, magnitude, resize_maps
 from motion.looping import MAX_FRAMES
-from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, mean_displacement, spectrum_to_flow, without_drift
+from motion.spectrum import FPS, NUM_FRAMES, mean_displacement, spectrum_to_flow, without_drift
 
 FORMAT_VERSION = 1
 # Aspect ratios of image and motion may differ by the rounding of the grid's sides to multiples of 32 px.
@@ -59,7 +59,7 @@ class Motion:
 
     @property
     def period_s(self) -> float:
-        return self.num_frames / self.fps if self.num_frames else PERIOD_S
+        return self.num_frames / self.fps
 
     @property
     def _maps(self) -> Tensor:

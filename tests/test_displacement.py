@@ -15,8 +15,8 @@ from models.displacement import (
     LIKELY,
     MOST_GAIN,
     MOVES_ABOVE,
-    STILL_BELOW,
-    STILL_SHARE,
+    STATIC_BELOW,
+    STATIC_FRACTION,
     UNLIKELY,
     DisplacementHead,
     expected_displacement,
@@ -53,12 +53,12 @@ def test_relative_displacement_and_back():
     certain = torch.full((1, 2), 9.0)
     back = expected_displacement(relative.expand(-1, 2, -1, -1), log_strength, certain)
     torch.testing.assert_close(back, displacement, atol=1e-5, rtol=1e-5)
-    below = expected_displacement(torch.full((1, 2, 1, 1), math.log(STILL_SHARE) - 1), log_strength, certain)
+    below = expected_displacement(torch.full((1, 2, 1, 1), math.log(STATIC_FRACTION) - 1), log_strength, certain)
     assert below.item() == 0
 
 
 def test_what_moves_a_little_beside_what_moves_is_still():
-    shares = torch.tensor([STILL_BELOW - 0.01, (STILL_BELOW + MOVES_ABOVE) / 2, MOVES_ABOVE + 0.01])
+    shares = torch.tensor([STATIC_BELOW - 0.01, (STATIC_BELOW + MOVES_ABOVE) / 2, MOVES_ABOVE + 0.01])
     relative = relative_displacement(shares.view(1, 1, 1, 3), torch.tensor([1.0]))
     expected = expected_displacement(relative, torch.zeros(1, 1), torch.full((1, 1), 9.0)).flatten()
     torch.testing.assert_close(expected, shares * torch.tensor([0.0, 0.5, 1.0]), atol=1e-5, rtol=1e-5)

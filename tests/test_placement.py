@@ -19,7 +19,7 @@ from data.masks import find_masked_photographs, read_placement_mask
 from metrics.motion import mean_by_repository, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import ArgumentError
-from models.displacement import STILL_SHARE
+from models.displacement import STATIC_FRACTION
 from models.image_encoder import SQUEEZENET_TAPS
 from models.motion_pipeline import MotionPipeline
 from models.placement import (
@@ -227,7 +227,7 @@ def test_displacement_follows_the_probability_and_the_grid():
 
 def test_what_can_move_moves_visibly_however_calm_the_photograph_looks():
     size = (1, 1, 40, 64)
-    placement = placement_of(torch.full(size, 5.0), np.log(0.01), relative=torch.full(size, np.log(STILL_SHARE)))
+    placement = placement_of(torch.full(size, 5.0), np.log(0.01), relative=torch.full(size, np.log(STATIC_FRACTION)))
     assert placed_displacement(placement, torch.zeros(1, 3, HEIGHT, WIDTH)).min() > 0.25
 
 

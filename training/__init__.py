@@ -1,1 +1,1 @@
-"""Training and its measuring: shared flags, run folders, the loop, losses and figures."""
+"""Training: the loop, run folders, data, losses, and a module for each thing that is trained."""

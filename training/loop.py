@@ -187,10 +187,10 @@ class _Trainer:
     def batches(self, first_step: int, progress: bool) -> Iterator[list[Batch]]:
         """Yield the micro-batches of one step after another."""
         options, accumulated = self.options, self.options.gradient_accumulation_steps
-        share = {"process": self.accelerator.process_index, "processes": self.accelerator.num_processes}
         span = {"first": first_step * accumulated, "last": options.steps * accumulated}
-        share["block"] = getattr(self.dataset, "block_size", None)
-        order = ResumableBatchSampler(len(self.dataset), options.batch_size, options.seed, **span, **share)
+        span |= {"process": self.accelerator.process_index, "processes": self.accelerator.num_processes}
+        block = getattr(self.dataset, "block_size", None)
+        order = ResumableBatchSampler(len(self.dataset), options.batch_size, options.seed, **span, block=block)
         batches = iter(make_loader(self.dataset, order, workers=options.workers, pin=self.device.type == "cuda"))
         done = self.progress.fraction_of(options.finish_in) == 1  # of a run that is resumed after its end
         steps = range(first_step, first_step if done else options.steps)

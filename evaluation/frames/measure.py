@@ -77,7 +77,7 @@ class FrameMeasurement:
         """Move the networks onto the device."""
         self.place = choose_device(self.device)
         self.methods = make_methods(self.models, self.place, self.precision)
-        for network in (*self.lpips, *([self.features] if self.features else [])):
+        for network in filter(None, (*self.lpips, self.features)):
             network.to(self.place)
         return self
 

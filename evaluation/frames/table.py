@@ -52,7 +52,7 @@ def make_table(
         device = str(choose_device(device))
         check_precision(precision, choose_device(device))
     lpips = [Lpips(*network) for network in zip(lpips_network, lpips_weights, strict=False)]
-    features = feature_weights and PerceptualLoss(feature_weights, "squeezenet")
+    features = PerceptualLoss(feature_weights, "squeezenet") if feature_weights else None
 
     # Data and models
     if video:
@@ -71,8 +71,8 @@ def make_table(
     count = min(videos, len(rows))
     ids = {rows[place * len(rows) // count].id for place in range(count)}
     show = partial(comparison_video, folder=out, ids=ids, shown=_shown(methods))
-    measurement = FrameMeasurement(opened, models, show, device, precision, lpips, features or None)
-    depends = [every, magnify, videos, precision, clip_set.statistics, *lpips, features or None]
+    measurement = FrameMeasurement(opened, models, show, device, precision, lpips, features)
+    depends = [every, magnify, videos, precision, clip_set.statistics, *lpips, features]
     depends += [part for one in models for part in (one.name, one.model)]
     measured, failed = measure_each(measurement, rows, workers, keep=out / "clips", depends=depends)
     measured = [ClipMetrics(**one) for one in measured]

@@ -65,8 +65,6 @@ def make_table(
     options = sampling | {"num_samples": samples, "seed": seed}
     measurement = ClipMeasurement(clip_set, pipeline, comparison, loops, options, report.out / "sheets", device)
     read, skipped, failed = measure_clips(measurement, rows, workers, report.out / "clips")
-    for one in read:
-        comparison.extend(one["comparison"])
     seconds = statistics.fmean(one["seconds"] for one in read)
     training = choose_rows(clip_set, "train", nearest, seed) if clip_set.rows("train") else []
     searched = comparison.find_nearest(read_spectra(clip_set, training, num_bins))
@@ -156,7 +154,7 @@ class ClipMeasurement:
 def measure_clips(
     measurement: ClipMeasurement, rows: Sequence[ClipRow], workers: Workers, keep: Path
 ) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """Return the measurements, the clips that cannot be read, and those given up."""
+    """Fill the comparison; return the measurements, the clips that cannot be read, and those given up."""
     depends = [*measurement.pipeline.components.values(), measurement.sampling, measurement.comparison.seed]
     depends += [measurement.loops, measurement.clip_set.statistics]
     measured, failed = measure_each(measurement, rows, workers, keep=keep, depends=depends)
@@ -164,6 +162,8 @@ def measure_clips(
     skipped = [one["skipped"] for one in measured if "skipped" in one]
     if not read:
         raise EvaluationError(f"data {measurement.clip_set.folder}: none of its {len(skipped)} clips can be read")
+    for one in read:
+        measurement.comparison.extend(one["comparison"])
     return read, skipped, failed
 
 
