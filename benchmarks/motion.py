@@ -47,8 +47,8 @@ def predict_sequentially(
     """Predict the motions of an image (1, 3, H, W), one frequency after the other: (1, M, K, 4, H, W) px."""
     encoded = pipeline.read_images(image, precision)
     condition = encoded.condition  # (1, Cc + K C, h, w)
-    features, magnitudes = condition.tensor_split([pipeline.unet.config.condition_channels], dim=1)
-    own = [torch.cat([features, part], dim=1) for part in magnitudes.split(pipeline.vae.latent_channels, dim=1)]
+    features, log_s = pipeline.unet.split_condition(condition)
+    own = [torch.cat([features, part], dim=1) for part in log_s.unbind(1)]
     shape = (pipeline.unet.config.num_bins, pipeline.vae.latent_channels, *condition.shape[-2:])
     spectra = []
     for sample in range(num_samples):

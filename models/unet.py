@@ -242,6 +242,11 @@ class FrequencyUNet(SavedModel):
         magnitude = LEAST_MAGNITUDE + F.softplus(self.magnitude(features).float())  # (B, K C, h, w)
         return torch.cat([features.float(), magnitude.log()], dim=1)  # (B, Cc + K C, h, w)
 
+    def split_condition(self, condition: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the features (B, Cc, h, w) and log s (B, K, C, h, w) of a condition."""
+        features, log_s = condition.tensor_split([self.config.condition_channels], dim=1)
+        return features, log_s.unflatten(1, (self.config.num_bins, self.config.latent_channels))
+
     def expected_displacement(self, image: Tensor) -> Tensor | None:
         """Predict mean |F_t| (B, 1, H, W), px, of images (B, 3, H, W) in [0, 1]; None without a `DisplacementHead`."""
         if self.displacement_head is None:
@@ -263,7 +268,7 @@ class FrequencyUNet(SavedModel):
         With `of_bins` each bin is scaled likewise afterwards, for fast bins come out too strong; bin 0, the drift, is
         not, as it differs too much from clip to clip.
         """
-        log_s = condition[:, self.config.condition_channels :].unflatten(1, latents.shape[1:3])  # (B, K, C, h, w)
+        _, log_s = self.split_condition(condition)  # (B, K, C, h, w)
         relative = latents.abs() * torch.exp(-log_s)
         gain = GAUSSIAN_MEDIAN / _middle_mean(relative.flatten(1, 2), 1)[:, None, None]  # (B, 1, 1, h, w)
         if not of_bins:
@@ -291,16 +296,14 @@ class FrequencyUNet(SavedModel):
         **encoding: Tensor | None,  # further arguments of `encode_image`
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Predict the velocity or noise (B, K, C, h, w), float32, given an encoded image or the image itself."""
-        num_bins = self.config.num_bins
         if condition is None:
             condition = self.encode_image(image, **encoding)
-        num_magnitudes = num_bins * self.config.latent_channels
-        expected = condition[:, -num_magnitudes:].unflatten(1, (num_bins, -1))  # (B, K, C, h, w)
+        _, expected = self.split_condition(condition)  # (B, K, C, h, w)
         if keep is not None:
             condition = condition * keep.view(-1, 1, 1, 1).to(condition)
-        features = condition[:, :-num_magnitudes].to(self.conv_in.weight.dtype)  # (B, Cc, h, w)
-        # Detached: the magnitude learns from its own loss alone, so that it stays a magnitude.
-        log_s = condition[:, -num_magnitudes:].detach().unflatten(1, (num_bins, -1))  # (B, K, C, h, w)
+        features, log_s = self.split_condition(condition)
+        features = features.to(self.conv_in.weight.dtype)  # (B, Cc, h, w)
+        log_s = log_s.detach()  # the magnitude learns from its own loss alone, so that it stays a magnitude
         linear, scale_in, scale_out, a, b = self._preconditioning(log_s, timestep)
         layers = self._run_layers(torch.cat([latents * scale_in, log_s], dim=2), timestep, features)  # (B, K, C, h, w)
         prediction = linear * latents + scale_out * layers  # velocity

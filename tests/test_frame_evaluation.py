@@ -22,8 +22,8 @@ from data.video import probe_video
 from data.video_writer import VideoWriter
 from evaluation.frames.measure import make_methods
 from evaluation.frames.models import find_seeds
-from evaluation.frames.pictures import frames_per_second
 from evaluation.frames.table import _shown
+from evaluation.frames.visuals import frames_per_second
 from models.frame_synthesis import FrameSynthesis, splat_image
 
 SIZE = (32, 48)

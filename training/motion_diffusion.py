@@ -120,9 +120,7 @@ class ImageEncoderStage(torch.nn.Module):
         self.unet = unet
 
     def forward(self, image: Tensor, feature_dropout_mask: Tensor | None = None, **encoding: Tensor) -> Tensor:
-        config = self.unet.config
-        condition = self.unet.encode_image(image, feature_dropout_mask, **encoding)  # (B, Cc + K C, h, w)
-        return condition[:, config.condition_channels :].unflatten(1, (config.num_bins, config.latent_channels))
+        return self.unet.split_condition(self.unet.encode_image(image, feature_dropout_mask, **encoding))[1]
 
 
 def image_encoder_loss(
@@ -159,8 +157,8 @@ def validation_loss(
     errors, magnitudes = [], []
     for item, sample in _validation_samples(dataset, device, limit):
         condition = model.encode_image(sample["image"], **encoding(sample))
-        log_s = condition[:, model.config.condition_channels :].float().view_as(sample["latents"])
-        magnitudes.append(_weighted_mean(magnitude_error(log_s, sample["latents"]), sample).mean())
+        _, log_s = model.split_condition(condition)
+        magnitudes.append(_weighted_mean(magnitude_error(log_s.float(), sample["latents"]), sample).mean())
         for index, level in enumerate(VALIDATION_LEVELS):
             timestep = torch.tensor([round(level * (schedule.config.num_train_timesteps - 1))], device=device)
             noise = sample_noise(sample["latents"].shape, [item], device, stream=10 + index)

@@ -27,15 +27,11 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
+from torch.utils.tensorboard import SummaryWriter
 
 from data.clip_writer import lock_folder
 from data.files import write_text, writing, writing_problem
 from models.device import ArgumentError
-
-try:
-    from torch.utils.tensorboard import SummaryWriter
-except ImportError:
-    SummaryWriter = None
 
 logger = logging.getLogger(__name__)
 
@@ -85,13 +81,12 @@ class RunFolder(contextlib.AbstractContextManager):
         with writing(self.path / METRICS), open(self.path / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **values}) + "\n")
         with writing(self.path / BOARD):
-            if self._board is None and SummaryWriter is not None:
+            if self._board is None:
                 self._board = SummaryWriter(str(self.path / BOARD), purge_step=step)
-            if self._board is not None:
-                for name, value in values.items():
-                    if value is not None:
-                        self._board.add_scalar(name, value, step)
-                self._board.flush()
+            for name, value in values.items():
+                if value is not None:
+                    self._board.add_scalar(name, value, step)
+            self._board.flush()
 
     def metrics(self) -> list[dict[str, Any]]:
         """Return the lines of metrics.jsonl; one that was cut off when the run died is left out."""

@@ -17,8 +17,8 @@ from data.clips import ClipRow
 from evaluation import EvaluationError
 from evaluation.clips import EvaluationClip
 from evaluation.frames.models import TrainedRenderer
-from evaluation.frames.pictures import Add
 from evaluation.frames.statistics import AVERAGE_ROW, ClipMetrics
+from evaluation.frames.visuals import Add
 from metrics.images import Lpips, frame_metrics
 from metrics.perceptual import LEAST_SIDE_PX, PerceptualLoss
 from models.device import autocast, choose_device

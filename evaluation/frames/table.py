@@ -15,9 +15,9 @@ from evaluation.each_clip import measure_each
 from evaluation.frames import statistics
 from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
-from evaluation.frames.pictures import comparison_video, write_differences
 from evaluation.frames.single_video import NOTE, PUBLISHED_ROWS, prepare_halves, train_operators
 from evaluation.frames.statistics import BUCKETS, ClipMetrics, FrameTables
+from evaluation.frames.visuals import comparison_video, write_differences
 from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
