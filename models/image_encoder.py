@@ -63,18 +63,6 @@ def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
     return state | {"0.weight": weight, "0.bias": folded}
 
 
-def _vae_encoder(config: dict | None) -> MotionVAE:
-    """Build the encoder of a VAE; ValueError names the entry of the U-Net's configuration that is wrong."""
-    if not isinstance(config, dict):
-        raise ValueError(f'image_vae: expected a VAE\'s configuration for backbone "vae", got {config!r}')
-    try:
-        vae = MotionVAE(**config)
-    except Exception as error:  # a wrong number fails wherever it is first used
-        raise ValueError(f"image_vae: {error or type(error).__name__}") from error
-    vae.drop_decoder()
-    return vae
-
-
 class ImageEncoder(nn.Module):
     """Features of the photograph on the latent grid: a small trained head over raw pixels and an image network.
 
@@ -102,7 +90,10 @@ class ImageEncoder(nn.Module):
             self.backbone = squeezenet_features()
             self.tap_indices, tap_channels = zip(*SQUEEZENET_TAPS, strict=True)
         elif backbone == "vae":
-            self.backbone = _vae_encoder(image_vae)
+            if not isinstance(image_vae, dict):
+                raise ValueError(f'image_vae: expected a VAE\'s configuration for backbone "vae", got {image_vae!r}')
+            self.backbone = MotionVAE(**image_vae)
+            self.backbone.drop_decoder()
             tap_channels = [self.backbone.autoencoder.config.latent_channels]
             self.freeze_backbone()
         self.tap_channels = tuple(tap_channels)  # of what `backbone_features` returns
