@@ -13,7 +13,7 @@ from data.media import contact_sheet, read_image, write_image
 from data.scenes.scene import make_scene
 from data.visualisation import magnitude_over
 from evaluation import EvaluationError, Report, Row
-from metrics.motion import PLACEMENT_METRICS, baseline_maps, mean_by_repository, placement_metrics
+from metrics.motion import PLACEMENT_METRICS, baseline_maps, mean_over_sources, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.class_maps import MOVABLE_CLASSES
 from models.class_masks import class_mask
@@ -89,7 +89,7 @@ def make_table(
     of_model = [row for row in rows if row["row"] == MODEL]
     report.add(_by_subject(of_model), "Of the model, by subject", notes, folder="by_subject")
     names = dict.fromkeys(row["row"] for row in rows)
-    table = [{"row": name} | mean_by_repository([row for row in rows if row["row"] == name]) for name in names]
+    table = [{"row": name} | mean_over_sources([row for row in rows if row["row"] == name]) for name in names]
     report.add(table, "Placement of motion in photographs", [*NOTES, *notes])
     return True
 
@@ -136,7 +136,7 @@ def _by_subject(rows: list[Row]) -> list[Row]:
     subjects = sorted({row["subject"] for row in rows})
     groups = {subject or "-": [row for row in rows if row["subject"] == subject] for subject in subjects}
     groups["nothing can move"] = [row for row in rows if row["movable_fraction"] == 0]
-    return [{"row": name, "images": len(of)} | mean_by_repository(of) for name, of in groups.items() if of]
+    return [{"row": name, "images": len(of)} | mean_over_sources(of) for name, of in groups.items() if of]
 
 
 def _sheet_row(item: Item, predicted: Tensor) -> list[Tensor]:

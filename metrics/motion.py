@@ -210,6 +210,6 @@ def placement_metrics(displacement_px: Tensor, movable: Tensor, static: Tensor) 
     }
 
 
-def mean_by_repository(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
-    """Average each metric over the photographs of a repository ("source"), then over repositories; None of nothing."""
+def mean_over_sources(rows: Sequence[Mapping[str, Any]]) -> dict[str, float | None]:
+    """Average each placement metric over the photographs of a source, then over sources; None of nothing."""
     return {name: mean_by_source(rows, name) for name in PLACEMENT_METRICS}

@@ -57,9 +57,9 @@ LEAST_STRENGTH_PX, MOST_STRENGTH_PX = 1.0, 12.0
 
 
 class Placement(NamedTuple):
-    """What the head predicts for images; maps (B, 1, h, w), of which those of the classes may be finer."""
+    """Predicted maps (B, 1, h, w) of images; `by_class`, `rigid`, `surface` and `perspective` may be finer."""
 
-    by_class: Tensor  # log odds that a place can move, of MOSAIC's classes, as are `rigid`, `surface`, `perspective`
+    by_class: Tensor  # log odds that a place can move, of MOSAIC's classes
     correction: Tensor  # what the network adds to them
     rigid: Tensor  # probability of RIGID_CLASSES
     surface: Tensor  # s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES
@@ -210,8 +210,8 @@ class PlacementHead(SavedModel):
     ) -> Tensor:
         """Return what the head reads of images (B, 3, 2 H, 2 W) in [0, 1], H and W multiples of 32 px.
 
-        It has no trained part, to be computed once: components, logits, class probabilities, colours and gradients,
-        (B, C, H/4, W/4). `backbone` is `ImageEncoder.backbone_features`, of images (B, 3, H, W).
+        These are components, logits, class probabilities, colours and gradients, (B, C, H/4, W/4). Nothing of it is
+        trained, so that it is computed once. `backbone` is `ImageEncoder.backbone_features`, of images (B, 3, H, W).
         """
         maps, logits, probabilities = self._maps(image, backbone, segmentation)
         reduced = [project(found) for project, found in zip(self.components, maps, strict=True)]

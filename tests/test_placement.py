@@ -16,7 +16,7 @@ import train_unet
 from data.clips import SampleKey
 from data.files import MediaError
 from data.masks import find_masked_photographs, read_placement_mask
-from metrics.motion import mean_by_repository, placement_metrics
+from metrics.motion import mean_over_sources, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import ArgumentError
 from models.displacement import STATIC_FRACTION
@@ -75,8 +75,8 @@ def test_displacement_is_measured_in_px_of_the_default_grid():
 
 def test_means_go_over_repositories():
     rows = [{"source": "a", "coverage": 1.0}, {"source": "a", "coverage": 0.0}, {"source": "b", "coverage": 1.0}]
-    assert mean_by_repository(rows)["coverage"] == 0.75
-    assert mean_by_repository(rows)["leak"] is None
+    assert mean_over_sources(rows)["coverage"] == 0.75
+    assert mean_over_sources(rows)["leak"] is None
 
 
 @pytest.fixture
