@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metrics.statistics import mean_by_source
-from motion.flow import MOVING_PX, default_grid_scale, magnitude, resize_maps
+from motion.flow import MOVING_PX, default_grid_scale, magnitude, resize_maps, squared_gradient
 from motion.spectrum import NUM_FRAMES, mean_displacement, spectrum_to_flow
 
 # Blurs of the image gradient, px of a grid of 256 x 160.
@@ -113,12 +113,10 @@ def mean_motion(spectrum: Tensor) -> Tensor:
 
 
 def normalised_gradient(spectrum: Tensor) -> float | None:
-    """Return mean |grad F| / mean |F| over pixels and 30 frames, 1 / px, to neighbours; None where nothing moves."""
+    """Return mean |grad F| / mean |F| over pixels and 30 frames, 1 / px; None where nothing moves."""
     flow = spectrum_to_flow(spectrum, torch.arange(1, 31) / 30)  # (N, 2, H, W)
-    right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
-    down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
     moved_px = float(magnitude(flow).mean())
-    return float((right + down).sqrt().mean()) / moved_px if moved_px >= LEAST_PX else None
+    return float(squared_gradient(flow).sqrt().mean()) / moved_px if moved_px >= LEAST_PX else None
 
 
 def coherence(spectrum: Tensor, weight: Tensor) -> dict[int, float | None]:

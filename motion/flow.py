@@ -21,6 +21,12 @@ def magnitude(flow: Tensor) -> Tensor:
     return flow.square().sum(-3, keepdim=True).sqrt()
 
 
+def squared_gradient(flow: Tensor) -> Tensor:
+    """Return |grad F|^2 of flow (..., 2, H, W), by differences to the right and lower neighbours: (..., H-1, W-1)."""
+    corner = flow[..., :-1, :-1]
+    return (flow[..., :-1, 1:] - corner).square().sum(-3) + (flow[..., 1:, :-1] - corner).square().sum(-3)
+
+
 def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize maps (..., C, H, W) bilinearly to (H', W'), anti-aliased when they shrink; values stay as they are."""
     height, width = maps.shape[-2:]

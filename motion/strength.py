@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from motion.flow import default_grid_scale
+from motion.flow import default_grid_scale, squared_gradient
 from motion.spectrum import mean_displacement, spectrum_to_flow
 from motion.wind import LEAST_WIND_PX, MOST_WIND_PX
 
@@ -47,14 +47,9 @@ def _moving(moved_px: Tensor) -> Tensor:
 
 
 def strain(spectrum: Tensor, num_phases: int = 25) -> float:
-    """Return the largest |grad F_t| over time of a packed spectrum (K, 4, H, W), at STRAIN_QUANTILE of what moves.
-
-    |grad F| is the root of the squared differences to the right and lower neighbours; 0 where nothing moves.
-    """
+    """Return the largest |grad F_t| over time of a spectrum (K, 4, H, W), at STRAIN_QUANTILE of what moves; or 0."""
     flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
-    right = (flow[..., :-1, 1:] - flow[..., :-1, :-1]).square().sum(1)  # (N, H-1, W-1)
-    down = (flow[..., 1:, :-1] - flow[..., :-1, :-1]).square().sum(1)
-    largest = (right + down).amax(0).sqrt()[_moving(mean_displacement(spectrum)[0])[:-1, :-1]]
+    largest = squared_gradient(flow).amax(0).sqrt()[_moving(mean_displacement(spectrum)[0])[:-1, :-1]]
     return float(largest.quantile(STRAIN_QUANTILE)) if largest.numel() else 0.0
 
 
@@ -64,10 +59,9 @@ def untorn_scale(spectrum: Tensor) -> float:
     The wind saturates at that of STRAIN_LIMIT, or at LEAST_LIMIT_PX where that is more: a stronger motion stays the
     stronger one.
     """
-    moved_px = mean_displacement(spectrum)[0]  # (H, W)
-    moving_px = moved_px[_moving(moved_px)]
     found = strain(spectrum)
     if found == 0:
         return 1.0
-    wind_px = float(moving_px.quantile(WIND_QUANTILE)) * default_grid_scale(*spectrum.shape[-2:])
+    moved_px = mean_displacement(spectrum)[0]  # (H, W)
+    wind_px = float(moved_px[_moving(moved_px)].quantile(WIND_QUANTILE)) * default_grid_scale(*spectrum.shape[-2:])
     return 1 / (1 + min(found / STRAIN_LIMIT, wind_px / LEAST_LIMIT_PX))
