@@ -251,12 +251,10 @@ def check_interaction_flags(args: Arguments) -> None:
     if args.out:
         raise UsageError("--out: is the page's; right: --video OUT.mp4 alone, or --out PAGE.html alone")
 
-    from data.video_writer import check_video, fps_limits
+    from data.video_writer import check_video
     from motion.looping import MAX_FRAMES
 
-    lowest, highest = fps_limits(check_video(args.video, fps=min(args.fps, 30.0)))
-    if not lowest <= args.fps <= highest:
-        raise UsageError(f"--fps {args.fps:g}: right: {lowest:g} to {highest:g} for {args.video.suffix or 'frames'}")
+    check_video(args.video, fps=args.fps)
     if not 1 <= num_frames(args) <= MAX_FRAMES:
         raise UsageError(f"--seconds, --fps: {num_frames(args)} frames; right: 1 to {MAX_FRAMES}")
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from animation.options import DEFAULT_SIZE_PX, PlaybackOptions
 from data.files import OUTPUT_MARK
 from data.media import read_image, read_mask, write_image
-from data.video_writer import check_video, fps_limits, write_video
+from data.video_writer import check_video, write_video
 from data.visualisation import magnitude_over
 from models.checkpoints import DEFAULT_CHECKPOINT, CheckpointError
 from models.device import ArgumentError
@@ -100,12 +100,9 @@ def check_outputs(
     outputs: Sequence[Path], video_format: str, options: PlaybackOptions, *, loop_phase: float = 1.0
 ) -> None:
     """Check with nothing made that the options give videos that can be written; ArgumentError, MediaError if not."""
-    lowest, highest = fps_limits(video_format)
-    if not lowest <= options.fps <= highest:
-        raise ArgumentError(f"fps {options.fps:g}: right: {lowest:g} to {highest:g} for {video_format}")
-    plan(options, loop_phase=loop_phase)
     for output in outputs:
         check_video(output, fps=options.fps, format=video_format)
+    plan(options, loop_phase=loop_phase)
 
 
 def load_renderer(checkpoint: Path | None, operator: str) -> FrameSynthesis:

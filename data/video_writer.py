@@ -19,8 +19,8 @@ import torch
 from data.files import writing_problem
 from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, atomic_path, to_bytes, write_image
 
-FORMATS = ("mp4", "webm", "gif", "frames")
-MAX_GIF_FPS = 50.0  # browsers show a GIF frame of less than 2/100 s for 10/100 s instead
+# browsers show a GIF frame of less than 2/100 s for 10/100 s instead
+MIN_FPS, MAX_FPS = 0.1, {"mp4": 1000.0, "webm": 1000.0, "gif": 50.0, "frames": 1000.0}
 
 # format -> encoder, its pixel format and options, options of the file
 _VP9 = {"crf": "22", "b": "0", "deadline": "good", "cpu-used": "4", "row-mt": "1"}
@@ -168,11 +168,6 @@ def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Gr
     return graph
 
 
-def fps_limits(format: str) -> tuple[float, float]:
-    """Return the lowest and the highest frame rate that a format is written at."""
-    return 0.1, MAX_GIF_FPS if format == "gif" else 1000.0
-
-
 def check_video(path: str | Path, *, fps: float, format: str | None = None) -> str:
     """Return the format that a `VideoWriter` would write here: "mp4", "webm", "gif" or "frames". Nothing is made.
 
@@ -185,15 +180,14 @@ def check_video(path: str | Path, *, fps: float, format: str | None = None) -> s
         format = suffix[1:] or "frames"
         if suffix and format not in _CODECS:
             raise MediaError(f"{path}: cannot write a '{suffix}' video; use .mp4, .webm, .gif or a folder for frames")
-    if format not in FORMATS:
-        raise MediaError(f"{path}: unknown video format '{format}'; use one of {', '.join(FORMATS)}")
+    if format not in MAX_FPS:
+        raise MediaError(f"{path}: unknown video format '{format}'; use one of {', '.join(MAX_FPS)}")
     if format == "frames" and suffix in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
         raise MediaError(f"{path}: is a folder's name in the format frames; leave '{suffix}' away")
     if format != "frames" and suffix != f".{format}":
         raise MediaError(f"{path}: the format {format} needs a name ending in .{format}")
-    lowest, highest = fps_limits(format)
-    if not lowest <= fps <= highest:
-        raise MediaError(f"{path}: {format} takes {lowest:g} to {highest:g} frames/s, not {fps:g}")
+    if not MIN_FPS <= fps <= MAX_FPS[format]:
+        raise MediaError(f"fps {fps:g}: right: {MIN_FPS:g} to {MAX_FPS[format]:g} for {format}")
     problem = writing_problem(path)
     if format == "frames" and path.is_file():
         problem = "is a file; name a folder for the frames"

@@ -325,7 +325,7 @@ def test_writing_to_bad_places_and_with_bad_flags(tmp_path):
         ("a.gif", {"format": "mp4"}, "ending in .mp4"),
         ("a.mp4", {"format": "frames"}, "folder's name"),
         ("a.gif", {"fps": 60}, "0.1 to 50"),
-        ("a.mp4", {"fps": 0}, "frames/s"),
+        ("a.mp4", {"fps": 0}, "fps 0: right: 0.1 to 1000 for mp4"),
         ("folder.mp4", {}, "is a folder"),
         ("file", {}, "is a file"),
     ):
