@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import re
 import sys
@@ -31,6 +30,8 @@ class RequestGuard:
 
     async def __call__(self, scope: dict[str, Any], receive: Asgi, send: Asgi) -> None:
         """Pass a request on, or answer it."""
+        from starlette.responses import JSONResponse  # comes with Gradio
+
         is_upload = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload")
         started = False
 
@@ -39,16 +40,19 @@ class RequestGuard:
             started = True
             await send(message)
 
+        async def refuse(status: int, reason: str) -> None:
+            await JSONResponse({"detail": reason}, status)(scope, receive, answer)
+
         self.uploads += is_upload
         try:
             used = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()) if is_upload else 0
             if used + self.uploads * LARGEST_UPLOAD_BYTES > MOST_DISK_BYTES:
-                await _refuse(answer, 507, "no room for more images now; try again in an hour")
+                await refuse(507, "no room for more images now; try again in an hour")
             else:
                 await self.served(scope, receive, answer)
         except Exception as error:  # Gradio fails in many ways where a request is not one of its page
             if not started and scope["type"] == "http":
-                await _refuse(answer, 400, "not a request of this page")
+                await refuse(400, "not a request of this page")
             logger.warning("%s: a request is refused: %s", scope["path"][:80], _one_line(error))
         finally:
             self.uploads -= is_upload
@@ -75,13 +79,6 @@ async def removing_old_files(folder: Path) -> AsyncIterator[None]:
     task = asyncio.create_task(repeat())
     yield
     task.cancel()
-
-
-async def _refuse(send: Asgi, status: int, reason: str) -> None:
-    text = json.dumps({"detail": reason}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(text))]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": text})
 
 
 def _one_line(error: BaseException) -> str:
