@@ -112,7 +112,7 @@ def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video
             scene = make_scene(int(seed), size=size, kind=kind)
         except ValueError as error:
             raise SourceError(f"{row.source}: {error}") from error
-        if float((scene.picture() - first).abs().mean()) > SAME_FRAME_LIMIT:
+        if float((scene.frame(0.0) - first).abs().mean()) > SAME_FRAME_LIMIT:
             raise SourceError(f"this version draws another {row.source}")
         return scene
     try:

@@ -129,7 +129,7 @@ def _open(source: Path | Scene, every: int) -> FlowClip:
     if isinstance(source, Scene):
         times_s = [index / FPS for index in range(every, NUM_FRAMES, every)]
         frames, exact = (torch.stack([draw(time_s) for time_s in times_s]) for draw in (source.frame, source.flow))
-        return FlowClip(f"{source.kind} {source.seed}", source.picture(), frames, exact)
+        return FlowClip(f"{source.kind} {source.seed}", source.frame(0.0), frames, exact)
     frames = read_clip(source).frames
     if len(frames) < 2:
         raise MediaError(f"{source}: holds a single frame; give a video that moves")

@@ -72,7 +72,7 @@ def make_table(
         yield from static
         first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
         for number in range(first, first + scenes):
-            yield _static(f"scene {number}", "rendered scenes", make_scene(number, kind="still").picture())
+            yield _static(f"scene {number}", "rendered scenes", make_scene(number, kind="still").frame(0.0))
 
     rows, shown = [], []
     total = len(masked) + len(static) + scenes

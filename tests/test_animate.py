@@ -379,8 +379,8 @@ def test_default_weights_move_plants_and_leave_walls(tmp_path):
     from models.motion_pipeline import MotionPipeline
 
     pipeline = MotionPipeline.from_pretrained(DEFAULT_CHECKPOINT)
-    flowers = make_scene(2000, kind="flowers").picture()
-    wall = make_scene(3, kind="still").picture()
+    flowers = make_scene(2000, kind="flowers").frame(0.0)
+    wall = make_scene(3, kind="still").frame(0.0)
     moving = pipeline.predict(flowers, seed=1, steps=6).importance().mean()
     still = pipeline.predict(wall, seed=1, steps=6).importance().mean()
     assert moving > 0.2 and still < 0.5 * moving

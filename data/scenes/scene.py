@@ -163,12 +163,8 @@ class Scene:
     def _first(self) -> tuple[Array, list[tuple[Array, Array]]]:
         return self._draw(self.mesh["vertices"])
 
-    def picture(self) -> Tensor:
-        """Return frame 0, the photograph: (3, H, W) float32 in [0, 1]."""
-        return self.frame(0.0)
-
     def frame(self, time_s: float) -> Tensor:
-        """Return the frame at time_s, (3, H, W): the same things moved, with grain of its own."""
+        """Return the frame at time_s, (3, H, W) float32 in [0, 1], with grain of its own; at 0 the photograph."""
         frame, _ = self._first if time_s == 0 else self._draw(self.mesh["vertices"] + self._vertices_at(time_s))
         frame = self.finish.apply(frame, np.random.default_rng([self.seed, 3, round(time_s * 1000)]))
         return torch.from_numpy(np.ascontiguousarray(frame.transpose(2, 0, 1)))
