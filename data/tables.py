@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import itertools
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -87,14 +88,12 @@ def parse_table(
                 raise MediaError(f"{name}: the column {column} is there twice (also as one of its other names)")
         reader = csv.reader(lines, delimiter=separator, skipinitialspace=True)
         rows = []
-        for cells in reader:
+        for cells in filter(None, reader):
             line = reader.line_num + 1 + bool(asked)
-            unnamed = [c for number, c in enumerate(cells) if number >= len(header) or not header[number]]
-            if any(cell.strip() for cell in unnamed):
+            row = list(itertools.zip_longest(header, cells))
+            if any(not column and cell and cell.strip() for column, cell in row):
                 raise MediaError(f"{name}: line {line} has more cells than the heading; quote those with a {separator}")
-            if cells:
-                filled = [*cells, *[None] * (len(header) - len(cells))]
-                rows.append((line, {column: cell for column, cell in zip(header, filled, strict=False) if column}))
+            rows.append((line, {column: cell for column, cell in row if column}))
     except csv.Error as error:
         raise MediaError(f"{name}: cannot be read as CSV ({error})") from error
     return [column for column in header if column], separator, rows
