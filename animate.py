@@ -7,7 +7,6 @@ python animate.py photo.jpg --loop-seconds 3   a loop of 3 s at the motion's own
 
 from cli.run import command, run
 
-import logging
 import sys
 from functools import partial
 from pathlib import Path
@@ -15,10 +14,8 @@ from pathlib import Path
 from animation import flags
 from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, refuse_flags
-from cluster.flags import add_cluster_flags, cluster_workers, run_each
-from cluster.storage import existing, is_folder, local_input, place, url_of
-
-logger = logging.getLogger("__main__")
+from cluster.flags import add_cluster_flags, cluster_workers, run_each, without_existing
+from cluster.storage import is_folder, local_input, place, url_of
 
 VIDEO_NAMES = {f".{name}": name for name in flags.FORMATS if name != "frames"}
 
@@ -153,11 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     check_outputs(outputs, video_format, playback, loop_phase=phase)
     jobs = list(zip(images, outputs, strict=True))
     if args.skip_existing:
-        there = existing(outputs)
-        jobs = [(image, output) for image, output in jobs if output not in there]
-        skipped = len(outputs) - len(jobs)
-        if skipped:
-            logger.info("%d of %d are there already and are skipped", skipped, len(outputs))
+        jobs = without_existing(jobs)
         if not jobs:
             return 0
 

@@ -11,8 +11,8 @@ from animation import flags
 from animation.options import DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, check_writable, refuse_flags
-from cluster.flags import add_cluster_flags, cluster_workers, run_each
-from cluster.storage import existing, is_folder, local_input, place
+from cluster.flags import add_cluster_flags, cluster_workers, run_each, without_existing
+from cluster.storage import is_folder, local_input, place
 
 logger = logging.getLogger("__main__")
 
@@ -90,8 +90,6 @@ def main(argv: list[str] | None = None) -> int:
         refuse_flags(args, ["--skip-existing"], "belongs to a folder of images; right: both, or neither")
         with local_input(args.input) as file:
             read_image_size(file)
-    if not jobs:
-        return 0
     return run_each("generate_motion.py", Predictor.predict, jobs, workers, load=partial(Predictor, args), many=many)
 
 
@@ -106,10 +104,7 @@ def _jobs_of_folder(args: Arguments) -> list[tuple[Path, Path]]:
         raise UsageError(f"--output {folder}: a file, but --input is a folder; right: a folder")
     images = list_images([args.input])
     jobs = [(image, folder / f"{name}.npz") for image, name in zip(images, output_names(images), strict=True)]
-    there = existing(output for _, output in jobs) if args.skip_existing else set()
-    if there:
-        logger.info("%d of %d are there already and are skipped", len(there), len(jobs))
-    return [job for job in jobs if job[1] not in there]
+    return without_existing(jobs) if args.skip_existing else jobs
 
 
 if __name__ == "__main__":

@@ -2,12 +2,17 @@
 
 from cli.run import EXIT_SKIPPED, EXIT_USAGE, user_message
 
+import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from cli.parser import Arguments, Parser, non_negative_float, positive_float, positive_int, refuse_flags
 from cluster.items import Workers, run_items
+from cluster.storage import existing
+
+logger = logging.getLogger(__name__)
 
 CLUSTER_FLAGS = ("--cpus-per-worker", "--gpus-per-worker", "--item-seconds")
 
@@ -33,11 +38,21 @@ def cluster_workers(args: Arguments) -> Workers:
     return Workers(count or None, args.cluster, args.cpus_per_worker, args.gpus_per_worker, args.item_seconds)
 
 
+def without_existing(jobs: Sequence[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+    """Return the (input, output) whose output is not there yet; a logged line counts the others."""
+    there = existing(output for _, output in jobs)
+    if there:
+        logger.info("%d of %d are there already and are skipped", len(there), len(jobs))
+    return [job for job in jobs if job[1] not in there]
+
+
 def run_each(
     script: str, function: Callable[[Any, Any], Any], items: Sequence[Any], workers: Workers, *,
     load: Callable[[], Any], many: bool,
 ) -> int:  # fmt: skip
     """Work on a script's images and print a line for each that fails; return the exit code. Of one, raise its error."""
+    if not items:  # nothing is loaded
+        return 0
     failed = 0
     with run_items(function, items, workers, "image", load=load, progress=workers.cluster is not None) as results:
         for done in results:
