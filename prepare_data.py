@@ -32,8 +32,6 @@ from data.cpus import available_cpus
 def main(argv: list[str] | None = None) -> int:
     """Parse the flags and prepare the set; returns 3 when a video had to be skipped."""
     args = _parser().parse_args(argv)
-    if args.out is None:
-        raise UsageError("--out: name the folder of the clip set, e.g. --out outputs/sets/clips")
     check_writable(args.out)
     return {"videos": _videos, "scenes": _scenes, "select": _select, "shards": _shards}[args.what](args)
 
@@ -44,7 +42,7 @@ def _parser() -> Parser:
     size: dict[str, Any] = {"type": size_px, "default": (160, 256), "metavar": "WxH_PX"}
     workers = {"default": available_cpus(), "help": "processes that prepare; 0 = this one"}
     several: dict[str, Any] = {"type": place, "nargs": "+", "metavar": "PATH|URL"}
-    out: dict[str, Any] = {"type": place, "metavar": "PATH|URL", "help": "the clip set"}
+    out: dict[str, Any] = {"type": place, "metavar": "PATH|URL", "required": True, "help": "the clip set"}
 
     videos = kinds.add_parser("videos", help="prepare clips of videos")
     videos.add_argument("paths", help="videos, folders, CSV files: path,start,seconds,split,source", **several)
@@ -79,7 +77,7 @@ def _parser() -> Parser:
     add("--max-mean-px", type=positive_float, metavar="PX", help="largest mean displacement, at 256x160")
     add("--min-confidence", type=fraction, metavar="FRACTION", help="least mean confidence, 0 to 1")
     add("--only", action="append", default=[], metavar="PATTERN", help="ids, with * and ?; may be repeated")
-    add_shared_flags(select, "out")
+    add_shared_flags(select, "out", out={"required": True, "help": "the clip set"})
 
     shards = kinds.add_parser("shards", help="write a set's kept clips into few large files, to train on millions")
     shards.add_argument("set", type=place, metavar="SET", help="a finished set")
@@ -90,6 +88,7 @@ def _parser() -> Parser:
 
 def _scenes(args: Any) -> int:
     from data.clip_writer import rows_of_set
+    from data.media import MIN_SIDE_PX
     from data.prepare_clip import is_unreadable
     from data.scenes.render_set import render_scene_set, scene_settings
     from data.scenes.scene import KINDS
@@ -99,6 +98,8 @@ def _scenes(args: Any) -> int:
     unknown = [kind for kind in kinds or [] if kind not in KINDS]
     if unknown:
         raise UsageError(f"--kinds {unknown[0]}: no such kind; right: {', '.join(KINDS)}")
+    if min(args.size) < MIN_SIDE_PX:
+        raise UsageError(f"--size {args.size[1]}x{args.size[0]}: right: at least {MIN_SIDE_PX} px to either side")
     what = {"seed": args.seed, "size": args.size, "kinds": kinds, "pairs": args.pairs}
     if args.dry_run:
         rows_of_set(args.out, scene_settings(**what))

@@ -213,6 +213,7 @@ def test_the_contact_sheet_shows_picture_motion_and_slice(prepared):
         (["videos", "VIDEOS", "--out", "VIDEOS/notes.txt"], "notes.txt"),
         (["videos", "VIDEOS", "--out", "VIDEOS"], "not a clip set"),
         (["scenes", "--num", "2", "--out", "OUT", "--kinds", "cactus"], "--kinds cactus"),
+        (["scenes", "--num", "2", "--out", "OUT", "--size", "40x8"], "--size 40x8: right: at least 16 px"),
         (["scenes", "--num", "0", "--out", "OUT"], "--num"),
     ],
 )
