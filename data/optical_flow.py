@@ -18,7 +18,7 @@ import torch.nn.functional as F
 
 from data.flow_refinement import refine_flow
 from data.media import to_bytes
-from motion.flow import sample_at
+from motion.flow import magnitude, sample_at
 
 # Part of the settings of clip sets, so that flow of different versions is not mixed: raise it when flow changes.
 FLOW_VERSION = 3
@@ -127,33 +127,31 @@ def visible_flow(
     for start in range(0, len(frames), CHUNK):
         part = slice(start, start + CHUNK)
         shown = flow[part].masked_fill(static_frames(first, frames[part], still=still), 0.0)  # (N, 2, H, W)
-        warped, inside = _look_up(frames[part], shown)
-        at_rest, moved = _blur(_change(first, frames[part])), _blur(_change(first, warped))  # (N, 1, H, W)
+        at_rest = _blur(_change(first, frames[part]))  # (N, 1, H, W)
+        moved = _blur(_change(first, sample_at(frames[part], shown)))  # (N, 1, H, W)
         unseen = (at_rest < UNCHANGED) | (at_rest <= moved * (1 + ZERO_MARGIN_RELATIVE) + ZERO_MARGIN)
         residual = torch.where(unseen, at_rest, moved)
         visible[part] = shown.masked_fill(unseen, 0.0)
-        reliability[part] = (inside | unseen) / (1 + (residual / RELIABILITY_RESIDUAL).square())
+        reliability[part] = (_inside(shown) | unseen) / (1 + (residual / RELIABILITY_RESIDUAL).square())
     return visible, reliability
 
 
 @torch.no_grad()
 def forward_backward_error(flow: torch.Tensor, backward: torch.Tensor) -> torch.Tensor:
     """Return |F_t(p) + B_t(p + F_t(p))| of flows to frame t and back, (T, 2, H, W) px: (T, 1, H, W), no gradients."""
-    back, _ = _look_up(backward, flow)  # (T, 2, H, W)
-    return (flow + back).square().sum(1, keepdim=True).sqrt()  # (T, 1, H, W)
+    return magnitude(flow + sample_at(backward, flow))
 
 
 def _change(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     return (frames - first).abs().mean(1, keepdim=True)  # (N, 1, H, W)
 
 
-def _look_up(frames: torch.Tensor, flow: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Read frames (N, C, H, W) at p + flow, the border held; also return whether p + flow is inside."""
-    height, width = frames.shape[-2:]
+def _inside(flow: torch.Tensor) -> torch.Tensor:
+    """Return whether p + flow (N, 2, H, W) leads into the image: (N, 1, H, W)."""
+    height, width = flow.shape[-2:]
     x = torch.arange(width, dtype=flow.dtype) + flow[:, 0]  # (N, H, W)
     y = torch.arange(height, dtype=flow.dtype)[:, None] + flow[:, 1]  # (N, H, W)
-    inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
-    return sample_at(frames, flow), inside[:, None]
+    return ((x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5))[:, None]
 
 
 def _blur(values: torch.Tensor) -> torch.Tensor:

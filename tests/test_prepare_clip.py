@@ -118,7 +118,7 @@ def test_pixels_that_get_covered_are_marked_in_the_pairs():
     for index in range(6):
         left = 20 + 3 * index
         frames[index, :, 20:44, left : left + 24] = box
-    video = Video(frames, torch.arange(6) / 10, 10.0, 10.0)
+    video = Video(frames, torch.arange(6) / 10, 10.0)
     job = sources.ClipJob("box", Path("box.mp4"), "train", num_pairs=1, method="dis_fast")
     row, content = sources.measure_motion(ClipRow("box", "box.mp4"), video, job)
     reliability = content.pairs[-1].reliability[0]

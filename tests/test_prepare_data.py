@@ -18,6 +18,7 @@ from clip_sets import files_of
 from videos import ALL, FAST, name_of, rows_by_name
 
 import prepare_data
+from cli.parser import Arguments
 from data.clip_writer import ClipSetWriter
 from data.clips import ClipRow, ClipSet
 from data.media import read_image
@@ -262,7 +263,7 @@ def test_killed_and_started_again_it_ends_with_the_same_set(videos, long_videos,
 def test_every_flow_method_can_be_asked_for():
     # The script has a list of its own, as --help must not wait for OpenCV and torch.
     for method in METHODS:
-        assert prepare_data._parser().parse_args(["videos", "x", "--method", method]).method == method
+        assert prepare_data._parser().parse_args(["videos", "x", "--out", "y", "--method", method]).method == method
 
 
 def test_a_dry_run_refuses_what_the_run_would_refuse(videos, prepared, tmp_path, capsys):
@@ -287,12 +288,14 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(videos, prepared, tmp_path,
 
 
 def test_flags_that_may_be_repeated_do_not_swallow_the_path():
-    parse = prepare_data._parser().parse_args
-    args = parse(["videos", "--split-from", "a.csv", "--split-from", "b.csv", "clips", "more"])
+    def parse(*words: str) -> Arguments:
+        return prepare_data._parser().parse_args([*words, "--out", "out"])
+
+    args = parse("videos", "--split-from", "a.csv", "--split-from", "b.csv", "clips", "more")
     assert list(map(str, args.split_from)) == ["a.csv", "b.csv"] and list(map(str, args.paths)) == ["clips", "more"]
-    args = parse(["select", "--only", "a*", "SET", "--only", "b*"])
+    args = parse("select", "--only", "a*", "SET", "--only", "b*")
     assert args.only == ["a*", "b*"] and str(args.set) == "SET"
-    assert parse(["videos", "clips"]).split_from == [] == parse(["select", "SET"]).only
+    assert parse("videos", "clips").split_from == [] == parse("select", "SET").only
 
 
 def test_the_report_of_a_large_set_is_short_and_names_every_cause(tmp_path):
