@@ -13,11 +13,13 @@ from cli.parser import (
     Parser,
     UsageError,
     check_output_file,
+    finite_float,
     non_negative_float,
     non_negative_int,
     positive_float,
     positive_int,
     refuse_flags,
+    whole_number,
 )
 from models.segmentation_classes import check_words
 from motion.wind import WINDS, parse_wind
@@ -47,10 +49,10 @@ def add_playback_flags(parser: Parser) -> None:
     add("--fps", type=positive_float, default=30.0, metavar="HZ", help="frames a second, at unchanged speed")
     add("--loop", action="store_true", help="whole periods nearest to the length, no drift; the speed is adjusted")
     add("--slow", type=positive_float, default=1.0, metavar="X", help="stretch the period, not the length")
-    add("--magnify", type=float, default=1.0, metavar="X", help="scale the motion (predicted: that of a light wind)")
+    add("--magnify", type=finite_float, default=1.0, metavar="X", help="scale the motion; predicted: a light wind's")
     add("--mask", type=Path, metavar="PNG", help="where to move: white moves, black stays; at the image's aspect")
     add("--drift", action=argparse.BooleanOptionalAction, help="what does not swing back; default: unless --loop")
-    add("--size", type=positive_int, default=DEFAULT_SIZE_PX, metavar="PX", help="long side; never enlarged")
+    add("--size", type=whole_number(16), default=DEFAULT_SIZE_PX, metavar="PX", help="long side; never enlarged")
     add("--format", choices=FORMATS, help="default: by the output's name, else mp4")
     add("--preview", action="store_true", help="render in image space, without the network")
     add("--batch-size", type=positive_int, metavar="N", help="frames rendered together; default: by size and device")
@@ -62,10 +64,6 @@ def check_playback_flags(args: Arguments) -> None:
     """Raise UsageError for combinations that contradict each other, before anything is loaded."""
     if args.loop and args.drift:
         raise UsageError("--drift: a loop has none; right: --loop alone, or --drift without --loop")
-    if not math.isfinite(args.magnify):
-        raise UsageError(f"--magnify {args.magnify}: right: a finite number")
-    if args.size < 16:
-        raise UsageError(f"--size {args.size}: right: at least 16 px")
     if args.tile and args.tile < SMALLEST_TILE_PX:
         raise UsageError(f"--tile {args.tile}: right: 0 for never, or at least {SMALLEST_TILE_PX} px")
     if args.preview:
@@ -122,7 +120,8 @@ def add_sampling_flags(parser: Parser) -> None:
     """Add the group of all scripts that predict motion."""
     add = parser.add_argument_group("motion").add_argument
     add("--sampler", choices=SAMPLER_NAMES, default="dpm", help="DPM-Solver++, DDIM (the paper's), UniPC")
-    add("--steps", type=positive_int, metavar="N", help="network calls; default: 20, DDIM 250")
+    steps = whole_number(FEWEST_STEPS, MOST_STEPS)
+    add("--steps", type=steps, metavar="N", help="network calls; default: 20, DDIM 250")
     add("--guidance", type=non_negative_float, metavar="W", default=0.0, help="classifier-free guidance; 0 = none")
     winds = f"{', '.join(WINDS)}, or how far what moves most does, px at 256 x 160; default: as the photograph suggests"
     add("--wind", dest="wind_px", type=wind, metavar="WIND", help=winds)
@@ -170,17 +169,9 @@ def add_loop_flags(parser: Parser) -> None:
     add("--loop-recurrences", type=positive_int, metavar="N", default=1, help="how often a step is taken; paper: 2")
 
 
-def check_steps(steps: int | None) -> int | None:
-    """Return the sampler's network calls; UsageError where the noise schedule does not allow so many or so few."""
-    if steps is not None and not FEWEST_STEPS <= steps <= MOST_STEPS:
-        raise UsageError(f"--steps {steps}: right: {FEWEST_STEPS} to {MOST_STEPS}")
-    return steps
-
-
 def sampling_options(args: Arguments) -> dict[str, Any]:
-    """Return the arguments of `MotionPipeline.predict` that the flags give; an error where one is out of range."""
-    options = {name: getattr(args, name) for name in ("seed", "sampler", "guidance", "wind_px")}
-    options |= {"steps": check_steps(args.steps)}
+    """Return the arguments of `MotionPipeline.predict` that the flags give."""
+    options = {name: getattr(args, name) for name in ("seed", "sampler", "steps", "guidance", "wind_px")}
     predicted = getattr(args, "motion", None) is None
     return options | {"precision": checked_device(args, networks=predicted)[1]}
 

@@ -120,6 +120,7 @@ positive_int = _number(int, lambda value: value > 0, "a whole number above 0")
 non_negative_int = _number(int, lambda value: value >= 0, "a whole number, 0 or above")
 positive_float = _number(float, lambda value: value > 0, "a number above 0")
 non_negative_float = _number(float, lambda value: value >= 0, "a number, 0 or above")
+finite_float = _number(float, lambda value: True, "a finite number")
 fraction = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
 
 

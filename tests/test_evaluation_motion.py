@@ -392,7 +392,7 @@ def test_a_trained_format_checkpoint(scene_set, checkpoint: Path, tmp_path: Path
     [
         (["--clip-table", "gone.csv"], {}, "--clip-table gone.csv: there is no such file"),
         (["--clips", "0"], {}, "--clips: expected a whole number above 0"),
-        (["--steps", "1"], {}, "--steps 1: right: 2 to 1000"),
+        (["--steps", "1"], {}, "--steps: expected a whole number from 2 to 1000"),
         (["--loop-guidance", "projection"], {}, "--loop-guidance: belongs to --loop-frames L"),
         (["--precision", "fp16", "--device", "cpu"], {}, "--precision fp16: needs a GPU"),
         ([], {"num_bins": 25}, "--checkpoint: has 25 bins and a clip set 24"),

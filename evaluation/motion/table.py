@@ -13,7 +13,6 @@ from typing import Any
 
 from torch import Tensor
 
-from animation.flags import check_steps
 from cluster.items import Workers
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows, source_name
 from evaluation import EvaluationError, Report
@@ -47,7 +46,6 @@ def make_table(
     place = choose_device("cpu" if workers.cluster else device)  # a cluster's workers choose theirs
     if not workers.cluster:
         check_precision(sampling["precision"], place)
-    check_steps(sampling["steps"])
     clip_set = ClipSet(data)
     rows = choose_rows(clip_set, None if split == "all" else split, clips, seed)
     groups = clip_groups(rows, clip_table)

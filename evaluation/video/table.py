@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from animation.flags import check_steps
 from animation.rendering import load_renderer
 from data.clips import ClipSet, choose_rows
 from evaluation import EvaluationError, Report
@@ -99,7 +98,7 @@ def open_videos(
 ) -> tuple[RenderedVideos, list[str]]:
     """Open a clip set and load the checkpoints; return the videos and the note about the models."""
     sampling = {name: options[name] for name in ("sampler", "guidance", "wind_px")}
-    sampling |= {"seed": seed, "steps": check_steps(options["steps"]), "precision": precision}
+    sampling |= {"seed": seed, "steps": options["steps"], "precision": precision}
     clip_set, split = ClipSet(data), options["split"]
     clips = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
     rows = options.get("rows") or [("model", "softmax")]
