@@ -36,10 +36,12 @@ def open_set(folder: str | Path) -> ClipSet:
 
 
 def write_shards(of: str | Path, folder: Path, clips_per_shard: int) -> ShardedSet:
-    """Write the kept clips of a finished set into shards, mixed; ClipSetError where it is not finished."""
+    """Write the kept clips of a finished set into shards, mixed; ClipSetError where it has none or is not finished."""
     source = ClipSet(of)
     if not source.is_finished:
         raise ClipSetError(f"{source.folder}: is not finished; run the command that makes it to its end")
+    if not source.rows():
+        raise ClipSetError(f"{source.folder}: has no kept clip; prepare more clips")
     counts, with_pairs = {}, True
     for split in SPLITS:
         rows = source.rows(split)

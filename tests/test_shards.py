@@ -12,7 +12,8 @@ from processes import torchrun
 
 import prepare_data
 import train_vae
-from data.clips import ClipSet, ClipSetError
+from data.clip_writer import ClipSetWriter
+from data.clips import PAIRS_ONLY, ClipRow, ClipSet, ClipSetError
 from data.datasets import MotionDataset, RenderingDataset, open_weighted_sets
 from data.shards import OPEN_AT_ONCE, ShardedSet, open_set, write_shards
 from training.data_order import MIXED_BLOCKS, ResumableBatchSampler, block_order, make_loader
@@ -50,6 +51,14 @@ def test_few_shards_are_open_and_damage_is_named(scene_set, tmp_path):
     (tmp_path / "one" / "shards.json").write_text("{}")
     with pytest.raises(ClipSetError, match="shards.json: is damaged"):
         open_set(tmp_path / "one")
+
+
+def test_a_set_without_a_kept_clip_is_refused(tmp_path, capsys):
+    with ClipSetWriter(tmp_path / "set", {}) as writer:
+        writer.add(ClipRow("short", "short.mp4", status=PAIRS_ONLY, reason="covers 1 s"))
+        writer.finish()
+    assert prepare_data.main(["shards", str(tmp_path / "set"), "--out", str(tmp_path / "shards")]) == 2
+    assert "set: has no kept clip" in capsys.readouterr().err and not (tmp_path / "shards").exists()
 
 
 @pytest.mark.parametrize(("length", "block"), [(1000, 7), (56, 7), (5, 7), (57, 7), (13, 1)])
