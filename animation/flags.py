@@ -32,7 +32,7 @@ SAMPLER_NAMES = ("dpm", "ddim", "unipc")
 FEWEST_STEPS, MOST_STEPS = 2, 1000
 DEFAULT_DAMPING = 0.08  # that of motion.modal
 SECONDS_AFTER = 4.0  # of a video, after its last interaction
-# Flags of no use where no motion is predicted, and of loops and videos of interactions alone.
+# Flags that are of no use where no motion is predicted; those of loops alone; those of videos of interactions alone.
 PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--wind", "--seed")
 LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")
 VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--gusts", "--splat", "--preview")

@@ -78,12 +78,12 @@ def run_items(
     load: Callable[[], Any] | None = None,
     progress: bool | None = True,
 ) -> Iterator[Iterator[Done]]:
-    """Give `Done` of every item, as they end; items are taken as workers become free, results are not kept.
+    """Yield a `Done` for each item as it ends; items are taken as workers become free, results are not kept.
 
-    The function is called with an item, or with load() and an item; what it raises is given as the item's error.
-    `load` is called once in each worker, for what all its items share, such as models. `unit` is what the bar counts;
-    `progress` shows it, None on a terminal alone. The processes of a pool and the workers of a cluster are ended with
-    the block. Raises ClusterError where no cluster can be used, and whatever `load` raises.
+    The function is called with an item, or with load() and an item; what it raises is the item's error. `load` is
+    called once in each worker, for what all its items share, such as models. `unit` is what the progress bar counts;
+    with `progress` None the bar is shown on a terminal alone. The end of the block ends the workers. Raises
+    ClusterError where no cluster can be used, and whatever `load` raises.
     """
     if workers.cluster:
         from cluster.ray_workers import on_ray as results_of

@@ -64,7 +64,7 @@ def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
 
 
 class ClipSetWriter(AbstractContextManager):
-    """Writes a clip set item by item; opened again on the same folder it has in `rows` what is done.
+    """Writes a clip set item by item; where the folder holds one already, `rows` tells what is done.
 
     The finished set does not depend on the order of the items nor on interruptions. Until the `with` block ends no
     other run can write the set, but at a URL: there each item leaves a record, several runs may add items, and the

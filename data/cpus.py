@@ -1,4 +1,4 @@
-"""How many cores this process may use, and libraries told so before they are imported."""
+"""Limit the threads of libraries to the cores that this process may use, before they are imported."""
 
 import logging
 import math

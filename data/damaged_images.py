@@ -1,4 +1,4 @@
-"""Make image files readable whose pixels are whole but for the end, or that Pillow does not decode."""
+"""Mend image files that lack their end, or that Pillow cannot decode."""
 
 import io
 import math
@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image, TiffImagePlugin
 
-# So much of the pixels must be there; what is missing lies at the end, the bottom.
+# This fraction of the pixels must be there; what is missing lies at the bottom.
 LEAST_FRACTION = 0.95
 BLOCK_PX = 16
 

@@ -1,4 +1,4 @@
-"""Check files before they are read or written, list those of a folder, and put whole ones in place."""
+"""Check files before they are read or written, list folders, and write files whole or not at all."""
 
 import errno
 import functools
@@ -42,10 +42,10 @@ def warn_once(message: str, level: int = logging.WARNING) -> None:
 
 
 def file_name(text: str, extra: str = "", *, unsafe: str = r"[\0-\x1f\x7f\ud800-\udfff]") -> str:
-    """Return the text as a name for files, and `extra`, all of which are LONGEST_STEM bytes at most.
+    """Return a file name of at most LONGEST_STEM bytes: the text and, at its end, `extra`.
 
-    Characters of the pattern `unsafe` become _ and what is too long is cut; where `extra` does not tell texts apart, a
-    digest then does. Windows' names of devices get a _ in front.
+    Characters that match `unsafe` become _, and what is too long is cut. Without `extra` a digest then tells such texts
+    apart. Names of Windows' devices get a _ in front.
     """
     name = re.sub(unsafe, "_", text).encode()[: LONGEST_STEM - len(extra)].decode(errors="ignore")
     if name != text and not extra:
@@ -67,7 +67,7 @@ def output_names(files: Sequence[Path]) -> list[str]:
 
 
 def is_hidden(path: Path, folder: Path) -> bool:
-    """Return whether a path below a folder is hidden, deleted, or kept there by a system for itself."""
+    """Return whether a path below a folder is hidden, or lies where the system keeps its own or deleted files."""
     return any(part.startswith(".") or part in _SYSTEM_FOLDERS for part in path.relative_to(folder).parts)
 
 

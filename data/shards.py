@@ -35,9 +35,9 @@ def open_set(folder: str | Path) -> ClipSet:
     return ShardedSet(folder) if exists(Path(folder) / INDEX) else ClipSet(folder)
 
 
-def write_shards(of: str | Path, folder: Path, clips_per_shard: int) -> ShardedSet:
+def write_shards(set_folder: str | Path, folder: Path, clips_per_shard: int) -> ShardedSet:
     """Write the kept clips of a finished set into shards, mixed; ClipSetError where it has none or is not finished."""
-    source = ClipSet(of)
+    source = ClipSet(set_folder)
     if not source.is_finished:
         raise ClipSetError(f"{source.folder}: is not finished; run the command that makes it to its end")
     if not source.rows():
