@@ -12,8 +12,7 @@ from motion.flow import resize_maps
 
 # MOSAIC's classes are the mean of its probabilities at these scales of the image, of which no single one is best.
 CLASS_SCALES = (0.5, 0.75, 1.0)
-# Finer ones for the borders of what moves, where less leaks with them. For the figures, also of what is below, see
-# docs/experiments.md.
+# Finer ones for the borders of what moves: less leaks there. docs/experiments.md has the figures of all constants here.
 FINE_CLASS_SCALES = (0.5, 1.0, 1.5)
 MOVABLE_CLASSES = ("tree", "grass", "plant", "curtain", "water", "sea", "field")
 RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES, "other", "sky", "person"))
@@ -21,7 +20,7 @@ RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES,
 SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 # How far what MOSAIC sees swings together, px as `models.displacement.COHERENCE_PX`, which holds for the rest. Close
-# blooms are taken for persons. Chosen by the correlation of motion in clips; over 3 px everywhere stems bent like worms
+# blooms are taken for persons. Chosen by the correlation of motion in clips; over 3 px everywhere stems bent.
 COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
 # How far surfaces move, relative to the rest: at their upper edge, at the image's lower edge, and where they begin at
@@ -34,9 +33,9 @@ PRESENT_ABOVE, ABOVE_UPPER_EDGE, LEAST_HEIGHT = 0.3, 0.02, 0.1
 
 
 def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Return what MOSAIC says of images (B, 3, H, W) in [0, 1], sides multiples of 8 px, all (B, c, H/8, W/8).
+    """Return what MOSAIC says of images (B, 3, H, W) in [0, 1], sides multiples of 8 px.
 
-    These are the encoder's three feature maps, the logits, and the class probabilities, mean over CLASS_SCALES.
+    The encoder's three feature maps, the logits, and the class probabilities, mean over CLASS_SCALES: (B, c, H/8, W/8).
     """
     height, width = image.shape[-2:]
     size = (height // 8, width // 8)

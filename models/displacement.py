@@ -46,10 +46,10 @@ class DisplacementHead(nn.Module):
     """Predict mean |F_t| over a period: where an image moves, how strongly, and whether at all.
 
     Ours, of earlier checkpoints; a `models.placement.PlacementHead` has taken its place. Four small networks read image
-    features at one number for 8 x 8 px and compare each place with the mean of the image.
+    features, maps of `feature_channels`, at one number for 8 x 8 px and compare each place with the mean of the image.
     """
 
-    def __init__(self, feature_channels: Sequence[int]) -> None:  # of each map of image features
+    def __init__(self, feature_channels: Sequence[int]) -> None:
         super().__init__()
         width, groups = MEMBERS * WIDTH, {"groups": MEMBERS}
         self.feature_norms = nn.ModuleList(nn.GroupNorm(1, channels) for channels in feature_channels)
@@ -62,7 +62,7 @@ class DisplacementHead(nn.Module):
         self.strength = nn.Conv2d(width, 2 * MEMBERS, 1, **groups)
 
     def forward(self, features: Sequence[Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return what each network predicts of features (B, c, h', w') of any resolutions, `size` being (h, w).
+        """Return what each network predicts of features (B, c, h', w') of any resolutions, as maps of `size` (h, w).
 
         These are log(m / q + 0.1) (B, MEMBERS, h, w), log of q in px of the image (B, MEMBERS), and the log odds that
         anything moves (B, MEMBERS).

@@ -210,8 +210,8 @@ class PlacementHead(SavedModel):
     ) -> Tensor:
         """Return what the head reads of images (B, 3, 2 H, 2 W) in [0, 1], H and W multiples of 32 px.
 
-        These are components, logits, class probabilities, colours and gradients, (B, C, H/4, W/4). Nothing of it is
-        trained, so that it is computed once. `backbone` is `ImageEncoder.backbone_features`, of images (B, 3, H, W).
+        These are components, logits, class probabilities, colours and gradients, (B, C, H/4, W/4). None of them is
+        trained, so they are computed once. `backbone` is `ImageEncoder.backbone_features`, of images (B, 3, H, W).
         """
         maps, logits, probabilities = self._maps(image, backbone, segmentation)
         reduced = [project(found) for project, found in zip(self.components, maps, strict=True)]
@@ -261,9 +261,9 @@ class PlacementHead(SavedModel):
         return placed_displacement(self.predict(features), image)
 
     def condition_maps(self, features: Tensor, placement: Placement, image: Tensor) -> Tensor:
-        """Return what the denoiser reads, (B, P, H/4, W/4), by `features` and `predict` of images (B, 3, H, W).
+        """Return what the denoiser reads of images (B, 3, H, W): (B, P, H/4, W/4).
 
-        It is what MOSAIC sees, and log(m / q + 0.1) of the expected displacement m, q being the wind.
+        What MOSAIC sees, among `features`, and log(m / q + 0.1) of the expected displacement m, q being the wind.
         """
         seen = features[:, self.parts[0] : self.parts[0] + self.parts[1]]
         ones = image.new_ones(len(image))

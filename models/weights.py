@@ -1,6 +1,8 @@
 """Weights of other people's networks, from files that the user names."""
 
+import json
 import logging
+import struct
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -33,8 +35,8 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
     """Read the tensors `wanted`, {name: shape}, of a .npz, .safetensors or .pth file, in float32.
 
     Names may have "features." in front, as torchvision's have; SqueezeNet's 1x1 layers may be called squeeze1x1, as its
-    authors and Keras call them. WeightsError where the file is missing or unreadable or a number is not finite,
-    OtherNetworkError where a tensor is missing or of another shape.
+    authors and Keras call them. WeightsError where the file is missing, cut short or unreadable, or a number is not
+    finite; OtherNetworkError where a tensor is missing or of another shape.
     """
     path = Path(path)
     if not path.is_file():
@@ -45,8 +47,9 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
         else:
             state = read_state_dict(path)
     except Exception as error:  # each format fails in ways of its own
-        reason = one_line(error, 120)
-        raise WeightsError(f"{path}: not readable as weights ({reason}); right: a whole file") from error
+        cut = _cut_tensor(path) if path.suffix == ".safetensors" else None
+        problem = f"cut short within {cut}" if cut else f"not readable as weights ({one_line(error, 120)})"
+        raise WeightsError(f"{path}: {problem}; right: a whole file") from error
     found = {name.removeprefix("features.").replace("squeeze1x1", "squeeze"): value for name, value in state.items()}
     picked = {}
     for name, shape in wanted.items():
@@ -102,3 +105,16 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if any(tensor.numel() > tensor.untyped_storage().nbytes() for tensor in tensors.values()):
         raise ValueError(too_large)
     return tensors
+
+
+def _cut_tensor(path: Path) -> str | None:
+    """Return the first tensor whose bytes end behind the file's; None where the header cannot be read."""
+    try:
+        data = path.read_bytes()
+        start = 8 + struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8:start])
+        parts = {name: part["data_offsets"] for name, part in header.items() if name != "__metadata__"}
+        cut = [(begin, name) for name, (begin, end) in parts.items() if start + end > len(data)]
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return min(cut)[1] if cut else None

@@ -98,7 +98,7 @@ def test_files_that_are_not_its_weights(tmp_path: Path) -> None:
         load("flat.safetensors", {FIRST: kernel[:1]})
     with pytest.raises(WeightsError, match=f"{FIRST} holds numbers that are not finite"):
         load("nan.safetensors", {FIRST: kernel / 0})
-    with pytest.raises(WeightsError, match="not readable as weights .*; right: a whole file"):
+    with pytest.raises(WeightsError, match="cut short within b;"):  # the first of those that are not whole
         load("cut.safetensors", {name: torch.zeros(100) for name in "abc"}, cut=500)
     (tmp_path / "text.safetensors").write_text("no weights")
     with pytest.raises(WeightsError, match="not readable as weights"):
