@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from animation.class_control import ClassControl
     from animation.interactive_page import page_modes, write_page
-    from animation.rendering import load_renderer, read_images, read_motion, render_interactions, show_motion
+    from animation.interactive_video import render_interactions
+    from animation.rendering import load_renderer, read_images, read_motion, show_motion
     from animation.sampling import load_pipeline
     from data.media import read_image_size
 
