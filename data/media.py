@@ -95,16 +95,16 @@ def from_bytes(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(planes).div_(scale)
 
 
-def contact_sheet(rows: list[list[torch.Tensor]], *, gap: int = 2) -> torch.Tensor:
-    """Lay rows of images (3, h, w) out as a white sheet (3, H, W), `gap` px apart, at the top left of their cells."""
+def contact_sheet(rows: list[list[torch.Tensor]]) -> torch.Tensor:
+    """Lay rows of images (3, h, w) out as a white sheet (3, H, W), 2 px apart, at the top left of their cells."""
     num_columns = max(len(row) for row in rows)
     widths = [max(row[i].shape[-1] for row in rows if i < len(row)) for i in range(num_columns)]
     heights = [max((image.shape[-2] for image in row), default=0) for row in rows]
-    sheet = torch.ones(3, sum(heights) + gap * (len(heights) - 1), sum(widths) + gap * (len(widths) - 1))
+    sheet = torch.ones(3, sum(heights) + 2 * (len(heights) - 1), sum(widths) + 2 * (len(widths) - 1))
     for number, row in enumerate(rows):
-        top = sum(heights[:number]) + gap * number
+        top = sum(heights[:number]) + 2 * number
         for column, image in enumerate(row):
-            left = sum(widths[:column]) + gap * column
+            left = sum(widths[:column]) + 2 * column
             sheet[:, top : top + image.shape[-2], left : left + image.shape[-1]] = image.detach().cpu()
     return sheet
 

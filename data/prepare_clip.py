@@ -276,7 +276,7 @@ def read_clip(
             stamps_s.append(time_s)
     images, times_s = torch.stack(frames), torch.tensor(stamps_s, dtype=torch.float64)
     keep = repeated_frames(images, times_s).logical_not()
-    return Video(images[keep], times_s[keep], min(fps, info.fps), info.fps)
+    return Video(images[keep], times_s[keep], min(fps, info.fps))
 
 
 def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor) -> torch.Tensor:

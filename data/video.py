@@ -49,7 +49,6 @@ class Video:
     frames: torch.Tensor  # (T, 3, H, W) float32 in [0, 1]
     times_s: torch.Tensor  # (T,) float64, the first is 0
     fps: float
-    source_fps: float
 
 
 def probe_video(path: str | Path) -> VideoInfo:

@@ -123,7 +123,7 @@ def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video
         raise SourceError(str(error)) from error
     if float((video.frames[0] - first).abs().mean()) > SAME_FRAME_LIMIT or len(video.frames) < max(row.frames, 2):
         raise SourceError(f"{row.source} is not the video that the clip was made from")
-    return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps, video.source_fps)
+    return Video(video.frames[: row.frames], video.times_s[: row.frames], video.fps)
 
 
 def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int], **raft: Any) -> Tensor:

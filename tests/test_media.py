@@ -380,7 +380,7 @@ def test_list_pictures(tmp_path):
 
 def test_contact_sheet():
     red, tall = torch.tensor([1.0, 0, 0]).view(3, 1, 1).expand(3, 4, 6), torch.zeros(3, 9, 5)
-    sheet = contact_sheet([[red, tall], [tall]], gap=2)
+    sheet = contact_sheet([[red, tall], [tall]])
     assert sheet.shape == (3, 9 + 2 + 9, 6 + 2 + 5)
     assert sheet[:, 0, 0].tolist() == [1, 0, 0] and sheet[:, 5, 0].tolist() == [1, 1, 1]
     assert sheet[:, 8, 8].tolist() == [0, 0, 0] and sheet[:, 11, 4].tolist() == [0, 0, 0]

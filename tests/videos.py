@@ -54,9 +54,8 @@ def write_video(path: Path, frames: torch.Tensor, fps: float = 25, **options: ob
 def read_video(path: Path, **options: object) -> Video:
     """Read a video, or a part of it, into one tensor; the options are those of `iterate_video`."""
     times_s, frames = zip(*iterate_video(path, **options), strict=True)
-    source_fps = probe_video(path).fps
     times = torch.tensor(times_s, dtype=torch.float64)
-    return Video(torch.stack(frames), times, options.get("fps") or source_fps, source_fps)
+    return Video(torch.stack(frames), times, options.get("fps") or probe_video(path).fps)
 
 
 def write_uneven(path: Path, frames: torch.Tensor, times_s: list[float], codec: str = "libx264", **stream) -> Path:
