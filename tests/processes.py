@@ -9,6 +9,7 @@ import runpy
 import signal
 import socket
 import sys
+import tempfile
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -62,6 +63,7 @@ def _enter(target: Callable, arguments: tuple, log: str, environment: dict[str, 
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.clear()
     os.environ.update(environment)
+    tempfile.tempdir = None  # of the server, which may have another TMPDIR
     torch.set_num_threads(1)
     gc.freeze()  # what the server has imported
     target(*arguments)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from modal_tools import PageSimulation, dequantise, displacement_at
+from processes import start_script
 
 import interact
 from animation import interactive_page as interactive_page
@@ -345,12 +343,8 @@ def test_app_takes_a_picture_and_gives_a_video_back(browser, page_file, checkpoi
     pytest.importorskip("gradio", reason="gradio is not installed (requirements-app.txt)")
     port, folder = free_port(), tmp_path / "temporary"
     folder.mkdir()
-    command = [sys.executable, "app.py", "--port", str(port), "--checkpoint", str(checkpoint), "--size", "96"]
-    environment = {**os.environ, "TMPDIR": str(folder)}
-    with open(tmp_path / "log.txt", "w") as log:
-        served = subprocess.Popen(
-            [*command, "--device", "cpu"], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, env=environment
-        )
+    flags = ["--port", port, "--checkpoint", checkpoint, "--size", "96", "--device", "cpu"]
+    served = start_script("app.py", *flags, log=tmp_path / "log.txt", environment={"TMPDIR": str(folder)})
     try:
         page = browser.new_page()
         deadline = time.monotonic() + 90
@@ -359,7 +353,7 @@ def test_app_takes_a_picture_and_gives_a_video_back(browser, page_file, checkpoi
                 page.goto(f"http://127.0.0.1:{port}")
                 break
             except playwright.Error:
-                assert served.poll() is None and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
+                assert served.is_alive() and time.monotonic() < deadline, (tmp_path / "log.txt").read_text()
                 time.sleep(0.5)
         page.locator("input[type=file]").first.set_input_files(str(page_file.with_suffix(".png")))
         page.get_by_label("Length, seconds").first.fill("1")
@@ -374,5 +368,5 @@ def test_app_takes_a_picture_and_gives_a_video_back(browser, page_file, checkpoi
     finally:
         made = list(folder.glob("animate-app-*"))
         served.terminate()
-        served.wait(20)
+        served.join(20)
     assert len(made) == 1 and not list(folder.glob("animate-app-*")), "nothing stays behind"

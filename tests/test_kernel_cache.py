@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import start
 
 ROOT = Path(__file__).resolve().parent.parent
-ASK = """
-from splatting import cpu_preparation, available_backends
-from data.scenes import rasteriser
-print(available_backends(), cpu_preparation.OPTIONS["cache"], cpu_preparation.land.stats.cache_path, rasteriser.CACHE)
-"""
+
+
+def ask(folder: Path) -> None:
+    """Print where the copy of the code in this folder keeps its kernels."""
+    os.environ.pop("NUMBA_CACHE_DIR", None)
+    os.environ.pop("XDG_CACHE_HOME", None)
+    sys.path[:0] = [str(folder)]
+    sys.dont_write_bytecode = True
+    from data.scenes import rasteriser
+    from splatting import available_backends, cpu_preparation
+
+    places = cpu_preparation.land.stats.cache_path, rasteriser.CACHE
+    print(available_backends(), cpu_preparation.OPTIONS["cache"], *places, cpu_preparation.__file__, flush=True)
 
 
 @pytest.mark.parametrize("mode", [None, 0o700, 0o777], ids=["no folder", "own folder", "everybody's folder"])
@@ -30,13 +38,10 @@ def test_the_cpu_backend_runs_from_read_only_folders(tmp_path, mode):
     if mode is not None:
         kept.mkdir()
         kept.chmod(mode)
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("NUMBA_CACHE_DIR", "XDG_CACHE_HOME")
-    }
-    environment |= {"HOME": "/dev/null", "TMPDIR": str(temporary), "PYTHONDONTWRITEBYTECODE": "1"}
-    asked = subprocess.run(
-        [sys.executable, "-c", ASK], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
-    )
-    assert "('reference', 'cpu')" in asked.stdout, asked.stderr
+    log = tmp_path / "log.txt"
+    asked = start(ask, tmp_path, log=log, environment={"HOME": "/dev/null", "TMPDIR": str(temporary)})
+    asked.join(120)
+    said = log.read_text()
+    assert asked.exitcode == 0 and "('reference', 'cpu')" in said and f"{tmp_path}/splatting/" in said, said
     safe = mode != 0o777
-    assert f"{safe} " in asked.stdout and (str(kept) in asked.stdout) == safe
+    assert f"{safe} " in said and (str(kept) in said) == safe
