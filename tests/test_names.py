@@ -15,7 +15,7 @@ import torch
 from clip_sets import files_of
 from test_animate import FAST, run_animate
 from test_interact import example_motion
-from videos import ALL, read_video, write_video
+from videos import ALL, read_video, swaying, write_video
 from videos import FAST as FAST_CLIPS
 
 import animate
@@ -52,15 +52,21 @@ STEMS = {
 # ------------------------------------------------------------------------------------------ videos
 
 
+@pytest.fixture(scope="module")
+def brief(tmp_path_factory) -> Path:
+    """A video of so few frames that its preparation is mostly names."""
+    return write_video(tmp_path_factory.mktemp("brief") / "brief.mp4", swaying(8, 4), 4)
+
+
 @pytest.mark.parametrize("kind", STEMS)
-def test_a_video_of_any_name_is_prepared_once_beside_others(videos, tmp_path, monkeypatch, kind, capfd):
+def test_a_video_of_any_name_is_prepared_once_beside_others(brief, tmp_path, monkeypatch, kind, capfd):
     folder = tmp_path / "in"
     folder.mkdir()
     for name in (STEMS[kind], "ok"):
-        shutil.copy(videos / "short.mp4", folder / f"{name}.mp4")
+        shutil.copy(brief, folder / f"{name}.mp4")
     # relative, as ffmpeg then sees the name alone
     monkeypatch.chdir(folder)
-    assert len(read_video(Path(f"{STEMS[kind]}.mp4")).frames) == 20
+    assert len(read_video(Path(f"{STEMS[kind]}.mp4")).frames) == 8
     flags = ["videos", str(folder), "--out", str(tmp_path / "set"), *FAST_CLIPS, "--workers", "1"]
     assert prepare_data.main(flags) == 0
     first = files_of(tmp_path / "set")
