@@ -39,7 +39,7 @@ def losses(folder: Path) -> list[float]:
 @pytest.fixture(scope="module")
 def trained_vae(scene_set, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("vae") / "run"
-    assert train_vae.main(["--data", str(scene_set.folder), "--steps", "40", *VAE_FLAGS, "--out", str(out)]) == 0
+    assert train_vae.main(["--data", str(scene_set.folder), "--steps", "10", *VAE_FLAGS, "--out", str(out)]) == 0
     return out
 
 
@@ -82,7 +82,7 @@ def test_vae_record_and_precision(trained_vae):
     model = MotionVAE.from_pretrained(trained_vae / "vae")
     assert model.config.scaling_factor != 1.0 and len(model.config.motion_scale_px) == 4
     record = json.loads((trained_vae / "training.json").read_text())["vae"]
-    assert record["steps"] == 40 and record["flags"]["seed"] == 0 and record["validation_after"]["mae_normalised"] > 0
+    assert record["steps"] == 10 and record["flags"]["seed"] == 0 and record["validation_after"]["mae_normalised"] > 0
     weights = load_file(trained_vae / "vae" / "diffusion_pytorch_model.safetensors")
     assert {tensor.dtype for tensor in weights.values()} == {torch.float16}
 
