@@ -219,12 +219,12 @@ done
 
 # Tables and card
 measure=(--device "$device" --seed "$seed" --checkpoint "$checkpoint")
-few=(${tiny:+--clips 1})
+few=(${tiny:+--clips 1}) quick=(${tiny:+--samples 1 --steps 2})
 once evaluate_motion evaluate.py motion --data "$measured" --samples 2 "${few[@]}" "${measure[@]}" --out "$work/evaluate/motion"
 once evaluate_frames evaluate.py frames --data "$measured" --every 30 "${few[@]}" "${measure[@]}" --out "$work/evaluate/frames"
 held_out=(${photo_table:+"${masked[@]}" --split test})
-once evaluate_placement evaluate.py placement --scenes $((scenes / 64 + 2)) "${held_out[@]}" "${measure[@]}" \
-    --out "$work/evaluate/placement"
+once evaluate_placement evaluate.py placement --scenes $((scenes / 64 + 2)) "${held_out[@]}" "${quick[@]}" \
+    "${measure[@]}" --out "$work/evaluate/placement"
 once sources evaluate.py sources --data "${still_data[@]%:*}" ${clips:+--licences "$clips"} --out "$work/evaluate/sources"
 [[ -z $dry ]] || exit 0
 {
