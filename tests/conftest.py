@@ -25,6 +25,16 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item, nextitem):
+    """After each file the same for what it imported late: a training collects garbage, and tests train often."""
+    torn_down = yield
+    if nextitem is None or nextitem.path != item.path:
+        gc.collect()
+        gc.freeze()
+    return torn_down
+
+
 @pytest.fixture(scope="session")
 def scene_set(tmp_path_factory):
     """Eight rendered scenes at 64 x 96 px, with pairs; seven of them train, one tests."""
