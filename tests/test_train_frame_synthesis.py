@@ -104,7 +104,7 @@ def test_sigma_is_learned_logged_and_kept(clip_set: Path, tmp_path: Path) -> Non
     assert len(sigmas) == 12 and sigmas[0] == pytest.approx(0.45, abs=1e-4)
     assert abs(sigmas[-1] - 0.45) > 0.002 and all(0.2 <= sigma <= 0.65 for sigma in sigmas)
     model = FrameSynthesis.from_pretrained(run / "frame_synthesis_gaussian")
-    assert model.config.learn_sigma and model.config.sigma == pytest.approx(float(model.sigma_px), abs=1e-3)
+    assert model.config.learn_sigma and model.config.sigma == pytest.approx(float(model.sigma_px.detach()), abs=1e-3)
     assert model.config.sigma != 0.45
 
 
