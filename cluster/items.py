@@ -115,8 +115,9 @@ def _in_processes(start: Callable[[], Work], items: Sequence[Any], workers: Work
     # fork would copy threads of torch and OpenCV in an unknown state; a server without threads has imported them once
     context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
     context.set_forkserver_preload(["cv2", "torch"])
+    before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers.count, mp_context=context, initializer=_start_process, initargs=(start,))
-    before, waiting, running = set(multiprocessing.active_children()), iter(items), {}
+    waiting, running = iter(items), {}
     try:
         while True:
             # two for each process: none waits for this one
