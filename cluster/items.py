@@ -5,7 +5,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -112,9 +111,8 @@ def _in_this_process(start: Callable[[], Work], items: Sequence[Any], _: Workers
 
 
 def _in_processes(start: Callable[[], Work], items: Sequence[Any], workers: Workers) -> Iterator[Done]:
-    # fork would copy threads of torch and OpenCV in an unknown state; a server without threads has imported them once
-    context = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-    context.set_forkserver_preload(["cv2", "torch"])
+    # fork would copy threads of torch and OpenCV in an unknown state
+    context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(workers.count, mp_context=context, initializer=_start_process, initargs=(start,))
     waiting, running = iter(items), {}
