@@ -151,7 +151,7 @@ def main(argv: list[str] | None = None) -> int:
     jobs = list(zip(images, outputs, strict=True))
     if args.skip_existing:
         jobs = without_existing(jobs)
-        if not jobs:
+        if not jobs:  # nothing is read either
             return 0
 
     # A single bad image is refused before models are loaded; in a folder the others go on.

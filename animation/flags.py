@@ -49,7 +49,8 @@ def add_playback_flags(parser: Parser) -> None:
     add("--fps", type=positive_float, default=30.0, metavar="HZ", help="frames a second, at unchanged speed")
     add("--loop", action="store_true", help="whole periods nearest to the length, no drift; the speed is adjusted")
     add("--slow", type=positive_float, default=1.0, metavar="X", help="stretch the period, not the length")
-    add("--magnify", type=finite_float, default=1.0, metavar="X", help="scale the motion; predicted: a light wind's")
+    magnify = "scale the motion (predicted: that of a light wind)"
+    add("--magnify", type=finite_float, default=1.0, metavar="X", help=magnify)
     add("--mask", type=Path, metavar="PNG", help="where to move: white moves, black stays; at the image's aspect")
     add("--drift", action=argparse.BooleanOptionalAction, help="what does not swing back; default: unless --loop")
     add("--size", type=whole_number(16), default=DEFAULT_SIZE_PX, metavar="PX", help="long side; never enlarged")

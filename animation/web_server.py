@@ -30,8 +30,6 @@ class RequestGuard:
 
     async def __call__(self, scope: dict[str, Any], receive: Asgi, send: Asgi) -> None:
         """Pass a request on, or answer it."""
-        from starlette.responses import JSONResponse  # comes with Gradio
-
         is_upload = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload")
         started = False
 
@@ -41,6 +39,8 @@ class RequestGuard:
             await send(message)
 
         async def refuse(status: int, reason: str) -> None:
+            from starlette.responses import JSONResponse  # comes with Gradio
+
             await JSONResponse({"detail": reason}, status)(scope, receive, answer)
 
         self.uploads += is_upload

@@ -26,7 +26,7 @@ def add_cluster_flags(parser: Parser) -> None:
         add("--workers", type=positive_int, metavar="N", help="of the cluster; default: as many as it has room for")
     add("--cpus-per-worker", type=positive_int, default=1, metavar="N", help="cores, and threads, of each worker")
     add("--gpus-per-worker", type=non_negative_float, default=0.0, metavar="X", help="below 1: some share one")
-    add("--item-seconds", type=positive_float, metavar="S", help="try an item again that takes longer, twice at most")
+    add("--item-seconds", type=positive_float, metavar="S", help="an item that takes longer is tried again, twice")
 
 
 def cluster_workers(args: Arguments) -> Workers:

@@ -187,7 +187,7 @@ def check_video(path: str | Path, *, fps: float, format: str | None = None) -> s
     if format != "frames" and suffix != f".{format}":
         raise MediaError(f"{path}: the format {format} needs a name ending in .{format}")
     if not MIN_FPS <= fps <= MAX_FPS[format]:
-        raise MediaError(f"fps {fps:g}: right: {MIN_FPS:g} to {MAX_FPS[format]:g} for {format}")
+        raise MediaError(f"fps {fps:g}: right: {MIN_FPS:g} to {MAX_FPS[format]:g} for {format}, {path}")
     problem = writing_problem(path)
     if format == "frames" and path.is_file():
         problem = "is a file; name a folder for the frames"

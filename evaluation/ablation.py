@@ -160,7 +160,7 @@ def _failure(error: Exception) -> str:
     """Return on one line why a part of the table failed; raise an error that is neither the user's nor of memory."""
     if not (getattr(error, "is_user_error", False) or isinstance(error, torch.OutOfMemoryError)):
         raise error
-    return one_line(error)
+    return one_line(error, 2000)
 
 
 def _write(

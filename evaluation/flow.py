@@ -120,8 +120,9 @@ def measure_flow(
             clip = _open(source, scene_every if isinstance(source, Scene) else every)
             rows += [_measure_clip(clip, method, options) for method in methods]
         except (MediaError, OSError, cv2.error) as error:
-            logger.warning("%s is left out: %s", source, one_line(error))
-            left_out.append((source, one_line(error)))
+            reason = one_line(error, 2000)
+            logger.warning("%s is left out: %s", source, reason)
+            left_out.append((source, reason))
     return rows, left_out
 
 

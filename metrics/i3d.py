@@ -75,7 +75,8 @@ class Mixed(nn.Module):
 class I3D(nn.Module):
     """Map videos (B, 3, T, 224, 224) in [-1, 1], T >= 9, to the 400 logits averaged over time, FVD's features (B, 400).
 
-    `weights` is a .safetensors file under the names of flax, which the layers have too; WeightsError as `load_weights`.
+    `weights` is a .safetensors file whose tensors, like the layers here, have flax's names. Raises WeightsError as
+    `load_weights` does.
     """
 
     def __init__(self, weights: Path | str) -> None:

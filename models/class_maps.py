@@ -12,7 +12,7 @@ from motion.flow import resize_maps
 
 # MOSAIC's classes are the mean of its probabilities at these scales of the image, of which no single one is best.
 CLASS_SCALES = (0.5, 0.75, 1.0)
-# Finer ones for the borders of what moves: less leaks there. docs/experiments.md has the figures of all constants here.
+# Finer ones for the borders of what moves, where less then leaks. Figures: docs/experiments.md.
 FINE_CLASS_SCALES = (0.5, 1.0, 1.5)
 MOVABLE_CLASSES = ("tree", "grass", "plant", "curtain", "water", "sea", "field")
 RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES, "other", "sky", "person"))

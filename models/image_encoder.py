@@ -92,7 +92,10 @@ class ImageEncoder(nn.Module):
         elif backbone == "vae":
             if not isinstance(image_vae, dict):
                 raise ValueError(f'image_vae: expected a VAE\'s configuration for backbone "vae", got {image_vae!r}')
-            self.backbone = MotionVAE(**image_vae)
+            try:
+                self.backbone = MotionVAE(**image_vae)
+            except Exception as error:  # a wrong number fails wherever it is first used
+                raise ValueError(f"image_vae: {error or type(error).__name__}") from error
             self.backbone.drop_decoder()
             tap_channels = [self.backbone.autoencoder.config.latent_channels]
             self.freeze_backbone()

@@ -48,8 +48,10 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
             state = read_state_dict(path)
     except Exception as error:  # each format fails in ways of its own
         cut = _cut_tensor(path) if path.suffix == ".safetensors" else None
-        problem = f"cut short within {cut}" if cut else f"not readable as weights ({one_line(error, 120)})"
-        raise WeightsError(f"{path}: {problem}; right: a whole file") from error
+        problem = f"not readable as weights ({one_line(error, 120)})"
+        if cut:
+            problem = f"cut short within {cut}; right: the whole file"
+        raise WeightsError(f"{path}: {problem}") from error
     found = {name.removeprefix("features.").replace("squeeze1x1", "squeeze"): value for name, value in state.items()}
     picked = {}
     for name, shape in wanted.items():

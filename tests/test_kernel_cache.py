@@ -7,6 +7,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 from processes import start
 
@@ -17,6 +18,7 @@ def ask(folder: Path) -> None:
     """Print where the copy of the code in this folder keeps its kernels."""
     os.environ.pop("NUMBA_CACHE_DIR", None)
     os.environ.pop("XDG_CACHE_HOME", None)
+    numba.config.reload_config()  # it was imported before
     sys.path[:0] = [str(folder)]
     sys.dont_write_bytecode = True
     from data.scenes import rasteriser

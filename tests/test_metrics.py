@@ -133,7 +133,7 @@ def test_wrong_weights_of_lpips(alex_weights, tmp_path):
         ("another network", "vgg", alex_weights),
         ("none.pth: no such file", "alex", tmp_path / "none.pth"),
         ("needs torchvision's squeezenet1_1", "squeeze", tmp_path / "caffe.npz"),
-        ("cut.safetensors: cut short within features.0.weight; right: a whole file", "alex", cut),
+        ("cut.safetensors: cut short within features.0.weight; right: the whole file", "alex", cut),
         ("broken.pth: not readable as weights", "alex", broken),
     ):
         with pytest.raises(WeightsError, match=message):

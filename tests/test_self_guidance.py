@@ -214,8 +214,8 @@ def test_a_recurrence_is_noised_to_where_it_was():
 @pytest.mark.parametrize(
     ("options", "fold"),
     [
-        ({}, 2),
-        ({"method": "gradient", "highest_noise": math.inf}, 1.1),
+        ({}, 3),
+        ({"method": "gradient", "highest_noise": math.inf}, 1.8),
         ({"method": "closing"}, None),
     ],
 )

@@ -75,7 +75,7 @@ def magnitude_error(log_s: Tensor, latents: Tensor) -> Tensor:
     return (GAUSSIAN_MEDIAN * log_s.exp() - latents.abs()).abs()
 
 
-def encoding(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def encoding_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return what `FrequencyUNet.encode_image` is given beside the image, for a network that reads it."""
     return {name: batch[name] for name in ("maps", "wind_px") if name in batch}
 
@@ -103,7 +103,7 @@ def diffusion_loss(
     noisy = schedule.add_noise(clean, noise, timestep)
     target = diffusion_target(schedule, clean, noise, timestep)
     mask = feature_dropout_mask(num_features, seeds, device, feature_dropout)
-    condition = {"image": batch["image"], "feature_dropout_mask": mask, "keep": keep, **encoding(batch)}
+    condition = {"image": batch["image"], "feature_dropout_mask": mask, "keep": keep, **encoding_inputs(batch)}
     prediction, log_s = model(noisy, timestep, **condition, return_magnitude=True)
     weights = noise_weights(schedule, timestep, weighting)
     denoising = (_weighted_mean((prediction.float() - target).square(), batch).mean(1) * weights).mean()
@@ -128,7 +128,7 @@ def image_encoder_loss(
 ) -> dict[str, Tensor]:
     """Return the mean error of the magnitudes of an `ImageEncoderStage`, weighted by confidence."""
     mask = feature_dropout_mask(num_features, batch["seed"], batch["image"].device, feature_dropout)
-    log_s = model(batch["image"], mask, **encoding(batch)).float()
+    log_s = model(batch["image"], mask, **encoding_inputs(batch)).float()
     return {"loss": _weighted_mean(magnitude_error(log_s, batch["latents"]), batch).mean()}
 
 
@@ -156,7 +156,7 @@ def validation_loss(
     device = next(model.parameters()).device
     errors, magnitudes = [], []
     for item, sample in _validation_samples(dataset, device, limit):
-        condition = model.encode_image(sample["image"], **encoding(sample))
+        condition = model.encode_image(sample["image"], **encoding_inputs(sample))
         _, log_s = model.split_condition(condition)
         magnitudes.append(_weighted_mean(magnitude_error(log_s.float(), sample["latents"]), sample).mean())
         for index, level in enumerate(VALIDATION_LEVELS):
@@ -180,7 +180,7 @@ def validation_magnitude(model: ImageEncoderStage, dataset: LatentDataset, *, li
     device = next(model.parameters()).device
     losses, even = [], []
     for _, sample in _validation_samples(dataset, device, limit):
-        log_s = model(sample["image"], **encoding(sample)).float()
+        log_s = model(sample["image"], **encoding_inputs(sample)).float()
         for values, expected in ((losses, log_s), (even, torch.zeros_like(log_s))):
             values.append(_weighted_mean(magnitude_error(expected, sample["latents"]), sample).mean())
     means = [float(torch.stack(values).mean()) for values in (losses, even)]
@@ -205,7 +205,7 @@ def write_sample_sheet(
     for item in range(0, dataset.count, max(1, dataset.count // count))[:count]:
         sample = {name: tensor[None].to(device) for name, tensor in dataset[SampleKey(item, 0, 0)].items()}
         image, truth = sample["image"][0].cpu(), sample["latents"]
-        condition, wind_px = model.encode_image(sample["image"], **encoding(sample)), sample.get("wind_px")
+        condition, wind_px = model.encode_image(sample["image"], **encoding_inputs(sample)), sample.get("wind_px")
         encoded = EncodedImages(condition, model.expected_displacement(sample["image"]), wind_px, {}, [])
         shape, shared = tuple(truth.shape[1:]), model.start_correlation
         noise = [start_noise(shape, seed, n, shared)[None].to(device) for n in range(2)]
