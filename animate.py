@@ -128,8 +128,6 @@ def main(argv: list[str] | None = None) -> int:
     flags.loop_options(args)
     flags.check_playback_flags(args)
     workers = cluster_workers(args)
-    if not workers.cluster:  # whose workers may have what this machine lacks
-        flags.sampling_options(args), flags.rendering_options(args)
     playback = flags.playback_options(args)
 
     from animation.rendering import check_outputs, read_inputs
@@ -161,6 +159,8 @@ def main(argv: list[str] | None = None) -> int:
     elif not many:
         with local_input(images[0]) as file:
             inputs = read_inputs(file, args.size, playback, mask=args.mask, motion=args.motion)
+    if not workers.cluster:  # whose workers may have what this machine lacks
+        flags.sampling_options(args), flags.rendering_options(args)
     todo = [(*job, video_format, inputs) for job in jobs]
     return run_each("animate.py", Animator.animate, todo, workers, load=partial(Animator, args), many=many)
 

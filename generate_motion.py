@@ -77,8 +77,6 @@ def main(argv: list[str] | None = None) -> int:
     workers, many = cluster_workers(args), is_folder(args.input)
     loop = flags.loop_options(args)
     flags.class_options(args)
-    if not workers.cluster:  # whose workers may have what this machine lacks
-        flags.sampling_options(args)
 
     from animation.sampling import loop_guidance
 
@@ -90,6 +88,8 @@ def main(argv: list[str] | None = None) -> int:
         refuse_flags(args, ["--skip-existing"], "belongs to a folder of images; right: both, or neither")
         with local_input(args.input) as file:
             read_image_size(file)
+    if not workers.cluster:  # whose workers may have what this machine lacks
+        flags.sampling_options(args)
     return run_each("generate_motion.py", Predictor.predict, jobs, workers, load=partial(Predictor, args), many=many)
 
 

@@ -44,9 +44,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.video:
         check_output_file(out, "--out", (".html", ".htm"))
     flags.check_interaction_flags(args)
-    sampling, rendering, classes = (
-        make(args) for make in (flags.sampling_options, flags.rendering_options, flags.class_options)
-    )
+    classes = flags.class_options(args)
 
     from animation.class_control import ClassControl
     from animation.interactive_page import page_modes, write_page
@@ -61,6 +59,7 @@ def main(argv: list[str] | None = None) -> int:
     image, source = read_images(args.image, args.size)
     if max(height, width) > args.size:
         logger.info("%s: %d x %d px, scaled to %d x %d (--size)", args.image, width, height, *image.shape[:0:-1])
+    sampling, rendering = flags.sampling_options(args), flags.rendering_options(args)
     control = ClassControl.load(args.checkpoint, **classes)
     if args.motion:
         motion = read_motion(args.motion, source)

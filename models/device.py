@@ -62,7 +62,8 @@ def _automatic_precision(device_type: str) -> str:
         precision, why = "no", "this CPU has no units for bfloat16"
     else:
         speed_up = bfloat16_speed_up()
-        precision, why = "bf16" if speed_up >= LEAST_SPEED_UP else "no", f"bfloat16 is {speed_up:.2f} times as fast"
+        precision, only = ("bf16", "") if speed_up >= LEAST_SPEED_UP else ("no", "only ")
+        why = f"bfloat16 is {only}{speed_up:.2f} times as fast"
     logger.info("precision %s: %s", precision, why)
     return precision
 

@@ -40,6 +40,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "street": ("road",),
     "trees": ("tree",),
     "vegetation": ("tree", "grass", "plant", "field"),
+    "water": ("water", "sea"),
     "waves": ("sea", "water"),
     "window": ("windowpane",),
     "woods": ("tree",),

@@ -45,7 +45,7 @@ def test_units_for_bfloat16(tmp_path, monkeypatch):
     ("place", "units", "speed_up", "chosen", "said"),
     [
         ("cpu", True, 1.5, "bf16", "precision bf16: bfloat16 is 1.50 times as fast"),
-        ("cpu", True, 1.05, "no", "precision no: bfloat16 is 1.05 times as fast"),
+        ("cpu", True, 1.05, "no", "precision no: bfloat16 is only 1.05 times as fast"),
         ("cpu", False, 1.5, "no", "precision no: this CPU has no units for bfloat16"),
         ("cuda", False, 0.5, "fp16", "precision fp16: a CUDA GPU"),
         ("mps", True, 1.5, "no", "precision no: mps"),
