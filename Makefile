@@ -6,7 +6,7 @@
 
 PYTHON = python
 OUT = outputs/tables
-# Clip sets of prepare_data.py, and the videos that DATA was made of with a table of their subjects.
+# Clip sets of prepare_data.py, the test videos that DATA was made of, and a table of the subjects of all.
 DATA = sets/real
 SCENES = sets/scenes
 # That of the ablation, whose trainings are many: DATA made with --size 160x96.
@@ -33,7 +33,7 @@ lpips = --lpips-network alex vgg --lpips-weights $(LPIPS_ALEX) $(LPIPS_VGG)
 
 frames = evaluate.py frames --data $(DATA) --every 50 --checkpoint $(CHECKPOINT) $(lpips) --feature-weights $(SQUEEZENET)
 frames_seeds = evaluate.py frames --data $(DATA) --every 50 --seeds-of $(RUNS) $(lpips) --feature-weights $(SQUEEZENET)
-scenes = evaluate.py frames --data $(SCENES) --clips 24 --every 50 --seeds-of $(RUNS) $(lpips) --feature-weights $(SQUEEZENET)
+scenes = evaluate.py frames --data $(SCENES) --clips 24 --every 50 --checkpoint $(CHECKPOINT) $(lpips) --feature-weights $(SQUEEZENET)
 magnified_2 = evaluate.py frames --data $(SCENES) --clips 12 --every 50 --checkpoint $(CHECKPOINT) --magnify 2
 magnified_4 = evaluate.py frames --data $(SCENES) --clips 12 --every 50 --checkpoint $(CHECKPOINT) --magnify 4
 video = evaluate.py video --data $(DATA) --checkpoint $(CHECKPOINT) --fvd-network i3d:$(I3D) $(lpips) $(VIDEO_FLAGS) --rows own:average \
