@@ -40,7 +40,6 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "street": ("road",),
     "trees": ("tree",),
     "vegetation": ("tree", "grass", "plant", "field"),
-    "water": ("water", "sea"),
     "waves": ("sea", "water"),
     "window": ("windowpane",),
     "woods": ("tree",),
