@@ -88,7 +88,7 @@ def main(argv: list[str] | None = None) -> int:
         refuse_flags(args, ["--skip-existing"], "belongs to a folder of images; right: both, or neither")
         with local_input(args.input) as file:
             read_image_size(file)
-    if not workers.cluster:  # whose workers may have what this machine lacks
+    if jobs and not workers.cluster:  # whose workers may have what this machine lacks
         flags.sampling_options(args)
     return run_each("generate_motion.py", Predictor.predict, jobs, workers, load=partial(Predictor, args), many=many)
 

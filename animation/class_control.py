@@ -42,7 +42,7 @@ class ClassControl:
             raise CheckpointError(f"the checkpoint has no segmentation network; {REMEDY}")
         mask, absent = class_mask(self.network, image, move=self.move, freeze=self.freeze)
         for word in absent:
-            logger.info("%s: no %s is found in it; the word list names what is", name, word)
+            logger.info("%s: no %s is found in it; the word 'list' prints what is", name, word)
         return motion.controlled(mask=mask)
 
 
