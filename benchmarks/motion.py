@@ -45,7 +45,7 @@ def predict_sequentially(
     precision: str = "no", **options: Any,
 ) -> Tensor:  # fmt: skip
     """Predict the motions of an image (1, 3, H, W), one frequency after the other: (1, M, K, 4, H, W) px."""
-    encoded = pipeline.read_images(image, precision)
+    encoded = pipeline.encode_images(image, precision)
     condition = encoded.condition  # (1, Cc + K C, h, w)
     features, log_s = pipeline.unet.split_condition(condition)
     own = [torch.cat([features, part], dim=1) for part in log_s.unbind(1)]

@@ -19,17 +19,17 @@ RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES,
 # Long edges hold the first beside what is static, not the second (`models.image_edges`).
 SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
-# How far what MOSAIC sees swings together, px as `models.displacement.COHERENCE_PX`, which holds for the rest. Close
-# blooms are taken for persons. Chosen by the correlation of motion in clips; over 3 px everywhere stems bent.
+# Sigma, px, of `models.displacement.smooth_by_parts` for kinds of classes; other places take COHERENCE_PX. Persons are
+# among the objects because MOSAIC takes close blooms for persons. Chosen by the correlation of motion in clips.
 COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
-# How far surfaces move, relative to the rest: at their upper edge, at the image's lower edge, and where they begin at
-# the image's upper edge, as grass seen from the side does, and water seen from above. Measured on water of clips.
+# Factors of a surface's displacement: at its upper edge, at the image's lower edge, and all over a surface that reaches
+# the image's upper edge, as grass seen from the side or water seen from above does. Measured on water of clips.
 PERSPECTIVE = {("water", "sea"): (0.4, 2.4, 1.5), ("grass", "field"): (0.3, 1.0, 1.0)}
 PERSPECTIVE_POWER = 0.7  # of the way down
-# A place is of a surface above this probability; this fraction of its places lies above its upper edge; it begins at
-# the image's upper edge within this fraction of the height.
-PRESENT_ABOVE, ABOVE_UPPER_EDGE, LEAST_HEIGHT = 0.3, 0.02, 0.1
+PRESENT_ABOVE = 0.3  # probability from which a place belongs to a surface
+ABOVE_UPPER_EDGE = 0.02  # fraction of a surface's places that lie above its upper edge
+LEAST_HEIGHT = 0.1  # fraction of the height within which an upper edge counts as the image's
 
 
 def segmentation_maps(segmentation: SegmentationModel, image: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -83,8 +83,9 @@ def perspective(probabilities: Tensor) -> Tensor:
         area = (probability > PRESENT_ABOVE).sum(-1).cumsum(-1)  # (B, 1, h)
         first = (area < ABOVE_UPPER_EDGE * area[..., -1:]).sum(-1)[..., None, None]  # (B, 1, 1, 1)
         depth = ((rows - first) / (height - first)).clamp(min=0)  # (B, 1, h, 1)
-        found = torch.where(first < LEAST_HEIGHT * height, at_the_top, far + (near - far) * depth**PERSPECTIVE_POWER)
-        factor = factor + probability * (found - 1)
+        of_surface = far + (near - far) * depth**PERSPECTIVE_POWER
+        of_surface = torch.where(first < LEAST_HEIGHT * height, at_the_top, of_surface)
+        factor = factor + probability * (of_surface - 1)
     return factor
 
 

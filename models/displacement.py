@@ -30,7 +30,7 @@ EDGE_RADIUS_PX, EDGE_VARIANCE = 8, 1e-3
 # What is nearer than this swings together, px of a grid of 256 x 160: standard deviation of the Gaussian over a sample.
 COHERENCE_PX = 2.0
 # Of networks without attention across places, which bend stems like worms.
-EARLIER_COHERENCE_PX = 12.0
+UNATTENDED_COHERENCE_PX = 12.0
 # A bin of a sample that is all but noise is made at most this many times as strong again.
 MOST_COHERENCE_GAIN = 20.0
 # A sample is made at most this many times as strong at a pixel, lest what it leaves still turns into noise.

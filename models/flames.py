@@ -6,17 +6,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# What glows: red is above RED and exceeds blue by OVER_BLUE, both in full after another RAMP. So does the core beside
-# it, to CORE_PX px of the motion grid: red and green are above WHITE, in full after WHITE_RAMP; blue may be less, for
-# cores are yellow or white. What is white over more than 2 CORE_PX + 1 px is paper or a wall.
+# A place glows where red is above RED and exceeds blue by OVER_BLUE; both count in full RAMP above that.
 RED, OVER_BLUE, RAMP = 0.75, 0.15, 0.15
-WHITE, WHITE_RAMP, CORE_PX = 0.88, 0.05, 12
-# A single flame is taller than wide, narrower than this fraction of the image, and less probably than MOST_MOVABLE of
-# the classes that move: petals and leaves glow as well. It moves TIP times as far at its tip, not at all at its foot,
-# and what is around it along, ever less up to 2 AROUND_PX px of the motion grid.
-WIDEST, MOST_MOVABLE = 0.2, 0.2
-TIP, HEIGHT_POWER = 1.5, 0.7
-AROUND_PX = 3
+# The core beside what glows is white or yellow: red and green are above WHITE, in full WHITE_RAMP above that.
+WHITE, WHITE_RAMP = 0.88, 0.05
+CORE_PX = 12  # its radius, px of the motion grid, at most; what is white over more is paper or a wall
+# A single flame is taller than wide.
+WIDEST = 0.2  # its width, as a fraction of the image's
+MOST_MOVABLE = 0.2  # probability of the classes that move, for petals and leaves glow as well
+TIP, HEIGHT_POWER = 1.5, 0.7  # it moves TIP times as far at its tip, not at all at its foot
+AROUND_PX = 3  # what is around it goes along, ever less up to twice as many px of the motion grid
 
 
 def find_flames(image: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,21 +42,21 @@ def move_flames(
 
     Ours. A flame that moves before a still background is torn at its soft outline.
     """
-    factor = np.zeros(flame.shape, np.float32)
+    factors = np.zeros(flame.shape, np.float32)
     rows = np.arange(flame.shape[-2])[:, None] + 0.5
-    together = zip(factor[:, 0], flame[:, 0].cpu(), movable[:, 0].detach().float().cpu().numpy(), strict=True)
-    for found, one, moves in together:
-        _, labels, boxes, _ = cv2.connectedComponentsWithStats((one > 0.5).byte().numpy())
+    by_image = zip(factors[:, 0], flame[:, 0].cpu(), movable[:, 0].detach().float().cpu().numpy(), strict=True)
+    for factor, flame_map, movable_map in by_image:
+        _, labels, boxes, _ = cv2.connectedComponentsWithStats((flame_map > 0.5).byte().numpy())
         for n, (_, top, width, height, _) in enumerate(boxes[1:], start=1):
             inside = labels == n
-            if width < min(height, WIDEST * flame.shape[-1]) and moves[inside].mean() < MOST_MOVABLE:
+            if width < min(height, WIDEST * flame.shape[-1]) and movable_map[inside].mean() < MOST_MOVABLE:
                 above_foot = (1 - (rows - top) / height).clip(1e-3, 1)  # (H, 1)
-                found[inside] = np.broadcast_to(TIP * above_foot**HEIGHT_POWER, inside.shape)[inside]
-    height = torch.from_numpy(factor).to(displacement)
-    single = displacement * height
+                factor[inside] = np.broadcast_to(TIP * above_foot**HEIGHT_POWER, inside.shape)[inside]
+    of_flames = torch.from_numpy(factors).to(displacement)
+    single = displacement * of_flames
     around = F.avg_pool2d(_largest(single, AROUND_PX), 2 * AROUND_PX + 1, stride=1, padding=AROUND_PX)
     # Also in the flame, whose dim outline is less sure to move.
-    return torch.maximum(torch.where(height > 0, single, displacement), around)
+    return torch.maximum(torch.where(of_flames > 0, single, displacement), around)
 
 
 def _largest(maps: Tensor, reach: int) -> Tensor:

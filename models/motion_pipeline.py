@@ -15,7 +15,7 @@ from torch import Tensor
 from models.checkpoints import CheckpointError, one_line, read_config
 from models.class_maps import fine_class_probabilities
 from models.device import AUTOCAST_DTYPES, autocast
-from models.displacement import EARLIER_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
+from models.displacement import UNATTENDED_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
 from models.placement import DETAIL, PlacementHead, coherent_parts, placed_displacement, suggested_wind
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
@@ -41,7 +41,7 @@ BYTES_A_NUMBER = 60.0  # peak of the U-Net's activations by slices x positions x
 
 
 class EncodedImages(NamedTuple):
-    """What the samples of images share; what a checkpoint has no part for is None or empty."""
+    """What the samples of an image share; None or empty where the checkpoint has no such part."""
 
     condition: Tensor  # (B, Cc + K C, h, w) of the U-Net
     expected_px: Tensor | None  # (B, 1, H, W) expected displacement, px
@@ -62,7 +62,7 @@ def decode_and_rescale(
 ) -> Tensor:  # fmt: skip
     """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, as strong as is expected.
 
-    The bins of a motion guided to a `loop` cancel each other where it closes, and keep their sizes.
+    With `loop` the bins are not rescaled one by one: they cancel each other where the loop closes.
     """
     of_bins = loop is None or not loop.guides_sampling
     spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition, of_bins=of_bins), precision)
@@ -70,7 +70,7 @@ def decode_and_rescale(
         if unet.config.spatial_attention:
             smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts)
         else:
-            smooth = smooth_spectrum(spectrum, encoded.expected_px, EARLIER_COHERENCE_PX)
+            smooth = smooth_spectrum(spectrum, encoded.expected_px, UNATTENDED_COHERENCE_PX)
         spectrum = rescale_to_displacement(smooth, encoded.expected_px)
         if encoded.lines:
             together = zip(spectrum, encoded.expected_px, encoded.lines, strict=True)
@@ -96,8 +96,8 @@ def choose_max_batch(unet: FrequencyUNet, size: tuple[int, int], *, guided: bool
 class MotionPipeline(DiffusionPipeline):
     """Predict spectral volumes from images; a diffusers folder of vae, unet, scheduler, segmentation and placement.
 
-    The segmentation network says what a photograph shows (`models.class_masks`), and the placement head, which reads
-    it, how far each place moves. Older checkpoints have neither, and a head in the U-Net or nothing says how far.
+    The segmentation network says what a photograph shows (`models.class_masks`). The placement head reads it and says
+    how far each place moves. Without a placement head a sample keeps its own amplitude, or that of a head in the U-Net.
     """
 
     _optional_components = ["segmentation", "placement"]  # noqa: RUF012
@@ -181,7 +181,7 @@ class MotionPipeline(DiffusionPipeline):
             batch = jobs[start : start + max_batch]
             chosen = sorted({index for index, _ in batch})
             closer = None if detailed is None else detailed[chosen]
-            encoded = self.read_images(images[chosen], precision, closer, wind_px)
+            encoded = self.encode_images(images[chosen], precision, closer, wind_px)
             batch = [(chosen.index(index), sample) for index, sample in batch]
             spectra += self._sample_batch(encoded, batch, seed, guidance=guidance, precision=precision, **sampling)
         return torch.cat(spectra).unflatten(0, (len(images), num_samples))  # (B, M, K, 4, H, W)
@@ -208,7 +208,7 @@ class MotionPipeline(DiffusionPipeline):
         decode = partial(decode_and_rescale, self.vae, self.unet, precision=precision, loop=sampling.get("loop"))
         return [decode(z, encoded.at(n)).cpu() for z, n in one_by_one]
 
-    def read_images(
+    def encode_images(
         self,
         images: Tensor,
         precision: str = "no",
@@ -217,27 +217,24 @@ class MotionPipeline(DiffusionPipeline):
     ) -> EncodedImages:
         """Encode images as `__call__` takes them, once for all their samples."""
         images = images.to(self.unet.device, self.unet.dtype)
-        placement = maps = wind = None
+        given_px = DEFAULT_WIND_PX if wind_px is None else wind_px
+        given = images.new_full((len(images),), given_px, dtype=torch.float32)
         with autocast(images.device, precision):
-            if self.placement is not None:
-                detailed = self._detailed(images, detailed)
-                backbone = self.unet.image_encoder.backbone_features
-                features = self.placement.features(detailed, backbone, self.segmentation)
-                placement = self.placement.predict(features)
-            if placement is not None and wind_px is None:
-                wind = suggested_wind(placement)
-            elif placement is not None or self.unet.config.wind:
-                given_px = DEFAULT_WIND_PX if wind_px is None else wind_px
-                wind = images.new_full((len(images),), given_px, dtype=torch.float32)
-            if self.unet.config.placement_channels:
-                maps = self.placement.condition_maps(features, placement, images)
-            condition = self.unet.encode_image(images, maps=maps, wind_px=wind)
-            if placement is None:
+            if self.placement is None:
+                wind = given if self.unet.config.wind else None
+                condition = self.unet.encode_image(images, wind_px=wind)
                 return EncodedImages(condition, self.unet.expected_displacement(images), wind, {}, [])
+            detailed = self._detailed(images, detailed)
+            features = self.placement.features(detailed, self.unet.image_encoder.backbone_features, self.segmentation)
+            placement = self.placement.predict(features)
+            wind = suggested_wind(placement) if wind_px is None else given
+            reads_placement = self.unet.config.placement_channels > 0
+            maps = self.placement.condition_maps(features, placement, images) if reads_placement else None
+            condition = self.unet.encode_image(images, maps=maps, wind_px=wind)
             placement = placement.with_classes(fine_class_probabilities(self.segmentation, detailed))
             expected_px = placed_displacement(placement, images, wind)
-            found = zip(detailed, placement.by_class, strict=True)
-            lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in found]
+            by_image = zip(detailed, placement.by_class, strict=True)
+            lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in by_image]
         return EncodedImages(condition, expected_px, wind, coherent_parts(features, tuple(images.shape[-2:])), lines)
 
     def _detailed(self, images: Tensor, detailed: Tensor | None) -> Tensor:

@@ -126,11 +126,11 @@ def test_saved_pipelines_sample_the_same(kind, factor, tmp_path):
 
 def test_weights_may_be_cast_and_chains_be_compared():
     pipeline = a_pipeline("vq", 8)
-    expected = pipeline.read_images(picture())[0]
+    expected = pipeline.encode_images(picture())[0]
     single = motion_benchmark.one_frequency(pipeline.unet)
     assert torch.equal(single.image_encoder(picture()), pipeline.unet.image_encoder(picture()))
-    by_autocast = pipeline.read_images(picture(), "bf16")[0]
-    for found in (by_autocast, pipeline.to(torch.bfloat16).read_images(picture())[0]):
+    by_autocast = pipeline.encode_images(picture(), "bf16")[0]
+    for found in (by_autocast, pipeline.to(torch.bfloat16).encode_images(picture())[0]):
         assert found.dtype == torch.float32
         assert 1e-5 < (found - expected).abs().mean() / expected.abs().mean() < 0.03
     assert torch.isfinite(pipeline(picture(), steps=2)).all()

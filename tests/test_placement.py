@@ -420,7 +420,7 @@ def test_stage_displacement_trains_a_placement_head_and_nothing_else(scene_set, 
 
     image = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
-        expected = pipeline.read_images(image).expected_px
+        expected = pipeline.encode_images(image).expected_px
     found = mean_displacement(pipeline(image, steps=2)[0, 0])
     assert float((found - expected[0]).abs().median()) < 1e-3 * float(expected.mean())
 
@@ -496,4 +496,4 @@ def test_a_pipeline_refuses_a_head_that_cannot_read_it(checkpoint):
 def test_detailed_images_are_twice_as_large():
     pipeline = MotionPipeline.from_pretrained(DEFAULT_CHECKPOINT)
     with pytest.raises(ValueError, match=r"detailed: expected \(2, 3, 128, 192\), got \(1, 3, 128, 192\)"):
-        pipeline.read_images(torch.rand(2, 3, 64, 96), detailed=torch.rand(1, 3, 128, 192))
+        pipeline.encode_images(torch.rand(2, 3, 64, 96), detailed=torch.rand(1, 3, 128, 192))
