@@ -10,6 +10,7 @@ from torch import Tensor
 RED, OVER_BLUE, RAMP = 0.75, 0.15, 0.15
 # The core beside what glows is white or yellow: red and green are above WHITE, in full WHITE_RAMP above that.
 WHITE, WHITE_RAMP = 0.88, 0.05
+FIRE_PX = 48  # how far what glows may lie from a core, px of the motion grid: tongues of a fire are orange
 CORE_PX = 12  # its radius, px of the motion grid, at most; what is white over more is paper or a wall
 # A single flame is taller than wide.
 WIDEST = 0.2  # its width, as a fraction of the image's
@@ -19,9 +20,10 @@ AROUND_PX = 3  # what is around it goes along, ever less up to twice as many px 
 
 
 def find_flames(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Find what glows as flames do, and what of it lies near a white core, which wax and lit paper lack.
+    """Find what glows near a white core, which wax, orange walls and lit paper lack.
 
-    Ours. `image` (B, 3, H, W) in [0, 1] on the motion grid. Returns how surely, (B, 1, H, W) each, 0 to 1.
+    Ours. `image` (B, 3, H, W) in [0, 1] on the motion grid. Returns how surely, (B, 1, H, W) each, 0 to 1: what lies
+    within FIRE_PX of a core, and within CORE_PX.
     """
     red, green, blue = image.split(1, dim=1)
     glow = (red - RED).clamp(0, RAMP) * (red - blue - OVER_BLUE).clamp(0, RAMP) / RAMP**2
@@ -30,7 +32,8 @@ def find_flames(image: Tensor) -> tuple[Tensor, Tensor]:
     for _ in range(CORE_PX):
         glow = torch.maximum(glow, white * _largest(glow, 1))
     wide = _largest(-_largest(-white, CORE_PX), CORE_PX)  # paper, walls
-    return glow, glow * _largest(glow * (white - wide), CORE_PX)
+    core = glow * (white - wide)
+    return glow * _largest(core, FIRE_PX), glow * _largest(core, CORE_PX)
 
 
 def move_flames(

@@ -306,7 +306,7 @@ def placed_displacement(
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
-    glow, flame = find_flames(image.float())
+    fire, flame = find_flames(image.float())
     by_class, correction = placement.by_class, resize_maps(placement.correction, placement.by_class.shape[-2:])
     # MOSAIC takes flames for walls and cabinets.
     weight = CORRECTION_WEIGHT + (1 - CORRECTION_WEIGHT) * resize_maps(flame, by_class.shape[-2:])
@@ -314,7 +314,7 @@ def placed_displacement(
     probability = _along_edges(log_odds.sigmoid(), image)
     gate = ((probability - STATIC_BELOW) / (MOVES_ABOVE - STATIC_BELOW)).clamp(0, 1)  # (B, 1, H, W)
     loose = (RIGID_ABOVE - _along_edges(placement.rigid, image)) / (RIGID_ABOVE - LOOSE_BELOW)
-    gate = gate * torch.maximum(glow, loose).clamp(0, 1)
+    gate = gate * torch.maximum(fire, loose).clamp(0, 1)
     relative = resize_maps((placement.relative.exp() - STATIC_FRACTION).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:

@@ -245,8 +245,9 @@ def test_what_is_rigid_stays_but_flames_move():
     rigid[..., 48:] = 0.28
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
     image[..., 128:] = 0.9
-    image[:, 2, :40, :40] = 0.2  # an orange flame before the rigid part
-    image[:, 0, :40, :40] = 1.0
+    image[:, 2, :40, :40] = image[:, 2, 100:140, 20:60] = 0.2  # before the rigid part: a flame, and an orange cloth
+    image[:, 0, :40, :40] = image[:, 0, 100:140, 20:60] = 1.0
+    image[:, :, 12:28, 12:28] = 1.0
     displacement = placed_displacement(placement_of(movable, rigid=rigid), image)
     assert displacement[..., 60:, :124].max() < 0.1 < 0.5 < displacement[..., 132:].min()
     assert displacement[..., 4:36, 4:36].min() > 0.5
