@@ -21,6 +21,7 @@ from animation.rendering import load_renderer
 from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import write_text
 from evaluation import EvaluationError, Report
+from evaluation.clips import clip_seed
 from evaluation.motion.measure import COHERENCE, HEADLINE, MODEL, GroundTruth, MotionComparison, predict
 from evaluation.training_scripts import as_flags, run_script
 from evaluation.video.measure import VideoComparison
@@ -264,7 +265,8 @@ def measure_motion(
             except ClipSetError as error:
                 logger.warning("not measured: %s", error)
                 continue
-            options = {"num_samples": settings.samples, "seed": settings.seed, "precision": settings.precision}
+            options = {"num_samples": settings.samples, "precision": settings.precision}
+            options["seed"] = clip_seed(settings.seed, row.id)  # one start noise for all would tilt the means
             samples = predict(pipeline, truth.image, area=math.prod(settings.grid), **options)
             comparison.add(replace(truth, id=f"{clip_set.folder.name}/{row.id}"), with_stored_bins(samples))
     if not comparison.sources:

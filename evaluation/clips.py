@@ -5,6 +5,7 @@ at hand, the few pairs that the set stores stand in.
 """
 
 import logging
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +57,18 @@ class EvaluationClip:
         """Yield (targets (n, 3, H, W), flow (n, 2, H, W) px) in the order of time, n at most `size`."""
         for start in range(0, len(self.times_s), size):
             yield self.read(slice(start, start + size))
+
+
+def clip_seed(seed: int, name: str) -> int:
+    """Return the seed of a clip's start noise, the same whatever other clips are measured."""
+    return (seed << 32) + zlib.crc32(name.encode())
+
+
+def another_clip(clip_set: ClipSet, row: ClipRow, seed: int) -> ClipRow | None:
+    """Return a training clip of another source, drawn by the seed and the clip's name; None where there is none."""
+    others = [one for one in clip_set.rows("train") if source_name(one) != source_name(row)]
+    rng = np.random.default_rng([seed, zlib.crc32(row.id.encode())])
+    return others[int(rng.integers(len(others)))] if others else None
 
 
 def open_clip(

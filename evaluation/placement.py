@@ -13,6 +13,7 @@ from data.media import contact_sheet, read_image, write_image
 from data.scenes.scene import make_scene
 from data.visualisation import magnitude_over
 from evaluation import EvaluationError, Report, Row
+from evaluation.clips import clip_seed
 from metrics.motion import PLACEMENT_METRICS, baseline_maps, mean_over_sources, placement_metrics
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.class_maps import MOVABLE_CLASSES
@@ -77,7 +78,9 @@ def make_table(
     rows, shown = [], []
     total = len(masked) + len(static) + scenes
     for number, item in enumerate(tqdm(items(), total=total, unit="image", disable=None, dynamic_ncols=True)):
-        motions = [pipeline.predict(item.image, seed=seed + n, **sampling) for n in range(samples)]
+        # One start noise for all images would tilt the means.
+        seeds = [clip_seed(seed, f"{item.name}-{n}") for n in range(samples)]
+        motions = [pipeline.predict(item.image, seed=one, **sampling) for one in seeds]
         predicted = torch.stack([mean_displacement(motion.spectrum) for motion in motions]).mean(0)  # (1, h, w)
         rows += _measure(item, predicted, pipeline, seed)
         if number % max(1, -(-total // SHEET_IMAGES)) == 0:

@@ -21,6 +21,7 @@ import train_vae
 from data.clips import STORED_BINS
 from evaluation import EvaluationError
 from evaluation.ablation import MOTION_VARIANTS, VARIANTS, Settings, measure_motion, trainings, with_stored_bins
+from evaluation.clips import clip_seed
 from evaluation.flags import KEYS
 from models.frame_synthesis import OPERATORS, FrameSynthesis
 from models.motion_pipeline import MotionPipeline
@@ -225,9 +226,11 @@ class Oracle:
     def __init__(self, scene_set, num_bins: int) -> None:
         self.unet = SimpleNamespace(config=SimpleNamespace(num_bins=num_bins))
         (row,) = scene_set.rows("test")
+        self.seeds: list[int] = []
         self.spectrum = truncate(scene_set.spectrum(row.id, STORED_BINS)[0], num_bins)
 
     def __call__(self, images: torch.Tensor, *, num_samples: int, seed: int, precision: str) -> torch.Tensor:
+        self.seeds.append(seed)
         return self.spectrum.expand(1, num_samples, -1, -1, -1, -1)
 
 
@@ -242,6 +245,12 @@ def test_fewer_bins_pay_for_the_motion_they_cannot_show(scene_set) -> None:
         )
         errors[num_bins] = metrics["epe_best_relative"]
     assert errors[24] < 1e-4 and errors[4] > 0.02
+
+
+def test_each_clip_has_its_own_start_noise(scene_set) -> None:
+    oracle = Oracle(scene_set, 4)
+    measure_motion(oracle, [scene_set], scene_set.normalisation(STORED_BINS), settings_of(scene_set, seed=3))
+    assert oracle.seeds == [clip_seed(3, row.id) for row in scene_set.rows("test")]
 
 
 def test_further_bins_leave_the_series_as_it_is() -> None:

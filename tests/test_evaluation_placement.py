@@ -20,16 +20,19 @@ def rows_of(folder: Path) -> dict[str, dict]:
 
 
 @pytest.fixture
-def left_half_moves(monkeypatch) -> None:
-    """Bin 1 of amplitude a in x: |F_t| = a |cos(2 pi t) - 1|, of which the mean over a period is a."""
+def left_half_moves(monkeypatch) -> list[int]:
+    """Bin 1 of amplitude a in x: |F_t| = a |cos(2 pi t) - 1|, of which the mean over a period is a; returns seeds."""
+    seeds = []
 
-    def sample(self, images, *, num_samples=1, **_):
+    def sample(self, images, *, seed, num_samples=1, **_):
+        seeds.append(seed)
         spectra = torch.zeros(1, num_samples, 2, 4, *images.shape[-2:])
         spectra[..., 1, 0, :, : images.shape[-1] // 2] = 1.0
         spectra[..., 0, 0, :, : images.shape[-1] // 2] = -1.0
         return spectra
 
     monkeypatch.setattr(MotionPipeline, "__call__", sample)
+    return seeds
 
 
 def test_the_figures_are_those_of_the_masks(checkpoint, tmp_path, left_half_moves) -> None:
@@ -52,8 +55,9 @@ def test_the_figures_are_those_of_the_masks(checkpoint, tmp_path, left_half_move
     write_image(tmp_path / "light.png", torch.rand(3, 64, 96))
     flags = ["--photos", tmp_path / "photos", "--masks", tmp_path / "masks", "--photo-table", tmp_path / "table.csv"]
     flags += ["--split", "test", "--static-images", f"{tmp_path / 'light.png'}:0.5,0,1,1"]
-    flags += ["--checkpoint", checkpoint, "--device", "cpu", "--out", tmp_path / "out"]
+    flags += ["--checkpoint", checkpoint, "--device", "cpu", "--samples", "2", "--out", tmp_path / "out"]
     assert evaluate.main(["placement", *map(str, flags)]) == 0
+    assert len(set(left_half_moves)) == 4 * 2  # each sample of each image has its own start noise
     by_image = json.loads((tmp_path / "out" / "by_image" / "results.json").read_text())
     model = {row["image"]: row for row in by_image if row["row"] == "model"}
     assert set(model) == {"pine", "wall", "leaf", "light"}

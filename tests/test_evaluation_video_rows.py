@@ -16,12 +16,12 @@ from torch import Tensor
 import evaluate
 from data.clips import ClipSet
 from evaluation import Report
+from evaluation.clips import another_clip, clip_seed
 from evaluation.flags import DISTORTIONS, video_row
 from evaluation.motion import table as motion_table
-from evaluation.motion.measure import another_clip
 from evaluation.video import sources
 from evaluation.video.measure import VideoComparison
-from evaluation.video.sources import RenderedVideos, blurred, clip_seed, shuffled
+from evaluation.video.sources import RenderedVideos, blurred, shuffled
 from motion.motion_file import Motion
 
 BINS = 16

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import statistics
-import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -92,13 +90,6 @@ class GroundTruth:
             problem = f"first/ is {sizes[0]} px, spectra/ {sizes[1]}; delete its row in clips.csv and prepare it again"
             raise ClipSetError(f"{clip_set.folder}: clip {row.id}: {problem}")
         return cls(row.id, source_name(row), image, spectrum, confidence)
-
-
-def another_clip(clip_set: ClipSet, row: ClipRow, seed: int) -> ClipRow | None:
-    """Return a training clip of another source, drawn by the seed and the clip's name; None where there is none."""
-    others = [one for one in clip_set.rows("train") if source_name(one) != source_name(row)]
-    rng = np.random.default_rng([seed, zlib.crc32(row.id.encode())])
-    return others[int(rng.integers(len(others)))] if others else None
 
 
 def prediction_grid(image: Tensor, area: int | None = None) -> tuple[int, int]:

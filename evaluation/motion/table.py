@@ -16,12 +16,12 @@ from torch import Tensor
 from cluster.items import Workers
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows, source_name
 from evaluation import EvaluationError, Report
+from evaluation.clips import another_clip, clip_seed
 from evaluation.each_clip import measure_each
 from evaluation.licences import UNKNOWN, read_source_table
 from evaluation.motion import measure
 from evaluation.motion.loops import LOOP_NOTES, loop_guidances, loop_table, sample_loops
 from evaluation.motion.measure import GroundTruth, MotionComparison
-from evaluation.video.sources import clip_seed
 from evaluation.video.table import make_table as make_video_table
 from metrics.statistics import BOOTSTRAP_DRAWS
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -136,7 +136,7 @@ class ClipMeasurement:
         started = time.perf_counter()
         predicted = measure.predict(self.pipeline, truth.image, **own)
         seconds = time.perf_counter() - started
-        other = measure.another_clip(self.clip_set, row, comparison.seed)
+        other = another_clip(self.clip_set, row, comparison.seed)
         others = read_spectra(self.clip_set, [other] if other else [], len(truth.spectrum))
         others = [resize_spectrum(spectrum, tuple(truth.spectrum.shape[-2:])) for _, spectrum in others]
         comparison.add(truth, predicted, *others)

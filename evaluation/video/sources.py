@@ -1,7 +1,6 @@
 """The videos that `evaluate.py video` compares, one clip at a time: from folders, or a clip set and a checkpoint."""
 
 import logging
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,8 +19,7 @@ from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, 
 from data.scenes.scene import Scene
 from data.video import iterate_video, probe_video
 from evaluation import EvaluationError
-from evaluation.clips import SourceError, read_source
-from evaluation.motion.measure import another_clip
+from evaluation.clips import SourceError, another_clip, clip_seed, read_source
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
@@ -129,11 +127,6 @@ def _videos_in(folder: Path) -> dict[str, Path]:
         problem = "two videos have one name" if found else "holds neither videos nor folders of frames"
         raise EvaluationError(f"{folder}: {problem}; right: videos of different names")
     return found
-
-
-def clip_seed(seed: int, name: str) -> int:
-    """Return the seed of a clip's start noise, the same whatever other clips are measured."""
-    return (seed << 32) + zlib.crc32(name.encode())
 
 
 def blurred(frames: Tensor, sigma_px: int) -> Tensor:
