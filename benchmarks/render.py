@@ -1,12 +1,14 @@
 """benchmark.py render: frames a second and peak memory by size, with each network, beside the direct warp (preview)."""
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from animation.rendering import load_renderer
@@ -101,14 +103,20 @@ def make_table(
 
 
 def splat_percent(work: Callable[[], object], device: torch.device) -> float | None:
-    """Return how much of the time of a GPU's kernels, or a CPU's operators, our splats take, %; None: not used."""
+    """Return the percentage of compute time spent in our splats: of the GPU's kernels, or of the CPU's operators.
+
+    None where plain torch splats.
+    """
     on_gpu = device.type == "cuda"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above the level of every message
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as recorded:
         work()
         if on_gpu:
             torch.cuda.synchronize(device)
     clock = "device_time_total" if on_gpu else "cpu_time_total"
+    # A GPU's kernels are events of their own, and count once more in the operators that launch them.
+    counted = DeviceType.CUDA if on_gpu else DeviceType.CPU
     events = recorded.key_averages()
-    total = sum(getattr(event, f"self_{clock}") for event in events)
+    total = sum(getattr(event, f"self_{clock}") for event in events if event.device_type == counted)
     splats = [getattr(event, clock) for event in events if event.key == SPLAT_EVENT]
     return 100 * sum(splats) / total if splats and total > 0 else None
