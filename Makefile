@@ -1,32 +1,32 @@
-# The tables of docs/results.md. Each writes results.md, .csv and .json into $(OUT)/NAME, and a line of how long it took
-# into $(OUT)/log.txt.
-#   make list                        the commands
-#   make tables DATA=sets/real ...   those that are not there yet, or are older than the weights; -k goes on after errors
-#   make tables TABLES="frames data" some of them
+# The tables of docs/results.md. Each is a results.md, .csv and .json in $(OUT)/NAME. $(OUT)/log.txt says how long it took.
+#   make list                        print the commands
+#   make tables DATA=sets/real ...   make the tables that are missing or older than their weights; -k goes on after errors
+#   make tables TABLES="frames data" make some of them
 
 PYTHON = python
 OUT = outputs/tables
-# Clip sets of prepare_data.py, the test videos that DATA was made of, and a table of the subjects of all.
+# Clip sets of prepare_data.py.
 DATA = sets/real
 SCENES = sets/scenes
-# That of the ablation, whose trainings are many: DATA made with --size 160x96.
+# DATA made with --size 160x96, for the many trainings of the ablation.
 SMALL_DATA = sets/real160
+# The test videos that DATA was made of, and a table of their subjects.
 CLIPS = clips
 CLIP_TABLE = clips.csv
-# Photographs, masks of what can move in them, and their table.
+# Photographs, masks of what can move in them, and a table of their subjects and splits.
 PHOTOS = photos
 MASKS = masks
 PHOTO_TABLE = photos.csv
-# Models, and exported renderers of three training seeds.
+# Checkpoints, and renderers that were trained with three seeds.
 CHECKPOINT = checkpoints/default
 RENDERED = checkpoints/rendered
 RUNS = ck1 ck2 ck3
-# Networks that measure.
+# Weights of the networks that measure.
 LPIPS_ALEX = weights/alexnet.safetensors
 LPIPS_VGG = weights/vgg16.safetensors
 SQUEEZENET = weights/squeezenet1_1_features.npz
 I3D = weights/i3d_kinetics400.safetensors
-# Of the tables of videos, which take hours: VIDEO_FLAGS="--clips 8 --frames 32 --slide-step 0" makes them small.
+# Further flags of the tables of videos, which take hours: VIDEO_FLAGS="--clips 8 --frames 32 --slide-step 0" is quick.
 VIDEO_FLAGS =
 
 lpips = --lpips-network alex vgg --lpips-weights $(LPIPS_ALEX) $(LPIPS_VGG)
@@ -58,9 +58,12 @@ render = benchmark.py render --device cpu --threads 1 --checkpoint $(CHECKPOINT)
 render_bf16 = benchmark.py render --device cpu --sizes 256x160 512x320 --frames 8 --precision bf16 --checkpoint $(CHECKPOINT)
 page = benchmark.py page --checkpoint $(CHECKPOINT)
 
-WITHOUT_WEIGHTS = data flow splats splatting ablation distortions
-TABLES = frames frames_seeds scenes magnified_2 magnified_4 video placement placement_rendered motion \
-	motion_rendered loops animate render render_bf16 page $(WITHOUT_WEIGHTS)
+# By the weights that they measure.
+OF_CHECKPOINT = frames scenes magnified_2 magnified_4 video placement motion loops animate render render_bf16 page
+OF_RENDERED = placement_rendered motion_rendered
+OF_RUNS = frames_seeds
+OF_NONE = data flow splats splatting ablation distortions
+TABLES = $(OF_CHECKPOINT) $(OF_RENDERED) $(OF_RUNS) $(OF_NONE)
 
 results = $(patsubst %,$(OUT)/%/results.md,$1)
 
@@ -70,9 +73,12 @@ tables: $(call results,$(TABLES))
 list:
 	@: $(foreach table,$(TABLES),$(info $(PYTHON) $($(table)) --out $(OUT)/$(table)))
 
-$(call results,$(filter-out $(WITHOUT_WEIGHTS),$(TABLES))): $(wildcard $(CHECKPOINT)/*/*)
+$(call results,$(OF_CHECKPOINT)): $(wildcard $(CHECKPOINT)/*/*)
+$(call results,$(OF_RENDERED)): $(wildcard $(RENDERED)/*/*)
+$(call results,$(OF_RUNS)): $(wildcard $(RUNS:=/*/*))
 
-# Exit code 3: inputs were left out, which the table names.
+# A table whose command fails is made again. Exit code 3 is no failure: the table names the inputs that were left out.
+.DELETE_ON_ERROR:
 $(OUT)/%/results.md:
 	@mkdir -p $(@D); start=$$(date +%s); $(PYTHON) $($*) --out $(@D); code=$$?; \
 	echo "$$(( ($$(date +%s) - start) / 60 )) min, exit code $$code, $(@D): $($*)" | tee -a $(OUT)/log.txt; \

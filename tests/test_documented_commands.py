@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import re
 import shlex
 import shutil
@@ -139,17 +140,34 @@ def test_tables_are_listed_and_those_that_are_there_are_not_made_again(tmp_path)
     listed = make("list", out=tmp_path).stdout.splitlines()
     expected = {f"python {line} --out {tmp_path / name}" for name, line in tables().items()}
     assert {" ".join(line.split()) for line in listed} == {" ".join(line.split()) for line in expected}
-    # instead of the scripts: one that writes the table, and ends as the last letter of its folder says
-    script = (
-        "import pathlib, sys; out = pathlib.Path(sys.argv[-1]); (out / 'results.md').touch() if out.name < 'e' else 0"
-    )
+    # instead of the scripts: one that writes the table, and ends as the first letter of its folder says
+    script = "import pathlib, sys; out = pathlib.Path(sys.argv[-1]); (out / 'results.md').touch()"
     (tmp_path / "make_table.py").write_text(f"{script}; sys.exit(0 if out.name < 'e' else 2)")
     python = f"PYTHON={sys.executable} {tmp_path / 'make_table.py'}"
     failed = make("-k", "tables", "TABLES=data flow distortions", python, out=tmp_path / "out")
     assert failed.returncode == 2 and "flow" in failed.stderr
+    assert not (tmp_path / "out" / "flow" / "results.md").exists()  # a table that failed at its end
     log = (tmp_path / "out" / "log.txt").read_text().splitlines()
     lines = {line.split(": ")[0].rpartition("/")[2]: line for line in log}
     assert set(lines) == {"data", "flow", "distortions"} and "0 min, exit code 2" in lines["flow"]
     assert "0 min, exit code 0" in lines["data"] and lines["data"].endswith("data --data sets/real sets/scenes")
     again = make("tables", "TABLES=data distortions", python, out=tmp_path / "out")
     assert again.returncode == 0 and len((tmp_path / "out" / "log.txt").read_text().splitlines()) == 3
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+@pytest.mark.parametrize(
+    ("weights", "remade"),
+    [("default", {"motion"}), ("rendered", {"motion_rendered", "placement_rendered"}), ("ck2", {"frames_seeds"})],
+)
+def test_tables_are_made_again_for_the_weights_that_they_measure(weights, remade, tmp_path):
+    tables = ["motion", "motion_rendered", "placement_rendered", "frames_seeds", "data"]
+    parts = {name: tmp_path / name / "unet" / "config.json" for name in ("default", "rendered", "ck1", "ck2")}
+    for file in (*parts.values(), *(tmp_path / "out" / name / "results.md" for name in tables)):
+        file.parent.mkdir(parents=True)
+        file.touch()
+        os.utime(file, (1e9, 1e9))
+    os.utime(parts[weights], (2e9, 2e9))
+    flags = [f"CHECKPOINT={tmp_path}/default", f"RENDERED={tmp_path}/rendered", f"RUNS={tmp_path}/ck1 {tmp_path}/ck2"]
+    stale = {name for name in tables if make("-q", "tables", f"TABLES={name}", *flags, out=tmp_path / "out").returncode}
+    assert stale == remade
