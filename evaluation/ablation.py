@@ -27,7 +27,7 @@ from evaluation.training_scripts import as_flags, run_script
 from evaluation.video.measure import VideoComparison
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, RenderedVideos
-from metrics.motion import bin_ratios, factor
+from metrics.motion import bin_ratios, mean_fold_error
 from metrics.statistics import mean_by_source
 from models.checkpoints import DEFAULT_CHECKPOINT, one_line
 from models.device import check_precision, choose_device
@@ -276,7 +276,7 @@ def measure_motion(
     for name, real_px in comparison.real_px.items():
         ratios = bin_ratios(comparison.predicted_px[name][:num_bins], real_px[:num_bins])
         if ratios is not None:
-            metrics = {"amplitude_ratio": ratios[0], "shape_factor": factor(ratios[1].tolist())}
+            metrics = {"amplitude_ratio": ratios[0], "shape_factor": mean_fold_error(ratios[1].tolist())}
             strength.append({"source": comparison.sources[name], **metrics})
     geometric = {key: mean_by_source(strength, key, geometric=True) for key in ("amplitude_ratio", "shape_factor")}
     return {key: table.get(key) for key in COLUMNS} | geometric | {"clips": len(comparison.sources)}

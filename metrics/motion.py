@@ -101,7 +101,7 @@ def bin_ratios(predicted_px: Tensor, real_px: Tensor) -> tuple[float, Tensor] | 
     return float(mean.exp()), torch.where(moves, (logs - mean).exp(), torch.nan)
 
 
-def factor(ratios: Iterable[float]) -> float | None:
+def mean_fold_error(ratios: Iterable[float]) -> float | None:
     """Return the geometric mean of max(r, 1 / r); None of nothing. NaN is left out."""
     logs = [abs(math.log(ratio)) for ratio in ratios if not math.isnan(ratio)]
     return math.exp(sum(logs) / len(logs)) if logs else None

@@ -252,7 +252,7 @@ def test_memorised_motion_is_found(clip_set: Path, tmp_path: Path, monkeypatch: 
     by_clip = json.loads((tmp_path / "3" / "by_clip" / "results.json").read_text())
     (mixed,) = [row for row in by_clip if (row["clip"], row["row"]) == ("lake_a", "model")]
     assert 0.3 < mixed["nearest_distance"] < 0.5
-    # on training clips the truth is not its own neighbour, and what the model recalls of it still counts
+    # on training clips the truth has no neighbour of its own source, and what the model recalls of that still counts
     assert (
         measure(monkeypatch, CopyingPipeline(recall), clip_set, tmp_path / "on", "--samples", "2", "--split", "train")
         == 0
@@ -308,6 +308,16 @@ def test_gain_and_shape_over_clips() -> None:
     model = comparison.table()[0]
     assert model["amplitude_ratio"] == pytest.approx(4)
     assert model["amplitude_ratio_spread"] == pytest.approx(4 ** (1 / 2**0.5))
+
+
+def test_a_clip_has_no_neighbour_of_its_own_source() -> None:
+    comparison = MotionComparison(Normalisation(torch.ones(BINS)))
+    add_even(comparison, "a", drift(1.0), drift(1.0))
+    assert comparison.find_nearest([("source of a", drift(2.0)), ("source of b", drift(0.0, 1.0))]) == 2
+    rows = {row["row"]: row for row in comparison.by_clip}
+    # two spectra of unit length at right angles; the sample is a copy of the first
+    assert rows["real clip"]["nearest_distance"] == pytest.approx(2**0.5)
+    assert rows["model"]["nearest_distance"] == pytest.approx(0, abs=0.01)
 
 
 def test_samples_are_rated_by_themselves() -> None:

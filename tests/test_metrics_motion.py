@@ -18,8 +18,8 @@ from metrics.motion import (
     direction_distance,
     direction_histogram,
     diversity,
-    factor,
     image_gradient,
+    mean_fold_error,
     mean_motion,
     moving_mask,
     normalised_gradient,
@@ -120,8 +120,8 @@ def test_ratio_and_shape_by_hand() -> None:
     gain, left = bin_ratios(torch.tensor([1.0, 4.0, 9.0]), torch.tensor([2.0, 2.0, 0.0]))
     assert gain == pytest.approx(1.0)  # of 1/2 and 2; the third bin does not move in the clip
     assert left[:2].tolist() == pytest.approx([0.5, 2.0]) and math.isnan(left[2])
-    assert factor(left.tolist()) == pytest.approx(2.0)
-    assert factor([0.25, 1.0]) == pytest.approx(2.0) and factor([math.nan]) is None
+    assert mean_fold_error(left.tolist()) == pytest.approx(2.0)
+    assert mean_fold_error([0.25, 1.0]) == pytest.approx(2.0) and mean_fold_error([math.nan]) is None
     gain, left = bin_ratios(torch.tensor([3.0, 6.0]), torch.tensor([1.0, 2.0]))
     assert gain == pytest.approx(3.0) and left.tolist() == pytest.approx([1.0, 1.0])
     assert bin_ratios(torch.zeros(2), torch.ones(2))[0] == pytest.approx(1e-3)

@@ -48,8 +48,8 @@ COLUMN_NOTES = (
     f"mask's fraction; the mask: mean |F| of the clip above {MOVING_PX:g} px of a grid of 256 x 160 and half of its "
     "95th percentile; image gradient: its blur in px of that grid",
     "amplitude_ratio: of the samples to the clip, geometric mean over bins; spread: exp of its logarithm's standard "
-    "deviation over sources; shape_factor: mean over bins of max(r, 1/r), r what amplitude_ratio leaves of a bin; "
-    "drift_ratio: r of bin 0; bin_ratio: the least and the most r of the others, means over sources",
+    "deviation over sources; shape_factor: geometric mean over bins of max(r, 1/r), r what amplitude_ratio leaves of a "
+    "bin; drift_ratio: r of bin 0; bin_ratio: the least and the most r of the others, means over sources",
     "coherence: correlation over time of the displacements of two pixels that far apart along a row or column, px of a "
     "grid of 256 x 160, both in the moving mask of the motion itself; the clip's pairs are weighted by confidence",
     "direction_distance: total variation between sample and clip of the histogram of motion's axes, 15 degrees each, "
@@ -57,8 +57,8 @@ COLUMN_NOTES = (
     f"{OTHER}: of a training clip of another source drawn by the seed, resized",
     "epe: |F - F of the clip|; relative: to the clip's mean |F|; epe, motion_px and amplitudes are weighted by "
     "confidence; diversity: mean |F_a - F_b| over samples, over mean |F|; normalised_gradient: mean |grad F| over it",
-    "nearest_distance: of normalised spectra of unit length to the nearest training clip or its mirror image; "
-    "nearest_ratio: over that of the clip itself, far below 1 means memorised motion",
+    "nearest_distance: of normalised spectra of unit length to the nearest training clip or its mirror image, for the "
+    "real clip of another source; nearest_ratio: over that of the real clip, far below 1 means memorised motion",
 )
 GROUP_NOTE = (
     "the table of predicted motion, by group: means over the clips of a source, then over sources; real_: of the clips"
@@ -167,7 +167,7 @@ class MotionComparison:
         ratios = bin_ratios(amplitudes, self.real_px[truth.id])
         if ratios is not None:
             drift = float(ratios[1][0])
-            metrics |= {"amplitude_ratio": ratios[0], "shape_factor": metric.factor(ratios[1].tolist())}
+            metrics |= {"amplitude_ratio": ratios[0], "shape_factor": metric.mean_fold_error(ratios[1].tolist())}
             metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
         axes = metric.direction_histogram(truth.spectrum, mask * truth.confidence)
         found = map(metric.direction_histogram, samples, masks)
@@ -182,18 +182,21 @@ class MotionComparison:
         return small / small.norm().clamp(min=1e-12)
 
     def find_nearest(self, clips: Iterable[tuple[str, Tensor]]) -> int:
-        """Find how near training clips (name, spectrum (K, 4, H, W)) come to each clip and sample; return how many."""
+        """Find how near training clips (source, spectrum (K, 4, H, W)) come to each clip and sample; return how many.
+
+        Clips of a clip's own source are no neighbours of it. They may be ones of its samples.
+        """
         nearest = {name: torch.full((len(found),), -math.inf) for name, found in self._signatures.items()}  # cosines
         count = 0
-        for training_name, spectrum in clips:
+        for source, spectrum in clips:
             count += 1
             signature = self._signature(spectrum)
             mirrored = signature.flip(-1) * signature.new_tensor([-1, -1, 1, 1]).view(4, 1, 1)
             both = torch.stack([signature, mirrored]).flatten(1)  # (2, D)
             for name, found in self._signatures.items():
                 cosines = (found @ both.T).amax(1)  # (1 + M,)
-                if name == training_name:
-                    cosines[0] = -math.inf  # a clip is not its own neighbour; its samples may be
+                if self.sources[name] == source:
+                    cosines[0] = -math.inf
                 nearest[name] = nearest[name].maximum(cosines)
         for row in self.by_clip if count else ():
             real, *samples = (2 - 2 * nearest[row["clip"]]).clamp(min=0).sqrt().tolist()

@@ -178,9 +178,9 @@ def check_bins(pipeline: MotionPipeline, clip_set: ClipSet) -> int:
 
 
 def read_spectra(clip_set: ClipSet, rows: list[ClipRow], num_bins: int) -> Iterator[tuple[str, Tensor]]:
-    """Yield the spectra of training clips, without those that cannot be read."""
+    """Yield source and spectrum of training clips, without those that cannot be read."""
     for row in rows:
         try:
-            yield row.id, clip_set.spectrum(row.id, num_bins)[0]
+            yield source_name(row), clip_set.spectrum(row.id, num_bins)[0]
         except ClipSetError as error:
             logger.warning("training clip left out: %s", error)
