@@ -355,7 +355,7 @@ def spoil(clip_set: Path, *names: str) -> None:
 
 def test_clips_with_nan_are_named(clip_set: Path, tmp_path: Path, monkeypatch, capsys, caplog) -> None:
     spoil(clip_set, "lake_b", "trained_a")
-    assert measure(monkeypatch, CopyingPipeline(copy), clip_set, tmp_path / "out", "--samples", "1") == 0
+    assert measure(monkeypatch, CopyingPipeline(copy), clip_set, tmp_path / "out", "--samples", "1") == 3
     text = (tmp_path / "out" / "results.md").read_text()
     assert "3 of 4 kept clips, 3 sources; skipped as not readable 1: lake_b;" in text
     assert "nearest of 1 training clips" in text and "clip lake_b: spectrum in" in caplog.text

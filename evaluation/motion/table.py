@@ -94,7 +94,7 @@ def make_table(
     of_all = [*measure.COLUMN_NOTES, lead, *notes]
     report.add(comparison.table(), f"Predicted motion, {data.name}, split {split}", of_all)
     report.add(comparison.by_clip, "The same by clip", of_all, folder="by_clip", shown=False)
-    return complete and not failed
+    return complete and not unread
 
 
 def clip_groups(rows: list[ClipRow], clip_table: Path | None) -> dict[str, str]:
