@@ -22,7 +22,7 @@ from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import write_text
 from evaluation import EvaluationError, Report
 from evaluation.clips import clip_seed
-from evaluation.motion.measure import COHERENCE, HEADLINE, MODEL, GroundTruth, MotionComparison, predict
+from evaluation.motion.measure import COHERENCE, HEADLINE, MODEL, GroundTruth, MotionTables, measure_clip, predict
 from evaluation.training_scripts import as_flags, run_script
 from evaluation.video.measure import VideoComparison
 from evaluation.video.networks import FeatureNetwork
@@ -257,7 +257,7 @@ def measure_motion(
     the motion that it cannot show; amplitude_ratio and shape are over the bins it has. `normalisation` is of 24 bins.
     """
     num_bins = pipeline.unet.config.num_bins
-    comparison = MotionComparison(normalisation, settings.seed)
+    clips = []
     for clip_set in test_sets:
         for row in choose_rows(clip_set, "test", settings.clips, settings.seed):
             try:
@@ -268,18 +268,20 @@ def measure_motion(
             options = {"num_samples": settings.samples, "precision": settings.precision}
             options["seed"] = clip_seed(settings.seed, row.id)  # one start noise for all would tilt the means
             samples = predict(pipeline, truth.image, area=math.prod(settings.grid), **options)
-            comparison.add(replace(truth, id=f"{clip_set.folder.name}/{row.id}"), with_stored_bins(samples))
-    if not comparison.sources:
+            truth = replace(truth, id=f"{clip_set.folder.name}/{row.id}")
+            clips.append(measure_clip(truth, with_stored_bins(samples), normalisation, settings.seed))
+    if not clips:
         raise EvaluationError("test_data: no test clip can be measured; right: prepare the sets again")
-    (table,) = [row for row in comparison.table() if row["row"] == MODEL]
+    tables = MotionTables(clips, normalisation, settings.seed)
+    (table,) = [row for row in tables.table() if row["row"] == MODEL]
     strength = []
-    for name, real_px in comparison.real_px.items():
-        ratios = bin_ratios(comparison.predicted_px[name][:num_bins], real_px[:num_bins])
+    for clip in clips:
+        ratios = bin_ratios(clip.predicted_px[:num_bins], clip.real_px[:num_bins])
         if ratios is not None:
             metrics = {"amplitude_ratio": ratios[0], "shape_factor": mean_fold_error(ratios[1].tolist())}
-            strength.append({"source": comparison.sources[name], **metrics})
+            strength.append({"source": clip.source, **metrics})
     geometric = {key: mean_by_source(strength, key, geometric=True) for key in ("amplitude_ratio", "shape_factor")}
-    return {key: table.get(key) for key in COLUMNS} | geometric | {"clips": len(comparison.sources)}
+    return {key: table.get(key) for key in COLUMNS} | geometric | {"clips": len(clips)}
 
 
 def _fvd_network(settings: Settings) -> FeatureNetwork:

@@ -15,7 +15,7 @@ from torch import Tensor
 import evaluate
 from data.clip_writer import ClipContent, ClipSetWriter
 from data.clips import STORED_BINS, ClipRow, ClipSet, source_name
-from evaluation.motion.measure import GroundTruth, MotionComparison, predict
+from evaluation.motion.measure import ClipMotion, GroundTruth, MotionTables, measure_clip, predict
 from metrics.motion import BASELINES, spectral_slope
 from metrics.statistics import bootstrap_interval, by_source, mean_by_source
 from models.motion_pipeline import MotionPipeline
@@ -24,6 +24,7 @@ from motion.spectrum import amplitude, truncate
 
 SIZE = (32, 64)
 BINS = 4
+UNITS = Normalisation(torch.ones(BINS))
 
 
 def drift(dx: Tensor | float, dy: Tensor | float = 0.0, *, size: tuple[int, int] = SIZE, bins: int = BINS) -> Tensor:
@@ -263,27 +264,31 @@ def test_memorised_motion_is_found(clip_set: Path, tmp_path: Path, monkeypatch: 
     assert rows["trained_a", "model"]["nearest_distance"] == pytest.approx(0, abs=0.01)
 
 
+def tables_of(*clips: ClipMotion) -> MotionTables:
+    return MotionTables(clips, UNITS)
+
+
 def test_only_what_is_seen_counts_in_px() -> None:
-    comparison = MotionComparison(Normalisation(torch.ones(BINS)))
     spectrum = drift(2.0)
     spectrum[0, 1, :16] = 50.0  # not seen
     confidence = torch.ones(1, *SIZE)
     confidence[:, :16] = 0
     sample = drift(3.0)
     sample[0, 1, :16] = 1.0
-    comparison.add(GroundTruth("a", "s", torch.rand(3, *SIZE), spectrum, confidence), sample[None])
-    (model,) = [row for row in comparison.by_clip if row["row"] == "model"]
+    truth = GroundTruth("a", "s", torch.rand(3, *SIZE), spectrum, confidence)
+    tables = tables_of(measure_clip(truth, sample[None], UNITS))
+    (model,) = [row for row in tables.by_clip if row["row"] == "model"]
     frames_mean = 151 / 300
-    assert model["amplitude_ratio"] == pytest.approx(1.5) and comparison.bin_table()[0]["real_px"] == pytest.approx(2.0)
+    assert model["amplitude_ratio"] == pytest.approx(1.5) and tables.bin_table()[0]["real_px"] == pytest.approx(2.0)
     assert model["epe_best_px"] == pytest.approx(1.0 * frames_mean, rel=1e-4)
     assert model["epe_best_relative"] == pytest.approx(0.5, rel=1e-4)
     assert model["ap_corrected"] == pytest.approx(0)
-    assert comparison.find_nearest([]) == 0 and "nearest_distance" not in model
+    assert tables.find_nearest([]) == 0 and "nearest_distance" not in model
 
 
-def add_even(comparison: MotionComparison, name: str, spectrum: Tensor, *samples: Tensor) -> None:
+def even_clip(name: str, spectrum: Tensor, *samples: Tensor) -> ClipMotion:
     truth = GroundTruth(name, f"source of {name[0]}", torch.rand(3, *SIZE), spectrum, torch.ones(1, *SIZE))
-    comparison.add(truth, torch.stack(samples))
+    return measure_clip(truth, torch.stack(samples), UNITS)
 
 
 def test_gain_and_shape_over_clips() -> None:
@@ -291,30 +296,25 @@ def test_gain_and_shape_over_clips() -> None:
     even[1:, 0] = 1.0
     one_bin = even.clone()
     one_bin[2] *= 16
-    comparison = MotionComparison(Normalisation(torch.ones(BINS)))
-    add_even(comparison, "a", even, one_bin)
+    tables = tables_of(even_clip("a", even, one_bin))
     # ratios 1, 1, 16, 1: gain 2, of which 1/2, 1/2, 8, 1/2 are left
-    model = comparison.table()[0]
+    model = tables.table()[0]
     assert model["amplitude_ratio"] == pytest.approx(2) and model["shape_factor"] == pytest.approx(2**1.5)
     assert (model["shape_worst_factor"], model["shape_worst_bin"]) == (pytest.approx(8), 2)
-    table = comparison.bin_table()
+    table = tables.bin_table()
     assert [row["ratio_after_gain"] for row in table] == pytest.approx([0.5, 0.5, 8, 0.5])
     assert [row["factor"] for row in table] == pytest.approx([2, 2, 8, 2])
 
-    comparison = MotionComparison(Normalisation(torch.ones(BINS)))
-    add_even(comparison, "a", even, even, 3 * even)
-    add_even(comparison, "b1", even, 4 * even)
-    add_even(comparison, "b2", even, 16 * even)
-    model = comparison.table()[0]
+    clips = [even_clip("a", even, even, 3 * even), even_clip("b1", even, 4 * even), even_clip("b2", even, 16 * even)]
+    model = tables_of(*clips).table()[0]
     assert model["amplitude_ratio"] == pytest.approx(4)
     assert model["amplitude_ratio_spread"] == pytest.approx(4 ** (1 / 2**0.5))
 
 
 def test_a_clip_has_no_neighbour_of_its_own_source() -> None:
-    comparison = MotionComparison(Normalisation(torch.ones(BINS)))
-    add_even(comparison, "a", drift(1.0), drift(1.0))
-    assert comparison.find_nearest([("source of a", drift(2.0)), ("source of b", drift(0.0, 1.0))]) == 2
-    rows = {row["row"]: row for row in comparison.by_clip}
+    tables = tables_of(even_clip("a", drift(1.0), drift(1.0)))
+    assert tables.find_nearest([("source of a", drift(2.0)), ("source of b", drift(0.0, 1.0))]) == 2
+    rows = {row["row"]: row for row in tables.by_clip}
     # two spectra of unit length at right angles; the sample is a copy of the first
     assert rows["real clip"]["nearest_distance"] == pytest.approx(2**0.5)
     assert rows["model"]["nearest_distance"] == pytest.approx(0, abs=0.01)
@@ -324,9 +324,7 @@ def test_samples_are_rated_by_themselves() -> None:
     x = torch.arange(SIZE[1]).expand(SIZE)
     truth = drift((x < 16).float())
     left, right = drift((x < 8).float()), drift(((x >= 8) & (x < 16)).float())
-    comparison = MotionComparison(Normalisation(torch.ones(BINS)))
-    add_even(comparison, "a", truth, left, right)
-    model = comparison.table()[0]
+    model = tables_of(even_clip("a", truth, left, right)).table()[0]
     # half of the mask at precision 1, the rest at 1/4
     assert model["ap_corrected"] == pytest.approx(((0.5 + 0.5 / 4) - 1 / 4) / (3 / 4), abs=1e-6)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,97 +107,113 @@ def predict(pipeline: MotionPipeline, image: Tensor, *, area: int | None = None,
     return resize_spectrum(spectra.float().cpu(), size)
 
 
-@dataclass
-class MotionComparison:
-    """Collects clips and what a model predicted for them, and makes the tables."""
+@dataclass(frozen=True)
+class ClipMotion:
+    """What is measured of one clip; its fields are what a cluster can keep."""
 
-    normalisation: Normalisation  # the model's: in its units nearest clips are found
-    seed: int = 0  # of the random row and the bootstrap
-    by_clip: list[Row] = field(default_factory=list)  # a row of metrics for each clip and way
-    sources: dict[str, str] = field(default_factory=dict)  # {clip: source}
-    without_mask: list[str] = field(default_factory=list)  # clips whose mask is empty or full, without precision
-    real_px: dict[str, Tensor] = field(default_factory=dict)  # {clip: (K,) mean amplitude per bin}
-    predicted_px: dict[str, Tensor] = field(default_factory=dict)  # of its samples
-    _signatures: dict[str, Tensor] = field(default_factory=dict)  # {clip: (1 + M, D)} of the clip and its samples
+    clip: str
+    source: str
+    rows: list[Row]  # of the model, each baseline and the clip itself
+    real_px: Tensor  # (K,) mean amplitude per bin
+    predicted_px: Tensor  # the same of the samples
+    has_mask: bool  # else the moving mask is empty or full, without precision
+    signatures: Tensor  # (1 + M, D) of the clip and its samples
 
-    def add(self, truth: GroundTruth, samples: Tensor, other: Tensor | None = None) -> None:
-        """Measure samples (M, K, 4, H, W) px of one clip's image, the baselines, and another clip's (K, 4, H, W) px."""
-        self.sources[truth.id] = truth.source
-        real = mean_motion(truth.spectrum)  # (1, H, W)
-        mask = metric.moving_mask(real)
-        mask_fraction = float(mask.double().mean())
-        if not 0 < mask_fraction < 1:
-            self.without_mask.append(truth.id)
-        self.real_px[truth.id] = weighted_mean(amplitude(truth.spectrum), truth.confidence)  # (K,)
-        self.predicted_px[truth.id] = weighted_mean(amplitude(samples), truth.confidence).mean(0)
-        moved_px = float(weighted_mean(real, truth.confidence))
-        rows = {MODEL: self._of_samples(truth, samples, mask, moved_px)}
-        rows[MODEL]["diversity"] = metric.diversity(samples)
-        for name, score in metric.baseline_maps(truth.image, self.seed, truth.id).items():
-            rows[name] = {HEADLINE: metric.corrected_precision(score, mask)}
-        rows[STATIC] = {"motion_px": 0.0} | _errors([moved_px], moved_px)
-        if other is not None:
-            rows[OTHER] = self._of_samples(truth, other[None], mask, moved_px)
-        rows[REAL] = {"motion_px": moved_px, "normalised_gradient": metric.normalised_gradient(truth.spectrum)}
-        rows[REAL] |= {"spectral_slope": metric.spectral_slope(self.real_px[truth.id])}
-        rows[REAL] |= _coherence([truth.spectrum], [mask * truth.confidence])
-        about = {"clip": truth.id, "source": truth.source, "mask_fraction": mask_fraction}
-        self.by_clip += [{"row": name} | about | metrics for name, metrics in rows.items()]
-        self._signatures[truth.id] = torch.stack([self._signature(one).flatten() for one in (truth.spectrum, *samples)])
 
-    def contents(self) -> dict[str, Any]:
-        """Return what was added, for `extend`."""
-        return {name: value for name, value in vars(self).items() if isinstance(value, (list, dict))}
+def measure_clip(
+    truth: GroundTruth,
+    samples: Tensor,  # (M, K, 4, H, W) px, predicted from the clip's image
+    normalisation: Normalisation,  # the model's: in its units nearest clips are found
+    seed: int = 0,  # of the random row
+    other: Tensor | None = None,  # (K, 4, H, W) px, another clip's motion
+) -> ClipMotion:
+    """Measure samples of a clip, the baselines, and another clip's motion."""
+    real = mean_motion(truth.spectrum)  # (1, H, W)
+    mask = metric.moving_mask(real)
+    mask_fraction = float(mask.double().mean())
+    real_px = weighted_mean(amplitude(truth.spectrum), truth.confidence)  # (K,)
+    predicted_px = weighted_mean(amplitude(samples), truth.confidence).mean(0)
+    moved_px = float(weighted_mean(real, truth.confidence))
+    rows = {MODEL: _sample_metrics(truth, samples, mask, moved_px, real_px)}
+    rows[MODEL]["diversity"] = metric.diversity(samples)
+    for name, score in metric.baseline_maps(truth.image, seed, truth.id).items():
+        rows[name] = {HEADLINE: metric.corrected_precision(score, mask)}
+    rows[STATIC] = {"motion_px": 0.0} | _errors([moved_px], moved_px)
+    if other is not None:
+        rows[OTHER] = _sample_metrics(truth, other[None], mask, moved_px, real_px)
+    rows[REAL] = {"motion_px": moved_px, "normalised_gradient": metric.normalised_gradient(truth.spectrum)}
+    coherence = _coherence([truth.spectrum], [mask * truth.confidence])
+    rows[REAL] |= {"spectral_slope": metric.spectral_slope(real_px)} | coherence
+    about = {"clip": truth.id, "source": truth.source, "mask_fraction": mask_fraction}
+    named = [{"row": name} | about | metrics for name, metrics in rows.items()]
+    signatures = torch.stack([_signature(one, normalisation).flatten() for one in (truth.spectrum, *samples)])
+    return ClipMotion(truth.id, truth.source, named, real_px, predicted_px, 0 < mask_fraction < 1, signatures)
 
-    def extend(self, contents: Mapping[str, Any]) -> None:
-        """Add what another comparison, of other clips, has collected."""
-        for name, value in contents.items():
-            mine = getattr(self, name)
-            mine.update(value) if isinstance(value, dict) else mine.extend(value)
 
-    def _of_samples(self, truth: GroundTruth, samples: Tensor, mask: Tensor, moved_px: float) -> Row:
-        """Return the metrics of motions (M, K, 4, H, W) of a clip whose moving mask and mean |F| are given."""
-        moved = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)
-        masks = [metric.moving_mask(one).float() for one in moved]
-        metrics: Row = {HEADLINE: known_mean(metric.corrected_precision(one, mask) for one in moved)}
-        metrics["motion_px"] = float(weighted_mean(moved, truth.confidence).mean())
-        errors = [mean_motion(sample - truth.spectrum) for sample in samples]
-        metrics |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
-        amplitudes = weighted_mean(amplitude(samples), truth.confidence).mean(0)  # (K,)
-        ratios = bin_ratios(amplitudes, self.real_px[truth.id])
-        if ratios is not None:
-            drift = float(ratios[1][0])
-            metrics |= {"amplitude_ratio": ratios[0], "shape_factor": metric.mean_fold_error(ratios[1].tolist())}
-            metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
-        axes = metric.direction_histogram(truth.spectrum, mask * truth.confidence)
-        found = map(metric.direction_histogram, samples, masks)
-        metrics["direction_distance"] = known_mean(metric.direction_distance(one, axes) for one in found)
-        gradient = known_mean(metric.normalised_gradient(sample) for sample in samples)
-        metrics |= {"spectral_slope": metric.spectral_slope(amplitudes), "normalised_gradient": gradient}
-        return metrics | _coherence(samples, masks)
+def _sample_metrics(truth: GroundTruth, samples: Tensor, mask: Tensor, moved_px: float, real_px: Tensor) -> Row:
+    """Return the metrics of motions (M, K, 4, H, W) of a clip whose moving mask, mean |F| and (K,) are given."""
+    moved = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)
+    masks = [metric.moving_mask(one).float() for one in moved]
+    metrics: Row = {HEADLINE: known_mean(metric.corrected_precision(one, mask) for one in moved)}
+    metrics["motion_px"] = float(weighted_mean(moved, truth.confidence).mean())
+    errors = [mean_motion(sample - truth.spectrum) for sample in samples]
+    metrics |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
+    amplitudes = weighted_mean(amplitude(samples), truth.confidence).mean(0)  # (K,)
+    ratios = bin_ratios(amplitudes, real_px)
+    if ratios is not None:
+        drift = float(ratios[1][0])
+        metrics |= {"amplitude_ratio": ratios[0], "shape_factor": metric.mean_fold_error(ratios[1].tolist())}
+        metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
+    axes = metric.direction_histogram(truth.spectrum, mask * truth.confidence)
+    found = map(metric.direction_histogram, samples, masks)
+    metrics["direction_distance"] = known_mean(metric.direction_distance(one, axes) for one in found)
+    gradient = known_mean(metric.normalised_gradient(sample) for sample in samples)
+    metrics |= {"spectral_slope": metric.spectral_slope(amplitudes), "normalised_gradient": gradient}
+    return metrics | _coherence(samples, masks)
 
-    def _signature(self, spectrum: Tensor) -> Tensor:
-        """Return a normalised spectrum (K, 4, H, W) on one small grid, of unit length."""
-        small = resize_maps(self.normalisation.normalise(spectrum), NEAREST_GRID)  # (K, 4, h, w)
-        return small / small.norm().clamp(min=1e-12)
+
+def _signature(spectrum: Tensor, normalisation: Normalisation) -> Tensor:
+    """Return a normalised spectrum (K, 4, H, W) on one small grid, of unit length."""
+    small = resize_maps(normalisation.normalise(spectrum), NEAREST_GRID)  # (K, 4, h, w)
+    return small / small.norm().clamp(min=1e-12)
+
+
+def _errors(errors_px: list[float], moved_px: float) -> Row:
+    px = {"epe_best": min(errors_px), "epe_mean": statistics.fmean(errors_px)}
+    relative = {f"{name}_relative": value / moved_px for name, value in px.items() if moved_px > LEAST_PX}
+    return {f"{name}_px": value for name, value in px.items()} | relative
+
+
+def _coherence(spectra: Iterable[Tensor], weights: Iterable[Tensor]) -> Row:
+    """Return the mean coherence of motions, each weighted by (1, H, W), a column for each distance."""
+    found = list(map(metric.coherence, spectra, weights))
+    return {column: known_mean(one[distance] for one in found) for column, distance in COHERENCE.items()}
+
+
+class MotionTables:
+    """Makes the tables of measured clips."""
+
+    def __init__(self, clips: Sequence[ClipMotion], normalisation: Normalisation, seed: int = 0) -> None:
+        self.clips, self.normalisation, self.seed = clips, normalisation, seed  # the seed is of the bootstrap
+        self.by_clip = [dict(row) for clip in clips for row in clip.rows]
 
     def find_nearest(self, clips: Iterable[tuple[str, Tensor]]) -> int:
         """Find how near training clips (source, spectrum (K, 4, H, W)) come to each clip and sample; return how many.
 
         Clips of a clip's own source are no neighbours of it. They may be ones of its samples.
         """
-        nearest = {name: torch.full((len(found),), -math.inf) for name, found in self._signatures.items()}  # cosines
+        nearest = {clip.clip: torch.full((len(clip.signatures),), -math.inf) for clip in self.clips}  # cosines
         count = 0
         for source, spectrum in clips:
             count += 1
-            signature = self._signature(spectrum)
+            signature = _signature(spectrum, self.normalisation)
             mirrored = signature.flip(-1) * signature.new_tensor([-1, -1, 1, 1]).view(4, 1, 1)
             both = torch.stack([signature, mirrored]).flatten(1)  # (2, D)
-            for name, found in self._signatures.items():
-                cosines = (found @ both.T).amax(1)  # (1 + M,)
-                if self.sources[name] == source:
+            for clip in self.clips:
+                cosines = (clip.signatures @ both.T).amax(1)  # (1 + M,)
+                if clip.source == source:
                     cosines[0] = -math.inf
-                nearest[name] = nearest[name].maximum(cosines)
+                nearest[clip.clip] = nearest[clip.clip].maximum(cosines)
         for row in self.by_clip if count else ():
             real, *samples = (2 - 2 * nearest[row["clip"]]).clamp(min=0).sqrt().tolist()
             if row["row"] == REAL and math.isfinite(real):
@@ -212,7 +228,7 @@ class MotionComparison:
         rows = []
         for name in (MODEL, *BASELINES, STATIC, OTHER, REAL):
             row = {key: mean_by_source(self._rows(name), key, geometric=key in _GEOMETRIC) for key in _COLUMNS}
-            rows.append({"row": name} | row | (self._of_all_clips() if name == MODEL else {}))
+            rows.append({"row": name} | row | (self._metrics_over_clips() if name == MODEL else {}))
         return rows
 
     def best_baseline(self) -> str | None:
@@ -223,7 +239,7 @@ class MotionComparison:
     def _rows(self, name: str) -> list[Row]:
         return [row for row in self.by_clip if row["row"] == name]
 
-    def _of_all_clips(self) -> Row:
+    def _metrics_over_clips(self) -> Row:
         """Return the metrics that need several clips: the model's lead, the spread of its ratio, its worst bin."""
         metrics: Row = {}
         best = self.best_baseline()
@@ -258,34 +274,22 @@ class MotionComparison:
 
     def bin_table(self) -> list[Row]:
         """Return a row a bin: mean amplitudes, and the ratio that one factor a clip leaves."""
-        ratios = {name: bin_ratios(self.predicted_px[name], real) for name, real in self.real_px.items()}
+        ratios = [bin_ratios(clip.predicted_px, clip.real_px) for clip in self.clips]
         frequencies_hz = bin_frequencies_hz(self.normalisation.num_bins, self.normalisation.period_s).tolist()
         rows = []
         for k, frequency_hz in enumerate(frequencies_hz):
             clips = []
-            for name, source in self.sources.items():
-                px = {"real_px": float(self.real_px[name][k]), "model_px": float(self.predicted_px[name][k])}
-                left = float(ratios[name][1][k]) if ratios[name] is not None else math.nan
+            for clip, found in zip(self.clips, ratios, strict=True):
+                px = {"real_px": float(clip.real_px[k]), "model_px": float(clip.predicted_px[k])}
+                left = float(found[1][k]) if found is not None else math.nan
                 px |= {} if math.isnan(left) else {"ratio": left, "factor": max(left, 1 / left)}
-                clips.append({"source": source} | px)
+                clips.append({"source": clip.source} | px)
             row: Row = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": frequency_hz}
             row |= {key: mean_by_source(clips, key) for key in ("real_px", "model_px")}
             row["ratio_after_gain"] = mean_by_source(clips, "ratio", geometric=True)
             row["factor"] = mean_by_source(clips, "factor", geometric=True)
             rows.append(row | {"clips": sum("ratio" in clip for clip in clips)})
         return rows
-
-
-def _errors(errors_px: list[float], moved_px: float) -> Row:
-    px = {"epe_best": min(errors_px), "epe_mean": statistics.fmean(errors_px)}
-    relative = {f"{name}_relative": value / moved_px for name, value in px.items() if moved_px > LEAST_PX}
-    return {f"{name}_px": value for name, value in px.items()} | relative
-
-
-def _coherence(spectra: Iterable[Tensor], weights: Iterable[Tensor]) -> Row:
-    """Return the mean coherence of motions, each weighted by (1, H, W), a column for each distance."""
-    found = list(map(metric.coherence, spectra, weights))
-    return {column: known_mean(one[distance] for one in found) for column, distance in COHERENCE.items()}
 
 
 def write_clip_sheet(path: Path, truth: GroundTruth, samples: Tensor) -> None:

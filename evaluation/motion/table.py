@@ -6,7 +6,6 @@ import logging
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from evaluation.each_clip import measure_each
 from evaluation.licences import UNKNOWN, read_source_table
 from evaluation.motion import measure
 from evaluation.motion.loops import LOOP_NOTES, loop_guidances, loop_table, sample_loops
-from evaluation.motion.measure import GroundTruth, MotionComparison
+from evaluation.motion.measure import ClipMotion, GroundTruth, MotionTables
 from evaluation.video.table import make_table as make_video_table
 from metrics.statistics import BOOTSTRAP_DRAWS
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -30,6 +29,7 @@ from models.motion_pipeline import MotionPipeline
 from models.sampling import DEFAULT_STEPS
 from models.self_guidance import LoopGuidance
 from motion.flow import resize_maps, resize_spectrum
+from motion.normalisation import Normalisation
 
 logger = logging.getLogger(__name__)
 
@@ -58,21 +58,22 @@ def make_table(
         complete = make_video_table(replace(report, out=report.out / "fvd"), **options, **windows)
 
     # Predict and measure
-    comparison = MotionComparison(pipeline.vae.normalisation.truncated(num_bins), seed)
+    normalisation = pipeline.vae.normalisation.truncated(num_bins)
     loops = loop_guidances(loop_frames, pipeline.unet.config.period_s, loop_guidance)
     options = sampling | {"num_samples": samples, "seed": seed}
-    measurement = ClipMeasurement(clip_set, pipeline, comparison, loops, options, report.out / "sheets", device)
+    measurement = ClipMeasurement(clip_set, pipeline, normalisation, loops, options, report.out / "sheets", device)
     read, skipped, failed = measure_clips(measurement, rows, workers, report.out / "clips")
     seconds = statistics.fmean(one["seconds"] for one in read)
     training = choose_rows(clip_set, "train", nearest, seed) if clip_set.rows("train") else []
-    searched = comparison.find_nearest(read_spectra(clip_set, training, num_bins))
+    tables = MotionTables([ClipMotion(**one["motion"]) for one in read], normalisation, seed)
+    searched = tables.find_nearest(read_spectra(clip_set, training, num_bins))
 
     # Write
-    kept, unread, sources = clip_set.rows(None if split == "all" else split), skipped + failed, comparison.sources
-    counts = f"{len(sources)} of {len(kept)} kept clips, {len(set(sources.values()))} sources"
+    kept, unread = clip_set.rows(None if split == "all" else split), skipped + failed
+    counts = f"{len(read)} of {len(kept)} kept clips, {len({clip.source for clip in tables.clips})} sources"
     counts += f"; skipped as not readable {len(unread)}: {', '.join(unread)}" if unread else ""
-    if comparison.without_mask:
-        counts += f"; nothing or everything moves, so no average precision: {', '.join(comparison.without_mask)}"
+    if without_mask := [clip.clip for clip in tables.clips if not clip.has_mask]:
+        counts += f"; nothing or everything moves, so no average precision: {', '.join(without_mask)}"
     notes = [
         f"data: {data}, split {split}, {counts}; nearest of {searched} training clips",
         f"{samples} samples an image, {num_bins} bins; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; "
@@ -84,16 +85,16 @@ def make_table(
     if loops:
         of_loops = loop_table(loops, [sample for one in read for sample in one["loops"]])
         report.add(of_loops, "Loops by self-guidance", [*LOOP_NOTES, *notes], folder="loops")
-    report.add(comparison.bin_table(), "Amplitude per bin", [measure.BIN_NOTE, *notes], folder="by_bin")
-    by_group = comparison.group_table({name: groups[name] for name in comparison.sources})
+    report.add(tables.bin_table(), "Amplitude per bin", [measure.BIN_NOTE, *notes], folder="by_bin")
+    by_group = tables.group_table({clip.clip: groups[clip.clip] for clip in tables.clips})
     kind = "subject" if clip_table else "source"
     where = {"folder": f"by_{kind}", "shown": clip_table is not None}  # sources may be hundreds
     report.add(by_group, f"Predicted motion by {kind}", [measure.GROUP_NOTE, *notes], **where)
-    best = comparison.best_baseline()
+    best = tables.best_baseline()
     lead = f"ap_lead: over the best baseline, {best}; 95 % interval by {BOOTSTRAP_DRAWS} bootstrap draws of the sources"
     of_all = [*measure.COLUMN_NOTES, lead, *notes]
-    report.add(comparison.table(), f"Predicted motion, {data.name}, split {split}", of_all)
-    report.add(comparison.by_clip, "The same by clip", of_all, folder="by_clip", shown=False)
+    report.add(tables.table(), f"Predicted motion, {data.name}, split {split}", of_all)
+    report.add(tables.by_clip, "The same by clip", of_all, folder="by_clip", shown=False)
     return complete and not unread
 
 
@@ -112,7 +113,7 @@ class ClipMeasurement:
 
     clip_set: ClipSet
     pipeline: MotionPipeline
-    comparison: MotionComparison  # an empty one
+    normalisation: Normalisation
     loops: dict[int, LoopGuidance]
     sampling: dict[str, Any]
     sheets: Path
@@ -125,43 +126,41 @@ class ClipMeasurement:
 
     def measure(self, row: ClipRow) -> dict[str, Any]:
         """Return what a clip adds to the tables, or that it cannot be read."""
-        comparison, loops = deepcopy(self.comparison), []
+        loops, seed = [], self.sampling["seed"]
         try:
-            truth = GroundTruth.read(self.clip_set, row, comparison.normalisation.num_bins)
+            truth = GroundTruth.read(self.clip_set, row, self.normalisation.num_bins)
         except ClipSetError as error:
             logger.warning("skipped: %s", error)
             return {"skipped": row.id}
         # Each image has its own start noise: the chances of one would tilt the means of all.
-        own = self.sampling | {"seed": clip_seed(self.sampling["seed"], row.id)}
+        own = self.sampling | {"seed": clip_seed(seed, row.id)}
         started = time.perf_counter()
         predicted = measure.predict(self.pipeline, truth.image, **own)
         seconds = time.perf_counter() - started
-        other = another_clip(self.clip_set, row, comparison.seed)
+        other = another_clip(self.clip_set, row, seed)
         others = read_spectra(self.clip_set, [other] if other else [], len(truth.spectrum))
         others = [resize_spectrum(spectrum, tuple(truth.spectrum.shape[-2:])) for _, spectrum in others]
-        comparison.add(truth, predicted, *others)
+        motion = measure.measure_clip(truth, predicted, self.normalisation, seed, *others)
         measure.write_clip_sheet(self.sheets / f"{row.id}.png", truth, predicted)
         if self.loops:
             grid = measure.prediction_grid(truth.image)
             options = {name: value for name, value in own.items() if name != "num_samples"}
             image, free = resize_maps(truth.image, grid), resize_spectrum(predicted, grid)
             loops = sample_loops(self.pipeline, image, free, self.loops, **options)
-        return {"comparison": comparison.contents(), "loops": loops, "seconds": seconds}
+        return {"motion": vars(motion), "loops": loops, "seconds": seconds}
 
 
 def measure_clips(
     measurement: ClipMeasurement, rows: Sequence[ClipRow], workers: Workers, keep: Path
 ) -> tuple[list[dict[str, Any]], list[str], list[str]]:
-    """Fill the comparison; return the measurements, the clips that cannot be read, and those given up."""
-    depends = [*measurement.pipeline.components.values(), measurement.sampling, measurement.comparison.seed]
-    depends += [measurement.loops, measurement.clip_set.statistics]
+    """Return the measurements, the clips that cannot be read, and those given up."""
+    depends = [*measurement.pipeline.components.values(), measurement.sampling, measurement.loops]
+    depends += [measurement.clip_set.statistics]
     measured, failed = measure_each(measurement, rows, workers, keep=keep, depends=depends)
     read = [one for one in measured if "skipped" not in one]
     skipped = [one["skipped"] for one in measured if "skipped" in one]
     if not read:
         raise EvaluationError(f"data {measurement.clip_set.folder}: none of its {len(skipped)} clips can be read")
-    for one in read:
-        measurement.comparison.extend(one["comparison"])
     return read, skipped, failed
 
 
