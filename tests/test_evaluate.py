@@ -18,7 +18,10 @@ from data.prepare_clip import ClipJob, prepare_video
 from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
 from evaluation.clips import open_clip
+from evaluation.frames import table as frames_table
 from evaluation.frames.measure import remap
+from evaluation.motion import table as motion_table
+from evaluation.per_clip import measure_each
 from models.frame_synthesis import FrameSynthesis
 
 SPLATS = ["average splat", "softmax splat", "gaussian splat EWA", "gaussian splat iso", "Gaussian importance splat"]
@@ -48,6 +51,21 @@ def make_checkpoint(folder: Path) -> Path:
         model = FrameSynthesis(operator=operator, channels=(4, 8, 12), columns=2)
         model.save_pretrained(folder / f"frame_synthesis_{operator}")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("module", "flags"),
+    [(frames_table, ["--every", "100"]), (motion_table, ["--samples", "1", "--steps", "2", "--device", "cpu"])],
+)
+def test_the_note_names_the_devices_that_measured(module, flags, scene_set, checkpoint, tmp_path, monkeypatch) -> None:
+    def on_a_worker(*arguments, **options):
+        measured, failed = measure_each(*arguments, **options)
+        return [one | {"device": "cuda:1"} for one in measured], failed
+
+    monkeypatch.setattr(module, "measure_each", on_a_worker)
+    flags += ["--data", str(scene_set.folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    assert evaluate.main([module.__name__.split(".")[1], *flags]) == 0
+    assert "cuda:1" in (tmp_path / "results.md").read_text()
 
 
 def read_rows(folder: Path) -> dict[str, dict]:

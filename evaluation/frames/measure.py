@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -68,34 +68,39 @@ class FrameMeasurement:
     open: Callable[..., EvaluationClip]  # of a row and a device
     models: Sequence[TrainedRenderer]
     show: Callable[[EvaluationClip], AbstractContextManager[Add]]  # opens what takes the frames, to look at them
-    device: str
+    device_name: str  # "auto" or a device
     precision: str
     lpips: Sequence[Lpips] = ()
     features: PerceptualLoss | None = None
+    device: torch.device = field(init=False)  # set by `load`, as is methods
+    methods: dict[str, Method] = field(init=False)
 
     def load(self) -> FrameMeasurement:
         """Move the networks onto the device."""
-        self.place = choose_device(self.device)
-        self.methods = make_methods(self.models, self.place, self.precision)
+        self.device = choose_device(self.device_name)
+        self.methods = make_methods(self.models, self.device, self.precision)
         for network in filter(None, (*self.lpips, self.features)):
-            network.to(self.place)
+            network.to(self.device)
         return self
 
     @torch.no_grad()
     def measure(self, row: ClipRow) -> dict[str, Any]:
-        """Return the fields of a clip's ClipMetrics; EvaluationError for frames that are not finite or too small."""
-        clip = self.open(row, device=str(self.place))
+        """Return the fields of a clip's ClipMetrics, and "device".
+
+        EvaluationError for frames that are not finite or too small.
+        """
+        clip = self.open(row, device=str(self.device))
         height, width = clip.first.shape[-2:]
         if (self.lpips or self.features) and min(height, width) < LEAST_SIDE_PX:
             right = f"right: sides of at least {LEAST_SIDE_PX} px for LPIPS and feature_distance"
             raise EvaluationError(f"data: clip {clip.id} has {width} x {height} px; {right}")
-        first, importance = clip.first[None].to(self.place), clip.importance[None].to(self.place)
+        first, importance = clip.first[None].to(self.device), clip.importance[None].to(self.device)
         renderers = {name: method(first) for name, method in self.methods.items()}
         parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in renderers}
         motion_px, hole_percent = list[Tensor](), list[Tensor]()
         with self.show(clip) as add:
             for targets, flow in clip.batches(BATCH_SIZE):
-                targets, flow = targets.to(self.place), flow.to(self.place)
+                targets, flow = targets.to(self.device), flow.to(self.device)
                 moved_px = magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)
                 motion_px.append(moved_px.double().cpu())
                 _, mass = splat_image(first.expand_as(targets), flow, importance, operator="average")
@@ -112,7 +117,8 @@ class FrameMeasurement:
         metrics = {name: {key: torch.cat([one[key] for one in of]) for key in of[0]} for name, of in parts.items()}
         time_s = torch.tensor(clip.times_s, dtype=torch.float64)
         columns = time_s, torch.cat(motion_px), torch.cat(hole_percent)
-        return vars(ClipMetrics(clip.id, clip.source, clip.origin, *columns, metrics))
+        found = ClipMetrics(clip.id, clip.source, clip.origin, *columns, metrics)
+        return vars(found) | {"device": str(self.device)}
 
 
 def _model_method(model: FrameSynthesis, device: torch.device, precision: str) -> Method:

@@ -11,13 +11,13 @@ from cluster.items import Workers
 from data.clips import ClipSet, choose_rows
 from evaluation import Report
 from evaluation.clips import open_clip
-from evaluation.each_clip import measure_each
 from evaluation.frames import statistics
 from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
 from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, PUBLISHED_ROWS, prepare_halves, train_operators
 from evaluation.frames.statistics import BUCKETS, ClipMetrics, FrameTables
 from evaluation.frames.visuals import comparison_video, write_differences
+from evaluation.per_clip import measure_each
 from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -72,9 +72,10 @@ def make_table(
     ids = {rows[place * len(rows) // count].id for place in range(count)}
     show = partial(comparison_video, folder=out, ids=ids, shown=_shown(methods))
     measurement = FrameMeasurement(opened, models, show, device, precision, lpips, features)
-    depends = [every, magnify, videos, precision, clip_set.statistics, *lpips, features]
-    depends += [part for one in models for part in (one.name, one.model)]
-    measured, failed = measure_each(measurement, rows, workers, keep=out / "clips", depends=depends)
+    cache_key = [every, magnify, videos, precision, clip_set.statistics, *lpips, features]
+    cache_key += [part for one in models for part in (one.name, one.model)]
+    measured, failed = measure_each(measurement, rows, workers, cache_dir=out / "clips", cache_key=cache_key)
+    devices = sorted({one.pop("device") for one in measured})
     measured = [ClipMetrics(**one) for one in measured]
 
     # Write
@@ -92,7 +93,7 @@ def make_table(
     )
     notes += [*METHOD_NOTES, *model_notes(models)]
     notes += [f"motion {magnify:g} times as strong, drawn so"] if magnify != 1 else []
-    notes += [f"precision {precision}; device {device}; seed {seed}"]
+    notes += [f"precision {precision}; device {', '.join(devices)}; seed {seed}"]
     notes += [f"not measured, as no weights are given: {', '.join(absent)}"] if absent else []
     notes += [f"given up, and in no row: {', '.join(failed)}"] if failed else []
     _report(report, tables, "one video" if video else f"{data.name}, split {split}", notes, bool(video))

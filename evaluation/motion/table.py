@@ -16,11 +16,11 @@ from cluster.items import Workers
 from data.clips import STORED_BINS, ClipRow, ClipSet, ClipSetError, choose_rows, source_name
 from evaluation import EvaluationError, Report
 from evaluation.clips import another_clip, clip_seed
-from evaluation.each_clip import measure_each
 from evaluation.licences import UNKNOWN, read_source_table
 from evaluation.motion import measure
 from evaluation.motion.loops import LOOP_NOTES, loop_guidances, loop_table, sample_loops
 from evaluation.motion.measure import ClipMotion, GroundTruth, MotionTables
+from evaluation.per_clip import measure_each
 from evaluation.video.table import make_table as make_video_table
 from metrics.statistics import BOOTSTRAP_DRAWS
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -64,6 +64,7 @@ def make_table(
     measurement = ClipMeasurement(clip_set, pipeline, normalisation, loops, options, report.out / "sheets", device)
     read, skipped, failed = measure_clips(measurement, rows, workers, report.out / "clips")
     seconds = statistics.fmean(one["seconds"] for one in read)
+    devices = ", ".join(sorted({one["device"] for one in read}))
     training = choose_rows(clip_set, "train", nearest, seed) if clip_set.rows("train") else []
     tables = MotionTables([ClipMotion(**one["motion"]) for one in read], normalisation, seed)
     searched = tables.find_nearest(read_spectra(clip_set, training, num_bins))
@@ -78,7 +79,7 @@ def make_table(
         f"data: {data}, split {split}, {counts}; nearest of {searched} training clips",
         f"{samples} samples an image, {num_bins} bins; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; "
         f"sampler {sampling['sampler']}, {sampling['steps'] or DEFAULT_STEPS[sampling['sampler']]} steps, "
-        f"guidance {sampling['guidance']:g}; {seconds / samples:.2f} s a sample on {place}, "
+        f"guidance {sampling['guidance']:g}; {seconds / samples:.2f} s a sample on {devices}, "
         f"precision {sampling['precision']}",
         f"seed {seed} (choice of clips, start noise, random row, bootstrap)",
     ]
@@ -147,16 +148,17 @@ class ClipMeasurement:
             options = {name: value for name, value in own.items() if name != "num_samples"}
             image, free = resize_maps(truth.image, grid), resize_spectrum(predicted, grid)
             loops = sample_loops(self.pipeline, image, free, self.loops, **options)
-        return {"motion": vars(motion), "loops": loops, "seconds": seconds}
+        device = str(choose_device(self.device))
+        return {"motion": vars(motion), "loops": loops, "seconds": seconds, "device": device}
 
 
 def measure_clips(
-    measurement: ClipMeasurement, rows: Sequence[ClipRow], workers: Workers, keep: Path
+    measurement: ClipMeasurement, rows: Sequence[ClipRow], workers: Workers, cache_dir: Path
 ) -> tuple[list[dict[str, Any]], list[str], list[str]]:
     """Return the measurements, the clips that cannot be read, and those given up."""
-    depends = [*measurement.pipeline.components.values(), measurement.sampling, measurement.loops]
-    depends += [measurement.clip_set.statistics]
-    measured, failed = measure_each(measurement, rows, workers, keep=keep, depends=depends)
+    cache_key = [*measurement.pipeline.components.values(), measurement.sampling, measurement.loops]
+    cache_key += [measurement.clip_set.statistics]
+    measured, failed = measure_each(measurement, rows, workers, cache_dir=cache_dir, cache_key=cache_key)
     read = [one for one in measured if "skipped" not in one]
     skipped = [one["skipped"] for one in measured if "skipped" in one]
     if not read:

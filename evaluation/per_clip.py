@@ -1,4 +1,7 @@
-"""Measure clip by clip, here or on a cluster, which keeps what it has measured so that a second call goes on."""
+"""Measure clips one by one, here or on a cluster.
+
+On a cluster each result is cached, so a second call skips what is done.
+"""
 
 import hashlib
 import logging
@@ -17,19 +20,23 @@ from training.latents import fingerprint
 
 logger = logging.getLogger(__name__)
 
+# Another one when the fields of a result change.
+RESULT_VERSION = 2
+
 Metrics = dict[str, Any]  # strings, numbers, tensors, and lists and dicts of them
 
 
 def measure_each(
-    measurement: Any, rows: Sequence[ClipRow], workers: Workers, *, keep: Path, depends: Sequence[Any]
+    measurement: Any, rows: Sequence[ClipRow], workers: Workers, *, cache_dir: Path, cache_key: Sequence[Any]
 ) -> tuple[list[Metrics], list[str]]:
-    """Return measurement.load().measure(row) of every row, in their order, and the ids of those that a cluster gave up.
+    """Measure every row; return the results in order, and the ids that the cluster gave up.
 
-    On a cluster the results are kept in the folder `keep`, under names that depend on the row and on `depends`: values
-    with a repr, and networks. Raises what `measure` raises where there is no cluster, EvaluationError for no result.
+    A result is measurement.load().measure(row). On a cluster each is cached in `cache_dir`, under a hash of the row and
+    of `cache_key` (networks, and values with a repr). Raises what `measure` raises where there is no cluster,
+    EvaluationError for no result.
     """
     found: dict[str, Metrics] = {}
-    files = _files(rows, keep, depends) if workers.cluster else {}
+    files = _cache_files(rows, cache_dir, cache_key) if workers.cluster else {}
     there = existing(files.values())
     for row_id, file in files.items():
         if file in there:
@@ -52,13 +59,13 @@ def measure_each(
     return [found[row.id] for row in rows if row.id in found], failed
 
 
-def _files(rows: Sequence[ClipRow], keep: Path, depends: Sequence[Any]) -> dict[str, Path]:
+def _cache_files(rows: Sequence[ClipRow], cache_dir: Path, cache_key: Sequence[Any]) -> dict[str, Path]:
     parts = [
         (fingerprint(part), getattr(part, "config", None)) if isinstance(part, torch.nn.Module) else part
-        for part in depends
+        for part in cache_key
     ]
-    digests = {row.id: hashlib.sha256(repr((parts, row)).encode()).hexdigest()[:16] for row in rows}
-    return {row_id: keep / f"{row_id}-{digest}.pt" for row_id, digest in digests.items()}
+    digests = {row.id: hashlib.sha256(repr((RESULT_VERSION, parts, row)).encode()).hexdigest()[:16] for row in rows}
+    return {row_id: cache_dir / f"{row_id}-{digest}.pt" for row_id, digest in digests.items()}
 
 
 def _measure(measurement: Any, item: tuple[ClipRow, Path | None]) -> Metrics:
