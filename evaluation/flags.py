@@ -42,6 +42,8 @@ VIDEO_METRICS = {
 }
 # What moves frame 0 in a row of the table "video", how it is splatted, and distortions of the real frames.
 MOTIONS, SPLATS, DISTORTIONS = ("model", "own", "other"), ("average", "softmax", "gaussian"), ("blur", "shuffle")
+# How far the Gaussian of a blur reaches, in its deviations. It sees the frames reflected at their border, once.
+BLUR_SIGMAS = 3
 # {video model of torchvision: side of the frames that it was trained on, px}
 TORCHVISION_VIDEO = {"r3d_18": 112, "mc3_18": 112, "r2plus1d_18": 112, "s3d": 224}
 
@@ -275,6 +277,10 @@ def _check_video_flags(args: Arguments) -> None:
         raise UsageError(f"--fps {args.fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     if args.data is None:
         refuse_flags(args, CLIP_SET_FLAGS, "the videos of --generated exist already; right: --data SET")
+    for kind, value in args.rows or ():
+        most = (min(args.crop) - 1) // BLUR_SIGMAS
+        if kind == "blur" and value > most:
+            raise UsageError(f"--rows blur:{value}: right: at most blur:{most} for this --crop, or a larger crop")
     _check_lpips_flags(args)
     for name in VIDEO_METRICS:
         kind, _ = getattr(args, f"{name}_network") or ("", None)

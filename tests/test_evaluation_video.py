@@ -370,6 +370,7 @@ def test_the_crop_is_the_middle_of_what_just_covers_it() -> None:
         (["--real", "real"], "--data: right: either a clip set"),
         (["--data", "s", "--real", "real"], "--data: right: either a clip set"),
         (["--data", "nowhere", "--fvd-network", "video.pt"], "nowhere: not a clip set"),
+        (["--data", "s", "--rows", "blur:6"], "--rows blur:6: right: at most blur:5 for this --crop"),
         (["--data", "s", "--fps", "9"], "--fps 9: a clip set is compared at its clips' own time stamps"),
         (["PAIR"], "--image-network: nothing is measured without a network"),
         (["PAIR", "--fvd-network", "no.pt"], "no.pt: no such file"),

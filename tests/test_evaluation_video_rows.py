@@ -22,6 +22,7 @@ from evaluation.motion import table as motion_table
 from evaluation.video import sources
 from evaluation.video.measure import VideoComparison
 from evaluation.video.sources import RenderedVideos, blurred, shuffled
+from models.motion_pipeline import MotionPipeline
 from motion.motion_file import Motion
 
 BINS = 16
@@ -97,7 +98,7 @@ def test_the_other_clip_is_a_training_clip_of_another_source(scene_set: ClipSet)
     assert chosen == others(0) and len({tuple(others(seed)) for seed in range(4)}) == 4
 
 
-def test_the_table_of_rows(scene_set: ClipSet, checkpoint: Path, tmp_path: Path, capsys) -> None:
+def test_the_table_of_rows(scene_set: ClipSet, checkpoint: Path, tmp_path: Path, capsys, monkeypatch) -> None:
     torch.jit.save(torch.jit.script(Windows()), str(tmp_path / "video.pt"))
     flags = ["--split", "all", "--checkpoint", str(checkpoint), "--device", "cpu", "--steps", "2"]
     flags += ["--fvd-network", str(tmp_path / "video.pt")]
@@ -114,13 +115,15 @@ def test_the_table_of_rows(scene_set: ClipSet, checkpoint: Path, tmp_path: Path,
     assert made[model]["fvd_16"] == made[baseline]["fvd_16"] != made["own softmax"]["fvd_16"]
     assert [name for name, row in made.items() if row["psnr_db"]] == ["own softmax", "frame 0 repeated"]
     assert "its amplitude is limited to " in capsys.readouterr().out
-    # without a model's motion: distortions alone
-    rows = ["--rows", "blur:1", "blur:3", "shuffle:8"]
+    # without a model's motion: distortions alone, for which no model is loaded
+    monkeypatch.delattr(MotionPipeline, "from_pretrained")
+    rows = ["--rows", "blur:1", "blur:10", "shuffle:8"]  # of 10 px: as wide as a crop of 32 px takes
     assert evaluate.main([*table, *data, *rows, "--out", str(tmp_path / "distorted")]) == 0
     made = {row["row"]: row for row in json.loads((tmp_path / "distorted" / "results.json").read_text())}
-    assert list(made) == ["blur 1", "blur 3", "shuffle 8", "frame 0 repeated"]
-    assert 0 < made["blur 1"]["fvd_16"] < made["blur 3"]["fvd_16"] and made["shuffle 8"]["fvd_16"] > 0
-    assert "amplitude" not in capsys.readouterr().out
+    assert list(made) == ["blur 1", "blur 10", "shuffle 8", "frame 0 repeated"]
+    assert 0 < made["blur 1"]["fvd_16"] < made["blur 10"]["fvd_16"] and made["shuffle 8"]["fvd_16"] > 0
+    printed = capsys.readouterr().out
+    assert "amplitude" not in printed and "sampler" not in printed and "seed 0" in printed
 
 
 def test_motion_makes_the_same_table_first(scene_set: ClipSet, checkpoint: Path, tmp_path: Path, monkeypatch) -> None:

@@ -20,6 +20,7 @@ from data.scenes.scene import Scene
 from data.video import iterate_video, probe_video
 from evaluation import EvaluationError
 from evaluation.clips import SourceError, another_clip, clip_seed, read_source
+from evaluation.flags import BLUR_SIGMAS
 from models.frame_synthesis import FrameSynthesis
 from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
@@ -131,7 +132,7 @@ def _videos_in(folder: Path) -> dict[str, Path]:
 
 def blurred(frames: Tensor, sigma_px: int) -> Tensor:
     """Blur frames (T, 3, H, W) by a Gaussian."""
-    return gaussian_blur(frames, 6 * sigma_px + 1, float(sigma_px))
+    return gaussian_blur(frames, 2 * BLUR_SIGMAS * sigma_px + 1, float(sigma_px))
 
 
 def shuffled(frames: Tensor, block: int) -> Tensor:
@@ -148,8 +149,8 @@ class RenderedVideos:
 
     `rows` are ("model", "own" or "other", "average" or a key of `renderers`), or (key of DISTORTIONS, amount).
     `pipelines` are {label in the row's name: pipeline}; each has rows of "model", and the first says how many bins
-    count. `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise of its own. The rest is as
-    in `FolderVideos`.
+    count; distortions need none. `sampling` holds arguments of `MotionPipeline.predict`; each clip has start noise of
+    its own. The rest is as in `FolderVideos`.
     """
 
     def __init__(

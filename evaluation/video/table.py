@@ -96,18 +96,23 @@ def load_networks(options: dict[str, Any], device: torch.device) -> tuple[dict[s
 def open_videos(
     data: Path, seed: int, device: torch.device, precision: str, options: dict[str, Any], **cut: Any
 ) -> tuple[RenderedVideos, list[str]]:
-    """Open a clip set and load the checkpoints; return the videos and the note about the models."""
+    """Open a clip set and load the models that its rows need; return the videos and the notes about these models."""
     sampling = {name: options[name] for name in ("sampler", "guidance", "wind_px")}
     sampling |= {"seed": seed, "steps": options["steps"], "precision": precision}
     clip_set, split = ClipSet(data), options["split"]
     clips = choose_rows(clip_set, None if split == "all" else split, options["clips"], seed)
     rows = options.get("rows") or [("model", "softmax")]
     checkpoint = options["checkpoint"] or DEFAULT_CHECKPOINT
-    folders = {"": checkpoint} | {str(folder): folder for folder in [options["baseline_checkpoint"]] if folder}
+    kinds = {kind for kind, _ in rows}
+    folders = {"": checkpoint} if kinds - set(DISTORTIONS) else {}  # own and other motion have as many bins as a model
+    if "model" in kinds:
+        folders |= {str(folder): folder for folder in [options["baseline_checkpoint"]] if folder}
     pipelines = {label: MotionPipeline.from_pretrained(folder).to(device) for label, folder in folders.items()}
     splats = dict.fromkeys(splat for kind, splat in rows if kind not in DISTORTIONS and splat != "average")
     renderers = {splat: load_renderer(checkpoint, splat) for splat in splats}
-    steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
-    note = f"checkpoint {checkpoint}; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}"
-    videos = RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, device=device, **cut)
-    return videos, [f"{note}; one sample a clip"]
+    notes = [f"checkpoint {checkpoint}"] if pipelines else []
+    if "model" in kinds:
+        steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
+        drawn = f"sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}"
+        notes = [f"{notes[0]}; {drawn}; one sample a clip"]
+    return RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, device=device, **cut), notes
