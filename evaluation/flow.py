@@ -47,10 +47,10 @@ SCENE_EVERY = 24
 
 COLUMN_NOTES = (
     "psnr_db, ssim: frame 0 splatted (average) along the estimate; visible_: after unseen flow was set to zero",
-    "epe_px: median over scenes of the mean end-point error on textured pixels more than 2 px from an occlusion edge "
-    "and not hidden (clear_fraction of all); cpu_s_per_pair: process time of the estimate",
-    "unchanged_px: largest mean |F| of the clips over the pixels whose colours change by less than 2/255 in all "
-    "frames; unchanged_area_px: in a frame, the eight neighbours included",
+    f"epe_px: median over scenes of the mean end-point error on textured pixels more than {EDGE_DISTANCE_PX} px from "
+    "an occlusion edge and not hidden (clear_fraction of all); cpu_s_per_pair: process time of the estimate",
+    "unchanged_px: largest mean |F| of the clips over the pixels whose colours change by less than "
+    f"{255 * UNCHANGED:g}/255 in all frames; unchanged_area_px: in a frame, the eight neighbours included",
 )
 
 
@@ -70,7 +70,7 @@ def make_table(
 ) -> bool:  # fmt: skip
     """Measure the methods and report the tables; return False where a video is bad or a folder is empty."""
     # Early checks
-    place = choose_device(device)
+    device = choose_device(device)
     found = {path: list_videos(path) for path in videos}
     empty = [path for path in found if not found[path]]
     for path in empty:
@@ -78,7 +78,7 @@ def make_table(
     files = [file for path in videos for file in found[path]]
     if not files and not scenes:
         raise EvaluationError("videos: right: some videos, or scenes")
-    raft = {"weights": raft_weights, "device": str(place)}
+    raft = {"weights": raft_weights, "device": str(device)}
     for method in methods:  # one that cannot run fails before a scene is rendered
         estimate_flow(torch.zeros(3, 64, 64), torch.zeros(0, 3, 64, 64), method=method, **raft)
 
@@ -89,13 +89,14 @@ def make_table(
     rows = [{"row": method} | _summarise([row for row in by_clip if row["row"] == method]) for method in methods]
 
     # Write
+    low, high = SCENE_MOTION_PX
     left_out = "".join(f"; left out: {path} ({reason})" for path, reason in bad)
     notes = [
         f"data: {len(files) - len(bad)} videos, every {every}th frame{left_out}; {scenes} scenes from seed "
-        f"{seed} on with a mean motion of 1.5 to 2.5 px, every {SCENE_EVERY}th frame; device {place}",
+        f"{seed} on with a mean motion of {low:g} to {high:g} px, every {SCENE_EVERY}th frame; device {device}",
     ]
     report.add(rows, "Optical flow", [*COLUMN_NOTES, *notes])
-    report.add(by_clip, "The same by clip and scene", notes, folder="by_clip", shown=False)
+    report.add(by_clip, "The same by clip and scene", [*COLUMN_NOTES, *notes], folder="by_clip", shown=False)
     return not (bad or empty)
 
 

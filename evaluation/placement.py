@@ -34,8 +34,9 @@ MODEL, SEGMENTATION, EVERYTHING = "model", "segmentation alone", "everything mov
 _RANKING, _PLACES = ("ap",), ("coverage", "leak", "ap")
 
 NOTES = (
-    "coverage, leak: fraction of what can and of what cannot move with mean |F| above 0.25 px of a grid of 256 x 160, "
-    "after the amplitude limit; ap: chance-corrected average precision of mean |F|; static_*: |F| of what cannot move",
+    f"coverage, leak: fraction of what can and of what cannot move with mean |F| above {MOVING_PX:g} px of a grid of "
+    "256 x 160, after the amplitude limit; ap: chance-corrected average precision of mean |F|; static_*: |F| of what "
+    "cannot move",
     "means over the photographs of a source, then over sources; image gradient: its blur in px of that grid; "
     "segmentation alone: what is above even odds of a class that moves",
 )
@@ -57,15 +58,15 @@ def make_table(
     seed: int, device: str, **sampling: Any,
 ) -> bool:  # fmt: skip
     """Predict motion for photographs, report the tables and write a sheet; `sampling` as in `MotionPipeline`."""
-    place = choose_device(device)
-    check_precision(sampling["precision"], place)
+    device = choose_device(device)
+    check_precision(sampling["precision"], device)
     masked = find_masked_photographs(photos, masks, photo_table, split) if photos else []
     for photograph in masked:
         photograph.read()  # so that a wrong mask is reported at once
     static = [_read_part(*part) for part in static_images]
     if scenes is None:
         scenes = 0 if masked else DEFAULT_SCENES
-    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
+    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(device)
 
     def items() -> Iterator[Item]:
         for photograph in masked:
@@ -90,7 +91,7 @@ def make_table(
     notes = [f"{counts}; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; seed {seed}"]
     report.add(rows, "Placement by image", [*NOTES, *notes], folder="by_image", shown=False)
     of_model = [row for row in rows if row["row"] == MODEL]
-    report.add(_by_subject(of_model), "Of the model, by subject", notes, folder="by_subject")
+    report.add(_by_subject(of_model), "Of the model, by subject", [*NOTES, *notes], folder="by_subject")
     names = dict.fromkeys(row["row"] for row in rows)
     table = [{"row": name} | mean_over_sources([row for row in rows if row["row"] == name]) for name in names]
     report.add(table, "Placement of motion in photographs", [*NOTES, *notes])

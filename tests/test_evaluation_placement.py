@@ -70,6 +70,7 @@ def test_the_figures_are_those_of_the_masks(checkpoint, tmp_path, left_half_move
     assert rows["everything moves"]["ap"] == 0 and rows["image gradient"]["coverage"] is None
     subjects = rows_of(tmp_path / "out" / "by_subject")
     assert subjects["nothing can move"]["images"] == 2 and subjects["tree"]["coverage"] == 1
+    assert "above 0.25 px of a grid" in (tmp_path / "out" / "by_subject" / "results.md").read_text()
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:
         assert sheet.width >= 3 * 96
 

@@ -187,6 +187,7 @@ def test_seeds_of_both_operators_and_their_difference(tmp_path: Path) -> None:
     assert rows[names[0]]["psnr_db"] == pytest.approx(sum(softmax) / 2)
     # 0.5 px to both sides on a grid of 32 x 48 is 5.2 times as far on one of 160 x 256
     assert {row["motion_px"] for row in read_rows(out / "by_motion")} == {"2 to 4"}
+    assert "- data: " in (out / "by_motion" / "psnr_db" / "results.md").read_text()
     (line,) = [
         row for row in read_rows(out / "paired") if row["row"] == " - ".join(names[::-1]) and row["metric"] == "psnr_db"
     ]

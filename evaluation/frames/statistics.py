@@ -191,7 +191,7 @@ class FrameTables:
         return found
 
 
-def spread(rows: Sequence[Row], column: str, metric: str) -> list[Row]:
+def pivot(rows: Sequence[Row], column: str, metric: str) -> list[Row]:
     """Turn rows of one bucket each into rows {"row": name, bucket: metric, ...} of all buckets."""
     found: dict[str, Row] = {}
     for row in rows:

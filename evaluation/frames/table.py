@@ -22,6 +22,7 @@ from metrics.images import Lpips, LpipsNetwork
 from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
+from splatting.functional import DEFAULT_SIGMA_PX
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ METHOD_NOTES = (
     "protocol: frame 0 excluded; output clipped to [0, 1], not rounded; squared error pooled over a sequence (psnr_db) "
     "or PSNR averaged over its frames (psnr_frames_db), then the mean over sequences; exact frames count as 100 dB",
     "all rows use the same flow and importance; holes of image-space splats are filled from frame 0; gaussian: sigma "
-    "0.45 px; Gaussian importance: exp(-importance^2 / 2) over the bilinear footprint",
+    f"{DEFAULT_SIGMA_PX:g} px; Gaussian importance: exp(-importance^2 / 2) over the bilinear footprint",
     "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held",
 )
 
@@ -131,6 +132,7 @@ def _report(report: Report, tables: FrameTables, name: str, notes: list[str], wi
             of_paired = [statistics.BUCKET_NOTE, *paired_notes]
             where = {"folder": f"{folder}/paired", "shown": False}
             report.add(paired, f"Differences by {column}, {name}", of_paired, **where)
-        report.add(rows, title, [statistics.BUCKET_NOTE, *notes], folder=folder, shown=False)
-        wide = statistics.spread(rows, column, "psnr_db")
-        report.add(wide, f"{title}: psnr_db, the rest in {folder}/", folder=f"{folder}/psnr_db")
+        of_bucket = [statistics.BUCKET_NOTE, *notes]
+        report.add(rows, title, of_bucket, folder=folder, shown=False)
+        wide = statistics.pivot(rows, column, "psnr_db")
+        report.add(wide, f"{title}: PSNR, dB; the rest in {folder}/", of_bucket, folder=f"{folder}/psnr_db")

@@ -43,13 +43,12 @@ def make_table(
 ) -> bool:  # fmt: skip
     """Predict motion for the clips' first frames, report the tables, and write a sheet an image."""
     # Early checks
-    place = choose_device("cpu" if workers.cluster else device)  # a cluster's workers choose theirs
-    if not workers.cluster:
-        check_precision(sampling["precision"], place)
+    if not workers.cluster:  # whose workers may have what this machine lacks
+        check_precision(sampling["precision"], choose_device(device))
     clip_set = ClipSet(data)
     rows = choose_rows(clip_set, None if split == "all" else split, clips, seed)
     groups = clip_groups(rows, clip_table)
-    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(place)
+    pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT)
     num_bins, complete = check_bins(pipeline, clip_set), True
     if fvd_network:
         options = {"data": data, "split": split, "clips": clips, "seed": seed, "device": device}
@@ -118,11 +117,11 @@ class ClipMeasurement:
     loops: dict[int, LoopGuidance]
     sampling: dict[str, Any]
     sheets: Path
-    device: str
+    device_name: str  # "auto" or a device
 
     def load(self) -> ClipMeasurement:
         """Move the networks onto the device."""
-        self.pipeline.to(choose_device(self.device))
+        self.pipeline.to(choose_device(self.device_name))
         return self
 
     def measure(self, row: ClipRow) -> dict[str, Any]:
@@ -148,7 +147,7 @@ class ClipMeasurement:
             options = {name: value for name, value in own.items() if name != "num_samples"}
             image, free = resize_maps(truth.image, grid), resize_spectrum(predicted, grid)
             loops = sample_loops(self.pipeline, image, free, self.loops, **options)
-        device = str(choose_device(self.device))
+        device = str(choose_device(self.device_name))
         return {"motion": vars(motion), "loops": loops, "seconds": seconds, "device": device}
 
 

@@ -71,7 +71,7 @@ class VideoComparison:
             for metric in self.networks:
                 self._add(row, metric, frames, clip.source or clip.name)
             if row in (*clip.aligned, STATIC_ROW) and len(frames) > 1:
-                self.aligned[row].append(self._beside(frames, clip.real))
+                self.aligned[row].append(self._aligned_metrics(frames, clip.real))
         self.lengths.append(len(clip.real))
 
     def _add(self, row: str, metric: str, frames: Tensor, source: str) -> None:
@@ -90,13 +90,13 @@ class VideoComparison:
         for place, features in enumerate(slides):
             self.sliding[row, metric, place * self.slide_step].append(features)
 
-    def _beside(self, frames: Tensor, real: Tensor) -> dict[str, float]:
+    def _aligned_metrics(self, frames: Tensor, real: Tensor) -> dict[str, float]:
         """Return PSNR and LPIPS of frames beside the real ones (T, 3, H, W)."""
         found = {"psnr_db": float(decibel(squared_error(frames[1:], real[1:]).mean()))}
         few = list(range(min(LPIPS_EVERY, len(real) - 1), len(real), LPIPS_EVERY))
         for network in self.lpips:
-            place = next(network.parameters()).device
-            distances = network(frames[few].clamp(0, 1).to(place), real[few].to(place))
+            device = next(network.parameters()).device
+            distances = network(frames[few].clamp(0, 1).to(device), real[few].to(device))
             found[network.name] = float(distances.mean())
         return found
 

@@ -34,19 +34,19 @@ def make_table(
 ) -> bool:  # fmt: skip
     """Compare real and generated videos and report the tables; return False when a video was left out."""
     # Early checks
-    place = choose_device(device)
-    check_precision(precision, place)
+    device = choose_device(device)
+    check_precision(precision, device)
     if lpips_weights and min(crop) < LEAST_SIDE_PX:
         raise EvaluationError(f"crop: LPIPS takes sides of at least {LEAST_SIDE_PX} px")
-    networks, missing = load_networks(options, place)
+    networks, missing = load_networks(options, device)
     for metric, network in networks.items():
         network.check(crop, windows + [SLIDING[metric]] * bool(slide_step))
-    lpips = [Lpips(*network).to(place) for network in zip(lpips_network, lpips_weights, strict=False)]
+    lpips = [Lpips(*network).to(device) for network in zip(lpips_network, lpips_weights, strict=False)]
     cut, model_notes = {"crop": crop, "num_frames": frames}, []
     if data is None:
         source = FolderVideos(real, [*generated], fps=fps, **cut)
     else:
-        source, model_notes = open_videos(data, seed, place, precision, options, **cut)
+        source, model_notes = open_videos(data, seed, device, precision, options, **cut)
 
     # Measure
     comparison = VideoComparison(
@@ -68,7 +68,7 @@ def make_table(
         source.note() + (f"; left out as not readable {len(left_out)}: {', '.join(left_out)}" if left_out else ""),
         f"protocol: the first {frames} frames at most, scaled to cover {crop[1]} x {crop[0]} px, centre crop",
         *[*comparison.notes(), *missing, *model_notes],
-        f"device {place}, precision {precision}; seed {seed}",
+        f"device {device}, precision {precision}; seed {seed}",
     ]
     name = f"{data.name}-{options['split']}" if data else real.resolve().name
     report.add(comparison.table(), f"Videos, {name}", [*COLUMN_NOTES, *notes])
