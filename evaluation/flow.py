@@ -185,10 +185,8 @@ def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
 
 
 def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
-    splats = []
-    for values in flow.split(4):
-        first = clip.first.expand(len(values), -1, -1, -1)
-        splats.append(splat_image(first, values, torch.zeros_like(values[:, :1]), operator="average")[0])
+    first, alike = clip.first[None], torch.zeros(1, 1, *flow.shape[-2:])
+    splats = [splat_image(first, values, alike, operator="average")[0] for values in flow.split(4)]
     found = pool_frames(frame_metrics(torch.cat(splats), clip.frames))
     return {name: found[name] for name in ("psnr_db", "ssim")}
 

@@ -119,9 +119,9 @@ def _sharpen(splat: Tensor, image: Tensor, flow: Tensor, importance: Tensor) -> 
 
 
 def splat_image(
-    image: Tensor,  # (B, 3, H, W) in [0, 1]
+    image: Tensor,  # (B or 1, 3, H, W) in [0, 1]
     flow: Tensor,  # (B, 2, H, W), frame 0 -> t, px of the image
-    importance: Tensor,  # (B, 1, H, W), px of the motion grid; more is nearer
+    importance: Tensor,  # (B or 1, 1, H, W), px of the motion grid; more is nearer
     *,
     # Or "gaussian", "average" (no importance), "gaussian_importance": weights exp(-importance^2 / 2) over the bilinear
     # footprint, so that what moves *less* is nearer.
@@ -134,6 +134,7 @@ def splat_image(
     Static pixels equal the source exactly. Also returned is the mass (B, 1, H, W) of the bilinear footprint that
     arrives at each pixel, 0 in a hole.
     """
+    image, importance = (maps.expand(len(flow), -1, -1, -1) for maps in (image, importance))
     mass, moving_mass = _arrivals(flow)
     if operator == "softmax":
         splat = softmax_splat(image, flow, importance)

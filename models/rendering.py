@@ -151,8 +151,7 @@ def _make_renderer(
                 # What is compiled takes one shape.
                 frames = model.synthesize(image, features, flow, importance, tile=tile, crop=not compiled)
         else:
-            shape = (len(flow), -1, -1, -1)
-            frames, _ = splat_image(image.expand(shape), flow, importance.expand(shape), **preview)
+            frames, _ = splat_image(image, flow, importance, **preview)
         return frames.clamp(0, 1).cpu()
 
     return render

@@ -62,6 +62,15 @@ def test_zero_flow_returns_the_picture_exactly_without_a_network(operator: str) 
     assert torch.equal(splat_image(image, flow * 0, importance, operator=operator)[0], image)
 
 
+@pytest.mark.parametrize("operator", ["softmax", "gaussian", "average", "gaussian_importance"])
+def test_one_image_is_splatted_along_several_flows(operator: str) -> None:
+    (image, _), flow, (importance, _) = make_sample(batch=2)
+    found = splat_image(image[None], flow, importance[None], operator=operator)
+    single = [splat_image(image[None], one[None], importance[None], operator=operator) for one in flow]
+    for batch, ones in zip(found, zip(*single, strict=True), strict=True):
+        assert torch.equal(batch, torch.cat(ones))
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_still_region_is_exact_while_another_moves(operator: str) -> None:
     image, flow, importance = half_moving()

@@ -103,7 +103,7 @@ class FrameMeasurement:
                 targets, flow = targets.to(self.device), flow.to(self.device)
                 moved_px = magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)
                 motion_px.append(moved_px.double().cpu())
-                _, mass = splat_image(first.expand_as(targets), flow, importance, operator="average")
+                _, mass = splat_image(first, flow, importance, operator="average")
                 hole_percent.append(100 * (mass == 0).double().flatten(1).mean(1).cpu())
                 rendered = {name: render(flow, importance) for name, render in renderers.items()}
                 for name, frames in rendered.items():
@@ -137,7 +137,6 @@ def _model_method(model: FrameSynthesis, device: torch.device, precision: str) -
 
 def _splat_method(options: dict[str, Any], first: Tensor) -> Render:
     def render(flow: Tensor, importance: Tensor) -> Tensor:
-        shape = (len(flow), -1, -1, -1)
-        return splat_image(first.expand(shape), flow, importance.expand(shape), **options)[0]
+        return splat_image(first, flow, importance, **options)[0]
 
     return render
