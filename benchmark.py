@@ -1,12 +1,4 @@
-"""Measure speed and memory, always beside a baseline in the same run.
-
-animate    image -> video: each part, beside image-space rendering
-motion     predicting motion by sampler and steps, beside one frequency after the other
-render     frames a second and memory by size, with each network, beside the direct warp (preview)
-splatting  operators and backends, beside hand-written torch and a copy
-data       scenes rendered and clips read for training, optical flow by method
-page       the page of interact.py in a browser: first frame, frames a second
-"""
+"""Measure speed and memory, always beside a baseline in the same run."""
 
 from cli.run import command, run
 

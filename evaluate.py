@@ -24,8 +24,8 @@ TABLES = {
     "sources": ("the sources of clip sets with their licences, for a model card", "evaluation.licences"),
     "flow": ("flow methods on videos, and on rendered scenes whose flow is known", "evaluation.flow"),
 }
-# {table: its earlier name, which still works}
-EARLIER_NAMES = {"placement": "still"}
+# {table: its earlier names, which still work}
+EARLIER_NAMES = {"placement": ["still"]}
 
 
 @command
@@ -34,17 +34,16 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="table", required=True, metavar="|".join(TABLES))
     for name, (help_text, _) in TABLES.items():
-        aliases = [EARLIER_NAMES[name]] if name in EARLIER_NAMES else []
-        getattr(flags, f"add_{name}_flags")(commands.add_parser(name, help=help_text, aliases=aliases))
+        table = commands.add_parser(name, help=help_text, aliases=EARLIER_NAMES.get(name, []))
+        getattr(flags, f"add_{name}_flags")(table)
+        table.set_defaults(table=name)
     args = parser.parse_args(argv)
-    options = vars(args)
-    table, check = options.pop("table"), options.pop("check", None)
-    table = next((name for name, earlier in EARLIER_NAMES.items() if earlier == table), table)
-    if check:
-        check(args)
-    out = flags.choose_folder(table, args)
+    if "check" in args:
+        args.check(args)
+    out = flags.choose_folder(args)
     report = Report(out, shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)]))
-    complete = importlib.import_module(TABLES[table][1]).make_table(report, **options)
+    options = {name: value for name, value in vars(args).items() if name not in ("table", "check", "out")}
+    complete = importlib.import_module(TABLES[args.table][1]).make_table(report, **options)
     if not options.get("dry_run"):
         logger.info("written to %s", out)
     return 0 if complete else EXIT_SKIPPED

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from animation.flags import DEFAULT_SIZE_PX, FEWEST_STEPS, MOST_STEPS, SAMPLER_NAMES, SMALLEST_TILE_PX
+from animation.flags import CHECKPOINT, DEFAULT_SIZE_PX, FEWEST_STEPS, MOST_STEPS, SAMPLER_NAMES, SMALLEST_TILE_PX
 from cli.flags import FIXED_PRECISION, add_shared_flags
 from cli.parser import non_negative_float, positive_float, positive_int, size_px, whole_number
 
@@ -64,7 +64,7 @@ def add_tables(commands: argparse._SubParsersAction) -> None:
 
 def _add_networks(group: Group) -> None:
     add = group.add_mutually_exclusive_group().add_argument
-    add("--checkpoint", type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
+    add("--checkpoint", **CHECKPOINT)
     add("--preset", choices=PRESETS, help="untrained networks of this size instead: time does not depend on weights")
 
 
@@ -74,7 +74,7 @@ def _add_animate(group: Group) -> None:
     add("--size", type=whole_number(16), default=DEFAULT_SIZE_PX, metavar="PX", help="long side")
     add("--frames", type=whole_number(2, 10_000), default=30, metavar="N", help="frames of each row")
     add("--steps", type=steps, default=20, metavar="N", help="network calls of the sampler")
-    add("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
+    add("--checkpoint", **CHECKPOINT)
 
 
 def _add_motion(group: Group) -> None:
@@ -126,7 +126,7 @@ def _add_page(group: Group) -> None:
     minutes = "wind and pulls over which the growth of memory is measured; 0 = not"
     add("--minutes", type=non_negative_float, default=0.0, metavar="MIN", help=minutes)
     add("--browser", metavar="FILE", help="default: chromium, chromium-browser or google-chrome, whichever there is")
-    add("--checkpoint", type=Path, metavar="DIR", help="default: checkpoints/default")
+    add("--checkpoint", **CHECKPOINT)
 
 
 # {table: help, its flags, the shared ones that it honours}

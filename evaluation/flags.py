@@ -102,14 +102,14 @@ def image_part(text: str) -> tuple[Path, tuple[float, ...]]:
     raise argparse.ArgumentTypeError(f"{text}: right: {right}")
 
 
-def choose_folder(table: str, args: Arguments) -> Path:
-    """Take --out from the flags and return the folder of the tables; UsageError where it cannot be one."""
-    out, name = args.__dict__.pop("out"), table
-    if table in ("frames", "motion", "video") and args.data:
-        name = f"{table}-{args.data.name}-{args.split}"
-    elif table in ("frames", "video"):
-        name = f"video-{args.real.resolve().name}" if table == "video" else "frames-single-video"
-    out = check_writable(out or DEFAULT_OUT / name)
+def choose_folder(args: Arguments) -> Path:
+    """Return the folder of the tables, --out or a default; UsageError where it cannot be one."""
+    name = args.table
+    if name in ("frames", "motion", "video") and args.data:
+        name += f"-{args.data.name}-{args.split}"
+    elif name in ("frames", "video"):
+        name = f"video-{args.real.resolve().name}" if name == "video" else "frames-single-video"
+    out = check_writable(args.out or DEFAULT_OUT / name)
     if out.is_file():
         raise UsageError(f"--out {out}: is a file; name a folder")
     return out
