@@ -1,5 +1,6 @@
 """evaluate.py placement: does predicted motion fall on what can move in photographs, by checked masks of it."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.masks import MOVABLE, STATIC, find_masked_photographs
+from data.masks import MOVABLE, STATIC, MaskedPhotograph, find_masked_photographs
 from data.media import contact_sheet, read_image, write_image
 from data.scenes.scene import make_scene
 from data.visualisation import magnitude_over
@@ -58,6 +59,7 @@ def make_table(
     seed: int, device: str, **sampling: Any,
 ) -> bool:  # fmt: skip
     """Predict motion for photographs, report the tables and write a sheet; `sampling` as in `MotionPipeline`."""
+    # Early checks
     device = choose_device(device)
     check_precision(sampling["precision"], device)
     masked = find_masked_photographs(photos, masks, photo_table, split) if photos else []
@@ -68,17 +70,11 @@ def make_table(
         scenes = 0 if masked else DEFAULT_SCENES
     pipeline = MotionPipeline.from_pretrained(checkpoint or DEFAULT_CHECKPOINT).to(device)
 
-    def items() -> Iterator[Item]:
-        for photograph in masked:
-            yield Item(photograph.path.stem, photograph.source, photograph.subject, *photograph.read())
-        yield from static
-        first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
-        for number in range(first, first + scenes):
-            yield _static(f"scene {number}", "rendered scenes", make_scene(number, kind="still").frame(0.0))
-
+    # Predict and measure
     rows, shown = [], []
     total = len(masked) + len(static) + scenes
-    for number, item in enumerate(tqdm(items(), total=total, unit="image", disable=None, dynamic_ncols=True)):
+    items = itertools.chain(map(_masked, masked), static, _scenes(scenes, seed))
+    for number, item in enumerate(tqdm(items, total=total, unit="image", disable=None, dynamic_ncols=True)):
         # One start noise for all images would tilt the means.
         seeds = [clip_seed(seed, f"{item.name}-{n}") for n in range(samples)]
         motions = [pipeline.predict(item.image, seed=one, **sampling) for one in seeds]
@@ -86,6 +82,8 @@ def make_table(
         rows += _measure(item, predicted, pipeline, seed)
         if number % max(1, -(-total // SHEET_IMAGES)) == 0:
             shown.append(_sheet_row(item, predicted))
+
+    # Write
     write_image(report.out / "sheet.png", contact_sheet(shown))
     counts = f"{total} images of {len({row['source'] for row in rows})} sources, {samples} samples each"
     notes = [f"{counts}; checkpoint {checkpoint or DEFAULT_CHECKPOINT}; seed {seed}"]
@@ -96,6 +94,17 @@ def make_table(
     table = [{"row": name} | mean_over_sources([row for row in rows if row["row"] == name]) for name in names]
     report.add(table, "Placement of motion in photographs", [*NOTES, *notes])
     return True
+
+
+def _masked(photograph: MaskedPhotograph) -> Item:
+    return Item(photograph.path.stem, photograph.source, photograph.subject, *photograph.read())
+
+
+def _scenes(count: int, seed: int) -> Iterator[Item]:
+    """Yield rendered scenes in which nothing can move."""
+    first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
+    for number in range(first, first + count):
+        yield _static(f"scene {number}", "rendered scenes", make_scene(number, kind="still").frame(0.0))
 
 
 def _static(name: str, source: str, image: Tensor) -> Item:

@@ -89,8 +89,8 @@ class FrameTables:
         for row in self.rows:
             psnr = self._summary("psnr_db", row)
             line = {"row": row, "psnr_db": psnr["mean"], "psnr_low_db": psnr["low"], "psnr_high_db": psnr["high"]}
-            line |= {"ssim": self._mean(row, "ssim"), **dict.fromkeys(self.absent)}
-            line |= {name: self._mean(row, name) for name in [*self.metric_names[2:], "psnr_frames_db"]}
+            line |= {"ssim": self._mean("ssim", row), **dict.fromkeys(self.absent)}
+            line |= {name: self._mean(name, row) for name in [*self.metric_names[2:], "psnr_frames_db"]}
             if any(len(names) > 1 for names in self.rows.values()):
                 line |= {"seeds": psnr["seeds"], "psnr_seed_sd_db": psnr["seed_sd"]}
             found.append(line | self.counts | self.frames)
@@ -138,7 +138,7 @@ class FrameTables:
                 if AVERAGE_ROW in self.rows and row != AVERAGE_ROW:
                     over = inside._summary("psnr_db", row, AVERAGE_ROW)
                 line = {"row": row, column: name}
-                line |= {metric: inside._mean(row, metric) for metric in (*self.metric_names, "psnr_frames_db")}
+                line |= {metric: inside._mean(metric, row) for metric in (*self.metric_names, "psnr_frames_db")}
                 line |= {"over_average_db": over["mean"], "over_low_db": over["low"], "over_high_db": over["high"]}
                 found.append(line | inside.counts | inside.frames)
         return found
@@ -166,23 +166,23 @@ class FrameTables:
             return values
         return [one - other for one, other in zip(values, self._by_clip(metric, minus), strict=True)]
 
-    def _mean(self, row: str, metric: str) -> float:
+    def _mean(self, metric: str, row: str) -> float:
         return fmean(self._by_clip(metric, row))
 
     def _summary(self, metric: str, row: str, minus: str | None = None) -> Row:
         """Return mean, interval and spread over seeds of a row's metric, or of its difference to another row's."""
         values = self._by_clip(metric, row, minus)
         low, high = bootstrap_interval(values, self.seed, self.sources) or (None, None)
-        by_seed = self._seed_means(row, metric)
+        by_seed = self._seed_means(metric, row)
         if minus is not None:
-            theirs = self._seed_means(minus, metric)
+            theirs = self._seed_means(metric, minus)
             if minus not in self.models:  # the same for every seed of the first
                 theirs = dict.fromkeys(by_seed, next(iter(theirs.values())))
             by_seed = {seed: by_seed[seed] - theirs[seed] for seed in by_seed if seed in theirs}
         deviation = stdev(by_seed.values()) if len(by_seed) > 1 else None
         return {"mean": fmean(values), "low": low, "high": high, "seeds": len(by_seed), "seed_sd": deviation}
 
-    def _seed_means(self, row: str, metric: str) -> dict[Any, float]:
+    def _seed_means(self, metric: str, row: str) -> dict[Any, float]:
         """Return {training seed, or the method's name where it is not known: mean over the clips}."""
         found = {}
         for method in self.rows[row]:
