@@ -185,7 +185,7 @@ def add_motion_flags(parser: Parser) -> None:
     add = parser.add_argument_group("what is measured").add_argument
     _add_clip_flags(add)
     add("--samples", type=positive_int, default=4, metavar="M", help="motions for each image")
-    nearest_help = "at most N training clips of the set are searched for the nearest, drawn by --seed"
+    nearest_help = "search at most N training clips, drawn by --seed, for the nearest"
     add("--nearest", type=positive_int, default=500, metavar="N", help=nearest_help)
     loop_help = "also sample loops of L frames at 30 frames/s by self-guidance, and measure how nearly they close"
     add("--loop-frames", type=positive_int, nargs="+", default=[], metavar="L", help=loop_help)

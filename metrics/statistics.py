@@ -1,6 +1,7 @@
-"""Intervals and a paired test of means over clips, when clips of one source video are not independent.
+"""Means, intervals and a paired test over clips.
 
-Each clip counts the same in a mean. What is resampled, or has its sign flipped, are whole sources.
+Clips of one source video are not independent, so whole sources are resampled or change sign. `mean_by_source` averages
+over the clips of a source first; every other mean counts each clip once.
 """
 
 import statistics

@@ -16,7 +16,7 @@ from data.scenes.render_set import render_scene_set
 from data.video_writer import VideoWriter
 from evaluation.flags import network_input, video_network
 from evaluation.video.measure import VideoComparison
-from evaluation.video.networks import FeatureNetwork, show
+from evaluation.video.networks import FeatureNetwork, preprocess
 from evaluation.video.sources import ClipVideos, FolderVideos, RenderedVideos, centre_crop
 from models.motion_pipeline import MotionPipeline
 from models.weights import WeightsError
@@ -311,11 +311,11 @@ def test_what_a_network_is_shown() -> None:
     windows[0, 1] = 1.0
     published = FeatureNetwork(Path("published.pt"), on_videos=True)
     assert published(windows).tolist() == [[3.0, 255.0, 0.0, 255.0]]  # it prepares itself; channels before time
-    by_hand = FeatureNetwork(Path("published.pt"), on_videos=True, form=network_input("signed,8x8"))
+    by_hand = FeatureNetwork(Path("published.pt"), on_videos=True, input_format=network_input("signed,8x8"))
     assert by_hand(windows).tolist() == [[0.0, 1.0, -1.0, 1.0]]
     frames = torch.tensor([0.0, 0.5, 1.0]).view(3, 1, 1).expand(2, 3, 4, 6)
-    assert show(frames, *network_input("bytes"))[0, :, 0, 0].tolist() == [0, 128, 255]
-    assert show(frames, *network_input("unit,3x2")).shape == (2, 3, 2, 3)
+    assert preprocess(frames, *network_input("bytes"))[0, :, 0, 0].tolist() == [0, 128, 255]
+    assert preprocess(frames, *network_input("unit,3x2")).shape == (2, 3, 2, 3)
 
 
 @pytest.mark.parametrize("name", ["r3d_18", "s3d"])

@@ -21,21 +21,21 @@ from motion.flow import resize_maps
 # Mean and standard deviation of the colours that torchvision's video models were trained on.
 KINETICS = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
 
-Form = tuple[str, tuple[int, int] | None]  # values, and (H, W) or None
+InputFormat = tuple[str, tuple[int, int] | None]  # values, and (H, W) or None
 
 
 class FeatureNetwork:
     """A network that maps images (N, 3, H, W), or videos (N, 3, T, H, W), to features (N, D).
 
     `kind` is "torchscript", "inception" (FID's Inception v3 of torch-fidelity), "i3d" (`metrics.i3d`) or a video model
-    of torchvision, of which `path` is the state dict. `form` is what a TorchScript is shown: "unit" ([0, 1], the
-    default), "signed" ([-1, 1]) or "bytes" (0 to 255), and (H, W) to resample to or None. Without it the published I3D
-    of StyleGAN-V and Inception of StyleGAN2-ADA get 0 to 255 and prepare it themselves. WeightsError where the file is
-    missing, damaged or of another network.
+    of torchvision, of which `path` is the state dict. `input_format` is what a TorchScript is shown: "unit" ([0, 1],
+    the default), "signed" ([-1, 1]) or "bytes" (0 to 255), and (H, W) to resample to or None. Without it the published
+    I3D of StyleGAN-V and Inception of StyleGAN2-ADA get 0 to 255 and prepare it themselves. WeightsError where the file
+    is missing, damaged or of another network.
     """
 
     def __init__(
-        self, path: Path, *, on_videos: bool, kind: str = "torchscript", form: Form | None = None,
+        self, path: Path, *, on_videos: bool, kind: str = "torchscript", input_format: InputFormat | None = None,
         device: torch.device | str = "cpu",
     ) -> None:  # fmt: skip
         self.path, self.on_videos, self.device = path, on_videos, device
@@ -45,7 +45,7 @@ class FeatureNetwork:
             kind, partial(_torchvision, kind)
         )
         try:
-            self._module, self._options, own_form = load(path)
+            self._module, self._options, own_format = load(path)
         except ModuleNotFoundError as error:
             raise WeightsError(f"{path}: needs torch-fidelity; right: pip install torch-fidelity") from error
         except WeightsError:
@@ -56,8 +56,8 @@ class FeatureNetwork:
                 what, right = "TorchScript", "a file of torch.jit.save"
             raise WeightsError(f"{path}: cannot be read as {what} ({_reason(error)}); right: {right}") from error
         self._module.to(device)
-        self._values, self._size = form or own_form
-        if form:
+        self._values, self._size = input_format or own_format
+        if input_format:
             self._options |= dict.fromkeys(self._options.keys() & {"rescale", "resize"}, False)
         self.name = f"{path.name} ({weights_digest(path)})"
 
@@ -70,7 +70,7 @@ class FeatureNetwork:
         return torch.cat([self._features(part) for part in frames.split(batch_size)])
 
     def _features(self, frames: Tensor) -> Tensor:
-        frames = show(frames.contiguous().clamp(0, 1), self._values, self._size)
+        frames = preprocess(frames.contiguous().clamp(0, 1), self._values, self._size)
         if self.on_videos:
             frames = frames.transpose(1, 2)  # (N, 3, T, H, W)
         shape = tuple(frames.shape)
@@ -100,7 +100,7 @@ class FeatureNetwork:
                 raise WeightsError(f"{self.path}: gives the same features for any input; right: a trained network")
 
 
-def show(frames: Tensor, values: str, size: tuple[int, int] | None) -> Tensor:
+def preprocess(frames: Tensor, values: str, size: tuple[int, int] | None) -> Tensor:
     """Bring frames (..., 3, H, W) in [0, 1] to the values and the size that a network was trained on."""
     frames = frames if size is None else resize_maps(frames, size)
     if values in ("bytes", "uint8"):
@@ -112,7 +112,7 @@ def show(frames: Tensor, values: str, size: tuple[int, int] | None) -> Tensor:
     return frames * 2 - 1 if values == "signed" else frames
 
 
-def _torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, bool], Form]:
+def _torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, bool], InputFormat]:
     with warnings.catch_warnings():
         # torch advises to export otherwise; who has a published file cannot
         warnings.simplefilter("ignore", FutureWarning)
@@ -122,11 +122,11 @@ def _torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, bool], F
     return module, options, ("bytes" if "return_features" in names else "unit", None)
 
 
-def _i3d(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
+def _i3d(path: Path) -> tuple[nn.Module, dict[str, bool], InputFormat]:
     return I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))
 
 
-def _torchvision(name: str, path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
+def _torchvision(name: str, path: Path) -> tuple[nn.Module, dict[str, bool], InputFormat]:
     state = read_state_dict(path)
     classifier = "classifier.1" if name == "s3d" else "fc"
     model = get_model(name, weights=None, num_classes=len(state[f"{classifier}.weight"]))
@@ -136,7 +136,7 @@ def _torchvision(name: str, path: Path) -> tuple[nn.Module, dict[str, bool], For
     return model.eval(), {}, ("kinetics", (side, side))
 
 
-def _inception(path: Path) -> tuple[nn.Module, dict[str, bool], Form]:
+def _inception(path: Path) -> tuple[nn.Module, dict[str, bool], InputFormat]:
     # torch-fidelity would run what a pickle contains: this refuses a file that holds more than tensors
     read_state_dict(path)
     return NoTrainInceptionV3("inception-v3-compat", ["2048"], str(path)), {}, ("uint8", None)

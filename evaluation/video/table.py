@@ -84,8 +84,9 @@ def load_networks(options: dict[str, Any], device: torch.device) -> tuple[dict[s
         if options.get(f"{name}_network") is None:
             missing.append(f"left out: {metric}; the {name} network is {wanted}")
             continue
-        (kind, path), form = options[f"{name}_network"], options.get(f"{name}_input")
-        networks[metric] = FeatureNetwork(path, on_videos=name != "image", kind=kind, form=form, device=device)
+        kind, path = options[f"{name}_network"]
+        takes = {"on_videos": name != "image", "input_format": options.get(f"{name}_input")}
+        networks[metric] = FeatureNetwork(path, kind=kind, **takes, device=device)
     if not networks:
         raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:
