@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import DDPMScheduler
+from result_tables import read_rows
 from test_evaluation_video import Windows
 
 import evaluate
@@ -91,16 +92,12 @@ def run(scene_set, out: Path, *flags: str) -> int:
     return evaluate.main(["ablation", *shared, *flags])
 
 
-def rows_of(out: Path) -> dict[str, dict]:
-    return {row["row"]: row for row in json.loads((out / "results.json").read_text())}
-
-
 def test_one_table_of_all_that_is_finished(scene_set, runner, tmp_path, capsys) -> None:
     out, flags = tmp_path / "out", ["--steps", "1", "--batch-size", "2", "--variants"]
     assert run(scene_set, out, *flags, "full", "k4") == 0
     assert runner.scripts() == ["train_vae.py", "train_unet.py"] * 2
     assert runner.values("--bins") == ["16", "16", "4", "4"]
-    rows = rows_of(out)
+    rows = read_rows(out)
     assert list(rows) == [FULL, K4]
     for name, bins in ((FULL, 16), (K4, 4)):
         row = rows[name]
@@ -113,7 +110,7 @@ def test_one_table_of_all_that_is_finished(scene_set, runner, tmp_path, capsys) 
     runner.calls.clear()
     assert run(scene_set, out, *flags, "full", "k4", "volume") == 0
     assert runner.scripts() == ["train_unet.py"] and runner.values("--mode") == ["volume"]
-    assert list(rows_of(out)) == [FULL, "one volume", K4]
+    assert list(read_rows(out)) == [FULL, "one volume", K4]
     assert run(scene_set, out, "--steps", "2", "--variants", "full") == 2
     assert "steps (was 1, now 2), batch_size (was 2, now None)" in capsys.readouterr().err
 
@@ -121,7 +118,7 @@ def test_one_table_of_all_that_is_finished(scene_set, runner, tmp_path, capsys) 
 def test_the_scripts_really_train(scene_set, runner, tmp_path) -> None:
     runner.trains = True
     assert run(scene_set, tmp_path, "--steps", "1", "--batch-size", "1", "--variants", "k4", "single-scale") == 0
-    rows = rows_of(tmp_path)
+    rows = read_rows(tmp_path)
     assert (rows[K4]["bins"], rows[K4]["steps"]) == (4, 1)
     assert rows[K4]["parameters_m"] > rows[K4]["vae_parameters_m"] > 0.1 and rows[K4]["motion_px"] > 0
     assert list((tmp_path / "latents").iterdir())
@@ -135,13 +132,13 @@ def test_fvd_is_added_to_what_is_finished(scene_set, runner, tmp_path, capsys) -
     flags, fvd = ["--steps", "1", "--variants", "full", "k4"], ["--fvd-network", str(tmp_path / "video.pt")]
     assert run(scene_set, tmp_path / "one", *flags, *fvd) == 2
     assert "fvd_network failed: data: 1 videos could be measured" in capsys.readouterr().err
-    assert list(rows_of(tmp_path / "one")) == [FULL, K4]  # what else was measured is there
+    assert list(read_rows(tmp_path / "one")) == [FULL, K4]  # what else was measured is there
     flags += ["--test-data", str(scene_set.folder), str(scene_set.folder)]
     assert run(scene_set, tmp_path / "two", *flags) == 0
-    assert all("fvd_16" not in row for row in rows_of(tmp_path / "two").values())
+    assert all("fvd_16" not in row for row in read_rows(tmp_path / "two").values())
     runner.calls.clear()
     assert run(scene_set, tmp_path / "two", *flags, *fvd) == 0
-    full, k4 = rows_of(tmp_path / "two").values()
+    full, k4 = read_rows(tmp_path / "two").values()
     assert not runner.calls and full["windows_16"] == k4["windows_16"] == 6
     assert 0 < full["fvd_16"] != k4["fvd_16"] > 0 and full["fvd_network"].startswith("video.pt (")
 
@@ -149,14 +146,14 @@ def test_fvd_is_added_to_what_is_finished(scene_set, runner, tmp_path, capsys) -
 def test_a_budget_of_minutes_ends_each_training(scene_set, runner, tmp_path, capsys) -> None:
     runner.trains = True
     assert run(scene_set, tmp_path, "--minutes", "0.03", "--batch-size", "1", "--variants", "single-scale") == 0
-    assert 1 <= rows_of(tmp_path)[SINGLE_SCALE]["steps"] < 1000
+    assert 1 <= read_rows(tmp_path)[SINGLE_SCALE]["steps"] < 1000
     assert "budget: 0.03 minutes for each training" in capsys.readouterr().out
 
 
 def test_a_variant_that_fails_does_not_stop_the_others(scene_set, runner, tmp_path, capsys) -> None:
     runner.failing = "--bins 4 "
     assert run(scene_set, tmp_path, "--steps", "1", "--variants", "k4", "full") == 2
-    assert list(rows_of(tmp_path)) == [FULL]
+    assert list(read_rows(tmp_path)) == [FULL]
     assert "k4 failed: out of device memory" in capsys.readouterr().out
 
 

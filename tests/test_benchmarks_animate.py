@@ -5,10 +5,9 @@ No time is held against a limit.
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from result_tables import read_rows
 
 import benchmark
 import benchmarks.animate
@@ -26,7 +25,7 @@ def test_the_table_has_every_part_beside_the_baseline(checkpoint, photograph, tm
     out = tmp_path / "new" / "folder"
     flags = ["--size", 32, "--frames", 2, "--steps", 2, "--repeats", 1, "--precision", "bf16"]
     assert run_benchmark(checkpoint, photograph, out, *flags) == 0
-    rows = {row["row"]: row for row in json.loads((out / "results.json").read_text())}
+    rows = read_rows(out)
     assert list(rows) == [
         "load the checkpoint",
         "predict motion",
@@ -54,7 +53,7 @@ def test_parts_that_exhaust_the_memory_are_left_out(checkpoint, photograph, tmp_
     fake = lambda works, *_: {name: found for name in works if name not in left_out}  # noqa: E731
     monkeypatch.setattr(benchmarks.animate, "measure", fake)
     assert run_benchmark(checkpoint, photograph, tmp_path, "--size", 32, "--frames", 2, "--steps", 2) == 0
-    rows = {row["row"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    rows = read_rows(tmp_path)
     assert rows["render, softmax"]["times_the_baseline"] is None and "predict motion" not in rows
     assert rows["render, softmax, beside a busy process on each core"]["times_idle"] == 1
 

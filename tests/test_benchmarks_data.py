@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from contextlib import contextmanager
 
 import cv2
 import pytest
 import torch
+from result_tables import read_rows
 
 import benchmark
 from benchmarks import data as data_benchmark
@@ -35,7 +35,7 @@ def test_data_table(tmp_path, capsys, scene_set, monkeypatch):
     monkeypatch.setattr(data_benchmark, "FPS", 12.0)
     flags = ["--scenes", 2, "--size", "64x32", "--methods", "farneback", "--pairs", 1, "--repeats", 1]
     assert run_data(*flags, "--data", scene_set.folder, "--out", tmp_path) == 0
-    rows = {row["row"]: row for row in json.loads((tmp_path / "results.json").read_text())}
+    rows = read_rows(tmp_path)
     assert list(rows) == [
         "scene, motion item",
         "scene, motion item by fit (baseline)",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from result_tables import read_list
 
 import benchmark
 from benchmarks import motion as motion_benchmark
@@ -24,7 +23,7 @@ def run_motion(*flags: object) -> int:
 def test_motion_table_is_complete_and_agrees_with_itself(checkpoint, tmp_path, capsys):
     flags = ["--grid", "64x32", "--samplers", "dpm", "ddim", "--steps", 2, 3, "--samples", 1, 2, "--repeats", 1]
     assert run_motion("--checkpoint", checkpoint, "--out", tmp_path, *flags) == 0
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = read_list(tmp_path)
     assert [row["row"] for row in rows] == [
         "dpm, 2 steps, batched",
         "dpm, 2 steps, sequential (baseline)",

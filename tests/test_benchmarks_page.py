@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 
 import pytest
+from result_tables import read_list
 
 import benchmark
 from benchmarks.page import find_browser
@@ -17,7 +17,7 @@ def test_the_page_is_timed(photograph, checkpoint, tmp_path, capsys):
     flags = ["--picture", photograph, "--sizes", 64, 96, "--seconds", 0.3, "--repeats", 1]
     flags += ["--minutes", 0.02, "--checkpoint", checkpoint, "--device", "cpu", "--out", tmp_path]
     assert benchmark.main(["page", *map(str, flags)]) == 0
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = read_list(tmp_path)
     assert [row["row"] for row in rows] == ["64 px", "96 px"]
     for row in rows:
         assert row["times_rest"] == pytest.approx(row["frames_per_s"] / row["rest_frames_per_s"])

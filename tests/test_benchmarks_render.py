@@ -6,13 +6,13 @@ No time is held against a limit.
 from __future__ import annotations
 
 import csv
-import json
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from result_tables import read_list
 from torch.autograd import DeviceType
 
 import benchmark
@@ -34,7 +34,7 @@ def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, checkpoi
     sizes = ["--sizes", "48x32", "64x40"]
     flags = [*sizes, "--frames", 3, "--repeats", 1, "--checkpoint", checkpoint, "--tile", 32]
     assert run_render(tmp_path / "new", *flags) == 0
-    rows = json.loads((tmp_path / "new" / "results.json").read_text())
+    rows = read_list(tmp_path / "new")
     names = ["preview", "small", "softmax", "gaussian", "softmax, half still", "gaussian, half still"]
     assert [row["row"] for row in rows] == [f"{size}, {name}" for size in ("48x32", "64x40") for name in names]
     for first in (0, 6):
@@ -57,7 +57,7 @@ def test_the_preview_comes_along(tmp_path, monkeypatch):
     monkeypatch.setattr(render_benchmark, "measure", lambda works, *_: dict.fromkeys(works, found))
     monkeypatch.setattr(render_benchmark, "splat_percent", lambda *_: None)
     assert run_render(tmp_path, "--preset", "tiny", "--methods", "softmax") == 0
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = read_list(tmp_path)
     sizes = [f"{width}x{height}" for height, width in SIZES]
     names = ("preview", "small", "softmax", "softmax, half still")
     assert [row["row"] for row in rows] == [f"{size}, {name}" for size in sizes for name in names]
@@ -69,7 +69,7 @@ def test_a_baseline_that_exhausts_the_memory_leaves_its_columns_empty(tmp_path, 
     monkeypatch.setattr(render_benchmark, "measure", lambda works, *_: {n: found for n in works if n != "small"})
     monkeypatch.setattr(render_benchmark, "splat_percent", lambda *_: None)
     assert run_render(tmp_path, "--preset", "tiny", "--methods", "softmax", "--sizes", "48x32") == 0
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = read_list(tmp_path)
     assert [row["row"] for row in rows] == [f"48x32, {name}" for name in ("preview", "softmax", "softmax, half still")]
     assert all(row["times_small"] is None and row["times_preview"] == 1 for row in rows)
 

@@ -6,10 +6,10 @@ No time is held against a limit.
 from __future__ import annotations
 
 import csv
-import json
 
 import pytest
 import torch
+from result_tables import read_list, read_rows
 
 import benchmark
 from benchmarks import splatting
@@ -41,7 +41,7 @@ def small(monkeypatch):
 def test_the_table_is_complete_and_agrees_with_itself(tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     assert run_splatting(out, "--sizes", "1x3x10x14", "2x2X9x8", "--repeats", 3, "--seed", 5) == 0
-    rows = {row["row"]: row for row in json.loads((out / "results.json").read_text())}
+    rows = read_rows(out)
     backends = choose_backends(None, CPU)
     assert "reference" in backends
     wanted = ["copy, torch, forward"]
@@ -79,7 +79,7 @@ def test_the_table_is_complete_and_agrees_with_itself(tmp_path, capsys):
 def test_flags_choose_what_runs(tmp_path, capsys):
     flags = ["--ops", "sum", "sum", "--backends", "reference", "--threads", 1, "--repeats", 1]
     assert run_splatting(tmp_path, "--sizes", "1x1x1x1", *flags) == 0
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = read_list(tmp_path)
     assert [row["row"].split(", ")[1] for row in rows] == ["copy"] + 2 * ["average", "average", "sum"]
     assert [row["times_average"] is None for row in rows] == [True, False, False, True, False, False, True]
     assert ", 1 threads, " in capsys.readouterr().out

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from result_tables import read_list, read_rows
 
 import evaluate
 import evaluation.clips as evaluation_clips
@@ -68,10 +68,6 @@ def test_the_note_names_the_devices_that_measured(module, flags, scene_set, chec
     assert "cuda:1" in (tmp_path / "results.md").read_text()
 
 
-def read_rows(folder: Path) -> dict[str, dict]:
-    return {row["row"]: row for row in json.loads((folder / "results.json").read_text())}
-
-
 def test_figures_by_hand(hand_made_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     checkpoint, out = make_checkpoint(tmp_path / "models"), tmp_path / "out"
     flags = ["--data", str(hand_made_set), "--checkpoint", str(checkpoint), "--out", str(out), "--device", "cpu"]
@@ -85,7 +81,7 @@ def test_figures_by_hand(hand_made_set: Path, tmp_path: Path, capsys: pytest.Cap
         assert row["psnr_db"] == pytest.approx((bright + half + 100) / 3, abs=1e-3)
         assert row["psnr_frames_db"] == pytest.approx((bright + (100 + bright) / 2 + 100) / 3, abs=1e-3)
         assert (row["sequences"], row["frames"], row["lpips_alex"]) == (3, 6, None)
-    by_clip = json.loads((out / "by_clip" / "results.json").read_text())
+    by_clip = read_list(out / "by_clip")
     figures = {row["clip"]: row for row in by_clip if row["row"] == "frame 0 repeated"}
     assert figures["still"]["psnr_db"] == 100 and figures["still"]["ssim"] == pytest.approx(1)
     assert figures["half"]["psnr_db"] == pytest.approx(half, abs=1e-3)

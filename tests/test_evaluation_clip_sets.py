@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from result_tables import read_rows
 
 import evaluate
 from data.clip_writer import ClipContent, ClipSetWriter
@@ -44,10 +44,6 @@ def sets(tmp_path: Path) -> list[str]:
         add_clip(writer, "wild", 8.0)
         writer.finish()
     return [str(tmp_path / "real"), str(tmp_path / "scenes")]
-
-
-def read_rows(folder: Path) -> dict[str, dict]:
-    return {row["row"]: row for row in json.loads((folder / "results.json").read_text())}
 
 
 def test_figures_by_hand(sets: list[str], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

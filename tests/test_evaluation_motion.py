@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from result_tables import read_list, read_rows
 from torch import Tensor
 
 import evaluate
@@ -132,10 +132,6 @@ def measure(monkeypatch: pytest.MonkeyPatch, pipeline: CopyingPipeline, clip_set
     return evaluate.main(["motion", "--data", str(clip_set), "--out", str(out), *flags])
 
 
-def read_rows(folder: Path) -> dict[str, dict]:
-    return {row["row"]: row for row in json.loads((folder / "results.json").read_text())}
-
-
 def test_a_model_that_knows_the_clips(clip_set: Path, tmp_path: Path, monkeypatch, capsys) -> None:
     pipeline, out = CopyingPipeline(copy), tmp_path / "out"
     flags = ["--samples", "2", "--steps", "7", "--sampler", "ddim", "--guidance", "0.5", "--seed", "3"]
@@ -179,7 +175,7 @@ def test_a_model_that_knows_the_clips(clip_set: Path, tmp_path: Path, monkeypatc
     assert bins["bin 01"]["real_px"] == pytest.approx((sum(amplitude_px) / 2 + portrait_px + 0) / 3, rel=2e-3)
     assert all(row["ratio_after_gain"] == pytest.approx(1, abs=2e-3) for row in bins.values())
 
-    by_clip = json.loads((out / "by_clip" / "results.json").read_text())
+    by_clip = read_list(out / "by_clip")
     of_model = {row["clip"]: row for row in by_clip if row["row"] == "model"}
     found = {row["clip"]: row["ap_corrected"] for row in by_clip if row["row"] == "random"}
     expected = ((found["lake_a"] + found["lake_b"]) / 2 + found["tree"]) / 2
@@ -242,7 +238,7 @@ def test_memorised_motion_is_found(clip_set: Path, tmp_path: Path, monkeypatch: 
         return torch.stack([half, mirrored, truncate(real_spectrum(7, size), BINS)])[:count]
 
     assert measure(monkeypatch, CopyingPipeline(recall), clip_set, tmp_path / "out", "--samples", "2") == 0
-    by_clip = json.loads((tmp_path / "out" / "by_clip" / "results.json").read_text())
+    by_clip = read_list(tmp_path / "out" / "by_clip")
     rows = {(row["clip"], row["row"]): row for row in by_clip}
     for name in ("lake_a", "lake_b"):
         model, real = rows[name, "model"], rows[name, "real clip"]
@@ -250,7 +246,7 @@ def test_memorised_motion_is_found(clip_set: Path, tmp_path: Path, monkeypatch: 
         assert real["nearest_distance"] > 1 and model["nearest_ratio"] < 0.01
     # a third sample is nobody's copy
     assert measure(monkeypatch, CopyingPipeline(recall), clip_set, tmp_path / "3", "--samples", "3") == 0
-    by_clip = json.loads((tmp_path / "3" / "by_clip" / "results.json").read_text())
+    by_clip = read_list(tmp_path / "3" / "by_clip")
     (mixed,) = [row for row in by_clip if (row["clip"], row["row"]) == ("lake_a", "model")]
     assert 0.3 < mixed["nearest_distance"] < 0.5
     # on training clips the truth has no neighbour of its own source, and what the model recalls of that still counts
@@ -258,7 +254,7 @@ def test_memorised_motion_is_found(clip_set: Path, tmp_path: Path, monkeypatch: 
         measure(monkeypatch, CopyingPipeline(recall), clip_set, tmp_path / "on", "--samples", "2", "--split", "train")
         == 0
     )
-    by_clip = json.loads((tmp_path / "on" / "by_clip" / "results.json").read_text())
+    by_clip = read_list(tmp_path / "on" / "by_clip")
     rows = {(row["clip"], row["row"]): row for row in by_clip}
     assert rows["trained_a", "real clip"]["nearest_distance"] > 1
     assert rows["trained_a", "model"]["nearest_distance"] == pytest.approx(0, abs=0.01)

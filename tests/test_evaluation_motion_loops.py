@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
 import pytest
 import torch
+from result_tables import read_list
 
 import evaluate
 from data.clips import ClipSet
@@ -69,6 +69,6 @@ def test_command(scene_set: ClipSet, checkpoint: Path, tmp_path: Path, capsys):
     flags = ["motion", "--data", str(scene_set.folder), "--split", "all", "--clips", "1", "--samples", "1"]
     sampling = ["--steps", "2", "--loop-frames", "100", "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
     assert evaluate.main([*flags, *sampling]) == 0
-    (row,) = json.loads((tmp_path / "loops" / "results.json").read_text())
+    (row,) = read_list(tmp_path / "loops")
     assert row["row"] == "100 frames, projection" and row["samples"] == 1 and row["times"] > 0
     assert "Loops by self-guidance" in capsys.readouterr().out

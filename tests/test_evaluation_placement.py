@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from result_tables import read_list, read_rows
 
 import evaluate
 from data.media import write_image
 from models.motion_pipeline import MotionPipeline
-
-
-def rows_of(folder: Path) -> dict[str, dict]:
-    return {row["row"]: row for row in json.loads((folder / "results.json").read_text())}
 
 
 @pytest.fixture
@@ -58,17 +55,17 @@ def test_the_figures_are_those_of_the_masks(checkpoint, tmp_path, left_half_move
     flags += ["--checkpoint", checkpoint, "--device", "cpu", "--samples", "2", "--out", tmp_path / "out"]
     assert evaluate.main(["placement", *map(str, flags)]) == 0
     assert len(set(left_half_moves)) == 4 * 2  # each sample of each image has its own start noise
-    by_image = json.loads((tmp_path / "out" / "by_image" / "results.json").read_text())
+    by_image = read_list(tmp_path / "out" / "by_image")
     model = {row["image"]: row for row in by_image if row["row"] == "model"}
     assert set(model) == {"pine", "wall", "leaf", "light"}
     assert model["pine"]["coverage"] == 1 and model["pine"]["leak"] == pytest.approx(21 / 85, abs=0.01)
     assert model["wall"]["coverage"] is None and model["wall"]["leak"] == pytest.approx(0.5, abs=0.01)
     assert model["leaf"]["coverage"] is None and model["leaf"]["movable_fraction"] > 0
-    rows = rows_of(tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
     assert rows["model"]["leak"] == pytest.approx((21 / 85 + 0.5 + 0.5) / 3, abs=0.01)
     assert rows["everything moves"]["coverage"] == rows["everything moves"]["leak"] == 1
     assert rows["everything moves"]["ap"] == 0 and rows["image gradient"]["coverage"] is None
-    subjects = rows_of(tmp_path / "out" / "by_subject")
+    subjects = read_rows(tmp_path / "out" / "by_subject")
     assert subjects["nothing can move"]["images"] == 2 and subjects["tree"]["coverage"] == 1
     assert "above 0.25 px of a grid" in (tmp_path / "out" / "by_subject" / "results.md").read_text()
     with Image.open(tmp_path / "out" / "sheet.png") as sheet:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import torch
+from result_tables import read_list, read_rows
 from torch import Tensor, nn
 from torchvision.models import get_model
 
@@ -125,16 +125,12 @@ def in_root(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(root)
 
 
-def rows_of(folder: Path) -> dict[str, dict]:
-    return {row["row"]: row for row in json.loads((folder / "results.json").read_text())}
-
-
 def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
     flags = ["video", "--real", "real", "--generated", "real", "faster", "--image-network", "image.pt"]
     flags += ["--fvd-network", "video.pt", "--dtfvd-network", "video.pt", "--dtfvd-input", "signed,16x16"]
     flags += ["--windows", "8", "12", "--batch-size", "3"]
     assert evaluate.main([*flags, *CROP, *CPU, "--slide-step", "4", "--out", str(tmp_path / "out")]) == 0
-    rows = rows_of(tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
     assert list(rows) == ["real", "faster", "frame 0 repeated"]
     same, faster, still = rows.values()
     # lengths: 24, and of the shortest folder 22 and 20
@@ -144,7 +140,7 @@ def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
         assert same[figure] == pytest.approx(0, abs=1e-9) and still[figure] > 1e3 * abs(same[figure])
         assert still[figure] > 1e-7 and faster[figure] > 1e-7
     assert same["kid"] <= still["kid"] and same["kid_deviation"] > 0
-    sliding = json.loads((tmp_path / "out" / "sliding" / "results.json").read_text())
+    sliding = read_list(tmp_path / "out" / "sliding")
     # places 0, 4 and 8 of windows of 16 frames: the third fits into the longest video alone, and one has no covariance
     found = [(row["from_frame"], row["dtfvd_16"] is not None, row["windows"]) for row in sliding]
     assert found[:3] == [(0, True, 3), (4, True, 3), (8, False, 1)] and len(sliding) == 9
@@ -162,7 +158,7 @@ def test_every_figure_of_folders(tmp_path: Path, caplog, capsys) -> None:
 def test_what_has_no_network_is_said_and_left_out(tmp_path: Path, caplog) -> None:
     flags = ["video", "--real", "real", "--generated", "real", "--image-network", "image.pt", "--frames", "10"]
     assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
-    row = rows_of(tmp_path / "out")["real"]
+    row = read_rows(tmp_path / "out")["real"]
     assert row["fid"] == pytest.approx(0, abs=1e-9) and row["frames"] == 30
     assert not row.keys() & {"fvd_16", "dtfvd_32", "windows_16", "lpips_alex", "fid_sliding"}
     for line in ("left out: fvd; the fvd network is i3d:FILE", "left out: dtfvd; the dtfvd"):
@@ -172,7 +168,7 @@ def test_what_has_no_network_is_said_and_left_out(tmp_path: Path, caplog) -> Non
 def test_videos_shorter_than_a_window_are_counted(tmp_path: Path) -> None:
     flags = ["video", "--real", "real", "--generated", "faster", "--fvd-network", "video.pt", "--windows", "12", "22"]
     assert evaluate.main([*flags, *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
-    row = rows_of(tmp_path / "out")["faster"]
+    row = read_rows(tmp_path / "out")["faster"]
     assert (row["windows_12"], row["windows_22"], row.get("fid")) == (4, 2, None) and row["fvd_22"] > 0
 
 
@@ -184,7 +180,7 @@ def test_a_video_that_cannot_be_read_is_left_out_and_named(tmp_path: Path) -> No
     flags = ["video", "--real", str(tmp_path / "real"), "--generated", str(tmp_path / "made"), *CROP, *CPU]
     flags += ["--image-network", "image.pt", "--out", str(tmp_path / "out")]
     assert evaluate.main(flags) == 3
-    assert rows_of(tmp_path / "out")["made"]["videos"] == 2
+    assert read_rows(tmp_path / "out")["made"]["videos"] == 2
     assert "left out as not readable 1: clip1 (" in (tmp_path / "out" / "results.md").read_text()
 
 
@@ -198,7 +194,7 @@ def test_clips_of_a_set_are_animated_and_compared(checkpoint: Path, tmp_path: Pa
     flags += ["--fvd-network", "video.pt", "--windows", "4", "--checkpoint", str(checkpoint), "--steps", "2"]
     both = [*flags, "--clips", "2", "--splat", "softmax", "gaussian", "--precision", "bf16"]
     assert evaluate.main([*both, "--out", str(tmp_path / "out")]) == 0
-    rows = rows_of(tmp_path / "out")
+    rows = read_rows(tmp_path / "out")
     assert list(rows) == ["model softmax", "model gaussian", "frame 0 repeated"]
     assert all(row["windows_4"] == 4 and row["fvd_4"] > 0 for row in rows.values())
     assert asked == ["bf16"] * 2
@@ -207,14 +203,14 @@ def test_clips_of_a_set_are_animated_and_compared(checkpoint: Path, tmp_path: Pa
 
     # the same again; what is repeated does not depend on the motion
     assert evaluate.main([*flags, "--clips", "2", "--precision", "bf16", "--out", str(tmp_path / "again")]) == 0
-    assert rows_of(tmp_path / "again")["model softmax"]["fvd_4"] == rows["model softmax"]["fvd_4"]
+    assert read_rows(tmp_path / "again")["model softmax"]["fvd_4"] == rows["model softmax"]["fvd_4"]
 
     # a source that is gone costs its clip, and is named
     table = clip_set.folder / "clips.csv"
     row = clip_set.rows()[0]
     table.write_text(table.read_text().replace(row.source, str(tmp_path / "gone.mp4")))
     assert evaluate.main([*flags, "--out", str(tmp_path / "gone")]) == 3
-    assert rows_of(tmp_path / "gone")["model softmax"]["videos"] == 2
+    assert read_rows(tmp_path / "gone")["model softmax"]["videos"] == 2
     assert f"left out as not readable 1: {row.id} (" in (tmp_path / "gone" / "results.md").read_text()
 
 
@@ -260,7 +256,7 @@ def test_videos_of_other_sizes_are_brought_to_the_crop(tmp_path: Path) -> None:
         write(tmp_path / "made" / f"clip{index}.mp4", larger)
     flags = ["video", "--real", "real", "--generated", str(tmp_path / "made"), "--fvd-network", "video.pt"]
     assert evaluate.main([*flags, "--windows", "8", *CROP, *CPU, "--out", str(tmp_path / "out")]) == 0
-    made, still = rows_of(tmp_path / "out").values()
+    made, still = read_rows(tmp_path / "out").values()
     assert made["fvd_8"] < 0.5 * still["fvd_8"] and made["fvd_sliding"] < still["fvd_sliding"]
 
 

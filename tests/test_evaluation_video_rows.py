@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from result_tables import read_rows
 from test_evaluation_video import Windows
 from torch import Tensor
 
@@ -106,7 +106,7 @@ def test_the_table_of_rows(scene_set: ClipSet, checkpoint: Path, tmp_path: Path,
     rows = ["--rows", "model:softmax", "own:softmax", "other:average", "--baseline-checkpoint", str(checkpoint)]
     data = ["--data", str(scene_set.folder), "--clips", "2"]
     assert evaluate.main([*table, *data, *rows, "--out", str(tmp_path / "out")]) == 0
-    made = {row["row"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())}
+    made = read_rows(tmp_path / "out")
     model, baseline = "model softmax", f"model softmax of {checkpoint}"
     assert list(made) == [model, baseline, "own softmax", "other average", "frame 0 repeated"]
     for row in made.values():
@@ -119,7 +119,7 @@ def test_the_table_of_rows(scene_set: ClipSet, checkpoint: Path, tmp_path: Path,
     monkeypatch.delattr(MotionPipeline, "from_pretrained")
     rows = ["--rows", "blur:1", "blur:10", "shuffle:8"]  # of 10 px: as wide as a crop of 32 px takes
     assert evaluate.main([*table, *data, *rows, "--out", str(tmp_path / "distorted")]) == 0
-    made = {row["row"]: row for row in json.loads((tmp_path / "distorted" / "results.json").read_text())}
+    made = read_rows(tmp_path / "distorted")
     assert list(made) == ["blur 1", "blur 10", "shuffle 8", "frame 0 repeated"]
     assert 0 < made["blur 1"]["fvd_16"] < made["blur 10"]["fvd_16"] and made["shuffle 8"]["fvd_16"] > 0
     printed = capsys.readouterr().out

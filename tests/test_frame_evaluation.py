@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from result_tables import read_list, read_rows
 from videos import read_video
 
 import evaluate
@@ -62,10 +63,6 @@ def frames(data: Path, out: Path, *flags: object) -> int:
     return evaluate.main(["frames", "--data", str(data), "--out", str(out), "--device", "cpu", *map(str, flags)])
 
 
-def read_rows(folder: Path) -> list[dict]:
-    return json.loads((folder / "results.json").read_text())
-
-
 def last_line(capsys: pytest.CaptureFixture) -> str:
     return capsys.readouterr().err.strip().splitlines()[-1]
 
@@ -97,7 +94,7 @@ def test_flow_that_leaves_the_frame_everywhere_shows_frame_0(tmp_path: Path) -> 
     """Nothing arrives anywhere: splats and untrained models are holes filled from frame 0, 13.98 and 7.96 dB."""
     data, model = make_set(tmp_path / "set", torch.full((2, *SIZE), 500.0)), make_model(tmp_path / "model")
     assert frames(data, tmp_path / "out", "--checkpoint", model) == 0
-    rows = {row["row"]: row for row in read_rows(tmp_path / "out")}
+    rows = read_rows(tmp_path / "out")
     assert len(rows) == IMAGE_ROWS + 1
     remapped = rows.pop("OpenCV remap")
     # reads the corner everywhere
@@ -107,7 +104,7 @@ def test_flow_that_leaves_the_frame_everywhere_shows_frame_0(tmp_path: Path) -> 
     for row in rows.values():
         assert row["psnr_db"] == pytest.approx(-10 * np.log10(0.1), abs=1e-3)
         assert row["psnr_frames_db"] == pytest.approx(-5 * np.log10(0.04 * 0.16), abs=1e-3)
-    (bucket,) = {row["motion_px"] for row in read_rows(tmp_path / "out" / "by_motion")}
+    (bucket,) = {row["motion_px"] for row in read_list(tmp_path / "out" / "by_motion")}
     assert bucket == "8 and more"
 
 
@@ -161,7 +158,7 @@ def test_weights_that_are_missing_or_corrupt(tmp_path: Path, capsys: pytest.Capt
 def test_what_is_left_out_for_want_of_weights_is_told_in_the_table(tmp_path: Path, capsys) -> None:
     data, model = make_set(tmp_path / "set", torch.zeros(2, *SIZE)), make_model(tmp_path / "model")
     assert frames(data, tmp_path / "out", "--checkpoint", model, "--lpips-network", "squeeze") == 0
-    (row, *_) = read_rows(tmp_path / "out")
+    (row, *_) = read_list(tmp_path / "out")
     assert [row[name] for name in ("lpips_squeeze", "feature_distance")] == [None] * 2
     text = (tmp_path / "out" / "results.md").read_text()
     assert "no weights are given: lpips_squeeze, feature_distance" in text
@@ -178,18 +175,18 @@ def test_seeds_of_both_operators_and_their_difference(tmp_path: Path) -> None:
     runs += [make_model(tmp_path / f"g{seed}", "gaussian", seed=seed, bias=0.2) for seed in (0, 1)]
     out = tmp_path / "out"
     assert frames(data, out, "--seeds-of", *runs[:2], "--seeds-of", *runs[2:]) == 0
-    rows = {row["row"]: row for row in read_rows(out)}
+    rows = read_rows(out)
     names = ["model softmax, 2 seeds", "model gaussian EWA, 2 seeds"]
     assert list(rows)[:2] == names and len(rows) == IMAGE_ROWS + 2
     assert [rows[name]["seeds"] for name in names] == [2, 2] and rows["average splat"]["seeds"] == 1
-    by_clip = {row["row"]: row["psnr_db"] for row in read_rows(out / "by_clip") if row["clip"] == "two"}
+    by_clip = {row["row"]: row["psnr_db"] for row in read_list(out / "by_clip") if row["clip"] == "two"}
     softmax = [by_clip[f"{names[0]}: {seed}"] for seed in (0, 1)]
     assert rows[names[0]]["psnr_db"] == pytest.approx(sum(softmax) / 2)
     # 0.5 px to both sides on a grid of 32 x 48 is 5.2 times as far on one of 160 x 256
-    assert {row["motion_px"] for row in read_rows(out / "by_motion")} == {"2 to 4"}
+    assert {row["motion_px"] for row in read_list(out / "by_motion")} == {"2 to 4"}
     assert "- data: " in (out / "by_motion" / "psnr_db" / "results.md").read_text()
     (line,) = [
-        row for row in read_rows(out / "paired") if row["row"] == " - ".join(names[::-1]) and row["metric"] == "psnr_db"
+        row for row in read_list(out / "paired") if row["row"] == " - ".join(names[::-1]) and row["metric"] == "psnr_db"
     ]
     assert line["difference"] == pytest.approx(rows[names[1]]["psnr_db"] - rows[names[0]]["psnr_db"], abs=1e-9)
     differences = [by_clip[f"{names[1]}: {seed}"] - softmax[seed] for seed in (0, 1)]
@@ -264,7 +261,7 @@ def test_single_video_trains_on_one_half_and_tests_on_the_other(tmp_path: Path, 
     video, out = write_video(tmp_path / "video.mp4", 10), tmp_path / "out"
     flags = ["--steps", "1", "--minutes", "9", "--batch-size", "1", "--crop", "32", "--seed", "5", "--device", "cpu"]
     assert evaluate.main(["frames", "--protocol", "seed", "--video", str(video), "--out", str(out), *flags]) == 0
-    rows = read_rows(out)
+    rows = read_list(out)
     names = ["softmax", "gaussian EWA", "gaussian iso", "Gaussian importance"]
     assert [row["row"] for row in rows if row["row"].startswith("model")] == [f"model {name}" for name in names]
     *ours, softmax, gaussian = rows

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
+from result_tables import read_list
 
 import evaluate
 from data.media import write_image
@@ -53,7 +52,7 @@ def test_only_the_bilinear_footprints_leave_holes():
 def test_the_sheet_and_the_table_are_written(tmp_path, photograph, capsys):
     out = tmp_path / "splats"
     assert evaluate.main(["splats", "--image", str(photograph), "--size", "64", "--out", str(out)]) == 0
-    assert len(json.loads((out / "results.json").read_text())) == 4
+    assert len(read_list(out)) == 4
     assert (out / "splats.png").stat().st_size > 5000
     assert "| average |" in capsys.readouterr().out
 
@@ -67,7 +66,7 @@ def test_a_picture_that_every_operator_renders_without_error(tmp_path):
     black = torch.zeros(3, 40, 40)
     write_image(tmp_path / "black.png", black)
     assert evaluate.main(["splats", "--image", str(tmp_path / "black.png"), "--out", str(tmp_path / "out")]) == 0
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())
+    rows = read_list(tmp_path / "out")
     assert {row["psnr_db"] for row in rows} == {100.0}
 
 
