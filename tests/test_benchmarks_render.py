@@ -1,4 +1,4 @@
-"""benchmark.py render: a whole table of tiny networks, figures that agree with each other, bad flags in one line.
+"""benchmark.py render: a whole table of tiny networks, known figures, bad flags in one line.
 
 No time is held against a limit.
 """
@@ -41,10 +41,7 @@ def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, checkpoi
         preview, small = rows[first : first + 2]
         assert preview["times_preview"] == small["times_small"] == 1 and preview["tile_px"] is None
         for row in rows[first : first + 6]:
-            assert row["times_small"] == pytest.approx(small["ms_a_frame"] / row["ms_a_frame"])
-            assert row["times_preview"] == pytest.approx(row["ms_a_frame"] / preview["ms_a_frame"])
-            assert row["frames_per_s"] == pytest.approx(1000 / row["ms_a_frame"])
-            assert 0 < row["splat_percent"] < 100 and row["batch"] == 2
+            assert 0 < row["splat_percent"] < 100 and row["batch"] == 2 and row["frames_per_s"] > 0
     assert rows[1]["tile_px"] == 32
     printed = capsys.readouterr().out
     assert "renders 3 frames" in printed and "command: benchmark.py render --device cpu" in printed
@@ -53,14 +50,17 @@ def test_the_table_has_a_row_for_each_size_and_method(tmp_path, capsys, checkpoi
 
 
 def test_the_preview_comes_along(tmp_path, monkeypatch):
-    found = {"seconds": 1.0, "peak_memory_mb": None}
-    monkeypatch.setattr(render_benchmark, "measure", lambda works, *_: dict.fromkeys(works, found))
+    seconds = {"preview": 0.5, "small": 4.0, "softmax": 2.0, "softmax, half still": 1.0}
+    found = {name: {"seconds": taken, "peak_memory_mb": None} for name, taken in seconds.items()}
+    monkeypatch.setattr(render_benchmark, "measure", lambda works, *_: {name: found[name] for name in works})
     monkeypatch.setattr(render_benchmark, "splat_percent", lambda *_: None)
     assert run_render(tmp_path, "--preset", "tiny", "--methods", "softmax") == 0
     rows = read_list(tmp_path)
     sizes = [f"{width}x{height}" for height, width in SIZES]
     names = ("preview", "small", "softmax", "softmax, half still")
     assert [row["row"] for row in rows] == [f"{size}, {name}" for size in sizes for name in names]
+    known = {"frames_per_s": 2, "ms_a_frame": 500, "times_small": 2, "times_preview": 4}  # of 4 frames
+    assert {name: rows[2][name] for name in known} == known
     assert set(PRESETS) < set(frame_synthesis.PRESETS)
 
 
