@@ -117,11 +117,7 @@ class Animator:
 def main(argv: list[str] | None = None) -> int:
     """Animate every image; returns 0, 3 when some of the images could not be animated, 2 when none could."""
     args = make_parser().parse_args(argv)
-    if args.freeze == ("list",):
-        from animation.class_control import list_classes
-        from data.media import list_images
-
-        print(*list_classes(list_images(args.images), args.checkpoint), sep="\n")
+    if flags.print_classes(args, args.images):
         return 0
     flags.class_options(args)
     check_motion_flags(args)

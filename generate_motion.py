@@ -69,10 +69,7 @@ def main(argv: list[str] | None = None) -> int:
     add_shared_flags(parser, "seed", "device", "precision", "threads")
     add_cluster_flags(parser)
     args = parser.parse_args(argv)
-    if args.freeze == ("list",):
-        from animation.class_control import list_classes
-
-        print(*list_classes([args.input], args.checkpoint), sep="\n")
+    if flags.print_classes(args, [args.input]):
         return 0
     workers, many = cluster_workers(args), is_folder(args.input)
     loop = flags.loop_options(args)

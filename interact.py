@@ -35,10 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     flags.add_interaction_flags(parser)
     add_shared_flags(parser, "seed", "device", "precision", "threads")
     args = parser.parse_args(argv)
-    if args.freeze == ("list",):
-        from animation.class_control import list_classes
-
-        print(*list_classes([args.image], args.checkpoint), sep="\n")
+    if flags.print_classes(args, [args.image]):
         return 0
     out = args.out or Path("outputs") / f"{file_name(args.image.stem)}.html"
     if not args.video:

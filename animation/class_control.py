@@ -10,7 +10,8 @@ from pathlib import Path
 from torch import Tensor
 
 from animation.options import DEFAULT_SIZE_PX
-from data.media import read_image
+from cluster.storage import local_input
+from data.media import list_images, read_image
 from models.checkpoints import DEFAULT_CHECKPOINT, CheckpointError
 from models.class_masks import class_fractions, class_mask, class_probabilities
 from models.segmentation import SegmentationModel
@@ -54,11 +55,13 @@ def load_segmentation(checkpoint: Path | None) -> SegmentationModel:
     return SegmentationModel.from_pretrained(folder)
 
 
-def list_classes(images: Sequence[Path], checkpoint: Path | None) -> Iterator[str]:
+def list_classes(inputs: Sequence[Path], checkpoint: Path | None) -> Iterator[str]:
     """Yield a line for each class that an image shows, largest first; above them the file's name if there are more."""
-    network = load_segmentation(checkpoint)
+    images, network = list_images(inputs), load_segmentation(checkpoint)
     for path in images:
-        fractions = class_fractions(class_probabilities(network, read_image(path, max_side=DEFAULT_SIZE_PX)))
+        with local_input(path) as file:
+            image = read_image(file, max_side=DEFAULT_SIZE_PX)
+        fractions = class_fractions(class_probabilities(network, image))
         if len(images) > 1:
             yield f"{path}:"
         yield from (f"{100 * fraction:5.1f} % {name}" for name, fraction in fractions.items())

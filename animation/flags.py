@@ -151,6 +151,16 @@ def add_class_flags(parser: Parser) -> None:
     add("--show-motion", type=Path, metavar="PNG", help="also write the photograph with the motion's magnitude over it")
 
 
+def print_classes(args: Arguments, inputs: list[Path]) -> bool:
+    """Print what images, or those of folders, show if --freeze list asks for it; returns whether it did."""
+    if args.freeze != ("list",):
+        return False
+    from animation.class_control import list_classes
+
+    print(*list_classes(inputs, args.checkpoint), sep="\n")
+    return True
+
+
 def class_options(args: Arguments) -> dict[str, tuple[str, ...]]:
     """Return the words of `animation.class_control.ClassControl` that the flags give; checks --show-motion as well."""
     check_words(args.move, args.freeze)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import fsspec
 import pytest
 import torch
 from test_animate import last_error, make_motion
@@ -168,12 +169,20 @@ def test_list_of_what_a_photograph_shows(script, capsys):
     assert [float(one) for one in percent] == sorted(map(float, percent), reverse=True)
 
 
-def test_a_list_of_several_photographs_names_them(picture, capsys):
+@pytest.mark.parametrize("script", [animate, generate_motion], ids=lambda script: script.__name__)
+def test_a_list_of_several_photographs_names_them(script, picture, capsys):
     shutil.copy(picture, picture.with_name("b.png"))
-    assert animate.main([str(picture.parent), "--freeze", "list"]) == 0
+    assert script.main([*SCRIPTS[script], str(picture.parent), "--freeze", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line for line in lines if "%" not in line] == [f"{picture.with_name('b.png')}:", f"{picture}:"]
     assert len(lines) == 2 + 2 * 3 and " 33.3 % water" in lines
+
+
+@pytest.mark.parametrize("script", [animate, generate_motion], ids=lambda script: script.__name__)
+def test_a_photograph_at_a_url_is_listed(script, picture, capsys):
+    fsspec.filesystem("memory").pipe_file("/bucket/thirds.png", picture.read_bytes())
+    assert script.main([*SCRIPTS[script], "memory://bucket/thirds.png", "--freeze", "list"]) == 0
+    assert " 33.3 % water" in capsys.readouterr().out.splitlines()
 
 
 def test_the_motion_file_is_masked(checkpoint, picture, tmp_path, capsys, caplog):
