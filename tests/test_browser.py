@@ -261,6 +261,16 @@ def test_two_fingers_hold_two_points(page, browser):
     assert 0 < page.evaluate("dynamics.energy()") < before
 
 
+def test_a_touch_that_the_browser_takes_over_gives_no_push(page):
+    page.evaluate("dynamics.pause()")
+    client = page.context.new_cdp_session(page)
+    x, y = point(page, 350, 160)
+    for kind, points in (("Start", [{"x": x, "y": y}]), ("Move", [{"x": x + 40, "y": y}]), ("Cancel", [])):
+        client.send("Input.dispatchTouchEvent", {"type": f"touch{kind}", "touchPoints": points})
+    page.wait_for_timeout(100)
+    assert page.evaluate("dynamics.energy()") == 0
+
+
 def test_taking_hold_does_not_lurch(page):
     """Whatever the strength, what swings by is drawn on from where it is."""
     page.evaluate("dynamics.setStrength(3); dynamics.setDamping(0.01)")

@@ -184,7 +184,8 @@ class Page {
     this.simulation.release(event.pointerId);
     const seconds = (event.timeStamp - grip.start) / 1000;
     const [x, y] = this.position(event);
-    if (seconds > 0 && seconds * 1000 < FLICK_MS) {
+    // What the browser takes over was no gesture of this page, and tells no place where it ended.
+    if (event.type !== "pointercancel" && seconds > 0 && seconds * 1000 < FLICK_MS) {
       this.simulation.flick(...grip.point, (x - grip.from[0]) / seconds, (y - grip.from[1]) / seconds);
     }
     if (this.grips.size === 0) this.canvas.classList.remove("pulled");
