@@ -114,9 +114,10 @@ def main(argv: list[str] | None = None) -> int:
     add_shared_flags(parser, "device", "precision", "threads")
     args = parser.parse_args(argv)
     device, precision = checked_device(args)
-    with tempfile.TemporaryDirectory(prefix="animate-app-") as folder:
-        # Uploads, and Gradio's copies of what it serves, are removed with the folder; read when it is imported.
-        os.environ["GRADIO_TEMP_DIR"] = str(Path(folder) / "gradio")
+    with tempfile.TemporaryDirectory(prefix="animate-app-") as temporary:
+        # Uploads, what is made, and Gradio's copies of it are removed with the folder; read when it is imported.
+        folder = Path(temporary) / "gradio"
+        os.environ["GRADIO_TEMP_DIR"] = str(folder)
         try:
             import gradio
         except ImportError as error:
@@ -128,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
 
         pipeline = load_pipeline(args.checkpoint, device)
         renderers = {splat: load_renderer(args.checkpoint, splat) for splat in SPLATS}
-        studio = Studio(pipeline, renderers, Path(folder), size_px=args.size, device=device, precision=precision)
+        studio = Studio(pipeline, renderers, folder / "made", size_px=args.size, device=device, precision=precision)
         try:
             launch(gradio, make_page(gradio, studio), port=args.port, root_path=args.root_path)
         except OSError as error:

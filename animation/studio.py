@@ -1,7 +1,6 @@
 """What the browser's page of app.py does: an uploaded image and choices to a video and an interactive page."""
 
-import collections
-import itertools
+import secrets
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +20,6 @@ from models.motion_pipeline import MotionPipeline
 from models.rendering import render_frames
 from motion.wind import parse_wind
 
-KEPT_VIDEOS = 8  # that stay on disk, with their pages; the browser's page has a copy of what it shows
-
 
 class Studio:
     """The loaded models, and the page's one function: an image and choices to a video file."""
@@ -38,7 +35,6 @@ class Studio:
     ) -> None:
         self.pipeline, self.renderers, self.folder, self.size_px = pipeline, renderers, Path(folder), size_px
         self.rendering = {"device": "cpu", "precision": "no", **rendering}
-        self._numbers, self._made = itertools.count(), collections.deque()
 
     def animate(
         self,
@@ -80,17 +76,14 @@ class Studio:
         rendering = {"model": self.renderers[splat], "operator": splat, **self.rendering}
         playback = plan(PlaybackOptions(seconds=seconds, fps=motion.fps, loop=loop), motion)
 
-        path = self.folder / f"animated-{next(self._numbers):04d}.mp4"
+        # Gradio serves the folder, so that nobody may guess a name of another's.
+        path = self.folder / f"animated-{secrets.token_hex(8)}.mp4"
         with VideoWriter(path, fps=playback.fps, comment=OUTPUT_MARK) as video:
             for batch in render_frames(image, motion, playback, **rendering):
                 video.write(batch)
                 yield video.num_frames / playback.num_frames
         page = path.with_suffix(".html")
         write_page(page, image, page_modes(motion, "the motion"), "An image to drag", motion)
-        self._made.append((path, page))
-        while len(self._made) > KEPT_VIDEOS:
-            for old in self._made.popleft():
-                old.unlink(missing_ok=True)
         yield path, page
 
 

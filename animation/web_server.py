@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import re
 import sys
 import time
@@ -45,7 +46,7 @@ class RequestGuard:
 
         self.uploads += is_upload
         try:
-            used = sum(file.stat().st_size for file in self.folder.rglob("*") if file.is_file()) if is_upload else 0
+            used = _used_bytes(self.folder) if is_upload else 0
             if used + self.uploads * LARGEST_UPLOAD_BYTES > MOST_DISK_BYTES:
                 await refuse(507, "no room for more images now; try again in an hour")
             else:
@@ -56,6 +57,15 @@ class RequestGuard:
             logger.warning("%s: a request is refused: %s", scope["path"][:80], _one_line(error))
         finally:
             self.uploads -= is_upload
+
+
+def _used_bytes(folder: Path) -> int:
+    used = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):  # it was removed meanwhile
+                used += os.stat(os.path.join(parent, name)).st_size
+    return used
 
 
 @contextlib.asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import threading
 import time
 from pathlib import Path
 
@@ -29,8 +30,9 @@ class Server:
     """The page, served from a folder, and requests to it."""
 
     def __init__(self, folder: Path, **options: object) -> None:
-        self.folder, self.sessions = folder, 0
-        self.page = app.make_page(gradio, Studio(Pipeline(), {"softmax": None, "gaussian": None}, folder, size_px=48))
+        self.folder, self.made, self.sessions = folder, folder / "gradio" / "made", 0
+        studio = Studio(Pipeline(), {"softmax": None, "gaussian": None}, self.made, size_px=48)
+        self.page = app.make_page(gradio, studio)
         _, self.url, _ = app.launch(gradio, self.page, port=None, wait=False, **options)
         self.http = httpx.Client(base_url=self.url, timeout=120)
         dependencies = self.http.get("config").json()["dependencies"]
@@ -136,13 +138,11 @@ def test_a_request_reads_what_was_uploaded_alone(server, tmp_path, capfd, caplog
 
 
 def test_who_leaves_stops_the_work(server):
-    number = max(int(re.findall(r"\d+", path.name)[0]) for path in server.folder.glob("*.mp4")) + 1
+    before = {*server.made.iterdir()}
     assert server.ask(image=server.image(), seconds=20).status_code == 200
     server.listen(server.sessions, until="process_generating")
     assert server.answer(image=server.image(), seconds=1)[0]
-    names = [path.name for path in server.folder.iterdir() if path.is_file()]
-    assert f"animated-{number + 1:04d}.mp4" in names and f"animated-{number:04d}.mp4" not in names
-    assert not [name for name in names if name.startswith(".")]
+    assert sorted(path.suffix for path in {*server.made.iterdir()} - before) == [".html", ".mp4"]
 
 
 def test_the_queue_has_an_end(server):
@@ -179,6 +179,27 @@ def test_an_upload_that_is_too_large_leaves_nothing(server, monkeypatch):
     assert server.upload(b"x" * 1000).status_code == 200
 
 
+def test_an_upload_while_files_go_succeeds(server):
+    folders, over = [server.folder / "gradio" / f"passing{number}" for number in range(100)], threading.Event()
+
+    def come_and_go() -> None:
+        while not over.is_set():
+            for folder in folders:
+                folder.mkdir(parents=True)
+                (folder / "a.png").touch()
+            for folder in folders:
+                (folder / "a.png").unlink()
+                folder.rmdir()
+
+    thread = threading.Thread(target=come_and_go)
+    thread.start()
+    try:
+        assert {server.upload(b"x" * 1000).status_code for _ in range(100)} == {200}
+    finally:
+        over.set()
+        thread.join()
+
+
 def test_old_files_go_and_a_proxy_may_be_in_front(tmp_path, monkeypatch):
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "gradio"))
     monkeypatch.setattr(web_server, "CLEAN_EVERY_S", 0.5)
@@ -189,6 +210,7 @@ def test_old_files_go_and_a_proxy_may_be_in_front(tmp_path, monkeypatch):
         success, files = server.answer(image=server.image())
         paths = [Path(file["path"]) for file in (files[0].get("video", files[0]), files[1])]
         assert success and all(path.is_file() and path.is_relative_to(tmp_path / "gradio") for path in paths)
+        assert len(list(server.made.iterdir())) == 2
         assert all("/animate/gradio_api/file=" in json.dumps(file) for file in files)
         deadline = time.monotonic() + 30
         while list((tmp_path / "gradio").iterdir()) and time.monotonic() < deadline:
