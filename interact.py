@@ -56,12 +56,13 @@ def main(argv: list[str] | None = None) -> int:
     image, source = read_images(args.image, args.size)
     if max(height, width) > args.size:
         logger.info("%s: %d x %d px, scaled to %d x %d (--size)", args.image, width, height, *image.shape[:0:-1])
-    sampling, rendering = flags.sampling_options(args), flags.rendering_options(args)
+    sampling, device = flags.sampling_options(args), flags.checked_device(args, networks=False)[0]
+    rendering = flags.rendering_options(args) if args.video else {}
     control = ClassControl.load(args.checkpoint, **classes)
     if args.motion:
         motion = read_motion(args.motion, source)
     else:
-        motion = load_pipeline(args.checkpoint, rendering["device"]).predict(source, **sampling)
+        motion = load_pipeline(args.checkpoint, device).predict(source, **sampling)
     motion = control.apply(motion, source, args.image.name)
     if args.show_motion:
         show_motion(args.show_motion, image, motion)

@@ -21,6 +21,7 @@ from PIL import Image
 
 import animation.sampling
 import interact
+import models.device
 from animation import interactive_page as interactive_page
 from data.media import read_image, write_image
 from motion.modal import quantise
@@ -74,6 +75,15 @@ def test_page_holds_everything_and_asks_for_nothing(files):
     codes = packed.reshape(5, 4, *GRID).cumsum(-1, dtype=np.uint8).cumsum(-2, dtype=np.uint8)
     assert np.array_equal(codes, quantise(modes)[0].numpy())
     assert description["frequenciesHz"] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
+
+
+def test_no_precision_is_chosen_where_no_network_runs(files, monkeypatch, capsys):
+    monkeypatch.setattr(models.device, "_automatic_precision", lambda kind: pytest.fail("measured"))
+    given = [str(files.picture), "--motion", str(files.flow)]
+    assert interact.main([*given, "--out", str(files.out)]) == 0 and files.out.exists()
+    monkeypatch.setattr(models.device, "choose_device", lambda name: torch.device("cpu"))
+    assert interact.main([*given, "--freeze", "tree", "--precision", "fp16"]) == 2
+    assert "--precision fp16: needs a GPU" in capsys.readouterr().err
 
 
 def test_template_takes_each_name_once_and_looks_at_nothing_it_put_in():
