@@ -13,7 +13,7 @@ from models.adaptive_filter import OFFSETS_PX, REACH_PX, filter_image, from_bloc
 from models.checkpoints import SavedModel
 from models.gridnet import GridNet, PReLU
 from models.resnet_encoder import ResNetPyramid
-from models.tiles import in_tiles
+from models.tiles import in_tiles, pad_to_multiple
 from motion.flow import magnitude, resize_flow, resize_maps, sample_at
 from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
 from splatting.functional import DEFAULT_SIGMA_PX, SIGMA_RANGE_PX, WEIGHTINGS
@@ -46,12 +46,6 @@ PRESETS: dict[str, dict] = {
     "small": {"channels": (16, 32, 64), "columns": 4},
     "paper": {"channels": (32, 64, 92), "columns": 6},
 }
-
-
-def pad_to_multiple(maps: Tensor, multiple: int) -> Tensor:
-    """Return (B, C, H, W), its border repeated at the bottom and the right until H and W are multiples."""
-    bottom, right = (-side % multiple for side in maps.shape[-2:])
-    return F.pad(maps, (0, right, 0, bottom), mode="replicate") if bottom or right else maps
 
 
 @torch.no_grad()

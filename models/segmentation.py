@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .checkpoints import SavedModel
-from .segmentation_classes import CLASSES
+from models.checkpoints import SavedModel
+from models.segmentation_classes import CLASSES
+from models.tiles import pad_to_multiple
 
 # What the quantised network was trained to see: (RGB in 0..255 - 128) / 127.5.
 INPUT_SCALE, INPUT_SHIFT = 255 / 127.5, 128 / 127.5
@@ -156,8 +157,7 @@ class SegmentationModel(SavedModel):
 
     def features(self, image: Tensor) -> list[Tensor]:
         """Return maps of 64, 192, 448 channels at strides 4, 8, 16 of image (B, 3, H, W), padded to multiples of 16."""
-        bottom, right = (-side % STRIDE for side in image.shape[-2:])
-        image = F.pad(image, (0, right, 0, bottom), mode="replicate")
+        image = pad_to_multiple(image, STRIDE)
         # Channels last: a third faster on a CPU.
         image = (image * INPUT_SCALE - INPUT_SHIFT).contiguous(memory_format=torch.channels_last)
         maps = self.stem(image)  # (B, 32, H/2, W/2)

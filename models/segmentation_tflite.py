@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .segmentation import SegmentationModel
+from models.segmentation import SegmentationModel
 
 EXPECTED = "mosaic_ade20k31_r4.tflite or mosaic_ade20k31_r3.tflite of github.com/mlcommons/mobile_open"
 FILE_IDENTIFIER = b"TFL3"

@@ -9,7 +9,14 @@ from itertools import product
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+
+def pad_to_multiple(maps: Tensor, multiple: int) -> Tensor:
+    """Return (B, C, H, W), its border repeated at the bottom and the right until H and W are multiples."""
+    bottom, right = (-side % multiple for side in maps.shape[-2:])
+    return F.pad(maps, (0, right, 0, bottom), mode="replicate") if bottom or right else maps
 
 
 class Window(NamedTuple):

@@ -16,7 +16,6 @@ from models.frame_synthesis import (
     OPERATORS,
     PRESETS,
     FrameSynthesis,
-    pad_to_multiple,
     splat_image,
 )
 from splatting import softmax_splat
@@ -256,15 +255,6 @@ def test_odd_sizes_and_one_encoding_for_many_frames(operator: str) -> None:
     for index in range(3):
         alone = model(image, flow[index : index + 1], importance)
         torch.testing.assert_close(frames[index : index + 1], alone, atol=1e-5, rtol=0)
-
-
-def test_padding_repeats_the_border() -> None:
-    maps = torch.arange(6.0).view(1, 1, 2, 3)
-    padded = pad_to_multiple(maps, 4)
-    assert padded.shape == (1, 1, 4, 4)
-    assert padded[0, 0, 3].tolist() == [3, 4, 5, 5]  # the border is repeated
-    assert torch.equal(padded[..., :2, :3], maps)
-    assert pad_to_multiple(padded, 4) is padded
 
 
 @pytest.mark.parametrize("half", [False, True])

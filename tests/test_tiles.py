@@ -10,7 +10,7 @@ from models.frame_synthesis import OPERATORS, PRESETS, FeaturePyramid, FrameSynt
 from models.gridnet import GridNet
 from models.rendering import choose_batch_size, choose_tile, render_frames
 from models.resnet_encoder import ResNetPyramid
-from models.tiles import in_tiles, windows
+from models.tiles import in_tiles, pad_to_multiple, windows
 from motion.looping import plan_playback
 from motion.motion_file import Motion
 
@@ -28,6 +28,15 @@ def test_windows_fill_the_axis_and_keep_their_margin(length: int, tile: int, mar
         assert 0 <= w.start and w.stop <= length and w.start % 4 == w.keep_start % 4 == 0
         assert w.keep_start - w.start >= margin or w.start == 0
         assert w.stop - w.keep_stop >= margin or w.stop == length
+
+
+def test_padding_repeats_the_border() -> None:
+    maps = torch.arange(6.0).view(1, 1, 2, 3)
+    padded = pad_to_multiple(maps, 4)
+    assert padded.shape == (1, 1, 4, 4)
+    assert padded[0, 0, 3].tolist() == [3, 4, 5, 5]  # the border is repeated
+    assert torch.equal(padded[..., :2, :3], maps)
+    assert pad_to_multiple(padded, 4) is padded
 
 
 def reach(network, finest: int, position: int) -> int:
