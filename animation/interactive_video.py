@@ -37,5 +37,5 @@ def render_interactions(
     simulation.wind = wind
     flow = simulate_interactions(simulation, on_grid, num_frames, fps)  # (T, 2, h, w)
     moved = InteractiveMotion(flow=flow, num_frames=num_frames, fps=fps, depth_order=motion.importance())
-    playback = Playback(torch.arange(num_frames, dtype=torch.float64) / num_frames, fps, loop=False)
+    playback = Playback(torch.arange(num_frames, dtype=torch.float64) / num_frames, fps)
     write_frames(path, render_frames(image, moved, playback, **rendering), playback)

@@ -55,7 +55,7 @@ def make_inputs(
     spectrum[1:] = torch.nn.functional.interpolate(coarse, size=grid, mode="bicubic")
     spectrum[..., : round(still * grid[0]), :] = 0
     phase = (torch.arange(frames, dtype=torch.float64) + 0.5) / frames
-    return image, Motion(spectrum, image_size=size), Playback(phase, 30.0, True)
+    return image, Motion(spectrum, image_size=size), Playback(phase, 30.0)
 
 
 def make_table(

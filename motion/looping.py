@@ -23,7 +23,6 @@ class Playback:
 
     phase: Tensor  # (N,) float64, t / T; the drift is held beyond 1
     fps: float  # frames a second
-    loop: bool  # frame N would equal frame 0 (with D = 0)
     notes: tuple[str, ...] = ()  # what was adjusted, one line each, for the user
 
     @property
@@ -71,7 +70,7 @@ def plan_playback(
         phase = index / (fps * period_s)
         if drift and float(phase[-1]) > 1:
             notes.append(f"longer than the period of {period_s:g} s: the drift is held from there, the swing goes on")
-    return Playback(phase, fps, loop, tuple(notes))
+    return Playback(phase, fps, tuple(notes))
 
 
 def loop_phase_of(meta: Mapping) -> float:

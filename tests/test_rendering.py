@@ -85,7 +85,7 @@ def test_importance_of_a_large_plain_flow_is_that_of_the_motion_grid() -> None:
     small[1, 0] = -0.5 * torch.arange(256)
     image = torch.rand(3, 160, 256, generator=torch.Generator().manual_seed(2))
     frames = [
-        torch.cat(list(render_frames(image, Motion(None, flow, 2), Playback(torch.tensor([0.5]), 30.0, False))))
+        torch.cat(list(render_frames(image, Motion(None, flow, 2), Playback(torch.tensor([0.5]), 30.0))))
         for flow in (small, resize_flow(small, (480, 768)))
     ]
     assert (frames[0] - frames[1])[..., 8:100].abs().mean() < 2e-3
@@ -103,14 +103,14 @@ def test_motion_out_of_the_image_shows_the_source_and_is_told_once(network: bool
     flow = torch.zeros(4, 2, 16, 24)
     flow[1:, 0] = 1e9
     motion, model = Motion(None, flow, 4), make_model() if network else None
-    frames = torch.cat(list(render_frames(IMAGE, motion, Playback(PHASES, 30.0, False), model=model)))
+    frames = torch.cat(list(render_frames(IMAGE, motion, Playback(PHASES, 30.0), model=model)))
     if model is None:
         assert torch.equal(frames, IMAGE.expand_as(frames))
     assert frames.isfinite().all()
     assert caplog.text.count("everything leaves the image") == 1 and "at t = 0.25 T" in caplog.text
     caplog.clear()
     flow[1:, 0] = 23.9  # a column of pixels still touches the last one
-    list(render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False)))
+    list(render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0)))
     assert not caplog.text
 
 
@@ -121,7 +121,7 @@ def test_motion_that_is_not_a_number_moves_nothing_and_spoils_nothing(operator: 
     flow = torch.zeros(4, 2, 37, 53)
     flow[1:, :, 10:14, 20:30] = float("nan")
     model = make_model(operator) if network else None
-    stream = render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0, False), model=model, operator=operator)
+    stream = render_frames(IMAGE, Motion(None, flow, 4), Playback(PHASES, 30.0), model=model, operator=operator)
     frames = torch.cat(list(stream))
     assert frames.isfinite().all()
     # Where nothing but NaN is far away, nothing moves: the source, to the bit.

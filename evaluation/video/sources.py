@@ -193,7 +193,7 @@ class RenderedVideos:
                 generated[row] = DISTORTIONS[kind](real, value)
                 continue
             motion = motion_of(kind, label)
-            playback = Playback(times_s / motion.period_s, FPS, loop=False)
+            playback = Playback(times_s / motion.period_s, FPS)
             options = {"device": self.device, "precision": self.sampling.get("precision", "no")}
             options |= {"operator": value, "model": self.renderers.get(value)}
             batches = render_frames(frames[0], motion, playback, **options)
