@@ -16,6 +16,7 @@ from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, refuse_flags
 from cluster.flags import add_cluster_flags, cluster_workers, run_each, without_existing
 from cluster.storage import is_folder, local_input, place, url_of
+from models.choices import OPERATORS
 
 VIDEO_NAMES = {f".{name}": name for name in flags.FORMATS if name != "frames"}
 
@@ -27,7 +28,7 @@ def make_parser() -> Parser:
     add("images", nargs="+", type=place, metavar="IMAGE|FOLDER", help="photographs, or folders of them; also URLs")
     add("--out", type=place, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one image")
     add("--skip-existing", action="store_true", help="leave out images whose output is there; default: write it anew")
-    add("--splat", choices=flags.SPLATS, default="softmax", help="how pixels are carried")
+    add("--splat", choices=OPERATORS, default="softmax", help="how pixels are carried")
     add("--motion", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")
     add("--motion-out", type=Path, metavar="FILE.npz", help="also keep the predicted motion")
     flags.add_playback_flags(parser)

@@ -12,11 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from animation.flags import CHECKPOINT, SPLATS, checked_device
+from animation.flags import CHECKPOINT, checked_device
 from animation.options import AS_SUGGESTED, CHOICES, DEFAULT_SIZE_PX
 from animation.web_server import LARGEST_UPLOAD_BYTES, RequestGuard, limit_requests, removing_old_files
 from cli.flags import add_shared_flags
 from cli.parser import Parser, UsageError, positive_int, whole_number
+from models.choices import OPERATORS
 from models.segmentation_classes import CLASSES
 from motion.wind import WINDS
 
@@ -128,7 +129,7 @@ def main(argv: list[str] | None = None) -> int:
         from animation.studio import Studio
 
         pipeline = load_pipeline(args.checkpoint, device)
-        renderers = {splat: load_renderer(args.checkpoint, splat) for splat in SPLATS}
+        renderers = {splat: load_renderer(args.checkpoint, splat) for splat in OPERATORS}
         studio = Studio(pipeline, renderers, folder / "made", size_px=args.size, device=device, precision=precision)
         try:
             launch(gradio, make_page(gradio, studio), port=args.port, root_path=args.root_path)

@@ -21,16 +21,15 @@ from cli.parser import (
     refuse_flags,
     whole_number,
 )
+from models import choices
 from models.segmentation_classes import check_words
+from motion.choices import DEFAULT_DAMPING
 from motion.wind import WINDS, parse_wind
 
 SMALLEST_TILE_PX = 32  # with smaller ones the overlap would be most of a tile
 FORMATS = ("mp4", "gif", "webm", "frames")
-SPLATS = ("softmax", "gaussian")
-SAMPLER_NAMES = ("dpm", "ddim", "unipc")
 # Bounds of the default schedule's 1000 training steps; the samplers need two to interpolate between.
 FEWEST_STEPS, MOST_STEPS = 2, 1000
-DEFAULT_DAMPING = 0.08  # that of motion.modal
 SECONDS_AFTER = 4.0  # of a video, after its last interaction
 # Flags that are of no use where no motion is predicted; those of loops alone; those of videos of interactions alone.
 PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--wind", "--seed")
@@ -120,10 +119,12 @@ def parse_synthesis(description: str, argv: list[str] | None) -> dict[str, Any]:
 def add_sampling_flags(parser: Parser) -> None:
     """Add the group of all scripts that predict motion."""
     add = parser.add_argument_group("motion").add_argument
-    add("--sampler", choices=SAMPLER_NAMES, default="dpm", help="DPM-Solver++, DDIM (the paper's), UniPC")
-    steps = whole_number(FEWEST_STEPS, MOST_STEPS)
-    add("--steps", type=steps, metavar="N", help="network calls; default: 20, DDIM 250")
-    add("--guidance", type=non_negative_float, metavar="W", default=0.0, help="classifier-free guidance; 0 = none")
+    samplers = {"choices": choices.SAMPLERS, "default": choices.DEFAULT_SAMPLER}
+    add("--sampler", help="DPM-Solver++, DDIM (the paper's), UniPC", **samplers)
+    steps, calls = whole_number(FEWEST_STEPS, MOST_STEPS), choices.DEFAULT_STEPS
+    add("--steps", type=steps, metavar="N", help=f"network calls; default: {calls['dpm']}, DDIM {calls['ddim']}")
+    guidance = "classifier-free guidance; 0 = none"
+    add("--guidance", type=non_negative_float, metavar="W", default=choices.DEFAULT_GUIDANCE, help=guidance)
     winds = f"{', '.join(WINDS)}, or how far what moves most does, px at 256 x 160; default: as the photograph suggests"
     add("--wind", dest="wind_px", type=wind, metavar="WIND", help=winds)
     add("--checkpoint", **CHECKPOINT)
@@ -172,11 +173,11 @@ def class_options(args: Arguments) -> dict[str, tuple[str, ...]]:
 def add_loop_flags(parser: Parser) -> None:
     """Add the group of loops whose length is no whole number of periods, at unchanged speed."""
     group = parser.add_argument_group("loops of any length", "at unchanged speed; a whole period needs none of this")
-    add, methods = group.add_argument, ("closing", "projection", "gradient")
+    add = group.add_argument
     add("--loop-seconds", type=positive_float, metavar="S", help="predict motion that is back at its start after S")
     guidance = "closing: only the sampled motion is projected; projection: each step's too; gradient: the paper's"
-    add("--loop-guidance", choices=methods, default="projection", help=guidance)
-    add("--loop-weight", type=non_negative_float, metavar="U", default=200.0, help="of the gradient")
+    add("--loop-guidance", choices=choices.LOOP_METHODS, default=choices.DEFAULT_LOOP_METHOD, help=guidance)
+    add("--loop-weight", type=non_negative_float, metavar="U", default=choices.LOOP_WEIGHT, help="of the gradient")
     add("--loop-recurrences", type=positive_int, metavar="N", default=1, help="how often a step is taken; paper: 2")
 
 
@@ -226,7 +227,7 @@ def add_interaction_flags(parser: Parser) -> None:
     add("--fps", type=positive_float, default=30.0, metavar="N", help="frames a second")
     add("--damping", type=positive_float, default=DEFAULT_DAMPING, metavar="XI", help="of all modes, 1 is critical")
     add("--gusts", type=non_negative_float, default=0.0, metavar="X", help="1: as far as the predicted motion")
-    add("--splat", choices=SPLATS, default="softmax", help="how pixels are carried")
+    add("--splat", choices=choices.OPERATORS, default="softmax", help="how pixels are carried")
     add("--preview", action="store_true", help="in image space, without the network")
 
 

@@ -14,6 +14,7 @@ from data.files import write_text
 from data.media import encode_jpeg, encode_webp_loop
 from models.rendering import render_frames
 from motion import modal
+from motion.choices import DEFAULT_DAMPING
 from motion.flow import motion_grid_size, resize_maps, resize_spectrum
 from motion.looping import plan_playback
 from motion.modal import Modes
@@ -55,7 +56,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
     codes, scale = modal.quantise(modes)
     height, width = modes.size
     constants = {
-        "damping": modal.DEFAULT_DAMPING,
+        "damping": DEFAULT_DAMPING,
         "limitPx": modal.LIMIT_FRACTION * max(modes.size),
         "holdHz": modal.HOLD_HZ,
         "extentPx": modal.EXTENT_PX,
@@ -70,7 +71,7 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
         "TITLE": html.escape(title.encode(errors="replace").decode()),  # file names may be any bytes
         "IMAGE": _base64(encode_jpeg(image)),
         "LOOP": _base64(encode_loop(image, motion)),
-        "DAMPING": str(modal.DEFAULT_DAMPING),
+        "DAMPING": str(DEFAULT_DAMPING),
         "DESCRIPTION": _inline_json(description),
         "MODES": _base64(zlib.compress(differences(codes).numpy().tobytes(), 9)),
         "SHADERS": _inline_json({name: read_source(f"{name}.glsl") for name in SHADERS}),

@@ -33,6 +33,4 @@ def loop_guidance(
     """Return the guidance to a loop of `loop_seconds`, None without; `timing`: of `loop_phase`."""
     if loop_seconds is None:
         return None
-    options = {"highest_noise": float("inf")} if method == "gradient" else {}  # all steps, as in the paper
-    phase = loop_phase(loop_seconds, **timing)
-    return LoopGuidance(phase, method=method, weight=weight, recurrences=recurrences, **options)
+    return LoopGuidance(loop_phase(loop_seconds, **timing), method=method, weight=weight, recurrences=recurrences)

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from animation.flags import CHECKPOINT, DEFAULT_SIZE_PX, FEWEST_STEPS, MOST_STEPS, SAMPLER_NAMES, SMALLEST_TILE_PX
+from animation.flags import CHECKPOINT, DEFAULT_SIZE_PX, FEWEST_STEPS, MOST_STEPS, SMALLEST_TILE_PX
 from cli.flags import FIXED_PRECISION, add_shared_flags
 from cli.parser import non_negative_float, positive_float, positive_int, size_px, whole_number
+from models.choices import SAMPLERS
 
 DEFAULT_OUT = Path("outputs/benchmark")
 SAMPLE = Path(__file__).resolve().parents[1] / "data" / "samples" / "blossom.jpg"
@@ -81,7 +82,7 @@ def _add_motion(group: Group) -> None:
     _add_networks(group)
     add = group.add_argument
     add("--grid", type=grid_size, default=(160, 256), metavar="WxH", help="motion grid, sides multiples of 32 px")
-    add("--samplers", choices=SAMPLER_NAMES, nargs="+", default=list(SAMPLER_NAMES), metavar="NAME", help="to compare")
+    add("--samplers", choices=SAMPLERS, nargs="+", default=list(SAMPLERS), metavar="NAME", help="to compare")
     add("--steps", type=steps, nargs="+", default=[20, 50], metavar="N", help="network calls, a row each")
     add("--guidance", type=non_negative_float, default=1.0, metavar="W", help="classifier-free guidance; 0 = none")
     add("--samples", type=positive_int, nargs="+", default=[1], metavar="N", help="in one batch, a row each")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from models.adaptive_filter import OFFSETS_PX, REACH_PX, filter_image, from_blocks, to_blocks
 from models.checkpoints import SavedModel
+from models.choices import OPERATORS
 from models.gridnet import GridNet, PReLU
 from models.resnet_encoder import ResNetPyramid
 from models.tiles import in_tiles, pad_to_multiple
@@ -18,7 +19,6 @@ from motion.flow import magnitude, resize_flow, resize_maps, sample_at
 from splatting import average_splat, gaussian_splat, softmax_splat, sum_splat
 from splatting.functional import DEFAULT_SIGMA_PX, SIGMA_RANGE_PX, WEIGHTINGS
 
-OPERATORS = ("softmax", "gaussian")
 IMPORTANCES = ("fixed", "learned")
 ENCODERS = ("pyramid", "resnet34")
 # Limits of a learned sigma. A wider Gaussian is cut off by the operator's 4 x 4 taps. A narrower one gives what lands

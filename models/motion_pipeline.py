@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from torch import Tensor
 
 from models.checkpoints import CheckpointError, one_line, read_config
+from models.choices import DEFAULT_GUIDANCE
 from models.class_maps import fine_class_probabilities
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import UNATTENDED_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
@@ -32,9 +33,6 @@ from motion.wind import WINDS
 
 logger = logging.getLogger(__name__)
 
-# Measured with the default weights on held-out clips (docs/experiments.md): 1 places motion no better than 0 (average
-# precision 0.52 for both), distorts the spectrum more (amplitude ratio 1.46 instead of 1.33) and takes twice as long.
-DEFAULT_GUIDANCE = 0.0
 DEFAULT_WIND_PX = WINDS["breeze"]  # of checkpoints without a placement head, which would suggest one
 CPU_BATCH_MB = 2000.0  # activations of one batch on the CPU, where larger batches are no faster
 BYTES_A_NUMBER = 60.0  # peak of the U-Net's activations by slices x positions x channels of its first level, measured

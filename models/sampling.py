@@ -11,14 +11,13 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler,
 from torch import Tensor
 
 from models.checkpoints import CheckpointError, one_line, read_config
+from models.choices import DEFAULT_SAMPLER, DEFAULT_STEPS, SAMPLERS
 from models.device import autocast
 from models.displacement import gaussian_mean
 from models.self_guidance import LoopGuidance
 from models.unet import PREDICTION_TYPES, FrequencyUNet
 from models.vae import MotionVAE
 
-DEFAULT_STEPS = {"dpm": 20, "ddim": 250, "unipc": 20}
-SAMPLERS, DEFAULT_SAMPLER = tuple(DEFAULT_STEPS), "dpm"
 # Standard deviation of the Gaussian over which correlated start noise is shared, latents.
 CORRELATION_CELLS = 3.0
 

@@ -5,16 +5,16 @@ linearised objective is zero, while eq. 5's may go a million times too far. The 
 the nearest motion that loops is known in closed form (`motion.looping.closed`), and the encoder brings it back.
 """
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from models.choices import DEFAULT_LOOP_METHOD, LOOP_METHODS, LOOP_WEIGHT
 from models.vae import MotionVAE
 from motion.looping import closed, is_whole_periods, loop_closure_error
 from motion.spectrum import without_drift
-
-METHODS = ("closing", "projection", "gradient")
 
 
 @dataclass(frozen=True)
@@ -27,19 +27,21 @@ class LoopGuidance:
     """
 
     phase: float  # L / T
-    method: str = "projection"
-    weight: float = 200.0  # u of the gradient; 200 in [GID]
+    method: str = DEFAULT_LOOP_METHOD
+    weight: float = LOOP_WEIGHT  # u of the gradient; 200 in [GID]
     recurrences: int = 1  # how often each step is taken, with noise added again in between; 2 in [GID]
-    # Largest sigma / alpha of the steps that are guided; inf guides all, as [GID] does. The last step always is.
-    highest_noise: float = 0.5
+    # Largest sigma / alpha of guided steps; the last always is one. None: 0.5, for the gradient all, as in [GID].
+    highest_noise: float | None = None
 
     def __post_init__(self) -> None:
-        if self.method not in METHODS:
-            raise ValueError(f"method: expected one of {', '.join(METHODS)}, got {self.method!r}")
+        if self.method not in LOOP_METHODS:
+            raise ValueError(f"method: expected one of {', '.join(LOOP_METHODS)}, got {self.method!r}")
         if not 0 < self.phase < float("inf"):
             raise ValueError(f"phase: expected a positive number, got {self.phase}")
         if self.weight < 0 or self.recurrences < 1:
             raise ValueError("weight: expected at least 0, recurrences at least 1")
+        if self.highest_noise is None:
+            object.__setattr__(self, "highest_noise", math.inf if self.method == "gradient" else 0.5)
 
     @property
     def is_needed(self) -> bool:

@@ -215,7 +215,7 @@ def test_a_recurrence_is_noised_to_where_it_was():
     ("options", "fold"),
     [
         ({}, 3),
-        ({"method": "gradient", "highest_noise": math.inf}, 1.8),
+        ({"method": "gradient"}, 1.8),
         ({"method": "closing"}, None),
     ],
 )
