@@ -63,7 +63,7 @@ def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[l
 
 
 def check_motion_flags(args: Arguments) -> None:
-    """Refuse flags that would do nothing; --loop-seconds implies --loop and the length."""
+    """Refuse flags that would do nothing."""
     if args.motion:
         right = "right: generate_motion.py --loop-seconds, or --loop"
         refuse_flags(args, ("--loop-seconds", *flags.LOOP_FLAGS), f"--motion is there already; {right}")
@@ -71,8 +71,6 @@ def check_motion_flags(args: Arguments) -> None:
         refuse_flags(args, (*flags.PREDICTION_FLAGS, "--motion-out"), why)
         if args.preview and not (args.move or args.freeze):
             refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --motion and --preview")
-    if args.loop_seconds is not None:
-        args.loop, args.seconds = True, args.seconds or args.loop_seconds
 
 
 class Animator:
@@ -120,9 +118,12 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if flags.print_classes(args, args.images):
         return 0
-    flags.class_options(args)
+    # --loop-seconds implies --loop and the length
+    if args.loop_seconds is not None:
+        args.loop, args.seconds = True, args.seconds or args.loop_seconds
+    flags.check_class_flags(args)
     check_motion_flags(args)
-    flags.loop_options(args)
+    flags.check_loop_flags(args)
     flags.check_playback_flags(args)
     workers = cluster_workers(args)
     playback = flags.playback_options(args)
@@ -157,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
         with local_input(images[0]) as file:
             inputs = read_inputs(file, args.size, playback, mask=args.mask, motion=args.motion)
     if not workers.cluster:  # whose workers may have what this machine lacks
-        flags.sampling_options(args), flags.rendering_options(args)
+        flags.checked_device(args, networks=not (args.motion and args.preview))
     todo = [(*job, video_format, inputs) for job in jobs]
     return run_each("animate.py", Animator.animate, todo, workers, load=partial(Animator, args), many=many)
 

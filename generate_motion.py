@@ -72,12 +72,12 @@ def main(argv: list[str] | None = None) -> int:
     if flags.print_classes(args, [args.input]):
         return 0
     workers, many = cluster_workers(args), is_folder(args.input)
-    loop = flags.loop_options(args)
-    flags.class_options(args)
+    flags.check_loop_flags(args)
+    flags.check_class_flags(args)
 
     from animation.sampling import loop_guidance
 
-    loop_guidance(**loop)  # its errors come before a model is loaded
+    loop_guidance(**flags.loop_options(args))  # its errors come before a model is loaded
     jobs = _jobs_of_folder(args) if many else [(args.input, check_output_file(args.output, "--output", (".npz",)))]
     if not many:
         from data.media import read_image_size
@@ -86,7 +86,7 @@ def main(argv: list[str] | None = None) -> int:
         with local_input(args.input) as file:
             read_image_size(file)
     if jobs and not workers.cluster:  # whose workers may have what this machine lacks
-        flags.sampling_options(args)
+        flags.checked_device(args)
     return run_each("generate_motion.py", Predictor.predict, jobs, workers, load=partial(Predictor, args), many=many)
 
 

@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
     if not args.video:
         check_output_file(out, "--out", (".html", ".htm"))
     flags.check_interaction_flags(args)
-    classes = flags.class_options(args)
+    flags.check_class_flags(args)
 
     from animation.class_control import ClassControl
     from animation.interactive_page import page_modes, write_page
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         logger.info("%s: %d x %d px, scaled to %d x %d (--size)", args.image, width, height, *image.shape[:0:-1])
     sampling, device = flags.sampling_options(args), flags.checked_device(args, networks=False)[0]
     rendering = flags.rendering_options(args) if args.video else {}
-    control = ClassControl.load(args.checkpoint, **classes)
+    control = ClassControl.load(args.checkpoint, args.move, args.freeze)
     if args.motion:
         motion = read_motion(args.motion, source)
     else:

@@ -162,12 +162,11 @@ def print_classes(args: Arguments, inputs: list[Path]) -> bool:
     return True
 
 
-def class_options(args: Arguments) -> dict[str, tuple[str, ...]]:
-    """Return the words of `animation.class_control.ClassControl` that the flags give; checks --show-motion as well."""
+def check_class_flags(args: Arguments) -> None:
+    """Raise ClassNameError for a word that names no class, UsageError for a --show-motion that cannot be written."""
     check_words(args.move, args.freeze)
     if args.show_motion:
         check_output_file(args.show_motion, "--show-motion", (".png",))
-    return {"move": args.move, "freeze": args.freeze}
 
 
 def add_loop_flags(parser: Parser) -> None:
@@ -188,14 +187,18 @@ def sampling_options(args: Arguments) -> dict[str, Any]:
     return options | {"precision": checked_device(args, networks=predicted)[1]}
 
 
-def loop_options(args: Arguments) -> dict[str, Any]:
-    """Return the arguments of `animation.sampling.loop_guidance`; UsageError for flags that would do nothing."""
+def check_loop_flags(args: Arguments) -> None:
+    """Raise UsageError for flags of loops that would do nothing."""
     if args.loop_seconds is None:
         refuse_flags(args, LOOP_FLAGS, "belongs to --loop-seconds S; right: both, or neither")
     if args.loop_guidance != "gradient":
         refuse_flags(args, ["--loop-weight"], "is of the gradient; right: --loop-guidance gradient beside it")
     if args.loop_guidance == "closing":
         refuse_flags(args, ["--loop-recurrences"], "--loop-guidance closing takes no steps; right: one of the two")
+
+
+def loop_options(args: Arguments) -> dict[str, Any]:
+    """Return the arguments of `animation.sampling.loop_guidance` that the flags give."""
     options = {"loop_seconds": args.loop_seconds, "method": args.loop_guidance}
     return options | {"weight": args.loop_weight, "recurrences": args.loop_recurrences}
 
