@@ -10,7 +10,7 @@ import torch
 from animation.class_control import ClassControl
 from animation.interactive_page import page_modes, write_page
 from animation.options import AS_SUGGESTED, CHOICES, DEFAULT_SIZE_PX, PlaybackOptions
-from animation.rendering import plan, read_images
+from animation.rendering import plan, played, read_images
 from data.files import OUTPUT_MARK
 from data.media import MediaError
 from data.video_writer import VideoWriter
@@ -69,12 +69,11 @@ class Studio:
                 raise ArgumentError(f"wind {error}") from error
         image, source = read_upload(upload, self.size_px)
         yield 0.0
-        motion = self.pipeline.predict(source, **sampling).controlled(magnify=strength)
-        control = ClassControl(self.pipeline.segmentation, move, freeze)
-        motion = control.apply(motion, source, Path(upload).name)
-        motion = motion.without_drift() if loop else motion
+        motion = self.pipeline.predict(source, **sampling)
+        motion = ClassControl(self.pipeline.segmentation, move, freeze).apply(motion, source, Path(upload).name)
+        options = PlaybackOptions(seconds=seconds, fps=motion.fps, loop=loop, magnify=strength)
+        playback, motion = plan(options, motion), played(motion, options)
         rendering = {"model": self.renderers[splat], "operator": splat, **self.rendering}
-        playback = plan(PlaybackOptions(seconds=seconds, fps=motion.fps, loop=loop), motion)
 
         # Gradio serves the folder, so that nobody may guess a name of another's.
         path = self.folder / f"animated-{secrets.token_hex(8)}.mp4"
