@@ -28,7 +28,7 @@ from motion.flow import GRID_MULTIPLE, MOTION_AREA_PX, motion_grid_size, resize_
 from motion.looping import closed, loop_closure_error
 from motion.motion_file import Motion, thumbnail
 from motion.spectrum import FPS, mean_displacement, without_drift
-from motion.strength import untorn_scale
+from motion.strength import amplitude_limit_scale
 from motion.wind import WINDS
 
 logger = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ class MotionPipeline(DiffusionPipeline):
     ) -> Motion:  # fmt: skip
         """Predict one motion for an image of any size, (3, H, W) in [0, 1], on its motion grid of about `area` px.
 
-        Motion that would tear the image is scaled down (`untorn_scale`); "amplitude_limit_scale" in the meta is the
+        Motion that would tear the image is scaled down (`motion.strength`); "amplitude_limit_scale" in the meta is the
         factor, "wind_px" the wind that was given, or null. With `loop` the motion has no drift and closes exactly after
         that part of the period; "loop" in the meta holds the method and the closure error before (px). `options`: of
         `__call__`.
@@ -276,7 +276,7 @@ class MotionPipeline(DiffusionPipeline):
             raise CheckpointError("precision: the predicted motion is not finite; right: other weights or precision")
         if loop is not None:
             spectrum, meta["loop"] = self._close(spectrum, loop)
-        meta["amplitude_limit_scale"] = scale = untorn_scale(spectrum)
+        meta["amplitude_limit_scale"] = scale = amplitude_limit_scale(spectrum)
         num_frames = round(self.unet.config.period_s * FPS)
         return Motion(spectrum * scale, None, num_frames, FPS, (height, width), meta)
 

@@ -15,7 +15,7 @@ WIND_QUANTILE = 0.95
 # Largest change of displacement from pixel to pixel over time, in the median of the pixels that move, whose edges may
 # slide along what is still: towards the limit motion saturates. At 0.2 frames look like photographs, at 0.3 petals and
 # blades stretch, above 0.5 things fold.
-STRAIN_LIMIT, STRAIN_QUANTILE = 0.27, 0.5
+STRAIN_LIMIT, STRAIN_QUANTILE, STRAIN_PHASES = 0.27, 0.5, 25
 # What moves most is not limited below this wind, px: crowns of small leaves have much strain, and tear less.
 LEAST_LIMIT_PX = 3.6
 # A pixel moves above this fraction of the largest displacement: a flame is a hundredth of its image.
@@ -46,22 +46,26 @@ def _moving(moved_px: Tensor) -> Tensor:
     return (moved_px >= MOVING_FRACTION * moved_px.max()) & (moved_px > 0)
 
 
-def strain(spectrum: Tensor, num_phases: int = 25) -> float:
-    """Return the largest |grad F_t| over time of a spectrum (K, 4, H, W), at STRAIN_QUANTILE of what moves; or 0."""
-    flow = spectrum_to_flow(spectrum, torch.arange(1, num_phases + 1) / num_phases)  # (N, 2, H, W)
-    largest = squared_gradient(flow).amax(0).sqrt()[_moving(mean_displacement(spectrum)[0])[:-1, :-1]]
+def strain(spectrum: Tensor, moved_px: Tensor | None = None) -> float:
+    """Return the largest |grad F_t| over time of a spectrum (K, 4, H, W) of mean |F| `moved_px`; 0 without motion.
+
+    Of the pixels that move it is that at STRAIN_QUANTILE.
+    """
+    moved_px = mean_displacement(spectrum)[0] if moved_px is None else moved_px
+    flow = spectrum_to_flow(spectrum, torch.arange(1, STRAIN_PHASES + 1) / STRAIN_PHASES)  # (N, 2, H, W)
+    largest = squared_gradient(flow).amax(0).sqrt()[_moving(moved_px)[:-1, :-1]]
     return float(largest.quantile(STRAIN_QUANTILE)) if largest.numel() else 0.0
 
 
-def untorn_scale(spectrum: Tensor) -> float:
+def amplitude_limit_scale(spectrum: Tensor) -> float:
     """Return the factor, at most 1, by which motion is weakened so that it does not tear the image.
 
     The wind saturates at that of STRAIN_LIMIT, or at LEAST_LIMIT_PX where that is more: a stronger motion stays the
     stronger one.
     """
-    found = strain(spectrum)
+    moved_px = mean_displacement(spectrum)[0]  # (H, W)
+    found = strain(spectrum, moved_px)
     if found == 0:
         return 1.0
-    moved_px = mean_displacement(spectrum)[0]  # (H, W)
     wind_px = float(moved_px[_moving(moved_px)].quantile(WIND_QUANTILE)) * default_grid_scale(*spectrum.shape[-2:])
     return 1 / (1 + min(found / STRAIN_LIMIT, wind_px / LEAST_LIMIT_PX))

@@ -21,7 +21,7 @@ from models.unet_layers import SpatialAttention
 from models.vae import MotionVAE
 from motion.flow import resize_spectrum
 from motion.spectrum import mean_displacement
-from motion.strength import LEAST_LIMIT_PX, STRAIN_LIMIT, strain, untorn_scale, wind_of, wind_position
+from motion.strength import LEAST_LIMIT_PX, STRAIN_LIMIT, amplitude_limit_scale, strain, wind_of, wind_position
 from motion.wind import LEAST_WIND_PX, MOST_WIND_PX, WINDS, parse_wind
 from training.latents import LatentDataset, bin_confidence
 from training.motion_stages import extended
@@ -66,16 +66,16 @@ def test_the_wind_of_a_motion_is_its_strength_on_any_grid():
 
 def test_motion_saturates_where_it_would_tear():
     spectrum = smooth_spectrum()
-    assert strain(torch.zeros(4, 4, 32, 32)) == 0 and untorn_scale(torch.zeros(4, 4, 32, 32)) == 1
+    assert strain(torch.zeros(4, 4, 32, 32)) == 0 and amplitude_limit_scale(torch.zeros(4, 4, 32, 32)) == 1
     assert strain(3 * spectrum) == pytest.approx(3 * strain(spectrum))
     shift = torch.ones(4, 4, 32, 32)
-    assert untorn_scale(100 * shift) == 1  # all moves as one
-    left = [factor * untorn_scale(factor * spectrum) for factor in (0.01, 0.1, 1.0, 10.0, 100.0)]
+    assert amplitude_limit_scale(100 * shift) == 1  # all moves as one
+    left = [factor * amplitude_limit_scale(factor * spectrum) for factor in (0.01, 0.1, 1.0, 10.0, 100.0)]
     assert left == sorted(left) and left[0] == pytest.approx(0.01, rel=0.03)
     assert strain(left[-1] * spectrum) < STRAIN_LIMIT or wind_of(left[-1] * spectrum) < LEAST_LIMIT_PX
     # noise has much strain, and what moves most still moves
     noise = 50 * torch.randn(4, 4, 160, 256, generator=torch.Generator().manual_seed(0))
-    assert wind_of(noise * untorn_scale(noise)) == pytest.approx(LEAST_LIMIT_PX, rel=0.03)
+    assert wind_of(noise * amplitude_limit_scale(noise)) == pytest.approx(LEAST_LIMIT_PX, rel=0.03)
 
 
 # ------------------------------------------------------------------------------------------------ the denoiser
