@@ -113,10 +113,10 @@ def backward(
         # At the targets, with a margin of zeros
         total = np.zeros((items, height + 2 * pad, width + 2 * pad, channels), source.dtype)
         mass = np.zeros(total.shape[:3], source.dtype)
-        peak = np.pad(part(weight if importance is None else largest)[:, 0], ((0, 0), (pad, pad), (pad, pad)))
+        largest_z = np.pad(part(weight if importance is None else largest)[:, 0], ((0, 0), (pad, pad), (pad, pad)))
         outer = map(part, (grad_out, grad_weight, out if normalise and any(needs[1:]) else None, weight))
         _run(weigh_gradients, tasks, threads, *outer, normalise, pad, total, mass)
-        arguments = (points, conic, (total, mass, peak), *scale, any(needs[1:]))
+        arguments = (points, conic, (total, mass, largest_z), *scale, any(needs[1:]))
         results = tuple(map(part, (grad_values, grad_flow, grad_z, grad_sigma)))
         _run(_kernels().gather_gradients, tasks, threads, source, z, *arguments, results)
     gradients = (grad_values.to(values.dtype), grad_flow, grad_z, grad_sigma.sum())

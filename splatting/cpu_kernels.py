@@ -88,15 +88,15 @@ def _exponentiate(taps, n):
 
 
 @njit(**OPTIONS)
-def _weigh(landing, conic, place, window, z, peak, taps, decay):
-    """Weigh by the importance: decay (4, n) becomes exp(z - peak); Gaussian exponents, taps (16, n), whole weights."""
+def _weigh(landing, conic, place, window, z, largest, taps, decay):
+    """Weigh by importance: decay (4, n) becomes exp(z - largest); Gaussian exponents, taps (16, n), whole weights."""
     b, y, x0, n = place
     side = window[2]
     exponents = taps if side == 4 else decay
     if side == 2:
         decay[:] = 0
     if z.shape[0] > 0:
-        _meet_peaks(landing, place, window, z, peak, exponents, False)
+        _meet_largest(landing, place, window, z, largest, exponents, False)
     _exponentiate(exponents, n)
     if side == 4:
         scale = conic[3, b, y, x0 : x0 + n]
@@ -149,42 +149,42 @@ def splat_bands(tasks, values, z, landing, conic, limits, channels, normalise, t
     # One more channel holds the weight.
     padded = (count + LANES) // LANES * LANES
     total = np.empty((tall + 2 * pad, width + 2 * pad, padded), values.dtype)
-    peak = np.empty((tall + 2 * pad, width + 2 * pad), values.dtype)
+    band_largest = np.empty((tall + 2 * pad, width + 2 * pad), values.dtype)
     tile = np.ones((TILE, padded), values.dtype)
     taps, decay = np.empty((side * side, TILE), values.dtype), np.ones((side * side, TILE), values.dtype)
     for t in range(tasks.shape[0]):
         b, first, last = tasks[t, 0], tasks[t, 1], tasks[t, 2]
         window = (first, last, side, pad)
         total[: last - first + 2 * pad] = 0
-        peak[: last - first + 2 * pad] = -np.inf
-        for find_peaks in range(1 if has_importance else 0, -1, -1):
+        band_largest[: last - first + 2 * pad] = -np.inf
+        for find_largest in range(1 if has_importance else 0, -1, -1):
             for y in range(top.shape[1]):
                 for k in range(top.shape[2]):
                     if bottom[b, y, k] + high < first or top[b, y, k] + low >= last:
                         continue
                     place = (b, y, k * TILE, min(TILE, width - k * TILE))
                     _footprint(landing, conic, place, taps)
-                    if find_peaks:
-                        _meet_peaks(landing, place, window, z, peak, taps, True)
+                    if find_largest:
+                        _meet_largest(landing, place, window, z, band_largest, taps, True)
                         continue
                     if gaussian or has_importance:
-                        _weigh(landing, conic, place, window, z, peak, taps, decay)
+                        _weigh(landing, conic, place, window, z, band_largest, taps, decay)
                         taps *= decay
                     _transpose(values, place, channels[0], count, tile, True)
                     _add(column, row, place, window, taps, tile, total)
-        _write(total, peak, b, window, channels[0], count, normalise, out, weight, largest)
+        _write(total, band_largest, b, window, channels[0], count, normalise, out, weight, largest)
 
 
 @njit(**OPTIONS)
-def _meet_peaks(landing, place, window, z, peak, taps, rising):
-    """Raise peak (rows + 2 P, W + 2 P) to the largest z of the sources whose taps (T, n) touch it.
+def _meet_largest(landing, place, window, z, largest, taps, rising):
+    """Raise largest (rows + 2 P, W + 2 P) to the largest z of the sources whose taps (T, n) touch it.
 
-    Not `rising`, add z - peak to the taps, exponents, where it is negative.
+    Not `rising`, add z - largest to the taps, exponents, where it is negative.
     """
     column, row, _, _ = landing
     b, y, x0, n = place
     first, last, side, pad = window
-    low, number = -(side // 2 - 1), peak.dtype.type
+    low, number = -(side // 2 - 1), largest.dtype.type
     # What does not arrive is a weight of 0, or an exponent of -inf.
     nothing = number(-np.inf if side == 4 else 0)
     for j in range(n):
@@ -193,7 +193,7 @@ def _meet_peaks(landing, place, window, z, peak, taps, rising):
             continue
         left, importance = column[b, y, x] + pad + low, z[b, 0, y, x]
         for ky in range(side):
-            line = peak[row[b, y, x] - first + pad + low + ky, left : left + side]
+            line = largest[row[b, y, x] - first + pad + low + ky, left : left + side]
             for kx in range(side):
                 if not rising:
                     # Where nothing arrives the difference is infinite, and the weight 0 anyway.
@@ -231,7 +231,7 @@ def _add(column, row, place, window, taps, tile, total):
 
 
 @njit(**OPTIONS)
-def _write(total, peak, b, window, channel, count, normalise, out, weight, largest):
+def _write(total, band_largest, b, window, channel, count, normalise, out, weight, largest):
     """Divide a band's sums by its weights and write them as out (B, C, H, W)."""
     first, last, _, pad = window
     width, number = out.shape[3], out.dtype.type
@@ -244,7 +244,7 @@ def _write(total, peak, b, window, channel, count, normalise, out, weight, large
                 w = sums[j, count]
                 weight[b, 0, y, x0 + j] = w
                 if largest.shape[0] > 0:
-                    largest[b, 0, y, x0 + j] = peak[y - first + pad, x0 + pad + j]
+                    largest[b, 0, y, x0 + j] = band_largest[y - first + pad, x0 + pad + j]
                 scale[j] = number(1) / w if w > 0 else number(0)
             if normalise:
                 for j in range(n):
@@ -267,7 +267,7 @@ def gather_gradients(tasks, values, z, landing, conic, target, sigma, floor, wei
             that to sigma (B, 1, H, W), or absent; S, written.
     """
     column, row, fx, fy = landing
-    grad_total, grad_mass, peak = target
+    grad_total, grad_mass, largest = target
     grad_values, grad_flow, grad_z, grad_sigma = gradients
     gaussian = conic.shape[0] > 0
     side, pad = (4, 3) if gaussian else (2, 1)
@@ -284,7 +284,7 @@ def gather_gradients(tasks, values, z, landing, conic, target, sigma, floor, wei
                 place = (b, y, x0, min(TILE, width - x0))
                 _footprint(landing, conic, place, taps)
                 if gaussian or z.shape[0] > 0:
-                    _weigh(landing, conic, place, window, z, peak[b], taps, decay)
+                    _weigh(landing, conic, place, window, z, largest[b], taps, decay)
                 _transpose(values, place, 0, count, tile, True)
                 _dot(column, row, place, window, taps, decay, tile, sums, weights_too, dots, grad_tile)
                 _transpose(grad_values, place, 0, count, grad_tile, False)

@@ -178,11 +178,11 @@ __device__ inline void gather(GATHER_PARAMETERS)
     const Gaussian round = SIDE == 4 ? make_gaussian(*sigma, {1, 1, 0, 0}, 0, nullptr) : Gaussian();
     const Walk<SIDE> start = {heads + first_cell, sources + first_pixel, cells_across};
 
-    Sum top = -infinity();  // the largest importance that touches this target
+    Sum largest_here = -infinity();  // the largest importance that touches this target
     if (largest)
         for (Walk<SIDE> walk = start; walk.next();)
-            if (walk.source.z > top && walk.weight(gaussians, round) > 0)
-                top = walk.source.z;
+            if (walk.source.z > largest_here && walk.weight(gaussians, round) > 0)
+                largest_here = walk.source.z;
 
     const Offset first_value = (Offset(place.image) * channels + first_channel) * pixels;
     Sum total = 0, sums[CHUNK] = {};
@@ -191,7 +191,7 @@ __device__ inline void gather(GATHER_PARAMETERS)
         if (w == 0)
             continue;  // not even a NaN arrives then
         if (largest)
-            w *= exp(walk.source.z - top);
+            w *= exp(walk.source.z - largest_here);
         total += w;
         const Value* source_values = values + first_value + walk.n;
         if (count >= CHUNK)
@@ -213,7 +213,7 @@ __device__ inline void gather(GATHER_PARAMETERS)
         return;
     weight[first_pixel + n] = total;
     if (largest)
-        largest[first_pixel + n] = top;
+        largest[first_pixel + n] = largest_here;
 }
 
 extern "C" __global__ void __launch_bounds__(THREADS) gather_2x2(GATHER_PARAMETERS)
