@@ -31,9 +31,11 @@ FORMATS = ("mp4", "gif", "webm", "frames")
 # Bounds of the default schedule's 1000 training steps; the samplers need two to interpolate between.
 FEWEST_STEPS, MOST_STEPS = 2, 1000
 SECONDS_AFTER = 4.0  # of a video, after its last interaction
-# Flags that are of no use where no motion is predicted; those of loops alone; those of videos of interactions alone.
+# Of no use where no motion is predicted.
 PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--wind", "--seed")
+# Of loops alone.
 LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")
+# Of videos of interactions alone.
 VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--gusts", "--splat", "--preview")
 CHECKPOINT = dict(type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
 

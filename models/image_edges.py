@@ -8,11 +8,11 @@ from torch import Tensor
 
 from motion.flow import default_grid_scale
 
-# Blur before edges are sought, px of a grid of 256 x 160, which takes texture away; Canny's thresholds of the gradient,
-# 8 bit; length, fraction of the longer side.
-LONG_BLUR_PX, LONG_GRADIENTS, LEAST_LONG = 2.5, (20, 60), 0.2
-# No surface below the first fraction, one in full above the second.
-NO_SURFACE_BELOW, SURFACE_ABOVE = 0.4, 0.7
+LONG_BLUR_PX = 2.5  # of a grid of 256 x 160, before edges are sought: takes texture away
+LONG_GRADIENTS = (20, 60)  # Canny's thresholds of the gradient, 8 bit
+LEAST_LONG = 0.2  # length of an edge, fraction of the longer side
+NO_SURFACE_BELOW = 0.4
+SURFACE_ABOVE = 0.7  # in full
 # Edges hold within so many px, of the same grid, of what is static: outlines of flowers in a field move.
 STATIC_REACH_PX = 4
 
