@@ -24,7 +24,7 @@ CPU_DECODER_BYTES = 256e6
 GPU_DECODER_FRACTION = 0.5
 # Numbers that the decoder holds at once for a pixel and a channel of its finest row, inputs and temporaries included.
 DECODER_NUMBERS = 8
-SMALLEST_TILE_PX = 128
+SMALLEST_CHOSEN_TILE_PX = 128
 # Frames computed together fill a GPU; on a CPU they only take memory.
 GPU_BATCH_PX, GPU_LARGEST_BATCH = 4_000_000, 32
 CPU_BATCH_PX, CPU_LARGEST_BATCH = 1_000_000, 2
@@ -53,7 +53,7 @@ def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, d
     if size[0] * size[1] <= pixels:
         return 0
     tile = int(pixels**0.5) - 2 * model.margin_px
-    return max(tile // model.multiple * model.multiple, SMALLEST_TILE_PX)
+    return max(tile // model.multiple * model.multiple, SMALLEST_CHOSEN_TILE_PX)
 
 
 def render_frames(

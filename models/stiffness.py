@@ -57,10 +57,10 @@ def straighten(
         places = y.clamp(0, height - 1) * width + x.clamp(0, width - 1)  # (n,)
         if not bool(moves[places].any()):
             continue
-        found = flat[:, places]
-        fit = found.mean(1, keepdim=True) + (found @ along)[:, None] / along.square().sum() * along  # (4 K, n)
+        values = flat[:, places]
+        fit = values.mean(1, keepdim=True) + (values @ along)[:, None] / along.square().sum() * along  # (4 K, n)
         is_moving = moves[places].float().mean() >= LEAST_MOVING
-        difference.index_add_(1, places, fit * is_moving - found)
+        difference.index_add_(1, places, fit * is_moving - values)
         count.index_add_(0, places, torch.ones_like(along))
     on_line = (count > 0).to(flat).view(1, height, width)
     difference = (difference / count.clamp(min=1)).view(-1, height, width)

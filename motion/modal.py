@@ -30,8 +30,8 @@ from motion.spectrum import PERIOD_S
 LIMIT_FRACTION = 0.1  # highest displacement that a hold may lead to, of the grid's long side
 HOLD_HZ = 3.0  # the hand is a critically damped spring of this frequency: about 0.1 s behind the pointer
 EXTENT_PX = 1.5  # standard deviation of the Gaussian by which a touch takes hold of the image, px of the grid
-# A point follows half the way along a direction in which its compliance is the first fraction of its own total, or the
-# second of the image's largest, and less where it is stiffer.
+# Stiffness of a hold. In a direction whose compliance equals the first fraction of the point's total, or the second of
+# the image's largest, the point follows half way; where it is stiffer, less.
 STIFF_FRACTIONS = (0.02, 0.002)
 # A pixel moving less than the first fraction of the highest amplitude is static; above the second nothing changes.
 STATIC_FRACTIONS = (0.02, 0.06)
@@ -175,13 +175,13 @@ class Simulation:
         omega = self.modes.omega
         one, none = torch.ones_like(omega), torch.zeros_like(omega)
         (qq, vq), (qv, vv) = (oscillate(*start, omega, self.damping, dt) for start in ((one, none), (none, one)))
-        place = self.wind**2 / 2
-        speed = place * omega.square()
-        variance = place - qq.square() * place - qv.square() * speed
-        # In a very short step the variance is only rounding.
-        of_q = torch.where(variance > LEAST_VARIANCE * place, variance, torch.zeros_like(variance)).sqrt()
-        shared = torch.where(of_q > 0, -(qq * vq * place + qv * vv * speed) / of_q, torch.zeros_like(of_q))
-        of_v = (speed - vq.square() * place - vv.square() * speed - shared.square()).clamp(min=0).sqrt()
+        var_q = self.wind**2 / 2
+        var_v = var_q * omega.square()
+        added_var = var_q - qq.square() * var_q - qv.square() * var_v
+        # In a very short step it is only rounding.
+        of_q = torch.where(added_var > LEAST_VARIANCE * var_q, added_var, torch.zeros_like(added_var)).sqrt()
+        shared = torch.where(of_q > 0, -(qq * vq * var_q + qv * vv * var_v) / of_q, torch.zeros_like(of_q))
+        of_v = (var_v - vq.square() * var_q - vv.square() * var_v - shared.square()).clamp(min=0).sqrt()
         noise = torch.tensor([gust(self._gusts, part) for part in range(4 * len(omega))], dtype=torch.float64)
         self._gusts += 1
         first, second = torch.view_as_complex(noise.view(-1, 2, 2)).T * self.active  # (M,) each

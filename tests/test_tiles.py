@@ -129,7 +129,7 @@ def test_the_stream_takes_tiles_and_chooses_them_by_memory(monkeypatch: pytest.M
     whole = frames()
     assert set(seen) == {0}
     monkeypatch.setattr(models.rendering, "CPU_DECODER_BYTES", 1e6)
-    monkeypatch.setattr(models.rendering, "SMALLEST_TILE_PX", 48)
+    monkeypatch.setattr(models.rendering, "SMALLEST_CHOSEN_TILE_PX", 48)
     small = frames()
     assert set(seen) == {48}
     assert (small - whole).abs().max() < 1e-4

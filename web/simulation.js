@@ -282,16 +282,16 @@ const Modal = (() => {
 
     // The noise of a wind that keeps E |q_k|^2 = wind^2, exactly for any dt: see Simulation._blow in motion/modal.py.
     blow(dt) {
-      const place = this.wind ** 2 / 2;
+      const varQ = this.wind ** 2 / 2;
       for (let k = 0; k < this.numModes; k++) {
         if (!this.active[k]) continue;
-        const speed = place * this.omega[k] ** 2;
+        const varV = varQ * this.omega[k] ** 2;
         const [qq, qv, vq, vv] = propagator(this.omega[k], this.damping, dt);
-        const variance = place - qq * qq * place - qv * qv * speed;
-        // Of so short a step nothing but rounding is left; what it adds to the place is nothing then.
-        const ofQ = variance > this.constants.leastVariance * place ? Math.sqrt(variance) : 0;
-        const shared = ofQ > 0 ? -(qq * vq * place + qv * vv * speed) / ofQ : 0;
-        const ofV = Math.sqrt(Math.max(speed - vq * vq * place - vv * vv * speed - shared * shared, 0));
+        const addedVar = varQ - qq * qq * varQ - qv * qv * varV;
+        // In a very short step it is only rounding.
+        const ofQ = addedVar > this.constants.leastVariance * varQ ? Math.sqrt(addedVar) : 0;
+        const shared = ofQ > 0 ? -(qq * vq * varQ + qv * vv * varV) / ofQ : 0;
+        const ofV = Math.sqrt(Math.max(varV - vq * vq * varQ - vv * vv * varV - shared * shared, 0));
         for (let part = 0; part < 2; part++) {
           const first = gust(this.gusts, 4 * k + part), second = gust(this.gusts, 4 * k + 2 + part);
           this.q[2 * k + part] += ofQ * first;
