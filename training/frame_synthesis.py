@@ -190,7 +190,8 @@ def train_renderer(
         model.load_encoder(encoder_weights)
     logger.info("%s, preset %s, %.2f M parameters, %d px crops", operator, preset, model.num_parameters() / 1e6, crop)
     if dry_run:
-        logger.info("dry run: would train on %s with %s", data or "rendered scenes", options)
+        where = ", ".join(data or ["a small rendered scene set"])
+        logger.info("dry run: would train %d steps of %d crops on %s", options.steps, options.batch_size, where)
         return
     loss, validation = partial(renderer_loss, perceptual=perceptual), Validation(sets, crop, perceptual)
     dataset = RenderingDataset(sets, split="train", size=(crop, crop))
