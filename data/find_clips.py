@@ -112,7 +112,7 @@ def list_videos(path: Path) -> list[Path]:
     if is_folder(path):
         return list_files(path, VIDEO_SUFFIXES, below=True)
     if not (path.is_file() or url_of(path)):
-        raise MediaError(f"{path}: no such file or folder")
+        raise MediaError(f"{path}: there is no such file; give a video or a folder of videos")
     return [path]
 
 

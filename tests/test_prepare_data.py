@@ -207,7 +207,7 @@ def test_the_contact_sheet_shows_picture_motion_and_slice(prepared):
     ("arguments", "said"),
     [
         (["videos", "VIDEOS"], "--out"),
-        (["videos", "VIDEOS/none.mp4", "--out", "OUT"], "no such file or folder"),
+        (["videos", "VIDEOS/none.mp4", "--out", "OUT"], "none.mp4: there is no such file; give a video or"),
         (["videos", "EMPTY", "--out", "OUT"], "no videos there"),
         (["videos", "VIDEOS", "--out", "OUT", "--method", "raft"], "--raft-weights FILE"),
         (["videos", "VIDEOS", "--out", "OUT", "--raft-weights", "x"], "--raft-weights: belongs to --method raft"),
