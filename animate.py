@@ -92,7 +92,10 @@ class Animator:
         self.rendering = rendering | {"operator": args.splat, "model": model}
 
     def animate(self, job: tuple[Path, Path, str, tuple | None]) -> None:
-        """Predict the motion of a job's image, unless `read_inputs` has read one already, and render its video."""
+        """Render one job (image, output, format, inputs).
+
+        `inputs` is what `read_inputs` returned, or None if nothing is read yet.
+        """
         from animation.rendering import played, read_inputs, render_video, show_motion
         from motion.motion_file import save_motion
 

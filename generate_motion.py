@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _jobs_of_folder(args: Arguments) -> list[tuple[Path, Path]]:
-    """Return a motion file for each image of a folder; those that are there are left out where that is asked for."""
+    """Return (image, motion file) for each image of a folder; with --skip-existing only those not made yet."""
     from data.files import output_names
     from data.media import list_images
 

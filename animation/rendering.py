@@ -68,9 +68,9 @@ def read_inputs(
 
 
 def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: float = 1.0) -> Playback:
-    """Return the frames that the options ask for, of a motion or one of the usual period that closes at `loop_phase`.
+    """Return the playback that the options ask for; ArgumentError or MotionFileError where they give no video.
 
-    ArgumentError or MotionFileError where they give no video.
+    Without a motion, of one with the usual period that closes at `loop_phase`.
     """
     if motion is not None:
         try:

@@ -72,7 +72,7 @@ class SavedModel(ModelMixin, ConfigMixin):
 
 @contextmanager
 def _at_most(parameters: int) -> Iterator[None]:
-    """Raise ValueError where a network of clearly more numbers is built, before it takes its time and memory."""
+    """Raise ValueError as soon as a network being built has clearly more parameters than its weight file."""
     left = parameters + SPARE_PARAMETERS
 
     def count(_module: torch.nn.Module, _name: str, parameter: torch.nn.Parameter) -> None:

@@ -202,7 +202,7 @@ class FrameSynthesis(SavedModel):
         encoder: str = "pyramid",  # a few convolutions per scale; "resnet34": the first stages of ResNet-34
         learn_sigma: bool = False,  # from `sigma` on, within LEARNED_SIGMA_PX
         # The finest scale has 1 / unshuffle of the image's sides, and an unshuffle x unshuffle block of pixels at each
-        # place; so do the residuals that come out. 1 in earlier models; 2 takes a quarter of the time.
+        # place; so do the residuals that come out. 1: full resolution; 2 takes a quarter of the time.
         unshuffle: int = 1,
         # The decoder also predicts a filter of each pixel of the residual path, for which it sees the motion.
         filters: bool = False,
