@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
 
     from training.frame_synthesis import train_renderer
 
-    flags = vars(args)
+    flags = dict(vars(args))
     own = {name: flags.pop(name) for name in ("sigma", "learn_sigma", "ewa", "weighting")}
-    train_renderer("gaussian", own, **flags)
+    train_renderer("gaussian", own, vars(args), **flags)
     return 0
 
 

@@ -24,8 +24,8 @@ def main(argv: list[str] | None = None) -> int:
 
     from training.frame_synthesis import train_renderer
 
-    flags = vars(args)
-    train_renderer("softmax", {"scales": flags.pop("scales")}, **flags)
+    flags = dict(vars(args))
+    train_renderer("softmax", {"scales": flags.pop("scales")}, vars(args), **flags)
     return 0
 
 

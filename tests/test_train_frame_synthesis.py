@@ -19,7 +19,7 @@ from data.media import read_image
 from evaluation.frames.models import TrainedRenderer
 from models import frame_synthesis
 from models.frame_synthesis import FrameSynthesis
-from training.frame_synthesis import GRADIENT_WEIGHT, PRESETS, arriving_reliability, loss_terms
+from training.frame_synthesis import GRADIENT_WEIGHT, TRAINING_PRESETS, arriving_reliability, loss_terms
 
 SCRIPTS = {"softmax": train_frame_synthesis_softsplat, "gaussian": train_frame_synthesis_gaussian}
 
@@ -221,7 +221,7 @@ def test_dry_run_writes_nothing(clip_set: Path, tmp_path: Path, caplog: pytest.L
     assert re.search(rf"dry run: would train \d+ steps of \d+ crops on {clip_set}\n", caplog.text)
     assert "32 px crops" in caplog.text
     assert list(tmp_path.iterdir()) == []
-    assert set(PRESETS) == {"tiny", "fast", "small", "paper"}
+    assert set(TRAINING_PRESETS) == {"tiny", "fast", "small", "paper"}
 
 
 def test_flags_that_help_must_show_without_the_network_agree_with_it() -> None:

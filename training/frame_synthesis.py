@@ -42,7 +42,7 @@ CROP_MULTIPLE, SMALLEST_CROP_PX = 4, 32
 
 # `tiny` takes minutes on two CPU cores, `small` some hours there or minutes on a GPU, `paper` is meant for a GPU. The
 # networks of these names are in models/frame_synthesis.py.
-PRESETS: dict[str, dict[str, Any]] = {
+TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 300, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98},
     "fast": {"steps": 20_000, "batch_size": 8, "learning_rate": 5e-4, "warmup_steps": 200, "validate_every": 1000},
     "small": {"steps": 20_000, "batch_size": 8, "learning_rate": 5e-4, "warmup_steps": 200, "validate_every": 1000},
@@ -149,28 +149,27 @@ def _load_renderer(folder: Path, operator: str) -> FrameSynthesis:
 
 def train_renderer(
     operator: str,  # "softmax" or "gaussian"
-    model_options: Mapping[str, Any] | None = None,  # its own entries of the model's config
+    model_options: Mapping[str, Any],  # its own entries of the model's config
+    record: Mapping[str, Any],  # all flags, as the run's folder keeps them
     *,
-    data: Sequence[str] | None = None,  # clip sets, SET or SET:WEIGHT; None renders a small scene set first
-    preset: str = "tiny",
-    crop: int | None = None,  # side of a training crop, px; None: the preset's
-    encoder: str = "pyramid",  # of the model's config, as is importance
-    encoder_weights: str | None = None,  # ImageNet weights to start "resnet34" from
-    importance: str = "fixed",
-    init: Path | None = None,  # a trained renderer to start from, whose config the model takes
-    perceptual_weights: Path | str | None = None,  # see PerceptualLoss; None trains without
-    perceptual_network: Network | None = None,
-    export: Path | None = None,  # where the model goes
-    export_precision: str = "fp16",  # or "fp32"
-    out: Path | None = None,  # see `open_run`
-    resume: str | None = None,
-    dry_run: bool = False,  # check everything, say what would be done, and stop
+    data: Sequence[str] | None,  # clip sets, SET or SET:WEIGHT; None renders a small scene set first
+    preset: str,
+    crop: int | None,  # side of a training crop, px; None: the preset's
+    encoder: str,  # of the model's config, as is importance
+    encoder_weights: str | None,  # ImageNet weights to start "resnet34" from
+    importance: str,
+    init: Path | None,  # a trained renderer to start from, whose config the model takes
+    perceptual_weights: Path | str | None,  # see PerceptualLoss; None trains without
+    perceptual_network: Network | None,
+    export: Path | None,  # where the model goes
+    export_precision: str,  # "fp16" or "fp32"
+    out: Path | None,  # see `open_run`
+    resume: str | None,
+    dry_run: bool,  # check everything, say what would be done, and stop
     **loop: Any,  # fields of LoopOptions; those that are None take the preset's value
 ) -> None:
     """Train a frame synthesis network and export it; ArgumentError, ClipSetError: what cannot be used."""
-    flags = {**locals(), **loop, **(model_options or {})}  # for the record
-    flags = {name: value for name, value in flags.items() if name not in ("operator", "model_options", "loop")}
-    options = LoopOptions.from_preset(PRESETS[preset], loop)
+    options = LoopOptions.from_preset(TRAINING_PRESETS[preset], loop)
     crop = crop or CROPS_PX[preset]
     if crop % CROP_MULTIPLE or crop < SMALLEST_CROP_PX:
         raise ArgumentError(f"crop {crop}: right: a multiple of {CROP_MULTIPLE} px, at least {SMALLEST_CROP_PX}")
@@ -179,9 +178,9 @@ def train_renderer(
     if perceptual_weights and not (dry_run and perceptual_weights == HUB):
         perceptual = _load_perceptual(perceptual_weights, perceptual_network)
     # Runs without the loss have always recorded this one.
-    flags["perceptual_network"] = perceptual.network if perceptual else "squeezenet"
+    record = {**record, "perceptual_network": perceptual.network if perceptual else "squeezenet"}
     sets = open_sets(data, options.seed) if data or not dry_run else []
-    config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **(model_options or {})}
+    config = {**MODEL_PRESETS[preset], "encoder": encoder, "importance": importance, **model_options}
     if encoder == "resnet34":
         config["unshuffle"] = 1  # it sees every pixel
     torch.manual_seed(options.seed)
@@ -199,7 +198,7 @@ def train_renderer(
     if not hooks:
         logger.warning("data: no pairs of split test, so there is no validation and no samples are drawn")
     script = f"train_frame_synthesis_{'softsplat' if operator == 'softmax' else operator}"
-    with open_run(out, script, flags, resume=resume, name=preset) as run:
+    with open_run(out, script, record, resume=resume, name=preset) as run:
         result = train(model, dataset, loss, options, run, progress=True, **hooks)
         if model.config.learn_sigma:  # config.json has the learned value, as the weights do
             model.register_to_config(sigma=round(model.sigma_px.item(), 4))
