@@ -35,8 +35,7 @@ def stage_name(text: str) -> str:
 def make_parser() -> Parser:
     """Build the command line."""
     parser = Parser(description=__doc__)
-    group = parser.add_argument_group("model and data")
-    add = group.add_argument
+    add = parser.add_argument_group("model and data").add_argument
     add("--data", nargs="+", metavar="SET[:WEIGHT]", help="clip sets; without, scenes are rendered first")
     add("--vae", type=Path, metavar="DIR", help="trained VAE; default: that of checkpoints/default")
     add("--preset", choices=("tiny", "small", "paper"), default="tiny", help="size of net and training")
@@ -47,8 +46,7 @@ def make_parser() -> Parser:
     add("--without", nargs="+", choices=("wind", "placement", "spatial-attention"), default=[], help="for ablations")
     stages = (
         "joint: all; image-encoder: the encoder of the image; denoiser: all but the encoder; slices: all but the "
-        "attention across frequencies; coordination: that attention; displacement: the placement head, which predicts "
-        "how far each place moves, and to which samples are then scaled"
+        "attention across frequencies; coordination: that attention; displacement: the placement head"
     )
     add("--stage", type=stage_name, choices=STAGES, default="joint", help=f"what trains. {stages}")
     add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example an earlier stage's")
@@ -91,8 +89,11 @@ def check_flags(args: argparse.Namespace) -> None:
         refuse_flags(args, ["--photos", "--masks", "--photo-table", "--static-images", "--still-pictures"], why)
     if (args.photos is None) != (args.masks is None) or (args.photo_table and not args.photos):
         raise UsageError("--photos, --masks: one without the other; right: both, and --photo-table with them")
-    if args.stage in ("image-encoder", "displacement") and args.weighting != "none":
-        raise UsageError(f"--weighting {args.weighting}: --stage {args.stage} has no noise levels; right: none")
+    if args.stage in ("image-encoder", "displacement"):
+        why = f"--stage {args.stage} trains no denoiser; right: leave it out"
+        refuse_flags(args, ["--weighting", "--gradient-checkpointing"], why)
+    if args.init and args.stage in ("slices", "coordination", "displacement"):
+        refuse_flags(args, ["--without"], f"--stage {args.stage} adds no part to --init; right: leave it out")
     if args.feature_dropout == 1:
         raise UsageError("--feature-dropout 1: hides the whole image; right: 0 or above, below 1")
 
@@ -104,7 +105,7 @@ def make_models(args: argparse.Namespace, device: torch.device) -> Models:
 
     from models.motion_pipeline import check_components
     from models.vae import MotionVAE
-    from training.motion_stages import load_unet, make_unet, with_placement
+    from training.motion_stages import load_unet, make_unet, prepare_unet
 
     vae = MotionVAE.from_pretrained(args.vae)
     try:
@@ -114,15 +115,15 @@ def make_models(args: argparse.Namespace, device: torch.device) -> Models:
     if args.bins > known:
         raise UsageError(f"--bins {args.bins}: the VAE carries statistics of {known} bins; right: fewer")
     torch.manual_seed(args.seed)
-    config = {"num_bins": args.bins, "mode": args.mode, "prediction_type": args.prediction, "backbone": args.backbone}
+    config = {"num_bins": args.bins, "mode": args.mode, "prediction_type": args.prediction}
+    if not args.init or "--backbone" in args.typed:
+        config["backbone"] = args.backbone
     new = {"weights": args.backbone_weights, "without": args.without}
     unet = load_unet(args.init, **config) if args.init else make_unet(vae, args.preset, **config, **new)
     if args.stage == "coordination" and args.mode != "coordinated":
         raise UsageError(f"--stage coordination: there is none with --mode {args.mode}; right: --mode coordinated")
-    unet.set_stage(args.stage)
-    unet, placement = with_placement(unet, args.init, args.stage, args.without)
-    if args.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
+    unet, placement = prepare_unet(unet, args.init, args.stage, args.without)
+    unet.enable_gradient_checkpointing(args.gradient_checkpointing)
     if device.type != "mps":  # Metal's convolutions are not written for it
         unet.to(memory_format=torch.channels_last)
     schedule = DDPMScheduler(prediction_type=args.prediction, clip_sample=False)
@@ -140,10 +141,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
 
-    import dataclasses
-
-    from accelerate import PartialState
-
     from models.checkpoints import DEFAULT_CHECKPOINT
     from models.device import check_precision
     from models.motion_pipeline import MotionPipeline
@@ -156,12 +153,17 @@ def main(argv: list[str] | None = None) -> int:
     from training.processes import start_processes
     from training.run_folder import open_run
 
-    # Models
+    # Checks
     check_flags(args)
-    options = LoopOptions.from_preset(TRAINING_PRESETS[args.preset], vars(args))
+    flags = dict(vars(args))  # for the run's record
+    # One volume has no bins of its own to embed, so that layer goes without gradient.
+    unused = {"find_unused_parameters": args.mode == "volume"}
+    options = LoopOptions.from_preset(TRAINING_PRESETS[args.preset], flags | unused)
     device = start_processes(args.device)
     check_precision(args.precision, device)
-    flags, args.vae = dict(vars(args)), args.vae or DEFAULT_CHECKPOINT / "vae"
+
+    # Models
+    args.vae = args.vae or DEFAULT_CHECKPOINT / "vae"
     vae, unet, schedule, placement = make_models(args, device)
     segmentation = SegmentationModel.from_pretrained(DEFAULT_CHECKPOINT / "segmentation")  # never trained here
 
@@ -176,10 +178,8 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # Training
-    # One volume has no bins of its own to embed, so that layer goes without gradient.
-    options = dataclasses.replace(options, find_unused_parameters=args.mode == "volume")
     with open_run(args.out, "train_unet", flags, resume=args.resume, name=args.preset) as run_folder:
-        batch = options.batch_size * options.gradient_accumulation_steps * PartialState().num_processes
+        batch = options.batch_size * options.gradient_accumulation_steps
         samples = {"augment": not args.no_augment, "seed": args.seed, "cache": args.cache, "device": device}
         if args.stage == "displacement":
             stage = placement_stage(run_folder.path, placement, unet, segmentation, sets, *masked, **samples)
@@ -190,8 +190,8 @@ def main(argv: list[str] | None = None) -> int:
             stage, trained = denoising_stage(args.stage, unet, vae, schedule, sets, **samples), "unet"
         result = train(**stage, options=options, run=run_folder, progress=True)
         folder = args.export or run_folder.path / "pipeline"
-        pipeline, folders = MotionPipeline(vae, unet, schedule, segmentation, placement), (args.vae, args.init)
-        export_pipeline(pipeline, folder, run_folder, result, trained, *folders)
+        pipeline = MotionPipeline(vae, unet, schedule, segmentation, placement)
+        export_pipeline(pipeline, folder, run_folder, result, trained, args.vae, args.init)
     return 0
 
 

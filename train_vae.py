@@ -70,7 +70,6 @@ def main(argv: list[str] | None = None) -> int:
     """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
 
-    import dataclasses
     from functools import partial
 
     import torch
@@ -84,11 +83,16 @@ def main(argv: list[str] | None = None) -> int:
     from training.processes import start_processes
     from training.run_folder import open_run
 
-    # Data
-    options = LoopOptions.from_preset(motion_vae.TRAINING_PRESETS[args.preset], vars(args))
-    check_precision(args.precision, start_processes(args.device))
+    # Checks
     if args.init_vq and args.downsample_factor:
         raise UsageError("--downsample-factor: the image model of --init-vq has its own; give one of the two")
+    # An image VQ model's codebook lies behind a detach, so some of its parameters go without gradient.
+    unused = {"find_unused_parameters": bool(args.init_vq)}
+    options = LoopOptions.from_preset(motion_vae.TRAINING_PRESETS[args.preset], vars(args) | unused)
+    device = start_processes(args.device)
+    check_precision(args.precision, device)
+
+    # Data
     if args.dry_run and not args.data:
         logger.info("dry run: would render a small scene set and train on it")
         return 0
@@ -102,7 +106,9 @@ def main(argv: list[str] | None = None) -> int:
 
     # Model
     torch.manual_seed(args.seed)
-    model = make_model(args, normalisation).to(memory_format=torch.channels_last)
+    model = make_model(args, normalisation)
+    if device.type != "mps":  # Metal's convolutions are not written for it
+        model.to(memory_format=torch.channels_last)
     parameters = model.num_parameters() / 1e6
     factor = model.downsample_factor
     logger.info("%s VAE, %.2f M parameters, f = %d, %d clips", args.preset, parameters, factor, len(motions))
@@ -111,8 +117,6 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
     # Training
-    # An image VQ model's codebook lies behind a detach, so some of its parameters go without gradient.
-    options = dataclasses.replace(options, find_unused_parameters=bool(args.init_vq))
     slices = motion_vae.SliceDataset(motions, normalisation, args.slices, args.crop)
     latent_shape = (model.latent_channels, args.crop[0] // factor, args.crop[1] // factor)
     loss, validate = partial(motion_vae.vae_loss, latent_shape=latent_shape), None

@@ -202,9 +202,10 @@ def test_the_head_stays_when_other_stages_go_on(scene_set: ClipSet, tmp_path: Pa
     assert all(torch.equal(value, kept[name]) for name, value in again.displacement_head.state_dict().items())
 
 
-def test_stage_displacement_has_no_noise_levels(capsys):
-    assert train_unet.main(["--stage", "displacement", "--init", "x", "--weighting", "min-snr"]) == 2
-    assert "--stage displacement has no noise levels; right: none" in capsys.readouterr().err
+def test_stage_displacement_trains_no_denoiser(capsys):
+    for flag in (["--weighting", "min-snr"], ["--gradient-checkpointing"]):
+        assert train_unet.main(["--stage", "displacement", "--init", "x", *flag]) == 2
+        assert f"{flag[0]}: --stage displacement trains no denoiser; right: leave it out" in capsys.readouterr().err
 
 
 def test_a_head_is_moved_and_cast_with_the_network():

@@ -188,12 +188,15 @@ def test_flags_that_contradict_each_other_are_refused(scene_set, tmp_path, capsy
     a_vae("kl", 8).save_pretrained(tmp_path / "vae")
     shape = {"num_bins": 4, "block_channels": (16, 16), "condition_channels": 16, "num_heads": 2}
     FrequencyUNet(**shape, backbone="none").save_pretrained(tmp_path / "none")
+    FrequencyUNet(**shape).save_pretrained(tmp_path / "squeezenet")
     flags = ["--data", str(scene_set.folder), "--bins", "4", "--grid", "96x64", "--vae", str(tmp_path / "vae")]
     weights = ["--backbone-weights", str(tmp_path / "w.npz")]
     for more, said in (
         (["--backbone", "vae", *weights], "--backbone-weights: --backbone vae takes none"),
         (["--backbone", "none", *weights], "--backbone-weights: --backbone none takes none"),
         (["--backbone", "vae", "--init", str(tmp_path / "none")], "its backbone is none, not vae"),
+        (["--backbone", "squeezenet", "--init", str(tmp_path / "none")], "its backbone is none, not squeezenet"),
+        (["--backbone", "none", "--init", str(tmp_path / "squeezenet")], "its backbone is squeezenet, not none"),
     ):
         assert train_unet.main([*flags, *more, "--out", str(tmp_path / "run")]) == 2
         (error,) = capsys.readouterr().err.strip().splitlines()[-1:]

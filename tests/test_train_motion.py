@@ -199,7 +199,9 @@ def test_ablation_modes_train(unet_flags, tmp_path, mode):
         (["--device", "cuda:9"], "--device cuda:9"),
         (["--backbone", "squeezenet", "--backbone-weights", "/nowhere.npz"], "/nowhere.npz"),
         (["--init", "x", "--backbone-weights", "/nowhere.npz"], "--backbone-weights: the U-Net of --init"),
-        (["--stage", "picture", "--weighting", "min-snr"], "--weighting min-snr: --stage image-encoder"),
+        (["--stage", "picture", "--weighting", "min-snr"], "--weighting: --stage image-encoder trains no denoiser"),
+        (["--stage", "picture", "--gradient-checkpointing"], "--gradient-checkpointing: --stage image-encoder"),
+        (["--stage", "coordination", "--init", "x", "--without", "wind"], "--without: --stage coordination adds no"),
         (["--feature-dropout", "1"], "--feature-dropout 1: hides"),
         (["--data", "/nowhere", "--dry-run"], "/nowhere"),
     ],
@@ -351,6 +353,9 @@ def test_init_of_another_mode_or_another_model_is_refused(unet_flags, trained_va
     out = ["--out", str(tmp_path / "run")]
     error = mistake(train_unet, [*unet_flags, *out, "--init", str(tmp_path / "volume")], capsys)
     assert "its mode is volume, not coordinated" in error
+    FrequencyUNet(**shape, wind=True).save_pretrained(tmp_path / "told")
+    error = mistake(train_unet, [*unet_flags, *out, "--init", str(tmp_path / "told"), "--without", "wind"], capsys)
+    assert "--without wind: the U-Net of init has it already; right: leave it out" in error
     error = mistake(train_unet, [*unet_flags, *out, "--init", str(trained_vae / "vae")], capsys)
     assert "holds 'MotionVAE'; right: a FrequencyUNet folder" in error
     assert not (tmp_path / "run").exists()

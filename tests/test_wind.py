@@ -13,6 +13,7 @@ from test_models_motion import picture, small_unet
 import generate_motion
 from data.clips import ClipSet, SampleKey
 from models.checkpoints import CheckpointError
+from models.device import ArgumentError
 from models.motion_pipeline import MotionPipeline
 from models.placement import PlacementHead
 from models.segmentation import SegmentationModel
@@ -24,7 +25,7 @@ from motion.spectrum import mean_displacement
 from motion.strength import LEAST_LIMIT_PX, STRAIN_LIMIT, amplitude_limit_scale, strain, wind_of, wind_position
 from motion.wind import LEAST_WIND_PX, MOST_WIND_PX, WINDS, parse_wind
 from training.latents import LatentDataset, bin_confidence
-from training.motion_stages import extended
+from training.motion_stages import add_missing_parts
 
 
 def smooth_spectrum(seed: int = 0) -> torch.Tensor:
@@ -90,10 +91,10 @@ def test_the_denoiser_is_told_the_wind():
     assert not torch.allclose(calm[:, -16:], gusty[:, -16:], atol=1e-3)
 
 
-def test_an_older_network_is_extended_without_a_change():
+def test_an_older_network_gets_the_parts_it_lacks_without_a_change():
     """What newer networks read beside begins as nothing, so that training goes on from where it was."""
     older, placement = small_unet().eval(), PlacementHead((4,))
-    newer = extended(older, placement).eval()
+    newer = add_missing_parts(older, placement).eval()
     assert newer.config.wind and newer.config.spatial_attention
     maps = torch.randn(1, placement.condition_channels, 16, 24)
     latents, timestep = torch.randn(1, 4, 4, 8, 12), torch.tensor([300])
@@ -101,9 +102,11 @@ def test_an_older_network_is_extended_without_a_change():
     torch.testing.assert_close(
         newer(latents, timestep, image=picture(), **told), older(latents, timestep, image=picture())
     )
-    assert not extended(older, placement, ("wind", "placement", "spatial-attention")).config.wind
-    # it stays extended, and what is left out of a new one is not taken from an old one
-    assert extended(newer, None, ("wind",)).config.wind
+    assert not add_missing_parts(older, placement, ("wind", "placement", "spatial-attention")).config.wind
+    # what a network has is not taken from it
+    assert add_missing_parts(newer, None).config.wind
+    with pytest.raises(ArgumentError, match="without wind: the U-Net of init has it"):
+        add_missing_parts(newer, None, ("wind",))
 
 
 def test_attention_across_places_begins_as_the_identity_and_reaches_every_place():

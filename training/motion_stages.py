@@ -32,8 +32,8 @@ logger = logging.getLogger(__name__)
 VARIANTS = 2
 COMPONENT_IMAGES = 64  # that its principal components are taken from
 COMPONENTS = "components.safetensors"
-# Parts of a U-Net that ablations leave out.
-PARTS = ("wind", "placement", "spatial-attention")
+# Parts of a U-Net that ablations leave out, and their options.
+PARTS = {"wind": "wind", "placement": "placement_channels", "spatial-attention": "spatial_attention"}
 
 
 def make_unet(
@@ -64,8 +64,16 @@ def _parts(without: Sequence[str]) -> dict[str, bool]:
     return {"wind": "wind" not in without, "spatial_attention": "spatial-attention" not in without}
 
 
-def extended(unet: FrequencyUNet, placement: PlacementHead | None, without: Sequence[str] = ()) -> FrequencyUNet:
-    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity."""
+def add_missing_parts(
+    unet: FrequencyUNet, placement: PlacementHead | None, without: Sequence[str] = ()
+) -> FrequencyUNet:
+    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity.
+
+    ArgumentError for one of `without` that it has already.
+    """
+    for part in without:
+        if unet.config[PARTS[part]]:
+            raise ArgumentError(f"without {part}: the U-Net of init has it already; right: leave it out")
     config = {name: unet.config[name] or wanted for name, wanted in _parts(without).items()}
     if placement is not None and "placement" not in without:
         config["placement_channels"] = placement.condition_channels
@@ -76,11 +84,9 @@ def extended(unet: FrequencyUNet, placement: PlacementHead | None, without: Sequ
     return new
 
 
-def load_unet(folder: Path, *, backbone: str, **wanted: Any) -> FrequencyUNet:
-    """Load a U-Net to train on; ArgumentError where its config differs from `wanted` or it lacks the backbone "vae"."""
+def load_unet(folder: Path, **wanted: Any) -> FrequencyUNet:
+    """Load a U-Net to train on; ArgumentError where its config differs from `wanted`."""
     unet = FrequencyUNet.from_pretrained(folder)
-    if backbone == "vae":
-        wanted["backbone"] = backbone
     for name, value in wanted.items():
         if unet.config[name] != value:
             raise ArgumentError(f"init {folder}: its {name} is {unet.config[name]}, not {value}")
@@ -105,7 +111,7 @@ def denoising_stage(
     feature_dropout: float | None = None,
     grid: tuple[int, int],
     augment: bool,
-    batch: int,  # samples of one step of all processes, which one shape fills
+    batch: int,  # samples of one step of one process; those of all processes have one shape
     seed: int,
     cache: Path,
     device: torch.device,  # where the VAE encodes
@@ -121,10 +127,11 @@ def denoising_stage(
     options = {"vae": vae, "num_bins": unet.config.num_bins, "folder": cache, "seed": seed, "wind": unet.config.wind}
     options |= {"segmentation": segmentation, "read_image": reader}
     sizes = variant_sizes(*grid) if augment else (grid,)
-    dataset = LatentDataset(sets, "train", sizes=sizes, augment=augment, multiple=batch, **options)
+    state = PartialState()
+    multiple = batch * state.num_processes
+    dataset = LatentDataset(sets, "train", sizes=sizes, augment=augment, multiple=multiple, **options)
     test_sets = sets_with(sets, "test")
     validation = LatentDataset(test_sets, "test", sizes=(grid,), augment=False, **options) if test_sets else None
-    state = PartialState()
     with state.main_process_first():
         for latents in filter(None, (dataset, validation)):
             if state.is_main_process:
@@ -176,13 +183,17 @@ def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHe
     return head
 
 
-def with_placement(
+def prepare_unet(
     unet: FrequencyUNet, folder: Path | None, stage: str, without: Sequence[str]
 ) -> tuple[FrequencyUNet, PlacementHead | None]:
-    """Return the U-Net, with PARTS but `without` unless only a part trains, and `folder`'s placement head, if any."""
-    placement = load_placement(folder, unet)
+    """Choose what trains; return the U-Net, with the parts that it lacked, and the placement head beside it, if any.
+
+    `folder` is what the U-Net was loaded from, None for a new one, which has all parts that were wanted.
+    """
+    unet.set_stage(stage)
+    placement = load_placement(folder, unet)  # which asks what trains
     if folder is not None and stage in ("joint", "image-encoder", "denoiser"):
-        unet = extended(unet, placement, without)
+        unet = add_missing_parts(unet, placement, without)
         unet.set_stage(stage)
     return unet, placement
 
