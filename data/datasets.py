@@ -1,6 +1,5 @@
 """Training datasets over clip sets; what one returns depends on nothing but the SampleKey that it is indexed by."""
 
-import functools
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
@@ -14,6 +13,7 @@ from torch.utils.data import Dataset
 
 from data.augmentation import draw_geometry, jitter_colours
 from data.clips import KEPT, PAIRS_ONLY, STORED_BINS, ClipRow, ClipSet, ClipSetError, SampleKey
+from data.order import block_order, permutation
 from data.shards import ShardedSet, open_set
 from motion.spectrum import NUM_BINS
 
@@ -98,7 +98,7 @@ class WeightedItems:
         return self.parts[number].clip_set, self.parts[number].rows[index]
 
     def place(self, key: SampleKey) -> tuple[int, int, int]:
-        """Return which set a key's clip belongs to, which of its rows it is, and how often it came in this epoch."""
+        """Return the number of a key's set, its clip's row there, and how often that clip came before in the epoch."""
         item = key.item
         if not 0 <= item < len(self):
             raise IndexError(item)
@@ -110,7 +110,12 @@ class WeightedItems:
         if item < times * num_rows:
             return number, item % num_rows, item // num_rows
         round_, place = divmod(key.epoch * rest + item - times * num_rows, num_rows)
-        return number, int(_round_order(num_rows, number, round_)[place]), times
+        clip_set = self.parts[number].clip_set
+        if isinstance(clip_set, ShardedSet):  # one shard after another: those of a few are open at a time
+            index = block_order(num_rows, clip_set.clips_per_shard, place, number, round_, mixed=1)
+        else:
+            index = int(permutation(num_rows, number, round_)[place])
+        return number, index, times
 
     @property
     def block_size(self) -> int | None:
@@ -120,12 +125,6 @@ class WeightedItems:
     def repeats(self, number: int) -> int:
         """Return how often a clip of set `number` may come in an epoch, at most."""
         return -(-self.parts[number].count // len(self.parts[number].rows))
-
-
-@functools.lru_cache(maxsize=16)
-def _round_order(length: int, number: int, round_: int) -> np.ndarray:
-    # SeedSequence is stable across numpy versions; Generator.permutation is not promised to be.
-    return np.argsort(np.random.SeedSequence([number, round_]).generate_state(length, np.uint64), kind="stable")
 
 
 class _ClipDataset(Dataset):

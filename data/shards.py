@@ -18,15 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
 from cluster.storage import exists, local_input, open_binary
 from data.clips import FILE_SUFFIXES, KEPT, SPLITS, ClipRow, ClipSet, ClipSetError, format_table, parse_rows
 from data.files import atomic_path, write_text
+from data.order import MIXED_BLOCKS, permutation
 
 INDEX = "shards.json"
-# A process keeps so many archives open, with the names of what is in them.
-OPEN_AT_ONCE = 12
+# A process keeps so many archives open, with the names of what is in them: a block of an epoch may be of two shards.
+OPEN_AT_ONCE = 2 * MIXED_BLOCKS
 _ORDER = 3  # of the seed that mixes the clips
 
 
@@ -45,7 +44,7 @@ def write_shards(set_folder: str | Path, folder: Path, clips_per_shard: int) -> 
     counts, with_pairs = {}, True
     for split in SPLITS:
         rows = source.rows(split)
-        order = np.argsort(np.random.SeedSequence([_ORDER, len(rows)]).generate_state(len(rows)), kind="stable")
+        order = permutation(len(rows), _ORDER, len(rows))
         counts[split] = len(rows)
         for number, start in enumerate(range(0, len(rows), clips_per_shard)):
             chosen = [rows[index] for index in order[start : start + clips_per_shard]]

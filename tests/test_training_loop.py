@@ -14,9 +14,10 @@ from processes import torchrun
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from data.order import permutation
 from models.device import ArgumentError
 from training import loop
-from training.data_order import ResumableBatchSampler, permutation, sample_noise, sample_seed, sample_uniform
+from training.data_order import ResumableBatchSampler, sample_noise, sample_seed, sample_uniform
 from training.loop import LoopOptions, TrainingError, learning_rate, train
 from training.run_folder import open_run
 

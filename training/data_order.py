@@ -5,7 +5,6 @@ micro-batch a of step s in process p has at place j of its B samples n = ((s A +
 therefore to begin there. A sample's seed depends on (seed, epoch, item) alone.
 """
 
-import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,28 +16,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from cluster.items import usable_workers
 from data.clips import SampleKey
+from data.order import block_order, permutation
 
 _ORDER, _SAMPLE, _BLOCKS = 1, 2, 3  # keeps the uses of one training seed apart
-MIXED_BLOCKS = 8
-
-
-@functools.lru_cache(maxsize=4)
-def permutation(length: int, *seeds: int) -> np.ndarray:
-    """Return a permutation of range(length), another for other seeds."""
-    # SeedSequence is stable across numpy versions; Generator.permutation is not promised to be.
-    return np.argsort(np.random.SeedSequence(seeds).generate_state(length, np.uint64), kind="stable")
-
-
-def block_order(length: int, block: int, place: int, epoch: int, seed: int) -> int:
-    """Return the item at `place` of an epoch in which blocks are drawn, a few mixed at a time, without a list."""
-    whole = length // block
-    group, inside = divmod(place, MIXED_BLOCKS * block)
-    first, seeds = group * MIXED_BLOCKS, (_BLOCKS, seed, epoch)
-    blocks = permutation(whole, *seeds)[first : first + MIXED_BLOCKS]
-    if place >= whole * block:
-        return whole * block + int(permutation(length - whole * block, *seeds, 0)[place - whole * block])
-    inner = int(permutation(len(blocks) * block, *seeds, 1 + group)[inside])
-    return int(blocks[inner // block]) * block + inner % block
 
 
 def sample_seed(item: int, seed: int, epoch: int = 0) -> int:
@@ -73,7 +53,7 @@ class ResumableBatchSampler:
         if self.block is None:
             item = int(permutation(self.length, _ORDER, self.seed, epoch)[place])
         else:
-            item = block_order(self.length, self.block, place, epoch, self.seed)
+            item = block_order(self.length, self.block, place, _BLOCKS, self.seed, epoch)
         return SampleKey(item, epoch, sample_seed(item, self.seed, epoch))
 
 

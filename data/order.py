@@ -1,0 +1,28 @@
+"""Orders of the items of a set that seeds draw."""
+
+import functools
+
+import numpy as np
+
+MIXED_BLOCKS = 8
+
+
+@functools.lru_cache(maxsize=32)
+def permutation(length: int, *seeds: int) -> np.ndarray:
+    """Return a permutation of range(length), another for other seeds."""
+    # SeedSequence is stable across numpy versions; Generator.permutation is not promised to be.
+    return np.argsort(np.random.SeedSequence(seeds).generate_state(length, np.uint64), kind="stable")
+
+
+def block_order(length: int, block: int, place: int, *seeds: int, mixed: int = MIXED_BLOCKS) -> int:
+    """Return the item at `place` of an epoch, without a list of all items.
+
+    Blocks come in random order; the items of `mixed` blocks are shuffled together; those that fill no block come last.
+    """
+    whole = length // block
+    group, inside = divmod(place, mixed * block)
+    blocks = permutation(whole, *seeds)[group * mixed : (group + 1) * mixed]
+    if place >= whole * block:
+        return whole * block + int(permutation(length - whole * block, *seeds, 0)[place - whole * block])
+    inner = int(permutation(len(blocks) * block, *seeds, 1 + group)[inside])
+    return int(blocks[inner // block]) * block + inner % block
