@@ -53,7 +53,7 @@ def _parser() -> Parser:
     add("--clips-per-video", type=positive_int, default=1, metavar="N", help="clips taken of a video")
     add("--stride", type=positive_float, default=5.0, metavar="S", help="from the start of a clip to the next one's")
     add("--max-camera-px", type=positive_float, default=0.75, metavar="PX", help="camera motion allowed, at 256x160")
-    add("--max-clips", type=positive_int, metavar="N", help="stop after the first N clips")
+    add("--max-clips", type=positive_int, metavar="N", help="use the first N videos, or parts of videos, alone")
     add("--split-from", type=Path, action="append", default=[], metavar="CSV", help="look up splits by file name")
     add = videos.add_argument_group("optical flow").add_argument
     methods = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")

@@ -151,7 +151,7 @@ def _read_clips(base: ClipRow, job: ClipJob) -> Iterator[tuple[ClipRow, Video | 
     if all(sequence.start_s > job.start_s for sequence in sequences):
         cuts = ", ".join(f"{cut_s:.2f}" for cut_s in cuts_s[:5]) + (" ..." if len(cuts_s) > 5 else "")
         yield replace(base, status=DROPPED, reason=f"cut: at {cuts} s, which leaves no clip at {job.start_s:g} s"), None
-    frame_s = 1 / probe_video(job.path).fps
+    frame_s = 1 / probe_video(job.path, count_frames=False).fps
     for sequence in sequences:
         # Rounded up: the first frame at or after it is taken, and the one before a cut must not be it.
         start_s = base.start_s if sequence.start_s == base.start_s else math.ceil(sequence.start_s * 1000) / 1000
@@ -266,7 +266,7 @@ def read_clip(
     size: tuple[int, int] | None = None,
 ) -> Video:
     """Read a clip without repeated frames on its motion grid (`size`, or of `area` px), thinned to `fps` at most."""
-    info = probe_video(path)
+    info = probe_video(path, count_frames=False)
     grid = size or motion_grid_size(info.height, info.width, area=area)
     frames, stamps_s = [], []
     for time_s, frame in iterate_video(path, start_s=start_s, seconds=seconds, size=grid):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +25,9 @@ _SEEK_FROM_S = 10.0
 _SEEK_MARGIN_S = 3.0
 _TRUNCATED_FRACTION = 0.9
 _HDR = {16: "PQ", 18: "HLG"}  # transfer functions by their numbers in ITU-T H.273
-_DEINTERLACE = ("bwdif", "mode=send_frame:deint=interlaced")
+_DEINTERLACE = (("bwdif", "mode=send_frame:deint=interlaced"),)
 _TONE_MAP = ("scale", "out_transfer=bt709:out_primaries=bt709:intent=perceptual"), ("format", "rgb24")
+_tone_mapping: dict[tuple, av.filter.Graph] = {}  # the one used last, by what it depends on: it takes seconds to make
 
 TimedFrames = Iterator[tuple[float, av.VideoFrame]]
 
@@ -51,8 +52,8 @@ class Video:
     fps: float
 
 
-def probe_video(path: str | Path) -> VideoInfo:
-    """Read a video's size, rate and length; frames are counted where the header does not say.
+def probe_video(path: str | Path, *, count_frames: bool = True) -> VideoInfo:
+    """Read a video's size, rate and length; where the header does not say, frames are counted, or are 0.
 
     MediaError as `iterate_video`.
     """
@@ -62,7 +63,7 @@ def probe_video(path: str | Path) -> VideoInfo:
         if first is None:
             raise MediaError(f"{source.path}: holds no video frame that can be decoded; give a video file")
         height, width = source.pixels(first[1]).shape[:2]
-        count = source.declared_frames or 1 + sum(1 for _ in frames)
+        count = source.declared_frames or (1 + sum(1 for _ in frames) if count_frames else 0)
         return VideoInfo(width, height, source.fps, count, count / source.fps)
 
 
@@ -210,21 +211,16 @@ class _Source(AbstractContextManager):
         return frame.time
 
     def _decode(self) -> Iterator[av.VideoFrame]:
-        """Yield the frames, deinterlaced, and HDR mapped to the range of a screen."""
+        """Yield the frames, deinterlaced."""
         graph = None
         for frame in self._decoded_packets():
-            filters = [_DEINTERLACE] * frame.interlaced_frame
-            if frame.color_trc in _HDR:
-                filters += _TONE_MAP
-                hdr = f"is HDR ({_HDR[frame.color_trc]}), tone-mapped to BT.709"
-                warn_once(f"{self.path}: {hdr}", logging.INFO)
-            if filters and graph is None:
-                graph = self._filter_graph(frame, filters)
+            if frame.interlaced_frame and graph is None:
+                graph = self._filter_graph(frame, _DEINTERLACE)
             yield from [frame] if graph is None else _through(graph, frame)
         if graph is not None:
             yield from _through(graph, None)
 
-    def _filter_graph(self, frame: av.VideoFrame, filters: list[tuple[str, str]]) -> av.filter.Graph:
+    def _filter_graph(self, frame: av.VideoFrame, filters: Sequence[tuple[str, str]]) -> av.filter.Graph:
         graph = av.filter.Graph()
         size = {"width": frame.width, "height": frame.height, "format": frame.format}
         nodes = [graph.add_buffer(**size, time_base=frame.time_base or self._stream.time_base)]
@@ -242,12 +238,22 @@ class _Source(AbstractContextManager):
                     yield from packet.decode()
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
-        """Return upright RGB bytes (h, w, 3) with square pixels."""
-        array = frame.to_ndarray(format="rgb24")
+        """Return upright RGB bytes (h, w, 3) with square pixels, HDR mapped to the range of a screen."""
+        array = self._tone_mapped(frame).to_ndarray(format="rgb24")
         aspect = self._stream.sample_aspect_ratio or 1
         if aspect != 1:
             array = cv2.resize(array, (max(1, round(array.shape[1] * aspect)), array.shape[0]))
         return np.rot90(array, frame.rotation // 90)
+
+    def _tone_mapped(self, frame: av.VideoFrame) -> av.VideoFrame:
+        if frame.color_trc not in _HDR:
+            return frame
+        warn_once(f"{self.path}: is HDR ({_HDR[frame.color_trc]}), tone-mapped to BT.709", logging.INFO)
+        key = (frame.width, frame.height, frame.format.name, frame.color_trc)
+        if key not in _tone_mapping:
+            _tone_mapping.clear()
+            _tone_mapping[key] = self._filter_graph(frame, _TONE_MAP)
+        return next(_through(_tone_mapping[key], frame), frame)
 
     def check_whole(self) -> None:
         """Raise MediaError when the stream ended clearly before the header's number of frames and length."""

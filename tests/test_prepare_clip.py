@@ -12,8 +12,10 @@ from videos import FAST, rows_by_name, swaying, write_sound, write_uneven, write
 
 import prepare_data
 from data import prepare_clip as sources
+from data import video
 from data.clips import ClipRow, ClipSet, motion_metrics
 from data.prepare_clip import read_clip, repeated_frames
+from data.shots import find_shots
 from data.video import Video
 
 
@@ -29,6 +31,25 @@ def test_repeats_are_dropped_and_the_other_stamps_kept(tmp_path):
     times_s = torch.arange(150, dtype=torch.float64) / 30
     assert not repeated_frames(torch.zeros(9, 3, 4, 4) + 0.5, times_s[:9]).any()  # a still picture is no conversion
     assert not repeated_frames(swaying(150, 30), times_s).any()  # turning back twice is none either
+
+
+def test_frames_that_the_header_does_not_count_are_not_counted_for_a_clip(tmp_path, monkeypatch):
+    path = write_video(tmp_path / "sway.mp4", swaying(50, 25, amplitude_px=9))
+    open_source, decode, decoded = video._Source._open, video._Source._decoded_packets, []
+
+    def without_count(source):
+        open_source(source)
+        source.declared_frames = 0
+
+    def counted(source):
+        for frame in decode(source):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(video._Source, "_open", without_count)
+    monkeypatch.setattr(video._Source, "_decoded_packets", counted)
+    assert len(read_clip(path, seconds=0.2).frames) == 5 and next(find_shots(path)).start_s == 0
+    assert len(decoded) < 12
 
 
 def test_a_slow_source_keeps_its_stamps_and_a_fast_one_is_thinned(tmp_path):

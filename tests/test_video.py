@@ -193,11 +193,12 @@ def test_stamps_that_say_nothing(monkeypatch, clip, stamps_ms, expected_s):
         for index, stamp_ms in enumerate(stamps_ms):
             array = np.full((20, 20, 3), index, np.uint8)
             time_s = None if stamp_ms is None else stamp_ms / 1000
-            yield SimpleNamespace(time=time_s, rotation=0, to_ndarray=lambda array=array, **_: array)
+            yield SimpleNamespace(time=time_s, rotation=0, color_trc=2, to_ndarray=lambda array=array, **_: array)
 
     monkeypatch.setattr(video_module._Source, "_decode", decode)
     assert read_video(clip).times_s.tolist() == pytest.approx(expected_s)
     assert probe_video(clip).frames == len(stamps_ms)
+    assert probe_video(clip, count_frames=False).frames == 0
 
 
 def test_rotation_and_pixel_aspect_are_applied(clip, tmp_path):
