@@ -37,7 +37,7 @@ class Workers:
     item_seconds: float | None = None  # on a cluster an item that takes longer is tried again, then given up
 
 
-class Done(NamedTuple):
+class ItemResult(NamedTuple):
     """What became of an item."""
 
     item: Any
@@ -77,8 +77,8 @@ def run_items(
     *,
     load: Callable[[], Any] | None = None,
     progress: bool | None = True,
-) -> Iterator[Iterator[Done]]:
-    """Yield a `Done` for each item as it ends; items are taken as workers become free, results are not kept.
+) -> Iterator[Iterator[ItemResult]]:
+    """Yield a `ItemResult` for each item as it ends; items are taken as workers become free, results are not kept.
 
     The function is called with an item, or with load() and an item; what it raises is the item's error. `load` is
     called once in each worker, for what all its items share, such as models. `unit` is what the progress bar counts;
@@ -100,17 +100,17 @@ def _load(function: Callable[..., Any], load: Callable[[], Any] | None) -> Work:
     return functools.partial(function, load()) if load else function
 
 
-def _in_this_process(start: Callable[[], Work], items: Sequence[Any], _: Workers) -> Iterator[Done]:
+def _in_this_process(start: Callable[[], Work], items: Sequence[Any], _: Workers) -> Iterator[ItemResult]:
     work = start()
     for item in items:
         try:
-            done = Done(item, work(item))
+            done = ItemResult(item, work(item))
         except Exception as error:
-            done = Done(item, error=error)
+            done = ItemResult(item, error=error)
         yield done
 
 
-def _in_processes(start: Callable[[], Work], items: Sequence[Any], workers: Workers) -> Iterator[Done]:
+def _in_processes(start: Callable[[], Work], items: Sequence[Any], workers: Workers) -> Iterator[ItemResult]:
     # fork would copy threads of torch and OpenCV in an unknown state
     context = multiprocessing.get_context("spawn")
     before = set(multiprocessing.active_children())
@@ -132,7 +132,7 @@ def _in_processes(start: Callable[[], Work], items: Sequence[Any], workers: Work
                 error = future.exception()
                 if error is not None and not isinstance(error, Exception):
                     raise error
-                yield Done(running.pop(future), None if error else future.result(), error)
+                yield ItemResult(running.pop(future), None if error else future.result(), error)
     except BaseException:
         for process in set(multiprocessing.active_children()) - before:
             process.terminate()

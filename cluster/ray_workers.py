@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from cluster.items import ClusterError, Done, Work, Workers
+from cluster.items import ClusterError, ItemResult, Work, Workers
 
 ATTEMPTS = 3
 # Workers in a row that may die before the first is ready.
@@ -23,8 +23,8 @@ _OBJECT_STORE_BYTES = 80 << 20  # of a cluster that is started here: results are
 INSTALL = "pip install -r requirements-cluster.txt"
 
 
-def on_ray(start: Callable[[], Work], items: Iterable[Any], workers: Workers) -> Iterator[Done]:
-    """Yield `Done` of every item, as they end; each worker calls `start` once, and what that returns with its items."""
+def on_ray(start: Callable[[], Work], items: Iterable[Any], workers: Workers) -> Iterator[ItemResult]:
+    """Yield an `ItemResult` for each item as it ends; a worker calls `start` once, and what it returns with items."""
     try:
         import ray
     except ImportError:
@@ -102,12 +102,12 @@ class _Pool:
             asked = f"{workers.cpus} cores" + (f" and {workers.gpus:g} GPUs" if workers.gpus else "")
             raise ClusterError(f"cluster {workers.cluster}: no node has {asked} for a worker; right: fewer")
 
-    def results(self, items: Iterable[Any]) -> Iterator[Done]:
-        """Yield `Done` of every item; as many are in flight as there are workers."""
+    def results(self, items: Iterable[Any]) -> Iterator[ItemResult]:
+        """Yield an `ItemResult` for each item; as many are in flight as there are workers."""
         fresh = ((item, 1) for item in items)
         try:
             while True:
-                self._look_around()
+                self._start_and_end_workers()
                 while self.idle:
                     item, attempt = self.again.popleft() if self.again else next(fresh, (None, 0))
                     if not attempt:
@@ -119,12 +119,15 @@ class _Pool:
                 references = [*self.running, *self.starting]
                 ready, _ = self.ray.wait(references, timeout=self.every_s, fetch_local=False)
                 for reference in ready:
-                    yield from self._ended(reference) if reference in self.running else self._started(reference)
+                    if reference in self.starting:
+                        self._started(reference)
+                    elif result := self._ended(reference):
+                        yield result
         finally:
             for worker in [*self.idle, *self.starting.values(), *(running[0] for running in self.running.values())]:
                 self.ray.kill(worker)
 
-    def _look_around(self) -> None:
+    def _start_and_end_workers(self) -> None:
         """Start workers where nodes have room for them, and end those whose item takes too long."""
         now = time.monotonic()
         if now - self.looked < self.every_s:
@@ -144,7 +147,7 @@ class _Pool:
         nodes = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
         return sum(min(int(node.get(kind, 0) / of) for kind, of in need.items() if of) for node in nodes)
 
-    def _started(self, reference: Any) -> Iterator[Done]:
+    def _started(self, reference: Any) -> None:
         worker = self.starting.pop(reference)
         try:
             self.ray.get(reference)
@@ -160,30 +163,29 @@ class _Pool:
         else:
             self.failed_starts = 0
             self.idle.append(worker)
-        yield from ()
 
-    def _ended(self, reference: Any) -> Iterator[Done]:
+    def _ended(self, reference: Any) -> ItemResult | None:
+        """Return what became of an item, None if it is tried again."""
         worker, item, attempt, _ = self.running.pop(reference)
         late = reference in self.late
         self.late.discard(reference)
         try:
-            done = Done(item, self.ray.get(reference))
+            done = ItemResult(item, self.ray.get(reference))
         except self.ray.exceptions.RayTaskError as error:
-            done = Done(item, error=_cause(error))
+            done = ItemResult(item, error=_cause(error))
         except self.ray.exceptions.RayError:
             self.ray.kill(worker)  # where it is only out of reach, it must not go on beside the next attempt
             self.looked = -math.inf
             if attempt < ATTEMPTS:
                 self.again.append((item, attempt + 1))
-                return
+                return None
             why = f"took longer than {self.workers.item_seconds:g} s" if late else "its process ended"
-            yield Done(item, error=ClusterError(f"{why}, in {ATTEMPTS} attempts"))
-            return
+            return ItemResult(item, error=ClusterError(f"{why}, in {ATTEMPTS} attempts"))
         if late:
             self.looked = -math.inf  # it ended just as its worker was killed
         else:
             self.idle.append(worker)
-        yield done
+        return done
 
 
 def _cause(error: Any) -> Exception:

@@ -67,9 +67,9 @@ def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
 class ClipSetWriter(AbstractContextManager):
     """Writes a clip set item by item; where the folder holds one already, `rows` tells what is done.
 
-    The finished set does not depend on the order of the items nor on interruptions. Until the `with` block ends no
-    other run can write the set, but at a URL: there each item leaves a record, several runs may add items, and the
-    last one that finishes makes the table of all.
+    The finished set depends neither on the order of the items nor on interruptions. In a folder one run writes at a
+    time: a lock holds until the `with` block ends. At a URL several runs may add items. Each item leaves a record, and
+    every `finish` makes the table of all records.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
@@ -210,7 +210,7 @@ def write_record(folder: str | Path, rows: Sequence[ClipRow]) -> None:
 
 
 def _read_records(folder: Path, known: Mapping[str, ClipRow]) -> dict[str, ClipRow]:
-    """Read the records of the items that are not `known`, or known as dropped: another run may have tried again."""
+    """Read the records that another run may have added: of unknown items, and of dropped ones that it tried again."""
     done = {row.id for row in known.values() if row.status != DROPPED}
     files = [path for path in list_folder(folder / RECORDS) if path.stem not in done]
     texts = read_texts(files)

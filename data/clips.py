@@ -10,11 +10,12 @@ A set is a folder with
     statistics.json   how the set was made; after the last item also the per-bin scales of its training split
 """
 
+import copy
 import csv
 import io
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -35,6 +36,7 @@ FORMAT_VERSION = 1
 STORED_BINS = 24
 KEPT, PAIRS_ONLY, DROPPED = "kept", "pairs_only", "dropped"
 SPLITS = ("train", "test")
+SCENE_PREFIX = "scene:"  # of the source of a rendered clip
 FILE_SUFFIXES = {"first": "png", "slices": "png", "spectra": "npz", "pairs": "npz"}
 NUM_CLIPS = "num_clips"  # statistics without this belong to an unfinished set
 
@@ -67,7 +69,7 @@ class ClipRow:
     """One row of clips.csv; None was not measured."""
 
     id: str  # name of the clip's files
-    source: str  # the video file, or "scene:SEED:KIND" for a rendered one
+    source: str  # the video file, or SCENE_PREFIX + "SEED:KIND" for a rendered one
     start_s: float = 0.0  # where in the source frame 0 lies
     fps: float = 0.0  # frame rate of the frames used (repeats not counted)
     frames: int = 0  # how many frames the motion was fitted to
@@ -80,8 +82,13 @@ class ClipRow:
     camera_px: float | None = None  # how far the camera moved the image, see `data.shots.camera_motion`
     confidence: float | None = None  # mean reliability of the flow over pixels and frames
     inconsistent_fraction: float | None = None  # of the pixels of the pairs, whose flow there and back does not return
-    group: str = ""  # shared by clips of different files that show the same source; they share a split
-    limit_s: float | None = None  # how much of the source after the start could be used, as asked for; inf: all
+    # `source` in the CSV of `prepare_data.py`: shared by files that show one source; they share a split
+    group: str = ""
+    limit_s: float | None = None  # how many seconds after the start the job asked for; inf: all
+
+    @property
+    def is_scene(self) -> bool:
+        return self.source.startswith(SCENE_PREFIX)
 
 
 COLUMNS = tuple(field.name for field in fields(ClipRow))
@@ -123,6 +130,17 @@ class ClipSet:
             raise ClipSetError(f"{self.folder}: no split {split!r}; right: {', '.join(SPLITS)}")
         wanted = tuple(status)
         return [row for row in self._rows if row.status in wanted and split in (None, row.split)]
+
+    def rows_with_motion(self, split: str | None = None) -> list[ClipRow]:
+        """Return the rows of clips that `displacement` can be read of: kept ones, and those that have pairs."""
+        rows = self.rows(split, status=(KEPT, PAIRS_ONLY))
+        return [row for row in rows if row.status == KEPT or self.has_pairs(row.id)]
+
+    def without(self, clip_ids: Container[str]) -> "ClipSet":
+        """Return this set without the rows of some clips."""
+        others = copy.copy(self)
+        others._rows = [row for row in self._rows if row.id not in clip_ids]
+        return others
 
     @property
     def is_finished(self) -> bool:
@@ -272,7 +290,7 @@ def source_name(row: ClipRow) -> str:
     return row.group or row.source
 
 
-def column_names(folders: Sequence[Path], argument: str) -> list[str]:
+def distinct_names(folders: Sequence[Path], argument: str) -> list[str]:
     """Name folders by as many of their last parts as tell them apart; ClipSetError for one given twice."""
     folders = [folder.resolve() for folder in folders]
     if len(set(folders)) < len(folders):
@@ -289,8 +307,7 @@ def choose_rows(
 
     Raises ClipSetError for none.
     """
-    rows = clip_set.rows(split, status=(KEPT, PAIRS_ONLY) if pairs else (KEPT,))
-    rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
+    rows = clip_set.rows_with_motion(split) if pairs else list(clip_set.rows(split))
     if not rows:
         where = f"of split {split or 'any'}"
         problem = f"no clip {where} can be rendered" if pairs else f"no kept clip {where}"

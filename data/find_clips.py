@@ -88,7 +88,7 @@ def check_splits(jobs: Iterable[ClipJob], rows: Mapping[str, ClipRow]) -> None:
 
 
 def unfinished_jobs(jobs: list[ClipJob], writer: ClipSetWriter) -> list[ClipJob]:
-    """Return the jobs whose clips a set lacks or could not read, and remove rows that no job of its video has now."""
+    """Return the jobs whose clips are missing or unreadable; remove rows of their videos that no job makes any more."""
     check_splits(jobs, writer.rows)
     groups = {job.id: job.group for job in jobs if job.group}
     videos, strays = {job.source for job in jobs}, []

@@ -26,11 +26,11 @@ METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 
 BLUR_SIGMA_PX = 1.5  # of the blur that every photometric difference passes through
 UNCHANGED = 2.5 / 255  # a pixel whose blurred change is below this shows no motion
-# A pixel that changes by less than this on average over so many frames is static. In a single frame a moving pixel may
-# meet its own colour by chance, so there a square of this side must not change, or its blurred surroundings only by so
-# little. Side 1 would cost 0.13 dB of the estimate and of the motion fitted to it.
-STILL_CHANGE, MANY_FRAMES = 2 / 255, 4
-STILL_SIDE_PX, QUIET_CHANGE = 3, 4 / 255
+# A pixel is static if it changes by less than this on average over at least MANY_FRAMES frames. One frame says less, as
+# a moving pixel may meet its own colour by chance. There all 3 x 3 pixels must change less, or the blurred surroundings
+# less than QUIET_CHANGE. A single pixel would cost 0.13 dB of the estimate and of the motion fitted to it.
+STATIC_CHANGE, MANY_FRAMES = 2 / 255, 4
+STATIC_SIDE_PX, QUIET_CHANGE = 3, 4 / 255
 MOVING_CHANGE = 8 / 255  # a static pixel moves in the frames in which it changes by this or more, as in a gust
 # zero flow wins unless the estimate lowers the blurred residual by more than this, relatively and absolutely
 ZERO_MARGIN_RELATIVE, ZERO_MARGIN = 0.05, 0.25 / 255
@@ -54,7 +54,8 @@ def estimate_flow(
     method: str = "dis",
     weights: str | Path | None = None,  # for "raft": a state dict of torchvision's raft_small or raft_large
     device: str = "cpu",  # where RAFT runs; the other methods run on the CPU
-    still: torch.Tensor | None = None,  # (1, H, W) bool, `static_pixels` of the clip where `frames` are only some of it
+    static: torch.Tensor
+    | None = None,  # (1, H, W) bool, `static_pixels` of the clip where `frames` are only some of it
 ) -> torch.Tensor:
     """Estimate the flow from one image to each of several frames: (T, 2, H, W) float32 px, no gradients.
 
@@ -76,7 +77,7 @@ def estimate_flow(
     flow = torch.empty(len(frames), 2, *first.shape[1:])  # (T, 2, H, W)
     for index, frame in enumerate(frames):
         flow[index] = flow_to(frame)
-    return flow.masked_fill_(static_frames(first, frames, still=still), 0.0) if method == "dis" else flow
+    return flow.masked_fill_(static_frames(first, frames, static=static), 0.0) if method == "dis" else flow
 
 
 def estimate_backward_flow(
@@ -91,42 +92,42 @@ def static_pixels(first: torch.Tensor, frames: torch.Tensor) -> torch.Tensor:
     """Find static pixels (1, H, W) by a rule of our own: mean |I_t - I_0| below 2/255; none in under 4 frames."""
     if len(frames) < MANY_FRAMES:
         return torch.zeros_like(first[:1], dtype=torch.bool)
-    return sum(_change(first, frame[None])[0] for frame in frames) / len(frames) < STILL_CHANGE
+    return sum(_change(first, frame[None])[0] for frame in frames) / len(frames) < STATIC_CHANGE
 
 
-def static_frames(first: torch.Tensor, frames: torch.Tensor, *, still: torch.Tensor | None = None) -> torch.Tensor:
+def static_frames(first: torch.Tensor, frames: torch.Tensor, *, static: torch.Tensor | None = None) -> torch.Tensor:
     """Find where frames (T, 3, H, W) show no motion, by the images alone: (T, 1, H, W) bool. This rule is our own.
 
-    True at static pixels of the clip, but for frames in which they change by 8/255 or more. Also true in a frame at
-    pixels that change by less than 2/255, if so do their eight neighbours, or their blurred surroundings by 4/255.
+    True at a static pixel of the clip unless it changes by 8/255 or more in this frame. Also true where a pixel and its
+    eight neighbours change by less than 2/255, or the pixel by less than that and its blurred surroundings by 4/255.
     """
-    still = static_pixels(first, frames) if still is None else still
-    static = torch.empty(len(frames), 1, *first.shape[1:], dtype=torch.bool)  # (T, 1, H, W)
+    static = static_pixels(first, frames) if static is None else static
+    found = torch.empty(len(frames), 1, *first.shape[1:], dtype=torch.bool)  # (T, 1, H, W)
     for index, frame in enumerate(frames):
         change = _change(first, frame[None])  # (1, 1, H, W)
-        largest = F.max_pool2d(change, STILL_SIDE_PX, 1, STILL_SIDE_PX // 2)  # (1, 1, H, W)
-        quiet = (change < STILL_CHANGE) & (_blur(change) < QUIET_CHANGE)  # (1, 1, H, W)
-        static[index] = (largest < STILL_CHANGE)[0] | quiet[0] | (still & (change < MOVING_CHANGE)[0])
-    return static
+        largest = F.max_pool2d(change, STATIC_SIDE_PX, 1, STATIC_SIDE_PX // 2)  # (1, 1, H, W)
+        quiet = (change < STATIC_CHANGE) & (_blur(change) < QUIET_CHANGE)  # (1, 1, H, W)
+        found[index] = (largest < STATIC_CHANGE)[0] | quiet[0] | (static & (change < MOVING_CHANGE)[0])
+    return found
 
 
 @torch.no_grad()
 def visible_flow(
-    first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor, *, still: torch.Tensor | None = None
+    first: torch.Tensor, frames: torch.Tensor, flow: torch.Tensor, *, static: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Zero the flow that cannot be seen, and rate the rest by how well it explains the frame. This rule is our own.
 
     With r(F) = blur(mean_c |I_t(p + F) - I_0(p)|), F_t(p) becomes 0 where r(0) < 2.5/255, where zero flow explains the
     frame as well, r(0) <= 1.05 r(F) + 0.25/255, and where `static_frames` holds. Reliability is
     1 / (1 + (r / (16/255))^2) for the flow returned, and 0 where p + F leaves the image by more than half a pixel.
-    Takes and returns flow (T, 2, H, W), px; reliability is (T, 1, H, W) in [0, 1]. No gradients. `still` is as for
+    Takes and returns flow (T, 2, H, W), px; reliability is (T, 1, H, W) in [0, 1]. No gradients. `static` is as for
     `estimate_flow`.
     """
     visible, reliability = torch.empty_like(flow), torch.empty_like(flow[:, :1])  # (T, 2, H, W), (T, 1, H, W)
-    still = static_pixels(first, frames) if still is None else still  # (1, H, W)
+    static = static_pixels(first, frames) if static is None else static  # (1, H, W)
     for start in range(0, len(frames), CHUNK):
         part = slice(start, start + CHUNK)
-        shown = flow[part].masked_fill(static_frames(first, frames[part], still=still), 0.0)  # (N, 2, H, W)
+        shown = flow[part].masked_fill(static_frames(first, frames[part], static=static), 0.0)  # (N, 2, H, W)
         at_rest = _blur(_change(first, frames[part]))  # (N, 1, H, W)
         moved = _blur(_change(first, sample_at(frames[part], shown)))  # (N, 1, H, W)
         unseen = (at_rest < UNCHANGED) | (at_rest <= moved * (1 + ZERO_MARGIN_RELATIVE) + ZERO_MARGIN)

@@ -1,10 +1,15 @@
-"""Orders of the items of a set that seeds draw."""
+"""Which of many items to take, and in which order; seeds draw it."""
 
 import functools
 
 import numpy as np
 
 MIXED_BLOCKS = 8
+
+
+def evenly(count: int, limit: int) -> range:
+    """Return at most `limit` numbers below `count`, evenly spread, 0 among them."""
+    return range(0, count, max(1, -(-count // limit)))
 
 
 @functools.lru_cache(maxsize=32)

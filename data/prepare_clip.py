@@ -177,7 +177,7 @@ def _preview(row: ClipRow, video: Video, job: ClipJob) -> ClipRow:
     """Judge a clip by a few of its frames; the verdict on the camera is final."""
     first, frames = video.frames[0], video.frames[_spread(PREVIEW_FRAMES, len(video.frames))]  # (N, 3, H, W)
     flow = estimate_flow(first, frames, method=PREVIEW_METHOD)  # (N, 2, H, W)
-    flow, reliability = visible_flow(first, frames, flow, still=static_pixels(first, video.frames))
+    flow, reliability = visible_flow(first, frames, flow, static=static_pixels(first, video.frames))
     camera_px = typical_camera_px(camera_motion(first, flow, reliability))
     row = _judged(replace(row, camera_px=round(camera_px, 3)), flow, reliability, video.times_s)
     limit_px = job.max_camera_px / default_grid_scale(*first.shape[-2:])

@@ -90,10 +90,7 @@ def _step(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def find_shots(path: str | Path, *, start_s: float = 0.0, seconds: float | None = None) -> Iterator[Shot]:
-    """Yield the shot so far after each frame.
-
-    One with the same start replaces the one before; a later start means that the one before is complete.
-    """
+    """Yield the shot so far after each frame; with a later start than before, the one before is complete."""
     frame_s = 1 / probe_video(path, count_frames=False).fps
     begin_s = start_s
     # Times count from the first frame, which may lie up to a frame after `start_s`.

@@ -12,37 +12,39 @@ from torch import Tensor
 from cluster.storage import exists, local_input, url_of
 from data.clips import DROPPED, KEPT, PAIRS_ONLY, ClipRow, ClipSet
 from data.media import contact_sheet, from_bytes, read_image, to_bytes, write_image
+from data.order import evenly
 from motion.flow import magnitude, resize_maps
 from motion.spectrum import amplitude, mean_displacement, spectrum_to_flow
 
 TITLE_HEIGHT_PX = 11
 _TITLE_CHARACTER_PX = 16 / 3
-# the contact sheet: its cells, and the displacement shown white
-CELL_WIDTH_PX = 128
-WHITE_PX = 8.0
+FULL_PX = 4.0  # the displacement that is shown in full
+# the contact sheet: how many clips at most, in columns; its cells, and the displacement shown white
+SHEET_CLIPS, SHEET_COLUMNS = 24, 2
+CELL_WIDTH_PX, WHITE_PX = 128, 8.0
 
 
-def magnitude_image(displacement: Tensor, full_px: float = 4.0) -> Tensor:
+def magnitude_image(displacement: Tensor, full_px: float = FULL_PX) -> Tensor:
     """Show mean displacement (1, H, W), px, as a grey image (3, H, W): white is `full_px`, on a square-root scale."""
     return (displacement / full_px).clamp(0, 1).sqrt().expand(3, -1, -1)
 
 
-def heat_image(displacement: Tensor, full_px: float = 4.0) -> Tensor:
+def heat_image(displacement: Tensor, full_px: float = FULL_PX) -> Tensor:
     """Show the same from black (0 px) over red and yellow to white (`full_px`): (3, H, W)."""
     red = 3 * magnitude_image(displacement, full_px)[:1]
     return torch.cat([red, red - 1, red - 2]).clamp(0, 1)
 
 
-def magnitude_over(image: Tensor, displacement: Tensor, full_px: float = 4.0) -> Tensor:
+def magnitude_over(image: Tensor, displacement: Tensor, full_px: float = FULL_PX) -> Tensor:
     """Lay mean displacement (1, H, W), px, as heat over the greyed image (3, H, W)."""
     level = magnitude_image(displacement, full_px)[:1]  # (1, H, W)
     return image.mean(0, keepdim=True) * (1 - level) + heat_image(displacement, full_px) * level
 
 
-def spectrum_bars(spectrum: Tensor, full_px: float = 4.0) -> Tensor:
-    """Draw each bin's mean amplitude of (K, 4, H, W), px, as a black bar, `full_px` high at most: (3, H, W / 2)."""
+def spectrum_bars(spectrum: Tensor) -> Tensor:
+    """Draw each bin's mean amplitude of (K, 4, H, W), px, as a black bar, FULL_PX high at most: (3, H, W / 2)."""
     height, width = spectrum.shape[-2], spectrum.shape[-1] // 2
-    level = (amplitude(spectrum).mean((-2, -1)) / full_px).clamp(0, 1).sqrt()  # (K,)
+    level = (amplitude(spectrum).mean((-2, -1)) / FULL_PX).clamp(0, 1).sqrt()  # (K,)
     bin_of_column = torch.arange(width) * len(level) // width  # (W / 2,)
     from_bottom = torch.arange(height, 0, -1)[:, None]  # (H, 1)
     free = from_bottom > (level * height).round()[bin_of_column]  # (H, W / 2)
@@ -87,18 +89,18 @@ def describe_set(clip_set: ClipSet) -> list[str]:
     return [*lines, f"{url_of(clip_set.folder) or clip_set.folder}: {len(rows)} clips" + (f" ({why})" if why else "")]
 
 
-def write_contact_sheet(clip_set: ClipSet, *, max_clips: int = 24, columns: int = 2) -> Path | None:
+def write_contact_sheet(clip_set: ClipSet) -> Path | None:
     """Write contact.png: frame 0, mean displacement (white: 8 px) and X-t slice of clips all over the set.
 
     None for no clip.
     """
-    rows = clip_set.rows(status=(KEPT, PAIRS_ONLY))
-    rows = [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
-    cells = [_cells(clip_set, row) for row in rows[:: max(1, -(-len(rows) // max_clips))]]
+    rows = clip_set.rows_with_motion()
+    cells = [_cells(clip_set, rows[index]) for index in evenly(len(rows), SHEET_CLIPS)]
     if not cells:
         return None
     path = clip_set.folder / "contact.png"
-    write_image(path, contact_sheet([sum(cells[i : i + columns], []) for i in range(0, len(cells), columns)]))
+    lines = [sum(cells[start : start + SHEET_COLUMNS], []) for start in range(0, len(cells), SHEET_COLUMNS)]
+    write_image(path, contact_sheet(lines))
     return path
 
 

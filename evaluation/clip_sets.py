@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from data.clips import STORED_BINS, ClipRow, ClipSet, choose_rows, column_names
+from data.clips import STORED_BINS, ClipRow, ClipSet, choose_rows, distinct_names
 from evaluation import EvaluationError, Report, Row
 from metrics.motion import weighted_mean
 from motion.spectrum import amplitude, bin_frequencies_hz
@@ -23,7 +23,7 @@ def make_table(report: Report, *, data: list[Path], split: str, clips: int | Non
     """Measure the sets, and report the tables of bins and of sets."""
     # Early checks
     clip_sets = [ClipSet(folder) for folder in data]
-    names = column_names(data, "data")
+    names = distinct_names(data, "data")
     periods = sorted({float(clip_set.statistics.get("period_s", 5.0)) for clip_set in clip_sets})
     if len(periods) > 1:
         raise EvaluationError(f"data: the sets have different periods, {periods} s; their bins do not compare")

@@ -154,8 +154,8 @@ def cached_flow(clip_set: ClipSet, row: ClipRow, video: Video, indices: list[int
         options = raft if method == "raft" else {}
         # of the whole clip, so that a frame's flow does not depend on which others are asked for
         still = static_pixels(video.frames[0], video.frames)
-        flow = estimate_flow(video.frames[0], video.frames[missing], method=method, still=still, **options)
-        flow, _ = visible_flow(video.frames[0], video.frames[missing], flow, still=still)
+        flow = estimate_flow(video.frames[0], video.frames[missing], method=method, static=still, **options)
+        flow, _ = visible_flow(video.frames[0], video.frames[missing], flow, static=still)
         known |= dict(zip(missing, flow.to(torch.float16).numpy(), strict=True))
         arrays = {"index": np.array(sorted(known)), "flow": np.stack([known[index] for index in sorted(known)])}
         try:

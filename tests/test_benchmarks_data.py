@@ -12,7 +12,7 @@ from result_tables import read_rows
 import benchmark
 from benchmarks import data as data_benchmark
 from benchmarks.flags import FLOW_METHODS
-from cluster.items import Done
+from cluster.items import ItemResult
 from data.optical_flow import METHODS
 
 
@@ -54,7 +54,7 @@ def test_rates_of_several_processes_add_up(monkeypatch):
     @contextmanager
     def run_items(function, items, workers, unit, *, progress):
         asked.append(([(function.args[0].__name__, item, function.args[1]) for item in items], workers.count))
-        yield (Done(item, 0.5 if function.args[0] is data_benchmark.motion_item else 2.0) for item in items)
+        yield (ItemResult(item, 0.5 if function.args[0] is data_benchmark.motion_item else 2.0) for item in items)
 
     monkeypatch.setattr(data_benchmark, "run_items", run_items)
     rows = data_benchmark.measure_scenes(5, size=(64, 96), seed=10, workers=2)

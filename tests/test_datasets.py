@@ -204,7 +204,7 @@ def dataset(request, tmp_path: Path):
     sets = [(make_set(tmp_path / "a"), 1.0), (make_set(tmp_path / "b", 5), 0.4)]
     if request.param == "latents":
         latents = make_latents(sets, tmp_path / "cache")
-        latents.encode(tiny_vae(), torch.device("cpu"))
+        latents.encode(torch.device("cpu"))
         return latents
     return (MotionDataset if request.param == "motion" else RenderingDataset)(sets, size=(32, 32))
 
@@ -253,7 +253,7 @@ def test_filled_up_epochs_change_no_sample(tmp_path: Path) -> None:
     found = []
     for multiple in (1, 2, 4):
         latents = make_latents(sets, tmp_path / "cache", multiple=multiple)
-        latents.encode(tiny_vae(), torch.device("cpu"))
+        latents.encode(torch.device("cpu"))
         assert len(latents) == {1: 5, 2: 6, 4: 8}[multiple]
         found.append(samples(latents, batch_size=multiple))
     for key in [(epoch, item) for epoch in range(3) for item in range(5)]:
@@ -384,7 +384,7 @@ def test_without_data_a_second_training_waits_for_the_scenes_of_the_first(tmp_pa
 def test_cached_latents_are_those_of_the_augmented_spectrum(tmp_path: Path) -> None:
     clip_set, vae = make_set(tmp_path / "a", 2), tiny_vae()
     latents = make_latents([(clip_set, 1.0)], tmp_path / "cache", vae)
-    latents.encode(vae, torch.device("cpu"))
+    latents.encode(torch.device("cpu"))
     for epoch in range(4):
         sample = latents[SampleKey(1, epoch, 77)]
         size = variant_sizes(32, 64)[epoch]
@@ -402,7 +402,7 @@ def test_cached_latents_are_those_of_the_augmented_spectrum(tmp_path: Path) -> N
         picture = jitter_colours(geometry.maps(clip_set.first("clip01")), np.random.default_rng(77))
         assert torch.equal(sample["image"], picture)
     whole = make_latents([(clip_set, 1.0)], tmp_path / "cache", vae, augment=False, sizes=((32, 48),))
-    whole.encode(vae, torch.device("cpu"))
+    whole.encode(torch.device("cpu"))
     assert torch.equal(whole[SampleKey(0, 0, 5)]["image"], clip_set.first("clip00"))
 
 
@@ -414,7 +414,7 @@ def test_a_clip_takes_less_than_a_fifth_of_a_megabyte(tmp_path: Path) -> None:
     latents = LatentDataset(
         [(clip_set, 0.5)], "train", vae, NUM_BINS, tmp_path / "cache", sizes=variant_sizes(160, 256)
     )
-    latents.encode(vae, torch.device("cpu"))
+    latents.encode(torch.device("cpu"))
     (path,) = (tmp_path / "cache").rglob("*.safetensors")
     assert path == latents.clip_path(0, clip_set.rows()[0]) and 100_000 < path.stat().st_size < 200_000
 
@@ -422,7 +422,7 @@ def test_a_clip_takes_less_than_a_fifth_of_a_megabyte(tmp_path: Path) -> None:
 def test_what_is_encoded_is_not_encoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clip_set, vae, cpu = make_set(tmp_path / "a", 3), tiny_vae(), torch.device("cpu")
     latents = make_latents([(clip_set, 1.0)], tmp_path / "cache", vae)
-    latents.encode(vae, cpu)
+    latents.encode(cpu)
     written = {path.name: path.read_bytes() for path in latents.folder.iterdir()}
     assert len(written) == 3
     lost = latents.clip_path(0, clip_set.rows()[1])
@@ -432,7 +432,7 @@ def test_what_is_encoded_is_not_encoded_again(tmp_path: Path, monkeypatch: pytes
     assert "\n" not in str(caught.value)
     asked, encode = [], MotionVAE.encode_spectrum
     monkeypatch.setattr(MotionVAE, "encode_spectrum", lambda *a: asked.append(1) or encode(*a))
-    make_latents([(clip_set, 0.4)], tmp_path / "cache", vae).encode(vae, cpu)  # the weight changes no file
+    make_latents([(clip_set, 0.4)], tmp_path / "cache", vae).encode(cpu)  # the weight changes no file
     assert len(asked) == 4 and {path.name: path.read_bytes() for path in latents.folder.iterdir()} == written
     lost.write_bytes(written[lost.name][:1000])
     with pytest.raises(ClipSetError, match="cannot be read"):
@@ -441,7 +441,7 @@ def test_what_is_encoded_is_not_encoded_again(tmp_path: Path, monkeypatch: pytes
 
 def test_a_weight_above_1_has_variants_of_its_own(tmp_path: Path) -> None:
     latents = make_latents([(make_set(tmp_path / "a", 2), 2.0)], tmp_path / "cache", augment=True)
-    latents.encode(tiny_vae(), torch.device("cpu"))
+    latents.encode(torch.device("cpu"))
     assert len(latents) == 4 and latents.item_name(2) == "a/clip00"
     assert not torch.equal(latents[SampleKey(0, 0, 1)]["latents"], latents[SampleKey(2, 0, 1)]["latents"])
 

@@ -66,7 +66,7 @@ def test_no_flow_where_nothing_is_to_be_seen(num_frames, monkeypatch):
     assert estimate_px < LIMIT_PX and visible_px < LIMIT_PX
     assert moving_px > 1
     # the clip is one on which DIS and its refinement fail the line
-    monkeypatch.setattr(optical_flow, "STILL_CHANGE", 0.0)
+    monkeypatch.setattr(optical_flow, "STATIC_CHANGE", 0.0)
     assert largest(clip)[0] > LIMIT_PX
 
 
@@ -83,8 +83,8 @@ def test_a_pixel_that_a_clip_shows_at_rest_does_not_move_whatever_moves_beside_i
     still = static_pixels(first, frames)
     for few in (frames[:3], frames[5:]):
         assert visible_flow(first, few, flow[:3])[0][:, :, 30, 70].any()
-        assert not visible_flow(first, few, flow[:3], still=still)[0][:, :, 30, 70].any()
-        assert not estimate_flow(first, few, still=still)[:, :, 30, 70].any()
+        assert not visible_flow(first, few, flow[:3], static=still)[0][:, :, 30, 70].any()
+        assert not estimate_flow(first, few, static=still)[:, :, 30, 70].any()
 
 
 def test_what_hangs_still_but_for_a_gust_keeps_the_motion_of_the_gust():
@@ -99,8 +99,8 @@ def test_what_hangs_still_but_for_a_gust_keeps_the_motion_of_the_gust():
         assert not found[:17].any() and not found[19:].any()
     # the slight changes of such a pixel are none
     faint = first + 7 / 255 * torch.linspace(0, 1, 48)
-    assert static_frames(first, faint[None], still=still)[0][still].all()
-    assert not static_frames(first, first[None] + 9 / 255, still=still).any()
+    assert static_frames(first, faint[None], static=still)[0][still].all()
+    assert not static_frames(first, first[None] + 9 / 255, static=still).any()
 
 
 def test_a_clip_in_pieces_has_the_flow_of_the_whole_where_its_still_pixels_are_given():
@@ -108,7 +108,7 @@ def test_a_clip_in_pieces_has_the_flow_of_the_whole_where_its_still_pixels_are_g
     first, frames = clip.first, clip.frames.clone()
     frames[:4, :, 30, 70], frames[4:, :, 30, 70] = first[:, 30, 70], first[:, 30, 70] + 0.1
     whole, still = estimate_flow(first, frames), static_pixels(first, frames)
-    assert torch.equal(torch.cat([estimate_flow(first, part, still=still) for part in frames.split(4)]), whole)
+    assert torch.equal(torch.cat([estimate_flow(first, part, static=still) for part in frames.split(4)]), whole)
     alone = estimate_flow(first, frames[:4])
     assert whole[:4, :, 30, 70].any() and not alone[:, :, 30, 70].any()
 
@@ -131,4 +131,4 @@ def test_an_area_at_rest_in_one_frame_has_no_flow_there_and_keeps_it_in_others()
     # frame by frame the same, where the clip's own share is given
     still = static_pixels(clip.first, frames)
     flow = estimate_flow(clip.first, frames)
-    assert torch.equal(estimate_flow(clip.first, frames[1:2], still=still), flow[1:2])
+    assert torch.equal(estimate_flow(clip.first, frames[1:2], static=still), flow[1:2])

@@ -83,7 +83,7 @@ def test_latents_leave_out_what_cannot_be_read(scene_set, tmp_path):
     vae = MotionVAE(block_channels=(8, 8, 8), norm_groups=4, motion_scale_px=[0.5] * 4)
     sets = motion_sets([(clip_set, 1.0)], (64, 96), 4)
     dataset = LatentDataset(sets, "train", vae, 4, tmp_path / "cache", sizes=((64, 96),))
-    dataset.encode(vae, torch.device("cpu"))
+    dataset.encode(torch.device("cpu"))
     assert len(list(dataset.folder.iterdir())) == len(dataset) == len(clip_set.rows("train")) - 1
     assert all(bad not in dataset.item_name(item) for item in range(len(dataset)))
 

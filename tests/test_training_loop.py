@@ -19,7 +19,7 @@ from models.device import ArgumentError
 from training import loop
 from training.data_order import ResumableBatchSampler, sample_noise, sample_seed, sample_uniform
 from training.loop import LoopOptions, TrainingError, learning_rate, train
-from training.run_folder import open_run
+from training.run_folder import newest_checkpoint, open_run
 
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONS = LoopOptions(
@@ -124,11 +124,11 @@ def test_ema_weights_are_in_the_model_afterwards(tmp_path):
     options = replace(OPTIONS, steps=3, ema_decay=0.5, warmup_steps=0, schedule="constant")
     with open_run(tmp_path / "run", "toy", {}) as run:
         train(model, Points(), watch, options, run)
-        state = torch.load(run.newest_checkpoint() / "custom_checkpoint_0.pkl", weights_only=True)
+        state = torch.load(newest_checkpoint(run.path) / "custom_checkpoint_0.pkl", weights_only=True)
     # decays of diffusers' EMA: 0, 2/11, 3/12; weights[i + 1] are those after step i, the last ones are in the state.
     from safetensors.torch import load_file
 
-    after = [*weights[1:], load_file(run.newest_checkpoint() / "model.safetensors")["weight"]]
+    after = [*weights[1:], load_file(newest_checkpoint(run.path) / "model.safetensors")["weight"]]
     average = after[0]
     for decay, weight in zip((2 / 11, 3 / 12), after[1:], strict=True):
         average = decay * average + (1 - decay) * weight

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from models.device import ArgumentError
-from training.run_folder import open_run
+from training.run_folder import newest_checkpoint, open_run
 
 FLAGS = {"seed": 3, "data": ["a"], "steps": 10, "learning_rate": 0.1, "device": "cpu"}
 
@@ -66,7 +66,7 @@ def test_a_run_of_former_flags_is_resumed(tmp_path):
 def test_resume_auto_says_when_there_is_none(tmp_path, caplog):
     caplog.set_level(logging.INFO)
     with open_run(tmp_path / "new", "toy", FLAGS, resume="auto") as run:
-        assert run.newest_checkpoint() is None
+        assert newest_checkpoint(run.path) is None
     assert "no run there yet, starting anew" in caplog.text
     with pytest.raises(ArgumentError, match="^resume nowhere: is not a run's folder"):
         open_run(None, "toy", FLAGS, resume="nowhere")
@@ -86,7 +86,7 @@ def test_resume_path_may_be_a_checkpoint(tmp_path):
             (state / "state.json").write_text("{}")
     with open_run(None, "toy", FLAGS, resume=str(tmp_path / "run/checkpoints/step-0000002")) as run:
         assert run.path == tmp_path / "run"
-        assert run.newest_checkpoint().name == "step-0000004" and run.resume_from.name == "step-0000002"
+        assert newest_checkpoint(run.path).name == "step-0000004" and run.resume_from.name == "step-0000002"
     with open_run(None, "toy", FLAGS, resume=str(tmp_path / "run")) as run:
         assert run.resume_from.name == "step-0000004"
 

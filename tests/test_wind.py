@@ -94,7 +94,7 @@ def test_the_denoiser_is_told_the_wind():
 def test_an_older_network_gets_the_parts_it_lacks_without_a_change():
     """What newer networks read beside begins as nothing, so that training goes on from where it was."""
     older, placement = small_unet().eval(), PlacementHead((4,))
-    newer = add_missing_parts(older, placement).eval()
+    newer = add_missing_parts(older, placement, ()).eval()
     assert newer.config.wind and newer.config.spatial_attention
     maps = torch.randn(1, placement.condition_channels, 16, 24)
     latents, timestep = torch.randn(1, 4, 4, 8, 12), torch.tensor([300])
@@ -104,7 +104,7 @@ def test_an_older_network_gets_the_parts_it_lacks_without_a_change():
     )
     assert not add_missing_parts(older, placement, ("wind", "placement", "spatial-attention")).config.wind
     # what a network has is not taken from it
-    assert add_missing_parts(newer, None).config.wind
+    assert add_missing_parts(newer, None, ()).config.wind
     with pytest.raises(ArgumentError, match="without wind: the U-Net of init has it"):
         add_missing_parts(newer, None, ("wind",))
 
@@ -167,7 +167,7 @@ def test_latents_are_of_one_wind_and_tell_theirs(scene_set, tmp_path):
     )
     assert plain.folder != told.folder
     for dataset in (plain, told):
-        dataset.encode(vae, torch.device("cpu"))
+        dataset.encode(torch.device("cpu"))
     moving = 0
     for item in range(told.count):
         one, other = plain[SampleKey(item, 0, 0)], told[SampleKey(item, 0, 0)]

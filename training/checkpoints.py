@@ -58,7 +58,7 @@ def save_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[s
 
 
 def load_checkpoint(accelerator: Accelerator, run: RunFolder, options: Mapping[str, Any]) -> int:
-    """Load the checkpoint that the run starts from; return its step, 0 without one. ArgumentError for another's."""
+    """Load what the run resumes from; return its step, else 0. ArgumentError if it was made with other options."""
     path, step = run.resume_from, 0
     if path is not None:
         mark = json.loads((path / CHECKPOINT_MARK).read_text(encoding="utf-8"))

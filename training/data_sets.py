@@ -5,7 +5,7 @@ import json
 import logging
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from data.clip_writer import FolderBusyError
-from data.clips import KEPT, ClipRow, ClipSet, ClipSetError
+from data.clips import ClipRow, ClipSet, ClipSetError
 from data.cpus import available_cpus
 from data.datasets import WeightedSets, open_weighted_sets
 from data.files import MediaError, atomic_path
@@ -88,17 +88,6 @@ def _normalisation(clip_set: ClipSet, num_bins: int) -> Normalisation:
     return clip_set.normalisation(num_bins)
 
 
-class ReadableClips(ClipSet):
-    """A clip set without the clips `unreadable`, given by their ids."""
-
-    def __init__(self, folder: str | Path, unreadable: Iterable[str]) -> None:
-        super().__init__(folder)
-        self.unreadable = frozenset(unreadable)
-
-    def rows(self, split: str | None = None, *, status: Iterable[str] = (KEPT,)) -> list[ClipRow]:
-        return [row for row in super().rows(split, status=status) if row.id not in self.unreadable]
-
-
 def motion_sets(
     sets: WeightedSets, grid: Sequence[int], num_bins: int, *, period_s: float | None = None
 ) -> WeightedSets:
@@ -121,7 +110,7 @@ def motion_sets(
             listed = "; ".join(list(found.values())[:NAMED_AT_MOST]) + ("; ..." if len(found) > NAMED_AT_MOST else "")
             count = len(clip_set.rows())
             logger.warning("%s: %d of %d clips are skipped: %s", clip_set.folder, len(found), count, listed)
-            clip_set = ReadableClips(clip_set.folder, found)
+            clip_set = clip_set.without(found)
         checked.append((clip_set, weight))
     return checked
 
@@ -137,6 +126,8 @@ def _check_grid(clip_set: ClipSet, grid: Sequence[int]) -> None:
 
 def _unreadable(clip_set: ClipSet) -> dict[str, str]:
     """Return {id: reason} of the kept clips whose spectrum cannot be read; those read before are not read again."""
+    if isinstance(clip_set, ShardedSet):
+        return {}  # as they were all read when they were written
 
     def problem(row: ClipRow) -> str | None:
         try:
@@ -145,8 +136,6 @@ def _unreadable(clip_set: ClipSet) -> dict[str, str]:
             return str(error).removeprefix(f"{clip_set.folder}: ")
         return None
 
-    if isinstance(clip_set, ShardedSet):
-        return {}  # as they were all read when they were written
     path, known = clip_set.folder / READ_BEFORE, {}
     with contextlib.suppress(OSError, ValueError, TypeError, RecursionError):
         known = dict(json.loads(path.read_text(encoding="utf-8")))

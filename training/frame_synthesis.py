@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from data.clips import KEPT, PAIRS_ONLY, SampleKey
 from data.datasets import RenderingDataset, WeightedSets
 from data.media import contact_sheet, write_image
+from data.order import evenly
 from metrics.images import decibel, squared_error
 from metrics.perceptual import Network, PerceptualLoss
 from models.device import ArgumentError, check_precision
@@ -95,8 +96,7 @@ class Validation:
         used = {clip_set: clip_set.rows("test", status=(KEPT, PAIRS_ONLY)) for clip_set, _ in sets}
         sets = [(one, 1.0) for one, rows in used.items() if any(one.has_pairs(row.id) for row in rows)]
         self.dataset = RenderingDataset(sets, split="test", size=(crop, crop), augment=False) if sets else []
-        count = len(self.dataset)
-        self.items = list(range(0, count, max(1, -(-count // VALIDATION_PAIRS))))
+        self.items = evenly(len(self.dataset), VALIDATION_PAIRS)
 
     def _render(self, model: FrameSynthesis, item: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return one pair as a batch of one, the model's frame and the average splat, both (1, 3, h, w)."""

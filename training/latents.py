@@ -6,6 +6,7 @@ import logging
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -72,13 +73,14 @@ class LatentDataset(Dataset):
         augment: bool = True,  # draw crops, flips and colours for each variant; otherwise the whole image
         seed: int = 0,
         multiple: int = 1,  # the epoch is filled up to a multiple of this, so that no batch holds two shapes
-        segmentation: SegmentationModel | None = None,  # as given to `encode`
-        read_image: ConditionMaps | None = None,  # as given to `encode`
+        segmentation: SegmentationModel | None = None,  # tells what cannot move
+        read_image: ConditionMaps | None = None,
         wind: bool = False,  # scale the motion, and tell the wind
     ) -> None:
         self.items = MotionDataset(sets, split=split, num_bins=num_bins).items
         self.block_size = self.items.block_size
         self.sizes, self.num_bins, self.augment = [tuple(size) for size in sizes], num_bins, augment
+        self._networks = vae, segmentation, read_image
         self.count, self.multiple, self.seed, self.wind = len(self.items), multiple, seed, wind
         repeats = [self.items.repeats(number) for number in range(len(self.items.parts))]
         named = [fingerprint_of_set(part.clip_set, part.rows) for part in self.items.parts]
@@ -87,6 +89,9 @@ class LatentDataset(Dataset):
         described += [wind and WIND_OF_LATENTS_PX, read_image and [*map(fingerprint, read_image.networks)]]
         digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
         self.folder = Path(folder) / f"{split}-{digest}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_networks": None}  # processes that load samples do without
 
     def __len__(self) -> int:
         return -(-self.count // self.multiple) * self.multiple
@@ -131,24 +136,19 @@ class LatentDataset(Dataset):
         return sample | stored
 
     @torch.no_grad()
-    def encode(
-        self,
-        vae: MotionVAE,
-        device: torch.device,
-        segmentation: SegmentationModel | None = None,
-        read_image: ConditionMaps | None = None,
-    ) -> None:
+    def encode(self, device: torch.device) -> None:
         """Write the clips' missing files, in one process; flow that bled onto what is static has no confidence."""
         self.folder.mkdir(parents=True, exist_ok=True)
         clips = ((number, row) for number, part in enumerate(self.items.parts) for row in part.rows)
         missing = (clip for clip in clips if not self.clip_path(*clip).is_file())
-        vae = vae.to(device).eval()
+        vae, segmentation, read_image = self._networks
+        vae.to(device).eval()
         for number, row in tqdm(missing, unit="clip", delay=1):
             clip_set = self.items.parts[number].clip_set
             spectrum, confidence = clip_set.spectrum(row.id, STORED_BINS)
             sure_bins = bin_confidence(spectrum, confidence)[: self.num_bins]
             spectrum, image = truncate(spectrum, self.num_bins), clip_set.first(row.id)
-            if segmentation is not None and not row.source.startswith("scene:"):
+            if segmentation is not None and not row.is_scene:
                 scale = default_grid_scale(*spectrum.shape[-2:])
                 probabilities = class_probabilities(segmentation, image)[None]
                 bled = find_bleeding(mean_displacement(spectrum)[None] * scale, probabilities, scale)[0]

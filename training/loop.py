@@ -28,7 +28,7 @@ from models.device import ArgumentError, check_precision
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.data_order import ResumableBatchSampler, make_loader
 from training.processes import start_processes
-from training.run_folder import RunFolder
+from training.run_folder import RunFolder, newest_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def train(
     step = trainer.load()
     losses, stopped = [], False
     try:
-        trainer.look(step, validate if step == 0 else None, None)
+        trainer.validate_and_sample(step, validate if step == 0 else None, None)
         for micro_batches in trainer.batches(step, progress):
             loss, seconds = trainer.step(step, micro_batches, time.monotonic() - began)
             step += 1
@@ -130,7 +130,7 @@ def train(
                 trainer.log(step)
             validating = validate if last or _due(options.validate_every, step) else None
             sampling = sample if last or _due(options.sample_every, step) else None
-            trainer.look(step, validating, sampling)
+            trainer.validate_and_sample(step, validating, sampling)
             if last or _due(options.save_every, step):
                 save_checkpoint(trainer.accelerator, run, asdict(options), step)
             if last:
@@ -179,7 +179,7 @@ class _Trainer:
         self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.forward = torch.compile(self.prepared) if options.compile else self.prepared
         self.ema = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
-        self.progress = _Progress()
+        self.progress = _RunningTotals()
         self.accelerator.register_for_checkpointing(self.ema, self.progress)
         self._logged_at, self.seconds_before = time.monotonic(), 0.0
         model.train()
@@ -226,7 +226,7 @@ class _Trainer:
         named = dict(zip(metrics, means, strict=True))
         bad_norm = not math.isfinite(mean_norm) and self.accelerator.scaler is None  # a scaler skips such steps
         if not math.isfinite(named["loss"]) or bad_norm:
-            self._stop(step, local[:, list(metrics).index("loss")], torch.stack(items), named["loss"])
+            self._raise_not_finite(step, local[:, list(metrics).index("loss")], torch.stack(items), named["loss"])
 
         # Update
         self.optimizer.step()
@@ -245,21 +245,21 @@ class _Trainer:
         self._logged_at = now
         rate = self.optimizer.param_groups[0]["lr"]
         self.run.log_metrics(step, {**means, "learning_rate": rate, "samples_per_s": speed})
-        self._say(f"step {step}/{options.steps}", means)
+        self._log_line(f"step {step}/{options.steps}", means)
 
-    def look(self, step: int, validate: Validate | None, sample: Sample | None) -> None:
+    def validate_and_sample(self, step: int, validate: Validate | None, sample: Sample | None) -> None:
         """Validate, log and draw samples with the EMA weights, in the main process."""
         if self.accelerator.is_main_process and (validate or sample):
             with self._averaged_weights():
                 if validate:
                     metrics = validate(self.model)
                     self.run.log_metrics(step, metrics)
-                    self._say(f"step {step}, validation", metrics)
+                    self._log_line(f"step {step}, validation", metrics)
                 if sample:
                     sample(self.model, step, self.run.samples)
         self.accelerator.wait_for_everyone()
 
-    def _say(self, when: str, metrics: dict[str, float]) -> None:
+    def _log_line(self, when: str, metrics: dict[str, float]) -> None:
         if self.accelerator.is_main_process:
             logger.info("%s: %s", when, " ".join(f"{name} {float(value):.5g}" for name, value in metrics.items()))
 
@@ -285,7 +285,7 @@ class _Trainer:
         self.seconds_before = self.progress.seconds
         return step
 
-    def _stop(self, step: int, losses: Tensor, items: Tensor, loss: float) -> None:
+    def _raise_not_finite(self, step: int, losses: Tensor, items: Tensor, loss: float) -> None:
         """Raise TrainingError naming the samples of the micro-batches that went wrong."""
         good = torch.isfinite(losses.detach().float()) & (not math.isfinite(loss))  # (A,)
         suspects = items.masked_fill(good[:, None], -1).reshape(-1)
@@ -293,7 +293,7 @@ class _Trainer:
         name = getattr(self.dataset, "item_name", str)
         listed = ", ".join(str(name(item)) for item in suspects[:16]) + (", ..." if len(suspects) > 16 else "")
         what = "the gradient" if math.isfinite(loss) else f"the loss ({loss})"
-        checkpoint = self.run.newest_checkpoint()
+        checkpoint = newest_checkpoint(self.run.path)
         kept = f"the last good checkpoint is {checkpoint}" if checkpoint else "no checkpoint had been saved yet"
         raise TrainingError(f"{what} is not finite at step {step + 1}, items {listed}; {kept}")
 
@@ -305,7 +305,7 @@ class _Trainer:
         self.accelerator.free_memory()
 
 
-class _Progress:
+class _RunningTotals:
     """Sums of the metrics since the last log line, and seconds of all calls; saved, so that a resume goes on."""
 
     def __init__(self) -> None:

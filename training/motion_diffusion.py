@@ -9,6 +9,7 @@ from torch import Tensor
 
 from data.clips import SampleKey
 from data.media import contact_sheet, write_image
+from data.order import evenly
 from data.visualisation import magnitude_over, spectrum_bars, x_t_slice
 from models.motion_pipeline import EncodedImages, decode_and_rescale
 from models.sampling import denoise, start_noise
@@ -28,6 +29,7 @@ MIN_SNR_GAMMA = 5.0
 WEIGHTINGS = ("none", "min-snr")
 # Fractions of the schedule at which the validation loss is measured.
 VALIDATION_LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)
+SHEET_ROWS = 6
 
 # Samples are drawn on the way: a loss curve does not show what the motion looks like.
 TRAINING_PRESETS: dict[str, dict] = {
@@ -140,7 +142,7 @@ def _weighted_mean(error: Tensor, batch: dict[str, Tensor]) -> Tensor:
 
 
 def _validation_samples(dataset: LatentDataset, device: torch.device, limit: int) -> Iterator[tuple[int, dict]]:
-    for item in range(0, dataset.count, -(-dataset.count // limit)):
+    for item in evenly(dataset.count, limit):
         yield item, {name: tensor[None].to(device) for name, tensor in dataset[SampleKey(item, 0, 0)].items()}
 
 
@@ -196,19 +198,17 @@ def write_sample_sheet(
     vae: MotionVAE,
     schedule: SchedulerMixin,
     dataset: LatentDataset,
-    count: int = 6,
-    seed: int = 0,
 ) -> None:
     """Write a PNG with a row an image: it, then magnitude, spectrum and x-t slice of two samples and of the truth."""
     device, rows = next(model.parameters()).device, []
     vae = vae.to(device)
-    for item in range(0, dataset.count, max(1, dataset.count // count))[:count]:
+    for item in evenly(dataset.count, SHEET_ROWS):
         sample = {name: tensor[None].to(device) for name, tensor in dataset[SampleKey(item, 0, 0)].items()}
         image, truth = sample["image"][0].cpu(), sample["latents"]
         condition, wind_px = model.encode_image(sample["image"], **encoding_inputs(sample)), sample.get("wind_px")
         encoded = EncodedImages(condition, model.expected_displacement(sample["image"]), wind_px, {}, [])
         shape, shared = tuple(truth.shape[1:]), model.start_correlation
-        noise = [start_noise(shape, seed, n, shared)[None].to(device) for n in range(2)]
+        noise = [start_noise(shape, 0, n, shared)[None].to(device) for n in range(2)]
         drawn = [denoise(model, schedule, condition, n) for n in noise]
         spectra = [decode_and_rescale(vae, model, z, encoded) for z in drawn]
         scale = 1.0 if wind_px is None else float(wind_px) / WIND_OF_LATENTS_PX

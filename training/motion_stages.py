@@ -64,13 +64,8 @@ def _parts(without: Sequence[str]) -> dict[str, bool]:
     return {"wind": "wind" not in without, "spatial_attention": "spatial-attention" not in without}
 
 
-def add_missing_parts(
-    unet: FrequencyUNet, placement: PlacementHead | None, without: Sequence[str] = ()
-) -> FrequencyUNet:
-    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity.
-
-    ArgumentError for one of `without` that it has already.
-    """
+def add_missing_parts(unet: FrequencyUNet, placement: PlacementHead | None, without: Sequence[str]) -> FrequencyUNet:
+    """Return a U-Net that has all of PARTS but `without`; those it lacked begin as the identity."""
     for part in without:
         if unet.config[PARTS[part]]:
             raise ArgumentError(f"without {part}: the U-Net of init has it already; right: leave it out")
@@ -135,7 +130,7 @@ def denoising_stage(
     with state.main_process_first():
         for latents in filter(None, (dataset, validation)):
             if state.is_main_process:
-                latents.encode(vae, device, segmentation, reader)
+                latents.encode(device)
 
     seen = {"num_features": unet.image_encoder.num_features, "feature_dropout": feature_dropout}
     if name == "image-encoder":
@@ -186,10 +181,7 @@ def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHe
 def prepare_unet(
     unet: FrequencyUNet, folder: Path | None, stage: str, without: Sequence[str]
 ) -> tuple[FrequencyUNet, PlacementHead | None]:
-    """Choose what trains; return the U-Net, with the parts that it lacked, and the placement head beside it, if any.
-
-    `folder` is what the U-Net was loaded from, None for a new one, which has all parts that were wanted.
-    """
+    """Choose what trains; return the U-Net, loaded ones with the parts they lacked, and `folder`'s placement head."""
     unet.set_stage(stage)
     placement = load_placement(folder, unet)  # which asks what trains
     if folder is not None and stage in ("joint", "image-encoder", "denoiser"):

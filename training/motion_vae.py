@@ -1,6 +1,6 @@
 """Training of the motion VAE: slices, losses, validation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from data.clips import SampleKey
 from data.datasets import MotionDataset
+from data.order import evenly
 from models.vae import MotionVAE
 from motion.normalisation import Normalisation
 from motion.spectrum import amplitude
@@ -69,6 +70,14 @@ def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequen
     return {"loss": loss, "l1": absolute.detach(), "gradient": gradient.detach(), "kl": divergence.detach()}
 
 
+def _some_spectra(model: MotionVAE, motions: MotionDataset, limit: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield spectra (K, 4, H, W) of at most `limit` items, on the model's device, px and normalised."""
+    device, normalisation = next(model.parameters()).device, model.normalisation.truncated(motions.num_bins)
+    for item in evenly(len(motions), limit):
+        spectrum = motions[SampleKey(item, 0, 0)]["spectrum"].to(device)
+        yield spectrum, normalisation.normalise(spectrum)
+
+
 @torch.no_grad()
 def reconstruction_metrics(model: MotionVAE, motions: MotionDataset, limit: int = 32) -> dict[str, float]:
     """Measure the reconstruction of whole spectra of at most `limit` items, evenly spread over the set.
@@ -77,13 +86,9 @@ def reconstruction_metrics(model: MotionVAE, motions: MotionDataset, limit: int 
     relative_error_bin_KK: sum |S' - S| / sum |S| in px over all pixels and items, of bins in which anything moves.
     """
     normalisation = model.normalisation.truncated(motions.num_bins)
-    device = next(model.parameters()).device
-    count, step = len(motions), -(-len(motions) // limit)
     total, numbers = 0.0, 0
     error, size = torch.zeros(motions.num_bins), torch.zeros(motions.num_bins)
-    for item in range(0, count, step):
-        spectrum = motions[SampleKey(item, 0, 0)]["spectrum"].to(device)  # (K, 4, H, W)
-        x = normalisation.normalise(spectrum)
+    for spectrum, x in _some_spectra(model, motions, limit):
         output = model.decode(model.encode(x)).float()
         output[0, 0::2] = 0
         total += float((output - x).abs().sum())
@@ -98,11 +103,8 @@ def reconstruction_metrics(model: MotionVAE, motions: MotionDataset, limit: int 
 @torch.no_grad()
 def latent_scale(model: MotionVAE, motions: MotionDataset, limit: int = 64) -> float:
     """Return the factor that gives latents of the training split unit standard deviation."""
-    device = next(model.parameters()).device
-    normalisation = model.normalisation.truncated(motions.num_bins)
     squares, numbers = 0.0, 0
-    for item in range(0, len(motions), -(-len(motions) // limit)):
-        x = normalisation.normalise(motions[SampleKey(item, 0, 0)]["spectrum"].to(device))
+    for _, x in _some_spectra(model, motions, limit):
         latents = model.encode(x).float() / model.config.scaling_factor
         squares += float(latents.square().sum())
         numbers += latents.numel()

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from data.clips import SampleKey
 from data.media import contact_sheet, write_image
+from data.order import evenly
 from data.visualisation import magnitude_over
 from metrics.motion import corrected_precision, placement_metrics
 from models.class_maps import probability_of
@@ -29,13 +30,13 @@ from training.placement_samples import MAPS, PlacementSample
 
 # Fraction of the samples of each kind.
 FRACTIONS = {"photograph": 0.6, "clip": 0.2, "scene": 0.2}
-# Weights that balance what can move and what cannot in a photograph are at most this, and at least its inverse. A part
-# that is smaller than the second is not balanced.
+# What can move and what cannot get equal total weight in a photograph, by factors from 1/4 to 4. One with less than
+# 0.5 % of either stays as it is.
 MOST_BALANCE, LEAST_BALANCED = 4.0, 0.005
 # Training sees windows of this many numbers of the maps a side, of whole images' features.
 WINDOW = 24
 FEATURE_DROPOUT, PART_DROPOUT = 0.3, 0.15
-# A clip's place moves above MOVING_PX and this fraction of its strength, and rests below the other two.
+# A place of a clip moves above max(MOVING_PX, 0.25 strength) and rests below max(0.05 px, 0.05 strength).
 CLIP_MOVES, CLIP_RESTS, CLIP_RESTS_PX = 0.25, 0.05, 0.05
 # Flow says that something moves; that it can never move it says only where segmentation agrees.
 REST_WEIGHT = 0.5
@@ -43,6 +44,7 @@ CLIP_WEIGHT, SCENE_WEIGHT = 0.5, 0.5
 RELATIVE_WEIGHT, STRENGTH_WEIGHT = 0.5, 0.25
 LEAST_CONFIDENCE = 0.2
 LEAST_STRENGTH_PX = 0.05
+SHEET_ROWS = 12
 
 
 class PlacementDataset(Dataset):
@@ -193,12 +195,10 @@ def validation_placement(head: PlacementHead, *, samples: Sequence[PlacementSamp
 
 
 @torch.no_grad()
-def write_placement_sheet(
-    head: PlacementHead, step: int, folder: Path, *, samples: Sequence[PlacementSample], count: int = 12
-) -> None:
+def write_placement_sheet(head: PlacementHead, step: int, folder: Path, *, samples: Sequence[PlacementSample]) -> None:
     """Write a PNG with a row an image: it, its mask or how far its clip moves, and how far it is expected to."""
     rows = []
-    for sample in samples[:: -(-len(samples) // count)]:
+    for sample in (samples[index] for index in evenly(len(samples), SHEET_ROWS)):
         image, expected = _expected(head, sample)
         size = tuple(image.shape[-2:])
         if sample.kind == "photograph":

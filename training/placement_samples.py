@@ -19,10 +19,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from data.augmentation import draw_geometry, jitter_colours
-from data.clips import KEPT, PAIRS_ONLY, ClipRow, ClipSet, source_name
+from data.clips import KEPT, ClipRow, ClipSet, source_name
 from data.datasets import WeightedSets
 from data.files import atomic_path
 from data.masks import MOVABLE, UNSURE, MaskedPhotograph
+from data.order import evenly
 from models.displacement import QUANTILE
 from models.placement import DETAIL, STRIDE
 from motion.flow import default_grid_scale, motion_grid_size, resize_maps
@@ -53,17 +54,17 @@ class PlacementSample(NamedTuple):
     weight: float  # how often it is drawn
 
 
-Features = Callable[[Tensor], Tensor]  # image (3, 2 H, 2 W) to `PlacementHead.features` (C, H/4, W/4)
+ComputeFeatures = Callable[[Tensor], Tensor]  # image (3, 2 H, 2 W) to `PlacementHead.features` (C, H/4, W/4)
 
 
 def read_images(sets: WeightedSets, photographs: Sequence[MaskedPhotograph], at_most: int) -> Iterator[Tensor]:
     """Yield some of the images (1, 3, 2 H, 2 W) that samples are made of, photographs where there are any."""
     readers = [photograph.read for photograph in photographs]
     if not readers:
-        rows = [(clip_set, row) for clip_set, _ in sets for row in _usable_rows(clip_set, "train")]
+        rows = [(clip_set, row) for clip_set, _ in sets for row in clip_set.rows_with_motion("train")]
         readers = [partial(clip_set.first, row.id) for clip_set, row in rows]
-    for read in readers[:: -(-len(readers) // at_most)]:
-        found = read()
+    for index in evenly(len(readers), at_most):
+        found = readers[index]()
         yield _augmented(found if isinstance(found, Tensor) else found[0], [], None)[0][None]
 
 
@@ -71,7 +72,7 @@ def make_samples(
     sets: WeightedSets,
     photographs: Sequence[MaskedPhotograph],
     split: str,
-    features: Features,
+    features: ComputeFeatures,
     *,
     variants: int,  # of each image beside the whole one
     seed: int,
@@ -79,8 +80,8 @@ def make_samples(
     depends_on: Sequence[Any],  # what `features` depends on
 ) -> list[PlacementSample]:
     """Make the samples of photographs and of a split of sets, or read those of an earlier call."""
-    rows = [(clip_set, _usable_rows(clip_set, split)) for clip_set, _ in sets]
-    described = [CACHE_VERSION, *(fingerprint_of_set(*part) for part in rows), [weight for _, weight in sets]]
+    parts = [(clip_set, clip_set.rows_with_motion(split)) for clip_set, _ in sets]
+    described = [CACHE_VERSION, *(fingerprint_of_set(*part) for part in parts), [weight for _, weight in sets]]
     described += [[photograph.source, photograph.subject, photograph.fingerprint()] for photograph in photographs]
     described += [split, variants, seed, *depends_on]
     digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
@@ -88,8 +89,8 @@ def make_samples(
     if path.is_file():
         return _read_samples(path)
     samples = photograph_samples(photographs, features, variants=variants, seed=seed)
-    for clip_set, weight in sets:
-        found = clip_samples(clip_set, split, features, variants=variants, seed=seed)
+    for part, (_, weight) in zip(parts, sets, strict=True):
+        found = clip_samples(*part, features, variants=variants, seed=seed)
         samples += [sample._replace(weight=sample.weight * weight) for sample in found]
     scalars = [(sample.kind, sample.strength_px, sample.weight) for sample in samples]
     tensors = {f"{n}.{name}": getattr(one, name).contiguous() for n, one in enumerate(samples) for name in MAPS}
@@ -107,13 +108,8 @@ def _read_samples(path: Path) -> list[PlacementSample]:
         ]
 
 
-def _usable_rows(clip_set: ClipSet, split: str) -> list[ClipRow]:
-    rows = clip_set.rows(split, status=(KEPT, PAIRS_ONLY))
-    return [row for row in rows if row.status == KEPT or clip_set.has_pairs(row.id)]
-
-
 def photograph_samples(
-    photographs: Sequence[MaskedPhotograph], features: Features, *, variants: int, seed: int
+    photographs: Sequence[MaskedPhotograph], features: ComputeFeatures, *, variants: int, seed: int
 ) -> list[PlacementSample]:
     """Compute samples of masked photographs: each whole, and cropped and recoloured in `variants` ways."""
     counts = Counter(photograph.source for photograph in photographs)
@@ -134,29 +130,26 @@ def photograph_samples(
 
 
 def clip_samples(
-    clip_set: ClipSet, split: str, features: Features, *, variants: int, seed: int
+    clip_set: ClipSet, rows: Sequence[ClipRow], features: ComputeFeatures, *, variants: int, seed: int
 ) -> list[PlacementSample]:
-    """Compute samples of the clips and scenes of a set, as `photograph_samples`."""
-    rows = _usable_rows(clip_set, split)
+    """Compute samples of clips and scenes of a set, as `photograph_samples`."""
     counts = Counter(source_name(row) for row in rows)
     samples = []
     for number, row in enumerate(tqdm(rows, unit="clip", disable=None)):
         image, displacement = clip_set.first(row.id), clip_set.displacement(row.id).float()
-        is_scene = row.source.startswith("scene:")
         confidence = clip_set.spectrum(row.id)[1].float() if row.status == KEPT else torch.ones_like(displacement)
         rare = any(word in source_name(row) for word in RARE)
         weight = counts[source_name(row)] ** -0.5 * (RARE_WEIGHT if rare else 1.0)
-        for variant in range(1 + (0 if is_scene else variants)):
+        for variant in range(1 + (0 if row.is_scene else variants)):
             rng = np.random.default_rng([seed, number, variant]) if variant else None
             shown, (moved, sure), scale = _augmented(image, [displacement, confidence], rng)
             moved = moved * scale
             strength = float(moved.flatten().quantile(QUANTILE))
             movable = (moved > SCENE_MOVES_PX).float()
-            known = torch.full_like(moved, float(is_scene))
+            known = torch.full_like(moved, float(row.is_scene))
             values = (features(shown), movable, known, moved, sure)
-            samples.append(
-                PlacementSample("scene" if is_scene else "clip", *(value.half() for value in values), strength, weight)
-            )
+            kind = "scene" if row.is_scene else "clip"
+            samples.append(PlacementSample(kind, *(value.half() for value in values), strength, weight))
     return samples
 
 

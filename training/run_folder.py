@@ -102,9 +102,6 @@ class RunFolder(contextlib.AbstractContextManager):
             kept = [json.dumps(line) + "\n" for line in self.metrics() if line["step"] <= step]
             write_text(self.path / METRICS, "".join(kept))
 
-    def newest_checkpoint(self) -> Path | None:
-        return (find_checkpoints(self.path) or [None])[-1]
-
     def close(self) -> None:
         if self._handler is not None:
             logging.getLogger().removeHandler(self._handler)
@@ -133,7 +130,7 @@ def open_run(
     "auto" goes on with the newest checkpoint of the run in `out` (without `out`, the newest run of the script), and
     starts anew, saying so, where there is none. A path to `resume` names a run's folder or a checkpoint.
     """
-    state = PartialState()
+    state, path = PartialState(), None
     if resume == "auto":
         (path,) = broadcast_object_list([_find_run(out, script)])
         logger.info("resume auto: %s", f"going on with {path}" if path else "no run there yet, starting anew")
@@ -142,7 +139,7 @@ def open_run(
         path = path.parent.parent if (path / CHECKPOINT_MARK).is_file() else path
         if out is not None and Path(out).resolve() != path.resolve():
             raise ArgumentError(f"resume {resume}: belongs to {path}, not to out {out}; leave out away")
-    if resume is not None and path is not None:
+    if path is not None:
         return _open_again(path, options, resume)
     (path,) = broadcast_object_list([_make_folder(out, script, name) if state.is_main_process else None])
     run = RunFolder(path)
@@ -163,7 +160,7 @@ def _open_again(path: Path, options: Mapping[str, Any], resume: str) -> RunFolde
     keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
     raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
     named = (Path(resume) / CHECKPOINT_MARK).is_file()
-    checkpoint = Path(resume) if named else (find_checkpoints(path) or [None])[-1]
+    checkpoint = Path(resume) if named else newest_checkpoint(path)
     if checkpoint is None:
         if resume != "auto":
             raise ArgumentError(f"resume {resume}: no complete checkpoint there; right: auto, a run or a checkpoint")
@@ -179,6 +176,10 @@ def _open_again(path: Path, options: Mapping[str, Any], resume: str) -> RunFolde
 def find_checkpoints(run: Path) -> list[Path]:
     """Return the complete training checkpoints in a run's folder, oldest step first."""
     return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{CHECKPOINT_MARK}"))
+
+
+def newest_checkpoint(run: Path) -> Path | None:
+    return (find_checkpoints(run) or [None])[-1]
 
 
 def raise_if_different(path: Path, differences: Mapping[str, tuple[Any, Any]]) -> None:

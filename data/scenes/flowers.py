@@ -20,7 +20,7 @@ RINGS = {
     "tulip": [(3, 0.0, 1.0, 0.62, 0.75), (2, 0.0, 1.0, 0.7, 1.0), (1, 0.0, 0.95, 0.75, 1.15)],
     "bell": [(4, 0.0, 1.0, 0.5, 0.9), (3, 0.0, 0.9, 0.45, 1.1)],
 }
-HEARTS = {"daisy": 0.27, "poppy": 0.22, "lily": 0.16}
+HEART_RADII = {"daisy": 0.27, "poppy": 0.22, "lily": 0.16}
 
 
 def flower_heads(
@@ -50,10 +50,10 @@ def flower_heads(
         look["depth"] = depth[which] + 0.01 * (order + rng.uniform(0, 1, many))
         look["bow"], look["tip"] = rng.normal(0, 0.12, many), rng.uniform(0.9, 1.15)
         add_leaves(stage.mesh, ends.carrier.take(which), base, angle, size, width, tint, **look)
-    if style in HEARTS:
+    if style in HEART_RADII:
         middle = {"depth": depth + 0.05, "rough": 0.07, "strength": 0.45, "layer": layer}
         tint = stage.vary(heart, count, 0.08)
-        add_blobs(stage.mesh, rng, ends.carrier, centre, radius * HEARTS[style], tint, **middle)
+        add_blobs(stage.mesh, rng, ends.carrier, centre, radius * HEART_RADII[style], tint, **middle)
 
 
 def _florets(stage: Stage, ends: Spots, radius: Array, style: str, colour: Array, depth: Array, layer: int) -> None:

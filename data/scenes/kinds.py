@@ -17,7 +17,7 @@ from data.scenes.sheets import cloth, flag_colours, flame
 from data.scenes.stage import GREENS, PETALS, Stage, palette
 from data.scenes.surroundings import distract, landscape, lawn, meadow, room, stems_with_heads, wall
 
-TABLES = palette("25 15 8, 10 8 7, 40 35 30")
+DARK_TABLES = palette("25 15 8, 10 8 7, 40 35 30")
 CANDLES = palette("95 60 20, 90 85 75, 70 15 10, 75 65 80")
 
 
@@ -101,7 +101,7 @@ def _candle(stage: Stage) -> None:
         stage.background = backgrounds.dark(rng, stage.size, (x, top - 5), tint)
     if stage.chance(0.6):
         look = {"material": PLANKS, "gradient": (0.9, 0.3)}
-        add_rectangle(mesh, -2, foot - wide * 0.15, width + 4, height, stage.pick(TABLES), -1.0, **look)
+        add_rectangle(mesh, -2, foot - wide * 0.15, width + 4, height, stage.pick(DARK_TABLES), -1.0, **look)
     stage.changes.update(glow=rng.uniform(0.1, 0.6), exposure=rng.uniform(0.8, 1.2), haze=0.0)
     stage.blurs[2] = scale * rng.uniform(0.35, 1.1)
     for _ in range(int(rng.choice([1, 1, 1, 2, 3]))):
@@ -226,8 +226,9 @@ _KINDS: dict[str, tuple[Callable[[Stage], None], float, float]] = {
     "still": (_still, 0.025, 1.0),
 }
 KINDS = tuple(_KINDS)
-FREQUENCIES = np.array([often for _, often, _ in _KINDS.values()]) / sum(often for _, often, _ in _KINDS.values())
-STRENGTH = {kind: strength for kind, (_, _, strength) in _KINDS.items()}
+KIND_PROBABILITIES = np.array([often for _, often, _ in _KINDS.values()])
+KIND_PROBABILITIES /= sum(often for _, often, _ in _KINDS.values())
+WIND_STRENGTH = {kind: strength for kind, (_, _, strength) in _KINDS.items()}
 
 
 def draw(kind: str, rng: np.random.Generator, size: tuple[int, int]) -> tuple[Mesh, Array, Finish]:

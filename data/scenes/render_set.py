@@ -12,7 +12,7 @@ import torch
 
 from cluster.items import Workers, run_items
 from data.clip_writer import ClipContent, ClipSetWriter, rows_of_set, write_clip, write_record
-from data.clips import DROPPED, STORED_BINS, ClipRow, ClipSet, Pair, motion_metrics
+from data.clips import DROPPED, SCENE_PREFIX, STORED_BINS, ClipRow, ClipSet, Pair, motion_metrics
 from data.prepare_clip import UNREADABLE, is_unreadable
 from data.scenes.scene import SCENES_VERSION, make_scene
 from motion.spectrum import PERIOD_S, mean_displacement
@@ -53,7 +53,7 @@ def render_scene_set(
                 if done.error is None or not workers.cluster:
                     writer.add(done.value())
                     continue
-                name, source = scene_id(seeds[done.item]), f"scene:{seeds[done.item]}:none"
+                name, source = scene_id(seeds[done.item]), f"{SCENE_PREFIX}{seeds[done.item]}:none"
                 row = ClipRow(name, source, status=DROPPED, reason=UNREADABLE + done.reason)
                 write_record(folder, [row])
                 writer.add(row)
@@ -101,6 +101,6 @@ def _render_scene(
     later = tuple(Pair(scene.frame(t), scene.flow(t), reliable, t) for t in times_s.tolist())
     write_clip(folder, scene_id(seed), ClipContent(scene.frame(0.0), spectrum, pairs=later))
     metrics = motion_metrics(mean_displacement(spectrum))
-    row = ClipRow(scene_id(seed), f"scene:{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **metrics)
+    row = ClipRow(scene_id(seed), f"{SCENE_PREFIX}{seed}:{scene.kind}", fps=30.0, frames=150, split=split, **metrics)
     write_record(folder, [row])
     return row

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from data.scenes import rasteriser
 from data.scenes.backgrounds import Finish, texture_atlas
-from data.scenes.kinds import FREQUENCIES, KINDS, STRENGTH, draw
+from data.scenes.kinds import KIND_PROBABILITIES, KINDS, WIND_STRENGTH, draw
+from data.scenes.stage import px_scale
 from motion.spectrum import FPS, NUM_FRAMES, PERIOD_S, fit_spectrum
 
-REFERENCE_AREA = 160 * 256
 SCENES_VERSION = 2  # raised whenever the same seed shows or moves something else
 # Lines of the gusts (Hz): dense on a logarithmic scale, from 1 Hz on at least one in each bin of 1 / PERIOD_S.
 GUST_HZ = np.concatenate([np.geomspace(0.025, 1.0, 30), np.arange(1.13, 6.2, 0.14)])
@@ -117,10 +117,10 @@ class Scene:
         some = some[inside] if inside.sum() > 20 else some
         clock = _clock(self._wind.hertz, np.linspace(0, PERIOD_S, 40)).astype(np.float32)
         angles = response @ clock
-        wanted = STRENGTH[self.kind] * self._wind.strength_px
+        wanted = WIND_STRENGTH[self.kind] * self._wind.strength_px
         gain = wanted / max(float(np.linalg.norm(self._apply(angles, some), axis=1).mean()), 1e-9)
         # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the image.
-        scale = math.sqrt(self.size[0] * self.size[1] / REFERENCE_AREA)
+        scale = px_scale(self.size)
         reach = np.zeros(len(response))  # how far a unit of each moves any vertex at most, px
         np.maximum.at(reach, self.mesh["freedoms"], np.hypot(*np.moveaxis(self.mesh["directions"], -1, 0)))
         limit = np.minimum(self.mesh["oscillators"][:, 7], 0.76 * LARGEST_PX * scale / np.maximum(reach, 1e-9))
@@ -247,11 +247,10 @@ def make_scene(seed: int, *, size: tuple[int, int] = (160, 256), kind: str | Non
     if min(size) < 16:
         raise ValueError(f"size: expected at least 16 x 16 px, got {size[0]} x {size[1]}")
     rng = np.random.default_rng([seed, 1, SCENES_VERSION])
-    drawn = KINDS[int(rng.choice(len(KINDS), p=FREQUENCIES))]
+    drawn = KINDS[int(rng.choice(len(KINDS), p=KIND_PROBABILITIES))]
     kind = kind or drawn
     mesh, background, finish = draw(kind, rng, size)
-    scale = math.sqrt(size[0] * size[1] / REFERENCE_AREA)
-    wind = Wind.draw(seed, scale)
+    wind = Wind.draw(seed, px_scale(size))
     arrays = mesh.finish()
     background = _step_closer(arrays, background, rng)
     oscillators = arrays["oscillators"]

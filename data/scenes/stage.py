@@ -6,6 +6,7 @@ import numpy as np
 from numpy import ndarray as Array
 
 from data.scenes.mesh import Mesh
+from motion.flow import MOTION_AREA_PX
 
 MOODS = ("day", "day", "day", "overcast", "overcast", "sunset", "dusk", "white")
 
@@ -24,13 +25,18 @@ BARKS = palette("30 22 15, 42 36 30, 20 15 11, 55 52 47")
 PETALS = palette("95 93 90, 95 80 10, 85 10 12, 90 45 65, 45 25 75, 25 40 90, 95 50 8, 75 15 45, 70 55 90, 98 92 60")
 
 
+def px_scale(size: tuple[int, int]) -> float:
+    """Px of an image of this size (H, W) per px of one of 256 x 160."""
+    return math.sqrt(size[0] * size[1] / MOTION_AREA_PX)
+
+
 class Stage:
     """A scene while it is drawn; lengths are px."""
 
     def __init__(self, rng: np.random.Generator, size: tuple[int, int]) -> None:
         self.rng, self.size = rng, size  # rng: the only source of randomness
         self.height, self.width = size
-        self.scale = math.sqrt(size[0] * size[1] / (160 * 256))  # px of this image per px of one of 256 x 160
+        self.scale = px_scale(size)
         self.mesh = Mesh()
         self.background = np.zeros((*size, 3), np.float32)
         self.horizon = self.height * 0.6  # a row

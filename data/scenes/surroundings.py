@@ -13,8 +13,8 @@ from data.scenes.mesh import BRICK, MOTTLED, PLANKS, STONE, Chain, along, bend, 
 from data.scenes.stage import AUTUMN, GREENS, PETALS, STRAW, Stage, palette
 
 FLOORS = {"earth": (0.42, 0.32, 0.22), "road": (0.45, 0.44, 0.44), "sand": (0.78, 0.68, 0.5), "water": (0.2, 0.34, 0.4)}
-TABLES = palette("50 33 20, 85 84 82, 30 20 14, 60 52 42")
-HEARTS = palette("90 70 10, 35 20 8, 95 85 30")
+ROOM_TABLES = palette("50 33 20, 85 84 82, 30 20 14, 60 52 42")
+HEART_COLOURS = palette("90 70 10, 35 20 8, 95 85 30")
 
 
 def landscape(stage: Stage, horizon: float | None = None, floor: str | None = None) -> None:
@@ -87,7 +87,7 @@ def room(stage: Stage) -> float:
         rigid.furniture(stage, edge)
     look = {"material": PLANKS, "strength": 0.25, "gradient": (1.1, 0.75), "texel": 1.5 / stage.scale}
     tall = stage.height - edge + 4
-    add_rectangle(stage.mesh, -2, edge, stage.width + 4, tall, stage.pick(TABLES), -1.5, **look)
+    add_rectangle(stage.mesh, -2, edge, stage.width + 4, tall, stage.pick(ROOM_TABLES), -1.5, **look)
     return edge
 
 
@@ -161,7 +161,7 @@ def heads_on(stage: Stage, stems: Chain, near: Array, radius: float) -> None:
             continue
         style = stage.choice(FLOWERS, p=[0.3, 0.16, 0.08, 0.1, 0.08, 0.1, 0.1, 0.08])
         size = np.maximum(radius * (0.35 + 0.9 * near[part]) * np.exp(rng.normal(0, 0.15, len(part))), 1.0)
-        look = {"style": style, "colour": stage.pick(PETALS), "heart": stage.pick(HEARTS)}
+        look = {"style": style, "colour": stage.pick(PETALS), "heart": stage.pick(HEART_COLOURS)}
         flower_heads(stage, stems.take(part).tips(), size, depth=near[part] * 4 + 0.1, **look)
 
 

@@ -13,7 +13,7 @@ from data.scenes.mesh import along, bend, still
 from data.scenes.stage import BARKS, GREENS, PETALS, STRAW, Stage, palette
 from data.scenes.surroundings import distract, heads_on, landscape, lawn, meadow, soft, stems_with_heads, wall
 
-CLOSE_HEARTS = palette("90 70 10, 30 20 8, 95 90 40")
+CLOSE_HEART_COLOURS = palette("90 70 10, 30 20 8, 95 90 40")
 BLOSSOMS = palette("96 78 85, 97 95 93, 90 50 70, 85 15 12")
 SLIM = {"lance": 0.28, "oval": 0.48, "heart": 0.8, "maple": 1.0}  # width of a leaf relative to its length
 FOLIAGE_SLIM = {"oval": 0.45, "lance": 0.3, "heart": 0.8, "round": 0.7}
@@ -149,7 +149,7 @@ def flower_close(stage: Stage) -> None:
     soft(stage)
     stage.horizon = stage.height * 0.9
     stage.blurs[0] = rng.uniform(1.5, 4.5) * stage.scale
-    colour, heart = stage.pick(PETALS), stage.pick(CLOSE_HEARTS)
+    colour, heart = stage.pick(PETALS), stage.pick(CLOSE_HEART_COLOURS)
     style, green = stage.choice(FLOWERS[:7]), stage.pick(GREENS)
     for layer, count in ((0, stage.number(0, 7)), (1, int(rng.choice([1, 1, 2, 3, 4])))):
         radius = stage.height * rng.uniform(0.14, 0.34) * (0.75 if count > 2 else 1.0) * (0.8 if layer == 0 else 1.0)

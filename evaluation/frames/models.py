@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from data.clips import column_names
+from data.clips import distinct_names
 from evaluation import EvaluationError
 from models.checkpoints import read_json
 from models.frame_synthesis import FrameSynthesis
@@ -87,7 +87,7 @@ def variant_name(model: FrameSynthesis) -> str:
 def find_models(folders: Sequence[Path]) -> list[TrainedRenderer]:
     """Load each model of folders that hold models, or are one, as a row of its own; EvaluationError for none."""
     found = []
-    for folder, label in zip(folders, column_names(folders, "checkpoint"), strict=True):
+    for folder, label in zip(folders, distinct_names(folders, "checkpoint"), strict=True):
         for model in map(TrainedRenderer.load, _model_folders(folder, "checkpoint")):
             name = model.name + (f" ({label})" if len(folders) > 1 else "")
             found.append(replace(model, row=name, name=name))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms.functional import gaussian_blur
 
-from data.clips import ClipRow, ClipSet, ClipSetError, column_names, source_name
+from data.clips import ClipRow, ClipSet, ClipSetError, distinct_names, source_name
 from data.files import is_hidden
 from data.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, MediaError, list_images, read_image
 from data.scenes.scene import Scene
@@ -78,7 +78,7 @@ class FolderVideos:
         self, real: Path, generated: list[Path], *, crop: tuple[int, int], num_frames: int, fps: float | None = None
     ) -> None:
         self.crop, self.num_frames, self.fps, self.folder = crop, num_frames, fps, real
-        self.rows = column_names(generated, "generated")
+        self.rows = distinct_names(generated, "generated")
         self._folders = [_videos_in(folder) for folder in (real, *generated)]
         self.names = sorted(set.intersection(*map(set, self._folders)))
         if not self.names:
