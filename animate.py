@@ -15,7 +15,7 @@ from animation import flags
 from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, refuse_flags
 from cluster.flags import add_cluster_flags, cluster_workers, run_each, without_existing
-from cluster.storage import is_folder, local_input, place, url_of
+from cluster.storage import is_folder, local_input, path_or_url, url_of
 from models.choices import OPERATORS
 
 VIDEO_NAMES = {f".{name}": name for name in flags.FORMATS if name != "frames"}
@@ -25,8 +25,8 @@ def make_parser() -> Parser:
     """Build the command line."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("input and output").add_argument
-    add("images", nargs="+", type=place, metavar="IMAGE|FOLDER", help="photographs, or folders of them; also URLs")
-    add("--out", type=place, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one image")
+    add("images", nargs="+", type=path_or_url, metavar="IMAGE|FOLDER", help="photographs or folders of them; also URLs")
+    add("--out", type=path_or_url, default=Path("outputs"), metavar="DIR|FILE", help="folder, or a file for one image")
     add("--skip-existing", action="store_true", help="leave out images whose output is there; default: write it anew")
     add("--splat", choices=OPERATORS, default="softmax", help="how pixels are carried")
     add("--motion", type=Path, metavar="FILE.npz", help="use this motion instead of predicting one")

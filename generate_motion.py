@@ -12,7 +12,7 @@ from animation.options import DEFAULT_SIZE_PX
 from cli.flags import add_shared_flags
 from cli.parser import Arguments, Parser, UsageError, check_output_file, check_writable, refuse_flags
 from cluster.flags import add_cluster_flags, cluster_workers, run_each, without_existing
-from cluster.storage import is_folder, local_input, place
+from cluster.storage import is_folder, local_input, path_or_url
 
 logger = logging.getLogger("__main__")
 
@@ -58,9 +58,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("input and output").add_argument
     images = "the photograph, or a folder of them; also URLs"
-    add("--input", "--image", type=place, required=True, metavar="IMAGE|FOLDER", help=images)
+    add("--input", "--image", type=path_or_url, required=True, metavar="IMAGE|FOLDER", help=images)
     output = "the motion file to write; of a folder, the folder for them"
-    add("--output", "--out", type=place, default=Path("outputs/flow.npz"), metavar="FILE.npz|DIR", help=output)
+    add("--output", "--out", type=path_or_url, default=Path("outputs/flow.npz"), metavar="FILE.npz|DIR", help=output)
     add("--skip-existing", action="store_true", help="of a folder, leave out images whose motion file is there")
     add("--dense", action="store_true", help="also store the flow of all 150 frames (49 MB)")
     flags.add_sampling_flags(parser)

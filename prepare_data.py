@@ -24,7 +24,7 @@ from cli.parser import (
     size_px,
 )
 from cluster.flags import add_cluster_flags, cluster_workers
-from cluster.storage import is_folder, place
+from cluster.storage import is_folder, path_or_url
 from data.cpus import available_cpus
 
 
@@ -41,8 +41,8 @@ def _parser() -> Parser:
     kinds = parser.add_subparsers(dest="what", required=True, metavar="videos|scenes|select|shards")
     size: dict[str, Any] = {"type": size_px, "default": (160, 256), "metavar": "WxH_PX"}
     workers = {"default": available_cpus(), "help": "processes that prepare; 0 = this one"}
-    several: dict[str, Any] = {"type": place, "nargs": "+", "metavar": "PATH|URL"}
-    out: dict[str, Any] = {"type": place, "metavar": "PATH|URL", "required": True, "help": "the clip set"}
+    several: dict[str, Any] = {"type": path_or_url, "nargs": "+", "metavar": "PATH|URL"}
+    out: dict[str, Any] = {"type": path_or_url, "metavar": "PATH|URL", "required": True, "help": "the clip set"}
 
     videos = kinds.add_parser("videos", help="prepare clips of videos")
     videos.add_argument("paths", help="videos, folders, CSV files: path,start,seconds,split,source", **several)
@@ -80,7 +80,7 @@ def _parser() -> Parser:
     add_shared_flags(select, "out", out={"required": True, "help": "the clip set"})
 
     shards = kinds.add_parser("shards", help="write a set's kept clips into few large files, to train on millions")
-    shards.add_argument("set", type=place, metavar="SET", help="a finished set")
+    shards.add_argument("set", type=path_or_url, metavar="SET", help="a finished set")
     shards.add_argument("--clips-per-shard", type=positive_int, default=1000, metavar="N", help="clips of a file")
     add_shared_flags(shards, "out", out=out)
     return parser

@@ -20,7 +20,7 @@ class StorageError(OSError):
     is_user_error = True
 
 
-def place(text: str) -> Path:
+def path_or_url(text: str) -> Path:
     """Parse a path or a URL of a command line; file:// is a plain path."""
     return Path(re.sub(r"^(file|local)://", "", text))
 

@@ -20,7 +20,7 @@ from cli.parser import (
     whole_number,
 )
 from cluster.flags import CLUSTER_FLAGS, add_cluster_flags, cluster_workers
-from cluster.storage import place
+from cluster.storage import path_or_url
 
 DEFAULT_OUT = Path("outputs/evaluate")
 # As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
@@ -126,7 +126,7 @@ def add_frames_flags(parser: Parser) -> None:
     videos = "of N clips, spread over them, a comparison video with error maps, and x-t slices"
     add("--videos", type=non_negative_int, default=0, metavar="N", help=videos)
     add = parser.add_argument_group("protocol clips").add_argument
-    add("--data", type=place, metavar="SET", help="clip set of prepare_data.py, or its URL; needed")
+    add("--data", type=path_or_url, metavar="SET", help="clip set of prepare_data.py, or its URL; needed")
     add("--split", choices=("test", "train"), default="test", help="clips of this split")
     add("--clips", type=positive_int, metavar="N", help="only N clips, drawn by --seed")
     folders = "folders of models, or models, each a row; default: checkpoints/default, unless --seeds-of is given"
@@ -343,7 +343,7 @@ def _check_flow_flags(args: Arguments) -> None:
 
 
 def _add_shared(parser: Parser, folder: str, *flags: str, **changes: dict[str, Any]) -> None:
-    out = {"type": place, "metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/{folder}"}
+    out = {"type": path_or_url, "metavar": "DIR", "help": f"folder of the tables; default: {DEFAULT_OUT}/{folder}"}
     add_shared_flags(parser, "seed", *flags, "out", out=out, precision=FIXED_PRECISION, **changes)
 
 
@@ -363,6 +363,6 @@ def _check_lpips_flags(args: Arguments) -> None:
 
 def _add_clip_flags(add: Callable[..., Any], *, required: bool = True, split: str = "test", **data: Any) -> None:
     data = {"help": "clip set of prepare_data.py, for video with its sources"} | data
-    add("--data", type=place, required=required, metavar="SET", **data)
+    add("--data", type=path_or_url, required=required, metavar="SET", **data)
     add("--split", choices=("train", "test", "all"), default=split, help="kept clips of this split")
     add("--clips", type=positive_int, metavar="N", help="only N clips of a set, drawn by --seed")

@@ -18,7 +18,7 @@ import animate
 import evaluate
 import prepare_data
 from cluster import storage
-from cluster.storage import StorageError, existing, local_input, local_output, place, url_of
+from cluster.storage import StorageError, existing, local_input, local_output, path_or_url, url_of
 from data.clip_writer import ClipSetWriter, write_record
 from data.clips import ClipRow, ClipSet, ClipSetError
 from data.files import write_text
@@ -44,7 +44,7 @@ def memory():
 
 def test_a_url_keeps_its_meaning_as_a_path():
     assert url_of(Path("s3://bucket/a") / "b.png") == "s3://bucket/a/b.png"
-    assert place("file:///tmp/a") == Path("/tmp/a") and url_of(place("file:///tmp/a")) is None
+    assert path_or_url("file:///tmp/a") == Path("/tmp/a") and url_of(path_or_url("file:///tmp/a")) is None
     assert [url_of(path) for path in ("C:/x", "scene:3:flag", "a:b/c", "/s3:/x", "x/s3:/y")] == [None] * 5
 
 
