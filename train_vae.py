@@ -109,8 +109,7 @@ def main(argv: list[str] | None = None) -> int:
     model = make_model(args, normalisation)
     if device.type != "mps":  # Metal's convolutions are not written for it
         model.to(memory_format=torch.channels_last)
-    parameters = model.num_parameters() / 1e6
-    factor = model.downsample_factor
+    parameters, factor = model.num_parameters() / 1e6, model.downsample_factor
     logger.info("%s VAE, %.2f M parameters, f = %d, %d clips", args.preset, parameters, factor, len(motions))
     if args.dry_run:
         logger.info("dry run: would train %d steps of %d x %d slices", options.steps, options.batch_size, args.slices)
@@ -121,8 +120,7 @@ def main(argv: list[str] | None = None) -> int:
     latent_shape = (model.latent_channels, args.crop[0] // factor, args.crop[1] // factor)
     loss, validate = partial(motion_vae.vae_loss, latent_shape=latent_shape), None
     if test_sets:
-        validation = items(test_sets, split="test", augment=False)
-        validate = partial(motion_vae.reconstruction_metrics, motions=validation)
+        validate = partial(motion_vae.reconstruction_metrics, motions=items(test_sets, split="test", augment=False))
     with open_run(args.out, "train_vae", vars(args), resume=args.resume, name=args.preset) as run_folder:
         result = train(model, slices, loss, options, run_folder, validate=validate, progress=True)
         model.register_to_config(scaling_factor=motion_vae.latent_scale(model, items(sets, augment=False)))

@@ -165,7 +165,6 @@ class _Pool:
             self.idle.append(worker)
 
     def _ended(self, reference: Any) -> ItemResult | None:
-        """Return what became of an item, None if it is tried again."""
         worker, item, attempt, _ = self.running.pop(reference)
         late = reference in self.late
         self.late.discard(reference)

@@ -82,8 +82,7 @@ class ClipRow:
     camera_px: float | None = None  # how far the camera moved the image, see `data.shots.camera_motion`
     confidence: float | None = None  # mean reliability of the flow over pixels and frames
     inconsistent_fraction: float | None = None  # of the pixels of the pairs, whose flow there and back does not return
-    # `source` in the CSV of `prepare_data.py`: shared by files that show one source; they share a split
-    group: str = ""
+    group: str = ""  # `source` in the CSV of `prepare_data.py`: shared by files that show one source, and their split
     limit_s: float | None = None  # how many seconds after the start the job asked for; inf: all
 
     @property

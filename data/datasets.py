@@ -104,15 +104,15 @@ class WeightedItems:
             raise IndexError(item)
         ends = list(accumulate(part.count for part in self.parts))
         number = bisect_right(ends, item)
-        item -= ends[number] - self.parts[number].count
-        num_rows = len(self.parts[number].rows)
-        times, rest = divmod(self.parts[number].count, num_rows)
+        part = self.parts[number]
+        item -= ends[number] - part.count
+        num_rows = len(part.rows)
+        times, rest = divmod(part.count, num_rows)
         if item < times * num_rows:
             return number, item % num_rows, item // num_rows
         round_, place = divmod(key.epoch * rest + item - times * num_rows, num_rows)
-        clip_set = self.parts[number].clip_set
-        if isinstance(clip_set, ShardedSet):  # one shard after another: those of a few are open at a time
-            index = block_order(num_rows, clip_set.clips_per_shard, place, number, round_, mixed=1)
+        if isinstance(part.clip_set, ShardedSet):  # one shard after another: those of a few are open at a time
+            index = block_order(num_rows, part.clip_set.clips_per_shard, place, number, round_, mixed=1)
         else:
             index = int(permutation(num_rows, number, round_)[place])
         return number, index, times

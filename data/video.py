@@ -239,21 +239,19 @@ class _Source(AbstractContextManager):
 
     def pixels(self, frame: av.VideoFrame) -> np.ndarray:
         """Return upright RGB bytes (h, w, 3) with square pixels, HDR mapped to the range of a screen."""
-        array = self._tone_mapped(frame).to_ndarray(format="rgb24")
+        shown = frame
+        if frame.color_trc in _HDR:
+            warn_once(f"{self.path}: is HDR ({_HDR[frame.color_trc]}), tone-mapped to BT.709", logging.INFO)
+            key = (frame.width, frame.height, frame.format.name, frame.color_trc)
+            if key not in _tone_mapping:
+                _tone_mapping.clear()
+                _tone_mapping[key] = self._filter_graph(frame, _TONE_MAP)
+            shown = next(_through(_tone_mapping[key], frame), frame)
+        array = shown.to_ndarray(format="rgb24")
         aspect = self._stream.sample_aspect_ratio or 1
         if aspect != 1:
             array = cv2.resize(array, (max(1, round(array.shape[1] * aspect)), array.shape[0]))
         return np.rot90(array, frame.rotation // 90)
-
-    def _tone_mapped(self, frame: av.VideoFrame) -> av.VideoFrame:
-        if frame.color_trc not in _HDR:
-            return frame
-        warn_once(f"{self.path}: is HDR ({_HDR[frame.color_trc]}), tone-mapped to BT.709", logging.INFO)
-        key = (frame.width, frame.height, frame.format.name, frame.color_trc)
-        if key not in _tone_mapping:
-            _tone_mapping.clear()
-            _tone_mapping[key] = self._filter_graph(frame, _TONE_MAP)
-        return next(_through(_tone_mapping[key], frame), frame)
 
     def check_whole(self) -> None:
         """Raise MediaError when the stream ended clearly before the header's number of frames and length."""

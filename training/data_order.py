@@ -59,11 +59,7 @@ class ResumableBatchSampler:
 
 def make_loader(dataset: Dataset, order: ResumableBatchSampler, *, workers: int = 0, pin: bool = False) -> DataLoader:
     """Return a loader of collated dicts with "seed" and "item" (B,) int64 added to what the data set gives."""
-    options = {
-        "num_workers": usable_workers(workers),
-        "pin_memory": pin,
-        "worker_init_fn": _keep_opencv_single_threaded,
-    }
+    options = {"num_workers": usable_workers(workers), "pin_memory": pin, "worker_init_fn": _use_one_opencv_thread}
     generator = torch.Generator()  # its own, so that a resume does not shift the global one
     return DataLoader(_Keyed(dataset), batch_sampler=order, generator=generator, **options)
 
@@ -76,7 +72,7 @@ class _Keyed(Dataset):
         return {**self.dataset[key], "seed": torch.tensor(key.seed), "item": torch.tensor(key.item)}
 
 
-def _keep_opencv_single_threaded(_: int) -> None:
+def _use_one_opencv_thread(_: int) -> None:
     cv2.setNumThreads(0)  # threads of every loader process would fight for the cores
 
 

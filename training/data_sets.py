@@ -17,7 +17,7 @@ from data.clip_writer import FolderBusyError
 from data.clips import ClipRow, ClipSet, ClipSetError
 from data.cpus import available_cpus
 from data.datasets import WeightedSets, open_weighted_sets
-from data.files import MediaError, atomic_path
+from data.files import MediaError, atomic_path, warn_once
 from data.scenes.render_set import render_scene_set
 from data.scenes.scene import SCENES_VERSION
 from data.shards import ShardedSet
@@ -48,14 +48,11 @@ def open_sets(data: Sequence[str] | None, seed: int, *, num: int = SCENES_WITHOU
 
 def _render_in_turn(folder: Path, num: int, seed: int, *, progress: bool) -> ClipSet:
     """Render the scenes, or wait until another training that was started without data has rendered them."""
-    waiting = False
     while True:
         try:
             return render_scene_set(folder, num, seed=seed, workers=available_cpus(), progress=progress)
         except FolderBusyError as error:
-            if not waiting:
-                logger.info("%s; waiting", str(error).split(";")[0])
-            waiting = True
+            warn_once(f"{str(error).split(';')[0]}; waiting", logging.INFO)
             time.sleep(1)
 
 

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from data.clips import KEPT, PAIRS_ONLY, SampleKey
+from data.clips import SampleKey
 from data.datasets import RenderingDataset, WeightedSets
 from data.media import contact_sheet, write_image
 from data.order import evenly
@@ -39,7 +39,6 @@ ERROR_GAIN = 4.0  # of the errors on sample sheets
 VALIDATION_PAIRS = 24
 SHEET_ROWS = 4
 CROP_MULTIPLE, SMALLEST_CROP_PX = 4, 32
-
 
 # `tiny` takes minutes on two CPU cores, `small` some hours there or minutes on a GPU, `paper` is meant for a GPU. The
 # networks of these names are in models/frame_synthesis.py.
@@ -93,8 +92,7 @@ class Validation:
 
     def __init__(self, sets: WeightedSets, crop: int, perceptual: PerceptualLoss | None) -> None:
         self.perceptual = perceptual
-        used = {clip_set: clip_set.rows("test", status=(KEPT, PAIRS_ONLY)) for clip_set, _ in sets}
-        sets = [(one, 1.0) for one, rows in used.items() if any(one.has_pairs(row.id) for row in rows)]
+        sets = [(one, 1.0) for one, _ in sets if any(one.has_pairs(row.id) for row in one.rows_with_motion("test"))]
         self.dataset = RenderingDataset(sets, split="test", size=(crop, crop), augment=False) if sets else []
         self.items = evenly(len(self.dataset), VALIDATION_PAIRS)
 
@@ -133,11 +131,6 @@ class Validation:
         write_image(folder / f"step-{step:07d}.png", contact_sheet(rows))
 
 
-def _load_perceptual(weights: Path | str, network: Network | None) -> PerceptualLoss:
-    with PartialState().main_process_first():  # which may download
-        return PerceptualLoss(weights, network)
-
-
 def _load_renderer(folder: Path, operator: str) -> FrameSynthesis:
     model = FrameSynthesis.from_pretrained(folder)
     model.register_to_config(_name_or_path="")  # no path of this machine goes into the config
@@ -148,27 +141,15 @@ def _load_renderer(folder: Path, operator: str) -> FrameSynthesis:
 
 
 def train_renderer(
-    operator: str,  # "softmax" or "gaussian"
-    model_options: Mapping[str, Any],  # its own entries of the model's config
-    record: Mapping[str, Any],  # all flags, as the run's folder keeps them
-    *,
-    data: Sequence[str] | None,  # clip sets, SET or SET:WEIGHT; None renders a small scene set first
-    preset: str,
-    crop: int | None,  # side of a training crop, px; None: the preset's
-    encoder: str,  # of the model's config, as is importance
-    encoder_weights: str | None,  # ImageNet weights to start "resnet34" from
-    importance: str,
-    init: Path | None,  # a trained renderer to start from, whose config the model takes
-    perceptual_weights: Path | str | None,  # see PerceptualLoss; None trains without
-    perceptual_network: Network | None,
-    export: Path | None,  # where the model goes
-    export_precision: str,  # "fp16" or "fp32"
-    out: Path | None,  # see `open_run`
-    resume: str | None,
-    dry_run: bool,  # check everything, say what would be done, and stop
-    **loop: Any,  # fields of LoopOptions; those that are None take the preset's value
-) -> None:
-    """Train a frame synthesis network and export it; ArgumentError, ClipSetError: what cannot be used."""
+    operator: str, model_options: Mapping[str, Any], record: Mapping[str, Any], *, data: Sequence[str] | None,
+    preset: str, crop: int | None, encoder: str, encoder_weights: str | None, importance: str, init: Path | None,
+    perceptual_weights: Path | str | None, perceptual_network: Network | None, export: Path | None,
+    export_precision: str, out: Path | None, resume: str | None, dry_run: bool, **loop: Any,
+) -> None:  # fmt: skip
+    """Train a "softmax" or "gaussian" renderer and export it; ArgumentError, ClipSetError: what cannot be used.
+
+    `record`: all flags, for the run's folder; `model_options`: entries of the model's config; the rest: cli/flags.py.
+    """
     options = LoopOptions.from_preset(TRAINING_PRESETS[preset], loop)
     crop = crop or CROPS_PX[preset]
     if crop % CROP_MULTIPLE or crop < SMALLEST_CROP_PX:
@@ -176,7 +157,8 @@ def train_renderer(
     check_precision(options.precision, start_processes(options.device))
     perceptual = None
     if perceptual_weights and not (dry_run and perceptual_weights == HUB):
-        perceptual = _load_perceptual(perceptual_weights, perceptual_network)
+        with PartialState().main_process_first():  # which may download
+            perceptual = PerceptualLoss(perceptual_weights, perceptual_network)
     # Runs without the loss have always recorded this one.
     record = {**record, "perceptual_network": perceptual.network if perceptual else "squeezenet"}
     sets = open_sets(data, options.seed) if data or not dry_run else []

@@ -191,13 +191,7 @@ def validation_magnitude(model: ImageEncoderStage, dataset: LatentDataset, *, li
 
 @torch.no_grad()
 def write_sample_sheet(
-    model: FrequencyUNet,
-    step: int,
-    folder: Path,
-    *,
-    vae: MotionVAE,
-    schedule: SchedulerMixin,
-    dataset: LatentDataset,
+    model: FrequencyUNet, step: int, folder: Path, *, vae: MotionVAE, schedule: SchedulerMixin, dataset: LatentDataset
 ) -> None:
     """Write a PNG with a row an image: it, then magnitude, spectrum and x-t slice of two samples and of the truth."""
     device, rows = next(model.parameters()).device, []

@@ -69,7 +69,7 @@ def add_missing_parts(unet: FrequencyUNet, placement: PlacementHead | None, with
     for part in without:
         if unet.config[PARTS[part]]:
             raise ArgumentError(f"without {part}: the U-Net of init has it already; right: leave it out")
-    config = {name: unet.config[name] or wanted for name, wanted in _parts(without).items()}
+    config: dict[str, Any] = _parts(without)
     if placement is not None and "placement" not in without:
         config["placement_channels"] = placement.condition_channels
     new = FrequencyUNet(**{name: value for name, value in unet.config.items() if name[0] != "_"} | config)
