@@ -54,8 +54,7 @@ def estimate_flow(
     method: str = "dis",
     weights: str | Path | None = None,  # for "raft": a state dict of torchvision's raft_small or raft_large
     device: str = "cpu",  # where RAFT runs; the other methods run on the CPU
-    static: torch.Tensor
-    | None = None,  # (1, H, W) bool, `static_pixels` of the clip where `frames` are only some of it
+    static: torch.Tensor | None = None,  # `static_pixels` (1, H, W) of the clip where `frames` are only a part of it
 ) -> torch.Tensor:
     """Estimate the flow from one image to each of several frames: (T, 2, H, W) float32 px, no gradients.
 

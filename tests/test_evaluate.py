@@ -154,11 +154,11 @@ def test_videos_are_read_again_and_their_flow_is_kept(tmp_path: Path, monkeypatc
 
     def spy(first: torch.Tensor, frames: torch.Tensor, **options) -> torch.Tensor:
         asked.append((len(frames), options["method"]))
-        still.append(options["still"])
+        still.append(options["static"])
         return estimate(first, frames, **options)
 
     def spy_on_visible(*maps: torch.Tensor, **options) -> tuple[torch.Tensor, torch.Tensor]:
-        still.append(options["still"])
+        still.append(options["static"])
         return show(*maps, **options)
 
     monkeypatch.setattr(evaluation_clips, "estimate_flow", spy)
