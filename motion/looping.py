@@ -61,7 +61,8 @@ def plan_playback(
         rounds = max(1, round(length_s / round_s))
         # Exact whole numbers where frames meet the end of a round: there the next one begins at 0.
         turned = index * rounds if loop_phase == 1 else index * rounds % num_frames
-        phase = turned / num_frames * loop_phase
+        # No frame lies at 0. That would be the photograph, sharper than what is rendered: the loop would blink.
+        phase = (turned + math.gcd(rounds, num_frames) / 2) / num_frames * loop_phase
         speed = rounds * round_s / length_s
         if abs(speed - 1) > 1e-6:
             what = "whole period(s)" if loop_phase == 1 else f"round(s) of {round_s:g} s"

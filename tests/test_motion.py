@@ -230,11 +230,21 @@ def test_loop_closes(seconds, slow, periods):
     playback = plan_playback(seconds=seconds, slow=slow, loop=True)
     spectrum = without_drift(random_spectrum())
     step = playback.phase[1] - playback.phase[0]
-    assert (playback.phase[-1] + step).item() == pytest.approx(periods)
+    assert (playback.phase[-1] + step - playback.phase[0]).item() == pytest.approx(periods)
     phase = torch.cat([playback.phase, playback.phase[:1]])
     steps = magnitude(spectrum_to_flow(spectrum, phase).diff(dim=0)).mean(dim=(1, 2, 3))
     assert steps[-1] <= steps[:-1].max() * (1 + 1e-5)
     assert bool(playback.notes) == (seconds != 5 * slow * periods)
+
+
+@pytest.mark.parametrize("loop_phase", [1.0, 0.4])
+@pytest.mark.parametrize("seconds", [5, 10, 75 / 30])
+def test_no_frame_of_a_loop_is_the_photograph_itself(seconds, loop_phase):
+    """It would be sharper than the others."""
+    for slow in (1.0, 0.25):
+        phase = plan_playback(seconds=seconds, slow=slow, loop=True, loop_phase=loop_phase).phase / loop_phase
+        step = phase[1] - phase[0]
+        assert float((phase - phase.round()).abs().min()) >= 0.24 * step
 
 
 def test_a_long_video_is_noted():

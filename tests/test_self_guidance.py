@@ -127,7 +127,7 @@ def test_closing_takes_each_sample_by_itself():
 def test_a_round_of_a_loop_is_where_the_motion_closes():
     playback = plan_playback(seconds=2, fps=30, loop=True, loop_phase=0.4)
     assert playback.num_frames == 60 and playback.notes == ()
-    torch.testing.assert_close(playback.phase, torch.arange(60).double() / 150)
+    torch.testing.assert_close(playback.phase, (torch.arange(60).double() + 0.5) / 150)
     twice = plan_playback(seconds=4, fps=30, loop=True, loop_phase=0.4)
     torch.testing.assert_close(twice.phase, playback.phase.repeat(2))
     slower = plan_playback(seconds=2.5, fps=30, loop=True, loop_phase=0.4)
