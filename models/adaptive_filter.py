@@ -37,9 +37,3 @@ def to_blocks(maps: Tensor, side: int) -> Tensor:
     """Return (B, C side^2, H / side, W / side) of maps (B, C, H, W): F.pixel_unshuffle in a fifth of its time."""
     blocks = maps.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).permute(0, 1, 3, 5, 2, 4)
     return blocks.flatten(1, 3)
-
-
-def from_blocks(blocks: Tensor, side: int) -> Tensor:
-    """Undo `to_blocks`: F.pixel_shuffle in half of its time."""
-    maps = blocks.unflatten(1, (-1, side, side)).permute(0, 1, 4, 2, 5, 3)
-    return maps.flatten(-2).flatten(-3, -2)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from models.adaptive_filter import OFFSETS_PX, REACH_PX, filter_image, from_blocks, to_blocks
+from models.adaptive_filter import OFFSETS_PX, REACH_PX, filter_image, to_blocks
 from models.checkpoints import SavedModel
 from models.choices import OPERATORS
 from models.gridnet import GridNet, PReLU
@@ -337,7 +337,7 @@ class FrameSynthesis(SavedModel):
         with torch.autocast(base.device.type, enabled=False):
             residual, weights = out.float().tensor_split([3 * self.config.unshuffle**2], dim=1)
             filtered = filter_image(base, others, weights) if self.config.filters else base
-            return [filtered + from_blocks(residual, self.config.unshuffle)]
+            return [filtered + F.pixel_shuffle(residual, self.config.unshuffle)]
 
     def forward(self, image: Tensor, flow: Tensor, importance: Tensor) -> Tensor:
         """Encode the image and synthesize; shapes, units and gradients as in `synthesize`."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import models.frame_synthesis as frame_synthesis
-from models.adaptive_filter import OFFSETS_PX, filter_image, from_blocks, to_blocks
+from models.adaptive_filter import OFFSETS_PX, filter_image, to_blocks
 from models.frame_synthesis import (
     LEARNED_SIGMA_PX,
     NUM_WEIGHTS,
@@ -145,7 +145,7 @@ def test_filters_see_the_motion_and_weigh_neighbours_and_the_source() -> None:
 def test_blocks_are_those_of_torch() -> None:
     maps = torch.rand(2, 3, 12, 8)
     assert torch.equal(to_blocks(maps, 2), torch.nn.functional.pixel_unshuffle(maps, 2))
-    assert torch.equal(from_blocks(to_blocks(maps, 4), 4), maps)
+    assert torch.equal(torch.nn.functional.pixel_shuffle(to_blocks(maps, 4), 4), maps)
 
 
 @pytest.mark.parametrize("unshuffle", [1, 2])
