@@ -92,10 +92,7 @@ class Animator:
         self.rendering = rendering | {"operator": args.splat, "model": model}
 
     def animate(self, job: tuple[Path, Path, str, tuple | None]) -> None:
-        """Render one job (image, output, format, inputs).
-
-        `inputs` is what `read_inputs` returned, or None if nothing is read yet.
-        """
+        """Render one job (image, output, format, inputs); inputs: of `read_inputs`, or None if nothing is read yet."""
         from animation.rendering import played, read_inputs, render_video, show_motion
         from motion.motion_file import save_motion
 
@@ -121,8 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     if flags.print_classes(args, args.images):
         return 0
-    # --loop-seconds implies --loop and the length
-    if args.loop_seconds is not None:
+    if args.loop_seconds is not None:  # implies --loop and the length
         args.loop, args.seconds = True, args.seconds or args.loop_seconds
     flags.check_class_flags(args)
     check_motion_flags(args)

@@ -31,12 +31,9 @@ FORMATS = ("mp4", "gif", "webm", "frames")
 # Bounds of the default schedule's 1000 training steps; the samplers need two to interpolate between.
 FEWEST_STEPS, MOST_STEPS = 2, 1000
 SECONDS_AFTER = 4.0  # of a video, after its last interaction
-# Of no use where no motion is predicted.
-PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--wind", "--seed")
-# Of loops alone.
-LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")
-# Of videos of interactions alone.
-VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--gusts", "--splat", "--preview")
+PREDICTION_FLAGS = ("--sampler", "--steps", "--guidance", "--wind", "--seed")  # no use where no motion is predicted
+LOOP_FLAGS = ("--loop-guidance", "--loop-weight", "--loop-recurrences")  # of --loop-seconds alone
+VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--gusts", "--splat", "--preview")  # of --video alone
 CHECKPOINT = dict(type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
 
 
@@ -85,10 +82,7 @@ def rendering_options(args: Arguments) -> dict[str, Any]:
 
 
 def checked_device(args: Arguments, *, networks: bool = True) -> tuple[Any, str]:
-    """Return the torch device and the precision, not chosen for "auto" without `networks`.
-
-    ArgumentError for one that is not there.
-    """
+    """Return the torch device and the precision, "auto" chosen for `networks` alone; ArgumentError if not there."""
     from models.device import check_precision, choose_device
 
     device = choose_device(args.device)

@@ -166,20 +166,10 @@ def render_video(
 
 
 def synthesize(
-    operator: str,  # "softmax" or "gaussian"
-    *,
-    image: Path,
-    motion: Path,
-    outdir: Path,
-    video_format: str,
-    checkpoint: Path | None,
-    mask: Path | None,
-    size: int,
-    preview: bool,  # without the network
-    playback: PlaybackOptions,
-    rendering: dict[str, Any],  # see `render_video`
-) -> None:
-    """Render an image file along a motion file into OUTDIR/OPERATOR_result.SUFFIX: synthesize_*.py."""
+    operator: str, *, image: Path, motion: Path, outdir: Path, video_format: str, checkpoint: Path | None,
+    mask: Path | None, size: int, preview: bool, playback: PlaybackOptions, rendering: dict[str, Any],
+) -> None:  # fmt: skip
+    """Render an image file along a motion file into OUTDIR/OPERATOR_result.SUFFIX, as synthesize_*.py say."""
     path = outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
     check_outputs([path], video_format, playback)
     shown, _, where, moved = read_inputs(image, size, playback, mask=mask, motion=motion)

@@ -51,8 +51,7 @@ class Studio:
     ) -> Iterator[float | tuple[Path, Path]]:
         """Animate an image: yield fractions that are done, at last the paths of an mp4 and of an interactive page.
 
-        Closed before its end, it leaves no file. ArgumentError, ClassNameError, CheckpointError or MediaError for an
-        image or a choice that cannot be used.
+        Closed early, it leaves no file. ArgumentError, ClassNameError, CheckpointError, MediaError: what is of no use.
         """
         # A request need not come from the page, whose sliders allow no others.
         if splat not in self.renderers:
@@ -75,8 +74,7 @@ class Studio:
         playback, motion = plan(options, motion), played(motion, options)
         rendering = {"model": self.renderers[splat], "operator": splat, **self.rendering}
 
-        # Gradio serves the folder, so that nobody may guess a name of another's.
-        path = self.folder / f"animated-{secrets.token_hex(8)}.mp4"
+        path = self.folder / f"animated-{secrets.token_hex(8)}.mp4"  # Gradio serves the folder to whoever knows a name
         with VideoWriter(path, fps=playback.fps, comment=OUTPUT_MARK) as video:
             for batch in render_frames(image, motion, playback, **rendering):
                 video.write(batch)

@@ -114,16 +114,9 @@ def leaves_image(flow: Tensor) -> Tensor:
 
 
 def _make_renderer(
-    image: Tensor,
-    motion: Motion,
-    model: FrameSynthesis | None,
-    device: torch.device,
-    precision: str,
-    tile: int,
-    preview: dict[str, Any],
-    *,
-    compiled: bool,
-) -> Callable[[Tensor], Tensor]:
+    image: Tensor, motion: Motion, model: FrameSynthesis | None, device: torch.device, precision: str, tile: int,
+    preview: dict[str, Any], *, compiled: bool,
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
     """Return the function from phases (n,) to frames (n, 3, H, W) of an image, which is encoded once."""
     size = tuple(image.shape[-2:])
     # Inference mode is entered per call: held open across a generator's yields it would leak into the caller.

@@ -47,10 +47,7 @@ def _moving(moved_px: Tensor) -> Tensor:
 
 
 def strain(spectrum: Tensor, moved_px: Tensor | None = None) -> float:
-    """Return the largest |grad F_t| over time of a spectrum (K, 4, H, W) of mean |F| `moved_px`; 0 without motion.
-
-    Of the pixels that move it is that at STRAIN_QUANTILE.
-    """
+    """Return the largest |grad F_t| over time of a spectrum (K, 4, H, W), at STRAIN_QUANTILE of what moves; or 0."""
     moved_px = mean_displacement(spectrum)[0] if moved_px is None else moved_px
     flow = spectrum_to_flow(spectrum, torch.arange(1, STRAIN_PHASES + 1) / STRAIN_PHASES)  # (N, 2, H, W)
     largest = squared_gradient(flow).amax(0).sqrt()[_moving(moved_px)[:-1, :-1]]
