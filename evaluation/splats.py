@@ -10,7 +10,7 @@ from torch import Tensor
 from data.files import atomic_path
 from data.media import read_image
 from evaluation import EvaluationError, Report
-from metrics.images import decibel
+from metrics.images import psnr_of_mse
 from splatting import average_splat, gaussian_splat, softmax_splat
 from splatting.functional import DEFAULT_SIGMA_PX
 
@@ -85,7 +85,7 @@ def compare_splats(image: Tensor, sigma: float) -> tuple[list[dict], dict[str, t
         error = (out - expected[0])[:, ~hole].square().mean() if not hole.all() else torch.tensor(1.0)
         holes = {"holes_percent": hole, "holes_in_the_middle_percent": _close_up(hole)}
         percent = {column: 100 * of.float().mean().item() for column, of in holes.items()}
-        rows.append({"row": name, "psnr_db": decibel(error.double()).item()} | percent)
+        rows.append({"row": name, "psnr_db": psnr_of_mse(error.double()).item()} | percent)
         images[name] = (out, weight)
     return rows, images
 

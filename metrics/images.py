@@ -57,7 +57,7 @@ class Lpips(nn.Module):
         return [x / x.square().sum(1, keepdim=True).add(1e-8).sqrt() for x in layers]
 
 
-def squared_error(pred: Tensor, target: Tensor) -> Tensor:
+def mean_squared_error(pred: Tensor, target: Tensor) -> Tensor:
     """Return (N,) float64 mean squared errors of frames, after clipping to [0, 1]; on the CPU for Apple's devices."""
     difference = pred.clamp(0, 1) - target.clamp(0, 1)
     if difference.device.type == "mps":
@@ -65,7 +65,7 @@ def squared_error(pred: Tensor, target: Tensor) -> Tensor:
     return difference.double().square().flatten(1).mean(1)
 
 
-def decibel(error: Tensor) -> Tensor:
+def psnr_of_mse(error: Tensor) -> Tensor:
     """Return the PSNR in dB of mean squared errors of images in [0, 1]; at most 100 dB."""
     return -10 * torch.log10(error.clamp_min(LEAST_SQUARED_ERROR))
 
@@ -78,10 +78,10 @@ def frame_metrics(
     These are "squared_error", "psnr_db" (float64), "ssim" (Gaussian window of 11, deviation 1.5), "lpips_NETWORK" of
     each network given, and with `features` "feature_distance".
     """
-    error = squared_error(pred, target)
+    error = mean_squared_error(pred, target)
     pred, target = pred.clamp(0, 1), target.clamp(0, 1)
     ssim = partial(structural_similarity_index_measure, data_range=1.0, reduction="none")
-    metrics = {"squared_error": error, "psnr_db": decibel(error), "ssim": _chunked(ssim, pred, target)}
+    metrics = {"squared_error": error, "psnr_db": psnr_of_mse(error), "ssim": _chunked(ssim, pred, target)}
     metrics |= {network.name: _chunked(network, pred, target) for network in lpips}
     if features is not None:
         metrics["feature_distance"] = _chunked(features.feature_distance, pred, target)
@@ -91,7 +91,7 @@ def frame_metrics(
 def pool_frames(metrics: Mapping[str, Tensor]) -> dict[str, float]:
     """Pool metrics (N,) of frames: "psnr_db" of the mean squared error, "psnr_frames_db" and the others as means."""
     frames = {key: value.double() for key, value in metrics.items()}
-    pooled = float(decibel(frames.pop("squared_error").mean()))
+    pooled = float(psnr_of_mse(frames.pop("squared_error").mean()))
     means = {key: float(value.mean()) for key, value in frames.items()}
     per_frame = means.pop("psnr_db")
     return {"psnr_db": pooled, **means, "psnr_frames_db": per_frame, "frames": len(frames["ssim"])}

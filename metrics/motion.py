@@ -56,7 +56,7 @@ def average_precision(scores: Tensor, mask: Tensor) -> float:
     return float((recall_step * found / (last + 1)).sum())
 
 
-def corrected_precision(scores: Tensor, mask: Tensor) -> float | None:
+def chance_corrected_ap(scores: Tensor, mask: Tensor) -> float | None:
     """Return (AP - p) / (1 - p), p the mask's fraction: 0 for a constant map, 1 at best; None where p is 0 or 1."""
     fraction = float(mask.double().mean()) if mask.numel() else 0.0
     if not 0 < fraction < 1:
@@ -201,7 +201,7 @@ def placement_metrics(displacement_px: Tensor, movable: Tensor, static: Tensor) 
     return {
         "coverage": float((there > MOVING_PX).float().mean()) if can_move else None,
         "leak": float((elsewhere > MOVING_PX).float().mean()) if can_rest else None,
-        "ap": corrected_precision(torch.cat([there, elsewhere]), truth) if can_move and can_rest else None,
+        "ap": chance_corrected_ap(torch.cat([there, elsewhere]), truth) if can_move and can_rest else None,
         "static_mean_px": float(elsewhere.mean()) if can_rest else None,
         "static_largest_px": float(elsewhere.max()) if can_rest else None,
         "mean_px": float(displacement_px.mean()),

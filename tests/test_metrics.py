@@ -19,7 +19,7 @@ from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 from torchvision.models import alexnet, squeezenet1_1
 
 from data.result_tables import write_results
-from metrics.images import Lpips, decibel, frame_metrics, pool_frames, squared_error
+from metrics.images import Lpips, frame_metrics, mean_squared_error, pool_frames, psnr_of_mse
 from models.weights import WeightsError
 
 
@@ -46,8 +46,8 @@ def test_output_is_clipped_not_rounded_and_exact_frames_have_100_db():
 def test_apple_devices_get_no_float64():
     pred, target = frames(0.6, 0.8), frames(0.5, 0.5)
     with AppleDevice():
-        error = squared_error(on_apple(pred), on_apple(target))
-        found = decibel(error)
+        error = mean_squared_error(on_apple(pred), on_apple(target))
+        found = psnr_of_mse(error)
     assert error.dtype == torch.float64 and error.device.type == "cpu"
     assert found.tolist() == pytest.approx([20, -10 * math.log10(0.09)], abs=1e-4)
 

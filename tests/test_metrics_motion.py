@@ -13,8 +13,8 @@ from metrics.motion import (
     average_precision,
     baseline_maps,
     bin_ratios,
+    chance_corrected_ap,
     coherence,
-    corrected_precision,
     direction_distance,
     direction_histogram,
     diversity,
@@ -69,12 +69,12 @@ def test_ties_do_not_depend_on_the_order_of_pixels() -> None:
 
 def test_chance_is_taken_off() -> None:
     mask = torch.tensor([True, False, False, False])
-    assert corrected_precision(torch.ones(4), mask) == pytest.approx(0)
-    assert corrected_precision(torch.tensor([1.0, 2.0, 0.0, 0.0]), mask) == pytest.approx((1 / 2 - 1 / 4) / (3 / 4))
-    assert corrected_precision(mask, mask) == 1
-    assert corrected_precision(torch.ones(4), torch.ones(4, dtype=torch.bool)) is None
-    assert corrected_precision(torch.ones(4), torch.zeros(4, dtype=torch.bool)) is None
-    assert corrected_precision(torch.ones(0), torch.ones(0, dtype=torch.bool)) is None
+    assert chance_corrected_ap(torch.ones(4), mask) == pytest.approx(0)
+    assert chance_corrected_ap(torch.tensor([1.0, 2.0, 0.0, 0.0]), mask) == pytest.approx((1 / 2 - 1 / 4) / (3 / 4))
+    assert chance_corrected_ap(mask, mask) == 1
+    assert chance_corrected_ap(torch.ones(4), torch.ones(4, dtype=torch.bool)) is None
+    assert chance_corrected_ap(torch.ones(4), torch.zeros(4, dtype=torch.bool)) is None
+    assert chance_corrected_ap(torch.ones(0), torch.ones(0, dtype=torch.bool)) is None
 
 
 def test_average_precision_refuses_nan() -> None:

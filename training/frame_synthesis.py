@@ -15,7 +15,7 @@ from data.clips import SampleKey
 from data.datasets import RenderingDataset, WeightedSets
 from data.media import contact_sheet, write_image
 from data.order import evenly
-from metrics.images import decibel, squared_error
+from metrics.images import mean_squared_error, psnr_of_mse
 from metrics.perceptual import Network, PerceptualLoss
 from models.device import ArgumentError, check_precision
 from models.frame_synthesis import HOLE_MASS, FrameSynthesis, splat_image
@@ -114,7 +114,7 @@ class Validation:
             weights = arriving_reliability(batch["reliability"], batch["flow"])
             metrics = {"validation_loss": loss_terms(frame, target, weights, self.perceptual)["loss"]}
             for name, image in {"model": frame, "average_splat": average, "frame_0": batch["image"]}.items():
-                metrics[f"validation_{name}_psnr_db"] = decibel(squared_error(image, target))
+                metrics[f"validation_{name}_psnr_db"] = psnr_of_mse(mean_squared_error(image, target))
             for name, value in metrics.items():
                 sums[name] = sums.get(name, 0.0) + float(value)
         return {name: value / len(self.items) for name, value in sums.items()}

@@ -18,7 +18,7 @@ from data.clips import SampleKey
 from data.media import contact_sheet, write_image
 from data.order import evenly
 from data.visualisation import magnitude_over
-from metrics.motion import corrected_precision, placement_metrics
+from metrics.motion import chance_corrected_ap, placement_metrics
 from models.class_maps import probability_of
 from models.displacement import QUANTILE, relative_displacement
 from models.placement import STRIDE, PlacementHead, classes_in, colours_in
@@ -184,7 +184,7 @@ def validation_placement(head: PlacementHead, *, samples: Sequence[PlacementSamp
             continue
         expected = expected * default_grid_scale(*expected.shape[-2:])
         moves = sample.displacement > max(MOVING_PX, 0.5 * sample.strength_px)
-        found["ap"].append(corrected_precision(F.avg_pool2d(expected, STRIDE), moves))
+        found["ap"].append(chance_corrected_ap(F.avg_pool2d(expected, STRIDE), moves))
         strength_px = float(expected.flatten().quantile(QUANTILE))
         found["gain"].append(math.log(max(strength_px, LEAST_STRENGTH_PX) / max(sample.strength_px, LEAST_STRENGTH_PX)))
     means = {name: [value for value in values if value is not None] for name, values in found.items()}

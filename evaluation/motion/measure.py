@@ -137,7 +137,7 @@ def measure_clip(
     rows = {MODEL: _sample_metrics(truth, samples, mask, moved_px, real_px)}
     rows[MODEL]["diversity"] = metric.diversity(samples)
     for name, score in metric.baseline_maps(truth.image, seed, truth.id).items():
-        rows[name] = {HEADLINE: metric.corrected_precision(score, mask)}
+        rows[name] = {HEADLINE: metric.chance_corrected_ap(score, mask)}
     rows[STATIC] = {"motion_px": 0.0} | _errors([moved_px], moved_px)
     if other is not None:
         rows[OTHER] = _sample_metrics(truth, other[None], mask, moved_px, real_px)
@@ -154,7 +154,7 @@ def _sample_metrics(truth: GroundTruth, samples: Tensor, mask: Tensor, moved_px:
     """Return the metrics of motions (M, K, 4, H, W) of a clip whose moving mask, mean |F| and (K,) are given."""
     moved = torch.stack([mean_motion(sample) for sample in samples])  # (M, 1, H, W)
     masks = [metric.moving_mask(one).float() for one in moved]
-    metrics: Row = {HEADLINE: known_mean(metric.corrected_precision(one, mask) for one in moved)}
+    metrics: Row = {HEADLINE: known_mean(metric.chance_corrected_ap(one, mask) for one in moved)}
     metrics["motion_px"] = float(weighted_mean(moved, truth.confidence).mean())
     errors = [mean_motion(sample - truth.spectrum) for sample in samples]
     metrics |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)

@@ -13,7 +13,7 @@ from evaluation import EvaluationError, Row
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import ClipVideos
 from metrics.frechet import FRECHET_DRAWS, frechet_distance, frechet_interval, kernel_distance
-from metrics.images import Lpips, decibel, squared_error
+from metrics.images import Lpips, mean_squared_error, psnr_of_mse
 from metrics.statistics import known_mean
 
 REAL_ROW, STATIC_ROW = "real", "frame 0 repeated"
@@ -92,7 +92,7 @@ class VideoComparison:
 
     def _aligned_metrics(self, frames: Tensor, real: Tensor) -> dict[str, float]:
         """Return PSNR and LPIPS of frames beside the real ones (T, 3, H, W)."""
-        found = {"psnr_db": float(decibel(squared_error(frames[1:], real[1:]).mean()))}
+        found = {"psnr_db": float(psnr_of_mse(mean_squared_error(frames[1:], real[1:]).mean()))}
         few = list(range(min(LPIPS_EVERY, len(real) - 1), len(real), LPIPS_EVERY))
         for network in self.lpips:
             device = next(network.parameters()).device
