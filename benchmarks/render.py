@@ -103,19 +103,15 @@ def make_table(
 
 
 def splat_percent(work: Callable[[], object], device: torch.device) -> float | None:
-    """Return the percentage of compute time spent in our splats: of the GPU's kernels, or of the CPU's operators.
-
-    None where plain torch splats.
-    """
+    """Return the percentage of compute time (GPU kernels or CPU operators) in our splats; None where torch splats."""
     on_gpu = device.type == "cuda"
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # above the level of every message
     with profile(activities=[ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * on_gpu) as recorded:
         work()
         if on_gpu:
             torch.cuda.synchronize(device)
-    clock = "device_time_total" if on_gpu else "cpu_time_total"
     # A GPU's kernels are events of their own, and count once more in the operators that launch them.
-    counted = DeviceType.CUDA if on_gpu else DeviceType.CPU
+    clock, counted = ("device_time_total", DeviceType.CUDA) if on_gpu else ("cpu_time_total", DeviceType.CPU)
     events = recorded.key_averages()
     total = sum(getattr(event, f"self_{clock}") for event in events if event.device_type == counted)
     splats = [getattr(event, clock) for event in events if event.key == SPLAT_EVENT]

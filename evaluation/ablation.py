@@ -142,11 +142,9 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
             failed[key] = _failure(error)
             logger.warning("%s failed: %s", key, failed[key])
     if network:
-        motion = {key: runs[-1].model.parent for key, runs in plan.items() if key in MOTION_VARIANTS}
+        finished = [key for key in plan if key in MOTION_VARIANTS and key not in failed]
         try:
-            _add_fvd(
-                {key: folder for key, folder in motion.items() if key not in failed}, network, test_sets, settings, out
-            )
+            _add_fvd({key: plan[key][-1].model.parent for key in finished}, network, test_sets, settings, out)
         except Exception as error:  # the other columns are there
             failed["fvd_network"] = _failure(error)
 
@@ -272,8 +270,7 @@ def measure_motion(
             clips.append(measure_clip(truth, with_stored_bins(samples), normalisation, settings.seed))
     if not clips:
         raise EvaluationError("test_data: no test clip can be measured; right: prepare the sets again")
-    tables = MotionTables(clips, normalisation, settings.seed)
-    (table,) = [row for row in tables.table() if row["row"] == MODEL]
+    (table,) = [row for row in MotionTables(clips, normalisation, settings.seed).table() if row["row"] == MODEL]
     strength = []
     for clip in clips:
         ratios = bin_ratios(clip.predicted_px[:num_bins], clip.real_px[:num_bins])
@@ -309,9 +306,7 @@ def _add_fvd(
         clips = choose_rows(clip_set, "test", settings.clips, settings.seed)
         cut = {"crop": FVD_CROP, "num_frames": FVD_FRAMES, "device": device}
         videos = RenderedVideos(clip_set, clips, [("model", "softmax")], models, renderers, sampling, **cut)
-        comparison = comparison or VideoComparison(
-            videos.rows, {"fvd": network}, windows=[FVD_WINDOW], seed=settings.seed
-        )
+        comparison = comparison or VideoComparison(videos.rows, {"fvd": network}, [FVD_WINDOW], seed=settings.seed)
         for name in tqdm(videos.names, unit="clip", desc=column, disable=None, dynamic_ncols=True):
             try:
                 comparison.add(videos.read(name))

@@ -277,10 +277,9 @@ def _check_video_flags(args: Arguments) -> None:
         raise UsageError(f"--fps {args.fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     if args.data is None:
         refuse_flags(args, CLIP_SET_FLAGS, "the videos of --generated exist already; right: --data SET")
-    for kind, value in args.rows or ():
-        most = (min(args.crop) - 1) // BLUR_SIGMAS
-        if kind == "blur" and value > most:
-            raise UsageError(f"--rows blur:{value}: right: at most blur:{most} for this --crop, or a larger crop")
+    most = (min(args.crop) - 1) // BLUR_SIGMAS
+    if wide := [value for kind, value in args.rows or () if kind == "blur" and value > most]:
+        raise UsageError(f"--rows blur:{wide[0]}: right: at most blur:{most} for this --crop, or a larger crop")
     _check_lpips_flags(args)
     for name in VIDEO_METRICS:
         kind, _ = getattr(args, f"{name}_network") or ("", None)

@@ -1,7 +1,4 @@
-"""Measure clips one by one, here or on a cluster.
-
-On a cluster each result is cached, so a second call skips what is done.
-"""
+"""Measure clips one by one, here or on a cluster, where results are cached: a second call skips what is done."""
 
 import hashlib
 import logging
@@ -20,9 +17,7 @@ from training.latents import fingerprint
 
 logger = logging.getLogger(__name__)
 
-# Another one when the fields of a result change.
-RESULT_VERSION = 2
-
+RESULT_VERSION = 2  # another one when the fields of a result change
 Metrics = dict[str, Any]  # strings, numbers, tensors, and lists and dicts of them
 
 
@@ -31,9 +26,8 @@ def measure_each(
 ) -> tuple[list[Metrics], list[str]]:
     """Measure every row; return the results in order, and the ids that the cluster gave up.
 
-    A result is measurement.load().measure(row). On a cluster each is cached in `cache_dir`, under a hash of the row and
-    of `cache_key` (networks, and values with a repr). Raises what `measure` raises where there is no cluster,
-    EvaluationError for no result.
+    A result is measurement.load().measure(row), whose errors end a call without a cluster. On one each is cached in
+    `cache_dir` under a hash of the row and of `cache_key` (networks, values with a repr). EvaluationError for none.
     """
     found: dict[str, Metrics] = {}
     files = _cache_files(rows, cache_dir, cache_key) if workers.cluster else {}

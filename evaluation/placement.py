@@ -1,6 +1,5 @@
 """evaluate.py placement: does predicted motion fall on what can move in photographs, by checked masks of it."""
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,8 +35,7 @@ _RANKING, _PLACES = ("ap",), ("coverage", "leak", "ap")
 
 NOTES = (
     f"coverage, leak: fraction of what can and of what cannot move with mean |F| above {MOVING_PX:g} px of a grid of "
-    "256 x 160, after the amplitude limit; ap: chance-corrected average precision of mean |F|; static_*: |F| of what "
-    "cannot move",
+    "256 x 160, after the amplitude limit; ap: chance-corrected average precision of mean |F|; static_*: of the latter",
     "means over the photographs of a source, then over sources; image gradient: its blur in px of that grid; "
     "segmentation alone: what is above even odds of a class that moves",
 )
@@ -73,10 +71,9 @@ def make_table(
     # Predict and measure
     rows, shown = [], []
     total = len(masked) + len(static) + scenes
-    items = itertools.chain(map(_masked, masked), static, _scenes(scenes, seed))
+    items = _items(masked, static, scenes, seed)
     for number, item in enumerate(tqdm(items, total=total, unit="image", disable=None, dynamic_ncols=True)):
-        # One start noise for all images would tilt the means.
-        seeds = [clip_seed(seed, f"{item.name}-{n}") for n in range(samples)]
+        seeds = [clip_seed(seed, f"{item.name}-{n}") for n in range(samples)]  # one noise for all would tilt the means
         motions = [pipeline.predict(item.image, seed=one, **sampling) for one in seeds]
         predicted = torch.stack([mean_displacement(motion.spectrum) for motion in motions]).mean(0)  # (1, h, w)
         rows += _measure(item, predicted, pipeline, seed)
@@ -96,14 +93,12 @@ def make_table(
     return True
 
 
-def _masked(photograph: MaskedPhotograph) -> Item:
-    return Item(photograph.path.stem, photograph.source, photograph.subject, *photograph.read())
-
-
-def _scenes(count: int, seed: int) -> Iterator[Item]:
-    """Yield rendered scenes in which nothing can move."""
+def _items(masked: list[MaskedPhotograph], static: list[Item], scenes: int, seed: int) -> Iterator[Item]:
+    for photograph in masked:
+        yield Item(photograph.path.stem, photograph.source, photograph.subject, *photograph.read())
+    yield from static
     first = FIRST_SCENE_SEED + SCENE_SEEDS * seed
-    for number in range(first, first + count):
+    for number in range(first, first + scenes):
         yield _static(f"scene {number}", "rendered scenes", make_scene(number, kind="still").frame(0.0))
 
 

@@ -24,16 +24,9 @@ def bootstrap_interval(
     sums, counts = _sums_by_source(values, range(len(values)) if sources is None else sources)
     if len(sums) < 2:
         return None
-    found = stats.bootstrap(
-        (sums, counts),
-        lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis),
-        n_resamples=BOOTSTRAP_DRAWS,
-        paired=True,
-        vectorized=True,
-        confidence_level=BOOTSTRAP_INTERVAL,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    )
+    options = {"n_resamples": BOOTSTRAP_DRAWS, "confidence_level": BOOTSTRAP_INTERVAL, "method": "percentile"}
+    options |= {"paired": True, "vectorized": True, "rng": np.random.default_rng(seed)}
+    found = stats.bootstrap((sums, counts), lambda sums, counts, axis: sums.sum(axis) / counts.sum(axis), **options)
     low, high = found.confidence_interval
     return float(low), float(high)
 

@@ -133,7 +133,7 @@ def test_a_model_that_broke_down_is_told(tmp_path: Path, capsys: pytest.CaptureF
     data = make_set(tmp_path / "set", torch.full((2, *SIZE), 2.0))
     model = make_model(tmp_path / "model", bias=float("nan"))
     assert frames(data, tmp_path / "out", "--checkpoint", model) == 2
-    assert "model softmax: the frames it renders of clip one are not finite; right: " in last_line(capsys)
+    assert "model softmax: its frames of clip one are not finite; right: " in last_line(capsys)
     assert not (tmp_path / "out").exists()
 
 

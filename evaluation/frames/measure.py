@@ -85,10 +85,7 @@ class FrameMeasurement:
 
     @torch.no_grad()
     def measure(self, row: ClipRow) -> dict[str, Any]:
-        """Return the fields of a clip's ClipMetrics, and "device".
-
-        EvaluationError for frames that are not finite or too small.
-        """
+        """Return ClipMetrics' fields and "device"; EvaluationError for frames that are not finite or too small."""
         clip = self.open(row, device=str(self.device))
         height, width = clip.first.shape[-2:]
         if (self.lpips or self.features) and min(height, width) < LEAST_SIDE_PX:
@@ -109,16 +106,13 @@ class FrameMeasurement:
                 for name, frames in rendered.items():
                     if not bool(frames.isfinite().all()):
                         right = "right: precision no, or a model whose training did not break down"
-                        raise EvaluationError(
-                            f"{name}: the frames it renders of clip {clip.id} are not finite; {right}"
-                        )
+                        raise EvaluationError(f"{name}: its frames of clip {clip.id} are not finite; {right}")
                     parts[name].append(frame_metrics(frames, targets, lpips=self.lpips, features=self.features))
                 add(targets, rendered)
         metrics = {name: {key: torch.cat([one[key] for one in of]) for key in of[0]} for name, of in parts.items()}
         time_s = torch.tensor(clip.times_s, dtype=torch.float64)
         columns = time_s, torch.cat(motion_px), torch.cat(hole_percent)
-        found = ClipMetrics(clip.id, clip.source, clip.origin, *columns, metrics)
-        return vars(found) | {"device": str(self.device)}
+        return vars(ClipMetrics(clip.id, clip.source, clip.origin, *columns, metrics)) | {"device": str(self.device)}
 
 
 def _model_method(model: FrameSynthesis, device: torch.device, precision: str) -> Method:

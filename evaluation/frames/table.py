@@ -126,13 +126,11 @@ def _report(report: Report, tables: FrameTables, name: str, notes: list[str], wi
     if paired := tables.paired():
         report.add(paired, f"Differences on the same clips, {name}", paired_notes, folder="paired")
         write_differences(report.out / "differences.png", paired_by)
+    notes, paired_notes = ([statistics.BUCKET_NOTE, *of] for of in (notes, paired_notes))
     for folder, column in zip(("by_motion", "by_time", "by_holes"), BUCKETS, strict=True):
         rows, title = tables.buckets(column), f"By {column}, {name}"
         if paired := paired_by[column]:
-            of_paired = [statistics.BUCKET_NOTE, *paired_notes]
-            where = {"folder": f"{folder}/paired", "shown": False}
-            report.add(paired, f"Differences by {column}, {name}", of_paired, **where)
-        of_bucket = [statistics.BUCKET_NOTE, *notes]
-        report.add(rows, title, of_bucket, folder=folder, shown=False)
+            report.add(paired, f"Differences by {column}, {name}", paired_notes, folder=f"{folder}/paired", shown=False)
+        report.add(rows, title, notes, folder=folder, shown=False)
         wide = statistics.pivot(rows, column, "psnr_db")
-        report.add(wide, f"{title}: PSNR, dB; the rest in {folder}/", of_bucket, folder=f"{folder}/psnr_db")
+        report.add(wide, f"{title}: PSNR, dB; the rest in {folder}/", notes, folder=f"{folder}/psnr_db")

@@ -60,9 +60,7 @@ COLUMN_NOTES = (
     "nearest_distance: of normalised spectra of unit length to the nearest training clip or its mirror image, for the "
     "real clip of another source; nearest_ratio: over that of the real clip, far below 1 means memorised motion",
 )
-GROUP_NOTE = (
-    "the table of predicted motion, by group: means over the clips of a source, then over sources; real_: of the clips"
-)
+GROUP_NOTE = "as predicted motion of all: means over the clips of a source, then over sources; real_: of the clips"
 BIN_NOTE = (
     "amplitude |S_k| over both directions (bin 0: the drift), mean over pixels weighted by confidence, samples, clips "
     "of a source, sources; ratio_after_gain: geometric mean of model over clip, after one factor a clip; factor: that "
@@ -121,13 +119,12 @@ class ClipMotion:
 
 
 def measure_clip(
-    truth: GroundTruth,
-    samples: Tensor,  # (M, K, 4, H, W) px, predicted from the clip's image
-    normalisation: Normalisation,  # the model's: in its units nearest clips are found
-    seed: int = 0,  # of the random row
-    other: Tensor | None = None,  # (K, 4, H, W) px, another clip's motion
+    truth: GroundTruth, samples: Tensor, normalisation: Normalisation, seed: int = 0, other: Tensor | None = None
 ) -> ClipMotion:
-    """Measure samples of a clip, the baselines, and another clip's motion."""
+    """Measure samples (M, K, 4, H, W) px of one clip's image, the baselines, and another clip's (K, 4, H, W) px.
+
+    Nearest clips are found in the units of `normalisation`, the model's; `seed` is of the random row.
+    """
     real = mean_motion(truth.spectrum)  # (1, H, W)
     mask = metric.moving_mask(real)
     mask_fraction = float(mask.double().mean())
@@ -197,14 +194,11 @@ class MotionTables:
         self.clips, self.normalisation, self.seed = clips, normalisation, seed  # the seed is of the bootstrap
         self.by_clip = [dict(row) for clip in clips for row in clip.rows]
 
-    def find_nearest(self, clips: Iterable[tuple[str, Tensor]]) -> int:
-        """Find how near training clips (source, spectrum (K, 4, H, W)) come to each clip and sample; return how many.
-
-        Clips of a clip's own source are no neighbours of it. They may be ones of its samples.
-        """
+    def find_nearest(self, training: Iterable[tuple[str, Tensor]]) -> int:
+        """Find how near clips (source, spectrum (K, 4, H, W)) come to each clip and sample; return how many."""
         nearest = {clip.clip: torch.full((len(clip.signatures),), -math.inf) for clip in self.clips}  # cosines
         count = 0
-        for source, spectrum in clips:
+        for source, spectrum in training:
             count += 1
             signature = _signature(spectrum, self.normalisation)
             mirrored = signature.flip(-1) * signature.new_tensor([-1, -1, 1, 1]).view(4, 1, 1)
@@ -212,7 +206,7 @@ class MotionTables:
             for clip in self.clips:
                 cosines = (clip.signatures @ both.T).amax(1)  # (1 + M,)
                 if clip.source == source:
-                    cosines[0] = -math.inf
+                    cosines[0] = -math.inf  # the clip's neighbours are of other sources; its samples' may be of its own
                 nearest[clip.clip] = nearest[clip.clip].maximum(cosines)
         for row in self.by_clip if count else ():
             real, *samples = (2 - 2 * nearest[row["clip"]]).clamp(min=0).sqrt().tolist()

@@ -130,10 +130,9 @@ class VideoComparison:
                 pairs = zip(*(self.features[of, metric, window] for of in (REAL_ROW, name)), strict=True)
                 interval = frechet_interval([(source, real, found) for (source, real), (_, found) in pairs], self.seed)
                 row[f"{column}_low"], row[f"{column}_high"] = interval or (None, None)
+            places = [line for line in sliding if line["row"] == name]
             for metric, window in SLIDING.items():
-                row[f"{metric}_sliding"] = known_mean(
-                    line[f"{metric}_{window}"] for line in sliding if line["row"] == name
-                )
+                row[f"{metric}_sliding"] = known_mean(line[f"{metric}_{window}"] for line in places)
             for metric in ("psnr_db", *(one.name for one in self.lpips)):
                 row[metric] = known_mean(found[metric] for found in self.aligned[name])
             row |= {"videos": len(self.lengths), "frames": sum(self.lengths)}

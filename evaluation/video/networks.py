@@ -41,11 +41,9 @@ class FeatureNetwork:
         self.path, self.on_videos, self.device = path, on_videos, device
         if not path.is_file():
             raise WeightsError(f"{path}: no such file")
-        load = {"torchscript": _torchscript, "inception": _inception, "i3d": _i3d}.get(
-            kind, partial(_torchvision, kind)
-        )
+        loaders = {"torchscript": _torchscript, "inception": _inception, "i3d": _i3d}
         try:
-            self._module, self._options, own_format = load(path)
+            self._module, self._options, own_format = loaders.get(kind, partial(_torchvision, kind))(path)
         except ModuleNotFoundError as error:
             raise WeightsError(f"{path}: needs torch-fidelity; right: pip install torch-fidelity") from error
         except WeightsError:

@@ -49,9 +49,8 @@ def make_table(
         source, model_notes = open_videos(data, seed, device, precision, options, **cut)
 
     # Measure
-    comparison = VideoComparison(
-        source.rows, networks, windows, window_step, slide_step, batch_size=batch_size, seed=seed, lpips=lpips
-    )
+    shared = {"batch_size": batch_size, "seed": seed, "lpips": lpips}
+    comparison = VideoComparison(source.rows, networks, windows, window_step, slide_step, **shared)
     left_out = []
     for clip in tqdm(source.names, unit="clip", disable=None, dynamic_ncols=True):
         try:
@@ -84,9 +83,8 @@ def load_networks(options: dict[str, Any], device: torch.device) -> tuple[dict[s
         if options.get(f"{name}_network") is None:
             missing.append(f"left out: {metric}; the {name} network is {wanted}")
             continue
-        kind, path = options[f"{name}_network"]
-        takes = {"on_videos": name != "image", "input_format": options.get(f"{name}_input")}
-        networks[metric] = FeatureNetwork(path, kind=kind, **takes, device=device)
+        (kind, path), shown = options[f"{name}_network"], options.get(f"{name}_input")
+        networks[metric] = FeatureNetwork(path, on_videos=name != "image", kind=kind, input_format=shown, device=device)
     if not networks:
         raise EvaluationError(f"image_network: nothing is measured without a network; {'; '.join(missing)}")
     for line in missing:
@@ -111,9 +109,9 @@ def open_videos(
     pipelines = {label: MotionPipeline.from_pretrained(folder).to(device) for label, folder in folders.items()}
     splats = dict.fromkeys(splat for kind, splat in rows if kind not in DISTORTIONS and splat != "average")
     renderers = {splat: load_renderer(checkpoint, splat) for splat in splats}
-    notes = [f"checkpoint {checkpoint}"] if pipelines else []
+    note = f"checkpoint {checkpoint}"
     if "model" in kinds:
         steps = sampling["steps"] or DEFAULT_STEPS[sampling["sampler"]]
-        drawn = f"sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}"
-        notes = [f"{notes[0]}; {drawn}; one sample a clip"]
-    return RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, device=device, **cut), notes
+        note += f"; sampler {sampling['sampler']}, {steps} steps, guidance {sampling['guidance']:g}; one sample a clip"
+    videos = RenderedVideos(clip_set, clips, rows, pipelines, renderers, sampling, device=device, **cut)
+    return videos, [note] if pipelines else []
