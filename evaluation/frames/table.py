@@ -34,7 +34,7 @@ ORIGINS = {
 METHOD_NOTES = (
     "protocol: frame 0 excluded; output clipped to [0, 1], not rounded; squared error pooled over a sequence (psnr_db) "
     "or PSNR averaged over its frames (psnr_frames_db), then the mean over sequences; exact frames count as 100 dB",
-    "all rows use the same flow and importance; holes of image-space splats are filled from frame 0; gaussian: sigma "
+    "all rows use the same flow and importance; image-space splats fill holes from around them; gaussian: sigma "
     f"{DEFAULT_SIGMA_PX:g} px; Gaussian importance: exp(-importance^2 / 2) over the bilinear footprint",
     "OpenCV remap: cv2.remap of frame 0 at p - F(p), bilinear, border held",
 )
