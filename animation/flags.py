@@ -23,8 +23,7 @@ from cli.parser import (
 )
 from models import choices
 from models.segmentation_classes import check_words
-from motion.choices import DEFAULT_DAMPING
-from motion.wind import WINDS, parse_wind
+from motion.wind import DEFAULT_DAMPING, WINDS, parse_wind
 
 SMALLEST_TILE_PX = 32  # with smaller ones the overlap would be most of a tile
 FORMATS = ("mp4", "gif", "webm", "frames")
@@ -82,7 +81,7 @@ def rendering_options(args: Arguments) -> dict[str, Any]:
 
 
 def checked_device(args: Arguments, *, networks: bool = True) -> tuple[Any, str]:
-    """Return the torch device and the precision, "auto" chosen for `networks` alone; ArgumentError if not there."""
+    """Return the torch device and the precision, measured for "auto" only where `networks` run; or ArgumentError."""
     from models.device import check_precision, choose_device
 
     device = choose_device(args.device)

@@ -14,11 +14,11 @@ from data.files import write_text
 from data.media import encode_jpeg, encode_webp_loop
 from models.rendering import render_frames
 from motion import modal
-from motion.choices import DEFAULT_DAMPING
 from motion.flow import motion_grid_size, resize_maps, resize_spectrum
 from motion.looping import plan_playback
 from motion.modal import Modes
 from motion.motion_file import Motion, MotionFileError
+from motion.wind import DEFAULT_DAMPING
 
 logger = logging.getLogger(__name__)
 

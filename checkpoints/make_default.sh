@@ -119,7 +119,7 @@ once() {
     run "${@:2}" || code=$?
     case $part:$code in
         *:0) ;;
-        clips:3) echo "make_default.sh: some of --clips were left out, as said above" >&2 ;;
+        clips:3 | evaluate_*:3) echo "make_default.sh: $part: some inputs were left out, as said above" >&2 ;;
         *:124) later "$part" ;;
         evaluate_*:*) echo "make_default.sh: $part: no table, as said above" >&2 && return 0 ;;
         *) exit "$code" ;;

@@ -78,7 +78,7 @@ def run_items(
     load: Callable[[], Any] | None = None,
     progress: bool | None = True,
 ) -> Iterator[Iterator[ItemResult]]:
-    """Yield a `ItemResult` for each item as it ends; items are taken as workers become free, results are not kept.
+    """Yield an `ItemResult` for each item as it ends; items are taken as workers become free, results are not kept.
 
     The function is called with an item, or with load() and an item; what it raises is the item's error. `load` is
     called once in each worker, for what all its items share, such as models. `unit` is what the progress bar counts;

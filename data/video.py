@@ -53,7 +53,7 @@ class Video:
 
 
 def probe_video(path: str | Path, *, count_frames: bool = True) -> VideoInfo:
-    """Read a video's size, rate and length; where the header does not say, frames are counted, or are 0.
+    """Read a video's size, rate and length; frames that the header does not count are counted, or are 0.
 
     MediaError as `iterate_video`.
     """
@@ -246,7 +246,10 @@ class _Source(AbstractContextManager):
             if key not in _tone_mapping:
                 _tone_mapping.clear()
                 _tone_mapping[key] = self._filter_graph(frame, _TONE_MAP)
-            shown = next(_through(_tone_mapping[key], frame), frame)
+            shown = next(_through(_tone_mapping[key], frame), None)
+            if shown is None:
+                _tone_mapping.clear()
+                raise MediaError(f"{self.path}: its HDR cannot be tone-mapped; right: a video without HDR")
         array = shown.to_ndarray(format="rgb24")
         aspect = self._stream.sample_aspect_ratio or 1
         if aspect != 1:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cluster.storage import StorageError, local_input
-from data.clips import KEPT, ClipRow, ClipSet, ClipSetError, source_name
+from data.clips import ClipRow, ClipSet, ClipSetError, source_name
 from data.media import MediaError, atomic_path
 from data.optical_flow import FLOW_VERSION, estimate_flow, static_pixels, visible_flow
 from data.prepare_clip import read_clip
@@ -25,11 +25,10 @@ from data.scenes.scene import Scene, make_scene
 from data.video import Video
 from motion.flow import resize_maps
 from motion.motion_file import read_arrays
-from motion.spectrum import FPS, NUM_FRAMES, mean_displacement
+from motion.spectrum import FPS, NUM_FRAMES
 
 logger = logging.getLogger(__name__)
 
-SCENE_PREFIX = "scene:"
 # A source read anew must be the one that the set was made from: frame 0 may differ by the rounding of a PNG.
 SAME_FRAME_LIMIT = 1 / 255
 
@@ -110,16 +109,14 @@ def open_clip(
         rendered = [source.frame(time_s) for time_s in times_s[part]]
         return torch.stack(rendered), torch.stack([source.flow(time_s) for time_s in times_s[part]])
 
-    kept = row.status == KEPT
-    importance = mean_displacement(clip_set.spectrum(row.id)[0]) if kept else clip_set.pairs(row.id)[1]  # (1, H, W)
-    importance = resize_maps(magnify * importance, size)
+    importance = resize_maps(magnify * clip_set.displacement(row.id), size)  # (1, H, W)
     return EvaluationClip(row.id, source_name(row), origin, first, importance, tuple(times_s), read)
 
 
 def read_source(clip_set: ClipSet, row: ClipRow, first: Tensor) -> Scene | Video:
     """Return the scene or the frames that a clip was made from; SourceError unless `first` (3, H, W) is frame 0."""
     size = tuple(first.shape[-2:])
-    if row.source.startswith(SCENE_PREFIX):
+    if row.is_scene:
         try:
             _, seed, kind = row.source.split(":")
             scene = make_scene(int(seed), size=size, kind=kind)

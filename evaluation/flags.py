@@ -21,6 +21,7 @@ from cli.parser import (
 )
 from cluster.flags import CLUSTER_FLAGS, add_cluster_flags, cluster_workers
 from cluster.storage import path_or_url
+from models.choices import DEFAULT_LOOP_METHOD, LOOP_METHODS
 
 DEFAULT_OUT = Path("outputs/evaluate")
 # As in evaluation/ablation.py, which --help cannot wait for; a test holds them together.
@@ -42,7 +43,7 @@ VIDEO_METRICS = {
 }
 # What moves frame 0 in a row of the table "video", how it is splatted, and distortions of the real frames.
 MOTIONS, SPLATS, DISTORTIONS = ("model", "own", "other"), ("average", "softmax", "gaussian"), ("blur", "shuffle")
-# How far the Gaussian of a blur reaches, in its deviations. It sees the frames reflected at their border, once.
+# How far the Gaussian of a blur reaches, in its deviations. It needs frames, reflected at their border, as wide.
 BLUR_SIGMAS = 3
 # {video model of torchvision: side of the frames that it was trained on, px}
 TORCHVISION_VIDEO = {"r3d_18": 112, "mc3_18": 112, "r2plus1d_18": 112, "s3d": 224}
@@ -189,7 +190,7 @@ def add_motion_flags(parser: Parser) -> None:
     add("--nearest", type=positive_int, default=500, metavar="N", help=nearest_help)
     loop_help = "also sample loops of L frames at 30 frames/s by self-guidance, and measure how nearly they close"
     add("--loop-frames", type=positive_int, nargs="+", default=[], metavar="L", help=loop_help)
-    add("--loop-guidance", choices=("projection", "gradient"), default="projection", help="how")
+    add("--loop-guidance", choices=LOOP_METHODS[1:], default=DEFAULT_LOOP_METHOD, help="how")
     add("--clip-table", type=Path, metavar="CSV", help="columns file or path, source, subject: a table by subject")
     fvd_help = f"also FVD of videos rendered from motions, for which the set's sources must be there: {FVD_NETWORK}"
     add("--fvd-network", type=video_network, metavar="NETWORK", help=fvd_help)
@@ -277,6 +278,10 @@ def _check_video_flags(args: Arguments) -> None:
         raise UsageError(f"--fps {args.fps:g}: a clip set is compared at its clips' own time stamps; right: without it")
     if args.data is None:
         refuse_flags(args, CLIP_SET_FLAGS, "the videos of --generated exist already; right: --data SET")
+    if args.rows and "model" not in (kind for kind, _ in args.rows):
+        refuse_flags(
+            args, ["--baseline-checkpoint"], "belongs to a row of model; right: --rows model:softmax beside it"
+        )
     most = (min(args.crop) - 1) // BLUR_SIGMAS
     if wide := [value for kind, value in args.rows or () if kind == "blur" and value > most]:
         raise UsageError(f"--rows blur:{wide[0]}: right: at most blur:{most} for this --crop, or a larger crop")

@@ -7,7 +7,6 @@ from data.clips import KEPT, PAIRS_ONLY, ClipSet
 from data.files import MediaError
 from data.tables import read_table
 from evaluation import EvaluationError, Report, Row
-from evaluation.clips import SCENE_PREFIX
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +21,7 @@ def make_table(report: Report, *, data: list[Path], split: str, licences: Path |
     rows: dict[str, Row] = {}
     for folder in data:
         for clip in ClipSet(folder).rows(split, status=(KEPT, PAIRS_ONLY)):
-            file, rendered = Path(clip.source).name, clip.source.startswith(SCENE_PREFIX)
+            file, rendered = Path(clip.source).name, clip.is_scene
             name = "rendered scenes" if rendered else clip.group or file
             empty = {"row": name, "clips": 0, "pairs_only": 0, **dict.fromkeys(SHOWN, UNKNOWN)}
             stated = {"licence": "none needed"} if rendered else known.get(clip.group) or known.get(file, {})

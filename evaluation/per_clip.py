@@ -26,8 +26,8 @@ def measure_each(
 ) -> tuple[list[Metrics], list[str]]:
     """Measure every row; return the results in order, and the ids that the cluster gave up.
 
-    A result is measurement.load().measure(row), whose errors end a call without a cluster. On one each is cached in
-    `cache_dir` under a hash of the row and of `cache_key` (networks, values with a repr). EvaluationError for none.
+    A result is measurement.load().measure(row). Without a cluster its errors end the call. On a cluster each result is
+    cached in `cache_dir` by the row and `cache_key` (networks, values with a repr). EvaluationError without a result.
     """
     found: dict[str, Metrics] = {}
     files = _cache_files(rows, cache_dir, cache_key) if workers.cluster else {}

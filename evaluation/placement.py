@@ -35,9 +35,9 @@ _RANKING, _PLACES = ("ap",), ("coverage", "leak", "ap")
 
 NOTES = (
     f"coverage, leak: fraction of what can and of what cannot move with mean |F| above {MOVING_PX:g} px of a grid of "
-    "256 x 160, after the amplitude limit; ap: chance-corrected average precision of mean |F|; static_*: of the latter",
-    "means over the photographs of a source, then over sources; image gradient: its blur in px of that grid; "
-    "segmentation alone: what is above even odds of a class that moves",
+    "256 x 160, after the amplitude limit; ap: chance-corrected average precision of mean |F|",
+    "static_*: mean |F| of what cannot move; means over the photographs of a source, then over sources",
+    "image gradient: its blur in px of that grid; segmentation alone: what is above even odds of a class that moves",
 )
 
 

@@ -10,11 +10,10 @@ from torch import Tensor
 RED, OVER_BLUE, RAMP = 0.75, 0.15, 0.15
 # The core beside what glows is white or yellow: red and green are above WHITE, in full WHITE_RAMP above that.
 WHITE, WHITE_RAMP = 0.88, 0.05
-FIRE_PX = 48  # how far what glows may lie from a core, px of the motion grid: tongues of a fire are orange
-CORE_PX = 12  # its radius, px of the motion grid, at most; what is white over more is paper or a wall
-# A single flame is taller than wide.
-WIDEST = 0.2  # its width, as a fraction of the image's
-MOST_MOVABLE = 0.2  # probability of the classes that move, for petals and leaves glow as well
+CORE_PX = 12  # its largest radius, and how far a single flame reaches from it, px of the motion grid; wider is paper
+FIRE_PX = 48  # how far a fire, whose tongues are orange, reaches from a core, px of the motion grid
+WIDEST = 0.2  # width of a single flame, as a fraction of the image's; it is taller than wide
+MOST_MOVABLE = 0.2  # there, of the classes that move, for petals and leaves glow as well
 TIP, HEIGHT_POWER = 1.5, 0.7  # it moves TIP times as far at its tip, not at all at its foot
 AROUND_PX = 3  # what is around it goes along, ever less up to twice as many px of the motion grid
 
@@ -22,8 +21,8 @@ AROUND_PX = 3  # what is around it goes along, ever less up to twice as many px 
 def find_flames(image: Tensor) -> tuple[Tensor, Tensor]:
     """Find what glows near a white core, which wax, orange walls and lit paper lack.
 
-    Ours. `image` (B, 3, H, W) in [0, 1] on the motion grid. Returns how surely, (B, 1, H, W) each, 0 to 1: what lies
-    within FIRE_PX of a core, and within CORE_PX.
+    Ours. `image` (B, 3, H, W) in [0, 1] on the motion grid. Returns maps of what lies within FIRE_PX and within CORE_PX
+    of a core, (B, 1, H, W) each, 0 to 1.
     """
     red, green, blue = image.split(1, dim=1)
     glow = (red - RED).clamp(0, RAMP) * (red - blue - OVER_BLUE).clamp(0, RAMP) / RAMP**2

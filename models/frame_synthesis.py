@@ -28,8 +28,6 @@ LEARNED_SIGMA_PX = (0.2, 0.65)
 STATIC_PX = 0.05
 # A pixel is a hole where less than this mass arrives, in source pixels.
 HOLE_MASS = 0.05
-# Two of four finer pixels that are known make the coarser one of `_pull_push` known.
-PULL_GAIN = 2.0
 # Where nothing moves the source is copied, and only what moves is decoded, with so much around it: what lies beyond
 # changes a frame by 0.0001 of 255 grey levels on average, single pixels by up to 1.2 (four photographs).
 CONTEXT_PX = 16
@@ -39,8 +37,7 @@ CONTEXT_PX = 16
 MOTION_CHANNELS, MOTION_PX = 3, 4.0
 NUM_WEIGHTS = len(OFFSETS_PX) + 2
 
-# "fast" renders 3.5 times as many frames a second as "small", as good ones but where motion is strong
-# (docs/results.md).
+# "fast" renders 3.5 times as many frames a second as "small", as good ones but where motion is strong.
 PRESETS: dict[str, dict] = {
     "tiny": {"channels": (8, 16, 32), "columns": 4},
     "fast": {"channels": (16, 32, 64), "columns": 2, "unshuffle": 2, "filters": True},
@@ -93,11 +90,8 @@ def moving_boxes(flow: Tensor, multiple: int) -> list[tuple[slice, slice]]:
 
 
 def _fill_holes(image: Tensor, splat: Tensor, mass: Tensor) -> Tensor:
-    """Fill the holes of a splat from around them, where the source would show what has moved away.
-
-    Where nothing arrives at all the source is left.
-    """
-    # Continuous in the mass: a sharp limit would flicker along the edges of holes.
+    """Fill the holes of a splat from around them; where nothing arrives at all, the source is returned."""
+    # The source in a hole would show what has moved away. Continuous in the mass: a sharp limit would flicker.
     covered = (mass / HOLE_MASS).clamp(max=1)
     filled = _pull_push(splat * covered, covered)
     return torch.where(mass.amax((1, 2, 3), keepdim=True) > 0, filled, image)
@@ -112,7 +106,7 @@ def _pull_push(values: Tensor, weight: Tensor) -> Tensor:
     if max(height, width) == 1:
         return values / weight.clamp(min=1e-6)
     coarse, mean = (F.avg_pool2d(maps, 2, ceil_mode=True) for maps in (values, weight))
-    gain = (PULL_GAIN * mean).clamp(max=1) / mean.clamp(min=1e-6)
+    gain = (2 * mean).clamp(max=1) / mean.clamp(min=1e-6)  # two known pixels of four make a coarse one known
     coarse = _pull_push(coarse * gain, mean * gain)  # (B, C, H/2, W/2)
     return values + (1 - weight) * F.interpolate(coarse, scale_factor=2, mode="bilinear")[..., :height, :width]
 
@@ -367,11 +361,8 @@ class FrameSynthesis(SavedModel):
         self, image: Tensor, features: Sequence[Tensor], flow: Tensor, importance: Tensor
     ) -> tuple[list[Tensor], Tensor]:
         """Return the decoder's input of each scale, and the softmax splat of the image (B, 3, H', W')."""
-        shares_splat = self.config.operator == "softmax" and self.config.unshuffle == 1
-        if not shares_splat:
-            # A Gaussian blurs even what is static: the residual path is bilinear for both operators, at full size.
-            image_splat = softmax_splat(image, flow, importance)
-        inputs = []
+        # A Gaussian blurs even what is static: the residual path is bilinear for both operators, at full size.
+        image_splat, inputs = softmax_splat(image, flow, importance), []
         for level, maps in enumerate(features):
             maps = maps.float().expand(len(flow), -1, -1, -1).contiguous()
             size = maps.shape[-2:]
@@ -379,11 +370,7 @@ class FrameSynthesis(SavedModel):
             scaled_flow, scaled_importance = resize_flow(flow, size), resize_maps(importance, size)
             if level == 0 and self.config.filters:
                 maps = torch.cat([maps, scaled_importance / MOTION_PX, scaled_flow / MOTION_PX], dim=1)
-            if level == 0 and shares_splat:
-                maps = torch.cat([maps, image], dim=1)
             splat, weight = self.splat(maps, scaled_flow, scaled_importance)
-            if level == 0 and shares_splat:
-                splat, image_splat = splat[:, :-3], splat[:, -3:]
             inputs.append(torch.cat([splat, weight.clamp(0, 1), (weight == 0).to(splat)], dim=1))
         while len(inputs) < len(self.config.channels):
             inputs.append(F.avg_pool2d(inputs[-1], 2))

@@ -256,10 +256,6 @@ class PlacementHead(SavedModel):
         maps = [(one + other.flip(-1)) / 2 for one, other in zip(here[:-1], mirrored[:-1], strict=True)]
         return Placement(*maps, (here[-1] + mirrored[-1]) / 2)
 
-    def expected_displacement(self, features: Tensor, image: Tensor) -> Tensor:
-        """Predict how far each pixel of images (B, 3, H, W) in [0, 1] moves: mean |F_t| (B, 1, H, W), px."""
-        return placed_displacement(self.predict(features), image)
-
     def condition_maps(self, features: Tensor, placement: Placement, image: Tensor) -> Tensor:
         """Return what the denoiser reads of images (B, 3, H, W): (B, P, H/4, W/4).
 
@@ -301,8 +297,8 @@ def placed_displacement(
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
     `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 2.4 times as far, the
-    tip of a flame 1.5 times. `for_denoiser`: without perspective, held edges and `models.flames.move_flames`, which the
-    denoiser has not seen in training.
+    tip of a flame 1.5 times. `for_denoiser`: without perspective, held edges and `models.flames.move_flames`, which are
+    newer than its training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])

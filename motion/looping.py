@@ -59,7 +59,7 @@ def plan_playback(
         length_s = num_frames / fps
         round_s = loop_phase * period_s
         rounds = max(1, round(length_s / round_s))
-        # Exact whole numbers where frames meet the end of a round: there the next one begins at 0.
+        # In whole numbers, so that each round takes exactly the same phases.
         turned = index * rounds if loop_phase == 1 else index * rounds % num_frames
         # No frame lies at 0. That would be the photograph, sharper than what is rendered: the loop would blink.
         phase = (turned + math.gcd(rounds, num_frames) / 2) / num_frames * loop_phase

@@ -23,9 +23,9 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from motion.choices import DEFAULT_DAMPING
 from motion.motion_file import Motion
 from motion.spectrum import PERIOD_S
+from motion.wind import DEFAULT_DAMPING
 
 LIMIT_FRACTION = 0.1  # highest displacement that a hold may lead to, of the grid's long side
 HOLD_HZ = 3.0  # the hand is a critically damped spring of this frequency: about 0.1 s behind the pointer

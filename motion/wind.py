@@ -10,6 +10,7 @@ import math
 # The quantiles 5, 25, 50 and 75 % of 121 real clips, rounded.
 WINDS = {"calm": 0.8, "breeze": 1.8, "windy": 4.0, "gusty": 9.0}
 LEAST_WIND_PX, MOST_WIND_PX = 0.2, 20.0
+DEFAULT_DAMPING = 0.08  # of an interactive image's modes, which wind excites; 1 is critical
 
 
 def parse_wind(text: str) -> float:

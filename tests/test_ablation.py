@@ -281,7 +281,7 @@ def test_single_scale_splats_the_finest_features_only(monkeypatch) -> None:
     original = model.splat
     monkeypatch.setattr(model, "splat", lambda v, f, z: (sizes.append(tuple(v.shape[1:])), original(v, f, z))[1])
     assert model(*moving_sample()).shape == (2, 3, 21, 30)
-    assert sizes == [(4 + 3, 24, 32)] and len(model.pyramid.scales) == 1
+    assert sizes == [(4, 24, 32)] and len(model.pyramid.scales) == 1
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

@@ -63,7 +63,7 @@ def test_the_note_names_the_devices_that_measured(module, flags, scene_set, chec
         return [one | {"device": "cuda:1"} for one in measured], failed
 
     monkeypatch.setattr(module, "measure_each", on_a_worker)
-    flags += ["--data", str(scene_set.folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
+    flags = [*flags, "--data", str(scene_set.folder), "--checkpoint", str(checkpoint), "--out", str(tmp_path)]
     assert evaluate.main([module.__name__.split(".")[1], *flags]) == 0
     assert "cuda:1" in (tmp_path / "results.md").read_text()
 

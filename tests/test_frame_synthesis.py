@@ -179,9 +179,22 @@ def test_flow_moves_right_and_down() -> None:
     flow[:, 0], flow[:, 1] = 2.0, -1.0
     frame, mass = splat_image(image, flow, importance, operator="softmax")
     torch.testing.assert_close(frame[..., 0:23, 2:], image[..., 1:24, :-2])
-    # Where nothing arrives the source shows through: two columns at the left, one row at the bottom.
+    # Nothing arrives in two columns at the left and one row at the bottom.
     assert torch.equal(mass[0, 0, :, :2], torch.zeros(24, 2)) and torch.equal(mass[0, 0, 23], torch.zeros(32))
-    assert torch.equal(frame[..., :2], image[..., :2]) and torch.equal(frame[..., 23, :], image[..., 23, :])
+
+
+@pytest.mark.parametrize("size", [(24, 32), (17, 33), (1, 31)])
+def test_a_hole_is_filled_from_both_sides_and_not_by_what_has_left(size: tuple[int, int]) -> None:
+    """A dark thing before a bright wall moves right by 4 px; behind it grey goes over from bright to dark."""
+    image, flow = torch.full((2, 3, *size), 0.9), torch.zeros(2, 2, *size)
+    image[..., 12:20], flow[:, 0, :, 12:20] = 0.1, 4.0
+    flow[1] = 100.0  # everything leaves
+    frame, mass = splat_image(image, flow, 4 * flow[:, :1])
+    assert torch.equal(mass[0, 0, :, 12:16], torch.zeros(size[0], 4))
+    assert frame[0, ..., 16:24].max() < 0.11 and torch.equal(frame[0, ..., :12], image[0, ..., :12])
+    hole = frame[0, :, :, 12:16]
+    assert (hole.diff() <= 1e-6).all() and hole[..., 0].min() > 0.5 and 0.1 <= hole.min() and hole.max() <= 0.9
+    assert torch.equal(frame[1], image[1])
 
 
 def test_stretched_areas_do_not_show_the_unmoved_source() -> None:
@@ -212,7 +225,7 @@ def test_each_scale_gets_its_own_flow_and_the_same_importance(monkeypatch: pytes
     flow[:, 0], flow[:, 1] = 4.0, -2.0
     model(torch.rand(1, 3, 24, 32), flow, torch.full((1, 1, 24, 32), 3.0))
     assert [size for *_, size in seen] == [(24, 32), (12, 16), (6, 8)]
-    assert [channels for channels, *_ in seen] == [4 + 3, 8, 12]  # the finest carries the picture
+    assert [channels for channels, *_ in seen] == [4, 8, 12]
     assert sum((f for _, f, _, _ in seen), []) == pytest.approx([4.0, -2.0, 2.0, -1.0, 1.0, -0.5], abs=1e-5)
     assert [importance for _, _, importance, _ in seen] == pytest.approx([3.0, 3.0, 3.0])
 
@@ -240,7 +253,7 @@ def test_splats_run_in_float32_under_autocast(monkeypatch: pytest.MonkeyPatch) -
     seen.clear()
     with torch.autocast("cpu", torch.bfloat16):
         frame = model(*sample)
-    assert seen == [(torch.float32, False)] * 3
+    assert seen == [(torch.float32, False)] * 4  # three scales and the image
     assert frame.dtype == torch.float32
     torch.testing.assert_close(frame, exact, atol=0.02, rtol=0)
 

@@ -178,7 +178,7 @@ def test_features_are_read_at_stride_4_of_the_grid():
         features = head.features(image, lambda small: [small[:, :1].repeat(1, c, 1, 1) for c in channels], network)  # noqa: B023
         assert features.shape == (2, sum(head.parts), 16, 24)
         torch.testing.assert_close(classes_in(features).sum(1), torch.ones(2, 16, 24))
-        expected = head.expected_displacement(features, torch.rand(2, 3, 64, 96))
+        expected = placed_displacement(head.predict(features), torch.rand(2, 3, 64, 96))
         assert expected.shape == (2, 1, 64, 96) and bool(torch.isfinite(expected).all())
 
 
@@ -189,7 +189,7 @@ def test_a_head_is_cast_with_the_pipeline():
     for dtype in (torch.float32, torch.bfloat16):
         head, network, image = head.to(dtype), network.to(dtype), image.to(dtype)
         features = head.features(image, lambda small: [small[:, :1].repeat(1, 4, 1, 1)], network)
-        found.append(head.expected_displacement(features, image[..., ::2, ::2]))
+        found.append(placed_displacement(head.predict(features), image[..., ::2, ::2]))
     assert found[1].dtype == torch.float32
     assert float((found[0] - found[1]).detach().abs().mean()) < 0.05 * float(found[0].detach().mean())
 
@@ -375,10 +375,7 @@ def test_validation_figures_of_a_known_map(head, monkeypatch):
     clip = _sample("clip", head)._replace(displacement=moves.half())
     answer = torch.nn.functional.interpolate(moves[None], scale_factor=4.0) * 2  # px of a grid of 128 x 80
 
-    def knows(self, features, image):
-        return 0.5 * 3 * answer / 2
-
-    monkeypatch.setattr(PlacementHead, "expected_displacement", knows)
+    monkeypatch.setattr("training.placement.placed_displacement", lambda placement, image: 0.5 * 3 * answer / 2)
     figures = validation_placement(head, samples=[photograph, clip])
     assert figures["validation_ap"] > 0.95 and figures["validation_mask_ap"] > 0.95
     assert figures["validation_gain"] == pytest.approx(3.0, rel=0.01)

@@ -11,7 +11,7 @@ from accelerate import PartialState
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from data.clips import SampleKey
+from data.clips import KEPT, PAIRS_ONLY, SampleKey
 from data.datasets import RenderingDataset, WeightedSets
 from data.media import contact_sheet, write_image
 from data.order import evenly
@@ -92,7 +92,8 @@ class Validation:
 
     def __init__(self, sets: WeightedSets, crop: int, perceptual: PerceptualLoss | None) -> None:
         self.perceptual = perceptual
-        sets = [(one, 1.0) for one, _ in sets if any(one.has_pairs(row.id) for row in one.rows_with_motion("test"))]
+        used = {clip_set: clip_set.rows("test", status=(KEPT, PAIRS_ONLY)) for clip_set, _ in sets}
+        sets = [(one, 1.0) for one, rows in used.items() if any(one.has_pairs(row.id) for row in rows)]
         self.dataset = RenderingDataset(sets, split="test", size=(crop, crop), augment=False) if sets else []
         self.items = evenly(len(self.dataset), VALIDATION_PAIRS)
 

@@ -21,7 +21,7 @@ from data.visualisation import magnitude_over
 from metrics.motion import chance_corrected_ap, placement_metrics
 from models.class_maps import probability_of
 from models.displacement import QUANTILE, relative_displacement
-from models.placement import STRIDE, PlacementHead, classes_in, colours_in
+from models.placement import STRIDE, PlacementHead, classes_in, colours_in, placed_displacement
 from motion.flow import MOVING_PX, default_grid_scale, resize_maps
 from training.data_order import sample_uniform
 from training.flow_bleeding import STATIC_CLASSES, find_bleeding
@@ -161,7 +161,7 @@ def _expected(head: PlacementHead, sample: PlacementSample) -> tuple[Tensor, Ten
     """Return the image (3, H, W) as coarse as the head reads it, and its expected displacement (1, H, W) px of it."""
     features = sample.features[None].float().to(next(head.parameters()).device)
     image = F.interpolate(colours_in(features), scale_factor=STRIDE, mode="bilinear")
-    return image[0].cpu(), head.expected_displacement(features, image)[0].cpu()
+    return image[0].cpu(), placed_displacement(head.predict(features), image)[0].cpu()
 
 
 @torch.no_grad()

@@ -157,7 +157,8 @@ def _open_again(path: Path, options: Mapping[str, Any], resume: str) -> RunFolde
     before = {FORMER_NAMES.get(key, key): value for key, value in written.get("flags", {}).items()}
     before = {key: FORMER_VALUES.get((key, str(value)), value) for key, value in before.items()}
     now = _plain(options)
-    keys = [key for key in {**before, **now} if key not in MAY_DIFFER and before.get(key) != now.get(key)]
+    free = MAY_DIFFER | ({"without", "backbone"} if before.get("init") else set())  # once ignored, now refused
+    keys = [key for key in {**before, **now} if key not in free and before.get(key) != now.get(key)]
     raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
     named = (Path(resume) / CHECKPOINT_MARK).is_file()
     checkpoint = Path(resume) if named else newest_checkpoint(path)

@@ -1,6 +1,5 @@
 """How near self-guidance brings a motion to a loop of L != T frames, beside samples that are drawn freely."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -24,8 +23,7 @@ _LEAST = 1e-9
 
 def loop_guidances(frames: Sequence[int], period_s: float, method: str) -> dict[int, LoopGuidance]:
     """Return {L: the guidance to a loop of L frames}, 30 a second, by a method of LoopGuidance."""
-    highest = {"highest_noise": math.inf} if method == "gradient" else {}  # all steps, as in the paper
-    return {length: LoopGuidance(length / (FPS * period_s), method=method, **highest) for length in frames}
+    return {length: LoopGuidance(length / (FPS * period_s), method=method) for length in frames}
 
 
 def sample_loops(

@@ -91,7 +91,7 @@ class FolderVideos:
     def read(self, name: str) -> ClipVideos:
         """Read one clip from every folder, all as long as the shortest; one of CLIP_ERRORS where it cannot be read."""
         paths = [videos[name] for videos in self._folders]
-        rates = [probe_video(path).fps for path in paths if not path.is_dir()]
+        rates = [probe_video(path, count_frames=False).fps for path in paths if not path.is_dir()]
         if self.fps is None and rates and max(rates) > RATE_TOLERANCE * min(rates):
             problem = f"{min(rates):g} and {max(rates):g} frames/s, so that its windows last differently"
             logger.warning("%s: %s; fps HZ reads all at one rate", name, problem)
