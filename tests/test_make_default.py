@@ -158,7 +158,11 @@ def test_left_out_clips_and_a_missing_table_stop_nothing(tmp_path: Path, stand_i
     clips.write_text("path,split\n")
     flags = ["--work", str(tmp_path / "work"), "--clips", str(clips), "--device", "cpu"]
     result = call(*flags, **environment, FAILS="real", CODE="3")
-    assert result.returncode == 0 and "some of --clips were left out" in result.stderr, result.stderr
+    assert result.returncode == 0 and "clips: some inputs were left out" in result.stderr, result.stderr
+    calls()
+    (tmp_path / "work" / "done" / "evaluate_motion").unlink()
+    result = call(*flags, **environment, FAILS="motion", CODE="3")
+    assert result.returncode == 0 and "evaluate_motion: some inputs were left out" in result.stderr
     calls()
     (tmp_path / "work" / "done" / "evaluate_motion").unlink()
     result = call(*flags, **environment, FAILS="motion", CODE="2")
