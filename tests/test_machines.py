@@ -211,7 +211,7 @@ runpy.run_path("{script}", run_name="__main__")
 
 @pytest.mark.parametrize("script", ["animate.py", "train_unet.py", "evaluate.py", "app.py"])
 def test_ctrl_c_while_a_script_starts_is_no_traceback(script):
-    for moment in (1, 2, 5, 10, 20, 40):  # imports after that of `argparse`
+    for moment in (1, 2, 5, 10, 20, 30):  # imports after that of `argparse`
         code, said = interrupted(INTERRUPTED_EARLY.format(script=script, moment=moment))
         assert code in (-signal.SIGINT, 128 + signal.SIGINT) and said == f"{script}: interrupted\n", moment
 
