@@ -297,7 +297,7 @@ def placed_displacement(
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
     `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 2.4 times as far, the
-    tip of a flame 1.5 times. `for_denoiser`: as its training saw it, without perspective, held edges and moved flames.
+    tip of a flame 1.5 times. `for_denoiser`: without perspective, held edges and moved flames, new since its training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
