@@ -3,8 +3,9 @@
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from models.image_edges import dilate, spread
 
 # A place glows where red is above RED and exceeds blue by OVER_BLUE; both count in full RAMP above that.
 RED, OVER_BLUE, RAMP = 0.75, 0.15, 0.15
@@ -15,6 +16,7 @@ FIRE_PX = 48  # how far a fire, whose tongues are orange, reaches from a core, p
 WIDEST = 0.2  # width of a single flame, as a fraction of the image's; it is taller than wide
 MOST_MOVABLE = 0.2  # there, of the classes that move, for petals and leaves glow as well
 TIP, HEIGHT_POWER = 1.5, 0.7  # it moves TIP times as far at its tip, not at all at its foot
+MOST_GAIN = 20.0  # of a bin in fire
 AROUND_PX = 3  # what is around it goes along, ever less up to twice as many px of the motion grid
 
 
@@ -26,13 +28,13 @@ def find_flames(image: Tensor) -> tuple[Tensor, Tensor]:
     """
     red, green, blue = image.split(1, dim=1)
     glow = (red - RED).clamp(0, RAMP) * (red - blue - OVER_BLUE).clamp(0, RAMP) / RAMP**2
-    glow = _largest(glow, 2)
+    glow = dilate(glow, 2)
     white = ((torch.minimum(red, green) - WHITE) / WHITE_RAMP).clamp(0, 1)
     for _ in range(CORE_PX):
-        glow = torch.maximum(glow, white * _largest(glow, 1))
-    wide = _largest(-_largest(-white, CORE_PX), CORE_PX)  # paper, walls
+        glow = torch.maximum(glow, white * dilate(glow, 1))
+    wide = dilate(-dilate(-white, CORE_PX), CORE_PX)  # paper, walls
     core = glow * (white - wide)
-    return glow * _largest(core, FIRE_PX), glow * _largest(core, CORE_PX)
+    return glow * dilate(core, FIRE_PX), glow * dilate(core, CORE_PX)
 
 
 def move_flames(
@@ -56,11 +58,19 @@ def move_flames(
                 factor[inside] = np.broadcast_to(TIP * above_foot**HEIGHT_POWER, inside.shape)[inside]
     of_flames = torch.from_numpy(factors).to(displacement)
     single = displacement * of_flames
-    around = F.avg_pool2d(_largest(single, AROUND_PX), 2 * AROUND_PX + 1, stride=1, padding=AROUND_PX)
+    around = spread(single, AROUND_PX)
     # Also in the flame, whose dim outline is less sure to move.
     return torch.maximum(torch.where(of_flames > 0, single, displacement), around)
 
 
-def _largest(maps: Tensor, reach: int) -> Tensor:
-    across = F.max_pool2d(maps, (1, 2 * reach + 1), stride=1, padding=(0, reach))
-    return F.max_pool2d(across, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+def flicker(spectrum: Tensor, fire: Tensor) -> Tensor:
+    """Let fire (B, 1, H, W), 0 to 1, of spectra (B, K, 4, H, W) px flicker: no drift, bins of equal power.
+
+    Ours. A fire of diameter D in metres puffs at about 1.5 / sqrt(D) Hz [Cetegen and Ahmed, Experiments on the periodic
+    instability of buoyant plumes and pool fires, 1993]. Optical flow loses flames, which training takes for drift.
+    """
+    fire = fire[:, None]  # (B, 1, 1, H, W)
+    power = (spectrum[:, 1:].square() * fire).sum((2, 3, 4), keepdim=True)  # (B, K - 1, 1, 1, 1)
+    gain = (power.mean(1, keepdim=True) / power.clamp(min=1e-12)).sqrt().clamp(max=MOST_GAIN)
+    flickering = torch.cat([torch.zeros_like(spectrum[:, :1]), gain * spectrum[:, 1:]], dim=1)
+    return torch.lerp(spectrum, flickering, fire)

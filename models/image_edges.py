@@ -25,9 +25,9 @@ def held_by_edges(
     """Return how far, 0 to 1, long edges hold the surfaces that end at them: a shore, the rim of a pool. Ours."""
     surface = ((surface - NO_SURFACE_BELOW) / (SURFACE_ABOVE - NO_SURFACE_BELOW)).clamp(0, 1)
     reach = round(STATIC_REACH_PX / default_grid_scale(*image.shape[-2:]))
-    static = F.max_pool2d(static, 2 * reach + 1, stride=1, padding=reach)
+    static = dilate(static, reach)
     edges = torch.stack([long_edges(one.float().cpu()) for one in image]).to(surface)
-    return surface * static * F.avg_pool2d(F.max_pool2d(edges, 3, stride=1, padding=1), 3, stride=1, padding=1)
+    return surface * static * spread(edges, 1)
 
 
 def long_edges(image: Tensor) -> Tensor:
@@ -59,3 +59,14 @@ def _blurred(image: Tensor, sigma_px: float) -> list[np.ndarray]:
     pixels = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
     pixels = cv2.GaussianBlur(pixels, (0, 0), sigma_px / default_grid_scale(*image.shape[-2:]))
     return [np.ascontiguousarray(channel) for channel in cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB))]
+
+
+def dilate(maps: Tensor, reach: int) -> Tensor:
+    """Return the largest of (B, C, H, W) within so many pixels, rows and columns."""
+    across = F.max_pool2d(maps, (1, 2 * reach + 1), stride=1, padding=(0, reach))
+    return F.max_pool2d(across, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
+
+
+def spread(maps: Tensor, reach: int) -> Tensor:
+    """Dilate (B, C, H, W) by so many pixels with a soft border, which reaches as far again."""
+    return F.avg_pool2d(dilate(maps, reach), 2 * reach + 1, stride=1, padding=reach)

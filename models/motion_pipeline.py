@@ -17,7 +17,8 @@ from models.choices import DEFAULT_GUIDANCE
 from models.class_maps import fine_class_probabilities
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import UNATTENDED_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
-from models.placement import DETAIL, PlacementHead, coherent_parts, placed_displacement, suggested_wind
+from models.flames import flicker
+from models.placement import DETAIL, PlacementHead, coherent_parts, fire_in, placed_displacement, suggested_wind
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
@@ -44,6 +45,7 @@ class EncodedImages(NamedTuple):
     condition: Tensor  # (B, Cc + K C, h, w) of the U-Net
     expected_px: Tensor | None  # (B, 1, H, W) expected displacement, px
     wind_px: Tensor | None  # (B,) the wind, see `motion.wind`, given or suggested by the images
+    fire: Tensor | None  # (B, 1, H, W) where fire is, 0 to 1
     parts: dict[float, Tensor]  # {sigma_px: (B, 1, H, W)} of `coherent_parts`
     lines: list[np.ndarray]  # of each image those that do not bend, see `models.stiffness`
 
@@ -51,7 +53,7 @@ class EncodedImages(NamedTuple):
         """Return those of some of the images, by their numbers (b,)."""
         parts = {sigma_px: fraction[places] for sigma_px, fraction in self.parts.items()}
         lines = [self.lines[int(place)] for place in places] if self.lines else []
-        return EncodedImages(*(None if found is None else found[places] for found in self[:3]), parts, lines)
+        return EncodedImages(*(None if found is None else found[places] for found in self[:4]), parts, lines)
 
 
 def decode_and_rescale(
@@ -69,6 +71,8 @@ def decode_and_rescale(
             smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts)
         else:
             smooth = smooth_spectrum(spectrum, encoded.expected_px, UNATTENDED_COHERENCE_PX)
+        if encoded.fire is not None and of_bins:
+            smooth = flicker(smooth, encoded.fire)
         spectrum = rescale_to_displacement(smooth, encoded.expected_px)
         if encoded.lines:
             together = zip(spectrum, encoded.expected_px, encoded.lines, strict=True)
@@ -221,7 +225,7 @@ class MotionPipeline(DiffusionPipeline):
             if self.placement is None:
                 wind = given if self.unet.config.wind else None
                 condition = self.unet.encode_image(images, wind_px=wind)
-                return EncodedImages(condition, self.unet.expected_displacement(images), wind, {}, [])
+                return EncodedImages(condition, self.unet.expected_displacement(images), wind, None, {}, [])
             detailed = self._detailed(images, detailed)
             features = self.placement.features(detailed, self.unet.image_encoder.backbone_features, self.segmentation)
             placement = self.placement.predict(features)
@@ -233,7 +237,9 @@ class MotionPipeline(DiffusionPipeline):
             expected_px = placed_displacement(placement, images, wind)
             by_image = zip(detailed, placement.by_class, strict=True)
             lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in by_image]
-        return EncodedImages(condition, expected_px, wind, coherent_parts(features, tuple(images.shape[-2:])), lines)
+            fire = fire_in(placement, images)
+        parts = coherent_parts(features, tuple(images.shape[-2:]))
+        return EncodedImages(condition, expected_px, wind, fire, parts, lines)
 
     def _detailed(self, images: Tensor, detailed: Tensor | None) -> Tensor:
         """Return what the placement head reads: `detailed` images, or enlarged ones."""

@@ -319,6 +319,12 @@ def placed_displacement(
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 
 
+def fire_in(placement: Placement, image: Tensor) -> Tensor:
+    """Return where fire is in images (B, 3, H, W), (B, 1, H, W) from 0 to 1: petals and leaves glow as well."""
+    fire, _ = find_flames(image.float())
+    return fire * (1 - resize_maps(placement.by_class, tuple(image.shape[-2:])).sigmoid())
+
+
 def _along_edges(maps: Tensor, image: Tensor) -> Tensor:
     """Return probabilities (B, 1, h, w) at the size of images, with their edges."""
     maps = resize_maps(maps, tuple(image.shape[-2:]))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.flames import AROUND_PX, CORE_PX, FIRE_PX, TIP, find_flames, move_flames
+from models.flames import AROUND_PX, CORE_PX, FIRE_PX, TIP, find_flames, flicker, move_flames
 
 ORANGE = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
 
@@ -85,3 +85,17 @@ def test_a_flame_is_narrow():
     flame = torch.zeros(1, 1, 80, 128)
     flame[..., 20:60, 50:80] = 1.0
     torch.testing.assert_close(move_flames(flame, flame, torch.zeros_like(flame)), flame)
+
+
+def test_fire_flickers_without_drift_and_what_is_around_it_keeps_its_motion():
+    spectrum = torch.randn(2, 5, 4, 80, 128) / torch.arange(1, 6).view(5, 1, 1, 1)
+    fire = torch.zeros(2, 1, 80, 128)
+    fire[0, :, 20:60, 50:60] = 1.0
+    changed = flicker(spectrum, fire)
+    torch.testing.assert_close(changed[1], spectrum[1])
+    torch.testing.assert_close(changed[0, ..., 60:], spectrum[0, ..., 60:])
+    inside = changed[0, ..., 20:60, 50:60]
+    assert not inside[0].any()
+    power = inside[1:].square().sum((1, 2, 3))
+    torch.testing.assert_close(power, power.mean().expand(4))
+    torch.testing.assert_close(power.sum(), spectrum[0, 1:, ..., 20:60, 50:60].square().sum())
