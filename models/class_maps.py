@@ -21,7 +21,7 @@ SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 # Sigma, px, of `models.displacement.smooth_by_parts` for kinds of classes; other places take COHERENCE_PX. Persons are
 # among the objects because MOSAIC takes close blooms for persons. Chosen by the correlation of motion in clips.
-COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
+COHERENCE_OF_CLASSES_PX = {7.0: (*OBJECT_CLASSES, "sky"), 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
 # Factors of a surface's displacement: at its upper edge, at the image's lower edge, and all over a surface that reaches
 # the image's upper edge, as grass seen from the side or water seen from above does. Measured on water of clips.
@@ -96,6 +96,7 @@ def movement_of_classes(probabilities: Tensor) -> dict[str, Tensor]:
     return {
         "by_class": movable.logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS),
         "rigid": probability_of(probabilities, RIGID_CLASSES),
+        "sky": probability_of(probabilities, ("sky",)),
         "surface": surface / (surface + of_object + 0.1),
         "perspective": perspective(probabilities),
     }

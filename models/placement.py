@@ -18,6 +18,7 @@ from models.image_edges import held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
 from models.segmentation_classes import CLASSES
+from models.stems import move_stems
 from motion.flow import default_grid_scale, motion_grid_size, resize_maps
 
 # px of the motion grid for one number of the maps.
@@ -57,11 +58,12 @@ LEAST_STRENGTH_PX, MOST_STRENGTH_PX = 1.0, 12.0
 
 
 class Placement(NamedTuple):
-    """Predicted maps (B, 1, h, w) of images; `by_class`, `rigid`, `surface` and `perspective` may be finer."""
+    """Predicted maps (B, 1, h, w) of images; all but `correction` and `relative` may be finer."""
 
     by_class: Tensor  # log odds that a place can move, of MOSAIC's classes
     correction: Tensor  # what the network adds to them
     rigid: Tensor  # probability of RIGID_CLASSES
+    sky: Tensor  # probability of sky
     surface: Tensor  # s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES
     perspective: Tensor  # factor of the displacement, see `models.class_maps.perspective`
     relative: Tensor  # log(m / q + 0.1) of its mean displacement m, were it to move
@@ -313,8 +315,10 @@ def placed_displacement(
     relative = resize_maps((placement.relative.exp() - STATIC_FRACTION).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:
-        surface, perspective = (resize_maps(maps, size) for maps in (placement.surface, placement.perspective))
+        of_classes = (placement.surface, placement.perspective, placement.sky)
+        surface, perspective, sky = (resize_maps(maps, size) for maps in of_classes)
         fraction = fraction * perspective * (1 - held_by_edges(surface, 1 - gate, image))
+        fraction = move_stems(fraction, sky, image)
         fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 

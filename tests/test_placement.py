@@ -206,7 +206,7 @@ def test_untrained_head_moves_what_segmentation_calls_movable(head):
 
 def placement_of(by_class: torch.Tensor, log_strength: float = 0.0, **maps: torch.Tensor) -> Placement:
     """Return one with zeros, and no perspective, where nothing else is given."""
-    names = ("correction", "rigid", "surface", "perspective", "relative")
+    names = ("correction", "rigid", "sky", "surface", "perspective", "relative")
     maps = {name: torch.full_like(by_class, float(name == "perspective")) for name in names} | maps
     return Placement(by_class=by_class, log_strength=torch.tensor([log_strength]), **maps)
 
