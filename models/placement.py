@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.checkpoints import SavedModel
 from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STATIC_FRACTION, guided_filter
-from models.flames import find_flames, move_flames
+from models.flames import DARK, find_flames, move_flames, surroundings_below
 from models.image_edges import held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
@@ -324,9 +324,10 @@ def placed_displacement(
 
 
 def fire_in(placement: Placement, image: Tensor) -> Tensor:
-    """Return where fire is in images (B, 3, H, W), (B, 1, H, W) from 0 to 1: petals and leaves glow as well."""
+    """Return where fire burns in images (B, 3, H, W), (B, 1, H, W) from 0 to 1."""
     fire, _ = find_flames(image.float())
-    return fire * (1 - resize_maps(placement.by_class, tuple(image.shape[-2:])).sigmoid())
+    fire = fire * (1 - resize_maps(placement.by_class, tuple(image.shape[-2:])).sigmoid())
+    return fire * surroundings_below(DARK, fire, image.float())
 
 
 def _along_edges(maps: Tensor, image: Tensor) -> Tensor:

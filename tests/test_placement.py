@@ -243,7 +243,7 @@ def test_what_is_rigid_stays_but_flames_move():
     movable, rigid = torch.full((1, 1, 40, 64), 9.0), torch.zeros(1, 1, 40, 64)
     rigid[..., :32] = 0.62
     rigid[..., 48:] = 0.28
-    image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.3)
     image[..., 128:] = 0.9
     image[:, 2, :40, :40] = image[:, 2, 100:140, 20:60] = 0.2  # before the rigid part: a flame, and an orange cloth
     image[:, 0, :40, :40] = image[:, 0, 100:140, 20:60] = 1.0
