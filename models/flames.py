@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.image_edges import dilate, spread
+from models.morphology import closing, dilate, spread
 
 # A place glows where red is above RED and exceeds blue by OVER_BLUE; both count in full RAMP above that.
 RED, OVER_BLUE, RAMP = 0.75, 0.15, 0.15
@@ -16,12 +16,13 @@ FIRE_PX = 48  # how far a fire, whose tongues are orange, reaches from a core, p
 WIDEST = 0.2  # width of a single flame, as a fraction of the image's; it is taller than wide
 MOST_MOVABLE = 0.2  # there, of the classes that move, for petals and leaves glow as well
 TIP, HEIGHT_POWER = 1.5, 0.7  # it moves TIP times as far at its tip, not at all at its foot
-# What glows burns where its surroundings are darker than DIM, in full SOFT below: petals and walls glow in daylight. Of
-# a fire that flickers they are darker than DARK. Over 388 images those of fires are below 0.24, all others above 0.25;
-# those of candles in rooms are up to 0.42.
-DIM, DARK, SOFT = 0.45, 0.26, 0.04
-BORDER_PX, SURROUNDINGS_PX = 2, 12  # px of the motion grid around what glows, from the one to the other
-MOST_GAIN = 20.0  # of a bin in fire
+# Petals and walls glow in daylight, flames in the dark. What glows is a flame where the mean brightness around it, 0 to
+# 1, is below DIM, and flickers where it is below DARK; both fade over SOFT below the limit. In 388 images surroundings
+# of fires are at 0.05 to 0.24, of everything else above 0.25; of candles in rooms up to 0.41.
+DIM, DARK, SOFT = 0.43, 0.26, 0.02
+# Surroundings are what lies between these distances from what glows, px of the motion grid.
+BORDER_PX, SURROUNDINGS_PX = 2, 12
+MOST_GAIN = 20.0  # by which the amplitude of one bin of fire is raised, at most
 AROUND_PX = 3  # what is around it goes along, ever less up to twice as many px of the motion grid
 
 
@@ -29,7 +30,7 @@ def find_flames(image: Tensor) -> tuple[Tensor, Tensor]:
     """Find what glows near a white core, which wax, orange walls and lit paper lack.
 
     Ours. `image` (B, 3, H, W) in [0, 1] on the motion grid. Returns maps of what lies within FIRE_PX and within CORE_PX
-    of a core, (B, 1, H, W) each, 0 to 1.
+    of a core, (B, 1, H, W) each, 0 to 1. Both are 0 where the surroundings are brighter than DIM.
     """
     red, green, blue = image.split(1, dim=1)
     glow = (red - RED).clamp(0, RAMP) * (red - blue - OVER_BLUE).clamp(0, RAMP) / RAMP**2
@@ -37,11 +38,11 @@ def find_flames(image: Tensor) -> tuple[Tensor, Tensor]:
     white = ((torch.minimum(red, green) - WHITE) / WHITE_RAMP).clamp(0, 1)
     for _ in range(CORE_PX):
         glow = torch.maximum(glow, white * dilate(glow, 1))
-    wide = dilate(-dilate(-white, CORE_PX), CORE_PX)  # paper, walls
+    wide = -closing(-white, CORE_PX)  # paper, walls
     core = glow * (white - wide)
     fire = glow * dilate(core, FIRE_PX)
-    burns = surroundings_below(DIM, fire, image)
-    return burns * fire, burns * glow * dilate(core, CORE_PX)
+    dim = dark_surroundings(DIM, fire, image)
+    return dim * fire, dim * glow * dilate(core, CORE_PX)
 
 
 def move_flames(
@@ -70,22 +71,25 @@ def move_flames(
     return torch.maximum(torch.where(of_flames > 0, single, displacement), around)
 
 
-def surroundings_below(limit: float, fire: Tensor, image: Tensor) -> Tensor:
-    """Return how far, (B, 1, 1, 1) from 0 to 1, what is around fire (B, 1, H, W) is darker, in images in [0, 1]."""
-    lit = (fire > 0.5).to(fire)
-    around = dilate(lit, SURROUNDINGS_PX) - dilate(lit, BORDER_PX)
+def dark_surroundings(limit: float, fire: Tensor, image: Tensor) -> Tensor:
+    """Return 1 where the mean brightness around the fire (B, 1, H, W) of an image (B, 3, H, W) is below `limit` - SOFT.
+
+    0 above `limit`, linear between: (B, 1, 1, 1), one number for all the fire of an image.
+    """
+    around = dilate(fire, SURROUNDINGS_PX) - dilate(fire, BORDER_PX)
     brightness = (image.mean(1, keepdim=True) * around).sum((2, 3), keepdim=True)
-    return ((limit - brightness / around.sum((2, 3), keepdim=True).clamp(min=1)) / SOFT).clamp(0, 1)
+    brightness = brightness / around.sum((2, 3), keepdim=True).clamp(min=1e-6)
+    return ((limit - brightness) / SOFT).clamp(0, 1)
 
 
 def flicker(spectrum: Tensor, fire: Tensor) -> Tensor:
-    """Let fire (B, 1, H, W), 0 to 1, of spectra (B, K, 4, H, W) px flicker: no drift, bins of equal power.
+    """Remove the drift of fire (B, 1, H, W), 0 to 1, and give its other bins equal power: (B, K, 4, H, W) px.
 
-    Ours. A fire of diameter D in metres puffs at about 1.5 / sqrt(D) Hz [Cetegen and Ahmed, Experiments on the periodic
-    instability of buoyant plumes and pool fires, 1993]. Optical flow loses flames, which training takes for drift.
+    Ours. Optical flow loses track of flames, so that training clips show a false drift; where it does not, their
+    spectrum is flat.
     """
     fire = fire[:, None]  # (B, 1, 1, H, W)
     power = (spectrum[:, 1:].square() * fire).sum((2, 3, 4), keepdim=True)  # (B, K - 1, 1, 1, 1)
     gain = (power.mean(1, keepdim=True) / power.clamp(min=1e-12)).sqrt().clamp(max=MOST_GAIN)
-    flickering = torch.cat([torch.zeros_like(spectrum[:, :1]), gain * spectrum[:, 1:]], dim=1)
-    return torch.lerp(spectrum, flickering, fire)
+    flat = torch.cat([torch.zeros_like(spectrum[:, :1]), gain * spectrum[:, 1:]], dim=1)
+    return torch.lerp(spectrum, flat, fire)

@@ -3,9 +3,9 @@
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from models.morphology import dilate, spread
 from motion.flow import default_grid_scale
 
 LONG_BLUR_PX = 2.5  # of a grid of 256 x 160, before edges are sought: takes texture away
@@ -59,14 +59,3 @@ def _blurred(image: Tensor, sigma_px: float) -> list[np.ndarray]:
     pixels = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0).numpy()
     pixels = cv2.GaussianBlur(pixels, (0, 0), sigma_px / default_grid_scale(*image.shape[-2:]))
     return [np.ascontiguousarray(channel) for channel in cv2.split(cv2.cvtColor(pixels, cv2.COLOR_RGB2LAB))]
-
-
-def dilate(maps: Tensor, reach: int) -> Tensor:
-    """Return the largest of (B, C, H, W) within so many pixels, rows and columns."""
-    across = F.max_pool2d(maps, (1, 2 * reach + 1), stride=1, padding=(0, reach))
-    return F.max_pool2d(across, (2 * reach + 1, 1), stride=1, padding=(reach, 0))
-
-
-def spread(maps: Tensor, reach: int) -> Tensor:
-    """Dilate (B, C, H, W) by so many pixels with a soft border, which reaches as far again."""
-    return F.avg_pool2d(dilate(maps, reach), 2 * reach + 1, stride=1, padding=reach)

@@ -18,7 +18,7 @@ from models.class_maps import fine_class_probabilities
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import UNATTENDED_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
 from models.flames import flicker
-from models.placement import DETAIL, PlacementHead, coherent_parts, fire_in, placed_displacement, suggested_wind
+from models.placement import DETAIL, PlacementHead, coherent_parts, flickering, placed_displacement, suggested_wind
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
@@ -45,7 +45,7 @@ class EncodedImages(NamedTuple):
     condition: Tensor  # (B, Cc + K C, h, w) of the U-Net
     expected_px: Tensor | None  # (B, 1, H, W) expected displacement, px
     wind_px: Tensor | None  # (B,) the wind, see `motion.wind`, given or suggested by the images
-    fire: Tensor | None  # (B, 1, H, W) where fire is, 0 to 1
+    flickering: Tensor | None  # (B, 1, H, W) how far a place flickers as fire does, 0 to 1
     parts: dict[float, Tensor]  # {sigma_px: (B, 1, H, W)} of `coherent_parts`
     lines: list[np.ndarray]  # of each image those that do not bend, see `models.stiffness`
 
@@ -62,7 +62,8 @@ def decode_and_rescale(
 ) -> Tensor:  # fmt: skip
     """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, as strong as is expected.
 
-    With `loop` the bins are not rescaled one by one: they cancel each other where the loop closes.
+    With `loop` the bins are not rescaled one by one, for they cancel each other where the loop closes. Fire does not
+    flicker then.
     """
     of_bins = loop is None or not loop.guides_sampling
     spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition, of_bins=of_bins), precision)
@@ -71,8 +72,8 @@ def decode_and_rescale(
             smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts)
         else:
             smooth = smooth_spectrum(spectrum, encoded.expected_px, UNATTENDED_COHERENCE_PX)
-        if encoded.fire is not None and of_bins:
-            smooth = flicker(smooth, encoded.fire)
+        if encoded.flickering is not None and of_bins:
+            smooth = flicker(smooth, encoded.flickering)
         spectrum = rescale_to_displacement(smooth, encoded.expected_px)
         if encoded.lines:
             together = zip(spectrum, encoded.expected_px, encoded.lines, strict=True)
@@ -237,9 +238,9 @@ class MotionPipeline(DiffusionPipeline):
             expected_px = placed_displacement(placement, images, wind)
             by_image = zip(detailed, placement.by_class, strict=True)
             lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in by_image]
-            fire = fire_in(placement, images)
+            flickers = flickering(placement, images)
         parts = coherent_parts(features, tuple(images.shape[-2:]))
-        return EncodedImages(condition, expected_px, wind, fire, parts, lines)
+        return EncodedImages(condition, expected_px, wind, flickers, parts, lines)
 
     def _detailed(self, images: Tensor, detailed: Tensor | None) -> Tensor:
         """Return what the placement head reads: `detailed` images, or enlarged ones."""

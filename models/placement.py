@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from models.checkpoints import SavedModel
 from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STATIC_FRACTION, guided_filter
-from models.flames import DARK, find_flames, move_flames, surroundings_below
+from models.flames import DARK, dark_surroundings, find_flames, move_flames
 from models.image_edges import held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
@@ -299,7 +299,8 @@ def placed_displacement(
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
     `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 2.4 times as far, the
-    tip of a flame 1.5 times. `for_denoiser`: without perspective, held edges and moved flames, new since its training.
+    tip of a flame 1.5 times. `for_denoiser`: without perspective, held edges, stems and moved flames, new since its
+    training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
@@ -323,11 +324,11 @@ def placed_displacement(
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 
 
-def fire_in(placement: Placement, image: Tensor) -> Tensor:
-    """Return where fire burns in images (B, 3, H, W), (B, 1, H, W) from 0 to 1."""
+def flickering(placement: Placement, image: Tensor) -> Tensor:
+    """Return how far places of images (B, 3, H, W) flicker, (B, 1, H, W) from 0 to 1: flames in the dark."""
     fire, _ = find_flames(image.float())
     fire = fire * (1 - resize_maps(placement.by_class, tuple(image.shape[-2:])).sigmoid())
-    return fire * surroundings_below(DARK, fire, image.float())
+    return fire * dark_surroundings(DARK, fire, image.float())
 
 
 def _along_edges(maps: Tensor, image: Tensor) -> Tensor:

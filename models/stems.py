@@ -1,42 +1,43 @@
-"""Stems, ears and twigs before the sky, too thin for MOSAIC, which takes them for sky."""
+"""Stems, ears and twigs against the sky, which MOSAIC is too coarse for and labels sky."""
 
 import torch
 from torch import Tensor
 
-from models.image_edges import dilate, spread
+from models.morphology import closing, dilate, spread
 
-# Half the width below which something is thin, px of the motion grid.
-THIN_PX = 4
-# It is darker than what is around by more than this fraction of the blue, in full by RAMP more.
+THIN_PX = 4  # radius of the closing: what is up to 8 px of the motion grid wide is thin
+# A thin thing is darker in blue than the closing by this fraction, in full at CONTRAST + RAMP.
 CONTRAST, RAMP = 0.2, 0.15
-LEAST_BLUE, BLUE_RAMP = 0.15, 0.1  # of a sky, in full by so much more
+LEAST_BLUE, BLUE_RAMP = 0.15, 0.1  # blue, 0 to 1, above which a background can be sky, in full BLUE_RAMP above
 # A place counts as sky above the first probability, in full above the second.
 NO_SKY_BELOW, SKY_ABOVE = 0.3, 0.6
-# How far thin things are followed from what moves, px of the motion grid.
-REACH_PX = 80
+REACH_PX = 80  # how far thin things are followed from what moves, px of the motion grid
 # What is around goes along, ever less up to twice as many px: sky that moves is not seen, a torn stem is.
 AROUND_PX = 1
 
 
 def move_stems(
-    displacement: Tensor,  # (B, 1, H, W) how far places move, as a fraction of the wind
+    displacement: Tensor,  # (B, 1, H, W) how far places move, in any unit
     sky: Tensor,  # (B, 1, H, W) probability of sky
     image: Tensor,  # (B, 3, H, W) in [0, 1], on the motion grid
 ) -> Tensor:
-    """Let thin things before the sky move as far as what they grow out of. Ours."""
+    """Move thin things against the sky as far as what they are attached to (geodesic dilation): (B, 1, H, W). Ours."""
     before_sky = ((sky - NO_SKY_BELOW) / (SKY_ABOVE - NO_SKY_BELOW)).clamp(0, 1)
-    thin, reached = before_sky * _thin(image.float()), displacement
+    limit = before_sky * _thin(image.float()) * displacement.amax((-2, -1), keepdim=True)
+    reached = displacement
     for _ in range(REACH_PX):
-        reached = torch.maximum(displacement, torch.minimum(dilate(reached, 1), thin))
-    return torch.maximum(displacement, before_sky * spread(thin * reached, AROUND_PX))
+        before, reached = reached, torch.maximum(displacement, torch.minimum(dilate(reached, 1), limit))
+        if torch.equal(before, reached):
+            break
+    return torch.maximum(displacement, before_sky * spread(torch.minimum(reached, limit), AROUND_PX))
 
 
 def _thin(image: Tensor) -> Tensor:
-    """Return how far places of images (B, 3, H, W) are of thin things before a brighter sky, (B, 1, H, W) from 0 to 1.
+    """Return a relative black top-hat of the blue channel of images (B, 3, H, W): (B, 1, H, W), 1 on thin dark things.
 
-    In the blue channel plants are dark, and gaps between clouds as bright as clouds.
+    Plants are dark in blue; gaps between clouds are as bright as clouds.
     """
     blue = image[:, 2:]
-    sky = (-dilate(-dilate(blue, THIN_PX), THIN_PX)).clamp(min=LEAST_BLUE)
-    darker = ((1 - blue / sky - CONTRAST) / RAMP).clamp(0, 1)
-    return darker * ((sky - LEAST_BLUE) / BLUE_RAMP).clamp(max=1)
+    background = closing(blue, THIN_PX).clamp(min=LEAST_BLUE)
+    darker = ((1 - blue / background - CONTRAST) / RAMP).clamp(0, 1)
+    return darker * ((background - LEAST_BLUE) / BLUE_RAMP).clamp(max=1)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.flames import AROUND_PX, CORE_PX, FIRE_PX, TIP, find_flames, flicker, move_flames, surroundings_below
+from models.flames import AROUND_PX, CORE_PX, FIRE_PX, TIP, dark_surroundings, find_flames, flicker, move_flames
 
 ORANGE = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
 
@@ -90,13 +90,13 @@ def test_a_flame_is_narrow():
 def test_fire_burns_in_dark_surroundings():
     """A flame in the dark, one before a wall in the light, and no flame."""
     flame = (slice(20, 50), slice(20, 36), ORANGE), (slice(26, 44), slice(24, 32), 1.0)
-    images = torch.cat([0.2 + 0 * drawn(), drawn((slice(0, 80), slice(0, 128), 0.7)), drawn()])
+    images = torch.cat([torch.full((1, 3, 80, 128), 0.2), drawn((slice(0, 80), slice(0, 128), 0.7)), drawn()])
     for rows, columns, colour in flame:
         images[:2, :, rows, columns] = colour
-    fire, core = find_flames(images)
-    assert fire[0, 0, 20:50, 20:36].min() == core[0, 0, 20:50, 20:36].min() == 1 and not fire[1:].any()
-    assert surroundings_below(0.3, fire, images).flatten().tolist() == [1, 1, 1]
-    assert surroundings_below(0.15, fire, images)[0] == 0
+    fire, flame_map = find_flames(images)
+    assert fire[0, 0, 20:50, 20:36].min() == flame_map[0, 0, 20:50, 20:36].min() == 1 and not fire[1:].any()
+    assert dark_surroundings(0.3, fire, images)[0] == 1
+    assert dark_surroundings(0.15, fire, images)[0] == 0
 
 
 def test_fire_flickers_without_drift_and_what_is_around_it_keeps_its_motion():

@@ -36,7 +36,7 @@ from training.flow_bleeding import find_bleeding
 
 logger = logging.getLogger(__name__)
 
-CACHE_VERSION = 6  # to be raised when latents or condition maps are made in another way
+CACHE_VERSION = 7  # to be raised when latents or condition maps are made in another way
 # Motion weaker than this wind is mostly noise of the flow, and is not made stronger.
 LEAST_SCALED_WIND_PX = 0.5
 NOISE_HZ, LEAST_BIN_CONFIDENCE = 4.0, 0.05
