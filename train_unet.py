@@ -27,11 +27,6 @@ logger = logging.getLogger("__main__")
 STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")
 
 
-def stage_name(text: str) -> str:
-    """Parse a stage; "picture" is the earlier name of "image-encoder"."""
-    return "image-encoder" if text == "picture" else text
-
-
 def make_parser() -> Parser:
     """Build the command line."""
     parser = Parser(description=__doc__)
@@ -48,7 +43,8 @@ def make_parser() -> Parser:
         "joint: all; image-encoder: the encoder of the image; denoiser: all but the encoder; slices: all but the "
         "attention across frequencies; coordination: that attention; displacement: the placement head"
     )
-    add("--stage", type=stage_name, choices=STAGES, default="joint", help=f"what trains. {stages}")
+    older_name = {"type": lambda text: "image-encoder" if text == "picture" else text}
+    add("--stage", **older_name, choices=STAGES, default="joint", help=f"what trains. {stages}")
     add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example an earlier stage's")
     add("--prediction", choices=("v_prediction", "epsilon"), default="v_prediction", help="output of the network")
     add("--weighting", choices=("none", "min-snr"), default="none", help="of the noise levels in the loss")

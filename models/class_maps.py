@@ -24,10 +24,11 @@ OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 # moves in the sky is stems and twigs, whose tips bend at 2 px (by eye).
 COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 3.0: ("sky",), 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
-# Factors of a surface's displacement: at its upper edge, at the image's lower edge, and all over a surface that reaches
-# the image's upper edge, as grass seen from the side or water seen from above does. Measured on water of clips.
-PERSPECTIVE = {("water", "sea"): (0.4, 2.4, 1.5), ("grass", "field"): (0.3, 1.0, 1.0)}
-PERSPECTIVE_POWER = 0.7  # of the way down
+# Factors of a surface's displacement: at its upper edge, a whole image's height below it, and all over a surface that
+# reaches the image's upper edge, as grass seen from the side or water seen from above does. Measured on water of clips.
+# On level ground nearness grows with the rows below the horizon, of which the upper edge is an estimate.
+PERSPECTIVE = {("water", "sea"): (0.4, 3.5, 1.5), ("grass", "field"): (0.3, 1.0, 1.0)}
+PERSPECTIVE_POWER = 0.7  # of the rows below the upper edge
 PRESENT_ABOVE = 0.3  # probability from which a place belongs to a surface
 ABOVE_UPPER_EDGE = 0.02  # fraction of a surface's places that lie above its upper edge
 LEAST_HEIGHT = 0.1  # fraction of the height within which an upper edge counts as the image's
@@ -83,7 +84,7 @@ def perspective(probabilities: Tensor) -> Tensor:
         probability = probability_of(probabilities, names)  # (B, 1, h, w)
         area = (probability > PRESENT_ABOVE).sum(-1).cumsum(-1)  # (B, 1, h)
         first = (area < ABOVE_UPPER_EDGE * area[..., -1:]).sum(-1)[..., None, None]  # (B, 1, 1, 1)
-        depth = ((rows - first) / (height - first)).clamp(min=0)  # (B, 1, h, 1)
+        depth = ((rows - first) / height).clamp(min=0)  # (B, 1, h, 1)
         of_surface = far + (near - far) * depth**PERSPECTIVE_POWER
         of_surface = torch.where(first < LEAST_HEIGHT * height, at_the_top, of_surface)
         factor = factor + probability * (of_surface - 1)
@@ -99,5 +100,6 @@ def movement_of_classes(probabilities: Tensor) -> dict[str, Tensor]:
         "rigid": probability_of(probabilities, RIGID_CLASSES),
         "sky": probability_of(probabilities, ("sky",)),
         "surface": surface / (surface + of_object + 0.1),
+        "objects": of_object,
         "perspective": perspective(probabilities),
     }

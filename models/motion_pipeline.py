@@ -14,7 +14,7 @@ from torch import Tensor
 
 from models.checkpoints import CheckpointError, one_line, read_config
 from models.choices import DEFAULT_GUIDANCE
-from models.class_maps import fine_class_probabilities
+from models.class_maps import fine_class_probabilities, movement_of_classes
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import UNATTENDED_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
 from models.flames import flicker
@@ -234,7 +234,8 @@ class MotionPipeline(DiffusionPipeline):
             reads_placement = self.unet.config.placement_channels > 0
             maps = self.placement.condition_maps(features, placement, images) if reads_placement else None
             condition = self.unet.encode_image(images, maps=maps, wind_px=wind)
-            placement = placement.with_classes(fine_class_probabilities(self.segmentation, detailed))
+            fine = fine_class_probabilities(self.segmentation, detailed)
+            placement = placement._replace(**movement_of_classes(fine))
             expected_px = placed_displacement(placement, images, wind)
             by_image = zip(detailed, placement.by_class, strict=True)
             lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in by_image]

@@ -39,8 +39,7 @@ STRENGTH_FOCUS = 3.0
 # The network's correction of MOSAIC's classes counts so much: in full it fits the few hundred masks, and
 # cross-validated over repositories it leaks more motion at the same coverage.
 CORRECTION_WEIGHT = 0.6
-# It takes away no more than this: cross-validated likewise, coverage of trees 0.89 to 0.91.
-LEAST_CORRECTION = -1.0
+LEAST_CORRECTION = -1.0  # it takes away no more than this: cross-validated likewise, coverage of trees 0.89 to 0.91
 # Edges of the map follow those of the image: radius, px of the grid, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
 # What is less probable than the first is static; what is more probable than the second moves in full.
@@ -48,8 +47,10 @@ STATIC_BELOW, MOVES_ABOVE = 0.42, 0.6
 # What moves does so by at least this fraction of the strength, and at most the other; by perspective far grass less and
 # near water more.
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
-# A trace of motion below the threshold, far below what is seen, orders what the threshold makes equal.
-TRACE = 0.05
+TRACE = 0.05  # of motion below the threshold, far below what is seen: orders what the threshold makes equal
+# What is no object moves less where it has little texture: in full from this value of the second of `gradient_maps`.
+TEXTURED = -0.25
+LEAST_FAR_PX = 0.32  # texture and perspective leave what moves this at least, px of a grid of 256 x 160
 # The strength that the training clips suggest, a median of skewed numbers, is too small by 1.6. With that photographs
 # move too much for the eye: stems bend, what is wrongly taken to move is seen.
 STRENGTH_FACTOR = 1.1
@@ -65,13 +66,10 @@ class Placement(NamedTuple):
     rigid: Tensor  # probability of RIGID_CLASSES
     sky: Tensor  # probability of sky
     surface: Tensor  # s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES
+    objects: Tensor  # probability of OBJECT_CLASSES
     perspective: Tensor  # factor of the displacement, see `models.class_maps.perspective`
     relative: Tensor  # log(m / q + 0.1) of its mean displacement m, were it to move
     log_strength: Tensor  # (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160
-
-    def with_classes(self, probabilities: Tensor) -> Placement:
-        """Return it with the class probabilities (B, 32, H, W) in place of those that the head read."""
-        return self._replace(**movement_of_classes(probabilities.float()))
 
 
 def gradient_maps(image: Tensor) -> Tensor:
@@ -298,9 +296,9 @@ def placed_displacement(
 ) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
-    `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 2.4 times as far, the
-    tip of a flame 1.5 times. `for_denoiser`: without perspective, held edges, stems and moved flames, new since its
-    training.
+    `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 3.5 times as far, the
+    tip of a flame 1.5 times. `for_denoiser`: without perspective, texture, held edges, stems and moved flames, new
+    since its training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
@@ -316,9 +314,12 @@ def placed_displacement(
     relative = resize_maps((placement.relative.exp() - STATIC_FRACTION).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:
-        of_classes = (placement.surface, placement.perspective, placement.sky)
-        surface, perspective, sky = (resize_maps(maps, size) for maps in of_classes)
-        fraction = fraction * perspective * (1 - held_by_edges(surface, 1 - gate, image))
+        of_classes = (placement.surface, placement.objects, placement.perspective, placement.sky)
+        surface, objects, perspective, sky = (resize_maps(maps, size) for maps in of_classes)
+        texture = (resize_maps(gradient_maps(image.float())[:, 1:2], size) - TEXTURED).exp().clamp(max=1)
+        least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
+        fraction = least.maximum(fraction * perspective * (objects + (1 - objects) * texture))
+        fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image))
         fraction = move_stems(fraction, sky, image)
         fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)

@@ -47,10 +47,10 @@ def test_near_water_and_grass_move_farther_than_far_ones():
     factor = perspective(probabilities)
     assert factor.shape == (6, 1, 80, 64)
     column = factor[:, 0, :, 20]
-    assert column[0, 40] == pytest.approx(0.4) and 2.3 < column[0, -1] < 2.4
-    assert column[0, 60] == pytest.approx(0.4 + 2.0 * 0.5**0.7)  # half of the way down
+    assert column[0, 40] == pytest.approx(0.4)
+    assert column[0, 60] == pytest.approx(0.4 + 3.1 * 0.25**0.7)  # a quarter of the image below its upper edge
     assert (column[1] == 1.5).all()
-    assert column[2, 12] == pytest.approx(0.3) and 0.95 < column[2, -1] <= 1
+    assert column[2, 12] == pytest.approx(0.3) and 0.9 < column[2, -1] <= 1
     assert (column[3] == 1).all()
     assert column[4, 40] == pytest.approx(0.3) and (column[4, 40:].diff() > 0).all()
     assert (factor[5] == 1).all()

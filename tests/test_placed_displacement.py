@@ -1,0 +1,115 @@
+"""How far places of a photograph move, by what is known of them."""
+
+import numpy as np
+import pytest
+import torch
+
+from models.displacement import STATIC_FRACTION
+from models.placement import LEAST_FAR_PX, STRENGTH_FACTOR, TRACE, Placement, placed_displacement
+
+HEIGHT, WIDTH = 160, 256
+
+
+def placement_of(by_class: torch.Tensor, log_strength: float = 0.0, **maps: torch.Tensor) -> Placement:
+    """Return one of objects without perspective, with zeros, where nothing else is given."""
+    names = ("correction", "rigid", "sky", "surface", "objects", "perspective", "relative")
+    maps = {name: torch.full_like(by_class, float(name in ("objects", "perspective"))) for name in names} | maps
+    return Placement(by_class=by_class, log_strength=torch.tensor([log_strength]), **maps)
+
+
+def test_displacement_follows_the_probability_and_the_grid():
+    movable = torch.full((1, 1, 40, 64), -9.0)
+    movable[..., :32] = 9.0
+    image = torch.zeros(1, 3, HEIGHT, WIDTH)
+    image[..., :128] = 1.0
+    placement = placement_of(movable, np.log(2.0), relative=torch.full_like(movable, np.log(1.1)))
+    displacement = placed_displacement(placement, image)
+    strength_px = STRENGTH_FACTOR * 2.0
+    assert displacement[..., :120].min() == pytest.approx((1 + TRACE) * strength_px, rel=1e-3)
+    assert 0 < displacement[..., 136:].max() < 0.01 * strength_px
+    doubled = placed_displacement(placement, torch.nn.functional.interpolate(image, scale_factor=2.0))
+    assert doubled.max() == pytest.approx(2 * (1 + TRACE) * strength_px, rel=1e-3)
+
+
+def test_what_can_move_moves_visibly_however_calm_the_photograph_looks():
+    size = (1, 1, 40, 64)
+    placement = placement_of(torch.full(size, 5.0), np.log(0.01), relative=torch.full(size, np.log(STATIC_FRACTION)))
+    assert placed_displacement(placement, torch.zeros(1, 3, HEIGHT, WIDTH)).min() > 0.25
+
+
+def test_a_weak_correction_does_not_move_a_wall():
+    size = (1, 1, 40, 64)
+    for correction, moves in ((6.0, False), (12.0, True)):
+        placement = placement_of(torch.full(size, -5.0), correction=torch.full(size, correction))
+        displacement = placed_displacement(placement, torch.zeros(1, 3, HEIGHT, WIDTH))
+        assert (displacement.max() > 0.25) == moves
+
+
+def test_what_is_rigid_stays_but_flames_move():
+    movable, rigid = torch.full((1, 1, 40, 64), 9.0), torch.zeros(1, 1, 40, 64)
+    rigid[..., :32] = 0.62
+    rigid[..., 48:] = 0.28
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.3)
+    image[..., 128:] = 0.9
+    image[:, 2, :40, :40] = image[:, 2, 100:140, 20:60] = 0.2  # before the rigid part: a flame, and an orange cloth
+    image[:, 0, :40, :40] = image[:, 0, 100:140, 20:60] = 1.0
+    image[:, :, 12:28, 12:28] = 1.0
+    displacement = placed_displacement(placement_of(movable, rigid=rigid), image)
+    assert displacement[..., 60:, :124].max() < 0.1 < 0.5 < displacement[..., 132:].min()
+    assert displacement[..., 4:36, 4:36].min() > 0.5
+    torch.testing.assert_close(displacement[..., 140:180], displacement[..., 204:244])
+
+
+def test_flames_move_with_their_white_cores():
+    """An orange flame before a wall, which the network half corrects; apart from it wax, a page, bright glass."""
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.3)
+    image[:, :, 40:80, 40:60] = image[:, :, 100:140, 100:240] = torch.tensor([1.0, 0.6, 0.2])[:, None, None]
+    image[:, :, 46:74, 44:56] = image[:, :, 40:80, 180:200] = image[:, :, 104:136, 170:230] = 1.0
+    size = (1, 1, 40, 64)
+    placement = placement_of(torch.full(size, -5.0), correction=torch.full(size, 7.0), rigid=torch.full(size, 0.9))
+    displacement = placed_displacement(placement, image)[0, 0]
+    assert displacement[44:76, 42:58].min() > 0.5 and displacement[48, 50] > 2 * displacement[72, 50]
+    told = placed_displacement(placement, image, for_denoiser=True)[0, 0]
+    torch.testing.assert_close(told[48, 50], told[72, 50])
+    displacement[30:90, 30:70] = 0
+    assert displacement.max() < 0.1
+
+
+def test_near_places_move_farther_but_the_denoiser_is_told_without():
+    movable = torch.full((1, 1, 40, 64), 9.0)
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
+    near = placement_of(movable, perspective=torch.full_like(movable, 2.0))
+    twice, once = placed_displacement(near, image), placed_displacement(near, image, for_denoiser=True)
+    torch.testing.assert_close(twice, 2 * once)
+    torch.testing.assert_close(once, placed_displacement(placement_of(movable), image))
+
+
+def test_a_shore_holds_water_and_not_leaves():
+    """Sky above, water or leaves below, of even colours: where they meet is one long edge, and so is a wave."""
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.8)
+    image[..., 80:, :] = 0.3
+    image[..., 120:, :] = 0.6
+    movable = torch.full((1, 1, 40, 64), 9.0)
+    movable[..., :20, :] = -9.0
+    for surface in (0.0, 1.0):
+        placement = placement_of(movable, surface=torch.full_like(movable, surface))
+        displacement = placed_displacement(placement, image)[..., 4:-4]
+        assert displacement[..., 86:, :].min() > 0.5
+        assert (displacement[..., 80, :].max() < 0.2) == bool(surface)
+        torch.testing.assert_close(
+            placed_displacement(placement, image, for_denoiser=True)[..., 81, 4:-4],
+            placed_displacement(placement._replace(surface=torch.zeros_like(movable)), image)[..., 81, 4:-4],
+        )
+
+
+def test_smooth_surfaces_move_less_but_objects_as_wholes():
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
+    image[..., :128] = (torch.arange(HEIGHT)[:, None] // 2 + torch.arange(128) // 2) % 2  # a chequerboard
+    movable = torch.full((1, 1, 40, 64), 9.0)
+    placements = [placement_of(movable, objects=torch.full_like(movable, objects)) for objects in (0.0, 1.0)]
+    surface, whole = (placed_displacement(placement, image, torch.full((1,), 6.0)) for placement in placements)
+    torch.testing.assert_close(surface[..., :108], whole[..., :108])
+    assert surface[..., 148:].max() < 0.4 * whole[..., 148:].min()
+    torch.testing.assert_close(surface, placed_displacement(placements[0], image, torch.full((1,), 12.0)) / 2)
+    calm = placed_displacement(placements[0], image, torch.full((1,), 0.8))
+    torch.testing.assert_close(calm[..., 148:], torch.full_like(calm[..., 148:], LEAST_FAR_PX))
