@@ -14,7 +14,7 @@ usage: bash checkpoints/make_default.sh [flags]
                      (train_unet.py --help)
   --still-pictures DIR   photographs in which nothing moves, for the same
   --minutes M        train for about so long: of 25, 2 the VAE, 12 the U-Net, 5 the renderers; data and tables come on
-                     top. Without: fixed numbers of steps, about 5 h on two CPU cores
+                     top. Without: fixed numbers of steps, 4 to 5 h on two CPU cores
   --slice M          stop after so long with checkpoints, exit code 3; a table is finished first
   --scenes N         rendered scenes (1000), and a fifth as many static ones
   --workers N        processes that prepare data, and with a GPU at most 8 that load it (all cores)
@@ -157,7 +157,7 @@ learn() {
 
 # Sizes: a GPU takes larger batches, and as many steps as fit into --minutes where more of them do not harm.
 batch=8 crop=96 renderer=fast loaders=0 size=() grid=() vae_crop=128x128
-vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=1200 renderer_steps=3600
+vae_steps=150 picture_steps=900 denoiser_steps=5200 displacement_steps=1200 renderer_steps=1500
 if [[ $device != cpu ]] && python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then
     batch=32 crop=128 loaders=$((workers < 8 ? workers : 8))
 fi
@@ -213,7 +213,7 @@ learn denoiser 80 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stag
 for operator in softsplat gaussian; do
     name=frame_synthesis_${operator/softsplat/softmax}
     learn "$name" 25 $renderer_steps train_frame_synthesis_$operator.py --data "${data[@]/:0.6/:0.3}" --preset $renderer \
-        --batch-size $((batch / 2)) --crop $crop --learning-rate 1e-3 --warmup-steps 50 --ema-decay 0.99 \
+        --batch-size $((batch / 2)) --crop $crop --learning-rate 1.5e-3 --warmup-steps 50 --ema-decay 0.99 \
         ${backbone:+--perceptual-weights "$backbone"} --export "$checkpoint/$name"
 done
 
