@@ -101,5 +101,6 @@ def movement_of_classes(probabilities: Tensor) -> dict[str, Tensor]:
         "sky": probability_of(probabilities, ("sky",)),
         "surface": surface / (surface + of_object + 0.1),
         "objects": of_object,
+        "trees": probability_of(probabilities, ("tree",)),
         "perspective": perspective(probabilities),
     }

@@ -1,10 +1,12 @@
-"""Edges of a photograph at which motion ends, and straight lines."""
+"""Edges of a photograph at which motion ends, upright edges, and straight lines."""
 
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from models.displacement import gaussian_mean
 from models.morphology import dilate, spread
 from motion.flow import default_grid_scale
 
@@ -15,6 +17,8 @@ NO_SURFACE_BELOW = 0.4
 SURFACE_ABOVE = 0.7  # in full
 # Edges hold within so many px, of the same grid, of what is static: outlines of flowers in a field move.
 STATIC_REACH_PX = 4
+# Sigma of the neighbourhood in which upright and level edges are compared, px of the same grid, and what is no edge.
+UPRIGHT_PX, FAINT = 8.0, 0.01
 
 
 def held_by_edges(
@@ -38,6 +42,17 @@ def long_edges(image: Tensor) -> Tensor:
     is_long = lengths >= LEAST_LONG * max(image.shape[-2:])
     is_long[0] = False  # what is no edge
     return torch.from_numpy(is_long[labels]).float()[None]
+
+
+def upright(image: Tensor) -> Tensor:
+    """Return how far upright edges outweigh level ones near places of images (B, 3, H, W): (B, 1, H, W), -1 to 1.
+
+    By the diagonal of the structure tensor (Bigun and Granlund, 1987).
+    """
+    grey = F.avg_pool2d(image.mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+    sigma_px = UPRIGHT_PX / default_grid_scale(*image.shape[-2:])
+    down, across = (gaussian_mean(part.square(), sigma_px) for part in torch.gradient(grey, dim=(-2, -1)))
+    return (across - down) / (across + down + FAINT)
 
 
 def straight_lines(image: Tensor, least: float, blur_px: float) -> np.ndarray:

@@ -14,7 +14,7 @@ from models.checkpoints import SavedModel
 from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STATIC_FRACTION, guided_filter
 from models.flames import DARK, dark_surroundings, find_flames, move_flames
-from models.image_edges import held_by_edges
+from models.image_edges import held_by_edges, upright
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
 from models.segmentation_classes import CLASSES
@@ -51,6 +51,8 @@ TRACE = 0.05  # of motion below the threshold, far below what is seen: orders wh
 # What is no object moves less where it has little texture: in full from this value of the second of `gradient_maps`.
 TEXTURED = -0.25
 LEAST_FAR_PX = 0.32  # texture and perspective leave what moves this at least, px of a grid of 256 x 160
+# In trees upright edges are trunks: what moves does so ever less as they outweigh others (`upright`).
+NO_TRUNK_BELOW, TRUNK_ABOVE = 0.4, 0.8
 # The strength that the training clips suggest, a median of skewed numbers, is too small by 1.6. With that photographs
 # move too much for the eye: stems bend, what is wrongly taken to move is seen.
 STRENGTH_FACTOR = 1.1
@@ -67,6 +69,7 @@ class Placement(NamedTuple):
     sky: Tensor  # probability of sky
     surface: Tensor  # s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES
     objects: Tensor  # probability of OBJECT_CLASSES
+    trees: Tensor  # probability of tree
     perspective: Tensor  # factor of the displacement, see `models.class_maps.perspective`
     relative: Tensor  # log(m / q + 0.1) of its mean displacement m, were it to move
     log_strength: Tensor  # (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160
@@ -297,8 +300,8 @@ def placed_displacement(
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
     `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 3.5 times as far, the
-    tip of a flame 1.5 times. `for_denoiser`: without perspective, texture, held edges, stems and moved flames, new
-    since its training.
+    tip of a flame 1.5 times. `for_denoiser`: without perspective, texture, held edges, trunks, stems and moved
+    flames, new since its training.
     """
     wind_px = suggested_wind(placement) if wind_px is None else wind_px
     size = tuple(image.shape[-2:])
@@ -314,12 +317,13 @@ def placed_displacement(
     relative = resize_maps((placement.relative.exp() - STATIC_FRACTION).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:
-        of_classes = (placement.surface, placement.objects, placement.perspective, placement.sky)
-        surface, objects, perspective, sky = (resize_maps(maps, size) for maps in of_classes)
+        of_classes = (placement.surface, placement.objects, placement.trees, placement.perspective, placement.sky)
+        surface, objects, trees, perspective, sky = (resize_maps(maps, size) for maps in of_classes)
         texture = (resize_maps(gradient_maps(image.float())[:, 1:2], size) - TEXTURED).exp().clamp(max=1)
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
         fraction = least.maximum(fraction * perspective * (objects + (1 - objects) * texture))
-        fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image))
+        trunks = trees * ((upright(image.float()) - NO_TRUNK_BELOW) / (TRUNK_ABOVE - NO_TRUNK_BELOW)).clamp(0, 1)
+        fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image)) * (1 - trunks)
         fraction = move_stems(fraction, sky, image)
         fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)

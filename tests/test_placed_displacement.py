@@ -12,7 +12,7 @@ HEIGHT, WIDTH = 160, 256
 
 def placement_of(by_class: torch.Tensor, log_strength: float = 0.0, **maps: torch.Tensor) -> Placement:
     """Return one of objects without perspective, with zeros, where nothing else is given."""
-    names = ("correction", "rigid", "sky", "surface", "objects", "perspective", "relative")
+    names = ("correction", "rigid", "sky", "surface", "objects", "trees", "perspective", "relative")
     maps = {name: torch.full_like(by_class, float(name in ("objects", "perspective"))) for name in names} | maps
     return Placement(by_class=by_class, log_strength=torch.tensor([log_strength]), **maps)
 
@@ -113,3 +113,19 @@ def test_smooth_surfaces_move_less_but_objects_as_wholes():
     torch.testing.assert_close(surface, placed_displacement(placements[0], image, torch.full((1,), 12.0)) / 2)
     calm = placed_displacement(placements[0], image, torch.full((1,), 0.8))
     torch.testing.assert_close(calm[..., 148:], torch.full_like(calm[..., 148:], LEAST_FAR_PX))
+
+
+def test_trunks_stand_still_amid_leaves():
+    """Upright lines between leaves are a trunk, but in no tree; nor are level lines."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 1, HEIGHT // 4, WIDTH // 4, generator=generator)
+    image = torch.nn.functional.interpolate(image, scale_factor=4.0).repeat(1, 3, 1, 1)
+    bark = (torch.arange(WIDTH) // 4 % 2).float().expand(HEIGHT, WIDTH)
+    image[..., 90:170] = bark[:, 90:170]
+    movable = torch.full((1, 1, 40, 64), 9.0)
+    tree, plant = (placement_of(movable, trees=torch.full_like(movable, trees)) for trees in (1.0, 0.0))
+    trunk, others = (placed_displacement(placement, image)[0, 0] for placement in (tree, plant))
+    assert trunk[20:140, 110:150].max() < 0.05 * others[20:140, 110:150].min()
+    torch.testing.assert_close(trunk[:, :60], others[:, :60])
+    image[..., 90:170] = bark[:HEIGHT, :HEIGHT].T[:, :80]
+    torch.testing.assert_close(placed_displacement(tree, image), placed_displacement(plant, image))
