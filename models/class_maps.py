@@ -100,7 +100,7 @@ def movement_of_classes(probabilities: Tensor) -> dict[str, Tensor]:
         "rigid": probability_of(probabilities, RIGID_CLASSES),
         "sky": probability_of(probabilities, ("sky",)),
         "surface": surface / (surface + of_object + 0.1),
-        "objects": of_object,
+        "surfaces": surface,
         "trees": probability_of(probabilities, ("tree",)),
         "perspective": perspective(probabilities),
     }

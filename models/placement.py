@@ -48,9 +48,9 @@ STATIC_BELOW, MOVES_ABOVE = 0.42, 0.6
 # near water more.
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
 TRACE = 0.05  # of motion below the threshold, far below what is seen: orders what the threshold makes equal
-# What is no object moves less where it has little texture: in full from this value of the second of `gradient_maps`.
+# What is a surface or rigid moves less where it has little texture: in full from this value of `gradient_maps`' second.
 TEXTURED = -0.25
-LEAST_FAR_PX = 0.32  # texture and perspective leave what moves this at least, px of a grid of 256 x 160
+LEAST_FAR_PX = 0.4  # texture and perspective leave what moves this at least, px of a grid of 256 x 160
 # In trees upright edges are trunks: what moves does so ever less as they outweigh others (`upright`).
 NO_TRUNK_BELOW, TRUNK_ABOVE = 0.4, 0.8
 # The strength that the training clips suggest, a median of skewed numbers, is too small by 1.6. With that photographs
@@ -68,7 +68,7 @@ class Placement(NamedTuple):
     rigid: Tensor  # probability of RIGID_CLASSES
     sky: Tensor  # probability of sky
     surface: Tensor  # s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES
-    objects: Tensor  # probability of OBJECT_CLASSES
+    surfaces: Tensor  # probability of SURFACE_CLASSES
     trees: Tensor  # probability of tree
     perspective: Tensor  # factor of the displacement, see `models.class_maps.perspective`
     relative: Tensor  # log(m / q + 0.1) of its mean displacement m, were it to move
@@ -317,11 +317,11 @@ def placed_displacement(
     relative = resize_maps((placement.relative.exp() - STATIC_FRACTION).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:
-        of_classes = (placement.surface, placement.objects, placement.trees, placement.perspective, placement.sky)
-        surface, objects, trees, perspective, sky = (resize_maps(maps, size) for maps in of_classes)
+        of_classes = (placement.surface, placement.rigid + placement.surfaces, placement.trees, placement.sky)
+        surface, even, trees, sky = (resize_maps(maps, size) for maps in of_classes)
         texture = (resize_maps(gradient_maps(image.float())[:, 1:2], size) - TEXTURED).exp().clamp(max=1)
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
-        fraction = least.maximum(fraction * perspective * (objects + (1 - objects) * texture))
+        fraction = least.maximum(fraction * resize_maps(placement.perspective, size) * (1 - even * (1 - texture)))
         trunks = trees * ((upright(image.float()) - NO_TRUNK_BELOW) / (TRUNK_ABOVE - NO_TRUNK_BELOW)).clamp(0, 1)
         fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image)) * (1 - trunks)
         fraction = move_stems(fraction, sky, image)

@@ -11,9 +11,9 @@ HEIGHT, WIDTH = 160, 256
 
 
 def placement_of(by_class: torch.Tensor, log_strength: float = 0.0, **maps: torch.Tensor) -> Placement:
-    """Return one of objects without perspective, with zeros, where nothing else is given."""
-    names = ("correction", "rigid", "sky", "surface", "objects", "trees", "perspective", "relative")
-    maps = {name: torch.full_like(by_class, float(name in ("objects", "perspective"))) for name in names} | maps
+    """Return one with zeros, and no perspective, where nothing else is given."""
+    names = ("correction", "rigid", "sky", "surface", "surfaces", "trees", "perspective", "relative")
+    maps = {name: torch.full_like(by_class, float(name == "perspective")) for name in names} | maps
     return Placement(by_class=by_class, log_strength=torch.tensor([log_strength]), **maps)
 
 
@@ -51,13 +51,14 @@ def test_what_is_rigid_stays_but_flames_move():
     rigid[..., 48:] = 0.28
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.3)
     image[..., 128:] = 0.9
+    image[..., 136:] = 0.3 + 0.6 * ((torch.arange(HEIGHT)[:, None] // 2 + torch.arange(120) // 2) % 2)
     image[:, 2, :40, :40] = image[:, 2, 100:140, 20:60] = 0.2  # before the rigid part: a flame, and an orange cloth
     image[:, 0, :40, :40] = image[:, 0, 100:140, 20:60] = 1.0
     image[:, :, 12:28, 12:28] = 1.0
     displacement = placed_displacement(placement_of(movable, rigid=rigid), image)
     assert displacement[..., 60:, :124].max() < 0.1 < 0.5 < displacement[..., 132:].min()
     assert displacement[..., 4:36, 4:36].min() > 0.5
-    torch.testing.assert_close(displacement[..., 140:180], displacement[..., 204:244])
+    torch.testing.assert_close(displacement[..., 152:176], displacement[..., 208:232])
 
 
 def test_flames_move_with_their_white_cores():
@@ -106,7 +107,7 @@ def test_smooth_surfaces_move_less_but_objects_as_wholes():
     image = torch.full((1, 3, HEIGHT, WIDTH), 0.5)
     image[..., :128] = (torch.arange(HEIGHT)[:, None] // 2 + torch.arange(128) // 2) % 2  # a chequerboard
     movable = torch.full((1, 1, 40, 64), 9.0)
-    placements = [placement_of(movable, objects=torch.full_like(movable, objects)) for objects in (0.0, 1.0)]
+    placements = [placement_of(movable, surfaces=torch.full_like(movable, part)) for part in (1.0, 0.0)]
     surface, whole = (placed_displacement(placement, image, torch.full((1,), 6.0)) for placement in placements)
     torch.testing.assert_close(surface[..., :108], whole[..., :108])
     assert surface[..., 148:].max() < 0.4 * whole[..., 148:].min()
