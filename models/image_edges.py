@@ -1,4 +1,4 @@
-"""Edges of a photograph at which motion ends, upright edges, and straight lines."""
+"""Edges of a photograph at which motion ends, trunks, and straight lines."""
 
 import cv2
 import numpy as np
@@ -17,8 +17,11 @@ NO_SURFACE_BELOW = 0.4
 SURFACE_ABOVE = 0.7  # in full
 # Edges hold within so many px, of the same grid, of what is static: outlines of flowers in a field move.
 STATIC_REACH_PX = 4
-# Sigma of the neighbourhood in which upright and level edges are compared, px of the same grid, and what is no edge.
-UPRIGHT_PX, FAINT = 8.0, 0.01
+# Of trunks: sigma of the neighbourhood in which upright and level edges are compared, px of the same grid, what is no
+# edge, by how much upright ones outweigh at least and for sure, and how far red exceeds green at most.
+TRUNK_PX, FAINT = 8.0, 0.01
+NO_TRUNK_BELOW, TRUNK_ABOVE = 0.4, 0.8
+TRUNK_RED, TOO_RED = 0.08, 0.12
 
 
 def held_by_edges(
@@ -44,15 +47,18 @@ def long_edges(image: Tensor) -> Tensor:
     return torch.from_numpy(is_long[labels]).float()[None]
 
 
-def upright(image: Tensor) -> Tensor:
-    """Return how far upright edges outweigh level ones near places of images (B, 3, H, W): (B, 1, H, W), -1 to 1.
+def find_trunks(image: Tensor) -> Tensor:
+    """Return how far trees are trunks, 0 to 1, in images (B, 3, H, W) in [0, 1]: (B, 1, H, W). Ours.
 
-    By the diagonal of the structure tensor (Bigun and Granlund, 1987).
+    Upright edges outweigh level ones (structure tensor, Bigun and Granlund, 1987), and it is not red as flags may be.
     """
+    sigma_px = TRUNK_PX / default_grid_scale(*image.shape[-2:])
     grey = F.avg_pool2d(image.mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
-    sigma_px = UPRIGHT_PX / default_grid_scale(*image.shape[-2:])
     down, across = (gaussian_mean(part.square(), sigma_px) for part in torch.gradient(grey, dim=(-2, -1)))
-    return (across - down) / (across + down + FAINT)
+    upright = (across - down) / (across + down + FAINT)
+    red = gaussian_mean(image[:, :1] - image[:, 1:2], sigma_px) / gaussian_mean(torch.ones_like(grey), sigma_px)
+    upright = ((upright - NO_TRUNK_BELOW) / (TRUNK_ABOVE - NO_TRUNK_BELOW)).clamp(0, 1)
+    return upright * ((TOO_RED - red) / (TOO_RED - TRUNK_RED)).clamp(0, 1)
 
 
 def straight_lines(image: Tensor, least: float, blur_px: float) -> np.ndarray:

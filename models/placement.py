@@ -14,7 +14,7 @@ from models.checkpoints import SavedModel
 from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STATIC_FRACTION, guided_filter
 from models.flames import DARK, dark_surroundings, find_flames, move_flames
-from models.image_edges import held_by_edges, upright
+from models.image_edges import find_trunks, held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
 from models.segmentation_classes import CLASSES
@@ -51,8 +51,6 @@ TRACE = 0.05  # of motion below the threshold, far below what is seen: orders wh
 # What is a surface or rigid moves less where it has little texture: in full from this value of `gradient_maps`' second.
 TEXTURED = -0.25
 LEAST_FAR_PX = 0.4  # texture and perspective leave what moves this at least, px of a grid of 256 x 160
-# In trees upright edges are trunks: what moves does so ever less as they outweigh others (`upright`).
-NO_TRUNK_BELOW, TRUNK_ABOVE = 0.4, 0.8
 # The strength that the training clips suggest, a median of skewed numbers, is too small by 1.6. With that photographs
 # move too much for the eye: stems bend, what is wrongly taken to move is seen.
 STRENGTH_FACTOR = 1.1
@@ -322,8 +320,7 @@ def placed_displacement(
         texture = (resize_maps(gradient_maps(image.float())[:, 1:2], size) - TEXTURED).exp().clamp(max=1)
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
         fraction = least.maximum(fraction * resize_maps(placement.perspective, size) * (1 - even * (1 - texture)))
-        trunks = trees * ((upright(image.float()) - NO_TRUNK_BELOW) / (TRUNK_ABOVE - NO_TRUNK_BELOW)).clamp(0, 1)
-        fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image)) * (1 - trunks)
+        fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image)) * (1 - trees * find_trunks(image.float()))
         fraction = move_stems(fraction, sky, image)
         fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)

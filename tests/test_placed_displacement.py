@@ -117,7 +117,7 @@ def test_smooth_surfaces_move_less_but_objects_as_wholes():
 
 
 def test_trunks_stand_still_amid_leaves():
-    """Upright lines between leaves are a trunk, but in no tree; nor are level lines."""
+    """Upright lines between leaves are a trunk, but in no tree; nor are level lines, or a red flag's stripes."""
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 1, HEIGHT // 4, WIDTH // 4, generator=generator)
     image = torch.nn.functional.interpolate(image, scale_factor=4.0).repeat(1, 3, 1, 1)
@@ -128,5 +128,9 @@ def test_trunks_stand_still_amid_leaves():
     trunk, others = (placed_displacement(placement, image)[0, 0] for placement in (tree, plant))
     assert trunk[20:140, 110:150].max() < 0.05 * others[20:140, 110:150].min()
     torch.testing.assert_close(trunk[:, :60], others[:, :60])
+    image[:, 1:, :, 90:170] *= 0.5
+    torch.testing.assert_close(
+        placed_displacement(tree, image)[..., 110:150], placed_displacement(plant, image)[..., 110:150]
+    )
     image[..., 90:170] = bark[:HEIGHT, :HEIGHT].T[:, :80]
     torch.testing.assert_close(placed_displacement(tree, image), placed_displacement(plant, image))
