@@ -21,7 +21,7 @@ STATIC_REACH_PX = 4
 # edge, by how much upright ones outweigh at least and for sure, and how far red exceeds green at most.
 TRUNK_PX, FAINT = 8.0, 0.01
 NO_TRUNK_BELOW, TRUNK_ABOVE = 0.4, 0.8
-TRUNK_RED, TOO_RED = 0.08, 0.12
+TRUNK_RED, TOO_RED = 0.06, 0.1
 
 
 def held_by_edges(
