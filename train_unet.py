@@ -44,7 +44,7 @@ def make_parser() -> Parser:
         "attention across frequencies; coordination: that attention; displacement: the placement head"
     )
     older_name = {"type": lambda text: "image-encoder" if text == "picture" else text}
-    add("--stage", **older_name, choices=STAGES, default="joint", help=f"what trains. {stages}")
+    add("--stage", choices=STAGES, default="joint", help=f"what trains. {stages}", **older_name)
     add("--init", type=Path, metavar="DIR", help="start from this U-Net, for example an earlier stage's")
     add("--prediction", choices=("v_prediction", "epsilon"), default="v_prediction", help="output of the network")
     add("--weighting", choices=("none", "min-snr"), default="none", help="of the noise levels in the loss")

@@ -17,11 +17,10 @@ NO_SURFACE_BELOW = 0.4
 SURFACE_ABOVE = 0.7  # in full
 # Edges hold within so many px, of the same grid, of what is static: outlines of flowers in a field move.
 STATIC_REACH_PX = 4
-# Of trunks: sigma of the neighbourhood in which upright and level edges are compared, px of the same grid, what is no
-# edge, by how much upright ones outweigh at least and for sure, and how far red exceeds green at most.
-TRUNK_PX, FAINT = 8.0, 0.01
-NO_TRUNK_BELOW, TRUNK_ABOVE = 0.4, 0.8
-TRUNK_RED, TOO_RED = 0.06, 0.1
+TRUNK_PX = 8.0  # sigma of the neighbourhood in which upright and level edges are compared, px of the same grid
+FAINT = 0.01  # sum of squared gradients over that neighbourhood, weighted by the Gaussian, below which there is no edge
+NO_TRUNK_BELOW, TRUNK_ABOVE = 0.4, 0.8  # how far upright edges outweigh level ones
+TRUNK_RED, TOO_RED = 0.06, 0.1  # how far red exceeds green: a trunk in full, none
 
 
 def held_by_edges(

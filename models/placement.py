@@ -74,7 +74,7 @@ class Placement(NamedTuple):
 
 
 def gradient_maps(image: Tensor) -> Tensor:
-    """Return the log of the mean image gradient over windows of several sizes, (B, 4, H/4, W/4), about 0 to 1."""
+    """Return the log of the mean image gradient over windows, (B, 4, H/4, W/4): -1.4 where all is even, to 1."""
     grey = image.mean(1, keepdim=True)
     across, down = torch.gradient(grey, dim=(-1, -2))
     size = F.avg_pool2d((across.square() + down.square()).sqrt(), STRIDE)  # (B, 1, h, w)
@@ -297,7 +297,7 @@ def placed_displacement(
 ) -> Tensor:
     """Return the mean displacement (B, 1, H, W), px of the grid of images (B, 3, H, W), with their edges.
 
-    `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 3.5 times as far, the
+    `wind_px` (B,): see `motion.wind`; None: as suggested. By perspective near water moves up to 3.3 times as far, the
     tip of a flame 1.5 times. `for_denoiser`: without perspective, texture, held edges, trunks, stems and moved
     flames, new since its training.
     """
@@ -316,10 +316,10 @@ def placed_displacement(
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:
         of_classes = (placement.surface, placement.rigid + placement.surfaces, placement.trees, placement.sky)
-        surface, even, trees, sky = (resize_maps(maps, size) for maps in of_classes)
+        surface, slowed, trees, sky = (resize_maps(maps, size) for maps in of_classes)
         texture = (resize_maps(gradient_maps(image.float())[:, 1:2], size) - TEXTURED).exp().clamp(max=1)
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
-        fraction = least.maximum(fraction * resize_maps(placement.perspective, size) * (1 - even * (1 - texture)))
+        fraction = least.maximum(fraction * resize_maps(placement.perspective, size) * (1 - slowed * (1 - texture)))
         fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image)) * (1 - trees * find_trunks(image.float()))
         fraction = move_stems(fraction, sky, image)
         fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
