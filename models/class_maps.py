@@ -93,14 +93,13 @@ def perspective(probabilities: Tensor) -> Tensor:
 
 def movement_of_classes(probabilities: Tensor) -> dict[str, Tensor]:
     """Return what a `Placement` has of classes, by name, by their probabilities (B, 32, h, w)."""
-    kinds = (MOVABLE_CLASSES, SURFACE_CLASSES, OBJECT_CLASSES)
-    movable, surface, of_object = (probability_of(probabilities, names) for names in kinds)
+    movable = probability_of(probabilities, MOVABLE_CLASSES)
     return {
         "by_class": movable.logit(1e-6).clamp(-LARGEST_LOG_ODDS, LARGEST_LOG_ODDS),
         "rigid": probability_of(probabilities, RIGID_CLASSES),
         "sky": probability_of(probabilities, ("sky",)),
-        "surface": surface / (surface + of_object + 0.1),
-        "surfaces": surface,
+        "surfaces": probability_of(probabilities, SURFACE_CLASSES),
+        "objects": probability_of(probabilities, OBJECT_CLASSES),
         "trees": probability_of(probabilities, ("tree",)),
         "perspective": perspective(probabilities),
     }

@@ -52,10 +52,11 @@ def find_trunks(image: Tensor) -> Tensor:
     Upright edges outweigh level ones (structure tensor, Bigun and Granlund, 1987), and it is not red as flags may be.
     """
     sigma_px = TRUNK_PX / default_grid_scale(*image.shape[-2:])
-    grey = F.avg_pool2d(image.mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
-    down, across = (gaussian_mean(part.square(), sigma_px) for part in torch.gradient(grey, dim=(-2, -1)))
-    upright = (across - down) / (across + down + FAINT)
-    red = gaussian_mean(image[:, :1] - image[:, 1:2], sigma_px) / gaussian_mean(torch.ones_like(grey), sigma_px)
+    with torch.autocast(image.device.type, enabled=False):  # its matrix products would be rounded to 8 bits
+        grey = F.avg_pool2d(image.mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
+        down, across = (gaussian_mean(part.square(), sigma_px) for part in torch.gradient(grey, dim=(-2, -1)))
+        upright = (across - down) / (across + down + FAINT)
+        red = gaussian_mean(image[:, :1] - image[:, 1:2], sigma_px) / gaussian_mean(torch.ones_like(grey), sigma_px)
     upright = ((upright - NO_TRUNK_BELOW) / (TRUNK_ABOVE - NO_TRUNK_BELOW)).clamp(0, 1)
     return upright * ((TOO_RED - red) / (TOO_RED - TRUNK_RED)).clamp(0, 1)
 

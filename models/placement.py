@@ -65,8 +65,8 @@ class Placement(NamedTuple):
     correction: Tensor  # what the network adds to them
     rigid: Tensor  # probability of RIGID_CLASSES
     sky: Tensor  # probability of sky
-    surface: Tensor  # s / (s + o + 0.1) of the probabilities s of SURFACE_CLASSES and o of OBJECT_CLASSES
     surfaces: Tensor  # probability of SURFACE_CLASSES
+    objects: Tensor  # probability of OBJECT_CLASSES
     trees: Tensor  # probability of tree
     perspective: Tensor  # factor of the displacement, see `models.class_maps.perspective`
     relative: Tensor  # log(m / q + 0.1) of its mean displacement m, were it to move
@@ -315,7 +315,8 @@ def placed_displacement(
     relative = resize_maps((placement.relative.exp() - STATIC_FRACTION).clamp(0, MOST_RELATIVE), size)
     fraction = gate * (LEAST_RELATIVE + (1 - LEAST_RELATIVE) * relative) + TRACE * probability.sqrt() * relative
     if not for_denoiser:
-        of_classes = (placement.surface, placement.rigid + placement.surfaces, placement.trees, placement.sky)
+        surface = placement.surfaces / (placement.surfaces + placement.objects + 0.1)
+        of_classes = (surface, placement.rigid + placement.surfaces, placement.trees, placement.sky)
         surface, slowed, trees, sky = (resize_maps(maps, size) for maps in of_classes)
         texture = (resize_maps(gradient_maps(image.float())[:, 1:2], size) - TEXTURED).exp().clamp(max=1)
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
