@@ -29,6 +29,8 @@ UNLIKELY, LIKELY = 0.1, 0.3
 EDGE_RADIUS_PX, EDGE_VARIANCE = 8, 1e-3
 # What is nearer than this swings together, px of a grid of 256 x 160: standard deviation of the Gaussian over a sample.
 COHERENCE_PX = 2.0
+# Of stems, down and across: they sway as wholes, and beside each other.
+STEM_COHERENCE_PX = (20.0, 4.0)
 # Of networks without attention across places, which bend stems like worms.
 UNATTENDED_COHERENCE_PX = 12.0
 # A bin of a sample that is all but noise is made at most this many times as strong again.
@@ -123,7 +125,7 @@ def _box_mean(maps: Tensor, radius: int) -> Tensor:
 def smooth_spectrum(
     spectrum: Tensor,  # (B, K, 4, H, W) px
     expected_px: Tensor,  # (B, 1, H, W) px
-    sigma_px: float = COHERENCE_PX,  # of the Gaussian, px of a grid of 256 x 160
+    sigma_px: float | tuple[float, float] = COHERENCE_PX,  # of the Gaussian, or (down, across), px of 256 x 160
 ) -> Tensor:
     """Let what is near swing together: the mean of a sample around each pixel, by how far its surroundings move.
 
@@ -132,7 +134,9 @@ def smooth_spectrum(
     fast bins are less coherent than slow ones and would be lost. `rescale_to_displacement` sets how far each pixel
     moves afterwards, so nothing spreads over the edge of what moves.
     """
-    sigma_px = sigma_px / default_grid_scale(*spectrum.shape[-2:])
+    down, across = sigma_px if isinstance(sigma_px, tuple) else (sigma_px, sigma_px)
+    per_px = default_grid_scale(*spectrum.shape[-2:])
+    sigma_px = (down / per_px, across / per_px)
     weight = expected_px.to(spectrum)[:, None]  # (B, 1, 1, H, W)
     weight = weight + 1e-3 * weight.amax((-2, -1), keepdim=True).clamp(min=1e-6)
     mean = gaussian_mean(spectrum * weight, sigma_px) / gaussian_mean(weight, sigma_px)
@@ -144,28 +148,41 @@ def smooth_spectrum(
     return mean * gain.clamp(max=MOST_COHERENCE_GAIN)
 
 
-def smooth_by_parts(spectrum: Tensor, expected_px: Tensor, parts: dict[float, Tensor]) -> Tensor:
+def smooth_by_parts(
+    spectrum: Tensor,  # (B, K, 4, H, W) px
+    expected_px: Tensor,  # (B, 1, H, W) px
+    parts: dict[float, Tensor],  # {sigma_px: fraction (B, 1, H, W) of a place that it holds for}
+    stems: Tensor | None = None,  # (B, 1, H, W) how far a place is of a stem, 0 to 1
+) -> Tensor:
     """Smooth a sample as `smooth_spectrum` does, over lengths that differ from place to place.
 
-    `parts` are {sigma_px: fraction (B, 1, H, W) of a place that it holds for}; what is left takes COHERENCE_PX.
+    Stems take STEM_COHERENCE_PX, among themselves; what is of no part COHERENCE_PX.
     """
     rest = (torch.ones_like(expected_px) - sum(parts.values())).clamp(min=0)
-    return sum(
+    smooth = sum(
         fraction[:, None] * smooth_spectrum(spectrum, expected_px, sigma_px)
         for sigma_px, fraction in [*parts.items(), (COHERENCE_PX, rest)]
     )
+    if stems is None:
+        return smooth
+    of_stems = smooth_spectrum(spectrum, expected_px * stems, STEM_COHERENCE_PX)
+    return smooth + stems[:, None] * (of_stems - smooth)
 
 
-def gaussian_mean(maps: Tensor, sigma_px: float) -> Tensor:
-    """Filter (..., H, W) by a Gaussian, of which only what lies in the image counts when weights are filtered too."""
+def gaussian_mean(maps: Tensor, sigma_px: float | tuple[float, float]) -> Tensor:
+    """Filter (..., H, W) by a Gaussian, of which only what lies in the image counts when weights are filtered too.
 
-    def weights(size: int) -> Tensor:
+    `sigma_px` may be two, (down, across).
+    """
+    down, across = sigma_px if isinstance(sigma_px, tuple) else (sigma_px, sigma_px)
+
+    def weights(size: int, sigma_px: float) -> Tensor:
         distance = torch.arange(size, device=maps.device)
         distance = (distance[:, None] - distance).abs()
         return (torch.exp(-0.5 * (distance / sigma_px) ** 2) * (distance <= math.ceil(3 * sigma_px))).to(maps)
 
     # On CPUs two matrix products take a sixth of the time of convolutions.
-    return weights(maps.shape[-2]) @ (maps @ weights(maps.shape[-1]))
+    return weights(maps.shape[-2], down) @ (maps @ weights(maps.shape[-1], across))
 
 
 def rescale_to_displacement(spectrum: Tensor, expected_px: Tensor) -> Tensor:

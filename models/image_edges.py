@@ -49,16 +49,25 @@ def long_edges(image: Tensor) -> Tensor:
 def find_trunks(image: Tensor) -> Tensor:
     """Return how far trees are trunks, 0 to 1, in images (B, 3, H, W) in [0, 1]: (B, 1, H, W). Ours.
 
-    Upright edges outweigh level ones (structure tensor, Bigun and Granlund, 1987), and it is not red as flags may be.
+    Upright edges outweigh level ones, and it is not red as flags may be.
     """
     sigma_px = TRUNK_PX / default_grid_scale(*image.shape[-2:])
     with torch.autocast(image.device.type, enabled=False):  # its matrix products would be rounded to 8 bits
         grey = F.avg_pool2d(image.mean(1, keepdim=True), 3, 1, 1, count_include_pad=False)
-        down, across = (gaussian_mean(part.square(), sigma_px) for part in torch.gradient(grey, dim=(-2, -1)))
-        upright = (across - down) / (across + down + FAINT)
+        upright = upright_edges(grey, sigma_px, FAINT)
         red = gaussian_mean(image[:, :1] - image[:, 1:2], sigma_px) / gaussian_mean(torch.ones_like(grey), sigma_px)
     upright = ((upright - NO_TRUNK_BELOW) / (TRUNK_ABOVE - NO_TRUNK_BELOW)).clamp(0, 1)
     return upright * ((TOO_RED - red) / (TOO_RED - TRUNK_RED)).clamp(0, 1)
+
+
+def upright_edges(grey: Tensor, sigma_px: float, faint: float) -> Tensor:
+    """Return how far upright edges outweigh level ones near places of images (B, 1, H, W), from -1 to 1.
+
+    The difference of squared gradients across and down over their sum (structure tensor, Bigun and Granlund, 1987),
+    each summed under a Gaussian of `sigma_px`; sums far below `faint` count as no edge.
+    """
+    down, across = (gaussian_mean(part.square(), sigma_px) for part in torch.gradient(grey, dim=(-2, -1)))
+    return (across - down) / (across + down + faint)
 
 
 def straight_lines(image: Tensor, least: float, blur_px: float) -> np.ndarray:

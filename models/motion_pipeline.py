@@ -22,6 +22,7 @@ from models.placement import DETAIL, PlacementHead, coherent_parts, flickering, 
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
+from models.stems import find_stems
 from models.stiffness import stiff_lines, straighten
 from models.unet import WIND_OF_LATENTS_PX, FrequencyUNet
 from models.vae import MotionVAE
@@ -46,6 +47,7 @@ class EncodedImages(NamedTuple):
     expected_px: Tensor | None  # (B, 1, H, W) expected displacement, px
     wind_px: Tensor | None  # (B,) the wind, see `motion.wind`, given or suggested by the images
     flickering: Tensor | None  # (B, 1, H, W) how far a place flickers as fire does, 0 to 1
+    stems: Tensor | None  # (B, 1, H, W) how far a place is of a stem, 0 to 1
     parts: dict[float, Tensor]  # {sigma_px: (B, 1, H, W)} of `coherent_parts`
     lines: list[np.ndarray]  # of each image those that do not bend, see `models.stiffness`
 
@@ -53,7 +55,7 @@ class EncodedImages(NamedTuple):
         """Return those of some of the images, by their numbers (b,)."""
         parts = {sigma_px: fraction[places] for sigma_px, fraction in self.parts.items()}
         lines = [self.lines[int(place)] for place in places] if self.lines else []
-        return EncodedImages(*(None if found is None else found[places] for found in self[:4]), parts, lines)
+        return EncodedImages(*(None if found is None else found[places] for found in self[:5]), parts, lines)
 
 
 def decode_and_rescale(
@@ -69,7 +71,7 @@ def decode_and_rescale(
     spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition, of_bins=of_bins), precision)
     if encoded.expected_px is not None:
         if unet.config.spatial_attention:
-            smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts)
+            smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts, encoded.stems)
         else:
             smooth = smooth_spectrum(spectrum, encoded.expected_px, UNATTENDED_COHERENCE_PX)
         if encoded.flickering is not None and of_bins:
@@ -226,7 +228,7 @@ class MotionPipeline(DiffusionPipeline):
             if self.placement is None:
                 wind = given if self.unet.config.wind else None
                 condition = self.unet.encode_image(images, wind_px=wind)
-                return EncodedImages(condition, self.unet.expected_displacement(images), wind, None, {}, [])
+                return EncodedImages(condition, self.unet.expected_displacement(images), wind, None, None, {}, [])
             detailed = self._detailed(images, detailed)
             features = self.placement.features(detailed, self.unet.image_encoder.backbone_features, self.segmentation)
             placement = self.placement.predict(features)
@@ -241,7 +243,7 @@ class MotionPipeline(DiffusionPipeline):
             lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in by_image]
             flickers = flickering(placement, images)
         parts = coherent_parts(features, tuple(images.shape[-2:]))
-        return EncodedImages(condition, expected_px, wind, flickers, parts, lines)
+        return EncodedImages(condition, expected_px, wind, flickers, find_stems(images), parts, lines)
 
     def _detailed(self, images: Tensor, detailed: Tensor | None) -> Tensor:
         """Return what the placement head reads: `detailed` images, or enlarged ones."""

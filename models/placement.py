@@ -18,7 +18,7 @@ from models.image_edges import find_trunks, held_by_edges
 from models.image_encoder import SQUEEZENET_TAPS, ImageEncoder
 from models.segmentation import FEATURE_CHANNELS, SegmentationModel
 from models.segmentation_classes import CLASSES
-from models.stems import move_stems
+from models.stems import even_along, find_stems, move_stems
 from motion.flow import default_grid_scale, motion_grid_size, resize_maps
 
 # px of the motion grid for one number of the maps.
@@ -322,7 +322,7 @@ def placed_displacement(
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
         fraction = least.maximum(fraction * resize_maps(placement.perspective, size) * (1 - slowed * (1 - texture)))
         fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image)) * (1 - trees * find_trunks(image.float()))
-        fraction = move_stems(fraction, sky, image)
+        fraction = even_along(move_stems(fraction, sky, image), find_stems(image))
         fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 

@@ -20,6 +20,7 @@ from models.displacement import (
     UNLIKELY,
     DisplacementHead,
     expected_displacement,
+    gaussian_mean,
     guided_filter,
     relative_displacement,
     rescale_to_displacement,
@@ -150,6 +151,26 @@ def test_each_part_is_smoothed_over_its_own_length():
     torch.testing.assert_close(found[..., 20:40], (fine + rest)[..., 20:40] / 2)
     torch.testing.assert_close(found[..., 40:], rest[..., 40:])
     torch.testing.assert_close(smooth_by_parts(spectrum, expected_px, {}), rest)
+
+
+def test_stems_sway_as_wholes_and_apart_from_what_is_around():
+    spectrum, expected_px = torch.randn(2, 3, 4, 96, 32), torch.rand(2, 1, 96, 32) + 0.5
+    stems = torch.zeros(2, 1, 96, 32)
+    stems[0, ..., 14:17] = 1.0
+    found, rest = (smooth_by_parts(spectrum, expected_px, {}, chosen) for chosen in (stems, None))
+    torch.testing.assert_close(found[..., :14], rest[..., :14])
+    torch.testing.assert_close(found[1], rest[1])
+    along = found[0, ..., 15]  # (3, 4, 96)
+    assert along.diff(dim=-1).abs().mean() < 0.15 * along.abs().mean()
+    spectrum[..., :14] *= -3.0  # what is beside a stem
+    torch.testing.assert_close(smooth_by_parts(spectrum, expected_px, {}, stems)[0, ..., 15], along, rtol=0.0, atol=0.1)
+
+
+def test_a_gaussian_may_be_longer_than_wide():
+    maps = torch.zeros(1, 41, 41)
+    maps[0, 20, 20] = 1.0
+    found = gaussian_mean(maps, (4.0, 1.0))[0]
+    assert found[24, 20].isclose(found[20, 21]) and found[24, 20] > 2 * found[20, 22]
 
 
 def test_one_sample_and_a_batch_are_scaled_alike():

@@ -2,7 +2,7 @@
 
 import torch
 
-from models.stems import AROUND_PX, REACH_PX, move_stems
+from models.stems import AROUND_PX, REACH_PX, even_along, find_stems, move_stems
 
 SKY = torch.tensor([0.5, 0.7, 0.95])[:, None, None]
 PLANT = torch.tensor([0.3, 0.35, 0.1])[:, None, None]
@@ -64,3 +64,28 @@ def test_batches_and_small_images():
         moved = move_stems(displacement, sky, image)
         assert moved.shape == displacement.shape and (moved >= displacement).all()
         torch.testing.assert_close(moved[1:], move_stems(displacement[1:], sky[1:], image[1:]))
+
+
+def test_stems_are_long_thin_and_upright():
+    image = SKY.expand(3, 128, 160).clone()[None]
+    image[..., 20:100, 30:33] = PLANT  # a stem
+    for row in range(20, 100):
+        image[..., row : row + 1, 60 + row // 4 : 63 + row // 4] = PLANT  # a slanting one
+    image[..., 40:46, 120:123] = PLANT  # a leaf
+    image[..., 70:73, 100:150] = PLANT  # a branch
+    image[..., 20:128, 0:20] = PLANT  # a wall
+    stems = find_stems(image)[0, 0]
+    assert stems[30:90, 31].min() > 0.9 and stems[40, 71] > 0.9 and stems[80, 81] > 0.9
+    assert stems[40:46, 120:123].max() == stems[71, 110:140].max() == stems[:, :16].max() == 0
+    assert find_stems(SKY.expand(3, 32, 64)[None]).max() == 0
+
+
+def test_all_of_a_stem_moves_as_far():
+    stems = torch.zeros(1, 1, 64, 32)
+    stems[..., 10:13] = 1.0
+    displacement = torch.ones(1, 1, 64, 32)
+    displacement[..., 30:33, :] = 3.0
+    even = even_along(displacement, stems)
+    assert 1.0 < even[..., 11].min() and even[..., 11].max() < 1.3
+    torch.testing.assert_close(even[..., 20:], displacement[..., 20:])
+    torch.testing.assert_close(even_along(displacement, torch.zeros_like(stems)), displacement)

@@ -200,7 +200,7 @@ def write_sample_sheet(
         sample = {name: tensor[None].to(device) for name, tensor in dataset[SampleKey(item, 0, 0)].items()}
         image, truth = sample["image"][0].cpu(), sample["latents"]
         condition, wind_px = model.encode_image(sample["image"], **encoding_inputs(sample)), sample.get("wind_px")
-        encoded = EncodedImages(condition, model.expected_displacement(sample["image"]), wind_px, None, {}, [])
+        encoded = EncodedImages(condition, model.expected_displacement(sample["image"]), wind_px, None, None, {}, [])
         shape, shared = tuple(truth.shape[1:]), model.start_correlation
         noise = [start_noise(shape, 0, n, shared)[None].to(device) for n in range(2)]
         drawn = [denoise(model, schedule, condition, n) for n in noise]
