@@ -266,11 +266,12 @@ def test_photographs_become_samples_of_their_masks(folders):
     def features(image: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(image, 8)
 
-    pine, pine_crop, wall, _ = photograph_samples(find_masked_photographs(photos, masks), features, variants=1, seed=0)
+    masked = find_masked_photographs(photos, masks)
+    pine, pine_crop, composite, wall, _, _ = photograph_samples(masked, features, variants=1, composites=1, seed=0)
     assert pine.features.shape[-2:] == pine.movable.shape[-2:]
     assert pine.movable[:, :10].min() == 1 and pine.known[:, -10:].max() == 0
     assert wall.movable.max() == 0
-    assert pine_crop.features.shape[-2:] == (40, 64)
+    assert pine_crop.features.shape[-2:] == composite.features.shape[-2:] == (40, 64)
 
 
 def test_validation_figures_of_a_known_map(head, monkeypatch):

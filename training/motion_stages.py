@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 # Cropped and recoloured variants of each image that the placement head sees; more did not help it.
 VARIANTS = 2
+# Variants of each masked photograph with parts of others pasted in.
+COMPOSITES = 6
 COMPONENT_IMAGES = 64  # that its principal components are taken from
 COMPONENTS = "components.safetensors"
 # Parts of a U-Net that ablations leave out, and their options.
@@ -227,7 +229,8 @@ def placement_stage(
 
         for split, masked in (("train", photographs), ("test", tested)):
             of_split = sets if split == "train" else sets_with(sets, "test")
-            options = {"variants": VARIANTS if augment and split == "train" else 0, "seed": seed}
+            variants, composites = (VARIANTS, COMPOSITES) if augment and split == "train" else (0, 0)
+            options = {"variants": variants, "composites": composites, "seed": seed}
             options |= {"cache": cache, "depends_on": depends_on}
             samples.append(placement_samples.make_samples(of_split, masked, split, features, **options))
     training, validation = samples

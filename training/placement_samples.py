@@ -27,6 +27,7 @@ from data.order import evenly
 from models.displacement import QUANTILE
 from models.placement import DETAIL, STRIDE
 from motion.flow import default_grid_scale, motion_grid_size, resize_maps
+from training.copy_paste import Labelled, paste_parts
 from training.latents import fingerprint_of_set
 
 # Sizes of augmented samples, (H, W) px; each is drawn at the one nearest to its own aspect.
@@ -36,7 +37,7 @@ CROP_AREA = (0.35, 1.0)
 RARE, RARE_WEIGHT = ("fire", "candle", "cloth"), 2.0
 # A scene's place can move where its mean displacement is above this, px of a grid of 256 x 160.
 SCENE_MOVES_PX = 0.02
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MAPS = ("features", "movable", "known", "displacement", "confidence")  # of a sample
 SCALARS = "samples"  # the rest of all samples, in the cached file's metadata
 
@@ -75,6 +76,7 @@ def make_samples(
     features: ComputeFeatures,
     *,
     variants: int,  # of each image beside the whole one
+    composites: int,  # of each photograph with parts of others
     seed: int,
     cache: Path,  # folder of a file that is named by a hash of the data and of `depends_on`
     depends_on: Sequence[Any],  # what `features` depends on
@@ -83,12 +85,12 @@ def make_samples(
     parts = [(clip_set, clip_set.rows_with_motion(split)) for clip_set, _ in sets]
     described = [CACHE_VERSION, *(fingerprint_of_set(*part) for part in parts), [weight for _, weight in sets]]
     described += [[photograph.source, photograph.subject, photograph.fingerprint()] for photograph in photographs]
-    described += [split, variants, seed, *depends_on]
+    described += [split, variants, composites, seed, *depends_on]
     digest = hashlib.sha256(json.dumps(described, default=str).encode()).hexdigest()[:16]
     path = cache / f"placement-{split}-{digest}.safetensors"
     if path.is_file():
         return _read_samples(path)
-    samples = photograph_samples(photographs, features, variants=variants, seed=seed)
+    samples = photograph_samples(photographs, features, variants=variants, composites=composites, seed=seed)
     for part, (_, weight) in zip(parts, sets, strict=True):
         found = clip_samples(*part, features, variants=variants, seed=seed)
         samples += [sample._replace(weight=sample.weight * weight) for sample in found]
@@ -109,24 +111,34 @@ def _read_samples(path: Path) -> list[PlacementSample]:
 
 
 def photograph_samples(
-    photographs: Sequence[MaskedPhotograph], features: ComputeFeatures, *, variants: int, seed: int
+    photographs: Sequence[MaskedPhotograph], features: ComputeFeatures, *, variants: int, composites: int, seed: int
 ) -> list[PlacementSample]:
-    """Compute samples of masked photographs: each whole, and cropped and recoloured in `variants` ways."""
+    """Compute samples of masked photographs: each whole, and cropped and recoloured in `variants` ways.
+
+    `composites` more have parts of the other photographs pasted in.
+    """
     counts = Counter(photograph.source for photograph in photographs)
     samples = []
     for number, photograph in enumerate(tqdm(photographs, unit="photograph", disable=None if photographs else True)):
-        image, mask = photograph.read()
-        maps = torch.cat([mask == MOVABLE, mask != UNSURE]).float()  # (2, h, w)
-        maps = F.interpolate(maps[None], size=tuple(image.shape[-2:]))[0]  # nearest: (2, H, W)
+        labelled = _labelled(photograph)
+        others = [partial(_labelled, other) for other in photographs if other is not photograph]
         weight = counts[photograph.source] ** -0.5 * (RARE_WEIGHT if photograph.subject in RARE else 1.0)
-        for variant in range(1 + variants):
+        for variant in range(1 + variants + composites):
             rng = np.random.default_rng([seed, number, variant]) if variant else None
-            shown, (both,), _ = _augmented(image, [maps], rng)
-            movable, known = both.split(1)  # (1, h, w) each
+            image, *maps = paste_parts(labelled, others, rng) if others and variant > variants else labelled
+            shown, (movable, known), _ = _augmented(image, maps, rng)  # (1, h, w) each
             empty = torch.zeros_like(known)
             values = (features(shown), movable / known.clamp(min=1e-6), known, empty, empty)
             samples.append(PlacementSample("photograph", *(value.half() for value in values), 0.0, weight))
     return samples
+
+
+def _labelled(photograph: MaskedPhotograph) -> Labelled:
+    """Read a photograph, and its mask at the photograph's size."""
+    image, mask = photograph.read()
+    maps = torch.cat([mask == MOVABLE, mask != UNSURE]).float()  # (2, h, w)
+    movable, known = F.interpolate(maps[None], size=tuple(image.shape[-2:]))[0].split(1)  # nearest: (1, H, W) each
+    return Labelled(image, movable * known, known)
 
 
 def clip_samples(
