@@ -79,15 +79,15 @@ class Animator:
     def __init__(self, args: Arguments) -> None:
         from animation.class_control import ClassControl
         from animation.rendering import load_renderer
-        from animation.sampling import load_pipeline, loop_guidance
+        from animation.sampling import load_pipeline
 
-        loop, rendering = flags.loop_options(args), flags.rendering_options(args)
+        rendering = flags.rendering_options(args)
         self.args, self.sampling, self.playback = args, flags.sampling_options(args), flags.playback_options(args)
         self.classes = ClassControl.load(args.checkpoint, args.move, args.freeze)
         if not args.motion:
             self.pipeline = load_pipeline(args.checkpoint, rendering["device"])
             period_s = self.pipeline.unet.config.period_s
-            self.sampling["loop"] = loop_guidance(**loop, period_s=period_s, fps=args.fps, slow=args.slow)
+            self.sampling["loop"] = flags.loop_guidance(args, period_s=period_s, fps=args.fps, slow=args.slow)
         model = None if args.preview else load_renderer(args.checkpoint, args.splat)
         self.rendering = rendering | {"operator": args.splat, "model": model}
 

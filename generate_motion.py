@@ -22,13 +22,13 @@ class Predictor:
 
     def __init__(self, args: Arguments) -> None:
         from animation.class_control import ClassControl
-        from animation.sampling import load_pipeline, loop_guidance
+        from animation.sampling import load_pipeline
 
         self.args, self.options = args, flags.sampling_options(args)
         self.control = ClassControl.load(args.checkpoint, args.move, args.freeze)
         self.pipeline = load_pipeline(args.checkpoint, flags.checked_device(args, networks=False)[0])
         period_s = self.pipeline.unet.config.period_s
-        self.options["loop"] = loop_guidance(**flags.loop_options(args), period_s=period_s)
+        self.options["loop"] = flags.loop_guidance(args, period_s=period_s)
 
     def predict(self, job: tuple[Path, Path]) -> None:
         """Predict the motion of one image file and write its motion file."""
@@ -74,10 +74,7 @@ def main(argv: list[str] | None = None) -> int:
     workers, many = cluster_workers(args), is_folder(args.input)
     flags.check_loop_flags(args)
     flags.check_class_flags(args)
-
-    from animation.sampling import loop_guidance
-
-    loop_guidance(**flags.loop_options(args))  # its errors come before a model is loaded
+    flags.loop_guidance(args)  # its errors come before a model is loaded
     jobs = _jobs_of_folder(args) if many else [(args.input, check_output_file(args.output, "--output", (".npz",)))]
     if not many:
         from data.media import read_image_size
