@@ -22,7 +22,6 @@ VIDEO_NAMES = {f".{name}": name for name in flags.FORMATS if name != "frames"}
 
 
 def make_parser() -> Parser:
-    """Build the command line."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("input and output").add_argument
     add("images", nargs="+", type=path_or_url, metavar="IMAGE|FOLDER", help="photographs or folders of them; also URLs")
@@ -63,7 +62,6 @@ def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[l
 
 
 def check_motion_flags(args: Arguments) -> None:
-    """Refuse flags that would do nothing."""
     if args.motion:
         right = "right: generate_motion.py --loop-seconds, or --loop"
         refuse_flags(args, ("--loop-seconds", *flags.LOOP_FLAGS), f"--motion is there already; {right}")

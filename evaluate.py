@@ -30,7 +30,6 @@ EARLIER_NAMES = {"placement": ["still"]}
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Parse the flags and make one table."""
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="table", required=True, metavar="|".join(TABLES))
     for name, (help_text, _) in TABLES.items():

@@ -69,7 +69,6 @@ def check_playback_flags(args: Arguments) -> None:
 
 
 def playback_options(args: Arguments) -> PlaybackOptions:
-    """Return the playback that the flags ask for."""
     return PlaybackOptions(**{field.name: getattr(args, field.name) for field in fields(PlaybackOptions)})
 
 

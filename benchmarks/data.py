@@ -30,7 +30,6 @@ def make_table(
     *, scenes: int, size: Size, methods: Sequence[str], pairs: int, data: Path | None, repeats: int, seed: int,
     workers: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """Measure scenes, the set if there is one, and flow methods; return rows and notes."""
     dataset = data and MotionDataset([(ClipSet(data), 1.0)], split=None, size=size)
     torch.set_num_threads(1)  # as the processes do that render a set
     cv2.setNumThreads(1)

@@ -105,7 +105,6 @@ def add_renderer_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_renderer_flags(args: Arguments) -> None:
-    """Refuse flags that would do nothing."""
     if args.perceptual_weights is None:
         refuse_flags(args, ["--perceptual-network"], "belongs to --perceptual-weights FILE; right: both, or neither")
     if args.init is not None:

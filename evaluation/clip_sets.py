@@ -20,7 +20,6 @@ AMPLITUDE_NOTE = (
 
 
 def make_table(report: Report, *, data: list[Path], split: str, clips: int | None, seed: int) -> bool:
-    """Measure the sets, and report the tables of bins and of sets."""
     # Early checks
     clip_sets = [ClipSet(folder) for folder in data]
     names = distinct_names(data, "data")

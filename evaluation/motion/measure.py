@@ -188,8 +188,6 @@ def _coherence(spectra: Iterable[Tensor], weights: Iterable[Tensor]) -> Row:
 
 
 class MotionTables:
-    """Makes the tables of measured clips."""
-
     def __init__(self, clips: Sequence[ClipMotion], normalisation: Normalisation, seed: int = 0) -> None:
         self.clips, self.normalisation, self.seed = clips, normalisation, seed  # the seed is of the bootstrap
         self.by_clip = [dict(row) for clip in clips for row in clip.rows]
