@@ -133,10 +133,9 @@ def main(argv: list[str] | None = None) -> int:
     phase = loop_phase(args.loop_seconds, fps=args.fps, slow=args.slow) if args.loop_seconds else 1.0
     many = len(args.images) > 1 or any(map(is_folder, args.images))
     images = list_images(args.images)
-    one_image_flags = {"--motion": args.motion, "--motion-out": args.motion_out, "--show-motion": args.show_motion}
-    for flag, path in one_image_flags.items():
-        if path and len(images) > 1:
-            raise UsageError(f"{flag} {path}: belongs to one image, there are {len(images)}; right: one image")
+    if len(images) > 1:
+        why = f"belongs to one image, there are {len(images)}; right: one image"
+        refuse_flags(args, ("--motion", "--motion-out", "--show-motion"), why)
     if args.motion_out:
         check_output_file(args.motion_out, "--motion-out", (".npz",))
     outputs, video_format = choose_outputs(images, args.out, args.format)

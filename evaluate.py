@@ -26,6 +26,8 @@ TABLES = {
 }
 # {table: its earlier names, which still work}
 EARLIER_NAMES = {"placement": ["still"]}
+# What is in `workers` already, and what makes the report.
+NOT_OF_TABLES = ("table", "out", "cluster", "cpus_per_worker", "gpus_per_worker", "item_seconds")
 
 
 @command
@@ -37,11 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         getattr(flags, f"add_{name}_flags")(table)
         table.set_defaults(table=name)
     args = parser.parse_args(argv)
-    if "check" in args:
-        args.check(args)
+    getattr(flags, f"check_{args.table}_flags", lambda _: None)(args)
     out = flags.choose_folder(args)
     report = Report(out, shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)]))
-    options = {name: value for name, value in vars(args).items() if name not in ("table", "check", "out")}
+    options = {name: value for name, value in vars(args).items() if name not in NOT_OF_TABLES}
     complete = importlib.import_module(TABLES[args.table][1]).make_table(report, **options)
     if not options.get("dry_run"):
         logger.info("written to %s", out)

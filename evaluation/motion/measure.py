@@ -156,17 +156,23 @@ def _sample_metrics(truth: GroundTruth, samples: Tensor, mask: Tensor, moved_px:
     errors = [mean_motion(sample - truth.spectrum) for sample in samples]
     metrics |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
     amplitudes = weighted_mean(amplitude(samples), truth.confidence).mean(0)  # (K,)
-    ratios = bin_ratios(amplitudes, real_px)
-    if ratios is not None:
-        drift = float(ratios[1][0])
-        metrics |= {"amplitude_ratio": ratios[0], "shape_factor": metric.mean_fold_error(ratios[1].tolist())}
-        metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
+    metrics |= amplitude_metrics(amplitudes, real_px)
     axes = metric.direction_histogram(truth.spectrum, mask * truth.confidence)
     found = map(metric.direction_histogram, samples, masks)
     metrics["direction_distance"] = known_mean(metric.direction_distance(one, axes) for one in found)
     gradient = known_mean(metric.normalised_gradient(sample) for sample in samples)
     metrics |= {"spectral_slope": metric.spectral_slope(amplitudes), "normalised_gradient": gradient}
     return metrics | _coherence(samples, masks)
+
+
+def amplitude_metrics(predicted_px: Tensor, real_px: Tensor) -> Row:
+    """Compare amplitudes (K,), px: their ratio, what it leaves of the shape and of bin 0; {} where no bin moves."""
+    ratios = bin_ratios(predicted_px, real_px)
+    if ratios is None:
+        return {}
+    drift, shape = float(ratios[1][0]), metric.mean_fold_error(ratios[1].tolist())
+    found = {"amplitude_ratio": ratios[0], "shape_factor": shape, "drift_ratio": drift}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def _signature(spectrum: Tensor, normalisation: Normalisation) -> Tensor:
