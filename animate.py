@@ -125,9 +125,10 @@ def main(argv: list[str] | None = None) -> int:
     workers = cluster_workers(args)
     playback = flags.playback_options(args)
 
-    from animation.rendering import check_outputs, read_inputs
+    from animation.rendering import plan, read_inputs
     from animation.sampling import loop_phase
     from data.media import list_images, read_mask
+    from data.video_writer import check_video
 
     # Input and output
     phase = loop_phase(args.loop_seconds, fps=args.fps, slow=args.slow) if args.loop_seconds else 1.0
@@ -139,7 +140,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.motion_out:
         check_output_file(args.motion_out, "--motion-out", (".npz",))
     outputs, video_format = choose_outputs(images, args.out, args.format)
-    check_outputs(outputs, video_format, playback, loop_phase=phase)
+    for output in outputs:
+        check_video(output, fps=args.fps, format=video_format)
+    plan(playback, loop_phase=phase)
     jobs = list(zip(images, outputs, strict=True))
     if args.skip_existing:
         jobs = without_existing(jobs)

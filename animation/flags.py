@@ -104,10 +104,12 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
         refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
     playback, rendering, video_format = playback_options(args), rendering_options(args), args.format or "mp4"
 
-    from animation.rendering import check_outputs, load_renderer, read_inputs, render_video
+    from animation.rendering import load_renderer, plan, read_inputs, render_video
+    from data.video_writer import check_video
 
     path = args.outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
-    check_outputs([path], video_format, playback)
+    check_video(path, fps=args.fps, format=video_format)
+    plan(playback)
     image, _, mask, motion = read_inputs(args.image, args.size, playback, mask=args.mask, motion=args.motion)
     model = None if args.preview else load_renderer(args.checkpoint, operator)
     options = {"video_format": video_format, "mask": mask, "operator": operator, "model": model}

@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from animation.options import DEFAULT_SIZE_PX, PlaybackOptions
 from data.files import OUTPUT_MARK
 from data.media import read_image, read_mask, write_image
-from data.video_writer import check_video, write_video
+from data.video_writer import write_video
 from data.visualisation import magnitude_over
 from models.checkpoints import DEFAULT_CHECKPOINT, CheckpointError
 from models.device import ArgumentError
@@ -94,15 +94,6 @@ def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: 
         )
     except ValueError as error:
         raise ArgumentError(str(error)) from error
-
-
-def check_outputs(
-    outputs: Sequence[Path], video_format: str, options: PlaybackOptions, *, loop_phase: float = 1.0
-) -> None:
-    """Check with nothing made that the options give videos that can be written; ArgumentError, MediaError if not."""
-    for output in outputs:
-        check_video(output, fps=options.fps, format=video_format)
-    plan(options, loop_phase=loop_phase)
 
 
 def load_renderer(checkpoint: Path | None, operator: str) -> FrameSynthesis:
