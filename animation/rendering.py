@@ -82,16 +82,10 @@ def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: 
     period_s = motion.period_s if motion is not None else PERIOD_S
     # A motion that was made to loop elsewhere is played for one round; else the length does not depend on `slow`.
     default_s = period_s if loop_phase == 1 else loop_phase * period_s * options.slow
+    drift = not options.loop and options.drift is not False and (motion is None or motion.spectrum is not None)
+    shared = {"fps": options.fps, "slow": options.slow, "loop": options.loop, "loop_phase": loop_phase, "drift": drift}
     try:
-        return plan_playback(
-            seconds=options.seconds or default_s,
-            fps=options.fps,
-            period_s=period_s,
-            slow=options.slow,
-            loop=options.loop,
-            loop_phase=loop_phase,
-            drift=not options.loop and options.drift is not False and (motion is None or motion.spectrum is not None),
-        )
+        return plan_playback(seconds=options.seconds or default_s, period_s=period_s, **shared)
     except ValueError as error:
         raise ArgumentError(str(error)) from error
 
@@ -137,16 +131,13 @@ def show_motion(path: Path, image: torch.Tensor, motion: Motion) -> None:
 
 
 def render_video(
-    path: Path,  # the video, or the folder for "frames"
-    image: torch.Tensor,  # (3, H, W) in [0, 1], at the video's size
-    motion: Motion,  # for this image; its own grid
-    options: PlaybackOptions,
-    *,
-    video_format: str | None = None,  # "mp4", "gif", "webm" or "frames"; None: by the name
-    mask: torch.Tensor | None = None,  # (1, H, W) in [0, 1] where to move; None: everywhere
-    **rendering: Any,  # arguments of `models.rendering.render_frames`
-) -> None:
-    """Render an image along its motion into a video, as a stream; ArgumentError, MediaError or RenderingError."""
+    path: Path, image: torch.Tensor, motion: Motion, options: PlaybackOptions, *, video_format: str,
+    mask: torch.Tensor | None, **rendering: Any,
+) -> None:  # fmt: skip
+    """Render image (3, H, W) along its motion, where a mask (1, H, W) lets it move, into a video or folder of frames.
+
+    It is rendered as a stream; `rendering`: of `render_frames`. ArgumentError, MediaError or RenderingError.
+    """
     playback = plan(options, motion)
     for note in playback.notes:
         logger.info("%s: %s", path.name, note)
