@@ -135,7 +135,6 @@ def add_sampling_flags(parser: Parser) -> None:
 
 
 def wind(text: str) -> float:
-    """Parse a wind, px."""
     try:
         return parse_wind(text)
     except ValueError as error:

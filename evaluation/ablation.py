@@ -118,7 +118,11 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
     test_sets = [clip_set for clip_set in test_sets if clip_set.rows("test")]
     if not test_sets:
         raise EvaluationError("test_data: no clip of split test to measure; right: another set")
-    network = _fvd_network(settings) if settings.fvd_network else None
+    network = None
+    if settings.fvd_network:
+        kind, path = settings.fvd_network
+        network = FeatureNetwork(path, on_videos=True, kind=kind, device=choose_device(settings.device))
+        network.check(FVD_CROP, [FVD_WINDOW])
     named = zip(settings.data, sets, strict=True)
     pairs = [name for name, (found, _) in named if any(found.has_pairs(row.id) for row in found.rows("train"))]
     keys = [key for key in VARIANTS if key in variants]
@@ -276,13 +280,6 @@ def measure_motion(
     strength = [{"source": source} | measure.amplitude_metrics(*px) for source, *px in both_px]
     geometric = {key: mean_by_source(strength, key, geometric=True) for key in ("amplitude_ratio", "shape_factor")}
     return {key: table.get(key) for key in COLUMNS} | geometric | {"clips": len(clips)}
-
-
-def _fvd_network(settings: Settings) -> FeatureNetwork:
-    kind, path = settings.fvd_network
-    network = FeatureNetwork(path, on_videos=True, kind=kind, device=choose_device(settings.device))
-    network.check(FVD_CROP, [FVD_WINDOW])
-    return network
 
 
 def _add_fvd(

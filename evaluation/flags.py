@@ -268,9 +268,8 @@ def check_video_flags(args: Arguments) -> None:
     if args.data is None:
         refuse_flags(args, CLIP_SET_FLAGS, "the videos of --generated exist already; right: --data SET")
     if args.rows and "model" not in (kind for kind, _ in args.rows):
-        refuse_flags(
-            args, ["--baseline-checkpoint"], "belongs to a row of model; right: --rows model:softmax beside it"
-        )
+        why = "belongs to a row of model; right: --rows model:softmax beside it"
+        refuse_flags(args, ["--baseline-checkpoint"], why)
     most = (min(args.crop) - 1) // BLUR_SIGMAS
     if wide := [value for kind, value in args.rows or () if kind == "blur" and value > most]:
         raise UsageError(f"--rows blur:{wide[0]}: right: at most blur:{most} for this --crop, or a larger crop")

@@ -74,7 +74,6 @@ class FrameMeasurement:
     features: PerceptualLoss | None
 
     def load(self) -> FrameMeasurement:
-        """Move the networks onto the device."""
         self.device = choose_device(self.device)
         self.methods = make_methods(self.models, self.device, self.precision)
         for network in filter(None, (*self.lpips, self.features)):

@@ -90,16 +90,14 @@ class GroundTruth:
         return cls(row.id, source_name(row), image, spectrum, confidence)
 
 
-def prediction_grid(image: Tensor, area: int | None = None) -> tuple[int, int]:
-    """Return the grid that motion of an image (3, H, W) is predicted on: of `area` px, by default the image's own."""
-    height, width = image.shape[-2:]
-    return motion_grid_size(height, width, area=area or height * width)
-
-
 def predict(pipeline: MotionPipeline, image: Tensor, *, area: int | None = None, **options: Any) -> Tensor:
-    """Sample motion for an image (3, H, W) in [0, 1] of any size: (M, K, 4, H, W) px of its own grid."""
+    """Sample motion for an image (3, H, W) in [0, 1] of any size: (M, K, 4, H, W) px of its own grid.
+
+    It is predicted on a motion grid of `area` px, by default the image's own.
+    """
     size = tuple(image.shape[-2:])
-    spectra = pipeline(resize_maps(image, prediction_grid(image, area))[None], **options)[0]
+    grid = motion_grid_size(*size, area=area or math.prod(size))
+    spectra = pipeline(resize_maps(image, grid)[None], **options)[0]
     if not bool(spectra.isfinite().all()):
         raise EvaluationError("checkpoint: the motion it predicts is not finite; right: precision no, or another one")
     return resize_spectrum(spectra.float().cpu(), size)

@@ -174,7 +174,6 @@ class VideoComparison:
         return notes
 
     def notes(self) -> list[str]:
-        """Give the counts and the networks."""
         lengths = f"{len(self.lengths)} videos of {min(self.lengths)} to {max(self.lengths)} frames"
         step = "that touch" if self.window_step is None else f"{self.window_step} frames apart"
         networks = "; ".join(f"{metric}: {network.name}" for metric, network in self.networks.items())
