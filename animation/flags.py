@@ -36,9 +36,6 @@ VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--gusts", "--splat"
 CHECKPOINT = dict(type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
 
 
-# ------------------------------------------------------------------------------------------------ playback
-
-
 def add_playback_flags(parser: Parser) -> None:
     """Add the group that animate.py and synthesize_*.py have in common."""
     add = parser.add_argument_group("playback").add_argument
@@ -115,9 +112,6 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
     options = {"video_format": video_format, "mask": mask, "operator": operator, "model": model}
     render_video(path, image, motion, playback, **options, **rendering)
     return 0
-
-
-# ------------------------------------------------------------------------------------------------ sampling
 
 
 def add_sampling_flags(parser: Parser) -> None:
@@ -209,9 +203,6 @@ def loop_guidance(args: Arguments, **timing: float) -> Any:
 
     options = {"method": args.loop_guidance, "weight": args.loop_weight, "recurrences": args.loop_recurrences}
     return LoopGuidance(loop_phase(args.loop_seconds, **timing), **options)
-
-
-# ------------------------------------------------------------------------------------------------ interaction
 
 
 def parse_interaction(text: str) -> tuple[float, ...]:

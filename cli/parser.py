@@ -24,9 +24,6 @@ class UsageError(ValueError):
     is_user_error = True
 
 
-# ------------------------------------------------------------------------------------------------ parser
-
-
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults as one would type them, but not those that say nothing (None, False, an empty list)."""
 
@@ -98,9 +95,6 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(f"{name} {value}: right: {', '.join(map(str, action.choices))}; see --help")
 
 
-# ------------------------------------------------------------------------------------------------ flag types
-
-
 def checked(parse: Callable[[str], Any], accepts: Callable[[Any], object], wanted: str) -> Callable[[str], Any]:
     """Return a flag type that takes those values of `parse` which `accepts` does; `wanted` describes them."""
 
@@ -138,9 +132,6 @@ def size_px(text: str) -> tuple[int, int]:
     if not match or not int(match[1]) or not int(match[2]):
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in px such as 256x160, got {text!r}")
     return int(match[2]), int(match[1])
-
-
-# ------------------------------------------------------------------------------------------------ output paths
 
 
 def check_writable(path: Path | str, flag: str = "--out") -> Path:

@@ -6,7 +6,7 @@ at hand, the few pairs that the set stores stand in.
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,6 @@ class EvaluationClip:
     importance: Tensor  # (1, H, W), px
     times_s: tuple[float, ...]  # from frame 0
     read: Callable[[slice], tuple[Tensor, Tensor]]  # targets (n, 3, H, W) and flow (n, 2, H, W) px
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (targets (n, 3, H, W), flow (n, 2, H, W) px) in the order of time, n at most `size`."""
-        for start in range(0, len(self.times_s), size):
-            yield self.read(slice(start, start + size))
 
 
 def clip_seed(seed: int, name: str) -> int:

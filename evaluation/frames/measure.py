@@ -93,8 +93,8 @@ class FrameMeasurement:
         parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in renderers}
         motion_px, hole_percent = list[Tensor](), list[Tensor]()
         with self.show(clip) as add:
-            for targets, flow in clip.batches(BATCH_SIZE):
-                targets, flow = targets.to(self.device), flow.to(self.device)
+            for start in range(0, len(clip.times_s), BATCH_SIZE):
+                targets, flow = (maps.to(self.device) for maps in clip.read(slice(start, start + BATCH_SIZE)))
                 moved_px = magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)
                 motion_px.append(moved_px.double().cpu())
                 _, mass = splat_image(first, flow, importance, operator="average")
