@@ -27,8 +27,7 @@ class Predictor:
         self.args, self.options = args, flags.sampling_options(args)
         self.control = ClassControl.load(args.checkpoint, args.move, args.freeze)
         self.pipeline = load_pipeline(args.checkpoint, flags.checked_device(args, networks=False)[0])
-        period_s = self.pipeline.unet.config.period_s
-        self.options["loop"] = flags.loop_guidance(args, period_s=period_s)
+        self.options["loop"] = flags.loop_guidance(args, period_s=self.pipeline.unet.config.period_s)
 
     def predict(self, job: tuple[Path, Path]) -> None:
         """Predict the motion of one image file and write its motion file."""

@@ -41,9 +41,8 @@ def read_motion(path: Path, source: torch.Tensor) -> Motion:
     motion.check_aspect(height, width, str(path))
     size = motion.image_size
     if motion.spectrum is None and tuple(motion.flow.shape[-2:]) != (height, width):
-        rows, columns = motion.flow.shape[-2:]
-        places = (path, columns, rows, width, height)
-        logger.info("%s: flow of %d x %d px is resized and rescaled to the image of %d x %d px", *places)
+        sizes = (*reversed(motion.flow.shape[-2:]), width, height)
+        logger.info("%s: flow of %d x %d px is resized and rescaled to the image of %d x %d px", path, *sizes)
     elif is_other_image(motion, source):
         logger.warning("%s: was made for another image than this one; right: the motion of this image", path)
     elif size not in (None, (height, width)):

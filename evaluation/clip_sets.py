@@ -67,8 +67,7 @@ def bin_rows(amplitudes_px: Mapping[str, Tensor], period_s: float) -> list[Row]:
         row: Row = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": frequency_hz}
         for prefix, suffix, values in (("", "px", means), ("median_", "median_px", medians)):
             row |= {f"{name}_{suffix}": value[k] for name, value in values.items()}
-            for name in others:
-                ratio = values[name][k] / values[first][k] if values[first][k] > 0 else None
-                row[f"{prefix}ratio_{name}_to_{first}"] = ratio
+            base = values[first][k]
+            row |= {f"{prefix}ratio_{name}_to_{first}": values[name][k] / base if base > 0 else None for name in others}
         rows.append(row)
     return rows
