@@ -45,7 +45,6 @@ def make_table(
 ) -> bool:  # fmt: skip
     """Render the clips in every way with the same flow, and report the tables; `training`: of `train_operators`."""
     # Early checks
-    out = report.out
     if not workers.cluster:  # whose workers may have what this machine lacks
         device = str(choose_device(device))
         check_precision(precision, choose_device(device))
@@ -54,9 +53,9 @@ def make_table(
 
     # Data and models
     if video:
-        clip_set = prepare_halves(out / "set", video)
+        clip_set = prepare_halves(report.out / "set", video)
         training |= {"seed": seed, "device": device, "precision": precision}
-        models = train_operators(clip_set, out / "training", **training)
+        models = train_operators(clip_set, report.out / "training", **training)
     else:
         checkpoint = checkpoint or ([] if seeds_of else [DEFAULT_CHECKPOINT])
         clip_set, models = ClipSet(data), find_models(checkpoint) + find_seeds(seeds_of or [])
@@ -70,11 +69,11 @@ def make_table(
     count = min(videos, len(rows))
     ids = {rows[place * len(rows) // count].id for place in range(count)}
     shown = {row.removeprefix("model "): names[0] for row, names in methods.items()}  # of several seeds the first
-    show = partial(comparison_video, folder=out, ids=ids, shown=shown)
+    show = partial(comparison_video, folder=report.out, ids=ids, shown=shown)
     measurement = FrameMeasurement(opened, models, show, device, precision, lpips, features)
     cache_key = [every, magnify, videos, precision, clip_set.statistics, *lpips, features]
     cache_key += [part for one in models for part in (one.name, one.model)]
-    measured, failed = measure_each(measurement, rows, workers, cache_dir=out / "clips", cache_key=cache_key)
+    measured, failed = measure_each(measurement, rows, workers, cache_dir=report.out / "clips", cache_key=cache_key)
     devices = sorted({one.pop("device") for one in measured})
     measured = [ClipMetrics(**one) for one in measured]
 
