@@ -22,7 +22,6 @@ VIDEO_NAMES = {f".{name}": name for name in flags.FORMATS if name != "frames"}
 
 
 def make_parser() -> Parser:
-    """Build the command line."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("input and output").add_argument
     add("images", nargs="+", type=path_or_url, metavar="IMAGE|FOLDER", help="photographs or folders of them; also URLs")
@@ -63,7 +62,6 @@ def choose_outputs(images: list[Path], out: Path, wanted: str | None) -> tuple[l
 
 
 def check_motion_flags(args: Arguments) -> None:
-    """Refuse flags that would do nothing."""
     if args.motion:
         right = "right: generate_motion.py --loop-seconds, or --loop"
         refuse_flags(args, ("--loop-seconds", *flags.LOOP_FLAGS), f"--motion is there already; {right}")
@@ -79,15 +77,15 @@ class Animator:
     def __init__(self, args: Arguments) -> None:
         from animation.class_control import ClassControl
         from animation.rendering import load_renderer
-        from animation.sampling import load_pipeline, loop_guidance
+        from animation.sampling import load_pipeline
 
-        loop, rendering = flags.loop_options(args), flags.rendering_options(args)
+        rendering = flags.rendering_options(args)
         self.args, self.sampling, self.playback = args, flags.sampling_options(args), flags.playback_options(args)
         self.classes = ClassControl.load(args.checkpoint, args.move, args.freeze)
         if not args.motion:
             self.pipeline = load_pipeline(args.checkpoint, rendering["device"])
             period_s = self.pipeline.unet.config.period_s
-            self.sampling["loop"] = loop_guidance(**loop, period_s=period_s, fps=args.fps, slow=args.slow)
+            self.sampling["loop"] = flags.loop_guidance(args, period_s=period_s, fps=args.fps, slow=args.slow)
         model = None if args.preview else load_renderer(args.checkpoint, args.splat)
         self.rendering = rendering | {"operator": args.splat, "model": model}
 
@@ -127,22 +125,24 @@ def main(argv: list[str] | None = None) -> int:
     workers = cluster_workers(args)
     playback = flags.playback_options(args)
 
-    from animation.rendering import check_outputs, read_inputs
+    from animation.rendering import plan, read_inputs
     from animation.sampling import loop_phase
     from data.media import list_images, read_mask
+    from data.video_writer import check_video
 
     # Input and output
     phase = loop_phase(args.loop_seconds, fps=args.fps, slow=args.slow) if args.loop_seconds else 1.0
     many = len(args.images) > 1 or any(map(is_folder, args.images))
     images = list_images(args.images)
-    one_image_flags = {"--motion": args.motion, "--motion-out": args.motion_out, "--show-motion": args.show_motion}
-    for flag, path in one_image_flags.items():
-        if path and len(images) > 1:
-            raise UsageError(f"{flag} {path}: belongs to one image, there are {len(images)}; right: one image")
+    if len(images) > 1:
+        why = f"belongs to one image, there are {len(images)}; right: one image"
+        refuse_flags(args, ("--motion", "--motion-out", "--show-motion"), why)
     if args.motion_out:
         check_output_file(args.motion_out, "--motion-out", (".npz",))
     outputs, video_format = choose_outputs(images, args.out, args.format)
-    check_outputs(outputs, video_format, playback, loop_phase=phase)
+    for output in outputs:
+        check_video(output, fps=args.fps, format=video_format)
+    plan(playback, loop_phase=phase)
     jobs = list(zip(images, outputs, strict=True))
     if args.skip_existing:
         jobs = without_existing(jobs)

@@ -2,7 +2,6 @@
 
 from cli.run import command, run, user_message
 
-import argparse
 import html
 import logging
 import os
@@ -16,7 +15,7 @@ from animation.flags import CHECKPOINT, checked_device
 from animation.options import AS_SUGGESTED, CHOICES, DEFAULT_SIZE_PX
 from animation.web_server import LARGEST_UPLOAD_BYTES, RequestGuard, limit_requests, removing_old_files
 from cli.flags import add_shared_flags
-from cli.parser import Parser, UsageError, positive_int, whole_number
+from cli.parser import Parser, UsageError, checked, positive_int, whole_number
 from models.choices import OPERATORS
 from models.segmentation_classes import CLASSES
 from motion.wind import WINDS
@@ -24,13 +23,9 @@ from motion.wind import WINDS
 logger = logging.getLogger("__main__")
 
 HOST, LONGEST_QUEUE = "127.0.0.1", 16
-
-
-def root_path(text: str) -> str:
-    """Parse a path or an address, without a slash at its end."""
-    if not re.fullmatch(r"(https?:/)?/[^\s?#]+", text):
-        raise argparse.ArgumentTypeError(f"expected a path such as /animate, got {text!r}")
-    return text.rstrip("/")
+root_path = checked(
+    lambda text: text.rstrip("/"), re.compile(r"(https?:/)?/[^\s?#]+").fullmatch, "a path such as /animate"
+)
 
 
 def make_page(gradio: Any, studio: Any) -> Any:

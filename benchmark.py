@@ -12,7 +12,6 @@ from cli.parser import Parser, check_writable
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Measure and write the table; returns the exit code."""
     parser = Parser(description=__doc__)
     add_tables(parser.add_subparsers(dest="table", required=True, metavar="WHAT"))
     options = vars(parser.parse_args(argv))

@@ -26,11 +26,12 @@ TABLES = {
 }
 # {table: its earlier names, which still work}
 EARLIER_NAMES = {"placement": ["still"]}
+# What is in `workers` already, and what makes the report.
+NOT_OF_TABLES = ("table", "out", "cluster", "cpus_per_worker", "gpus_per_worker", "item_seconds")
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Parse the flags and make one table."""
     parser = Parser(description=__doc__)
     commands = parser.add_subparsers(dest="table", required=True, metavar="|".join(TABLES))
     for name, (help_text, _) in TABLES.items():
@@ -38,11 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         getattr(flags, f"add_{name}_flags")(table)
         table.set_defaults(table=name)
     args = parser.parse_args(argv)
-    if "check" in args:
-        args.check(args)
+    getattr(flags, f"check_{args.table}_flags", lambda _: None)(args)
     out = flags.choose_folder(args)
     report = Report(out, shlex.join(["evaluate.py", *(sys.argv[1:] if argv is None else argv)]))
-    options = {name: value for name, value in vars(args).items() if name not in ("table", "check", "out")}
+    options = {name: value for name, value in vars(args).items() if name not in NOT_OF_TABLES}
     complete = importlib.import_module(TABLES[args.table][1]).make_table(report, **options)
     if not options.get("dry_run"):
         logger.info("written to %s", out)

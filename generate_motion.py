@@ -22,13 +22,12 @@ class Predictor:
 
     def __init__(self, args: Arguments) -> None:
         from animation.class_control import ClassControl
-        from animation.sampling import load_pipeline, loop_guidance
+        from animation.sampling import load_pipeline
 
         self.args, self.options = args, flags.sampling_options(args)
         self.control = ClassControl.load(args.checkpoint, args.move, args.freeze)
         self.pipeline = load_pipeline(args.checkpoint, flags.checked_device(args, networks=False)[0])
-        period_s = self.pipeline.unet.config.period_s
-        self.options["loop"] = loop_guidance(**flags.loop_options(args), period_s=period_s)
+        self.options["loop"] = flags.loop_guidance(args, period_s=self.pipeline.unet.config.period_s)
 
     def predict(self, job: tuple[Path, Path]) -> None:
         """Predict the motion of one image file and write its motion file."""
@@ -74,34 +73,27 @@ def main(argv: list[str] | None = None) -> int:
     workers, many = cluster_workers(args), is_folder(args.input)
     flags.check_loop_flags(args)
     flags.check_class_flags(args)
+    flags.loop_guidance(args)  # its errors come before a model is loaded
 
-    from animation.sampling import loop_guidance
+    from data.files import output_names
+    from data.media import list_images, read_image_size
 
-    loop_guidance(**flags.loop_options(args))  # its errors come before a model is loaded
-    jobs = _jobs_of_folder(args) if many else [(args.input, check_output_file(args.output, "--output", (".npz",)))]
-    if not many:
-        from data.media import read_image_size
-
+    if many:
+        refuse_flags(args, ["--show-motion"], "belongs to one image; right: one image")
+        folder = check_writable(args.output if {"--output", "--out"} & args.typed else Path("outputs"))
+        if folder.suffix == ".npz" and not is_folder(folder):
+            raise UsageError(f"--output {folder}: a file, but --input is a folder; right: a folder")
+        images = list_images([args.input])
+        jobs = [(image, folder / f"{name}.npz") for image, name in zip(images, output_names(images), strict=True)]
+        jobs = without_existing(jobs) if args.skip_existing else jobs
+    else:
+        jobs = [(args.input, check_output_file(args.output, "--output", (".npz",)))]
         refuse_flags(args, ["--skip-existing"], "belongs to a folder of images; right: both, or neither")
         with local_input(args.input) as file:
             read_image_size(file)
     if jobs and not workers.cluster:  # whose workers may have what this machine lacks
         flags.checked_device(args)
     return run_each("generate_motion.py", Predictor.predict, jobs, workers, load=partial(Predictor, args), many=many)
-
-
-def _jobs_of_folder(args: Arguments) -> list[tuple[Path, Path]]:
-    """Return (image, motion file) for each image of a folder; with --skip-existing only those not made yet."""
-    from data.files import output_names
-    from data.media import list_images
-
-    refuse_flags(args, ["--show-motion"], "belongs to one image; right: one image")
-    folder = check_writable(args.output if "--output" in args.typed or "--out" in args.typed else Path("outputs"))
-    if folder.suffix == ".npz" and not is_folder(folder):
-        raise UsageError(f"--output {folder}: a file, but --input is a folder; right: a folder")
-    images = list_images([args.input])
-    jobs = [(image, folder / f"{name}.npz") for image, name in zip(images, output_names(images), strict=True)]
-    return without_existing(jobs) if args.skip_existing else jobs
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ from cli.run import command, run
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from animation import flags
 from cli.flags import add_shared_flags
-from cli.parser import Parser, check_output_file, positive_int
+from cli.parser import Arguments, Parser, UsageError, check_output_file, positive_int
 from data.files import file_name
 
 logger = logging.getLogger("__main__")
@@ -23,7 +24,6 @@ logger = logging.getLogger("__main__")
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Write one page or video; returns the exit code."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("input and output").add_argument
     add("image", type=Path, metavar="IMAGE", help="the photograph")
@@ -45,14 +45,15 @@ def main(argv: list[str] | None = None) -> int:
 
     from animation.class_control import ClassControl
     from animation.interactive_page import page_modes, write_page
-    from animation.interactive_video import render_interactions
-    from animation.rendering import load_renderer, read_images, read_motion, show_motion
+    from animation.rendering import read_images, read_motion, show_motion
     from animation.sampling import load_pipeline
     from data.media import read_image_size
 
     # Image and motion
     height, width = read_image_size(args.image)
-    flags.check_interactions(args.poke, height, width)
+    for x, y, *_ in args.poke:
+        if not (0 <= x < width and 0 <= y < height):
+            raise UsageError(f"--poke {x:g},{y:g}: outside the image, which has {width} x {height} px")
     image, source = read_images(args.image, args.size)
     if max(height, width) > args.size:
         logger.info("%s: %d x %d px, scaled to %d x %d (--size)", args.image, width, height, *image.shape[:0:-1])
@@ -71,13 +72,36 @@ def main(argv: list[str] | None = None) -> int:
         logger.info("%s: nothing in it moves, the page will hold a static image", args.motion or args.image)
 
     if args.video:
-        model = None if args.preview else load_renderer(args.checkpoint, args.splat)
-        options = {"file_size": (height, width), "num_frames": flags.num_frames(args), "fps": args.fps}
-        options |= {"damping": args.damping, "wind": args.gusts, "model": model, "operator": args.splat}
-        render_interactions(args.video, image, modes, motion, args.poke, **options, **rendering)
+        write_video(args, image, modes, (height, width), motion.importance(), rendering)
     else:
         write_page(out, image, modes, args.image.stem.replace("_", " "), motion)
     return 0
+
+
+def write_video(
+    args: Arguments, image: Any, modes: Any, file_size: tuple[int, int], depth_order: Any, rendering: dict[str, Any]
+) -> None:
+    """Simulate the interactions, px of an image file of `file_size` (H, W), and render image (3, H, W) along them."""
+    import torch
+
+    from animation.rendering import load_renderer, write_frames
+    from models.rendering import render_frames
+    from motion.looping import Playback
+    from motion.modal import Interaction, InteractiveMotion, Simulation, simulate_interactions
+
+    down, across = modes.size[0] / file_size[0], modes.size[1] / file_size[1]
+    on_grid = [
+        Interaction((x + 0.5) * across - 0.5, (y + 0.5) * down - 0.5, dx * across, dy * down, start_s)
+        for x, y, dx, dy, start_s in args.poke
+    ]
+    simulation, num_frames = Simulation(modes, damping=args.damping), flags.num_frames(args)
+    simulation.wind = args.gusts  # 1: as far as the predicted motion
+    flow = simulate_interactions(simulation, on_grid, num_frames, args.fps)  # (T, 2, h, w)
+    moved = InteractiveMotion(flow=flow, num_frames=num_frames, fps=args.fps, depth_order=depth_order)
+    playback = Playback(torch.arange(num_frames, dtype=torch.float64) / num_frames, args.fps)
+    model = None if args.preview else load_renderer(args.checkpoint, args.splat)
+    frames = render_frames(image, moved, playback, operator=args.splat, model=model, **rendering)
+    write_frames(args.video, frames, playback)
 
 
 if __name__ == "__main__":

@@ -4,18 +4,12 @@ from cli.run import command, run
 
 import sys
 
-from animation.flags import parse_synthesis
+from animation.flags import synthesize
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Render one video; returns the exit code."""
-    options = parse_synthesis(__doc__, argv)
-
-    from animation.rendering import synthesize
-
-    synthesize("softmax", **options)
-    return 0
+    return synthesize("softmax", __doc__, argv)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ MIN_LEARNED_SIGMA_PX, MAX_SIGMA_PX = 0.2, 0.65
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Parse the flags and train."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("gaussian splatting").add_argument
     sigma = "standard deviation, px of each scale"

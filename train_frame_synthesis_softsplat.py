@@ -14,7 +14,6 @@ from cli.parser import Parser
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Parse the flags and train."""
     parser = Parser(description=__doc__)
     scales = "splat only the N finest scales of the features; default: all"
     parser.add_argument("--scales", type=int, choices=(1, 2, 3), metavar="N", help=scales)

@@ -1,34 +1,20 @@
 """Train the denoiser that predicts an image's spectral volume: frequency-coordinated latent diffusion."""
 
-from __future__ import annotations
-
 from cli.run import command, run
 
-import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from cli.flags import add_training_flags
-from cli.parser import Parser, UsageError, fraction, positive_int, refuse_flags, size_px
-
-if TYPE_CHECKING:
-    import torch
-    from diffusers import SchedulerMixin
-
-    from models.placement import PlacementHead
-    from models.unet import FrequencyUNet
-    from models.vae import MotionVAE
-
-    Models = tuple[MotionVAE, FrequencyUNet, SchedulerMixin, PlacementHead | None]
+from cli.parser import Arguments, Parser, UsageError, fraction, positive_int, refuse_flags, size_px
 
 logger = logging.getLogger("__main__")
 STAGES = ("joint", "image-encoder", "denoiser", "slices", "coordination", "displacement")
 
 
 def make_parser() -> Parser:
-    """Build the command line."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("model and data").add_argument
     add("--data", nargs="+", metavar="SET[:WEIGHT]", help="clip sets; without, scenes are rendered first")
@@ -67,7 +53,7 @@ def make_parser() -> Parser:
     return parser
 
 
-def check_flags(args: argparse.Namespace) -> None:
+def check_flags(args: Arguments) -> None:
     """Refuse flags that contradict each other or would do nothing."""
     from motion.flow import GRID_MULTIPLE
 
@@ -94,8 +80,8 @@ def check_flags(args: argparse.Namespace) -> None:
         raise UsageError("--feature-dropout 1: hides the whole image; right: 0 or above, below 1")
 
 
-def make_models(args: argparse.Namespace, device: torch.device) -> Models:
-    """Load the VAE, make or load the U-Net with what trains of it, and make the noise schedule."""
+def make_models(args: Arguments, device: Any) -> tuple[Any, Any, Any, Any]:
+    """Return the VAE, the U-Net with what trains of it, the noise schedule, and the placement head or None."""
     import torch
     from diffusers import DDPMScheduler
 
@@ -134,7 +120,6 @@ def make_models(args: argparse.Namespace, device: torch.device) -> Models:
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
 
     from models.checkpoints import DEFAULT_CHECKPOINT

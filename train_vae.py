@@ -1,27 +1,19 @@
 """Train the motion VAE: one slice of a normalised spectral volume to a small latent and back."""
 
-from __future__ import annotations
-
 from cli.run import command, run
 
-import argparse
 import logging
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 from cli.flags import add_training_flags
-from cli.parser import Parser, UsageError, positive_int, size_px
-
-if TYPE_CHECKING:
-    from models.vae import MotionVAE
-    from motion.normalisation import Normalisation
+from cli.parser import Arguments, Parser, UsageError, positive_int, size_px
 
 logger = logging.getLogger("__main__")
 
 
 def make_parser() -> Parser:
-    """Build the command line."""
     parser = Parser(description=__doc__)
     add = parser.add_argument_group("model and data").add_argument
     add("--data", nargs="+", metavar="SET[:WEIGHT]", help="clip sets; without, scenes are rendered first")
@@ -41,8 +33,8 @@ def make_parser() -> Parser:
     return parser
 
 
-def make_model(args: argparse.Namespace, normalisation: Normalisation) -> MotionVAE:
-    """Make the VAE of the flags, or load the model of --init-vq; check that crop and grid fit it."""
+def make_model(args: Arguments, normalisation: Any) -> Any:
+    """Make the `MotionVAE` of the flags, or load the model of --init-vq; check that crop and grid fit it."""
     from models.vae import MotionVAE, vae_preset
 
     statistics = {"motion_scale_px": normalisation.scale.tolist(), "period_s": normalisation.period_s}
@@ -67,7 +59,6 @@ def make_model(args: argparse.Namespace, normalisation: Normalisation) -> Motion
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    """Run the training; returns the exit code."""
     args = make_parser().parse_args(argv)
 
     from functools import partial

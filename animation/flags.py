@@ -1,4 +1,4 @@
-"""Flags of sampling, playback, rendering and interaction, their checks, and the plain options that they give."""
+"""Flags of sampling, playback, rendering and interaction, their checks, and what they ask for."""
 
 import argparse
 import math
@@ -36,9 +36,6 @@ VIDEO_FLAGS = ("--poke", "--seconds", "--fps", "--damping", "--gusts", "--splat"
 CHECKPOINT = dict(type=Path, metavar="DIR", help="trained models; default: checkpoints/default")
 
 
-# ------------------------------------------------------------------------------------------------ playback
-
-
 def add_playback_flags(parser: Parser) -> None:
     """Add the group that animate.py and synthesize_*.py have in common."""
     add = parser.add_argument_group("playback").add_argument
@@ -69,7 +66,6 @@ def check_playback_flags(args: Arguments) -> None:
 
 
 def playback_options(args: Arguments) -> PlaybackOptions:
-    """Return the playback that the flags ask for."""
     return PlaybackOptions(**{field.name: getattr(args, field.name) for field in fields(PlaybackOptions)})
 
 
@@ -89,8 +85,8 @@ def checked_device(args: Arguments, *, networks: bool = True) -> tuple[Any, str]
     return device, check_precision(precision, device)
 
 
-def parse_synthesis(description: str, argv: list[str] | None) -> dict[str, Any]:
-    """Parse and check the command line of synthesize_*.py; return arguments of `animation.rendering.synthesize`."""
+def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
+    """Be synthesize_*.py: render an image along a motion file into OUTDIR/OPERATOR_result.SUFFIX; returns 0."""
     parser = Parser(description=description)
     add = parser.add_argument_group("input and output").add_argument
     add("--image", type=Path, required=True, metavar="IMAGE", help="the photograph")
@@ -103,12 +99,19 @@ def parse_synthesis(description: str, argv: list[str] | None) -> dict[str, Any]:
     check_playback_flags(args)
     if args.preview:
         refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
-    names = ("image", "motion", "outdir", "checkpoint", "mask", "size", "preview")
-    options = {name: getattr(args, name) for name in names} | {"video_format": args.format or "mp4"}
-    return options | {"playback": playback_options(args), "rendering": rendering_options(args)}
+    playback, rendering, video_format = playback_options(args), rendering_options(args), args.format or "mp4"
 
+    from animation.rendering import load_renderer, plan, read_inputs, render_video
+    from data.video_writer import check_video
 
-# ------------------------------------------------------------------------------------------------ sampling
+    path = args.outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
+    check_video(path, fps=args.fps, format=video_format)
+    plan(playback)
+    image, _, mask, motion = read_inputs(args.image, args.size, playback, mask=args.mask, motion=args.motion)
+    model = None if args.preview else load_renderer(args.checkpoint, operator)
+    options = {"video_format": video_format, "mask": mask, "operator": operator, "model": model}
+    render_video(path, image, motion, playback, **options, **rendering)
+    return 0
 
 
 def add_sampling_flags(parser: Parser) -> None:
@@ -126,7 +129,6 @@ def add_sampling_flags(parser: Parser) -> None:
 
 
 def wind(text: str) -> float:
-    """Parse a wind, px."""
     try:
         return parse_wind(text)
     except ValueError as error:
@@ -192,13 +194,15 @@ def check_loop_flags(args: Arguments) -> None:
         refuse_flags(args, ["--loop-recurrences"], "--loop-guidance closing takes no steps; right: one of the two")
 
 
-def loop_options(args: Arguments) -> dict[str, Any]:
-    """Return the arguments of `animation.sampling.loop_guidance` that the flags give."""
-    options = {"loop_seconds": args.loop_seconds, "method": args.loop_guidance}
-    return options | {"weight": args.loop_weight, "recurrences": args.loop_recurrences}
+def loop_guidance(args: Arguments, **timing: float) -> Any:
+    """Return the `LoopGuidance` to a loop of --loop-seconds, None without; `timing`: of `sampling.loop_phase`."""
+    if args.loop_seconds is None:
+        return None
+    from animation.sampling import loop_phase
+    from models.self_guidance import LoopGuidance
 
-
-# ------------------------------------------------------------------------------------------------ interaction
+    options = {"method": args.loop_guidance, "weight": args.loop_weight, "recurrences": args.loop_recurrences}
+    return LoopGuidance(loop_phase(args.loop_seconds, **timing), **options)
 
 
 def parse_interaction(text: str) -> tuple[float, ...]:
@@ -227,13 +231,6 @@ def add_interaction_flags(parser: Parser) -> None:
     add("--gusts", type=non_negative_float, default=0.0, metavar="X", help="1: as far as the predicted motion")
     add("--splat", choices=choices.OPERATORS, default="softmax", help="how pixels are carried")
     add("--preview", action="store_true", help="in image space, without the network")
-
-
-def check_interactions(interactions: list[tuple[float, ...]], height: int, width: int) -> None:
-    """Raise UsageError for an interaction outside an image of this size."""
-    for x, y, *_ in interactions:
-        if not (0 <= x < width and 0 <= y < height):
-            raise UsageError(f"--poke {x:g},{y:g}: outside the image, which has {width} x {height} px")
 
 
 def check_interaction_flags(args: Arguments) -> None:

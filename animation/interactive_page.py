@@ -81,7 +81,6 @@ def build_page(image: torch.Tensor, modes: Modes, title: str, motion: Motion) ->
 
 
 def write_page(path: Path, image: torch.Tensor, modes: Modes, title: str, motion: Motion) -> None:
-    """Write the page of `build_page` to a file."""
     page = build_page(image, modes, title, motion)
     write_text(path, page)
     logger.info("%s: %.1f MB, %d modes; open it in a browser", path, len(page) / 1e6, len(modes.shapes))
@@ -115,7 +114,6 @@ def fill_template(template: str, values: dict[str, str]) -> str:
 
 
 def read_source(name: str) -> str:
-    """Read a file of web/."""
     return (WEB_FOLDER / name).read_text(encoding="utf-8")
 
 

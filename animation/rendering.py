@@ -2,7 +2,7 @@
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 from animation.options import DEFAULT_SIZE_PX, PlaybackOptions
 from data.files import OUTPUT_MARK
 from data.media import read_image, read_mask, write_image
-from data.video_writer import check_video, write_video
+from data.video_writer import write_video
 from data.visualisation import magnitude_over
 from models.checkpoints import DEFAULT_CHECKPOINT, CheckpointError
 from models.device import ArgumentError
@@ -41,9 +41,8 @@ def read_motion(path: Path, source: torch.Tensor) -> Motion:
     motion.check_aspect(height, width, str(path))
     size = motion.image_size
     if motion.spectrum is None and tuple(motion.flow.shape[-2:]) != (height, width):
-        rows, columns = motion.flow.shape[-2:]
-        places = (path, columns, rows, width, height)
-        logger.info("%s: flow of %d x %d px is resized and rescaled to the image of %d x %d px", *places)
+        sizes = (*reversed(motion.flow.shape[-2:]), width, height)
+        logger.info("%s: flow of %d x %d px is resized and rescaled to the image of %d x %d px", path, *sizes)
     elif is_other_image(motion, source):
         logger.warning("%s: was made for another image than this one; right: the motion of this image", path)
     elif size not in (None, (height, width)):
@@ -82,27 +81,12 @@ def plan(options: PlaybackOptions, motion: Motion | None = None, *, loop_phase: 
     period_s = motion.period_s if motion is not None else PERIOD_S
     # A motion that was made to loop elsewhere is played for one round; else the length does not depend on `slow`.
     default_s = period_s if loop_phase == 1 else loop_phase * period_s * options.slow
+    drift = not options.loop and options.drift is not False and (motion is None or motion.spectrum is not None)
+    shared = {"fps": options.fps, "slow": options.slow, "loop": options.loop, "loop_phase": loop_phase, "drift": drift}
     try:
-        return plan_playback(
-            seconds=options.seconds or default_s,
-            fps=options.fps,
-            period_s=period_s,
-            slow=options.slow,
-            loop=options.loop,
-            loop_phase=loop_phase,
-            drift=not options.loop and options.drift is not False and (motion is None or motion.spectrum is not None),
-        )
+        return plan_playback(seconds=options.seconds or default_s, period_s=period_s, **shared)
     except ValueError as error:
         raise ArgumentError(str(error)) from error
-
-
-def check_outputs(
-    outputs: Sequence[Path], video_format: str, options: PlaybackOptions, *, loop_phase: float = 1.0
-) -> None:
-    """Check with nothing made that the options give videos that can be written; ArgumentError, MediaError if not."""
-    for output in outputs:
-        check_video(output, fps=options.fps, format=video_format)
-    plan(options, loop_phase=loop_phase)
 
 
 def load_renderer(checkpoint: Path | None, operator: str) -> FrameSynthesis:
@@ -146,16 +130,13 @@ def show_motion(path: Path, image: torch.Tensor, motion: Motion) -> None:
 
 
 def render_video(
-    path: Path,  # the video, or the folder for "frames"
-    image: torch.Tensor,  # (3, H, W) in [0, 1], at the video's size
-    motion: Motion,  # for this image; its own grid
-    options: PlaybackOptions,
-    *,
-    video_format: str | None = None,  # "mp4", "gif", "webm" or "frames"; None: by the name
-    mask: torch.Tensor | None = None,  # (1, H, W) in [0, 1] where to move; None: everywhere
-    **rendering: Any,  # arguments of `models.rendering.render_frames`
-) -> None:
-    """Render an image along its motion into a video, as a stream; ArgumentError, MediaError or RenderingError."""
+    path: Path, image: torch.Tensor, motion: Motion, options: PlaybackOptions, *, video_format: str,
+    mask: torch.Tensor | None, **rendering: Any,
+) -> None:  # fmt: skip
+    """Render image (3, H, W) along its motion, where a mask (1, H, W) lets it move, into a video or folder of frames.
+
+    It is rendered as a stream; `rendering`: of `render_frames`. ArgumentError, MediaError or RenderingError.
+    """
     playback = plan(options, motion)
     for note in playback.notes:
         logger.info("%s: %s", path.name, note)
@@ -163,16 +144,3 @@ def render_video(
         logger.info("%s: a plain flow loops only if its last frame leads to its first", path.name)
     motion = played(motion, options, mask)
     write_frames(path, render_frames(image, motion, playback, **rendering), playback, video_format=video_format)
-
-
-def synthesize(
-    operator: str, *, image: Path, motion: Path, outdir: Path, video_format: str, checkpoint: Path | None,
-    mask: Path | None, size: int, preview: bool, playback: PlaybackOptions, rendering: dict[str, Any],
-) -> None:  # fmt: skip
-    """Render an image file along a motion file into OUTDIR/OPERATOR_result.SUFFIX, as synthesize_*.py say."""
-    path = outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
-    check_outputs([path], video_format, playback)
-    shown, _, where, moved = read_inputs(image, size, playback, mask=mask, motion=motion)
-    model = None if preview else load_renderer(checkpoint, operator)
-    options = {"video_format": video_format, "mask": where, "operator": operator, "model": model}
-    render_video(path, shown, moved, playback, **options, **rendering)

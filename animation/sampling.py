@@ -1,4 +1,4 @@
-"""Load the trained pipeline, and guide it to a loop of a given length."""
+"""Load the trained pipeline, and tell which part of a period a loop is."""
 
 from pathlib import Path
 
@@ -7,7 +7,6 @@ import torch
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import ArgumentError
 from models.motion_pipeline import MotionPipeline
-from models.self_guidance import LoopGuidance
 from motion.looping import MAX_FRAMES
 from motion.spectrum import FPS, PERIOD_S
 
@@ -25,12 +24,3 @@ def loop_phase(loop_seconds: float, *, period_s: float = PERIOD_S, fps: float = 
         right = f"{FEWEST_LOOP_FRAMES / fps:.3g} to {MAX_FRAMES / fps:.6g} s at {fps:g} frames/s"
         raise ArgumentError(f"loop_seconds {loop_seconds:g}: right: {right}")
     return round(loop_seconds * fps) / fps / (period_s * slow)
-
-
-def loop_guidance(
-    loop_seconds: float | None, *, method: str, weight: float, recurrences: int, **timing: float
-) -> LoopGuidance | None:
-    """Return the guidance to a loop of `loop_seconds`, None without; `timing`: of `loop_phase`."""
-    if loop_seconds is None:
-        return None
-    return LoopGuidance(loop_phase(loop_seconds, **timing), method=method, weight=weight, recurrences=recurrences)

@@ -1,7 +1,5 @@
 """Guard the web server of app.py: what requests may name, how many files stay, and one line for each wrong request."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import logging
@@ -23,14 +21,12 @@ Asgi = Callable[..., Awaitable[None]]
 
 
 class RequestGuard:
-    """Web middleware: refuses uploads while there is no room for them, and answers requests that make no sense."""
+    """Web middleware: refuses uploads that would fill `folder`, and answers requests that make no sense."""
 
     def __init__(self, served: Asgi, folder: Path) -> None:
-        """Keep the files of `folder` below MOST_DISK_BYTES."""
         self.served, self.folder, self.uploads = served, folder, 0
 
     async def __call__(self, scope: dict[str, Any], receive: Asgi, send: Asgi) -> None:
-        """Pass a request on, or answer it."""
         is_upload = scope["type"] == "http" and scope["method"] == "POST" and scope["path"].endswith("/upload")
         started = False
 

@@ -25,7 +25,6 @@ def make_table(
     *, image: Path | None, size: int, frames: int, steps: int, checkpoint: Path | None,
     repeats: int, seed: int, device: torch.device, precision: str,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """Time prediction and rendering of one image; return rows and notes."""
     checkpoint = checkpoint or DEFAULT_CHECKPOINT
     shown, source = read_images(image or SAMPLE, size)
     playback = plan_playback(seconds=frames / 30, fps=30)

@@ -30,13 +30,17 @@ def make_table(
     *, scenes: int, size: Size, methods: Sequence[str], pairs: int, data: Path | None, repeats: int, seed: int,
     workers: int,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """Measure scenes, the set if there is one, and flow methods; return rows and notes."""
     dataset = data and MotionDataset([(ClipSet(data), 1.0)], split=None, size=size)
     torch.set_num_threads(1)  # as the processes do that render a set
     cv2.setNumThreads(1)
     rows = measure_scenes(scenes, size=size, seed=seed, workers=workers)
     if dataset:
-        rows.append(measure_reading(dataset, seed))
+        keys = [SampleKey(item=number % len(dataset), seed=seed + number, epoch=0) for number in range(READ_ITEMS)]
+        dataset[keys[0]]  # warms up
+        began = time.perf_counter()
+        for key in keys:
+            dataset[key]
+        rows.append(_row("set, motion item, augmented", (time.perf_counter() - began) / len(keys)))
     rows += measure_flow(methods, pairs, size=size, seed=seed, repeats=repeats)
     return rows, [
         f"{machine(CPU)}; scenes: {workers} processes; the rest: one; each with one thread",
@@ -93,16 +97,6 @@ def measure_scenes(count: int, *, size: Size, seed: int, workers: int) -> list[d
         _row("scene, motion item by fit (baseline)", 1 / slow, times_as_fast=1.0),
         _row("scene, frame pair", 1 / rates[frame_pair]),
     ]
-
-
-def measure_reading(dataset: MotionDataset, seed: int) -> dict[str, Any]:
-    """Return how many augmented motion items a second are read from a set."""
-    keys = [SampleKey(item=number % len(dataset), seed=seed + number, epoch=0) for number in range(READ_ITEMS)]
-    dataset[keys[0]]
-    began = time.perf_counter()
-    for key in keys:
-        dataset[key]
-    return _row("set, motion item, augmented", (time.perf_counter() - began) / len(keys))
 
 
 def measure_flow(methods: Sequence[str], count: int, *, size: Size, seed: int, repeats: int) -> list[dict[str, Any]]:

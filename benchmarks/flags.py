@@ -1,14 +1,11 @@
 """Flags of the tables of benchmark.py."""
 
 import argparse
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from animation.flags import CHECKPOINT, DEFAULT_SIZE_PX, FEWEST_STEPS, MOST_STEPS, SMALLEST_TILE_PX
 from cli.flags import FIXED_PRECISION, add_shared_flags
-from cli.parser import non_negative_float, positive_float, positive_int, size_px, whole_number
+from cli.parser import checked, non_negative_float, positive_float, positive_int, size_px, whole_number
 from models.choices import SAMPLERS
 
 DEFAULT_OUT = Path("outputs/benchmark")
@@ -22,33 +19,16 @@ RENDERERS = ("preview", "softmax", "gaussian")
 
 Group = argparse._ArgumentGroup
 steps = whole_number(FEWEST_STEPS, MOST_STEPS)
-
-
-def tensor_size(text: str) -> tuple[int, ...]:
-    """Parse BxCxHxW."""
-    numbers = [int(number) for number in text.lower().split("x")] if re.fullmatch(r"\d+([xX]\d+){3}", text) else [0]
-    if not all(numbers):
-        raise argparse.ArgumentTypeError(f"expected BxCxHxW, each at least 1, such as 1x36x160x256, got {text!r}")
-    return tuple(numbers)
-
-
-def checked(parse: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
-    """Return a flag type that takes those values of `parse` which `accepts` does; `wanted` describes them."""
-
-    def read(text: str) -> Any:
-        value = parse(text)
-        if not accepts(value):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
-        return value
-
-    return read
-
-
+tensor_size = checked(
+    lambda text: tuple(int(side) for side in text.lower().split("x")),
+    lambda size: len(size) == 4 and min(size) > 0,
+    "BxCxHxW, each at least 1, such as 1x36x160x256",
+)
 # WIDTHxHEIGHT, read as (height, width)
 image_size = checked(size_px, lambda size: min(size) >= 32, "at least 32x32")
 grid_size = checked(size_px, lambda size: not any(side % 32 for side in size), "sides that are multiples of 32 px")
 tile_px = f"0 for never, or at least {SMALLEST_TILE_PX} px"
-tile_size = checked(whole_number(0), lambda tile: tile == 0 or tile >= SMALLEST_TILE_PX, tile_px)
+tile_size = checked(int, lambda tile: tile == 0 or tile >= SMALLEST_TILE_PX, tile_px)
 
 
 def add_tables(commands: argparse._SubParsersAction) -> None:

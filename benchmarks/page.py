@@ -63,7 +63,6 @@ def make_table(
     *, image: Path | None, sizes: Sequence[int], seconds: float, minutes: float, browser: str | None,
     checkpoint: Path | None, repeats: int, seed: int, device: torch.device,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """Open the page of each size in a browser and count frames; return rows and notes."""
     program = browser or find_browser()
     if program is None or shutil.which(program) is None:
         raise ArgumentError(f"browser {program or ''}: no such program; right: apt-get install chromium, or its path")

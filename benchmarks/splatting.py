@@ -49,7 +49,6 @@ def make_table(
     *, sizes: Sequence[Size] | None, ops: Sequence[str], backends: Sequence[str] | None, repeats: int, seed: int,
     device: torch.device,
 ) -> tuple[list[dict[str, Any]], list[str]]:  # fmt: skip
-    """Time every operator with every backend at every size; return rows and notes."""
     cases = make_cases(ops, choose_backends(backends, device))
     flush = torch.zeros(FLUSH_BYTES // 4, device=device)
     rows = []

@@ -41,18 +41,11 @@ _SHARED: dict[str, dict[str, Any]] = {
 }
 
 
-def add_shared_flags(
-    parser: argparse._ActionsContainer, *names: str, **changes: dict[str, Any]
-) -> argparse._ActionsContainer:
-    """Add those of --seed --device --precision --threads --out --workers --resume --dry-run that a script honours.
-
-    Names are without dashes in front ("dry-run"); `changes` are arguments of add_argument that differ here, such as
-    `out={"metavar": "FILE.npz"}`. The parser may be a group of its flags.
-    """
-    group = parser.add_argument_group("common") if isinstance(parser, argparse.ArgumentParser) else parser
+def add_shared_flags(parser: argparse.ArgumentParser, *names: str, **changes: dict[str, Any]) -> None:
+    """Add those flags of _SHARED that a script honours; `changes`, as out={"metavar": "DIR"}, to their arguments."""
+    add = parser.add_argument_group("common").add_argument
     for name in names:
-        group.add_argument(f"--{name}", **{**_SHARED[name], **changes.get(name.replace("-", "_"), {})})
-    return group
+        add(f"--{name}", **_SHARED[name] | changes.get(name, {}))
 
 
 def add_training_flags(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +98,6 @@ def add_renderer_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_renderer_flags(args: Arguments) -> None:
-    """Refuse flags that would do nothing."""
     if args.perceptual_weights is None:
         refuse_flags(args, ["--perceptual-network"], "belongs to --perceptual-weights FILE; right: both, or neither")
     if args.init is not None:

@@ -24,9 +24,6 @@ class UsageError(ValueError):
     is_user_error = True
 
 
-# ------------------------------------------------------------------------------------------------ parser
-
-
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
     """Show defaults as one would type them, but not those that say nothing (None, False, an empty list)."""
 
@@ -98,36 +95,35 @@ class Parser(argparse.ArgumentParser):
             raise UsageError(f"{name} {value}: right: {', '.join(map(str, action.choices))}; see --help")
 
 
-# ------------------------------------------------------------------------------------------------ flag types
+def checked(parse: Callable[[str], Any], accepts: Callable[[Any], object], wanted: str) -> Callable[[str], Any]:
+    """Return a flag type that takes those values of `parse` which `accepts` does; `wanted` describes them."""
 
-
-def _number(cast: Callable[[str], Any], accepts: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
-    """Return a flag type that takes the finite numbers which `accepts` does; `wanted` describes them."""
-
-    def parse(text: str) -> Any:
+    def read(text: str) -> Any:
         try:
-            value = cast(text)
+            value = parse(text)
+            if accepts(value):
+                return value
         except ValueError:
-            value = math.nan
-        if not math.isfinite(value) or not accepts(value):
-            raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
-        return value
+            pass
+        raise argparse.ArgumentTypeError(f"expected {wanted}, got {text!r}")
 
-    return parse
+    return read
 
 
-positive_int = _number(int, lambda value: value > 0, "a whole number above 0")
-non_negative_int = _number(int, lambda value: value >= 0, "a whole number, 0 or above")
-positive_float = _number(float, lambda value: value > 0, "a number above 0")
-non_negative_float = _number(float, lambda value: value >= 0, "a number, 0 or above")
-finite_float = _number(float, lambda value: True, "a finite number")
-fraction = _number(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+positive_int = checked(int, lambda value: value > 0, "a whole number above 0")
+non_negative_int = checked(int, lambda value: value >= 0, "a whole number, 0 or above")
+positive_float = checked(float, lambda value: 0 < value < math.inf, "a number above 0")
+non_negative_float = checked(float, lambda value: 0 <= value < math.inf, "a number, 0 or above")
+finite_float = checked(float, math.isfinite, "a finite number")
+fraction = checked(float, lambda value: 0 <= value <= 1, "a number from 0 to 1")
+# Whether the machine has it is checked by models.device.choose_device.
+device_name = checked(str, re.compile(r"auto|cpu|mps|cuda(:\d+)?").fullmatch, "auto, cpu, cuda, cuda:N or mps")
 
 
-def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
-    """Return a flag type that takes whole numbers from `least` to `most`, both included; None: without a limit."""
-    wanted = f"a whole number from {least} to {most}" if most is not None else f"a whole number of at least {least}"
-    return _number(int, lambda value: least <= value <= (value if most is None else most), wanted)
+def whole_number(least: int, most: float = math.inf) -> Callable[[str], int]:
+    """Return a flag type that takes whole numbers from `least` to `most`, both included."""
+    wanted = f"a whole number of at least {least}" if most == math.inf else f"a whole number from {least} to {most}"
+    return checked(int, lambda value: least <= value <= most, wanted)
 
 
 def size_px(text: str) -> tuple[int, int]:
@@ -136,16 +132,6 @@ def size_px(text: str) -> tuple[int, int]:
     if not match or not int(match[1]) or not int(match[2]):
         raise argparse.ArgumentTypeError(f"expected WIDTHxHEIGHT in px such as 256x160, got {text!r}")
     return int(match[2]), int(match[1])
-
-
-def device_name(text: str) -> str:
-    """Parse the form of a device's name; models.device.choose_device checks that the machine has it."""
-    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"expected auto, cpu, cuda, cuda:N or mps, got {text!r}")
-    return text
-
-
-# ------------------------------------------------------------------------------------------------ output paths
 
 
 def check_writable(path: Path | str, flag: str = "--out") -> Path:

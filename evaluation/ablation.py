@@ -22,12 +22,12 @@ from data.clips import STORED_BINS, ClipSet, ClipSetError, choose_rows
 from data.files import write_text
 from evaluation import EvaluationError, Report
 from evaluation.clips import clip_seed
-from evaluation.motion.measure import COHERENCE, HEADLINE, MODEL, GroundTruth, MotionTables, measure_clip, predict
+from evaluation.motion import measure
+from evaluation.motion.measure import COHERENCE, HEADLINE, MODEL, GroundTruth, MotionTables
 from evaluation.training_scripts import as_flags, run_script
 from evaluation.video.measure import VideoComparison
 from evaluation.video.networks import FeatureNetwork
 from evaluation.video.sources import CLIP_ERRORS, RenderedVideos
-from metrics.motion import bin_ratios, mean_fold_error
 from metrics.statistics import mean_by_source
 from models.checkpoints import DEFAULT_CHECKPOINT, one_line
 from models.device import check_precision, choose_device
@@ -118,7 +118,11 @@ def make_table(report: Report, *, variants: Sequence[str], dry_run: bool = False
     test_sets = [clip_set for clip_set in test_sets if clip_set.rows("test")]
     if not test_sets:
         raise EvaluationError("test_data: no clip of split test to measure; right: another set")
-    network = _fvd_network(settings) if settings.fvd_network else None
+    network = None
+    if settings.fvd_network:
+        kind, path = settings.fvd_network
+        network = FeatureNetwork(path, on_videos=True, kind=kind, device=choose_device(settings.device))
+        network.check(FVD_CROP, [FVD_WINDOW])
     named = zip(settings.data, sets, strict=True)
     pairs = [name for name, (found, _) in named if any(found.has_pairs(row.id) for row in found.rows("train"))]
     keys = [key for key in VARIANTS if key in variants]
@@ -266,27 +270,16 @@ def measure_motion(
                 continue
             options = {"num_samples": settings.samples, "precision": settings.precision}
             options["seed"] = clip_seed(settings.seed, row.id)  # one start noise for all would tilt the means
-            samples = predict(pipeline, truth.image, area=math.prod(settings.grid), **options)
+            samples = measure.predict(pipeline, truth.image, area=math.prod(settings.grid), **options)
             truth = replace(truth, id=f"{clip_set.folder.name}/{row.id}")
-            clips.append(measure_clip(truth, with_stored_bins(samples), normalisation, settings.seed))
+            clips.append(measure.measure_clip(truth, with_stored_bins(samples), normalisation, settings.seed))
     if not clips:
         raise EvaluationError("test_data: no test clip can be measured; right: prepare the sets again")
     (table,) = [row for row in MotionTables(clips, normalisation, settings.seed).table() if row["row"] == MODEL]
-    strength = []
-    for clip in clips:
-        ratios = bin_ratios(clip.predicted_px[:num_bins], clip.real_px[:num_bins])
-        if ratios is not None:
-            metrics = {"amplitude_ratio": ratios[0], "shape_factor": mean_fold_error(ratios[1].tolist())}
-            strength.append({"source": clip.source, **metrics})
+    both_px = [(clip.source, clip.predicted_px[:num_bins], clip.real_px[:num_bins]) for clip in clips]
+    strength = [{"source": source} | measure.amplitude_metrics(*px) for source, *px in both_px]
     geometric = {key: mean_by_source(strength, key, geometric=True) for key in ("amplitude_ratio", "shape_factor")}
     return {key: table.get(key) for key in COLUMNS} | geometric | {"clips": len(clips)}
-
-
-def _fvd_network(settings: Settings) -> FeatureNetwork:
-    kind, path = settings.fvd_network
-    network = FeatureNetwork(path, on_videos=True, kind=kind, device=choose_device(settings.device))
-    network.check(FVD_CROP, [FVD_WINDOW])
-    return network
 
 
 def _add_fvd(

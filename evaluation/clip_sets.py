@@ -20,7 +20,6 @@ AMPLITUDE_NOTE = (
 
 
 def make_table(report: Report, *, data: list[Path], split: str, clips: int | None, seed: int) -> bool:
-    """Measure the sets, and report the tables of bins and of sets."""
     # Early checks
     clip_sets = [ClipSet(folder) for folder in data]
     names = distinct_names(data, "data")
@@ -68,8 +67,7 @@ def bin_rows(amplitudes_px: Mapping[str, Tensor], period_s: float) -> list[Row]:
         row: Row = {"row": f"bin {k:02d}" if k else "bin 00 (drift)", "frequency_hz": frequency_hz}
         for prefix, suffix, values in (("", "px", means), ("median_", "median_px", medians)):
             row |= {f"{name}_{suffix}": value[k] for name, value in values.items()}
-            for name in others:
-                ratio = values[name][k] / values[first][k] if values[first][k] > 0 else None
-                row[f"{prefix}ratio_{name}_to_{first}"] = ratio
+            base = values[first][k]
+            row |= {f"{prefix}ratio_{name}_to_{first}": values[name][k] / base if base > 0 else None for name in others}
         rows.append(row)
     return rows

@@ -6,7 +6,7 @@ at hand, the few pairs that the set stores stand in.
 
 import logging
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,6 @@ logger = logging.getLogger(__name__)
 # A source read anew must be the one that the set was made from: frame 0 may differ by the rounding of a PNG.
 SAME_FRAME_LIMIT = 1 / 255
 
-# indices -> targets (n, 3, H, W) and flow (n, 2, H, W) px
-ReadFrames = Callable[[slice], tuple[Tensor, Tensor]]
-
 
 class SourceError(ValueError):
     """A clip's source is not at hand, or is not the one that the clip was made from."""
@@ -50,12 +47,7 @@ class EvaluationClip:
     first: Tensor  # (3, H, W) in [0, 1], frame 0
     importance: Tensor  # (1, H, W), px
     times_s: tuple[float, ...]  # from frame 0
-    read: ReadFrames
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (targets (n, 3, H, W), flow (n, 2, H, W) px) in the order of time, n at most `size`."""
-        for start in range(0, len(self.times_s), size):
-            yield self.read(slice(start, start + size))
+    read: Callable[[slice], tuple[Tensor, Tensor]]  # targets (n, 3, H, W) and flow (n, 2, H, W) px
 
 
 def clip_seed(seed: int, name: str) -> int:

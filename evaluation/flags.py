@@ -19,7 +19,7 @@ from cli.parser import (
     size_px,
     whole_number,
 )
-from cluster.flags import CLUSTER_FLAGS, add_cluster_flags, cluster_workers
+from cluster.flags import add_cluster_flags, cluster_workers
 from cluster.storage import path_or_url
 from models.choices import DEFAULT_LOOP_METHOD, LOOP_METHODS
 
@@ -117,7 +117,6 @@ def choose_folder(args: Arguments) -> Path:
 
 
 def add_frames_flags(parser: Parser) -> None:
-    parser.set_defaults(check=_check_frames_flags)
     add = parser.add_argument_group("what is measured").add_argument
     protocols = "clips: models on the clips of a set; single-video: trained on half of one video, tested on the other"
     older_name = {"type": lambda text: "single-video" if text == "seed" else text}
@@ -155,7 +154,7 @@ softmax splatting 24.16 dB, 0.8803, 0.0517; Gaussian 24.11 dB, 0.8807, 0.0508"""
     add_cluster_flags(parser)
 
 
-def _check_frames_flags(args: Arguments) -> None:
+def check_frames_flags(args: Arguments) -> None:
     needed, other, strange = "data", "single-video", SINGLE_VIDEO_FLAGS
     if args.protocol == "single-video":
         needed, other, strange = "video", "clips", CLIPS_FLAGS
@@ -163,14 +162,7 @@ def _check_frames_flags(args: Arguments) -> None:
     if getattr(args, needed) is None:
         raise UsageError(f"missing: --{needed}, for --protocol {args.protocol}")
     _check_lpips_flags(args)
-    _take_workers(args)
-
-
-def _take_workers(args: Arguments) -> None:
-    """Put the workers in place of the flags of the cluster."""
     args.workers = cluster_workers(args)
-    for flag in ("--cluster", *CLUSTER_FLAGS):
-        delattr(args, flag[2:].replace("-", "_"))
 
 
 def add_splats_flags(parser: Parser) -> None:
@@ -182,7 +174,6 @@ def add_splats_flags(parser: Parser) -> None:
 
 
 def add_motion_flags(parser: Parser) -> None:
-    parser.set_defaults(check=_check_motion_flags)
     add = parser.add_argument_group("what is measured").add_argument
     _add_clip_flags(add)
     add("--samples", type=positive_int, default=4, metavar="M", help="motions for each image")
@@ -200,16 +191,15 @@ def add_motion_flags(parser: Parser) -> None:
     add_cluster_flags(parser)
 
 
-def _check_motion_flags(args: Arguments) -> None:
+def check_motion_flags(args: Arguments) -> None:
     if not args.loop_frames:
         refuse_flags(args, ["--loop-guidance"], "belongs to --loop-frames L; right: both, or neither")
     if args.fvd_network is None:
         refuse_flags(args, ["--baseline-checkpoint"], "belongs to --fvd-network NETWORK; right: both, or neither")
-    _take_workers(args)
+    args.workers = cluster_workers(args)
 
 
 def add_placement_flags(parser: Parser) -> None:
-    parser.set_defaults(check=_check_placement_flags)
     add = parser.add_argument_group("what is measured").add_argument
     add("--photos", type=Path, metavar="DIR", help="photographs")
     add("--masks", type=Path, metavar="DIR", help="grey PNGs named like them: 255 can move, 0 cannot, 128 not known")
@@ -225,7 +215,7 @@ def add_placement_flags(parser: Parser) -> None:
     _add_shared(parser, "placement", "device", "precision", "threads")
 
 
-def _check_placement_flags(args: Arguments) -> None:
+def check_placement_flags(args: Arguments) -> None:
     if (args.photos is None) != (args.masks is None):
         have, lack = ("masks", "photos") if args.photos is None else ("photos", "masks")
         raise UsageError(f"missing: --{lack}, for --{have}")
@@ -236,7 +226,6 @@ def _check_placement_flags(args: Arguments) -> None:
 
 
 def add_video_flags(parser: Parser) -> None:
-    parser.set_defaults(check=_check_video_flags)
     compared = "what is compared: a clip set with what --checkpoint makes of it, or folders"
     add = parser.add_argument_group(compared).add_argument
     _add_clip_flags(add, required=False)
@@ -270,7 +259,7 @@ def add_video_flags(parser: Parser) -> None:
     _add_shared(parser, "video-NAME", "device", "precision", "threads")
 
 
-def _check_video_flags(args: Arguments) -> None:
+def check_video_flags(args: Arguments) -> None:
     of_folders = bool(args.real or args.generated)
     if bool(args.data) == of_folders or (of_folders and not (args.real and args.generated)):
         raise UsageError("--data: right: either a clip set, or --real DIR with --generated DIR")
@@ -279,9 +268,8 @@ def _check_video_flags(args: Arguments) -> None:
     if args.data is None:
         refuse_flags(args, CLIP_SET_FLAGS, "the videos of --generated exist already; right: --data SET")
     if args.rows and "model" not in (kind for kind, _ in args.rows):
-        refuse_flags(
-            args, ["--baseline-checkpoint"], "belongs to a row of model; right: --rows model:softmax beside it"
-        )
+        why = "belongs to a row of model; right: --rows model:softmax beside it"
+        refuse_flags(args, ["--baseline-checkpoint"], why)
     most = (min(args.crop) - 1) // BLUR_SIGMAS
     if wide := [value for kind, value in args.rows or () if kind == "blur" and value > most]:
         raise UsageError(f"--rows blur:{wide[0]}: right: at most blur:{most} for this --crop, or a larger crop")
@@ -328,7 +316,6 @@ def add_sources_flags(parser: Parser) -> None:
 
 
 def add_flow_flags(parser: Parser) -> None:
-    parser.set_defaults(check=_check_flow_flags)
     add = parser.add_argument_group("what is measured").add_argument
     add("--videos", type=Path, nargs="+", default=[], metavar="FILE", help="videos, or folders of them")
     add("--scenes", type=non_negative_int, default=16, metavar="N", help="rendered scenes of ~2 px")
@@ -341,7 +328,7 @@ def add_flow_flags(parser: Parser) -> None:
     _add_shared(parser, "flow", "device", seed=seed, device=device)
 
 
-def _check_flow_flags(args: Arguments) -> None:
+def check_flow_flags(args: Arguments) -> None:
     if "raft" not in args.methods:
         refuse_flags(args, ["--raft-weights"], "belongs to --methods raft; right: both, or neither")
 

@@ -109,16 +109,15 @@ def find_scenes(count: int, *, first_seed: int) -> list[Scene]:
 
 
 def measure_flow(
-    videos: Sequence[Path], methods: Sequence[str], *, every: int, scenes: Sequence[Scene],
-    scene_every: int = SCENE_EVERY, **options: Any,
-) -> tuple[list[Row], list[tuple[Path, str]]]:  # fmt: skip
+    videos: Sequence[Path], methods: Sequence[str], *, every: int, scenes: Sequence[Scene], **options: Any
+) -> tuple[list[Row], list[tuple[Path, str]]]:
     """Measure methods of `estimate_flow` (`options`) on every N-th frame: rows, and (video, why) of those left out."""
     rows, left_out = [], []
     # The result of DIS, and its time, depend on how many threads share an image.
     cv2.setNumThreads(1)
     for source in [*videos, *scenes]:
         try:
-            clip = _open(source, scene_every if isinstance(source, Scene) else every)
+            clip = _open(source, SCENE_EVERY if isinstance(source, Scene) else every)
             rows += [_measure_clip(clip, method, options) for method in methods]
         except (MediaError, OSError, cv2.error) as error:
             reason = one_line(error, 2000)
@@ -170,8 +169,11 @@ def _measure_clip(clip: FlowClip, method: str, options: dict[str, Any]) -> Row:
     metrics: Row = {"row": method, "clip": clip.name, "frames": len(clip.frames), "cpu_s_per_pair": cpu_s}
     if clip.exact is not None:
         return metrics | _end_point_errors(clip, flow, visible)
+    first, alike = clip.first[None], torch.zeros(1, 1, *flow.shape[-2:])
     for prefix, values in (("", flow), ("visible_", visible)):
-        found = _splat_metrics(clip, values) | unchanged_flow(clip, values)
+        splats = [splat_image(first, part, alike, operator="average")[0] for part in values.split(4)]
+        pooled = pool_frames(frame_metrics(torch.cat(splats), clip.frames))
+        found = {name: pooled[name] for name in ("psnr_db", "ssim")} | unchanged_flow(clip, values)
         metrics |= {f"{prefix}{name}": value for name, value in found.items()}
     return metrics
 
@@ -182,13 +184,6 @@ def unchanged_flow(clip: FlowClip, flow: Tensor) -> dict[str, float]:
     of_clip, in_frame = change.amax(0).expand_as(size), F.max_pool2d(change, 3, 1, 1)
     still = {"unchanged_px": size[of_clip < UNCHANGED], "unchanged_area_px": size[in_frame < UNCHANGED]}
     return {name: float(values.mean()) if len(values) else 0.0 for name, values in still.items()}
-
-
-def _splat_metrics(clip: FlowClip, flow: Tensor) -> dict[str, float]:
-    first, alike = clip.first[None], torch.zeros(1, 1, *flow.shape[-2:])
-    splats = [splat_image(first, values, alike, operator="average")[0] for values in flow.split(4)]
-    found = pool_frames(frame_metrics(torch.cat(splats), clip.frames))
-    return {name: found[name] for name in ("psnr_db", "ssim")}
 
 
 def _end_point_errors(clip: FlowClip, flow: Tensor, visible: Tensor) -> dict[str, float | None]:

@@ -16,7 +16,6 @@ SHOWN = ("subject", "origin", "licence")
 
 
 def make_table(report: Report, *, data: list[Path], split: str, licences: Path | None) -> bool:
-    """Report the sources of the sets' clips by group, or by file."""
     known = read_source_table(licences, "licences") if licences else {}
     rows: dict[str, Row] = {}
     for folder in data:

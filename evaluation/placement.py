@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from data.masks import MOVABLE, STATIC, MaskedPhotograph, find_masked_photographs
 from data.media import contact_sheet, read_image, write_image
+from data.order import evenly
 from data.scenes.scene import make_scene
 from data.visualisation import magnitude_over
 from evaluation import EvaluationError, Report, Row
@@ -77,7 +78,7 @@ def make_table(
         motions = [pipeline.predict(item.image, seed=one, **sampling) for one in seeds]
         predicted = torch.stack([mean_displacement(motion.spectrum) for motion in motions]).mean(0)  # (1, h, w)
         rows += _measure(item, predicted, pipeline, seed)
-        if number % max(1, -(-total // SHEET_IMAGES)) == 0:
+        if number in evenly(total, SHEET_IMAGES):
             shown.append(_sheet_row(item, predicted))
 
     # Write

@@ -51,13 +51,13 @@ def lens_flow(size: tuple[int, int]) -> Tensor:
     return torch.view_as_real(_lens(offset.abs(), size) * offset - offset).permute(2, 0, 1)[None]  # (1, 2, H, W)
 
 
-def pull_back(image: Tensor, rounds: int = 60) -> Tensor:
+def pull_back(image: Tensor) -> Tensor:
     """Return the image (1, 3, H, W) as the lens shows it: sampled, bicubic, at the inverse of `lens_flow`."""
     size = tuple(image.shape[-2:])
     target = _offsets(size)
     # The distance r before the lens, by bisection: after it, r m(r) grows with r. Then the angle is known.
     low, high = torch.zeros(size), target.abs()
-    for _ in range(rounds):
+    for _ in range(60):
         middle = (low + high) / 2
         beyond = middle * _lens(middle, size).abs() > target.abs()
         low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)

@@ -26,9 +26,8 @@ import generate_motion
 import interact
 import synthesize_gaussian
 import synthesize_softmax
-from animation.flags import loop_options, playback_options
+from animation.flags import loop_guidance, playback_options
 from animation.rendering import plan
-from animation.sampling import loop_guidance
 from data.media import read_image, write_image
 from data.video import probe_video
 from models.checkpoints import DEFAULT_CHECKPOINT
@@ -180,12 +179,12 @@ def test_a_loop_of_two_periods_is_not_guided(checkpoint, photograph, tmp_path, c
 def test_loop_flags_reach_the_guidance():
     flags = ["--loop-guidance", "gradient", "--loop-weight", "50", "--loop-recurrences", "2"]
     args = animate.make_parser().parse_args(["x.jpg", "--loop-seconds", "3.34", *flags])
-    loop = loop_guidance(**loop_options(args), period_s=4.0, fps=10, slow=1.5)
+    loop = loop_guidance(args, period_s=4.0, fps=10, slow=1.5)
     assert (loop.phase, loop.method, loop.weight, loop.recurrences) == (pytest.approx(3.3 / 6), "gradient", 50, 2)
     assert loop.highest_noise == float("inf")  # all steps, as in the paper
     args = animate.make_parser().parse_args(["x.jpg", "--loop-seconds", "3"])
-    assert loop_guidance(**loop_options(args)).highest_noise < 1
-    assert loop_guidance(**loop_options(animate.make_parser().parse_args(["x.jpg"]))) is None
+    assert loop_guidance(args).highest_noise < 1
+    assert loop_guidance(animate.make_parser().parse_args(["x.jpg"])) is None
 
 
 def test_a_loop_in_a_motion_file_is_checked(checkpoint, photograph, tmp_path, capsys):

@@ -119,7 +119,7 @@ def test_probabilities_at_any_size(size):
 )
 def test_mistakes_are_one_line_before_models_are_loaded(script, picture, tmp_path, capsys, monkeypatch, flags, named):
     monkeypatch.chdir(tmp_path)
-    for name in ("load_pipeline", "loop_guidance"):
+    for name in ("load_pipeline", "loop_phase"):
         monkeypatch.setattr(animation.sampling, name, lambda *args, **options: pytest.fail("models were loaded"))
     before = sorted(tmp_path.rglob("*"))
     assert script.main([*SCRIPTS[script], str(picture), *flags]) == 2

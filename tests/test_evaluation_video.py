@@ -242,6 +242,13 @@ def test_the_order_of_frames_matters_to_a_network_of_videos() -> None:
     assert backwards["fid"] == pytest.approx(0, abs=1e-9) and backwards["fvd_8"] > 1e-6 and still["fid"] > 1e-7
 
 
+def test_a_row_may_be_called_real() -> None:
+    comparison = VideoComparison(["real"], {"fid": FeatureNetwork(Path("image.pt"), on_videos=False)})
+    for seed in range(3):
+        comparison.add(ClipVideos(f"clip{seed}", pan(seed, 1, 4), {"real": pan(seed + 9, 1, 4)}))
+    assert comparison.table()[0]["fid"] > 1e-7
+
+
 def test_frames_that_are_not_finite_are_named() -> None:
     comparison = VideoComparison(["broken"], {"fvd": FeatureNetwork(Path("video.pt"), on_videos=True)}, windows=(8,))
     broken = pan(0, 1)
@@ -273,7 +280,7 @@ def test_windows_are_taken_in_one_pass_or_in_several_alike() -> None:
     for batch_size in (3, 100):
         comparison = VideoComparison([], {"fvd": network}, windows=(3,), batch_size=batch_size)
         comparison.add(ClipVideos("pan", pan(0, 2, 30), {}))
-        ((_, features),) = comparison.features["real", "fvd", 3]
+        ((_, features, _),) = comparison.features["frame 0 repeated", "fvd_3", None]
         found.append(features)
     torch.testing.assert_close(*found)
     assert len(found[0]) == 10 and comparison.count(16) == 1 and comparison.count(31) == 0
@@ -285,12 +292,13 @@ def test_windows_that_overlap_and_slide_are_those_of_their_frames() -> None:
     comparison = VideoComparison(["fast"], networks, windows=(8,), window_step=5, slide_step=7)
     for seed in range(2):
         comparison.add(ClipVideos(f"clip{seed}", pan(seed, 1, 40), {"fast": pan(seed, 3, 40)}))
-    assert [len(features) for _, features in comparison.features["real", "fvd", 8]] == [7, 7]  # from 0, 5, ... 30
+    assert [len(real) for _, real, _ in comparison.features["fast", "fvd_8", None]] == [7, 7]  # from 0, 5, ... 30
     assert comparison.count(8) == 14
     places = [(row["from_frame"], row["frames"], row["windows"]) for row in comparison.sliding_table()[:4]]
     assert places == [(0, 60, 2), (7, 60, 2), (14, 0, 2), (21, 0, 2)]  # of 30 frames two fit, of 16 four
     expected = [networks["dtfvd"](pan(seed, 3, 40)[None, 14:30]) for seed in range(2)]
-    torch.testing.assert_close(comparison.sliding["fast", "dtfvd", 14], expected)
+    found = [features for *_, features in comparison.features["fast", "dtfvd_16", 14]]
+    torch.testing.assert_close(found, expected)
 
 
 def test_folders_of_frames_are_read_as_videos(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

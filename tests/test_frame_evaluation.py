@@ -22,8 +22,6 @@ from data.media import read_image
 from data.video import probe_video
 from data.video_writer import VideoWriter
 from evaluation.frames.measure import make_methods
-from evaluation.frames.models import find_seeds
-from evaluation.frames.table import _shown
 from evaluation.frames.visuals import frames_per_second
 from models.frame_synthesis import FrameSynthesis, splat_image
 
@@ -219,16 +217,6 @@ def test_videos_and_slices(tmp_path: Path, capsys: pytest.CaptureFixture) -> Non
         assert float((steps - step).abs().max()) < 0.01
     printed = capsys.readouterr().out
     assert "| row | 1 to 2 | 2 to 3 |" in printed and "| row | 0 to 0.5 |" in printed
-
-
-def test_both_operators_and_the_first_of_their_seeds_are_shown(tmp_path: Path) -> None:
-    runs = [make_model(tmp_path / f"{operator}{seed}", operator, seed=seed) for operator in ("softmax", "gaussian")
-            for seed in (3, 4)]  # fmt: skip
-    names, methods = ["softmax, 2 seeds", "gaussian EWA, 2 seeds"], {}
-    for model in find_seeds(runs):
-        methods.setdefault(model.row, []).append(model.name)
-    assert list(_shown(methods).items()) == [(name, f"model {name}: 3") for name in names]
-    assert list(_shown({})) == ["softmax splat", "gaussian splat EWA"]
 
 
 def test_videos_are_shown_at_natural_speed() -> None:

@@ -87,4 +87,3 @@ def test_unequal_training_is_told(tmp_path: Path) -> None:
     ]
     (line,) = [note for note in model_notes(find_models(runs)) if "differs" in note]
     assert line.endswith("more than operator and seed: batch_size")
-    assert model_notes([]) == ["models: none"]

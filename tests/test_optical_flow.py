@@ -239,7 +239,7 @@ def test_flow_table_measures_real_clips_and_scenes(tmp_path, caplog):
             writer.write(shifted(first, 0.2 * index, 0.0))
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     videos, scenes = [tmp_path / "bad.mp4", tmp_path / "clip.mp4"], find_scenes(1, first_seed=1000)
-    rows, left_out = measure_flow(videos, ["dis_fast", "dis"], scenes=scenes, every=6, scene_every=60)
+    rows, left_out = measure_flow(videos, ["dis_fast", "dis"], scenes=scenes, every=6)
     assert [row["row"] for row in rows] == ["dis_fast", "dis"] * 2
     for row in rows[:2]:
         assert row["psnr_db"] > 25 and 0.8 < row["ssim"] <= 1 and row["visible_unchanged_px"] >= 0

@@ -169,10 +169,10 @@ const Modal = (() => {
     }
 
     // c_k = weight_k conj(sum of S_k(p) . f), with the forces f that bring the points to where they are pulled, as far
-    // as they can move. pulls: [x, y, dx, dy, extentPx] of each point.
+    // as they can move. pulls: [x, y, dx, dy] of each point.
     solve(pulls, modeWeights, largestWeight) {
       const weights = modeWeights.map((weight, k) => (this.active[k] ? weight : 0));
-      const shapes = pulls.map(([x, y, , , extentPx]) => this.sample(x, y, extentPx));
+      const shapes = pulls.map(([x, y]) => this.sample(x, y, this.constants.extentPx));
       const count = 2 * pulls.length;
       // Real and imaginary part of component i (x and y of the first point, of the second, ...) of mode k.
       const part = (i, k) => [shapes[i >> 1][4 * k + 2 * (i & 1)], shapes[i >> 1][4 * k + 2 * (i & 1) + 1]];
@@ -208,8 +208,8 @@ const Modal = (() => {
     }
 
     // Add the velocity (dx, dy), px/s, to a point, as far as no pixel swings beyond the limit, or where it is.
-    flick(x, y, dx, dy, extentPx = this.constants.extentPx) {
-      const change = this.solve([[x, y, dx, dy, extentPx]], this.mobility, this.largestMobility);
+    flick(x, y, dx, dy) {
+      const change = this.solve([[x, y, dx, dy]], this.mobility, this.largestMobility);
       // Where does the square of a pixel's swing, a + b s + c s^2 in the fraction s of the change, reach the limit's?
       const v = this.velocity;
       const cross = (k) => 2 * (v[2 * k] * change[2 * k] + v[2 * k + 1] * change[2 * k + 1]);
@@ -228,8 +228,8 @@ const Modal = (() => {
 
     // Pull a point towards the displacement (dx, dy), px, until release; no pixel of the pose goes beyond the limit. Each
     // pointer, whatever it is named, holds one point.
-    hold(x, y, dx, dy, pointer = 0, extentPx = this.constants.extentPx) {
-      this.held.set(pointer, [x, y, dx, dy, extentPx]);
+    hold(x, y, dx, dy, pointer = 0) {
+      this.held.set(pointer, [x, y, dx, dy]);
       this.pull();
     }
 
@@ -316,8 +316,8 @@ const Modal = (() => {
     }
 
     // F at a point, px.
-    displacementAt(x, y, extentPx = 0) {
-      const shape = this.sample(x, y, extentPx);
+    displacementAt(x, y) {
+      const shape = this.sample(x, y, 0);
       let dx = 0, dy = 0;
       for (let k = 0; k < this.numModes; k++) {
         dx += shape[4 * k] * this.q[2 * k] - shape[4 * k + 1] * this.q[2 * k + 1];

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -43,8 +43,8 @@ Method = Callable[[Tensor], Render]
 
 def make_methods(models: Sequence[TrainedRenderer], device: torch.device, precision: str) -> dict[str, Method]:
     """Return {name: method}: the models, image-space splats, OpenCV's remap, and frame 0 itself."""
-    methods = {one.name: _model_method(one.model.to(device), device, precision) for one in models}
-    methods |= {name: partial(_splat_method, options) for name, options in SPLAT_ROWS.items()}
+    methods = {one.name: partial(_by_model, one.model.to(device), device, precision) for one in models}
+    methods |= {name: partial(_by_splat, options) for name, options in SPLAT_ROWS.items()}
     methods["OpenCV remap"] = lambda first: lambda flow, _importance: remap(first[0], flow)
     methods["frame 0 repeated"] = lambda first: lambda flow, _importance: first.expand(len(flow), -1, -1, -1)
     return methods
@@ -68,16 +68,13 @@ class FrameMeasurement:
     open: Callable[..., EvaluationClip]  # of a row and a device
     models: Sequence[TrainedRenderer]
     show: Callable[[EvaluationClip], AbstractContextManager[Add]]  # opens what takes the frames, to look at them
-    device_name: str  # "auto" or a device
+    device: str | torch.device  # "auto" or a device; chosen by `load`
     precision: str
-    lpips: Sequence[Lpips] = ()
-    features: PerceptualLoss | None = None
-    device: torch.device = field(init=False)  # set by `load`, as is methods
-    methods: dict[str, Method] = field(init=False)
+    lpips: Sequence[Lpips]
+    features: PerceptualLoss | None
 
     def load(self) -> FrameMeasurement:
-        """Move the networks onto the device."""
-        self.device = choose_device(self.device_name)
+        self.device = choose_device(self.device)
         self.methods = make_methods(self.models, self.device, self.precision)
         for network in filter(None, (*self.lpips, self.features)):
             network.to(self.device)
@@ -96,8 +93,8 @@ class FrameMeasurement:
         parts: dict[str, list[dict[str, Tensor]]] = {name: [] for name in renderers}
         motion_px, hole_percent = list[Tensor](), list[Tensor]()
         with self.show(clip) as add:
-            for targets, flow in clip.batches(BATCH_SIZE):
-                targets, flow = targets.to(self.device), flow.to(self.device)
+            for start in range(0, len(clip.times_s), BATCH_SIZE):
+                targets, flow = (maps.to(self.device) for maps in clip.read(slice(start, start + BATCH_SIZE)))
                 moved_px = magnitude(flow).flatten(1).mean(1) * default_grid_scale(height, width)
                 motion_px.append(moved_px.double().cpu())
                 _, mass = splat_image(first, flow, importance, operator="average")
@@ -115,22 +112,16 @@ class FrameMeasurement:
         return vars(ClipMetrics(clip.id, clip.source, clip.origin, *columns, metrics)) | {"device": str(self.device)}
 
 
-def _model_method(model: FrameSynthesis, device: torch.device, precision: str) -> Method:
-    def method(first: Tensor) -> Render:
-        with autocast(device, precision):
-            features = model.encode(first)
+def _by_model(model: FrameSynthesis, device: torch.device, precision: str, first: Tensor) -> Render:
+    with autocast(device, precision):
+        features = model.encode(first)
 
-        def render(flow: Tensor, importance: Tensor) -> Tensor:
-            with autocast(device, precision):
-                return model.synthesize(first, features, flow, importance).clamp(0, 1)
-
-        return render
-
-    return method
-
-
-def _splat_method(options: dict[str, Any], first: Tensor) -> Render:
     def render(flow: Tensor, importance: Tensor) -> Tensor:
-        return splat_image(first, flow, importance, **options)[0]
+        with autocast(device, precision):
+            return model.synthesize(first, features, flow, importance).clamp(0, 1)
 
     return render
+
+
+def _by_splat(options: dict[str, Any], first: Tensor) -> Render:
+    return lambda flow, importance: splat_image(first, flow, importance, **options)[0]

@@ -141,4 +141,4 @@ def model_notes(models: Sequence[TrainedRenderer]) -> list[str]:
         differing.add("steps done")
     if differing:
         lines.append(f"the rows' training differs in more than operator and seed: {', '.join(sorted(differing))}")
-    return lines or ["models: none"]
+    return lines

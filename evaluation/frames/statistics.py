@@ -144,7 +144,6 @@ class FrameTables:
         return found
 
     def paired_buckets(self, column: str) -> list[Row]:
-        """Return the rows of `paired` of each bucket."""
         return [{column: name} | row for name, inside in self._inside(column) for row in inside.paired()]
 
     def _inside(self, column: str) -> Iterator[tuple[str, FrameTables]]:

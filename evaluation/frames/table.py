@@ -1,6 +1,5 @@
 """evaluate.py frames: how well frame t is made from frame 0 and its flow."""
 
-import logging
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
@@ -13,7 +12,7 @@ from evaluation import Report
 from evaluation.clips import open_clip
 from evaluation.frames import statistics
 from evaluation.frames.measure import SPLAT_ROWS, FrameMeasurement
-from evaluation.frames.models import OPERATOR_FOLDERS, TrainedRenderer, find_models, find_seeds, model_notes
+from evaluation.frames.models import find_models, find_seeds, model_notes
 from evaluation.frames.single_video import NOTE, PUBLISHED_ROWS, prepare_halves, train_operators
 from evaluation.frames.statistics import BUCKETS, ClipMetrics, FrameTables
 from evaluation.frames.visuals import comparison_video, write_differences
@@ -23,8 +22,6 @@ from metrics.perceptual import PerceptualLoss
 from models.checkpoints import DEFAULT_CHECKPOINT
 from models.device import check_precision, choose_device
 from splatting.functional import DEFAULT_SIGMA_PX
-
-logger = logging.getLogger(__name__)
 
 ORIGINS = {
     "scene": "rendered scenes with exact flow",
@@ -48,7 +45,6 @@ def make_table(
 ) -> bool:  # fmt: skip
     """Render the clips in every way with the same flow, and report the tables; `training`: of `train_operators`."""
     # Early checks
-    out = report.out
     if not workers.cluster:  # whose workers may have what this machine lacks
         device = str(choose_device(device))
         check_precision(precision, choose_device(device))
@@ -57,11 +53,12 @@ def make_table(
 
     # Data and models
     if video:
-        clip_set = prepare_halves(out / "set", video)
+        clip_set = prepare_halves(report.out / "set", video)
         training |= {"seed": seed, "device": device, "precision": precision}
-        models = train_operators(clip_set, out / "training", **training)
+        models = train_operators(clip_set, report.out / "training", **training)
     else:
-        clip_set, models = ClipSet(data), _find_models(checkpoint, seeds_of)
+        checkpoint = checkpoint or ([] if seeds_of else [DEFAULT_CHECKPOINT])
+        clip_set, models = ClipSet(data), find_models(checkpoint) + find_seeds(seeds_of or [])
     rows = choose_rows(clip_set, split, clips, seed, pairs=True)
     methods: dict[str, list[str]] = {}  # of each row, one a seed
     for one in models:
@@ -71,11 +68,12 @@ def make_table(
     opened = partial(open_clip, clip_set, every=every, magnify=magnify, raft_weights=raft_weights)
     count = min(videos, len(rows))
     ids = {rows[place * len(rows) // count].id for place in range(count)}
-    show = partial(comparison_video, folder=out, ids=ids, shown=_shown(methods))
+    shown = {row.removeprefix("model "): names[0] for row, names in methods.items()}  # of several seeds the first
+    show = partial(comparison_video, folder=report.out, ids=ids, shown=shown)
     measurement = FrameMeasurement(opened, models, show, device, precision, lpips, features)
     cache_key = [every, magnify, videos, precision, clip_set.statistics, *lpips, features]
     cache_key += [part for one in models for part in (one.name, one.model)]
-    measured, failed = measure_each(measurement, rows, workers, cache_dir=out / "clips", cache_key=cache_key)
+    measured, failed = measure_each(measurement, rows, workers, cache_dir=report.out / "clips", cache_key=cache_key)
     devices = sorted({one.pop("device") for one in measured})
     measured = [ClipMetrics(**one) for one in measured]
 
@@ -99,21 +97,6 @@ def make_table(
     notes += [f"given up, and in no row: {', '.join(failed)}"] if failed else []
     _report(report, tables, "one video" if video else f"{data.name}, split {split}", notes, bool(video))
     return not failed
-
-
-def _find_models(checkpoint: Sequence[Path] | None, seeds_of: Sequence[Path] | None) -> list[TrainedRenderer]:
-    if not checkpoint and not seeds_of:
-        if not any((DEFAULT_CHECKPOINT / name).is_dir() for name in OPERATOR_FOLDERS):
-            logger.warning("no rows of models: %s has none", DEFAULT_CHECKPOINT)
-            return []
-        checkpoint = [DEFAULT_CHECKPOINT]
-    return find_models(checkpoint or []) + find_seeds(seeds_of or [])
-
-
-def _shown(methods: dict[str, list[str]]) -> dict[str, str]:
-    """Return {title: method} of the renderings in a video: a row's first seed; without models two splats."""
-    titles = {row.removeprefix("model "): names[0] for row, names in methods.items()}
-    return titles or {name: name for name in ("softmax splat", "gaussian splat EWA")}
 
 
 def _report(report: Report, tables: FrameTables, name: str, notes: list[str], with_published: bool) -> None:

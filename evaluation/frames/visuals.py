@@ -21,8 +21,7 @@ ERROR_GAIN = 4
 FPS_RANGE = (1.0, 60.0)
 LEAST_SLICE_PX = 32
 REAL, STATIC = "real", "frame 0"
-# of the figure: its metric, and the axes of its panels
-METRIC = "psnr_db"
+# of the axes of the figure
 LABELS = {"motion_px": "mean motion, px of 256 x 160", "time_s": "time from frame 0, s", "hole_percent": "holes, %"}
 
 # (targets (n, 3, H, W), {method: frames of the same shape}) of the next frames
@@ -72,7 +71,7 @@ def write_differences(path: Path, buckets: Mapping[str, Sequence[Row]]) -> None:
     figure = Figure(figsize=(4.5 * len(buckets), 3.6), layout="constrained")
     panels = figure.subplots(1, len(buckets), sharey=True, squeeze=False)[0]
     for panel, (column, rows) in zip(panels, buckets.items(), strict=True):
-        rows = [row for row in rows if row["metric"] == METRIC]
+        rows = [row for row in rows if row["metric"] == "psnr_db"]
         places = {name: place for place, name in enumerate(dict.fromkeys(row[column] for row in rows))}
         pairs = list(dict.fromkeys(row["row"] for row in rows))
         for number, pair in enumerate(pairs):

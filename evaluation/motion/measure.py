@@ -90,16 +90,14 @@ class GroundTruth:
         return cls(row.id, source_name(row), image, spectrum, confidence)
 
 
-def prediction_grid(image: Tensor, area: int | None = None) -> tuple[int, int]:
-    """Return the grid that motion of an image (3, H, W) is predicted on: of `area` px, by default the image's own."""
-    height, width = image.shape[-2:]
-    return motion_grid_size(height, width, area=area or height * width)
-
-
 def predict(pipeline: MotionPipeline, image: Tensor, *, area: int | None = None, **options: Any) -> Tensor:
-    """Sample motion for an image (3, H, W) in [0, 1] of any size: (M, K, 4, H, W) px of its own grid."""
+    """Sample motion for an image (3, H, W) in [0, 1] of any size: (M, K, 4, H, W) px of its own grid.
+
+    It is predicted on a motion grid of `area` px, by default the image's own.
+    """
     size = tuple(image.shape[-2:])
-    spectra = pipeline(resize_maps(image, prediction_grid(image, area))[None], **options)[0]
+    grid = motion_grid_size(*size, area=area or math.prod(size))
+    spectra = pipeline(resize_maps(image, grid)[None], **options)[0]
     if not bool(spectra.isfinite().all()):
         raise EvaluationError("checkpoint: the motion it predicts is not finite; right: precision no, or another one")
     return resize_spectrum(spectra.float().cpu(), size)
@@ -156,17 +154,23 @@ def _sample_metrics(truth: GroundTruth, samples: Tensor, mask: Tensor, moved_px:
     errors = [mean_motion(sample - truth.spectrum) for sample in samples]
     metrics |= _errors([float(weighted_mean(error, truth.confidence)) for error in errors], moved_px)
     amplitudes = weighted_mean(amplitude(samples), truth.confidence).mean(0)  # (K,)
-    ratios = bin_ratios(amplitudes, real_px)
-    if ratios is not None:
-        drift = float(ratios[1][0])
-        metrics |= {"amplitude_ratio": ratios[0], "shape_factor": metric.mean_fold_error(ratios[1].tolist())}
-        metrics |= {} if math.isnan(drift) else {"drift_ratio": drift}
+    metrics |= amplitude_metrics(amplitudes, real_px)
     axes = metric.direction_histogram(truth.spectrum, mask * truth.confidence)
     found = map(metric.direction_histogram, samples, masks)
     metrics["direction_distance"] = known_mean(metric.direction_distance(one, axes) for one in found)
     gradient = known_mean(metric.normalised_gradient(sample) for sample in samples)
     metrics |= {"spectral_slope": metric.spectral_slope(amplitudes), "normalised_gradient": gradient}
     return metrics | _coherence(samples, masks)
+
+
+def amplitude_metrics(predicted_px: Tensor, real_px: Tensor) -> Row:
+    """Compare amplitudes (K,), px: their ratio, what it leaves of the shape and of bin 0; {} where no bin moves."""
+    ratios = bin_ratios(predicted_px, real_px)
+    if ratios is None:
+        return {}
+    drift, shape = float(ratios[1][0]), metric.mean_fold_error(ratios[1].tolist())
+    found = {"amplitude_ratio": ratios[0], "shape_factor": shape, "drift_ratio": drift}
+    return {name: value for name, value in found.items() if not math.isnan(value)}
 
 
 def _signature(spectrum: Tensor, normalisation: Normalisation) -> Tensor:
@@ -188,8 +192,6 @@ def _coherence(spectra: Iterable[Tensor], weights: Iterable[Tensor]) -> Row:
 
 
 class MotionTables:
-    """Makes the tables of measured clips."""
-
     def __init__(self, clips: Sequence[ClipMotion], normalisation: Normalisation, seed: int = 0) -> None:
         self.clips, self.normalisation, self.seed = clips, normalisation, seed  # the seed is of the bootstrap
         self.by_clip = [dict(row) for clip in clips for row in clip.rows]

@@ -28,7 +28,7 @@ from models.device import check_precision, choose_device
 from models.motion_pipeline import MotionPipeline
 from models.sampling import DEFAULT_STEPS
 from models.self_guidance import LoopGuidance
-from motion.flow import resize_maps, resize_spectrum
+from motion.flow import motion_grid_size, resize_maps, resize_spectrum
 from motion.normalisation import Normalisation
 
 logger = logging.getLogger(__name__)
@@ -109,8 +109,6 @@ def clip_groups(rows: list[ClipRow], clip_table: Path | None) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class ClipMeasurement:
-    """What predicts motion for clips and measures it."""
-
     clip_set: ClipSet
     pipeline: MotionPipeline
     normalisation: Normalisation
@@ -120,7 +118,6 @@ class ClipMeasurement:
     device_name: str  # "auto" or a device
 
     def load(self) -> ClipMeasurement:
-        """Move the networks onto the device."""
         self.pipeline.to(choose_device(self.device_name))
         return self
 
@@ -143,7 +140,8 @@ class ClipMeasurement:
         motion = measure.measure_clip(truth, predicted, self.normalisation, seed, *others)
         measure.write_clip_sheet(self.sheets / f"{row.id}.png", truth, predicted)
         if self.loops:
-            grid = measure.prediction_grid(truth.image)
+            height, width = truth.image.shape[-2:]
+            grid = motion_grid_size(height, width, area=height * width)
             options = {name: value for name, value in own.items() if name != "num_samples"}
             image, free = resize_maps(truth.image, grid), resize_spectrum(predicted, grid)
             loops = sample_loops(self.pipeline, image, free, self.loops, **options)

@@ -16,7 +16,7 @@ from metrics.frechet import FRECHET_DRAWS, frechet_distance, frechet_interval, k
 from metrics.images import Lpips, mean_squared_error, psnr_of_mse
 from metrics.statistics import known_mean
 
-REAL_ROW, STATIC_ROW = "real", "frame 0 repeated"
+STATIC_ROW = "frame 0 repeated"
 # A covariance takes two.
 FEWEST_SAMPLES = 2
 # {metric: frames of the window that [GID] slides along the videos}
@@ -55,40 +55,48 @@ class VideoComparison:
     def __post_init__(self) -> None:
         self.rows = [*self.rows, STATIC_ROW]
         self.lengths: list[int] = []
-        # {(row, metric, frames of a window): (source, features (n, D)) of each clip}
-        self.features: dict[tuple[str, str, int], list[tuple[str, Tensor]]] = defaultdict(list)
-        # {(row, metric, first frame): features (n, D) of each clip}
-        self.sliding: dict[tuple[str, str, int], list[Tensor]] = defaultdict(list)
+        # {(row, "fid" or "fvd_16", first frame of the sliding windows or None: of all that touch):
+        #  (source, real features (n, D), generated features (n, D)) of each clip}
+        self.features: dict[tuple[str, str, int | None], list[tuple[str, Tensor, Tensor]]] = defaultdict(list)
         # {row: metrics of each video beside the real one}
         self.aligned: dict[str, list[dict[str, float]]] = defaultdict(list)
 
     def add(self, clip: ClipVideos) -> None:
         """Measure one clip in every way; EvaluationError for frames that are not finite."""
+        real = self._measure(clip.name, "real", clip.real)
         static = clip.real[:1].expand_as(clip.real)
-        for row, frames in {REAL_ROW: clip.real, **clip.generated, STATIC_ROW: static}.items():
-            if not bool(frames.isfinite().all()):
-                raise EvaluationError(f"{clip.name}: its frames of {row} are not finite; right: precision no")
-            for metric in self.networks:
-                self._add(row, metric, frames, clip.source or clip.name)
+        for row, frames in {**clip.generated, STATIC_ROW: static}.items():
+            for (column, start), found in self._measure(clip.name, row, frames).items():
+                self.features[row, column, start].append((clip.source or clip.name, real[column, start], found))
             if row in (*clip.aligned, STATIC_ROW) and len(frames) > 1:
                 self.aligned[row].append(self._aligned_metrics(frames, clip.real))
         self.lengths.append(len(clip.real))
 
-    def _add(self, row: str, metric: str, frames: Tensor, source: str) -> None:
-        measured = partial(self.networks[metric], batch_size=self.batch_size)
-        if metric == "fid":
-            features = measured(frames)  # (T, D)
-            self.features[row, metric, 1].append((source, features))
-            slides = cut_windows(features, SLIDING[metric], self.slide_step)  # (n, 30, D)
-        else:
-            for window in self.windows:
-                parts = cut_windows(frames, window, self.window_step or window)  # (n, window, 3, H, W)
-                if len(parts):
-                    self.features[row, metric, window].append((source, measured(parts)))
-            parts = cut_windows(frames, SLIDING[metric], self.slide_step)
-            slides = measured(parts)[:, None] if len(parts) else []  # (n, 1, D)
-        for place, features in enumerate(slides):
-            self.sliding[row, metric, place * self.slide_step].append(features)
+    def _measure(self, clip: str, row: str, frames: Tensor) -> dict[tuple[str, int | None], Tensor]:
+        """Return the features (n, D) of frames (T, 3, H, W) by column and first frame, as in `features`."""
+        if not bool(frames.isfinite().all()):
+            raise EvaluationError(f"{clip}: its frames of {row} are not finite; right: precision no")
+        found = {}
+        for metric, network in self.networks.items():
+            measured = partial(network, batch_size=self.batch_size)
+            if metric == "fid":
+                found[metric, None] = measured(frames)  # (T, D)
+                slides = cut_windows(found[metric, None], SLIDING[metric], self.slide_step)  # (n, 30, D)
+            else:
+                for window in self.windows:
+                    parts = cut_windows(frames, window, self.window_step or window)  # (n, window, 3, H, W)
+                    if len(parts):
+                        found[f"{metric}_{window}", None] = measured(parts)
+                parts = cut_windows(frames, SLIDING[metric], self.slide_step)
+                slides = measured(parts)[:, None] if len(parts) else []  # (n, 1, D)
+            for place, features in enumerate(slides):
+                found[f"{metric}_{SLIDING[metric]}", place * self.slide_step] = features
+        return found
+
+    def _both(self, row: str, column: str, start: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return the real and the generated features (N, D) of all clips."""
+        _, real, found = zip(*self.features[row, column, start], strict=True)
+        return torch.cat(real), torch.cat(found)
 
     def _aligned_metrics(self, frames: Tensor, real: Tensor) -> dict[str, float]:
         """Return PSNR and LPIPS of frames beside the real ones (T, 3, H, W)."""
@@ -121,14 +129,13 @@ class VideoComparison:
         for name in self.rows:
             row: Row = {"row": name}
             if "fid" in self.networks:
-                real, found = self._features(REAL_ROW, "fid", 1), self._features(name, "fid", 1)
-                row["fid"] = frechet_distance(real, found)
-                row["kid"], row["kid_deviation"] = kernel_distance(real, found, seed=self.seed)
+                both = self._both(name, "fid")
+                row["fid"] = frechet_distance(*both)
+                row["kid"], row["kid_deviation"] = kernel_distance(*both, seed=self.seed)
             for metric, window in product(of_videos, self.windows):
                 column = f"{metric}_{window}"
-                row[column] = frechet_distance(*(self._features(of, metric, window) for of in (REAL_ROW, name)))
-                pairs = zip(*(self.features[of, metric, window] for of in (REAL_ROW, name)), strict=True)
-                interval = frechet_interval([(source, real, found) for (source, real), (_, found) in pairs], self.seed)
+                row[column] = frechet_distance(*self._both(name, column))
+                interval = frechet_interval(self.features[name, column, None], self.seed)
                 row[f"{column}_low"], row[f"{column}_high"] = interval or (None, None)
             places = [line for line in sliding if line["row"] == name]
             for metric, window in SLIDING.items():
@@ -144,40 +151,29 @@ class VideoComparison:
         """Return a row for each way and place in time; real and generated windows begin at the same frame."""
         rows = []
         for name in self.rows:
-            for start in sorted({start for row, _, start in self.sliding if row == name}):
+            for start in sorted({start for row, _, start in self.features if row == name and start is not None}):
                 line: Row = {"row": name, "from_frame": start}
                 for metric, window in SLIDING.items():
-                    real, found = (self.sliding.get((row, metric, start), []) for row in (REAL_ROW, name))
-                    count = sum(map(len, found))
+                    column, counted = f"{metric}_{window}", "frames" if metric == "fid" else "windows"
+                    count = sum(len(found) for *_, found in self.features.get((name, column, start), ()))
                     enough = count >= FEWEST_SAMPLES
-                    distance = frechet_distance(torch.cat(real), torch.cat(found)) if enough else None
-                    column = "frames" if metric == "fid" else "windows"
-                    line |= {f"{metric}_{window}": distance, column: max(line.get(column, 0), count)}
+                    line[column] = frechet_distance(*self._both(name, column, start)) if enough else None
+                    line[counted] = max(line.get(counted, 0), count)
                 rows.append(line)
         return rows
 
-    def _features(self, row: str, metric: str, window: int) -> Tensor:
-        return torch.cat([features for _, features in self.features[row, metric, window]])  # (N, D)
-
     def bias_notes(self) -> list[str]:
         """Name the metrics of which the covariance is singular, so that they are too large."""
-        real = {
-            metric if window == 1 else f"{metric}_{window}": self._features(row, metric, window)
-            for row, metric, window in self.features
-            if row == REAL_ROW
-        }
-        for metric, window in SLIDING.items():
-            if parts := self.sliding.get((REAL_ROW, metric, 0)):
-                real[f"sliding {metric}_{window}"] = torch.cat(parts)
-        return [
-            f"{name}: {len(features)} samples for {features.shape[1]} features, so the covariance is singular and the "
-            "distance too large"
-            for name, features in real.items()
-            if len(features) <= features.shape[1]
-        ]
+        keys = [(column, start) for row, column, start in self.features if row == STATIC_ROW and not start]
+        notes = []
+        for column, start in sorted(keys, key=lambda key: key[1] == 0):  # the sliding ones last
+            real, _ = self._both(STATIC_ROW, column, start)
+            if len(real) <= real.shape[1]:
+                counts = f"{len(real)} samples for {real.shape[1]} features, so the covariance is singular"
+                notes.append(f"{'' if start is None else 'sliding '}{column}: {counts} and the distance too large")
+        return notes
 
     def notes(self) -> list[str]:
-        """Give the counts and the networks."""
         lengths = f"{len(self.lengths)} videos of {min(self.lengths)} to {max(self.lengths)} frames"
         step = "that touch" if self.window_step is None else f"{self.window_step} frames apart"
         networks = "; ".join(f"{metric}: {network.name}" for metric, network in self.networks.items())

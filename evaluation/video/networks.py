@@ -41,7 +41,8 @@ class FeatureNetwork:
         self.path, self.on_videos, self.device = path, on_videos, device
         if not path.is_file():
             raise WeightsError(f"{path}: no such file")
-        loaders = {"torchscript": _torchscript, "inception": _inception, "i3d": _i3d}
+        loaders = {"torchscript": _torchscript, "inception": _inception}
+        loaders["i3d"] = lambda path: (I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX)))
         try:
             self._module, self._options, own_format = loaders.get(kind, partial(_torchvision, kind))(path)
         except ModuleNotFoundError as error:
@@ -118,10 +119,6 @@ def _torchscript(path: Path) -> tuple[torch.jit.ScriptModule, dict[str, bool], I
     names = {argument.name for argument in module.forward.schema.arguments}
     options = {name: True for name in ("rescale", "resize", "return_features") if name in names}
     return module, options, ("bytes" if "return_features" in names else "unit", None)
-
-
-def _i3d(path: Path) -> tuple[nn.Module, dict[str, bool], InputFormat]:
-    return I3D(path), {}, ("signed", (SIDE_PX, SIDE_PX))
 
 
 def _torchvision(name: str, path: Path) -> tuple[nn.Module, dict[str, bool], InputFormat]:

@@ -111,7 +111,6 @@ class FolderVideos:
         return torch.stack(cropped)  # (T, 3, H, W)
 
     def note(self) -> str:
-        """Name the folders, for the table."""
         rate = "their own rates" if self.fps is None else f"{self.fps:g} frames/s"
         return f"data: real {self.folder}, {len(self.names)} names in all folders, frames at {rate}"
 
@@ -213,7 +212,6 @@ class RenderedVideos:
         return motion
 
     def note(self) -> str:
-        """Name the set, the rows and the amplitude limit, for the table."""
         note = f"data: {self.clip_set.folder}, {len(self.names)} clips; {ROW_NOTE}"
         if self.limits:
             note += f"; model: its amplitude is limited to {fmean(self.limits):.2f} on average, as animate.py does"
