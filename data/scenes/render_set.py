@@ -76,11 +76,8 @@ def scene_settings(*, seed: int, size: tuple[int, int], kinds: Sequence[str] | N
 
 
 def _is_test_scene(index: int, num_kinds: int) -> bool:
-    """Choose one scene in 20, and one in 20 of each kind, where `num_kinds` are taken in turn.
-
-    Every 20th scene would always meet the same kinds where 20 and their number have a common divisor. So the choice
-    moves on by a scene after each common period, until it has met all.
-    """
+    """Choose one scene in 20, and one in 20 of each kind, where `num_kinds` are taken in turn."""
+    # Every 20th would meet the same kinds where 20 and their number have a common divisor: so the choice moves on.
     shift = index // math.lcm(num_kinds, TEST_EVERY) % math.gcd(num_kinds, TEST_EVERY)
     return (index + shift) % TEST_EVERY == TEST_EVERY // 4
 
