@@ -79,7 +79,6 @@ class ClipSetWriter(AbstractContextManager):
         self.period_s = period_s
         self._table = self.folder / "clips.csv"
         rows_of_set(self.folder, self.settings)
-        self._is_remote = url_of(self.folder) is not None
         self._lock = lock_folder(self.folder)
         try:
             # once more, as it could be written until now
@@ -106,7 +105,7 @@ class ClipSetWriter(AbstractContextManager):
         """Add the rows of items whose files and record are written."""
         self._reopen()
         self.rows |= {row.id: row for row in rows}
-        if self._is_remote:
+        if url_of(self.folder):
             return
         text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
         with writing(self._table), self._table.open("a", **text) as file:
@@ -145,7 +144,7 @@ class ClipSetWriter(AbstractContextManager):
                 self._write_statistics(self._measure(train, workers or Workers()))
                 self._finished = True
             # those of another run, which may have written its own table meanwhile
-            late = _read_records(self.folder, self.rows) if self._is_remote else {}
+            late = _read_records(self.folder, self.rows) if url_of(self.folder) else {}
             if not late:
                 return ClipSet(self.folder)
             self._reopen()
@@ -258,12 +257,11 @@ def _half(values: torch.Tensor) -> np.ndarray:
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     # numpy's own writer takes zlib's level 6, four times slower for 3 % less; names get no time stamp, so that the
     # same arrays always give the same bytes
-    with atomic_path(path) as temporary:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, array in arrays.items():
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED, 1)
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED, 1)
 
 
 def select_clips(
@@ -286,8 +284,7 @@ def select_clips(
     if not source.is_finished:
         raise ClipSetError(f"{source.folder}: is not finished; run the command that makes it to its end")
     wanted = {"from": str(source.folder.resolve()), "max_mean_px": max_mean_px, "min_confidence": min_confidence}
-    made_with = source.statistics.get("settings", {})
-    settings = {**made_with, "selected": {**wanted, "only": sorted(only)}}
+    settings = {**source.statistics.get("settings", {}), "selected": {**wanted, "only": sorted(only)}}
     with ClipSetWriter(folder, settings, period_s=source.statistics.get("period_s", 5.0)) as writer:
         writer.remove(*writer.rows)
         writer.add(*source.rows(status=(DROPPED,)))

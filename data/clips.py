@@ -15,7 +15,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -123,12 +123,11 @@ class ClipSet:
     def __repr__(self) -> str:
         return f"ClipSet({str(self.folder)!r})"
 
-    def rows(self, split: str | None = None, *, status: Iterable[str] = (KEPT,)) -> list[ClipRow]:
+    def rows(self, split: str | None = None, *, status: Collection[str] = (KEPT,)) -> list[ClipRow]:
         """Return the rows of a split (None: all) in the table's order; without `status` those of kept clips."""
         if split not in (None, *SPLITS):
             raise ClipSetError(f"{self.folder}: no split {split!r}; right: {', '.join(SPLITS)}")
-        wanted = tuple(status)
-        return [row for row in self._rows if row.status in wanted and split in (None, row.split)]
+        return [row for row in self._rows if row.status in status and split in (None, row.split)]
 
     def rows_with_motion(self, split: str | None = None) -> list[ClipRow]:
         """Return the rows of clips that `displacement` can be read of: kept ones, and those that have pairs."""
@@ -302,10 +301,7 @@ def distinct_names(folders: Sequence[Path], argument: str) -> list[str]:
 def choose_rows(
     clip_set: ClipSet, split: str | None, limit: int | None, seed: int, *, pairs: bool = False
 ) -> list[ClipRow]:
-    """Return a split's kept clips (None: of all), with `pairs` also those of pairs alone, or `limit` drawn by the seed.
-
-    Raises ClipSetError for none.
-    """
+    """Return a split's (None: all) kept clips, or `limit` of them; `pairs`: also pairs alone. ClipSetError for none."""
     rows = clip_set.rows_with_motion(split) if pairs else list(clip_set.rows(split))
     if not rows:
         where = f"of split {split or 'any'}"

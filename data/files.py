@@ -58,8 +58,7 @@ def output_names(files: Sequence[Path]) -> list[str]:
     """Name an output for each of many files: by its stem, or by its whole name where others share the stem."""
     stems, names = Counter(path.stem for path in files), dict[str, Path]()
     for path in files:
-        whole = path.name.replace(".", "_")
-        name = path.stem if stems[path.stem] == 1 and path.stem not in names else whole
+        name = path.stem if stems[path.stem] == 1 and path.stem not in names else path.name.replace(".", "_")
         if name in names:
             raise MediaError(f"{names[name]} and {path} have one name; right: outputs in different folders")
         names[name] = path

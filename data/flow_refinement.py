@@ -49,8 +49,7 @@ def _warp(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
 
 
 def _residual(first: np.ndarray, warped: np.ndarray) -> np.ndarray:
-    difference = cv2.transform(cv2.absdiff(warped, first), _MEAN)  # (H, W)
-    return cv2.GaussianBlur(difference, (0, 0), JUDGE_SIGMA_PX)
+    return cv2.GaussianBlur(cv2.transform(cv2.absdiff(warped, first), _MEAN), (0, 0), JUDGE_SIGMA_PX)  # (H, W)
 
 
 def _slopes(image: np.ndarray) -> list[np.ndarray]:

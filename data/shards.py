@@ -12,7 +12,7 @@ import os
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +93,7 @@ class ShardedSet(ClipSet):
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_open": OrderedDict()}
 
-    def rows(self, split: str | None = None, *, status: Iterable[str] = (KEPT,)) -> ShardRows:
+    def rows(self, split: str | None = None, *, status: Collection[str] = (KEPT,)) -> ShardRows:
         if split not in (None, *SPLITS):
             raise ClipSetError(f"{self.folder}: no split {split!r}; right: {', '.join(SPLITS)}")
         return ShardRows(self, (split,) if split else SPLITS)

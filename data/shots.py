@@ -202,14 +202,12 @@ def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: 
 
 def _fit_similarity(place: np.ndarray, seen: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Fit seen = shift + turn * place to as many blocks (N,) as can be; returns which follow it, and its values."""
-    rng = np.random.default_rng(0)
-    one, other = rng.integers(len(place), size=(2, _TRIALS))
+    one, other = np.random.default_rng(0).integers(len(place), size=(2, _TRIALS))
     apart = np.abs(place[one] - place[other]) > 0.2
     one, other = one[apart], other[apart]
     turns = np.concatenate([[0.0], (seen[one] - seen[other]) / (place[one] - place[other])])  # (M,)
     shifts = np.concatenate([[np.median(seen.real) + 1j * np.median(seen.imag)], seen[one] - turns[1:] * place[one]])
-    models = shifts[:, None] + turns[:, None] * place  # (M, N)
-    follows = _follows(models, seen, scale)  # (M, N)
+    follows = _follows(shifts[:, None] + turns[:, None] * place, seen, scale)  # (M, N)
     follows = follows[follows.sum(1).argmax()]
     for _ in range(3):
         if follows.sum() < 2:

@@ -53,10 +53,7 @@ class Video:
 
 
 def probe_video(path: str | Path, *, count_frames: bool = True) -> VideoInfo:
-    """Read a video's size, rate and length; frames that the header does not count are counted, or are 0.
-
-    MediaError as `iterate_video`.
-    """
+    """Read size, rate and length; frames the header does not tell are counted, or 0. MediaError as `iterate_video`."""
     with _Source(path) as source:
         frames = source.frames()
         first = next(frames, None)

@@ -145,13 +145,11 @@ def write_video(path: str | Path, frames: torch.Tensor | Iterable[torch.Tensor],
     """Write batches of frames (N, 3, H, W) as a video; a thread encodes each while the next one is made."""
     # On an error the thread ends its batch, and only then the writer removes what it has begun.
     with VideoWriter(path, fps=fps, **options) as writer, ThreadPoolExecutor(1, "video") as encoder:
-        encoding = None
+        encoding = encoder.submit(lambda: None)  # so that the first batch, too, follows one
         for batch in frames:
-            if encoding is not None:
-                encoding.result()
-            encoding = encoder.submit(writer.write, batch)
-        if encoding is not None:
             encoding.result()
+            encoding = encoder.submit(writer.write, batch)
+        encoding.result()
 
 
 def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:
