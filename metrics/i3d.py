@@ -68,8 +68,7 @@ class Mixed(nn.Module):
         self.Branch_3 = nn.ModuleDict(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = [nn.Sequential(*branch.values())(x) for branch in self.children()]
-        return torch.cat(branches, 1)
+        return torch.cat([nn.Sequential(*branch.values())(x) for branch in self.children()], 1)
 
 
 class I3D(nn.Module):

@@ -159,8 +159,7 @@ def direction_histogram(spectrum: Tensor, weight: Tensor) -> Tensor | None:
     part = (angle / (math.pi / DIRECTION_PARTS)).round().long() % DIRECTION_PARTS
     amount = ((across + down).sqrt() * weight[0]).flatten().double()
     total = float(amount.sum())
-    histogram = torch.bincount(part.flatten(), amount, minlength=DIRECTION_PARTS)  # (12,)
-    return histogram / total if total > 0 else None
+    return torch.bincount(part.flatten(), amount, minlength=DIRECTION_PARTS) / total if total > 0 else None  # (12,)
 
 
 def direction_distance(one: Tensor | None, other: Tensor | None) -> float | None:

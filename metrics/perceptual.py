@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from models.image_encoder import InputNormalization
+from models.image_encoder import input_normalization
 from models.weights import HUB, OtherNetworkError, hub_weights, load_weights, shapes_of
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
@@ -66,10 +66,9 @@ class PerceptualLoss(nn.Module):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # compared features must not be overwritten
         self.features.load_state_dict(load_weights(weights, shapes_of(self.features)))
-        seen = InputNormalization.of(weights)
-        self.bgr = seen.bgr
-        self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor(seen.std).view(1, 3, 1, 1), persistent=False)
+        mean, std, self.bgr = input_normalization(weights)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
     def layers(self, image: Tensor) -> list[Tensor]:

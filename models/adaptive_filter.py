@@ -35,5 +35,4 @@ def filter_image(image: Tensor, others: Sequence[Tensor], weights: Tensor) -> Te
 
 def to_blocks(maps: Tensor, side: int) -> Tensor:
     """Return (B, C side^2, H / side, W / side) of maps (B, C, H, W): F.pixel_unshuffle in a fifth of its time."""
-    blocks = maps.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).permute(0, 1, 3, 5, 2, 4)
-    return blocks.flatten(1, 3)
+    return maps.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)

@@ -38,9 +38,10 @@ class RenderingError(RuntimeError):
 
 def choose_batch_size(size: tuple[int, int], device: torch.device) -> int:
     """Choose how many frames of size (H, W) are computed together."""
-    on_cpu = device.type == "cpu"
-    pixels, largest = (CPU_BATCH_PX, CPU_LARGEST_BATCH) if on_cpu else (GPU_BATCH_PX, GPU_LARGEST_BATCH)
-    return int(min(largest, max(1, pixels // (size[0] * size[1]))))
+    pixels, largest = GPU_BATCH_PX, GPU_LARGEST_BATCH
+    if device.type == "cpu":
+        pixels, largest = CPU_BATCH_PX, CPU_LARGEST_BATCH
+    return min(largest, max(1, pixels // (size[0] * size[1])))
 
 
 def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, device: torch.device) -> int:
@@ -48,8 +49,7 @@ def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, d
     budget = CPU_DECODER_BYTES
     if device.type == "cuda":
         budget = GPU_DECODER_FRACTION * torch.cuda.mem_get_info(device)[0]
-    unshuffle = model.config.unshuffle
-    pixels = unshuffle**2 * budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
+    pixels = model.config.unshuffle**2 * budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
     if size[0] * size[1] <= pixels:
         return 0
     tile = int(pixels**0.5) - 2 * model.margin_px

@@ -112,8 +112,7 @@ def add_noise_again(
 ) -> Tensor:
     """Go to the next lower noise level by DDIM and back by fresh noise: a recurrence of a step."""
     lower = there.alpha * clean + there.sigma * here.noise(latents, clean)
-    shape = latents.shape[1:]
-    fresh = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(latents)
+    fresh = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators]).to(latents)
     ratio = here.alpha / there.alpha
     return ratio * lower + (1 - ratio**2) ** 0.5 * fresh
 

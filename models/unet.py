@@ -333,8 +333,7 @@ class FrequencyUNet(SavedModel):
                 skips.append(hidden)
         hidden = self.middle(hidden, [], embedding, frequency, features)[-1]
         for index, level in enumerate(self.up):
-            level_skips = [skips.pop() for _ in level.blocks]
-            hidden = level(hidden, level_skips, embedding, frequency, features)[-1]
+            hidden = level(hidden, [skips.pop() for _ in level.blocks], embedding, frequency, features)[-1]
             if index < len(self.upsample):
                 # To the size of the next skip: grids need not be divisible at every level.
                 hidden = self.upsample[index](hidden, output_size=skips[-1].shape[-2:])

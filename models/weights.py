@@ -66,10 +66,7 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
 
 
 def hub_weights(network: str) -> Path:
-    """Return torchvision's ImageNet weights of its network in torch.hub's cache, downloaded if need be.
-
-    WeightsError where they cannot be downloaded.
-    """
+    """Return torchvision's ImageNet weights in torch.hub's cache, downloaded if need be; WeightsError if that fails."""
     url = get_model_weights(network).IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():

@@ -35,8 +35,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     shrinks = size[0] < height or size[1] < width
     flat = maps.reshape(-1, 1, height, width)
     # Apple's devices have no anti-aliased interpolation.
-    computed_on = torch.device("cpu") if shrinks and maps.device.type == "mps" else maps.device
-    flat = flat.to(computed_on)
+    flat = flat.to("cpu" if shrinks and maps.device.type == "mps" else maps.device)
     flat = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
     return flat.to(maps.device).reshape(*maps.shape[:-2], *size)
 

@@ -132,10 +132,7 @@ def is_other_image(motion: Motion, image: Tensor) -> bool:
 
 
 def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False) -> None:
-    """Write a motion that has a spectrum aside and rename it, if `dense` with the flow of all frames.
-
-    MotionFileError where it cannot be written.
-    """
+    """Write a motion's spectrum aside and rename it, if `dense` with the flow of all frames; MotionFileError if not."""
     path = Path(path)
     if path.suffix != ".npz":
         raise MotionFileError(f"{path}: expected a file name that ends in .npz")
@@ -158,8 +155,7 @@ def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False)
     except OSError as error:
         raise MotionFileError(f"{path}: cannot be written ({error.strerror}); right: a writable folder") from error
     finally:
-        if temporary.exists():
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def load_motion(path: str | os.PathLike) -> Motion:

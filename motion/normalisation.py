@@ -59,8 +59,8 @@ class Normalisation:
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary."""
-        scales = {"scale_px": self.scale.tolist(), "period_s": self.period_s}
-        return {**scales, "adaptive": self.adaptive, "percentile": PERCENTILE}
+        how = {"period_s": self.period_s, "adaptive": self.adaptive, "percentile": PERCENTILE}
+        return {"scale_px": self.scale.tolist(), **how}
 
     @classmethod
     def from_dict(cls, data: dict) -> Normalisation:
@@ -71,15 +71,12 @@ class Normalisation:
         return cls(torch.tensor(data["scale_px"]), float(data["period_s"]), bool(data.get("adaptive", True)))
 
 
-@dataclass
 class ScaleEstimator:
     """Collects magnitudes of many spectra in a histogram of 2 % wide cells and gives their per-bin 95th percentile."""
 
-    num_bins: int
-    period_s: float = PERIOD_S
-
-    def __post_init__(self) -> None:
-        self.counts = torch.zeros(self.num_bins, CELLS, dtype=torch.float64)
+    def __init__(self, num_bins: int, period_s: float = PERIOD_S) -> None:
+        self.num_bins, self.period_s = num_bins, period_s
+        self.counts = torch.zeros(num_bins, CELLS, dtype=torch.float64)
 
     def add(self, spectrum: Tensor, confidence: Tensor | None = None) -> None:
         """Count the magnitudes of one packed spectrum (K, 4, H, W), px, weighted by confidence (1, H, W) in [0, 1]."""

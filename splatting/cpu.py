@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splatting.fused import Saved
+from splatting.fused import Saved, out_format
 from splatting.reference import EWA_VARIANCE_FLOOR
 
 logger = logging.getLogger(__name__)
@@ -165,11 +165,11 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _empty_like(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return memory of the shape of values, in the layout that `fused._out_format` promises."""
+    """Return memory of the shape of values, in the layout that `fused.out_format` promises."""
     batch, channels, height, width = values.shape
-    if not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last):
+    if out_format(values) == torch.channels_last:
         return _empty((batch, height, width, channels), dtype).permute(0, 3, 1, 2)
-    return _empty((batch, channels, height, width), dtype)
+    return _empty(values.shape, dtype)
 
 
 def _array(tensor: Tensor | None, dtype: torch.dtype, items: slice | None = None) -> np.ndarray:

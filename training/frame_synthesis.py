@@ -16,7 +16,7 @@ from data.datasets import RenderingDataset, WeightedSets
 from data.media import contact_sheet, write_image
 from data.order import evenly
 from metrics.images import mean_squared_error, psnr_of_mse
-from metrics.perceptual import Network, PerceptualLoss
+from metrics.perceptual import Network, PerceptualLoss, masked_mean
 from models.device import ArgumentError, check_precision
 from models.frame_synthesis import HOLE_MASS, FrameSynthesis, splat_image
 from models.frame_synthesis import PRESETS as MODEL_PRESETS
@@ -25,7 +25,7 @@ from splatting import average_splat
 from training.data_sets import open_sets
 from training.export import export_model
 from training.loop import LoopOptions, train
-from training.losses import l1, multi_scale_gradient
+from training.losses import multi_scale_gradient
 from training.processes import start_processes
 from training.run_folder import open_run
 
@@ -72,7 +72,8 @@ def loss_terms(
     These are L1, multi-scale gradients and a feature distance; [GID] uses the VGG perceptual loss alone.
     """
     frame = frame.float()
-    terms = {"l1": l1(frame, target, reliability), "gradient": multi_scale_gradient(frame, target, reliability)}
+    terms = {"l1": masked_mean((frame - target).abs(), reliability)}
+    terms["gradient"] = multi_scale_gradient(frame, target, reliability)
     loss = terms["l1"] + GRADIENT_WEIGHT * terms["gradient"]
     if perceptual is not None:
         terms["perceptual"] = perceptual.to(frame.device)(frame, target, reliability)
@@ -99,8 +100,7 @@ class Validation:
 
     def _render(self, model: FrameSynthesis, item: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return one pair as a batch of one, the model's frame and the average splat, both (1, 3, h, w)."""
-        sample = self.dataset[SampleKey(item, 0, 0)]
-        batch = {name: maps[None].to(model.device) for name, maps in sample.items()}
+        batch = {name: maps[None].to(model.device) for name, maps in self.dataset[SampleKey(item, 0, 0)].items()}
         warp = (batch["image"], batch["flow"], batch["importance"])
         average, _ = splat_image(*warp, operator="average")
         return batch, model(*warp), average

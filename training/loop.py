@@ -175,8 +175,7 @@ class _Trainer:
 
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         rates = {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.99)}
-        optimizer = torch.optim.AdamW(self.parameters, **rates)
-        self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.prepared, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(self.parameters, **rates))
         self.forward = torch.compile(self.prepared) if options.compile else self.prepared
         self.ema = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
         self.progress = _RunningTotals()

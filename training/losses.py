@@ -1,4 +1,4 @@
-"""Losses of the training scripts: masked L1 and multi-scale gradients.
+"""The loss of multi-scale gradients.
 
 Masks weigh inside a sample and samples weigh the same, so that a batch split over two processes has the same loss.
 """
@@ -8,11 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metrics.perceptual import masked_mean
-
-
-def l1(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean absolute difference of pred and target (B, ..., H, W), weighted as `masked_mean` does."""
-    return masked_mean((pred - target).abs(), mask)
 
 
 def multi_scale_gradient(pred: Tensor, target: Tensor, mask: Tensor | None = None, scales: int = 3) -> Tensor:

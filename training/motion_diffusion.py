@@ -68,8 +68,7 @@ def feature_dropout_mask(
     features: int, seeds: Tensor, device: torch.device, dropout: float = FEATURE_DROPOUT
 ) -> Tensor:
     """Return (B, F): 0 for the fraction `dropout` < 1 of features hidden from a sample, else 1 / (1 - dropout)."""
-    seen = sample_uniform((len(seeds), features), seeds, device, stream=3) >= dropout
-    return seen / (1 - dropout)
+    return (sample_uniform((len(seeds), features), seeds, device, stream=3) >= dropout) / (1 - dropout)
 
 
 def magnitude_error(log_s: Tensor, latents: Tensor) -> Tensor:
@@ -196,8 +195,7 @@ def write_sample_sheet(
     """Write a PNG with a row an image: it, then magnitude, spectrum and x-t slice of two samples and of the truth."""
     device, rows = next(model.parameters()).device, []
     vae = vae.to(device)
-    for item in evenly(dataset.count, SHEET_ROWS):
-        sample = {name: tensor[None].to(device) for name, tensor in dataset[SampleKey(item, 0, 0)].items()}
+    for _, sample in _validation_samples(dataset, device, SHEET_ROWS):
         image, truth = sample["image"][0].cpu(), sample["latents"]
         condition, wind_px = model.encode_image(sample["image"], **encoding_inputs(sample)), sample.get("wind_px")
         encoded = EncodedImages(condition, model.expected_displacement(sample["image"]), wind_px, None, {}, [])

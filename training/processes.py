@@ -15,10 +15,7 @@ WAIT_AT_MOST = timedelta(hours=6)
 
 
 def start_processes(device_name: str = "auto") -> torch.device:
-    """Connect the processes, once, and return this one's device (`accelerate launch --cpu`: the CPU).
-
-    ArgumentError where it is not there.
-    """
+    """Connect the processes once; return this one's device (`accelerate launch --cpu`: the CPU). Or ArgumentError."""
     wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     device = choose_device("cpu" if wants_cpu else device_name)
     if "WORLD_SIZE" not in os.environ:
