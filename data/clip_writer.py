@@ -67,9 +67,8 @@ def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
 class ClipSetWriter(AbstractContextManager):
     """Writes a clip set item by item; where the folder holds one already, `rows` tells what is done.
 
-    The finished set depends neither on the order of the items nor on interruptions. In a folder one run writes at a
-    time: a lock holds until the `with` block ends. At a URL several runs may add items. Each item leaves a record, and
-    every `finish` makes the table of all records.
+    The finished set depends neither on the order of the items nor on interruptions. A folder is locked until the `with`
+    block ends. At a URL several runs may add items, which leave records; `finish` makes the table of all of them.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:

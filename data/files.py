@@ -126,8 +126,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its name, replacing what is there, when the block ends well.
 
     The block may make a file or a folder there, for a URL a file alone; the suffix is that of `path`. On any exception
-    the temporary is removed and the final name is untouched. Missing parent folders are made. Raises MediaError where
-    nothing can be written.
+    the temporary is removed and `path` untouched. Parent folders are made. MediaError where nothing can be written.
     """
     path = Path(path)
     if url_of(path):

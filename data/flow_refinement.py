@@ -1,7 +1,6 @@
 """Refine a flow field on the colours of the images: zero where zero flow explains a frame, then Gauss-Newton steps.
 
-DIS sees luminance in patches of 8 px, so it smooths small motion away. Here every pixel is fitted over a window of
-about 3 px, in colour.
+DIS sees luminance in patches of 8 px, which smooths small motion away. Here it is fitted over about 3 px, in colour.
 """
 
 import cv2

@@ -135,8 +135,7 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
 def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = False) -> torch.Tensor:
     """Read a mask (1, H, W) in [0, 1] at `size` = (height, width) px: white moves, black and transparent do not.
 
-    Colours count by their luminance. Raises MediaError as `read_image` does, and for a mask whose aspect ratio is more
-    than 5 % off that of `size`, unless `any_aspect`.
+    Colours count by luminance. MediaError as `read_image`, and unless `any_aspect` for an aspect over 5 % off `size`.
     """
     path = Path(path)
     # A giant is never held as floats; at twice the size, rounding its sides does not show in the aspect.

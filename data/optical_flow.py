@@ -119,8 +119,7 @@ def visible_flow(
     With r(F) = blur(mean_c |I_t(p + F) - I_0(p)|), F_t(p) becomes 0 where r(0) < 2.5/255, where zero flow explains the
     frame as well, r(0) <= 1.05 r(F) + 0.25/255, and where `static_frames` holds. Reliability is
     1 / (1 + (r / (16/255))^2) for the flow returned, and 0 where p + F leaves the image by more than half a pixel.
-    Takes and returns flow (T, 2, H, W), px; reliability is (T, 1, H, W) in [0, 1]. No gradients. `static` is as for
-    `estimate_flow`.
+    Takes and returns flow (T, 2, H, W), px; reliability is (T, 1, H, W) in [0, 1]. `static` is as for `estimate_flow`.
     """
     visible, reliability = torch.empty_like(flow), torch.empty_like(flow[:, :1])  # (T, 2, H, W), (T, 1, H, W)
     static = static_pixels(first, frames) if static is None else static  # (1, H, W)

@@ -59,8 +59,7 @@ def find_cuts(frames: Iterable[tuple[float, torch.Tensor]]) -> Iterator[tuple[fl
     """Yield for each (time, frame (3, h, w) in [0, 1]) its time and that of the cut that it proves, a frame late.
 
     A cut is a step far above those before, after which the next frame is as far from the frame before (else it was a
-    flash). Brightness and contrast are divided out, so a flickering flame is no cut. Dissolves are not found. Memory is
-    constant.
+    flash). Brightness and contrast are divided out, so a flickering flame is no cut. Dissolves are not found.
     """
     steps: deque[float] = deque(maxlen=CUT_HISTORY)
     last = candidate = None  # the thumbnail before; the time of what may be a cut and the thumbnail before that
@@ -106,9 +105,8 @@ def plan_sequences(
 ) -> tuple[list[Shot], list[float]]:
     """Choose up to `count` sequences of a period, `stride_s` from start to start; also return the cuts found, s.
 
-    Sequences are in the order of time, none across a cut. The earliest that cover 90 % of a period, what the fit of a
-    spectrum needs, come first. Then the longest of the shorter ones are added. No more of the shots of `find_shots`
-    are taken than needed.
+    In the order of time, none across a cut: the earliest that cover 90 % of a period, what the fit of a spectrum needs,
+    and then the longest of the shorter ones. No more of the shots of `find_shots` are taken than needed.
     """
     found: list[Shot] = []
     for shot in shots:

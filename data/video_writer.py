@@ -169,8 +169,7 @@ def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Gr
 def check_video(path: str | Path, *, fps: float, format: str | None = None) -> str:
     """Return the format that a `VideoWriter` would write here: "mp4", "webm", "gif" or "frames". Nothing is made.
 
-    Without `format` the suffix decides (none at all: frames). Raises MediaError for a format, suffix, rate or place
-    that cannot be written.
+    Without `format` the suffix decides (none: frames). MediaError for a format, suffix, rate or place that cannot be.
     """
     path = Path(path)
     suffix = path.suffix.lower()

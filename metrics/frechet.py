@@ -36,9 +36,8 @@ def frechet_interval(
 ) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of the Frechet distance of clips (source, features (N, D), others (M, D)).
 
-    Whole sources are resampled, both sides together. A draw holds fewer different samples, which makes the distance
-    larger; so the interval's quantiles are those of the draws minus their mean, added to the distance of all. None for
-    fewer than two sources.
+    Whole sources are resampled, both sides together; None for fewer than two. A draw holds fewer different samples, so
+    that its distance is larger: the draws' quantiles count from their mean, and are added to the distance of all.
     """
     by_source = defaultdict(list)
     for source, *sides in clips:

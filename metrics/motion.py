@@ -124,8 +124,7 @@ def coherence(spectrum: Tensor, weight: Tensor) -> dict[int, float | None]:
 
     The correlation is sum_t F_t(p).F_t(q) / sqrt(sum_t |F_t(p)|^2 sum_t |F_t(q)|^2) over the frames of one period, F
     without its mean over time, of a spectrum (K, 4, H, W) px. Pairs lie along rows or columns and count by the product
-    of `weight` (1, H, W), which is 0 outside of what moves. Distances are in px of a grid of 256 x 160, scaled to
-    this one; None where no pair has weight.
+    of `weight` (1, H, W), 0 outside of what moves. Distances: px of a grid of 256 x 160; None where no pair has weight.
     """
     flow = spectrum_to_flow(spectrum, torch.arange(1, NUM_FRAMES + 1) / NUM_FRAMES)  # (T, 2, H, W)
     flow = flow - flow.mean(0)
@@ -148,9 +147,8 @@ def coherence(spectrum: Tensor, weight: Tensor) -> dict[int, float | None]:
 def direction_histogram(spectrum: Tensor, weight: Tensor) -> Tensor | None:
     """Return the fractions (12,) of motion along axes of 0, 15 ... 165 degrees, each within 7.5 degrees.
 
-    A pixel's axis is the principal one of its displacements (K, 4, H, W) px over a period about their mean; it counts
-    by their standard deviation times `weight` (1, H, W). Directions are modulo 180 degrees, from right to down. None
-    where nothing moves.
+    A pixel's axis, from right to down, is the principal one of its displacements (K, 4, H, W) px of a period. It counts
+    by their deviation times `weight` (1, H, W). None where nothing moves.
     """
     flow = spectrum_to_flow(spectrum, torch.arange(1, NUM_FRAMES + 1) / NUM_FRAMES)  # (T, 2, H, W)
     dx, dy = (flow - flow.mean(0)).unbind(1)  # (T, H, W)

@@ -50,8 +50,7 @@ def _network_of(weights: Path | str) -> Network:
 class PerceptualLoss(nn.Module):
     """Mean L1 of unit-normalised features of an ImageNet network, torchvision's or Caffe's (.npz).
 
-    `weights`: a file, or "hub" for torchvision's, by default of VGG-16; network None: the one that the file fits.
-    WeightsError for weights that cannot be used.
+    `weights`: a file (or WeightsError), or "hub" for torchvision's, by default VGG-16; network None: the file's.
     """
 
     def __init__(self, weights: Path | str, network: Network | None = None) -> None:

@@ -17,8 +17,7 @@ REACH_PX = max(RINGS_PX)
 def filter_image(image: Tensor, others: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return image + sum_k w_k (neighbour_k - image) + sum_j w_j (other_j - image), (B, C, H, W).
 
-    `image`, `others`: (B, C, H, W), beyond whose border it is repeated; `weights`: (B, K, H / n, W / n) of blocks of
-    n x n pixels, first those of the neighbours.
+    `image`, `others`: (B, C, H, W); `weights`: (B, K, H / n, W / n) of blocks of n x n pixels, the neighbours' first.
     """
     height, width = image.shape[-2:]
     weights = F.interpolate(weights.contiguous(), size=(height, width))  # nearest; as it comes it takes twice the time

@@ -85,8 +85,7 @@ def dark_surroundings(limit: float, fire: Tensor, image: Tensor) -> Tensor:
 def flicker(spectrum: Tensor, fire: Tensor) -> Tensor:
     """Remove the drift of fire (B, 1, H, W), 0 to 1, and give its other bins equal power: (B, K, 4, H, W) px.
 
-    Ours. Optical flow loses track of flames, so that training clips show a false drift; where it does not, their
-    spectrum is flat.
+    Ours. Optical flow loses track of flames: clips show a false drift. Where it does not, the spectrum is flat.
     """
     fire = fire[:, None]  # (B, 1, 1, H, W)
     power = (spectrum[:, 1:].square() * fire).sum((2, 3, 4), keepdim=True)  # (B, K - 1, 1, 1, 1)

@@ -50,8 +50,7 @@ PRESETS: dict[str, dict] = {
 def _arrivals(flow: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mass that arrives at every pixel, in source pixels: (all, only what moves), each (B, 1, H, W).
 
-    It is the mass of the bilinear footprint alone. A splat's own weight also shrinks where importances differ, which
-    would look like a hole (measured: 0.4 dB).
+    A splat's own weight also shrinks where importances differ, which would look like a hole (measured: 0.4 dB).
     """
     moving = (magnitude(flow) >= STATIC_PX).to(flow.dtype)
     mass = sum_splat(torch.cat([torch.ones_like(moving), moving], dim=1), flow)  # (B, 2, H, W)
@@ -140,8 +139,7 @@ def splat_image(
 ) -> tuple[Tensor, Tensor]:
     """Render frame t in image space, without a network: splat the image, fill the holes from around them.
 
-    Static pixels equal the source exactly. Also returned is the mass (B, 1, H, W) of the bilinear footprint that
-    arrives at each pixel, 0 in a hole.
+    Static pixels equal the source exactly. Also returned is the bilinear mass (B, 1, H, W) that arrives, 0 in a hole.
     """
     image, importance = (maps.expand(len(flow), -1, -1, -1) for maps in (image, importance))
     mass, moving_mass = _arrivals(flow)

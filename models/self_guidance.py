@@ -21,9 +21,8 @@ from motion.spectrum import without_drift
 class LoopGuidance:
     """How sampling is guided to motion that is back at frame 0, with frame 0's velocity, after L = phase x T frames.
 
-    "closing" samples without guidance. "gradient" is [GID]'s: eps + u sigma_t grad L, with
-    L = `motion.looping.loop_closure_error`. "projection" is ours, see above. All three project the sampled motion at
-    the end.
+    "closing" samples without guidance. "gradient" is [GID]'s: eps + u sigma_t grad L, L being `loop_closure_error`.
+    "projection" is ours, see above. All three project the sampled motion at the end.
     """
 
     phase: float  # L / T

@@ -230,8 +230,7 @@ class FrequencyUNet(SavedModel):
     ) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] on the motion grid as condition (B, Cc + K C, H/f, W/f).
 
-        The condition is features, then log s, always in float32: log s rounded to 8 bits would quantise the sampler's
-        scale in steps of a percent.
+        These are features, then log s, in float32: rounded to 8 bits log s would quantise the sampler's scale.
         """
         features = self.image_encoder(image, feature_dropout_mask)  # (B, Cc, h, w)
         if self.placement_features is not None:
@@ -263,10 +262,9 @@ class FrequencyUNet(SavedModel):
     def with_expected_power(self, latents: Tensor, condition: Tensor, *, of_bins: bool = True) -> Tensor:
         """Scale latents (B, K, C, h, w) at each position so that the mean of the middle half of |z| / s is 0.6745.
 
-        Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower that swings as
-        a whole. 0.6745 is the median that s was trained to, so that latents that are known exactly stay as they are.
-        With `of_bins` each bin is scaled likewise afterwards, for fast bins come out too strong; bin 0, the drift, is
-        not, as it differs too much from clip to clip.
+        Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower. 0.6745 is the
+        median that s was trained to. With `of_bins` each bin is scaled likewise, for fast bins come out too strong; bin
+        0, the drift, is not, as it differs too much from clip to clip.
         """
         _, log_s = self.split_condition(condition)  # (B, K, C, h, w)
         relative = latents.abs() * torch.exp(-log_s)

@@ -213,16 +213,13 @@ class MotionVAE(SavedModel):
         return self._decoded(latents), 0.5 * squares.mean()
 
     def encode_spectrum(self, spectrum: Tensor, precision: str = "no") -> Tensor:
-        """Encode float32 px (B, K, 4, H, W) to float32 (B, K, C, H/f, W/f); `precision` is that of the network.
-
-        K is at most that of the statistics.
-        """
+        """Encode float32 px (B, K, 4, H, W), K at most that of the statistics, to float32 (B, K, C, H/f, W/f)."""
         x = self.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
         with autocast(spectrum.device, precision):
             return self.encode(x.flatten(0, 1).to(self.dtype)).float().unflatten(0, spectrum.shape[:2])
 
     def decode_spectrum(self, latents: Tensor, precision: str = "no") -> Tensor:
-        """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, f h, f w); `precision` as in encoding."""
+        """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, f h, f w); `precision` is the network's."""
         with autocast(latents.device, precision):
             slices = self.decode(latents.flatten(0, 1).to(self.dtype)).float()  # (B K, 4, H, W)
         return self.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))

@@ -114,8 +114,7 @@ def closed(spectrum: Tensor, phase: float, *, largest_amplitude_ratio: float = L
     Both conditions are linear in the 2 (K - 1) coefficients of a pixel and direction, so the nearest motion that meets
     them is a projection, the same for all pixels. Distances are relative to the amplitude of each bin over the image,
     so that weak bins stay weak. A projection takes power away; one factor, bounded by `largest_amplitude_ratio`, gives
-    it back. Ours; [GID] approaches such a motion by guidance. Gradients reach the packed spectrum (..., K, 4, H, W),
-    px, weights and factor being constant.
+    it back. Ours; [GID] approaches it by guidance. Gradients reach the packed spectrum (..., K, 4, H, W) px.
     """
     spectrum = without_drift(spectrum)
     num_bins = spectrum.shape[-4]

@@ -190,11 +190,8 @@ def _share(batch: int, height: int, work: int, fewest: int = 1, most: float = ma
 
 
 def _run(kernel: Callable, tasks: np.ndarray, threads: int, *arguments: object) -> None:
-    """Call a kernel on all tasks. Each thread takes the next few when it is done with its last.
-
-    Not in equal shares: after an operator of torch its own threads spin for some milliseconds more, and a thread of
-    ours on the same core is that much slower.
-    """
+    """Call a kernel on all tasks. Each thread takes the next few when it is done with its last."""
+    # Not in equal shares: torch's threads spin for some milliseconds after an operator, and slow ours beside them down.
     threads = max(1, min(threads, len(tasks)))
     waiting = iter(np.array_split(tasks, max(1, min(len(tasks), CHUNKS * threads))))
 

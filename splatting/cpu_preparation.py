@@ -21,8 +21,7 @@ GONE = -(1 << 30)
 def _can_keep_kernels() -> bool:
     """Return whether compiled kernels can be kept for the next process, if need be in the folder for temporary files.
 
-    Numba itself tries the folder of the code and the user's cache. Machine code is read only from a folder that nobody
-    else can write to.
+    Numba tries the code's folder and the user's cache. Machine code is read from folders that nobody else can write to.
     """
     try:
         njit(cache=True)(_can_keep_kernels)

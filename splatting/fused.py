@@ -8,8 +8,7 @@ sigma are float32 or float64 in any case. Such a module has
     backward(grad_out, grad_weight, saved, ewa, normalise, needs)
         -> gradients of values, flow, importance and sigma, None where the four bools of `needs` say no
 
-Second derivatives, forward-mode derivatives and the transforms of torch.func need `backend="reference"`; here they
-raise RuntimeError.
+Second and forward-mode derivatives and the transforms of torch.func need `backend="reference"`; here: RuntimeError.
 """
 
 import importlib

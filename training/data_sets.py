@@ -90,9 +90,8 @@ def motion_sets(
 ) -> WeightedSets:
     """Check sets for the training of motion, and leave out the clips whose spectrum cannot be read.
 
-    The log counts and names them; all processes skip what the main one found. `grid`: (H, W) of the training, px;
-    `period_s`: of the VAE, where there is one. ArgumentError: a set of another grid or another period; and as
-    `combined_normalisation`.
+    The log counts and names them. `grid`: (H, W) of the training, px; `period_s`: of the VAE, where there is one.
+    ArgumentError: a set of another grid or another period; and as `combined_normalisation`.
     """
     found_s = combined_normalisation(sets, num_bins).period_s
     if found_s != (period_s or found_s):

@@ -93,8 +93,7 @@ def diffusion_loss(
     """Return "loss", the sum of "denoising" and 0.2 "magnitude", the mean `magnitude_error`, weighted by confidence.
 
     "denoising" is the mean squared error of the prediction at a random noise level. batch: "image" (B, 3, H, W),
-    "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,), and `encoding_inputs`; num_features: of the
-    model's image encoder.
+    "latents" (B, K, C, h, w), "confidence" (B, 1, h, w), "seed" (B,), `encoding_inputs`; num_features: the encoder's.
     """
     clean, seeds = batch["latents"], batch["seed"]
     device, count = clean.device, len(clean)

@@ -73,8 +73,7 @@ def shade_ids(
 ) -> Array:
     """Colour the samples and reduce them to pixels: (H, W, 4) float32, premultiplied RGB and coverage.
 
-    looks (V, 6) float32: red, green, blue, texture u, v (texels), texture strength; materials (N,) int32 into
-    atlas (M, S, S) float32 in [-1, 1].
+    looks (V, 6): red, green, blue, texture u, v (texels), strength; materials (N,) into atlas (M, S, S) in [-1, 1].
     """
     height, width = ids.shape[0] // samples, ids.shape[1] // samples
     out = np.zeros((height, width, 4), np.float32)

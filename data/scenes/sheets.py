@@ -24,8 +24,7 @@ def _add_sheet(
 ) -> None:
     """Add a waving sheet on grid (R, C, 2): cells coloured by colour (R-1, C-1, 3) or points (R, C, 3).
 
-    hold (R, C): fraction of the motion (0 where pinned). Each wave is two oscillators in quadrature,
-    A hold cos(number reach - w t) with reach (R, C).
+    A wave is two oscillators in quadrature: A hold cos(number reach - w t), hold and reach (R, C); hold 0: pinned.
     """
     rng, mesh, (rows, columns) = stage.rng, stage.mesh, grid.shape[:2]
     numbers, vectors, centre = [], [], grid.reshape(-1, 2).mean(0)[None]
