@@ -34,8 +34,8 @@ LEAST_RELIABILITY = 0.5
 # a block follows the camera when it is this near to the model's flow: px on a grid of 256 x 160, and a fraction
 FOLLOWS_PX = 0.25
 FOLLOWS_FRACTION = 0.15
-# The camera moves when so many of the textured blocks at the border, and of all, follow a model that moves this far.
-# The second pair is for a subject that fills the frame but for its border; it was chosen on 83 kept clips.
+# So many of the textured blocks at the border, and of all, follow a moving camera. The second pair: a subject fills the
+# frame but for its border.
 CAMERA_FRACTIONS = ((0.55, 0.6), (0.75, 0.35))
 CAMERA_PX = 0.75
 FEWEST_BORDER_BLOCKS = 6

@@ -32,8 +32,7 @@ HOLE_MASS = 0.05
 # changes a frame by 0.0001 of 255 grey levels on average, single pixels by up to 1.2 (four photographs).
 CONTEXT_PX = 16
 
-# With filters the decoder sees importance and flow, in these px, and weighs the neighbours of a pixel, the source and
-# the sharpened splat.
+# With filters the decoder sees importance and flow, in these px, and weighs neighbours, source and sharpened splat.
 MOTION_CHANNELS, MOTION_PX = 3, 4.0
 NUM_WEIGHTS = len(OFFSETS_PX) + 2
 
@@ -209,8 +208,7 @@ class FrameSynthesis(SavedModel):
         # reduced. With 1 and importance "learned" the single-scale baseline of [GID] table 2.
         scales: int | None = None,
         importance: str = "fixed",  # as given; "learned": a convolution of the finest features, which starts at 0
-        # Of the operator "gaussian": "exp", weights exp(importance) over the Gaussian footprint; "gaussian",
-        # exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
+        # Of the operator "gaussian": exp(importance); or "gaussian", exp(-importance^2 / 2), the footprint is bilinear.
         weighting: str = "exp",
         encoder: str = "pyramid",  # a few convolutions per scale; "resnet34": the first stages of ResNet-34
         learn_sigma: bool = False,  # from `sigma` on, within LEARNED_SIGMA_PX

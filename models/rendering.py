@@ -17,8 +17,7 @@ from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
 
-# Memory of the decoder on a CPU. The limit is one of speed: the system maps much larger blocks anew each time (measured
-# at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
+# Memory of the decoder on a CPU, for speed: at 1920 x 1080 in tiles a frame takes three quarters of the time.
 CPU_DECODER_BYTES = 256e6
 # On a GPU: of its free memory.
 GPU_DECODER_FRACTION = 0.5

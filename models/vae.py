@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 
 SLICE_CHANNELS = 4
 
-# f, the reduction of each side, is patch * 2 ** (number of levels - 1). Patches avoid full-resolution layers, which are
-# slow on a CPU: motion is smooth at the scale of 2 px.
+# f, the reduction of each side, is patch * 2 ** (levels - 1). Patches avoid full-resolution layers: motion is smooth.
 VAE_PRESETS: dict[str, dict] = {
     "tiny": {"patch": 2, "block_channels": (16, 24, 32), "layers_per_block": 1, "norm_groups": 8},
     "small": {"patch": 2, "block_channels": (32, 64, 96), "layers_per_block": 1, "norm_groups": 8},

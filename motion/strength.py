@@ -12,9 +12,8 @@ from motion.spectrum import mean_displacement, spectrum_to_flow
 from motion.wind import LEAST_WIND_PX, MOST_WIND_PX
 
 WIND_QUANTILE = 0.95
-# Largest change of displacement from pixel to pixel over time, in the median of the pixels that move, whose edges may
-# slide along what is still: towards the limit motion saturates. At 0.2 frames look like photographs, at 0.3 petals and
-# blades stretch, above 0.5 things fold.
+# Largest change of displacement from pixel to pixel over time, in the median of the pixels that move: towards the limit
+# motion saturates. At 0.2 frames look like photographs, at 0.3 petals and blades stretch, above 0.5 things fold.
 STRAIN_LIMIT, STRAIN_QUANTILE, STRAIN_PHASES = 0.27, 0.5, 25
 # What moves most is not limited below this wind, px: crowns of small leaves have much strain, and tear less.
 LEAST_LIMIT_PX = 3.6

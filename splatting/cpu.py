@@ -40,8 +40,7 @@ MAX_THREADS = 256
 CHUNKS = 4
 # Scratch memory of the backward pass; larger batches go in several rounds.
 SCRATCH_BYTES = 1 << 28
-# Above this the system's large pages make fresh memory several times as fast to write (measured: 18 ms against
-# 2.7 ms for 38 MB); numpy asks for them, torch does not.
+# Above this numpy asks for the system's large pages, torch does not: 38 MB are written in 2.7 ms instead of 18 ms.
 LARGE_BYTES = 1 << 22
 
 

@@ -40,8 +40,7 @@ VALIDATION_PAIRS = 24
 SHEET_ROWS = 4
 CROP_MULTIPLE, SMALLEST_CROP_PX = 4, 32
 
-# `tiny` takes minutes on two CPU cores, `small` some hours there or minutes on a GPU, `paper` is meant for a GPU. The
-# networks of these names are in models/frame_synthesis.py.
+# `tiny` takes minutes on two CPU cores, `small` some hours there or minutes on a GPU, `paper` is meant for a GPU.
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 300, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98},
     "fast": {"steps": 20_000, "batch_size": 8, "learning_rate": 5e-4, "warmup_steps": 200, "validate_every": 1000},

@@ -100,9 +100,7 @@ def denoising_stage(
     segmentation: SegmentationModel,  # tells what cannot move
     placement: PlacementHead | None = None,  # that a U-Net of `placement_channels` reads
     weighting: str = "none",  # of the noise levels
-    # Fraction of the image's features hidden from a sample; None: FEATURE_DROPOUT where the encoder trains on augmented
-    # samples, else 0.
-    feature_dropout: float | None = None,
+    feature_dropout: float | None = None,  # None: FEATURE_DROPOUT where the encoder trains on augmented samples, else 0
     grid: tuple[int, int],
     augment: bool,
     batch: int,  # samples of one step of one process; those of all processes have one shape
