@@ -120,9 +120,6 @@ class ClipSet:
         self.statistics = read_statistics(self.folder)
         self._rows = read_rows(self.folder / "clips.csv")
 
-    def __repr__(self) -> str:
-        return f"ClipSet({str(self.folder)!r})"
-
     def rows(self, split: str | None = None, *, status: Collection[str] = (KEPT,)) -> list[ClipRow]:
         """Return the rows of a split (None: all) in the table's order; without `status` those of kept clips."""
         if split not in (None, *SPLITS):

@@ -36,10 +36,7 @@ _PALETTE_FRAMES = 16
 
 
 class VideoWriter:
-    """Write frames one after another as mp4, webm, gif or a folder of PNGs, in constant memory.
-
-        with VideoWriter("out.mp4", fps=30) as writer:
-            writer.write(frame)
+    """Write frames one after another as mp4, webm, gif or a folder of PNGs, in constant memory; a context manager.
 
     mp4 is h264, webm is VP9, gif loops for ever with the best 256 colours of its first 16 frames, frames is a folder of
     00000.png, 00001.png, ... mp4 and webm repeat the last column or row of an odd size once. The final name appears

@@ -38,15 +38,11 @@ BLOCKS = (
     BlockShape(128, 64, kernel=3),
     BlockShape(192, 64, kernel=3),
     BlockShape(384, 128, kernel=6, stride=2),  # to stride 16
-    BlockShape(384, 128, kernel=3),
-    BlockShape(384, 128, kernel=3),
-    BlockShape(384, 128, kernel=3),
+    *[BlockShape(384, 128, kernel=3)] * 3,
     BlockShape(768, 160, kernel=3),
     BlockShape(640, 160, kernel=3),
     BlockShape(960, 192, kernel=3),
-    BlockShape(384, 96, kernel=5, dilation=2),
-    BlockShape(384, 96, kernel=5, dilation=2),
-    BlockShape(384, 96, kernel=5, dilation=2),
+    *[BlockShape(384, 96, kernel=5, dilation=2)] * 3,
 )
 # Blocks whose expanded features the decoder reads, at strides 4 and 8.
 FINE_BLOCK, MIDDLE_BLOCK = 1, 5

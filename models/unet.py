@@ -93,7 +93,7 @@ class FrequencyUNet(SavedModel):
         layers_per_block: int = 1,  # residual blocks per resolution on the way down; one more on the way up
         condition_channels: int = 96,  # of the encoded image
         num_heads: int = 4,  # of the attention across frequencies
-        mode: str = "coordinated",  # "independent": no attention across frequencies; "volume": one image of K C channels
+        mode: str = "coordinated",  # "independent": no attention across frequencies; "volume": an image of K C channels
         backbone: str = "squeezenet",  # image network of the image encoder, or "vae", "none"
         period_s: float = PERIOD_S,  # T; the network is given the bins' frequencies in Hz
         prediction_type: str = "v_prediction",  # or "epsilon"; as in the noise schedule
