@@ -273,8 +273,7 @@ def select_clips(
     """Make a set of the clips of a finished set that pass; the files are hard links to its files where that can be.
 
     Limits are the mean over pixels of the mean displacement, px at 256 x 160, and the mean confidence, 0 to 1. Ids must
-    match one of the patterns `only` (`*` and `?`). The other clips stay in the table as dropped. Called again, it
-    judges all clips anew. Raises ClipSetError where the folder holds something else, and for an unusable source.
+    match one of the patterns `only` (`*` and `?`). The others are dropped. ClipSetError: an unusable folder or source.
     """
     folder = Path(folder)
     if folder.resolve() == source.folder.resolve():

@@ -3,10 +3,9 @@
 A set is a folder with
     clips.csv         one row a clip, a `ClipRow`
     first/ID.png      frame 0 on the motion grid
-    spectra/ID.npz    `spectrum` (24, 4, H, W) float16 px and `confidence` (1, H, W) float16 (kept clips)
+    spectra/ID.npz    `spectrum` (24, 4, H, W) px and `confidence` (1, H, W), float16 (kept clips)
     slices/ID.png     X-t slice of a real clip, time downwards: the row that moves most, for people to look at
-    pairs/ID.npz      `target` (N, H, W, 3) bytes, `flow` (N, 2, H, W) px frame 0 -> target, `reliability`
-                      (N, 1, H, W), `importance` (1, H, W) px, `time_s` (N,); float16 where not said otherwise
+    pairs/ID.npz      of its `Pair`s `target`, in bytes, `flow`, `reliability`, `time_s`; `importance` (1, H, W) px
     statistics.json   how the set was made; after the last item also the per-bin scales of its training split
 """
 

@@ -44,8 +44,7 @@ def warn_once(message: str, level: int = logging.WARNING) -> None:
 def file_name(text: str, extra: str = "", *, unsafe: str = r"[\0-\x1f\x7f\ud800-\udfff]") -> str:
     """Return a file name of at most LONGEST_STEM bytes: the text and, at its end, `extra`.
 
-    Characters that match `unsafe` become _, and what is too long is cut. Without `extra` a digest then tells such texts
-    apart. Names of Windows' devices get a _ in front.
+    Characters that match `unsafe` become _, and what is too long is cut; without `extra` a digest tells these apart.
     """
     name = re.sub(unsafe, "_", text).encode()[: LONGEST_STEM - len(extra)].decode(errors="ignore")
     if name != text and not extra:

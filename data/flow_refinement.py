@@ -30,8 +30,7 @@ def refine_flow(first: np.ndarray, frame: np.ndarray, flow: np.ndarray, *, itera
 
     Minimises sum_c rho(I_t(p + F) - I_0(p)) over a Gaussian window by Gauss-Newton steps, each pulled toward the
     blurred flow: (A + s) dF = s (blur(F) - F) - b, with A and b the windowed products of the slopes and of slope
-    and difference (Lucas and Kanade, 1981; weights 1 / sqrt(d^2 + 0.04^2) as in iterated least squares). The slope
-    is the mean of both images', which doubles the range of the linearisation.
+    and difference (Lucas and Kanade, 1981; weights 1 / sqrt(d^2 + 0.04^2)). The slope is the mean of both images'.
     """
     rests = _residual(first, frame) - REST_MARGIN <= _residual(first, _warp(frame, flow))  # (H, W)
     flow = np.where(rests[..., None], np.float32(0), flow)

@@ -108,8 +108,7 @@ def prepare_item(folder: Path | None, job: ClipJob) -> list[ClipRow]:
 def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
     """Prepare the clips of a video, write their files into the set, and return their rows, that of `job.id` last.
 
-    That row is always there: a video that cannot be read, or whose beginning cannot be used, is a dropped row of this
-    name. Without a folder nothing is written, and a few frames with quick flow decide.
+    That row is always there, if need be as dropped. Without a folder nothing is written, and a few frames decide.
     """
     # the result of DIS depends on how many threads share an image
     cv2.setNumThreads(1)

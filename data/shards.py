@@ -1,8 +1,7 @@
 """Clip sets in shards: archives of many clips each, so that training holds no list of all clips in memory.
 
 A folder with shards.json (the set's statistics, the clips of each split, how many a shard holds) and the archives
-SPLIT-00000.zip, ..., stored without compression: rows.csv, and first/ID.png, spectra/ID.npz, pairs/ID.npz of its clips.
-Clips are named SHARD-ID, so that a name is all that it takes to find one.
+SPLIT-00000.zip, ..., not compressed: rows.csv, and first/ID.png, spectra/ID.npz, pairs/ID.npz of its clips SHARD-ID.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ CLASSES = (
 # Everyday words, by the classes that the network gives what they name.
 _WORDS_OF_CLASSES = {
     "sky": "cloud clouds", "tree": "forest trees woods", "plant": "flower flowers plants",
-    "tree plant": "bush foliage leaves", "grass": "lawn", "field": "crops", "grass field": "meadow", "tree grass plant field": "vegetation",
+    "tree plant": "bush foliage leaves", "grass": "lawn", "field": "crops", "grass field": "meadow",
+    "tree grass plant field": "vegetation",
     "water": "lake pond river", "sea": "ocean", "sea water": "waves", "mountain": "mountains", "person": "people",
     "earth": "soil", "road": "street", "floor road sidewalk earth": "ground", "windowpane": "window",
     "rug": "carpet", "sofa": "couch", "curtain": "fabric", "painting": "picture",

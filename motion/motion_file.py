@@ -155,7 +155,8 @@ def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False)
     except OSError as error:
         raise MotionFileError(f"{path}: cannot be written ({error.strerror}); right: a writable folder") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():
+            temporary.unlink()
 
 
 def load_motion(path: str | os.PathLike) -> Motion:

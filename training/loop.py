@@ -103,12 +103,10 @@ def train(
     """Train `model`; afterwards it holds the EMA weights, in eval mode, on the device.
 
     `dataset[SampleKey]` is a dict of tensors, deterministic in the key, its `len` the items of an epoch; an optional
-    `item_name(item)` names items in errors. The loss function returns {"loss": scalar, metrics to log: scalars}, the
-    same keys in each call, means over samples; it must call `model(...)`, no other method. Its batch is the collated
-    samples on the device and "seed", "item" (B,) int64. Several processes start from the first one's weights.
-
-    Raises TrainingError where loss or gradient is not finite; the checkpoints that were saved stay. ArgumentError where
-    the device or precision is not there, or the checkpoint to start from does not fit.
+    `item_name(item)` names items in errors. The loss function returns {"loss": scalar, metrics to log: scalars}, means
+    over samples; it must call `model(...)`, no other method. Its batch is the collated samples, "seed" and "item" (B,)
+    int64, on the device. TrainingError where loss or gradient is not finite; the checkpoints that were saved stay.
+    ArgumentError where the device or precision is not there, or the checkpoint to start from does not fit.
     """
     trainer = _Trainer(model, dataset, loss_function, options, run)
     began = time.monotonic()

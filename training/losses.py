@@ -14,7 +14,7 @@ def multi_scale_gradient(pred: Tensor, target: Tensor, mask: Tensor | None = Non
     """Return the mean absolute difference of the spatial gradients at `scales` scales.
 
     At scale s pred and target (B, ..., H, W) are averaged over 2^s x 2^s pixels; gradients are differences of
-    neighbours along x and y, weighted with the smaller mask of the two pixels. Mean over axes and the scales that fit.
+    neighbours along x and y, weighted with the smaller mask of the two. Mean over axes and the scales that fit.
     """
     difference = (pred - target).flatten(1, -3)  # (B, C, H, W)
     weights = None if mask is None else mask.to(pred.dtype).expand_as(pred).flatten(1, -3)

@@ -30,8 +30,7 @@ TRAINING_PRESETS: dict[str, dict] = {
 class SliceDataset(Dataset):
     """A few normalised slices of each item, bins and a window drawn anew for each sample.
 
-    dataset[SampleKey] -> {"slices" (N, 4, h, w), "confidence" (1, h, w)}. The window (h, w) keeps the motion grid's own
-    scale: a whole spectrum reduced to its size would be smoother than what the VAE will meet.
+    dataset[SampleKey] -> {"slices" (N, 4, h, w), "confidence" (1, h, w)}. The window (h, w) keeps the grid's own scale.
     """
 
     def __init__(

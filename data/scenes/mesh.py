@@ -1,8 +1,8 @@
 """Mesh of a procedural scene: triangles in batches, each vertex tied to the degrees of freedom that move it.
 
 The displacement of a vertex p is linear in the degrees of freedom q_d(t): sum_d q_d(t) (shift_d + turn_d perp(p)),
-perp(x, y) = (-y, x). A child (leaf on twig on branch) inherits every degree of freedom of what carries it and adds
-its own, so motion grows from zero at the root. Batches are arrays: N items, P points an item, D degrees of freedom.
+perp(x, y) = (-y, x). A child (leaf on twig on branch) inherits what moves its carrier, so motion grows from zero at the
+root. Batches are arrays: N items, P points an item, D degrees of freedom.
 """
 
 from __future__ import annotations

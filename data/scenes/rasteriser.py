@@ -1,7 +1,6 @@
 """Triangle rasteriser of the procedural scenes: painter's order, several samples a pixel, textured vertex colours.
 
-Pixel centres lie at whole numbers, x to the right and y down. Motion and colour are interpolated over a triangle
-with the same barycentric weights, so a painted point and its displacement always belong together.
+Pixel centres lie at whole numbers, x to the right and y down. Motion and colour have the same barycentric weights.
 """
 
 import math

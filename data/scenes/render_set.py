@@ -37,8 +37,7 @@ def render_scene_set(
     """Render a clip set of `num` procedural scenes, or go on with one; the same for any number of workers.
 
     One scene in 20, and of each of `kinds`, is a test scene. What a cluster gives up is a dropped row with the reason,
-    and tried again by the next call. Raises ClipSetError for a folder that holds something else, or a set made with
-    other settings or scenes, and MediaError where another run is writing the set.
+    tried again by the next call. ClipSetError: a folder of something else, other settings; MediaError: another run.
     """
     settings = scene_settings(seed=seed, size=size, kinds=kinds, pairs=pairs)
     workers = workers if isinstance(workers, Workers) else Workers(workers)

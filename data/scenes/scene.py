@@ -1,8 +1,7 @@
 """Procedural scenes that sway in the wind, with the exact forward displacement of every pixel of frame 0.
 
-`make_scene` draws an image (data/scenes/kinds.py) as triangles whose vertices move linearly in damped oscillators.
-A travelling gust field drives these, so their motion is a sum of known sinusoids: frame 0 and its spectrum come
-without rendering a single further frame, and flow is exact outside occlusions, before blur and grain.
+`make_scene` draws an image (data/scenes/kinds.py) as triangles whose vertices move linearly in damped oscillators. A
+travelling gust field drives these, so their motion is a sum of known sinusoids, exact but for occlusions and blur.
 """
 
 from __future__ import annotations
