@@ -18,8 +18,8 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
     """Return the Frechet distance (FID, FVD, DTFVD) of the Gaussians of features (N, D), (M, D), each of two or more.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) [Dowson and Landau 1982], covariances over N - 1. With X = Q R of the
-    centred features over sqrt(N - 1), C = R^T R, and the last trace is the sum of the singular values of R1 R2^T. So
-    rounding makes no eigenvalue negative, as it does for C1 C2 (torchmetrics) where N < D.
+    centred features over sqrt(N - 1), C = R^T R, and the last trace is the sum of the singular values of R1 R2^T, which
+    rounding makes not negative, as eigenvalues of C1 C2.
     """
     one, other = one.double(), other.double()
     roots = [

@@ -183,10 +183,9 @@ def diversity(spectra: Tensor) -> float | None:
 def placement_metrics(displacement_px: Tensor, movable: Tensor, static: Tensor) -> dict[str, float | None]:
     """Compare a photograph's mean displacement with booleans (1, H, W) of what can move and what cannot in it.
 
-    `displacement_px` (1, h, w) is mean |F_t| after the amplitude limit, px of its own grid. "coverage" and "leak" are
-    the fractions of what can and of what cannot move that move by more than 0.25 px of a grid of 256 x 160, "ap" the
-    chance-corrected average precision for what can move, the others displacements of what cannot move and of the whole
-    photograph, px of that grid. None for what is taken over less than 1 % of the known pixels.
+    `displacement_px` (1, h, w) is mean |F_t| in its own px. "coverage" and "leak" are the fractions of what can and
+    cannot move that move by more than 0.25 px of a grid of 256 x 160, "ap" the chance-corrected average precision, the
+    others displacements, px of that grid. None for what is taken over less than 1 % of the known pixels.
     """
     displacement_px = displacement_px.float() * default_grid_scale(*displacement_px.shape[-2:])
     displacement_px = resize_maps(displacement_px, tuple(movable.shape[-2:]))  # (1, H, W)

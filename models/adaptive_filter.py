@@ -1,7 +1,4 @@
-"""Filter an image with weights that a network predicts for each place [Jia et al., Dynamic Filter Networks, 2016].
-
-So the image is sharpened or blurred at full size, while the network runs at a part of it.
-"""
+"""Filter an image at full size by weights of a network at a part of it [Jia et al., Dynamic Filter Networks, 2016]."""
 
 from collections.abc import Sequence
 

@@ -49,10 +49,7 @@ def move_flames(
     flame: Tensor,  # (B, 1, H, W) the second map of `find_flames`
     movable: Tensor,  # (B, 1, H, W) probability of the classes that move
 ) -> Tensor:
-    """Let single flames stand at their foot, move most at their tip and take what is around them along.
-
-    Ours. A flame that moves before a still background is torn at its soft outline.
-    """
+    """Let single flames stand at their foot, move most at their tip and take what is around them along. Ours."""
     factors = np.zeros(flame.shape, np.float32)
     rows = np.arange(flame.shape[-2])[:, None] + 0.5
     by_image = zip(factors[:, 0], flame[:, 0].cpu(), movable[:, 0].detach().float().cpu().numpy(), strict=True)

@@ -66,10 +66,7 @@ def _runs(occupied: Tensor, gap: int) -> Iterator[tuple[int, int]]:
 
 
 def moving_boxes(flow: Tensor, multiple: int) -> list[tuple[slice, slice]]:
-    """Return boxes (rows, columns) outside which frames of flows (B, 2, H, W) px equal the source.
-
-    They begin and end at multiples of `multiple` or at the border.
-    """
+    """Return boxes (rows, columns), cut at multiples, outside which frames of flows (B, 2, H, W) px are the source."""
     size = magnitude(flow)
     moving = (size >= STATIC_PX).flatten(0, 1).any(0)  # (H, W); not where flow is no number
     farthest_px = float(size.nan_to_num(0.0).max().clamp(max=max(flow.shape[-2:])))
@@ -118,8 +115,7 @@ def _keep_static(image: Tensor, frame: Tensor, flow: Tensor, moving_mass: Tensor
 def _sharpen(splat: Tensor, image: Tensor, flow: Tensor, importance: Tensor) -> Tensor:
     """Add to a splat of the image (B, 3, H, W) what it lost of it, splatted likewise (iterative back-projection).
 
-    [Irani and Peleg, Improving Resolution by Image Registration, 1991]. Bilinear weights blur as a pixel lands between
-    others. On slow clips this alone gains 0.9 to 1.4 dB (measured).
+    [Irani and Peleg, Improving Resolution by Image Registration, 1991]. On slow clips 0.9 to 1.4 dB (measured).
     """
     lost = image - sample_at(splat, flow)
     return splat + softmax_splat(lost, flow, importance)
@@ -189,9 +185,8 @@ class FeaturePyramid(nn.Module):
 class FrameSynthesis(SavedModel):
     """Splat multi-scale features of frame 0 along the flow and decode them with GridNet.
 
-    The decoder adds to a full-resolution residual path: the bilinear softmax splat of the image itself, with its holes
-    filled from around them. An untrained model returns exactly that path. Where we differ from [GID]: this residual
-    path (their decoder makes every pixel anew); static pixels are copied.
+    Where we differ from [GID]: the decoder adds to a full-resolution residual path, the bilinear softmax splat of the
+    image, with its holes filled from around them, which an untrained model returns; static pixels are copied.
     """
 
     component = "renderer"

@@ -67,9 +67,8 @@ def sample_generator(seed: int, sample: int, *purpose: int) -> torch.Generator:
 def start_noise(shape: tuple[int, ...], seed: int, sample: int, correlated: float = 0.0) -> Tensor:
     """Draw a sample's start noise on the CPU, of unit variance: `shape`, which ends in (h, w).
 
-    `correlated` is the fraction of the variance that neighbours share, 0 to 1. Ours: a briefly trained denoiser keeps
-    the arrangement of the start noise, so that parts of one leaf that start apart stay apart. Ge et al., "Preserve Your
-    Own Correlation", 2023, let the frames of a video share noise.
+    `correlated`: fraction of the variance that neighbours share, 0 to 1. Ours: else parts of one leaf that start apart
+    stay apart. Ge et al., "Preserve Your Own Correlation", 2023, let the frames of a video share noise.
     """
     noise = torch.randn(shape, generator=sample_generator(seed, sample))
     if correlated == 0:

@@ -1,7 +1,6 @@
 """Convolutions over an image tile by tile: the same result as on the whole, in the memory of a tile.
 
-Tiles overlap by the network's receptive field, and only the part of each that does not depend on the cut is kept. All
-tiles of an image have one size, so that nothing is tuned or compiled again.
+Tiles, all of one size, overlap by the network's receptive field; what does not depend on the cut is kept of each.
 """
 
 from collections.abc import Callable, Sequence

@@ -23,7 +23,7 @@ from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
 from motion.strength import wind_position
 
-MODES = ("coordinated", "independent", "volume")
+MODES = ("coordinated", "independent", "volume")  # the last two: ablations of [GID] table 2
 
 UNET_PRESETS: dict[str, dict] = {
     "tiny": {"block_channels": (32, 64, 128), "layers_per_block": 1, "condition_channels": 64, "num_heads": 4},
@@ -260,9 +260,8 @@ class FrequencyUNet(SavedModel):
     def with_expected_power(self, latents: Tensor, condition: Tensor, *, of_bins: bool = True) -> Tensor:
         """Scale latents (B, K, C, h, w) at each position so that the mean of the middle half of |z| / s is 0.6745.
 
-        Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower. 0.6745 is the
-        median that s was trained to. With `of_bins` each bin is scaled likewise, for fast bins come out too strong; bin
-        0, the drift, is not, as it differs too much from clip to clip.
+        Ours. A briefly trained network makes blobs of strong and weak motion in one flower. With `of_bins` each
+        bin is scaled likewise, for fast bins come out too strong; but bin 0, the drift, differs from clip to clip.
         """
         _, log_s = self.split_condition(condition)  # (B, K, C, h, w)
         relative = latents.abs() * torch.exp(-log_s)

@@ -52,7 +52,7 @@ class MotionVAE(SavedModel):
 
     Ours in "kl": a linear path beside the networks. The first 4 latent channels start as the means of f x f blocks of
     the 4 maps and decode as their bicubic enlargement; the networks learn what to add. A plain AutoencoderKL, whose
-    group norms divide amplitude out, predicted no motion for 700 steps (relative error 0.997).
+    group norms divide amplitude out, learned no motion in 700 steps.
     """
 
     component = "VAE"

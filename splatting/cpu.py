@@ -1,9 +1,8 @@
 """The operators on the CPU: the loops of `cpu_kernels.py` on all of torch's threads.
 
-Forward: a source's landing point and footprint are found once; then every thread owns bands of target rows and adds
-to them, in a channels-last buffer that stays in its cache, what the sources near them send. So there are no atomics,
-and results do not depend on the number of threads. Backward: the gradients are brought into channels-last order once,
-and every source gathers its own.
+Forward: a source's landing point and footprint are found once; then every thread adds to bands of target rows of its
+own, in a channels-last buffer that stays in its cache, what the sources near them send. So there are no atomics, and
+results do not depend on the number of threads. Backward: every source gathers its own gradients, channels last.
 
 The threads are Python's, the loops run without its lock: Numba's own threading layers abort in forked processes
 (OpenMP) or when two threads call them (workqueue).
