@@ -155,7 +155,7 @@ def render_video(
     mask: torch.Tensor | None = None,  # (1, H, W) in [0, 1] where to move; None: everywhere
     **rendering: Any,  # arguments of `models.rendering.render_frames`
 ) -> None:
-    """Render an image along its motion into a video, as a stream; ArgumentError, MediaError or RenderingError."""
+    """Render an image along its motion into a video, as a stream; ArgumentError or MediaError."""
     playback = plan(options, motion)
     for note in playback.notes:
         logger.info("%s: %s", path.name, note)

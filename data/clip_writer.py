@@ -201,9 +201,9 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
     return rows if not url_of(folder) else rows | _read_records(folder, rows)
 
 
-def write_record(folder: str | Path, rows: Sequence[ClipRow]) -> None:
+def write_record(folder: str | Path | None, rows: Sequence[ClipRow]) -> None:
     """Write the rows of an item, that of its name last, after its files: a set at a URL then holds it."""
-    if url_of(folder):
+    if folder is not None and url_of(folder):
         write_text(Path(folder) / RECORDS / f"{rows[-1].id}.csv", clips.format_table(rows))
 
 

@@ -86,8 +86,7 @@ def prepare_videos(folder: Path | None, jobs: Sequence[ClipJob], workers: Worker
                 yield done.value()
                 continue
             rows = [unreadable_row(done.item, done.reason)]
-            if folder is not None:
-                write_record(folder, rows)
+            write_record(folder, rows)
             yield rows
 
 
@@ -100,8 +99,7 @@ def prepare_item(folder: Path | None, job: ClipJob) -> list[ClipRow]:
         rows = [replace(row, source=job.source, reason=row.reason.replace(str(path), job.source)) for row in rows]
     except StorageError as error:
         rows = [unreadable_row(job, str(error))]
-    if folder is not None:
-        write_record(folder, rows)
+    write_record(folder, rows)
     return rows
 
 
