@@ -70,8 +70,7 @@ class LoopGuidance:
     def _by_gradient(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool, precision: str) -> Tensor:
         with torch.enable_grad():
             clean = clean.detach().requires_grad_()
-            motion = without_drift(vae.decode_spectrum(clean, precision))
-            loss = loop_closure_error(motion, self.phase).sum()
+            loss = loop_closure_error(without_drift(vae.decode_spectrum(clean, precision)), self.phase).sum()
             (gradient,) = torch.autograd.grad(loss, clean)
         square = float(gradient.square().sum())
         if square == 0:

@@ -56,9 +56,8 @@ def land(tasks, flow, z, low, high, column, row, fx, fy, top, bottom):
 
     Args:
         flow: (B, 2, H, W) S.  z: (B, 1, H, W) S, or absent.  low, high: offsets of the first and the last tap.
-        column, row: (B, H, W) int32, written: the pixel up and left of the landing point; row GONE where no tap is
-            inside the image.  fx, fy: (B, H, W) S in [0, 1], written: the rest of the way.
-        top, bottom: (B, H, tiles) int32, written: smallest and largest row of each tile's sources that arrive.
+        column, row: (B, H, W) int32, written: the pixel up and left of it; row GONE where no tap is inside the image.
+        fx, fy: (B, H, W) S in [0, 1], written: the rest.  top, bottom: (B, H, tiles), written: a tile's range of rows.
     """
     height, width = flow.shape[2:]
     number = flow.dtype.type

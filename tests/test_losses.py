@@ -38,14 +38,16 @@ def test_multi_scale_gradient_by_hand():
     # One scale, asymmetric: x differences of (0 1 4 / 0 0 0): 1 3 0 0, y differences: 0 -1 -4.
     pred = torch.tensor([[[[0.0, 1.0, 4.0], [0.0, 0.0, 0.0]]]])
     zero = torch.zeros_like(pred)
-    assert float(multi_scale_gradient(pred, zero, scales=1)) == pytest.approx((4 / 4 + 5 / 3) / 2)
+    ones = torch.ones(1, 1, 2, 3)
+    assert float(multi_scale_gradient(pred, zero, ones, scales=1)) == pytest.approx((4 / 4 + 5 / 3) / 2)
     # A mask without the right column leaves x: 1 and 0 of the pairs (0, 1); y: 0 and 1.
     mask = torch.tensor([[[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]]])
     assert float(multi_scale_gradient(pred, zero, mask, scales=1)) == pytest.approx((1 / 2 + 1 / 2) / 2)
     # Two scales of a 4 x 4 ramp along x with slope 1: x terms 1 then 2, y terms 0.
     ramp = torch.arange(4.0).expand(1, 1, 4, 4)
-    assert float(multi_scale_gradient(ramp, torch.zeros_like(ramp), scales=3)) == pytest.approx((1 + 0 + 2 + 0) / 4)
-    assert float(multi_scale_gradient(ramp, ramp + 7)) == 0.0
+    mask = torch.ones(1, 1, 4, 4)
+    assert float(multi_scale_gradient(ramp, 0 * ramp, mask, scales=3)) == pytest.approx((1 + 0 + 2 + 0) / 4)
+    assert float(multi_scale_gradient(ramp, ramp + 7, mask)) == 0.0
 
 
 def test_multi_scale_gradient_takes_volumes():

@@ -24,9 +24,8 @@ from models.weights import HUB
 from splatting import average_splat
 from training.data_sets import open_sets
 from training.export import export_model
-from training.loop import LoopOptions, train
+from training.loop import LoopOptions, start_processes, train
 from training.losses import multi_scale_gradient
-from training.processes import start_processes
 from training.run_folder import open_run
 
 logger = logging.getLogger(__name__)

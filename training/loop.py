@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env, send_to_device, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from models.device import ArgumentError, check_precision
+from models.device import ArgumentError, check_precision, choose_device
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.data_order import ResumableBatchSampler, make_loader
-from training.processes import start_processes
 from training.run_folder import RunFolder, newest_checkpoint
 
 logger = logging.getLogger(__name__)
+
+# One process may render a whole scene set or sample images while the others wait.
+WAIT_AT_MOST = timedelta(hours=6)
 
 Batch = dict[str, Any]
 LossFunction = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -42,6 +47,22 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and where."""
 
     is_user_error = True
+
+
+def start_processes(device_name: str = "auto") -> torch.device:
+    """Connect the processes once; return this one's device (`accelerate launch --cpu`: the CPU). Or ArgumentError."""
+    wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = choose_device("cpu" if wants_cpu else device_name)
+    if "WORLD_SIZE" not in os.environ:
+        if wants_cpu and "MASTER_ADDR" in os.environ:  # several were asked for, which accelerate leaves to MPI there
+            right = "torchrun --nproc_per_node N SCRIPT"
+            raise ArgumentError(f"device cpu: accelerate launch starts one process only; right: {right}")
+        # accelerate keeps the first settings of a process for good; a further training brings its own.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        if device.index is not None:
+            torch.cuda.set_device(device)
+    PartialState(cpu=device.type == "cpu", timeout=WAIT_AT_MOST)
+    return device
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,7 @@
 """A run's folder: outputs/<script>/<NNNNN>-<name>/ with its options, log, metrics, checkpoints and samples.
 
-    options.json    flags, versions, commit, device, command line; each resume is added
-    log.txt         what was logged
-    metrics.jsonl   one line a log step; TensorBoard's events beside it, in tensorboard/
-    checkpoints/    training checkpoints, step-XXXXXXX
-    samples/        images drawn during training
-
-With several processes the main one creates and writes; for the others every writing method does nothing.
+options.json (flags, versions, commit, device, command line; each resume is added), log.txt, metrics.jsonl (a line a log
+step), tensorboard/, checkpoints/step-XXXXXXX/, samples/. Of several processes the main one alone writes.
 """
 
 import contextlib
