@@ -1,7 +1,4 @@
-"""Refine a flow field on the colours of the images: zero where zero flow explains a frame, then Gauss-Newton steps.
-
-DIS sees luminance in patches of 8 px, which smooths small motion away. Here it is fitted over about 3 px, in colour.
-"""
+"""Refine flow, which DIS smooths, on the colours of the images: zero where that explains a frame, then Gauss-Newton."""
 
 import cv2
 import numpy as np

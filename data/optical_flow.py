@@ -26,9 +26,8 @@ METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 
 BLUR_SIGMA_PX = 1.5  # of the blur that every photometric difference passes through
 UNCHANGED = 2.5 / 255  # a pixel whose blurred change is below this shows no motion
-# A pixel is static if it changes by less than this on average over at least MANY_FRAMES frames. One frame says less, as
-# a moving pixel may meet its own colour by chance. There all 3 x 3 pixels must change less, or the blurred surroundings
-# less than QUIET_CHANGE. A single pixel would cost 0.13 dB of the estimate and of the motion fitted to it.
+# A pixel is static if it changes by less than this on average over at least MANY_FRAMES frames. In one frame all 3 x 3
+# must change less, or the blurred surroundings less than QUIET_CHANGE: one may meet its own colour by chance.
 STATIC_CHANGE, MANY_FRAMES = 2 / 255, 4
 STATIC_SIDE_PX, QUIET_CHANGE = 3, 4 / 255
 MOVING_CHANGE = 8 / 255  # a static pixel moves in the frames in which it changes by this or more, as in a gust

@@ -1,7 +1,6 @@
 """Means, intervals and a paired test over clips.
 
-Clips of one source video are not independent, so whole sources are resampled or change sign. `mean_by_source` averages
-over the clips of a source first; every other mean counts each clip once.
+Clips of one source video are not independent, so whole sources are resampled or change sign.
 """
 
 import statistics

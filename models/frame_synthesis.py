@@ -21,15 +21,13 @@ from splatting.functional import DEFAULT_SIGMA_PX, SIGMA_RANGE_PX, WEIGHTINGS
 
 IMPORTANCES = ("fixed", "learned")
 ENCODERS = ("pyramid", "resnet34")
-# Limits of a learned sigma. A wider Gaussian is cut off by the operator's 4 x 4 taps. A narrower one gives what lands
-# between pixels only tiny weights, whose gradients explode.
+# Limits of a learned sigma: the 4 x 4 taps cut off a wider Gaussian, and gradients of a narrower one explode.
 LEARNED_SIGMA_PX = (0.2, 0.65)
 # Below this displacement a pixel is static: what optical flow reports there is noise.
 STATIC_PX = 0.05
 # A pixel is a hole where less than this mass arrives, in source pixels.
 HOLE_MASS = 0.05
-# Where nothing moves the source is copied, and only what moves is decoded, with so much around it: what lies beyond
-# changes a frame by 0.0001 of 255 grey levels on average, single pixels by up to 1.2 (four photographs).
+# Only what moves is decoded, with so much around it: the rest changes a frame by 0.0001 of 255 grey levels on average.
 CONTEXT_PX = 16
 
 # With filters the decoder sees importance and flow, in these px, and weighs neighbours, source and sharpened splat.
@@ -126,8 +124,7 @@ def splat_image(
     flow: Tensor,  # (B, 2, H, W), frame 0 -> t, px of the image
     importance: Tensor,  # (B or 1, 1, H, W), px of the motion grid; more is nearer
     *,
-    # Or "gaussian", "average" (no importance), "gaussian_importance": weights exp(-importance^2 / 2) over the bilinear
-    # footprint, so that what moves *less* is nearer.
+    # Or "gaussian", "average", "gaussian_importance": exp(-importance^2 / 2), bilinear, so what moves *less* is nearer.
     operator: str = "softmax",
     sigma: float = DEFAULT_SIGMA_PX,  # of the Gaussian footprint, as is ewa
     ewa: bool = True,
@@ -199,16 +196,14 @@ class FrameSynthesis(SavedModel):
         columns: int = 4,  # of GridNet
         sigma: float = DEFAULT_SIGMA_PX,  # standard deviation of the Gaussian footprint, px of each scale
         ewa: bool = True,  # deform the Gaussian with the flow
-        # How many scales are splatted, the finest first; None: all. Coarser rows of the decoder get the coarsest splat,
-        # reduced. With 1 and importance "learned" the single-scale baseline of [GID] table 2.
+        # How many are splatted, finest first; None: all. 1 with importance "learned": the baseline of [GID] table 2.
         scales: int | None = None,
         importance: str = "fixed",  # as given; "learned": a convolution of the finest features, which starts at 0
         # Of the operator "gaussian": exp(importance); or "gaussian", exp(-importance^2 / 2), the footprint is bilinear.
         weighting: str = "exp",
         encoder: str = "pyramid",  # a few convolutions per scale; "resnet34": the first stages of ResNet-34
         learn_sigma: bool = False,  # from `sigma` on, within LEARNED_SIGMA_PX
-        # The finest scale has 1 / unshuffle of the image's sides, and an unshuffle x unshuffle block of pixels at each
-        # place; so do the residuals that come out. 1: full resolution; 2 takes a quarter of the time.
+        # The finest scale, and the residuals, have blocks of unshuffle x unshuffle pixels; 2 is four times as fast.
         unshuffle: int = 1,
         # The decoder also predicts a filter of each pixel of the residual path, for which it sees the motion.
         filters: bool = False,

@@ -1,7 +1,6 @@
 """Conventions of dense flow: direction, channel order, units, and the only functions that resize it.
 
-Flow is forward, from frame 0 to frame t, float32, in pixels of its own grid; channel 0 is dx (to the right), channel 1
-is dy (down); pixel centres lie at integers.
+Flow is forward, frame 0 to t, float32, px of its own grid; channel 0 is dx (right), 1 dy (down); centres are integers.
 """
 
 import math

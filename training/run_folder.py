@@ -34,8 +34,7 @@ RUNS = Path("outputs")
 OPTIONS, METRICS, LOG, BOARD = "options.json", "metrics.jsonl", "log.txt", "tensorboard"
 CHECKPOINT_MARK = "state.json"  # written last into a checkpoint: a folder that has it is complete
 
-# Flags that may differ when a run is resumed: how far, where, how often to look, and how to save memory. A step must
-# take as many samples as before, which the checkpoint knows, by however many processes.
+# Flags that may differ when a run is resumed. How many samples a step must take the checkpoint knows.
 MAY_DIFFER = frozenset(
     "batch_size gradient_accumulation_steps "
     "steps stop_at minutes out resume workers device dry_run compile name export cache gradient_checkpointing "
