@@ -229,8 +229,7 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
 
     chosen = _spread(job.num_pairs, len(frames))
     if chosen:
-        backward = estimate_backward_flow(first, frames[chosen], **options)  # (N, 2, H, W)
-        error = forward_backward_error(raw[chosen], backward)
+        error = forward_backward_error(raw[chosen], estimate_backward_flow(first, frames[chosen], **options))
         inconsistent = _inconsistent(error, flow[chosen], reliability[chosen])  # (N, 1, H, W)
         row = replace(row, inconsistent_fraction=round(float(inconsistent.float().mean()), 4))
         reliability[chosen] = reliability[chosen].masked_fill(inconsistent, 0.0)

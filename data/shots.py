@@ -190,8 +190,7 @@ def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: 
     scale = 1 / default_grid_scale(*size)
     # complex numbers: a similarity is flow = shift + turn * place
     place = (centres - [size[1] / 2, size[0] / 2]) @ np.array([1, 1j]) / max(size)
-    seen = flow @ np.array([1, 1j])
-    follows, model = _fit_similarity(place, seen, scale)
+    follows, model = _fit_similarity(place, flow @ np.array([1, 1j]), scale)
     at_border, overall = follows[border].mean(), follows.mean()
     if not any(at_border >= least_border and overall >= least for least_border, least in CAMERA_FRACTIONS):
         return 0.0

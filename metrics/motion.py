@@ -66,8 +66,7 @@ def chance_corrected_ap(scores: Tensor, mask: Tensor) -> float | None:
 
 def image_gradient(image: Tensor, sigma_px: float) -> Tensor:
     """Return |grad| of the grey image (3, H, W) by central differences, blurred by a Gaussian (0: not): (1, H, W)."""
-    grey = image.float().mean(0)  # (H, W)
-    size = torch.stack(torch.gradient(grey)).square().sum(0).sqrt()
+    size = torch.stack(torch.gradient(image.float().mean(0))).square().sum(0).sqrt()  # (H, W)
     if sigma_px == 0:
         return size[None]
     blurred = cv2.GaussianBlur(size.cpu().numpy(), (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
@@ -78,8 +77,7 @@ def baseline_maps(image: Tensor, seed: int, name: str) -> dict[str, Tensor]:
     """Return maps (1, H, W) that a model must beat at finding motion; the random one depends on seed and name."""
     size = (1, *image.shape[-2:])
     noise = torch.from_numpy(np.random.default_rng([seed, zlib.crc32(name.encode())]).random(size))
-    scale = default_grid_scale(*size[1:])
-    gradients = [image_gradient(image, sigma_px / scale) for sigma_px in GRADIENT_SIGMAS_PX]
+    gradients = [image_gradient(image, px / default_grid_scale(*size[1:])) for px in GRADIENT_SIGMAS_PX]
     return dict(zip(BASELINES, [torch.ones(size), noise, *gradients], strict=True))
 
 

@@ -31,8 +31,7 @@ def class_probabilities(network: SegmentationModel, image: Tensor) -> Tensor:
 def class_fractions(probabilities: Tensor) -> dict[str, float]:
     """Return the fraction of pixels at which each class is the most probable one, largest first, for those present."""
     counts = torch.bincount(probabilities.argmax(0).flatten(), minlength=len(CLASSES))
-    fractions = (counts / counts.sum()).tolist()
-    found = sorted(zip(CLASSES, fractions, strict=True), key=lambda one: -one[1])
+    found = sorted(zip(CLASSES, (counts / counts.sum()).tolist(), strict=True), key=lambda one: -one[1])
     return {name: fraction for name, fraction in found if fraction >= SMALLEST_FRACTION}
 
 

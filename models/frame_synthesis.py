@@ -86,8 +86,7 @@ def _fill_holes(image: Tensor, splat: Tensor, mass: Tensor) -> Tensor:
     """Fill the holes of a splat from around them; where nothing arrives at all, the source is returned."""
     # The source in a hole would show what has moved away. Continuous in the mass: a sharp limit would flicker.
     covered = (mass / HOLE_MASS).clamp(max=1)
-    filled = _pull_push(splat * covered, covered)
-    return torch.where(mass.amax((1, 2, 3), keepdim=True) > 0, filled, image)
+    return torch.where(mass.amax((1, 2, 3), keepdim=True) > 0, _pull_push(splat * covered, covered), image)
 
 
 def _pull_push(values: Tensor, known: Tensor) -> Tensor:
@@ -319,8 +318,7 @@ class FrameSynthesis(SavedModel):
             if self.config.filters:
                 others = [padded_image, _sharpen(base, padded_image, padded_flow, importance)]
             inputs = [base, *others, *inputs]
-        cut = {"tile": tile, "margin": self.margin_px, "multiple": self.multiple}
-        (frame,) = in_tiles(self._decode, inputs, **cut)
+        (frame,) = in_tiles(self._decode, inputs, tile=tile, margin=self.margin_px, multiple=self.multiple)
         return _keep_static(image, frame[..., :height, :width], flow, moving_mass)
 
     @property

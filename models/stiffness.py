@@ -57,8 +57,7 @@ def straighten(
             continue
         values = flat[:, places]
         fit = values.mean(1, keepdim=True) + (values @ along)[:, None] / along.square().sum() * along  # (4 K, n)
-        is_moving = moves[places].float().mean() >= LEAST_MOVING
-        difference.index_add_(1, places, fit * is_moving - values)
+        difference.index_add_(1, places, fit * (moves[places].float().mean() >= LEAST_MOVING) - values)
         count.index_add_(0, places, torch.ones_like(along))
     on_line = (count > 0).to(flat).view(1, height, width)
     difference = (difference / count.clamp(min=1)).view(-1, height, width)

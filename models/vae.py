@@ -193,8 +193,7 @@ class MotionVAE(SavedModel):
         if self.config.kind == "kl":
             return self._decoded(latents)
         latents = latents.unflatten(1, (SLICE_CHANNELS, -1)).flatten(0, 1)  # (4N, C/4, h, w)
-        images = self.autoencoder.decode(latents).sample  # (4N, 3, H, W)
-        return images.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
+        return self.autoencoder.decode(latents).sample.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
 
     def forward(self, slices: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruct normalised slices (N, 4, H, W) for training, by normal noise (N, C, H/f, W/f) or the mean.

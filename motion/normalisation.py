@@ -89,7 +89,6 @@ class ScaleEstimator:
         """Return the scales; ValueError when nothing was added."""
         if not bool((self.counts.sum(1) > 0).all()):
             raise ValueError("no spectrum with any confidence was added")
-        cumulative = self.counts.cumsum(1) / self.counts.sum(1, keepdim=True)
-        cell = (cumulative < PERCENTILE / 100).sum(1)
+        cell = (self.counts.cumsum(1) / self.counts.sum(1, keepdim=True) < PERCENTILE / 100).sum(1)
         scale = LOWEST_PX * torch.exp((cell + 0.5) / CELLS_PER_E)
         return Normalisation(scale.clamp(min=MINIMUM_SCALE_PX).float(), self.period_s)

@@ -85,8 +85,7 @@ def spectrum_to_flow(spectrum: Tensor, phase: Tensor) -> Tensor:
     a, b = spectrum[..., 1:, 0::2, :, :], -spectrum[..., 1:, 1::2, :, :]  # (..., K-1, 2, H, W)
     coefficients = torch.cat([a, b, spectrum[..., :1, 1::2, :, :]], dim=-4)  # (..., 2(K-1)+1, 2, H, W)
     basis = basis.to(spectrum.dtype).to(spectrum.device)
-    flow = basis @ coefficients.flatten(-3)  # (..., N, 2 H W)
-    return flow.unflatten(-1, coefficients.shape[-3:])  # (..., N, 2, H, W)
+    return (basis @ coefficients.flatten(-3)).unflatten(-1, coefficients.shape[-3:])  # (..., N, 2, H, W)
 
 
 def without_drift(spectrum: Tensor) -> Tensor:

@@ -146,8 +146,7 @@ def _open_again(path: Path, options: Mapping[str, Any], resume: str) -> RunFolde
     free = MAY_DIFFER | ({"without", "backbone"} if before.get("init") else set())  # once ignored, now refused
     keys = [key for key in {**before, **now} if key not in free and before.get(key) != now.get(key)]
     raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
-    named = (Path(resume) / CHECKPOINT_MARK).is_file()
-    checkpoint = Path(resume) if named else newest_checkpoint(path)
+    checkpoint = Path(resume) if (Path(resume) / CHECKPOINT_MARK).is_file() else newest_checkpoint(path)
     if checkpoint is None:
         if resume != "auto":
             raise ArgumentError(f"resume {resume}: no complete checkpoint there; right: auto, a run or a checkpoint")

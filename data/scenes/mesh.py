@@ -193,7 +193,6 @@ def bend(
 def along(base: Array, angle: Array, length: Array, bow: Array | float, points: int) -> Array:
     """Curved centre lines (N, P, 2) from base (N, 2): direction `angle` turns by `bow` radians over the length."""
     s = np.linspace(0.0, 1.0, points)
-    middle = (s[1:] + s[:-1]) / 2
-    heading = np.asarray(angle)[:, None] + np.asarray(bow)[..., None] * middle
+    heading = np.asarray(angle)[:, None] + np.asarray(bow)[..., None] * ((s[1:] + s[:-1]) / 2)
     steps = unit(heading) * (np.asarray(length)[:, None] / (points - 1))[..., None]
     return np.concatenate([base[:, None], base[:, None] + np.cumsum(steps, 1)], 1)

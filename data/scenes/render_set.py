@@ -61,8 +61,7 @@ def render_scene_set(
 
 
 def _missing(seeds: Sequence[int], rows: Mapping[str, ClipRow]) -> list[int]:
-    names = enumerate(map(scene_id, seeds))
-    return [index for index, name in names if name not in rows or is_unreadable(rows[name])]
+    return [n for n, name in enumerate(map(scene_id, seeds)) if name not in rows or is_unreadable(rows[name])]
 
 
 def scene_settings(*, seed: int, size: tuple[int, int], kinds: Sequence[str] | None, pairs: int) -> dict[str, Any]:
