@@ -1,7 +1,4 @@
-"""The loss of multi-scale gradients.
-
-Masks weigh inside a sample and samples weigh the same, so that a batch split over two processes has the same loss.
-"""
+"""The loss of multi-scale gradients; samples weigh the same, so that a batch may be split over processes."""
 
 import torch
 import torch.nn.functional as F
