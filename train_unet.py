@@ -128,10 +128,9 @@ def main(argv: list[str] | None = None) -> int:
     from models.segmentation import SegmentationModel
     from training.data_sets import motion_sets, open_sets
     from training.export import export_pipeline
-    from training.loop import LoopOptions, train
+    from training.loop import LoopOptions, start_processes, train
     from training.motion_diffusion import TRAINING_PRESETS
     from training.motion_stages import denoising_stage, masked_photographs, placement_stage
-    from training.processes import start_processes
     from training.run_folder import open_run
 
     # Checks

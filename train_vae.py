@@ -70,8 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     from training import motion_vae
     from training.data_sets import combined_normalisation, motion_sets, open_sets, sets_with
     from training.export import export_model
-    from training.loop import LoopOptions, train
-    from training.processes import start_processes
+    from training.loop import LoopOptions, start_processes, train
     from training.run_folder import open_run
 
     # Checks

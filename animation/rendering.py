@@ -130,13 +130,16 @@ def show_motion(path: Path, image: torch.Tensor, motion: Motion) -> None:
 
 
 def render_video(
-    path: Path, image: torch.Tensor, motion: Motion, options: PlaybackOptions, *, video_format: str,
-    mask: torch.Tensor | None, **rendering: Any,
-) -> None:  # fmt: skip
-    """Render image (3, H, W) along its motion, where a mask (1, H, W) lets it move, into a video or folder of frames.
-
-    It is rendered as a stream; `rendering`: of `render_frames`. ArgumentError, MediaError or RenderingError.
-    """
+    path: Path,  # the video, or the folder for "frames"
+    image: torch.Tensor,  # (3, H, W) in [0, 1], at the video's size
+    motion: Motion,  # for this image; its own grid
+    options: PlaybackOptions,
+    *,
+    video_format: str,  # "mp4", "gif", "webm" or "frames"
+    mask: torch.Tensor | None,  # (1, H, W) in [0, 1] where to move; None: everywhere
+    **rendering: Any,  # arguments of `models.rendering.render_frames`
+) -> None:
+    """Render an image along its motion into a video, as a stream; ArgumentError or MediaError."""
     playback = plan(options, motion)
     for note in playback.notes:
         logger.info("%s: %s", path.name, note)

@@ -19,8 +19,7 @@ CLUSTER_FLAGS = ("--cpus-per-worker", "--gpus-per-worker", "--item-seconds")
 
 def add_cluster_flags(parser: Parser) -> None:
     """Add the group; scripts that have processes of their own bring --workers."""
-    group = parser.add_argument_group("cluster", "items are worked on by Ray; see docs/scale.md")
-    add = group.add_argument
+    add = parser.add_argument_group("cluster", "items are worked on by Ray; see docs/scale.md").add_argument
     add("--cluster", metavar="local|auto|HOST:PORT", help="start Ray here, find it, or join the one at HOST:PORT")
     if not any("--workers" in action.option_strings for action in parser._actions):
         add("--workers", type=positive_int, metavar="N", help="of the cluster; default: as many as it has room for")

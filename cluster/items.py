@@ -81,9 +81,8 @@ def run_items(
     """Yield an `ItemResult` for each item as it ends; items are taken as workers become free, results are not kept.
 
     The function is called with an item, or with load() and an item; what it raises is the item's error. `load` is
-    called once in each worker, for what all its items share, such as models. `unit` is what the progress bar counts;
-    with `progress` None the bar is shown on a terminal alone. The end of the block ends the workers. Raises
-    ClusterError where no cluster can be used, and whatever `load` raises.
+    called once in each worker. `unit` is what the progress bar counts; with `progress` None it is shown on a terminal
+    alone. The end of the block ends the workers. Raises ClusterError, and whatever `load` raises.
     """
     if workers.cluster:
         from cluster.ray_workers import on_ray as results_of

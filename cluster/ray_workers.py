@@ -116,8 +116,7 @@ class _Pool:
                     self.running[worker.work.remote(item)] = (worker, item, attempt, time.monotonic())
                 if self.idle and not self.running:
                     return
-                references = [*self.running, *self.starting]
-                ready, _ = self.ray.wait(references, timeout=self.every_s, fetch_local=False)
+                ready, _ = self.ray.wait([*self.running, *self.starting], timeout=self.every_s, fetch_local=False)
                 for reference in ready:
                     if reference in self.starting:
                         self._started(reference)

@@ -17,8 +17,7 @@ CROP_AREA = (0.4, 1.0)
 # a crop may be this much wider or narrower than the sample it fills (natural logarithm of the ratio)
 ASPECT_JITTER = 0.1
 COLOUR_JITTER = 0.15
-# What the geometry of a sample depends on besides its seed. The version is to be raised when one is drawn or applied in
-# another way: cached latents are then made anew.
+# What a sample's geometry depends on besides its seed. A version for each way to draw it: cached latents are made anew.
 GEOMETRY_SETTINGS = {"version": 1, "crop_area": list(CROP_AREA), "aspect_jitter": ASPECT_JITTER}
 
 

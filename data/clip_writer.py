@@ -67,9 +67,8 @@ def lock_folder(folder: str | Path) -> filelock.BaseFileLock:
 class ClipSetWriter(AbstractContextManager):
     """Writes a clip set item by item; where the folder holds one already, `rows` tells what is done.
 
-    The finished set depends neither on the order of the items nor on interruptions. In a folder one run writes at a
-    time: a lock holds until the `with` block ends. At a URL several runs may add items. Each item leaves a record, and
-    every `finish` makes the table of all records.
+    The finished set depends neither on the order of the items nor on interruptions. A folder is locked until the `with`
+    block ends. At a URL several runs may add items, which leave records; `finish` makes the table of all of them.
     """
 
     def __init__(self, folder: str | Path, settings: Mapping[str, Any], *, period_s: float = 5.0) -> None:
@@ -79,7 +78,6 @@ class ClipSetWriter(AbstractContextManager):
         self.period_s = period_s
         self._table = self.folder / "clips.csv"
         rows_of_set(self.folder, self.settings)
-        self._is_remote = url_of(self.folder) is not None
         self._lock = lock_folder(self.folder)
         try:
             # once more, as it could be written until now
@@ -106,7 +104,7 @@ class ClipSetWriter(AbstractContextManager):
         """Add the rows of items whose files and record are written."""
         self._reopen()
         self.rows |= {row.id: row for row in rows}
-        if self._is_remote:
+        if url_of(self.folder):
             return
         text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
         with writing(self._table), self._table.open("a", **text) as file:
@@ -145,7 +143,7 @@ class ClipSetWriter(AbstractContextManager):
                 self._write_statistics(self._measure(train, workers or Workers()))
                 self._finished = True
             # those of another run, which may have written its own table meanwhile
-            late = _read_records(self.folder, self.rows) if self._is_remote else {}
+            late = _read_records(self.folder, self.rows) if url_of(self.folder) else {}
             if not late:
                 return ClipSet(self.folder)
             self._reopen()
@@ -203,9 +201,9 @@ def rows_of_set(folder: str | Path, settings: Mapping[str, Any]) -> dict[str, Cl
     return rows if not url_of(folder) else rows | _read_records(folder, rows)
 
 
-def write_record(folder: str | Path, rows: Sequence[ClipRow]) -> None:
+def write_record(folder: str | Path | None, rows: Sequence[ClipRow]) -> None:
     """Write the rows of an item, that of its name last, after its files: a set at a URL then holds it."""
-    if url_of(folder):
+    if folder is not None and url_of(folder):
         write_text(Path(folder) / RECORDS / f"{rows[-1].id}.csv", clips.format_table(rows))
 
 
@@ -256,14 +254,12 @@ def _half(values: torch.Tensor) -> np.ndarray:
 
 
 def _write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    # numpy's own writer takes zlib's level 6, four times slower for 3 % less; names get no time stamp, so that the
-    # same arrays always give the same bytes
-    with atomic_path(path) as temporary:
-        with zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-            for name, array in arrays.items():
-                buffer = io.BytesIO()
-                np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-                archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED, 1)
+    # numpy's own writer is four times slower for 3 % less; without time stamps the same arrays give the same bytes
+    with atomic_path(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
+            archive.writestr(zipfile.ZipInfo(f"{name}.npy"), buffer.getvalue(), zipfile.ZIP_DEFLATED, 1)
 
 
 def select_clips(
@@ -277,8 +273,7 @@ def select_clips(
     """Make a set of the clips of a finished set that pass; the files are hard links to its files where that can be.
 
     Limits are the mean over pixels of the mean displacement, px at 256 x 160, and the mean confidence, 0 to 1. Ids must
-    match one of the patterns `only` (`*` and `?`). The other clips stay in the table as dropped. Called again, it
-    judges all clips anew. Raises ClipSetError where the folder holds something else, and for an unusable source.
+    match one of the patterns `only` (`*` and `?`). The others are dropped. ClipSetError: an unusable folder or source.
     """
     folder = Path(folder)
     if folder.resolve() == source.folder.resolve():
@@ -286,8 +281,7 @@ def select_clips(
     if not source.is_finished:
         raise ClipSetError(f"{source.folder}: is not finished; run the command that makes it to its end")
     wanted = {"from": str(source.folder.resolve()), "max_mean_px": max_mean_px, "min_confidence": min_confidence}
-    made_with = source.statistics.get("settings", {})
-    settings = {**made_with, "selected": {**wanted, "only": sorted(only)}}
+    settings = {**source.statistics.get("settings", {}), "selected": {**wanted, "only": sorted(only)}}
     with ClipSetWriter(folder, settings, period_s=source.statistics.get("period_s", 5.0)) as writer:
         writer.remove(*writer.rows)
         writer.add(*source.rows(status=(DROPPED,)))

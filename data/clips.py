@@ -3,10 +3,9 @@
 A set is a folder with
     clips.csv         one row a clip, a `ClipRow`
     first/ID.png      frame 0 on the motion grid
-    spectra/ID.npz    `spectrum` (24, 4, H, W) float16 px and `confidence` (1, H, W) float16 (kept clips)
+    spectra/ID.npz    `spectrum` (24, 4, H, W) px and `confidence` (1, H, W), float16 (kept clips)
     slices/ID.png     X-t slice of a real clip, time downwards: the row that moves most, for people to look at
-    pairs/ID.npz      `target` (N, H, W, 3) bytes, `flow` (N, 2, H, W) px frame 0 -> target, `reliability`
-                      (N, 1, H, W), `importance` (1, H, W) px, `time_s` (N,); float16 where not said otherwise
+    pairs/ID.npz      of its `Pair`s `target`, in bytes, `flow`, `reliability`, `time_s`; `importance` (1, H, W) px
     statistics.json   how the set was made; after the last item also the per-bin scales of its training split
 """
 
@@ -15,7 +14,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Collection, Container, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -120,15 +119,11 @@ class ClipSet:
         self.statistics = read_statistics(self.folder)
         self._rows = read_rows(self.folder / "clips.csv")
 
-    def __repr__(self) -> str:
-        return f"ClipSet({str(self.folder)!r})"
-
-    def rows(self, split: str | None = None, *, status: Iterable[str] = (KEPT,)) -> list[ClipRow]:
+    def rows(self, split: str | None = None, *, status: Collection[str] = (KEPT,)) -> list[ClipRow]:
         """Return the rows of a split (None: all) in the table's order; without `status` those of kept clips."""
         if split not in (None, *SPLITS):
             raise ClipSetError(f"{self.folder}: no split {split!r}; right: {', '.join(SPLITS)}")
-        wanted = tuple(status)
-        return [row for row in self._rows if row.status in wanted and split in (None, row.split)]
+        return [row for row in self._rows if row.status in status and split in (None, row.split)]
 
     def rows_with_motion(self, split: str | None = None) -> list[ClipRow]:
         """Return the rows of clips that `displacement` can be read of: kept ones, and those that have pairs."""
@@ -302,10 +297,7 @@ def distinct_names(folders: Sequence[Path], argument: str) -> list[str]:
 def choose_rows(
     clip_set: ClipSet, split: str | None, limit: int | None, seed: int, *, pairs: bool = False
 ) -> list[ClipRow]:
-    """Return a split's kept clips (None: of all), with `pairs` also those of pairs alone, or `limit` drawn by the seed.
-
-    Raises ClipSetError for none.
-    """
+    """Return a split's (None: all) kept clips, or `limit` of them; `pairs`: also pairs alone. ClipSetError for none."""
     rows = clip_set.rows_with_motion(split) if pairs else list(clip_set.rows(split))
     if not rows:
         where = f"of split {split or 'any'}"

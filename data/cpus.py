@@ -54,8 +54,7 @@ def _quota(folder: Path) -> float:
 def set_thread_defaults(environment: MutableMapping[str, str] = os.environ, cpus: int | None = None) -> None:
     """Let libraries that are imported later start as many threads as there are cores, which sleep while they wait.
 
-    What the user has set stays, and OMP_NUM_THREADS holds for all. Where the whole machine may be used, each library
-    decides: some leave the second thread of a core out. `cpus`: by default `available_cpus()`.
+    What the user has set stays, and OMP_NUM_THREADS holds for all. On a whole machine each library decides.
     """
     if not any(name in environment for name in WAITING):
         environment.update(WAITING)

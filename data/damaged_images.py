@@ -26,8 +26,7 @@ _NEEDED_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"iCCP", b"eXIf")
 def mend(data: bytes) -> tuple[bytes, str] | None:
     """Return the bytes of an image file that Pillow decodes, and what was done; None where there is no such file.
 
-    A JPEG or PNG must hold 95 % of its pixels, other formats 95 % of their bytes. TIFFs of float values, from 0 to 1,
-    and of subsampled colour become 16-bit PNGs.
+    A JPEG or PNG must hold 95 % of its pixels, other formats of their bytes. TIFFs of floats, 0 to 1, become PNGs.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

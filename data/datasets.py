@@ -73,8 +73,7 @@ class _Part(NamedTuple):
 class WeightedItems:
     """The items of an epoch: each clip of a set of weight w comes w times, on average over the epochs.
 
-    With w = 0.3 an epoch holds a third of the clips and the next epochs the others, in an order that is drawn anew for
-    each round, so that each clip meets whatever changes from epoch to epoch.
+    With w = 0.3 an epoch holds a third of the clips and the next epochs the others, in an order drawn for each round.
     """
 
     def __init__(
@@ -177,8 +176,7 @@ class RenderingDataset(_ClipDataset):
     """Frame 0, a later frame and the flow between them, for frame synthesis.
 
     dataset[SampleKey] -> {"image" and "target" (3, h, w) in [0, 1], "flow" (2, h, w) px of the sample, "reliability"
-    (1, h, w), "importance" (1, h, w) px of the motion grid}, augmented, or the middle of the image at its own scale
-    where it is large enough.
+    (1, h, w), "importance" (1, h, w) px of the motion grid}, augmented, or the image's middle, if possible unscaled.
     """
 
     def __init__(

@@ -44,8 +44,7 @@ def warn_once(message: str, level: int = logging.WARNING) -> None:
 def file_name(text: str, extra: str = "", *, unsafe: str = r"[\0-\x1f\x7f\ud800-\udfff]") -> str:
     """Return a file name of at most LONGEST_STEM bytes: the text and, at its end, `extra`.
 
-    Characters that match `unsafe` become _, and what is too long is cut. Without `extra` a digest then tells such texts
-    apart. Names of Windows' devices get a _ in front.
+    Characters that match `unsafe` become _, and what is too long is cut; without `extra` a digest tells these apart.
     """
     name = re.sub(unsafe, "_", text).encode()[: LONGEST_STEM - len(extra)].decode(errors="ignore")
     if name != text and not extra:
@@ -58,8 +57,7 @@ def output_names(files: Sequence[Path]) -> list[str]:
     """Name an output for each of many files: by its stem, or by its whole name where others share the stem."""
     stems, names = Counter(path.stem for path in files), dict[str, Path]()
     for path in files:
-        whole = path.name.replace(".", "_")
-        name = path.stem if stems[path.stem] == 1 and path.stem not in names else whole
+        name = path.stem if stems[path.stem] == 1 and path.stem not in names else path.name.replace(".", "_")
         if name in names:
             raise MediaError(f"{names[name]} and {path} have one name; right: outputs in different folders")
         names[name] = path
@@ -127,8 +125,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` that takes its name, replacing what is there, when the block ends well.
 
     The block may make a file or a folder there, for a URL a file alone; the suffix is that of `path`. On any exception
-    the temporary is removed and the final name is untouched. Missing parent folders are made. Raises MediaError where
-    nothing can be written.
+    the temporary is removed and `path` untouched. Parent folders are made. MediaError where nothing can be written.
     """
     path = Path(path)
     if url_of(path):

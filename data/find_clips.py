@@ -27,8 +27,7 @@ def find_clips(paths: Iterable[Path], split_from: Iterable[Path], options: dict[
     """List the videos of files, folders and CSV files, each part of a video once; `options`: of `ClipJob`.
 
     CSV files have the columns file or path (relative to the CSV), and start, seconds, split, source, kind where wanted.
-    Those of `split_from` have the splits and sources, by file name, of videos whose paths name none. MediaError for a
-    path that is not there, a CSV with mistakes, and a video or a source in both splits.
+    Those of `split_from` have splits and sources by file name. MediaError: no such path, a wrong CSV, a source in both.
     """
     paths, split_from = list(paths), list(split_from)
     parts: dict[str, dict[str, Any]] = {}

@@ -65,9 +65,8 @@ def find_masked_photographs(
 ) -> list[MaskedPhotograph]:
     """List the photographs of a folder that have a mask, PNG files of the same name in another folder.
 
-    `table` is a CSV with the columns file and source, and for `split` (None: all) split; without it each photograph is
-    its own source. Raises MediaError for a mask without a photograph, two photographs of one name, a wrong table and,
-    unless it `may_be_empty`, no photograph.
+    `table`, a CSV of file, source and, for `split` (None: all), split; without it each photograph is its own source.
+    MediaError for a mask without photograph, two photographs of one name, a wrong table, or none unless `may_be_empty`.
     """
     needed = ("path", "source", "split") if split else ("path", "source")
     rows = {Path(row["path"]).name: row for _, row in read_table(table, needed=needed)} if table else {}

@@ -97,8 +97,7 @@ def from_bytes(array: np.ndarray) -> torch.Tensor:
 
 def contact_sheet(rows: list[list[torch.Tensor]]) -> torch.Tensor:
     """Lay rows of images (3, h, w) out as a white sheet (3, H, W), 2 px apart, at the top left of their cells."""
-    num_columns = max(len(row) for row in rows)
-    widths = [max(row[i].shape[-1] for row in rows if i < len(row)) for i in range(num_columns)]
+    widths = [max(row[i].shape[-1] for row in rows if i < len(row)) for i in range(max(map(len, rows)))]
     heights = [max((image.shape[-2] for image in row), default=0) for row in rows]
     sheet = torch.ones(3, sum(heights) + 2 * (len(heights) - 1), sum(widths) + 2 * (len(widths) - 1))
     for number, row in enumerate(rows):
@@ -136,8 +135,7 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
 def read_mask(path: str | Path, size: tuple[int, int], *, any_aspect: bool = False) -> torch.Tensor:
     """Read a mask (1, H, W) in [0, 1] at `size` = (height, width) px: white moves, black and transparent do not.
 
-    Colours count by their luminance. Raises MediaError as `read_image` does, and for a mask whose aspect ratio is more
-    than 5 % off that of `size`, unless `any_aspect`.
+    Colours count by luminance. MediaError as `read_image`, and unless `any_aspect` for an aspect over 5 % off `size`.
     """
     path = Path(path)
     # A giant is never held as floats; at twice the size, rounding its sides does not show in the aspect.
@@ -156,7 +154,6 @@ def _over_background(rgba: torch.Tensor, background: float) -> torch.Tensor:
 
 def _read_rgba(path: Path, max_side: int | None, min_side: int) -> torch.Tensor:
     """Decode, reduce and turn upright; (3, H, W), or (4, H, W) with straight alpha."""
-
     return from_bytes(use_image(path, lambda image, file: _decode(path, image, file, max_side, min_side)))
 
 
@@ -165,10 +162,7 @@ class _DamagedError(MediaError):
 
 
 def use_image(path: Path, use: Callable[[Image.Image, BinaryIO], Result]) -> Result:
-    """Return what `use` makes of an image, of which only the header is read yet, mended if need be.
-
-    MediaError for a file that is none.
-    """
+    """Return what `use` makes of an image whose header alone is read, mended if need be; MediaError if it is none."""
     check_input_file(path, "an image")
     # Given a path, Pillow maps some TIFFs into memory and scrambles those that EXIF turns on their side.
     with open(path, "rb") as file:

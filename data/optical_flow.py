@@ -16,7 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data.flow_refinement import refine_flow
 from data.media import to_bytes
 from motion.flow import magnitude, sample_at
 
@@ -26,9 +25,8 @@ METHODS = ("dis", "dis_fast", "dis_x2", "farneback", "raft", "pyflow")
 
 BLUR_SIGMA_PX = 1.5  # of the blur that every photometric difference passes through
 UNCHANGED = 2.5 / 255  # a pixel whose blurred change is below this shows no motion
-# A pixel is static if it changes by less than this on average over at least MANY_FRAMES frames. One frame says less, as
-# a moving pixel may meet its own colour by chance. There all 3 x 3 pixels must change less, or the blurred surroundings
-# less than QUIET_CHANGE. A single pixel would cost 0.13 dB of the estimate and of the motion fitted to it.
+# A pixel is static if it changes by less than this on average over at least MANY_FRAMES frames. In one frame all 3 x 3
+# must change less, or the blurred surroundings less than QUIET_CHANGE: one may meet its own colour by chance.
 STATIC_CHANGE, MANY_FRAMES = 2 / 255, 4
 STATIC_SIDE_PX, QUIET_CHANGE = 3, 4 / 255
 MOVING_CHANGE = 8 / 255  # a static pixel moves in the frames in which it changes by this or more, as in a gust
@@ -36,6 +34,24 @@ MOVING_CHANGE = 8 / 255  # a static pixel moves in the frames in which it change
 ZERO_MARGIN_RELATIVE, ZERO_MARGIN = 0.05, 0.25 / 255
 RELIABILITY_RESIDUAL = 16 / 255  # the photometric residual at which reliability is one half
 CHUNK = 16
+
+# Of `refine_flow`: sigma of the window in which a pixel's residual is judged, and in which its step is fitted
+JUDGE_SIGMA_PX = 1.5
+WINDOW_SIGMA_PX = 1.2
+# rest wins unless the estimate's residual is lower by this: background between moving leaves must not follow them
+REST_MARGIN = 0.004
+# differences above this count linearly instead of squared: occlusions and noise
+ROBUST_SCALE = 0.04
+# pull toward the blurred flow: weight (in squared gradients per difference), sigma of that blur
+SMOOTHNESS = 0.1
+SMOOTH_SIGMA_PX = 1.2
+ITERATIONS = 10
+# the linearisation holds for about a pixel
+LARGEST_STEP_PX = 1.0
+
+_MEAN = np.full((1, 3), 1 / 3, np.float32)
+_SUM = np.ones((1, 3), np.float32)
+_SLOPE = np.array([[-0.5, 0.0, 0.5]], np.float32)
 
 # frame (3, H, W) -> flow (2, H, W) from the frame 0 it was made for
 FlowTo = Callable[[torch.Tensor], torch.Tensor]
@@ -58,7 +74,7 @@ def estimate_flow(
 ) -> torch.Tensor:
     """Estimate the flow from one image to each of several frames: (T, 2, H, W) float32 px, no gradients.
 
-    Methods are "dis" (tuned DIS, `flow_refinement`, then 0 where `static_frames` holds), "dis_fast" (tuned DIS alone),
+    Methods are "dis" (tuned DIS, `refine_flow`, then 0 where `static_frames` holds), "dis_fast" (tuned DIS alone),
     "dis_x2" (tuned DIS on images enlarged twice), "farneback", "raft" (torchvision's) and "pyflow" (built here).
     Raises FlowError for a method that is unknown or cannot run here.
     """
@@ -119,8 +135,7 @@ def visible_flow(
     With r(F) = blur(mean_c |I_t(p + F) - I_0(p)|), F_t(p) becomes 0 where r(0) < 2.5/255, where zero flow explains the
     frame as well, r(0) <= 1.05 r(F) + 0.25/255, and where `static_frames` holds. Reliability is
     1 / (1 + (r / (16/255))^2) for the flow returned, and 0 where p + F leaves the image by more than half a pixel.
-    Takes and returns flow (T, 2, H, W), px; reliability is (T, 1, H, W) in [0, 1]. No gradients. `static` is as for
-    `estimate_flow`.
+    Takes and returns flow (T, 2, H, W), px; reliability is (T, 1, H, W) in [0, 1]. `static` is as for `estimate_flow`.
     """
     visible, reliability = torch.empty_like(flow), torch.empty_like(flow[:, :1])  # (T, 2, H, W), (T, 1, H, W)
     static = static_pixels(first, frames) if static is None else static  # (1, H, W)
@@ -200,6 +215,50 @@ def _refined_dis(first: torch.Tensor) -> FlowTo:
     # twice OpenCV's weight: 0.3 dB on eight training clips before the refinement, and lower errors on scenes
     start_of = _dis(first, intensity_weight=10.0)
     return lambda frame: _as_flow(refine_flow(_pixels(first), _pixels(frame), _pixels(start_of(frame))))
+
+
+def refine_flow(first: np.ndarray, frame: np.ndarray, flow: np.ndarray, *, iterations: int = ITERATIONS) -> np.ndarray:
+    """Refine `flow` (H, W, 2) float32 px, frame 0 -> `frame`, which DIS smooths; images (H, W, 3) float32 in [0, 1].
+
+    Minimises sum_c rho(I_t(p + F) - I_0(p)) over a Gaussian window by Gauss-Newton steps, each pulled toward the
+    blurred flow: (A + s) dF = s (blur(F) - F) - b, with A and b the windowed products of the slopes and of slope
+    and difference (Lucas and Kanade, 1981; weights 1 / sqrt(d^2 + 0.04^2)). The slope is the mean of both images'.
+    """
+    rests = _residual(first, frame) - REST_MARGIN <= _residual(first, _warp(frame, flow))  # (H, W)
+    flow = np.where(rests[..., None], np.float32(0), flow)
+    slopes = _slopes(first)
+    for _ in range(iterations):
+        flow += _step(first, slopes, _warp(frame, flow), flow)
+    return flow
+
+
+def _warp(frame: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    y, x = np.indices(flow.shape[:2], dtype=np.float32)
+    x, y = x + flow[..., 0], y + flow[..., 1]
+    return cv2.remap(frame, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)  # (H, W, 3)
+
+
+def _residual(first: np.ndarray, warped: np.ndarray) -> np.ndarray:
+    return cv2.GaussianBlur(cv2.transform(cv2.absdiff(warped, first), _MEAN), (0, 0), JUDGE_SIGMA_PX)  # (H, W)
+
+
+def _slopes(image: np.ndarray) -> list[np.ndarray]:
+    return [cv2.filter2D(image, -1, kernel, borderType=cv2.BORDER_REPLICATE) for kernel in (_SLOPE, _SLOPE.T)]
+
+
+def _step(first: np.ndarray, slopes: list[np.ndarray], warped: np.ndarray, flow: np.ndarray) -> np.ndarray:
+    difference = warped - first  # (H, W, 3)
+    slope_x, slope_y = (0.5 * (a + b) for a, b in zip(slopes, _slopes(warped), strict=True))
+    weight = 1 / np.sqrt(cv2.transform(difference * difference, _MEAN) + ROBUST_SCALE**2)  # (H, W)
+    products = (slope_x * slope_x, slope_x * slope_y, slope_y * slope_y, slope_x * difference, slope_y * difference)
+    a, b, c, u, v = (
+        cv2.GaussianBlur(cv2.transform(product, _SUM) * weight, (0, 0), WINDOW_SIGMA_PX) for product in products
+    )  # (H, W) each
+    pull = SMOOTHNESS * (cv2.GaussianBlur(flow, (0, 0), SMOOTH_SIGMA_PX) - flow)  # (H, W, 2)
+    a, c = a + SMOOTHNESS, c + SMOOTHNESS
+    u, v = pull[..., 0] - u, pull[..., 1] - v
+    step = np.stack([c * u - b * v, a * v - b * u], -1) / (a * c - b * b)[..., None]  # (H, W, 2)
+    return np.clip(step, -LARGEST_STEP_PX, LARGEST_STEP_PX)
 
 
 def _farneback(first: torch.Tensor) -> FlowTo:

@@ -86,8 +86,7 @@ def prepare_videos(folder: Path | None, jobs: Sequence[ClipJob], workers: Worker
                 yield done.value()
                 continue
             rows = [unreadable_row(done.item, done.reason)]
-            if folder is not None:
-                write_record(folder, rows)
+            write_record(folder, rows)
             yield rows
 
 
@@ -100,16 +99,14 @@ def prepare_item(folder: Path | None, job: ClipJob) -> list[ClipRow]:
         rows = [replace(row, source=job.source, reason=row.reason.replace(str(path), job.source)) for row in rows]
     except StorageError as error:
         rows = [unreadable_row(job, str(error))]
-    if folder is not None:
-        write_record(folder, rows)
+    write_record(folder, rows)
     return rows
 
 
 def prepare_video(folder: Path | None, job: ClipJob) -> list[ClipRow]:
     """Prepare the clips of a video, write their files into the set, and return their rows, that of `job.id` last.
 
-    That row is always there: a video that cannot be read, or whose beginning cannot be used, is a dropped row of this
-    name. Without a folder nothing is written, and a few frames with quick flow decide.
+    That row is always there, if need be as dropped. Without a folder nothing is written, and a few frames decide.
     """
     # the result of DIS depends on how many threads share an image
     cv2.setNumThreads(1)
@@ -197,22 +194,20 @@ def _judged(row: ClipRow, flow: torch.Tensor, reliability: torch.Tensor, times_s
     displacement = magnitude(flow).mean(0)  # (1, H, W)
     row = replace(row, confidence=round(float(reliability.mean()), 4), **motion_metrics(displacement))
     far_px = displacement * default_grid_scale(*displacement.shape[-2:])
+    status, count, cut = DROPPED, len(times_s), f" ({row.reason})" if row.reason else ""
+    # the interval after the last frame counts, as in fit_spectrum
+    covered_s, least_s = float(times_s[-1]) * count / (count - 1), MINIMUM_COVERAGE * PERIOD_S
     if row.confidence < MIN_RELIABILITY:
         reason = f"flow failed: mean reliability {row.confidence:.2f} is below {MIN_RELIABILITY}"
-        return replace(row, status=DROPPED, reason=reason)
-    if row.moving_fraction < STATIC_FRACTION and float((far_px > FAR_PX).float().mean()) < FAR_FRACTION:
+    elif row.moving_fraction < STATIC_FRACTION and float((far_px > FAR_PX).float().mean()) < FAR_FRACTION:
         reason = f"static: {row.moving_fraction:.2%} of the pixels move, {STATIC_FRACTION:.0%} is wanted"
-        return replace(row, status=DROPPED, reason=reason)
-    count = len(times_s)
-    # the interval after the last frame counts, as in fit_spectrum
-    covered_s = float(times_s[-1]) * count / (count - 1)
-    if covered_s < MINIMUM_COVERAGE * PERIOD_S:
-        reason = f"covers {covered_s:.2f} s, a spectrum needs {MINIMUM_COVERAGE * PERIOD_S:g} s"
+    elif covered_s < least_s:
+        status, reason = PAIRS_ONLY, f"covers {covered_s:.2f} s, a spectrum needs {least_s:g} s{cut}"
     elif count < 2 * STORED_BINS:
-        reason = f"{count} different frames, {STORED_BINS} bins need {2 * STORED_BINS}"
+        status, reason = PAIRS_ONLY, f"{count} different frames, {STORED_BINS} bins need {2 * STORED_BINS}{cut}"
     else:
-        return replace(row, status=KEPT, reason="")
-    return replace(row, status=PAIRS_ONLY, reason=reason + (f" ({row.reason})" if row.reason else ""))
+        status, reason = KEPT, ""
+    return replace(row, status=status, reason=reason)
 
 
 def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, ClipContent | None]:
@@ -234,8 +229,7 @@ def measure_motion(row: ClipRow, video: Video, job: ClipJob) -> tuple[ClipRow, C
 
     chosen = _spread(job.num_pairs, len(frames))
     if chosen:
-        backward = estimate_backward_flow(first, frames[chosen], **options)  # (N, 2, H, W)
-        error = forward_backward_error(raw[chosen], backward)  # (N, 1, H, W)
+        error = forward_backward_error(raw[chosen], estimate_backward_flow(first, frames[chosen], **options))
         inconsistent = _inconsistent(error, flow[chosen], reliability[chosen])  # (N, 1, H, W)
         row = replace(row, inconsistent_fraction=round(float(inconsistent.float().mean()), 4))
         reliability[chosen] = reliability[chosen].masked_fill(inconsistent, 0.0)
@@ -289,8 +283,7 @@ def repeated_frames(frames: torch.Tensor, times_s: torch.Tensor) -> torch.Tensor
     steps = changes * (gaps.median() / gaps.clamp(min=1e-6))
     padded = torch.cat([steps[1 : REPEAT_WINDOW + 1].flip(0), steps, steps[-REPEAT_WINDOW - 1 : -1].flip(0)])
     around = padded.unfold(0, len(padded) - len(steps) + 1, 1).median(1).values  # (T-1,)
-    both = torch.stack([torch.cat([steps[1:2], steps[:-1]]), torch.cat([steps[1:], steps[-2:-1]])])
-    neighbour = both.min(0).values  # (T-1,)
+    neighbour = torch.minimum(torch.cat([steps[1:2], steps[:-1]]), torch.cat([steps[1:], steps[-2:-1]]))  # (T-1,)
     # where motion turns back the steps shrink little by little; a repeat is a dip of one frame
     is_dip = (steps < REPEAT_FRACTION * neighbour) & (neighbour > 0.5 * around)
     repeated[1:] = (changes < REPEAT_DIFFERENCE) & is_dip

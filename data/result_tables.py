@@ -15,9 +15,8 @@ from data.files import write_text
 def write_results(out: Path | str, rows: Sequence[Mapping[str, Any]], *, title: str, notes: Sequence[str] = ()) -> str:
     """Write rows as results.json, results.csv and results.md into a folder; returns the Markdown text, to print.
 
-    Rows are flat dicts with a "row" name and metrics named with their unit. Columns are all their keys, in the order in
-    which they first appear. None, and a number that is not finite, is an empty cell. Below the title and the table
-    stand the notes: data, counts, seeds, device, command.
+    Rows are flat dicts with a "row" name and metrics named with their unit. Columns are all their keys, in the order of
+    their first appearance. None, and a number that is not finite, is an empty cell. The notes stand below the table.
     """
     out = Path(out)
     plain = [{key: _plain(value) for key, value in row.items()} for row in rows]

@@ -1,8 +1,7 @@
 """Clip sets in shards: archives of many clips each, so that training holds no list of all clips in memory.
 
 A folder with shards.json (the set's statistics, the clips of each split, how many a shard holds) and the archives
-SPLIT-00000.zip, ..., stored without compression: rows.csv, and first/ID.png, spectra/ID.npz, pairs/ID.npz of its clips.
-Clips are named SHARD-ID, so that a name is all that it takes to find one.
+SPLIT-00000.zip, ..., not compressed: rows.csv, and first/ID.png, spectra/ID.npz, pairs/ID.npz of its clips SHARD-ID.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import os
 import tempfile
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -93,7 +92,7 @@ class ShardedSet(ClipSet):
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_open": OrderedDict()}
 
-    def rows(self, split: str | None = None, *, status: Iterable[str] = (KEPT,)) -> ShardRows:
+    def rows(self, split: str | None = None, *, status: Collection[str] = (KEPT,)) -> ShardRows:
         if split not in (None, *SPLITS):
             raise ClipSetError(f"{self.folder}: no split {split!r}; right: {', '.join(SPLITS)}")
         return ShardRows(self, (split,) if split else SPLITS)

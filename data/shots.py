@@ -34,8 +34,8 @@ LEAST_RELIABILITY = 0.5
 # a block follows the camera when it is this near to the model's flow: px on a grid of 256 x 160, and a fraction
 FOLLOWS_PX = 0.25
 FOLLOWS_FRACTION = 0.15
-# The camera moves when so many of the textured blocks at the border, and of all, follow a model that moves this far.
-# The second pair is for a subject that fills the frame but for its border; it was chosen on 83 kept clips.
+# So many of the textured blocks at the border, and of all, follow a moving camera. The second pair: a subject fills the
+# frame but for its border.
 CAMERA_FRACTIONS = ((0.55, 0.6), (0.75, 0.35))
 CAMERA_PX = 0.75
 FEWEST_BORDER_BLOCKS = 6
@@ -59,8 +59,7 @@ def find_cuts(frames: Iterable[tuple[float, torch.Tensor]]) -> Iterator[tuple[fl
     """Yield for each (time, frame (3, h, w) in [0, 1]) its time and that of the cut that it proves, a frame late.
 
     A cut is a step far above those before, after which the next frame is as far from the frame before (else it was a
-    flash). Brightness and contrast are divided out, so a flickering flame is no cut. Dissolves are not found. Memory is
-    constant.
+    flash). Brightness and contrast are divided out, so a flickering flame is no cut. Dissolves are not found.
     """
     steps: deque[float] = deque(maxlen=CUT_HISTORY)
     last = candidate = None  # the thumbnail before; the time of what may be a cut and the thumbnail before that
@@ -106,9 +105,8 @@ def plan_sequences(
 ) -> tuple[list[Shot], list[float]]:
     """Choose up to `count` sequences of a period, `stride_s` from start to start; also return the cuts found, s.
 
-    Sequences are in the order of time, none across a cut. The earliest that cover 90 % of a period, what the fit of a
-    spectrum needs, come first. Then the longest of the shorter ones are added. No more of the shots of `find_shots`
-    are taken than needed.
+    In the order of time, none across a cut: the earliest that cover 90 % of a period, what the fit of a spectrum needs,
+    and then the longest of the shorter ones. No more of the shots of `find_shots` are taken than needed.
     """
     found: list[Shot] = []
     for shot in shots:
@@ -192,8 +190,7 @@ def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: 
     scale = 1 / default_grid_scale(*size)
     # complex numbers: a similarity is flow = shift + turn * place
     place = (centres - [size[1] / 2, size[0] / 2]) @ np.array([1, 1j]) / max(size)
-    seen = flow @ np.array([1, 1j])
-    follows, model = _fit_similarity(place, seen, scale)
+    follows, model = _fit_similarity(place, flow @ np.array([1, 1j]), scale)
     at_border, overall = follows[border].mean(), follows.mean()
     if not any(at_border >= least_border and overall >= least for least_border, least in CAMERA_FRACTIONS):
         return 0.0
@@ -202,14 +199,12 @@ def _camera_px(places: np.ndarray, centres: np.ndarray, flow: np.ndarray, size: 
 
 def _fit_similarity(place: np.ndarray, seen: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
     """Fit seen = shift + turn * place to as many blocks (N,) as can be; returns which follow it, and its values."""
-    rng = np.random.default_rng(0)
-    one, other = rng.integers(len(place), size=(2, _TRIALS))
+    one, other = np.random.default_rng(0).integers(len(place), size=(2, _TRIALS))
     apart = np.abs(place[one] - place[other]) > 0.2
     one, other = one[apart], other[apart]
     turns = np.concatenate([[0.0], (seen[one] - seen[other]) / (place[one] - place[other])])  # (M,)
     shifts = np.concatenate([[np.median(seen.real) + 1j * np.median(seen.imag)], seen[one] - turns[1:] * place[one]])
-    models = shifts[:, None] + turns[:, None] * place  # (M, N)
-    follows = _follows(models, seen, scale)  # (M, N)
+    follows = _follows(shifts[:, None] + turns[:, None] * place, seen, scale)  # (M, N)
     follows = follows[follows.sum(1).argmax()]
     for _ in range(3):
         if follows.sum() < 2:

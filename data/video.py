@@ -53,10 +53,7 @@ class Video:
 
 
 def probe_video(path: str | Path, *, count_frames: bool = True) -> VideoInfo:
-    """Read a video's size, rate and length; frames that the header does not count are counted, or are 0.
-
-    MediaError as `iterate_video`.
-    """
+    """Read size, rate and length; frames the header does not tell are counted, or 0. MediaError as `iterate_video`."""
     with _Source(path) as source:
         frames = source.frames()
         first = next(frames, None)
@@ -80,9 +77,7 @@ def iterate_video(
     Times are the file's time stamps, counted from its first frame. Where stamps are missing, stuck or jump, frames
     follow each other at the nominal rate. `fps` gives for i = 0, 1, ... the source frame nearest to start_s + i / fps
     (the earlier of two equally near) and the time i / fps; None the source's own frames from `start_s` on, from time 0.
-
-    Raises MediaError for a file that is missing or no video, that has nothing at `start_s`, or (after its last frame)
-    that ends well before its header says.
+    MediaError: missing or no video, nothing at `start_s`, or (after the last frame) an end well before the header's.
     """
     with _Source(path) as source:
         picked = _source_frames(source, start_s, seconds) if fps is None else _resampled(source, fps, start_s, seconds)

@@ -36,10 +36,7 @@ _PALETTE_FRAMES = 16
 
 
 class VideoWriter:
-    """Write frames one after another as mp4, webm, gif or a folder of PNGs, in constant memory.
-
-        with VideoWriter("out.mp4", fps=30) as writer:
-            writer.write(frame)
+    """Write frames one after another as mp4, webm, gif or a folder of PNGs, in constant memory; a context manager.
 
     mp4 is h264, webm is VP9, gif loops for ever with the best 256 colours of its first 16 frames, frames is a folder of
     00000.png, 00001.png, ... mp4 and webm repeat the last column or row of an odd size once. The final name appears
@@ -145,13 +142,11 @@ def write_video(path: str | Path, frames: torch.Tensor | Iterable[torch.Tensor],
     """Write batches of frames (N, 3, H, W) as a video; a thread encodes each while the next one is made."""
     # On an error the thread ends its batch, and only then the writer removes what it has begun.
     with VideoWriter(path, fps=fps, **options) as writer, ThreadPoolExecutor(1, "video") as encoder:
-        encoding = None
+        encoding = encoder.submit(lambda: None)  # so that the first batch, too, follows one
         for batch in frames:
-            if encoding is not None:
-                encoding.result()
-            encoding = encoder.submit(writer.write, batch)
-        if encoding is not None:
             encoding.result()
+            encoding = encoder.submit(writer.write, batch)
+        encoding.result()
 
 
 def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Graph:
@@ -171,8 +166,7 @@ def _palette_graph(width: int, height: int, time_base: Fraction) -> av.filter.Gr
 def check_video(path: str | Path, *, fps: float, format: str | None = None) -> str:
     """Return the format that a `VideoWriter` would write here: "mp4", "webm", "gif" or "frames". Nothing is made.
 
-    Without `format` the suffix decides (none at all: frames). Raises MediaError for a format, suffix, rate or place
-    that cannot be written.
+    Without `format` the suffix decides (none: frames). MediaError for a format, suffix, rate or place that cannot be.
     """
     path = Path(path)
     suffix = path.suffix.lower()

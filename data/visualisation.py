@@ -90,10 +90,7 @@ def describe_set(clip_set: ClipSet) -> list[str]:
 
 
 def write_contact_sheet(clip_set: ClipSet) -> Path | None:
-    """Write contact.png: frame 0, mean displacement (white: 8 px) and X-t slice of clips all over the set.
-
-    None for no clip.
-    """
+    """Write contact.png: frame 0, mean displacement (white: 8 px) and X-t slice of some clips; None for no clip."""
     rows = clip_set.rows_with_motion()
     cells = [_cells(clip_set, rows[index]) for index in evenly(len(rows), SHEET_CLIPS)]
     if not cells:

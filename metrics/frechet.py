@@ -18,8 +18,8 @@ def frechet_distance(one: Tensor, other: Tensor) -> float:
     """Return the Frechet distance (FID, FVD, DTFVD) of the Gaussians of features (N, D), (M, D), each of two or more.
 
     |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) [Dowson and Landau 1982], covariances over N - 1. With X = Q R of the
-    centred features over sqrt(N - 1), C = R^T R, and the last trace is the sum of the singular values of R1 R2^T. So
-    rounding makes no eigenvalue negative, as it does for C1 C2 (torchmetrics) where N < D.
+    centred features over sqrt(N - 1), C = R^T R, and the last trace is the sum of the singular values of R1 R2^T, which
+    rounding makes not negative, as eigenvalues of C1 C2.
     """
     one, other = one.double(), other.double()
     roots = [
@@ -36,9 +36,8 @@ def frechet_interval(
 ) -> tuple[float, float] | None:
     """Return the 95 % bootstrap interval of the Frechet distance of clips (source, features (N, D), others (M, D)).
 
-    Whole sources are resampled, both sides together. A draw holds fewer different samples, which makes the distance
-    larger; so the interval's quantiles are those of the draws minus their mean, added to the distance of all. None for
-    fewer than two sources.
+    Whole sources are resampled, both sides together; None for fewer than two. A draw holds fewer different samples, so
+    that its distance is larger: the draws' quantiles count from their mean, and are added to the distance of all.
     """
     by_source = defaultdict(list)
     for source, *sides in clips:

@@ -68,15 +68,13 @@ class Mixed(nn.Module):
         self.Branch_3 = nn.ModuleDict(pooled)
 
     def forward(self, x: Tensor) -> Tensor:
-        branches = [nn.Sequential(*branch.values())(x) for branch in self.children()]
-        return torch.cat(branches, 1)
+        return torch.cat([nn.Sequential(*branch.values())(x) for branch in self.children()], 1)
 
 
 class I3D(nn.Module):
     """Map videos (B, 3, T, 224, 224) in [-1, 1], T >= 9, to the 400 logits averaged over time, FVD's features (B, 400).
 
-    `weights` is a .safetensors file whose tensors, like the layers here, have flax's names. Raises WeightsError as
-    `load_weights` does.
+    `weights`: a .safetensors file whose tensors, like the layers, have flax's names; WeightsError as `load_weights`.
     """
 
     def __init__(self, weights: Path | str) -> None:

@@ -66,8 +66,7 @@ def chance_corrected_ap(scores: Tensor, mask: Tensor) -> float | None:
 
 def image_gradient(image: Tensor, sigma_px: float) -> Tensor:
     """Return |grad| of the grey image (3, H, W) by central differences, blurred by a Gaussian (0: not): (1, H, W)."""
-    grey = image.float().mean(0)  # (H, W)
-    size = torch.stack(torch.gradient(grey)).square().sum(0).sqrt()
+    size = torch.stack(torch.gradient(image.float().mean(0))).square().sum(0).sqrt()  # (H, W)
     if sigma_px == 0:
         return size[None]
     blurred = cv2.GaussianBlur(size.cpu().numpy(), (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
@@ -78,8 +77,7 @@ def baseline_maps(image: Tensor, seed: int, name: str) -> dict[str, Tensor]:
     """Return maps (1, H, W) that a model must beat at finding motion; the random one depends on seed and name."""
     size = (1, *image.shape[-2:])
     noise = torch.from_numpy(np.random.default_rng([seed, zlib.crc32(name.encode())]).random(size))
-    scale = default_grid_scale(*size[1:])
-    gradients = [image_gradient(image, sigma_px / scale) for sigma_px in GRADIENT_SIGMAS_PX]
+    gradients = [image_gradient(image, px / default_grid_scale(*size[1:])) for px in GRADIENT_SIGMAS_PX]
     return dict(zip(BASELINES, [torch.ones(size), noise, *gradients], strict=True))
 
 
@@ -124,8 +122,7 @@ def coherence(spectrum: Tensor, weight: Tensor) -> dict[int, float | None]:
 
     The correlation is sum_t F_t(p).F_t(q) / sqrt(sum_t |F_t(p)|^2 sum_t |F_t(q)|^2) over the frames of one period, F
     without its mean over time, of a spectrum (K, 4, H, W) px. Pairs lie along rows or columns and count by the product
-    of `weight` (1, H, W), which is 0 outside of what moves. Distances are in px of a grid of 256 x 160, scaled to
-    this one; None where no pair has weight.
+    of `weight` (1, H, W), 0 outside of what moves. Distances: px of a grid of 256 x 160; None where no pair has weight.
     """
     flow = spectrum_to_flow(spectrum, torch.arange(1, NUM_FRAMES + 1) / NUM_FRAMES)  # (T, 2, H, W)
     flow = flow - flow.mean(0)
@@ -148,9 +145,8 @@ def coherence(spectrum: Tensor, weight: Tensor) -> dict[int, float | None]:
 def direction_histogram(spectrum: Tensor, weight: Tensor) -> Tensor | None:
     """Return the fractions (12,) of motion along axes of 0, 15 ... 165 degrees, each within 7.5 degrees.
 
-    A pixel's axis is the principal one of its displacements (K, 4, H, W) px over a period about their mean; it counts
-    by their standard deviation times `weight` (1, H, W). Directions are modulo 180 degrees, from right to down. None
-    where nothing moves.
+    A pixel's axis, from right to down, is the principal one of its displacements (K, 4, H, W) px of a period. It counts
+    by their deviation times `weight` (1, H, W). None where nothing moves.
     """
     flow = spectrum_to_flow(spectrum, torch.arange(1, NUM_FRAMES + 1) / NUM_FRAMES)  # (T, 2, H, W)
     dx, dy = (flow - flow.mean(0)).unbind(1)  # (T, H, W)
@@ -159,8 +155,7 @@ def direction_histogram(spectrum: Tensor, weight: Tensor) -> Tensor | None:
     part = (angle / (math.pi / DIRECTION_PARTS)).round().long() % DIRECTION_PARTS
     amount = ((across + down).sqrt() * weight[0]).flatten().double()
     total = float(amount.sum())
-    histogram = torch.bincount(part.flatten(), amount, minlength=DIRECTION_PARTS)  # (12,)
-    return histogram / total if total > 0 else None
+    return torch.bincount(part.flatten(), amount, minlength=DIRECTION_PARTS) / total if total > 0 else None  # (12,)
 
 
 def direction_distance(one: Tensor | None, other: Tensor | None) -> float | None:
@@ -186,10 +181,9 @@ def diversity(spectra: Tensor) -> float | None:
 def placement_metrics(displacement_px: Tensor, movable: Tensor, static: Tensor) -> dict[str, float | None]:
     """Compare a photograph's mean displacement with booleans (1, H, W) of what can move and what cannot in it.
 
-    `displacement_px` (1, h, w) is mean |F_t| after the amplitude limit, px of its own grid. "coverage" and "leak" are
-    the fractions of what can and of what cannot move that move by more than 0.25 px of a grid of 256 x 160, "ap" the
-    chance-corrected average precision for what can move, the others displacements of what cannot move and of the whole
-    photograph, px of that grid. None for what is taken over less than 1 % of the known pixels.
+    `displacement_px` (1, h, w) is mean |F_t| in its own px. "coverage" and "leak" are the fractions of what can and
+    cannot move that move by more than 0.25 px of a grid of 256 x 160, "ap" the chance-corrected average precision, the
+    others displacements, px of that grid. None for what is taken over less than 1 % of the known pixels.
     """
     displacement_px = displacement_px.float() * default_grid_scale(*displacement_px.shape[-2:])
     displacement_px = resize_maps(displacement_px, tuple(movable.shape[-2:]))  # (1, H, W)

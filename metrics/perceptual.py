@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model
 
-from models.image_encoder import InputNormalization
+from models.image_encoder import input_normalization
 from models.weights import HUB, OtherNetworkError, hub_weights, load_weights, shapes_of
 
 Network = Literal["squeezenet", "vgg16", "vgg19"]
@@ -50,8 +50,7 @@ def _network_of(weights: Path | str) -> Network:
 class PerceptualLoss(nn.Module):
     """Mean L1 of unit-normalised features of an ImageNet network, torchvision's or Caffe's (.npz).
 
-    `weights`: a file, or "hub" for torchvision's, by default of VGG-16; network None: the one that the file fits.
-    WeightsError for weights that cannot be used.
+    `weights`: a file (or WeightsError), or "hub" for torchvision's, by default VGG-16; network None: the file's.
     """
 
     def __init__(self, weights: Path | str, network: Network | None = None) -> None:
@@ -66,10 +65,9 @@ class PerceptualLoss(nn.Module):
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False  # compared features must not be overwritten
         self.features.load_state_dict(load_weights(weights, shapes_of(self.features)))
-        seen = InputNormalization.of(weights)
-        self.bgr = seen.bgr
-        self.register_buffer("mean", torch.tensor(seen.mean).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor(seen.std).view(1, 3, 1, 1), persistent=False)
+        mean, std, self.bgr = input_normalization(weights)
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1), persistent=False)
+        self.register_buffer("scale", torch.tensor(std).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
 
     def layers(self, image: Tensor) -> list[Tensor]:

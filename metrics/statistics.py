@@ -1,7 +1,6 @@
 """Means, intervals and a paired test over clips.
 
-Clips of one source video are not independent, so whole sources are resampled or change sign. `mean_by_source` averages
-over the clips of a source first; every other mean counts each clip once.
+Clips of one source video are not independent, so whole sources are resampled or change sign.
 """
 
 import statistics
@@ -34,8 +33,7 @@ def bootstrap_interval(
 def sign_flip_p(differences: Sequence[float], sources: Sequence[str], seed: int) -> float | None:
     """Return the two-sided p-value of a paired sign-flip (permutation) test of a mean difference of 0.
 
-    Under the null hypothesis the two sides of a pair are exchangeable, so all clips of a source may have the other
-    sign. With n sources p cannot be below 2 / 2^n. None for fewer than two sources.
+    All clips of a source may have the other sign. With n sources p is at least 2 / 2^n. None for fewer than two.
     """
     sums, _ = _sums_by_source(differences, sources)
     if len(sums) < 2:

@@ -31,8 +31,7 @@ def class_probabilities(network: SegmentationModel, image: Tensor) -> Tensor:
 def class_fractions(probabilities: Tensor) -> dict[str, float]:
     """Return the fraction of pixels at which each class is the most probable one, largest first, for those present."""
     counts = torch.bincount(probabilities.argmax(0).flatten(), minlength=len(CLASSES))
-    fractions = (counts / counts.sum()).tolist()
-    found = sorted(zip(CLASSES, fractions, strict=True), key=lambda one: -one[1])
+    found = sorted(zip(CLASSES, (counts / counts.sum()).tolist(), strict=True), key=lambda one: -one[1])
     return {name: fraction for name, fraction in found if fraction >= SMALLEST_FRACTION}
 
 
@@ -41,9 +40,8 @@ def class_mask(
 ) -> tuple[Tensor, list[str]]:
     """Return where a photograph (3, H, W) in [0, 1] may move by the classes it shows.
 
-    `move` are words of `CLASSES` and `SYNONYMS` for what alone may move, () for everything, `freeze` those for what
-    stays still; ClassNameError as `check_words`. Returns a mask (1, h, w) in [0, 1] on the image's motion grid, which
-    follows the image's edges, and the words for what the photograph does not show.
+    `move` are words of `CLASSES` and `SYNONYMS` for what alone may move, () for everything, `freeze` for what stays
+    still (ClassNameError). Returns a mask (1, h, w) in [0, 1] on the motion grid, and the words for what is not there.
     """
     check_words(move, freeze)
     probabilities = class_probabilities(network, image)

@@ -21,19 +21,16 @@ from splatting.functional import DEFAULT_SIGMA_PX, SIGMA_RANGE_PX, WEIGHTINGS
 
 IMPORTANCES = ("fixed", "learned")
 ENCODERS = ("pyramid", "resnet34")
-# Limits of a learned sigma. A wider Gaussian is cut off by the operator's 4 x 4 taps. A narrower one gives what lands
-# between pixels only tiny weights, whose gradients explode.
+# Limits of a learned sigma: the 4 x 4 taps cut off a wider Gaussian, and gradients of a narrower one explode.
 LEARNED_SIGMA_PX = (0.2, 0.65)
 # Below this displacement a pixel is static: what optical flow reports there is noise.
 STATIC_PX = 0.05
 # A pixel is a hole where less than this mass arrives, in source pixels.
 HOLE_MASS = 0.05
-# Where nothing moves the source is copied, and only what moves is decoded, with so much around it: what lies beyond
-# changes a frame by 0.0001 of 255 grey levels on average, single pixels by up to 1.2 (four photographs).
+# Only what moves is decoded, with so much around it: the rest changes a frame by 0.0001 of 255 grey levels on average.
 CONTEXT_PX = 16
 
-# With filters the decoder sees importance and flow, in these px, and weighs the neighbours of a pixel, the source and
-# the sharpened splat.
+# With filters the decoder sees importance and flow, in these px, and weighs neighbours, source and sharpened splat.
 MOTION_CHANNELS, MOTION_PX = 3, 4.0
 NUM_WEIGHTS = len(OFFSETS_PX) + 2
 
@@ -50,8 +47,7 @@ PRESETS: dict[str, dict] = {
 def _arrivals(flow: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mass that arrives at every pixel, in source pixels: (all, only what moves), each (B, 1, H, W).
 
-    It is the mass of the bilinear footprint alone. A splat's own weight also shrinks where importances differ, which
-    would look like a hole (measured: 0.4 dB).
+    A splat's own weight also shrinks where importances differ, which would look like a hole (measured: 0.4 dB).
     """
     moving = (magnitude(flow) >= STATIC_PX).to(flow.dtype)
     mass = sum_splat(torch.cat([torch.ones_like(moving), moving], dim=1), flow)  # (B, 2, H, W)
@@ -68,10 +64,7 @@ def _runs(occupied: Tensor, gap: int) -> Iterator[tuple[int, int]]:
 
 
 def moving_boxes(flow: Tensor, multiple: int) -> list[tuple[slice, slice]]:
-    """Return boxes (rows, columns) outside which frames of flows (B, 2, H, W) px equal the source.
-
-    They begin and end at multiples of `multiple` or at the border.
-    """
+    """Return boxes (rows, columns), cut at multiples, outside which frames of flows (B, 2, H, W) px are the source."""
     size = magnitude(flow)
     moving = (size >= STATIC_PX).flatten(0, 1).any(0)  # (H, W); not where flow is no number
     farthest_px = float(size.nan_to_num(0.0).max().clamp(max=max(flow.shape[-2:])))
@@ -93,8 +86,7 @@ def _fill_holes(image: Tensor, splat: Tensor, mass: Tensor) -> Tensor:
     """Fill the holes of a splat from around them; where nothing arrives at all, the source is returned."""
     # The source in a hole would show what has moved away. Continuous in the mass: a sharp limit would flicker.
     covered = (mass / HOLE_MASS).clamp(max=1)
-    filled = _pull_push(splat * covered, covered)
-    return torch.where(mass.amax((1, 2, 3), keepdim=True) > 0, filled, image)
+    return torch.where(mass.amax((1, 2, 3), keepdim=True) > 0, _pull_push(splat * covered, covered), image)
 
 
 def _pull_push(values: Tensor, known: Tensor) -> Tensor:
@@ -120,8 +112,7 @@ def _keep_static(image: Tensor, frame: Tensor, flow: Tensor, moving_mass: Tensor
 def _sharpen(splat: Tensor, image: Tensor, flow: Tensor, importance: Tensor) -> Tensor:
     """Add to a splat of the image (B, 3, H, W) what it lost of it, splatted likewise (iterative back-projection).
 
-    [Irani and Peleg, Improving Resolution by Image Registration, 1991]. Bilinear weights blur as a pixel lands between
-    others. On slow clips this alone gains 0.9 to 1.4 dB (measured).
+    [Irani and Peleg, Improving Resolution by Image Registration, 1991]. On slow clips 0.9 to 1.4 dB (measured).
     """
     lost = image - sample_at(splat, flow)
     return splat + softmax_splat(lost, flow, importance)
@@ -132,16 +123,14 @@ def splat_image(
     flow: Tensor,  # (B, 2, H, W), frame 0 -> t, px of the image
     importance: Tensor,  # (B or 1, 1, H, W), px of the motion grid; more is nearer
     *,
-    # Or "gaussian", "average" (no importance), "gaussian_importance": weights exp(-importance^2 / 2) over the bilinear
-    # footprint, so that what moves *less* is nearer.
+    # Or "gaussian", "average", "gaussian_importance": exp(-importance^2 / 2), bilinear, so what moves *less* is nearer.
     operator: str = "softmax",
     sigma: float = DEFAULT_SIGMA_PX,  # of the Gaussian footprint, as is ewa
     ewa: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Render frame t in image space, without a network: splat the image, fill the holes from around them.
 
-    Static pixels equal the source exactly. Also returned is the mass (B, 1, H, W) of the bilinear footprint that
-    arrives at each pixel, 0 in a hole.
+    Static pixels equal the source exactly. Also returned is the bilinear mass (B, 1, H, W) that arrives, 0 in a hole.
     """
     image, importance = (maps.expand(len(flow), -1, -1, -1) for maps in (image, importance))
     mass, moving_mass = _arrivals(flow)
@@ -192,9 +181,8 @@ class FeaturePyramid(nn.Module):
 class FrameSynthesis(SavedModel):
     """Splat multi-scale features of frame 0 along the flow and decode them with GridNet.
 
-    The decoder adds to a full-resolution residual path: the bilinear softmax splat of the image itself, with its holes
-    filled from around them. An untrained model returns exactly that path. Where we differ from [GID]: this residual
-    path (their decoder makes every pixel anew); static pixels are copied.
+    Where we differ from [GID]: the decoder adds to a full-resolution residual path, the bilinear softmax splat of the
+    image, with its holes filled from around them, which an untrained model returns; static pixels are copied.
     """
 
     component = "renderer"
@@ -207,17 +195,14 @@ class FrameSynthesis(SavedModel):
         columns: int = 4,  # of GridNet
         sigma: float = DEFAULT_SIGMA_PX,  # standard deviation of the Gaussian footprint, px of each scale
         ewa: bool = True,  # deform the Gaussian with the flow
-        # How many scales are splatted, the finest first; None: all. Coarser rows of the decoder get the coarsest splat,
-        # reduced. With 1 and importance "learned" the single-scale baseline of [GID] table 2.
+        # How many are splatted, finest first; None: all. 1 with importance "learned": the baseline of [GID] table 2.
         scales: int | None = None,
         importance: str = "fixed",  # as given; "learned": a convolution of the finest features, which starts at 0
-        # Of the operator "gaussian": "exp", weights exp(importance) over the Gaussian footprint; "gaussian",
-        # exp(-importance^2 / 2) over the bilinear footprint, without sigma and ewa.
+        # Of the operator "gaussian": exp(importance); or "gaussian", exp(-importance^2 / 2), the footprint is bilinear.
         weighting: str = "exp",
         encoder: str = "pyramid",  # a few convolutions per scale; "resnet34": the first stages of ResNet-34
         learn_sigma: bool = False,  # from `sigma` on, within LEARNED_SIGMA_PX
-        # The finest scale has 1 / unshuffle of the image's sides, and an unshuffle x unshuffle block of pixels at each
-        # place; so do the residuals that come out. 1: full resolution; 2 takes a quarter of the time.
+        # The finest scale, and the residuals, have blocks of unshuffle x unshuffle pixels; 2 is four times as fast.
         unshuffle: int = 1,
         # The decoder also predicts a filter of each pixel of the residual path, for which it sees the motion.
         filters: bool = False,
@@ -333,8 +318,7 @@ class FrameSynthesis(SavedModel):
             if self.config.filters:
                 others = [padded_image, _sharpen(base, padded_image, padded_flow, importance)]
             inputs = [base, *others, *inputs]
-        cut = {"tile": tile, "margin": self.margin_px, "multiple": self.multiple}
-        (frame,) = in_tiles(self._decode, inputs, **cut)
+        (frame,) = in_tiles(self._decode, inputs, tile=tile, margin=self.margin_px, multiple=self.multiple)
         return _keep_static(image, frame[..., :height, :width], flow, moving_mass)
 
     @property

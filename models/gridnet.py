@@ -2,9 +2,8 @@
 Network for Semantic Segmentation", BMVC 2017, in the form Niklaus and Liu use for synthesis (bilinear up-sampling,
 PReLU, no normalisation).
 
-The first half of the columns passes information down (to coarser rows), the second half up. Where we differ: the
-input enters each row through one convolution, and an up-sampling block convolves before it enlarges, at a quarter of
-the cost.
+The first half of the columns passes information down (to coarser rows), the second half up. Where we differ: the input
+enters a row through one convolution, and up-sampling blocks convolve before they enlarge, at a quarter of the cost.
 """
 
 from collections.abc import Sequence

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -32,34 +31,26 @@ def squeezenet_features() -> nn.Sequential:
     return features
 
 
-class InputNormalization(NamedTuple):
-    """What a network of a weight file was trained to see: (RGB in [0, 1] - mean) / std, in the order BGR with `bgr`."""
+def input_normalization(path: str | Path) -> tuple[tuple[float, ...], tuple[float, ...], bool]:
+    """Return mean, std and whether it is BGR of what a weight file's network sees: (RGB in [0, 1] - mean) / std.
 
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    bgr: bool
-
-    @classmethod
-    def of(cls, path: str | Path) -> InputNormalization:
-        """Tell by the kind of file: .npz is converted from Caffe (BGR, 0..255, minus means), the rest torchvision's."""
-        if Path(path).suffix == ".npz":
-            return cls(tuple(value / 255 for value in reversed(CAFFE_MEAN_BGR)), (1 / 255,) * 3, True)
-        return cls(IMAGENET_MEAN, IMAGENET_STD, False)
+    A .npz is converted from Caffe (BGR, 0..255, minus means), the rest are torchvision's.
+    """
+    if Path(path).suffix == ".npz":
+        return tuple(value / 255 for value in reversed(CAFFE_MEAN_BGR)), (1 / 255,) * 3, True
+    return IMAGENET_MEAN, IMAGENET_STD, False
 
 
 def load_squeezenet_features(path: str | Path) -> dict[str, Tensor]:
-    """Read SqueezeNet 1.1, torchvision's or Caffe's (.npz), folded so that RGB in [0, 1] goes in.
-
-    WeightsError for a file that cannot be used.
-    """
+    """Read SqueezeNet 1.1, torchvision's or Caffe's (.npz), folded so that RGB in [0, 1] goes in; else WeightsError."""
     state = load_weights(path, shapes_of(squeezenet_features()))
     weight, bias = state["0.weight"], state["0.bias"]  # (64, 3, 3, 3), (64,)
-    seen = InputNormalization.of(path)
-    if seen.bgr:
+    mean, std, is_bgr = input_normalization(path)
+    if is_bgr:
         weight = weight.flip(1)
-    weight = weight / torch.tensor(seen.std).view(1, 3, 1, 1)
+    weight = weight / torch.tensor(std).view(1, 3, 1, 1)
     # Exact because the layer pads nothing: w (x - m) = w x - w m at every position.
-    folded = bias - (weight * torch.tensor(seen.mean).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
+    folded = bias - (weight * torch.tensor(mean).view(1, 3, 1, 1)).sum(dim=(1, 2, 3))
     return state | {"0.weight": weight, "0.bias": folded}
 
 

@@ -2,13 +2,12 @@
 
 import logging
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from models.checkpoints import one_line
-from models.device import autocast
+from models.device import ArgumentError, autocast
 from models.frame_synthesis import DEFAULT_SIGMA_PX, FrameSynthesis, splat_image
 from models.gridnet import GridNet
 from motion.flow import resize_flow, resize_maps
@@ -17,8 +16,7 @@ from motion.motion_file import Motion
 
 logger = logging.getLogger(__name__)
 
-# Memory of the decoder on a CPU. The limit is one of speed: the system maps much larger blocks anew each time (measured
-# at 1920 x 1080: in tiles a frame takes three quarters of the time, and half the memory).
+# Memory of the decoder on a CPU, for speed: at 1920 x 1080 in tiles a frame takes three quarters of the time.
 CPU_DECODER_BYTES = 256e6
 # On a GPU: of its free memory.
 GPU_DECODER_FRACTION = 0.5
@@ -30,17 +28,12 @@ GPU_BATCH_PX, GPU_LARGEST_BATCH = 4_000_000, 32
 CPU_BATCH_PX, CPU_LARGEST_BATCH = 1_000_000, 2
 
 
-class RenderingError(RuntimeError):
-    """Rendering failed; the message is one line with the reason and what would be right."""
-
-    is_user_error = True
-
-
 def choose_batch_size(size: tuple[int, int], device: torch.device) -> int:
     """Choose how many frames of size (H, W) are computed together."""
-    on_cpu = device.type == "cpu"
-    pixels, largest = (CPU_BATCH_PX, CPU_LARGEST_BATCH) if on_cpu else (GPU_BATCH_PX, GPU_LARGEST_BATCH)
-    return int(min(largest, max(1, pixels // (size[0] * size[1]))))
+    pixels, largest = GPU_BATCH_PX, GPU_LARGEST_BATCH
+    if device.type == "cpu":
+        pixels, largest = CPU_BATCH_PX, CPU_LARGEST_BATCH
+    return min(largest, max(1, pixels // (size[0] * size[1])))
 
 
 def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, device: torch.device) -> int:
@@ -48,8 +41,7 @@ def choose_tile(model: FrameSynthesis, size: tuple[int, int], batch_size: int, d
     budget = CPU_DECODER_BYTES
     if device.type == "cuda":
         budget = GPU_DECODER_FRACTION * torch.cuda.mem_get_info(device)[0]
-    unshuffle = model.config.unshuffle
-    pixels = unshuffle**2 * budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
+    pixels = model.config.unshuffle**2 * budget / (4 * DECODER_NUMBERS * model.config.channels[0] * batch_size)
     if size[0] * size[1] <= pixels:
         return 0
     tile = int(pixels**0.5) - 2 * model.margin_px
@@ -71,15 +63,41 @@ def render_frames(
     tile: int | None = None,  # decode in tiles of about this side, px; 0: never; None: by memory
     compiled: bool = False,  # torch.compile the model's decoder, which stays compiled; delays the first batch
 ) -> Iterator[Tensor]:
-    """Yield the frames of `playback` as batches (n, 3, H, W) in [0, 1] on the CPU; RenderingError if it fails."""
+    """Yield the frames of `playback` as batches (n, 3, H, W) in [0, 1] on the CPU; ArgumentError where that fails."""
     if playback is None:
         playback = plan_playback(seconds=motion.period_s, fps=motion.fps, period_s=motion.period_s)
     device, size = torch.device(device), tuple(image.shape[-2:])
     batch_size = batch_size or choose_batch_size(size, device)
-    if model is not None and tile is None:
-        tile = choose_tile(model, size, batch_size, device)
-    preview = {"operator": operator or "softmax", "sigma": sigma, "ewa": ewa}
-    render = _make_renderer(image, motion, model, device, precision, tile or 0, preview, compiled=compiled)
+    # Inference mode is entered per call: held open across a generator's yields it would leak into the caller.
+    with torch.inference_mode():
+        image = image[None].float().to(device)  # (1, 3, H, W)
+        importance = motion.importance()[None].float()  # (1, 1, h, w), px of the motion grid at any size
+        importance = resize_maps(importance, size).to(device)  # (1, 1, H, W)
+        if model is not None:
+            tile = choose_tile(model, size, batch_size, device) if tile is None else tile
+            model.to(device).eval()
+            with autocast(device, precision):
+                features = model.encode(image, tile=tile)
+
+    warned = False
+
+    @torch.inference_mode()
+    def render(phase: Tensor) -> Tensor:
+        nonlocal warned
+        flow = resize_flow(motion.flow_at(phase).float().to(device), size)  # (n, 2, H, W)
+        empty = leaves_image(flow).cpu()
+        if empty.any() and not warned:
+            first, warned = float(phase[empty][0]), True
+            logger.warning("motion: at t = %.3g T everything leaves the image; the photograph is shown there", first)
+        if model is not None:
+            with autocast(device, precision):
+                # What is compiled takes one shape.
+                frames = model.synthesize(image, features, flow, importance, tile=tile, crop=not compiled)
+        else:
+            preview = {"operator": operator or "softmax", "sigma": sigma, "ewa": ewa}
+            frames, _ = splat_image(image, flow, importance, **preview)
+        return frames.clamp(0, 1).cpu()
+
     if model is None or not compiled:
         return map(render, playback.phase.split(batch_size))
     return _compiled_stream(render, model.decoder, playback, batch_size)
@@ -101,7 +119,7 @@ def _compiled_stream(
                 raise
             decoder._compiled_call_impl = None
             reason = f"torch.compile failed ({one_line(error, 160)})"
-            raise RenderingError(f"compiled: {reason}; right: leave it out") from error
+            raise ArgumentError(f"compiled: {reason}; right: leave it out") from error
         yield frames
 
 
@@ -111,40 +129,3 @@ def leaves_image(flow: Tensor) -> Tensor:
     x = flow[:, 0] + torch.arange(width, device=flow.device)  # (n, H, W)
     y = flow[:, 1] + torch.arange(height, device=flow.device)[:, None]
     return ~((x > -1) & (x < width) & (y > -1) & (y < height)).flatten(1).any(1)
-
-
-def _make_renderer(
-    image: Tensor, motion: Motion, model: FrameSynthesis | None, device: torch.device, precision: str, tile: int,
-    preview: dict[str, Any], *, compiled: bool,
-) -> Callable[[Tensor], Tensor]:  # fmt: skip
-    """Return the function from phases (n,) to frames (n, 3, H, W) of an image, which is encoded once."""
-    size = tuple(image.shape[-2:])
-    # Inference mode is entered per call: held open across a generator's yields it would leak into the caller.
-    with torch.inference_mode():
-        image = image[None].float().to(device)  # (1, 3, H, W)
-        importance = motion.importance()[None].float()  # (1, 1, h, w), px of the motion grid at any size
-        importance = resize_maps(importance, size).to(device)  # (1, 1, H, W)
-        if model is not None:
-            model.to(device).eval()
-            with autocast(device, precision):
-                features = model.encode(image, tile=tile)
-
-    warned = False
-
-    @torch.inference_mode()
-    def render(phase: Tensor) -> Tensor:
-        nonlocal warned
-        flow = resize_flow(motion.flow_at(phase).float().to(device), size)  # (n, 2, H, W)
-        empty = leaves_image(flow).cpu()
-        if empty.any() and not warned:
-            first, warned = float(phase[empty][0]), True
-            logger.warning("motion: at t = %.3g T everything leaves the image; the photograph is shown there", first)
-        if model is not None:
-            with autocast(device, precision):
-                # What is compiled takes one shape.
-                frames = model.synthesize(image, features, flow, importance, tile=tile, crop=not compiled)
-        else:
-            frames, _ = splat_image(image, flow, importance, **preview)
-        return frames.clamp(0, 1).cpu()
-
-    return render

@@ -71,10 +71,7 @@ class ResNetPyramid(nn.Module):
         return found
 
     def load_weights(self, source: str | Path) -> None:
-        """Load torchvision's resnet34 from a file, or by a hub name such as timm/resnet34.tv_in1k.
-
-        WeightsError for others.
-        """
+        """Load torchvision's resnet34 by file or hub name, such as timm/resnet34.tv_in1k; WeightsError for others."""
         network = resnet34(weights=None)
         wanted = {name: shape for name, shape in shapes_of(network).items() if shape and name[:3] != "fc."}
         network.load_state_dict(load_weights(_local_file(source), wanted), strict=False)

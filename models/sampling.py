@@ -67,9 +67,8 @@ def sample_generator(seed: int, sample: int, *purpose: int) -> torch.Generator:
 def start_noise(shape: tuple[int, ...], seed: int, sample: int, correlated: float = 0.0) -> Tensor:
     """Draw a sample's start noise on the CPU, of unit variance: `shape`, which ends in (h, w).
 
-    `correlated` is the fraction of the variance that neighbours share, 0 to 1. Ours: a briefly trained denoiser keeps
-    the arrangement of the start noise, so that parts of one leaf that start apart stay apart. Ge et al., "Preserve Your
-    Own Correlation", 2023, let the frames of a video share noise.
+    `correlated`: fraction of the variance that neighbours share, 0 to 1. Ours: else parts of one leaf that start apart
+    stay apart. Ge et al., "Preserve Your Own Correlation", 2023, let the frames of a video share noise.
     """
     noise = torch.randn(shape, generator=sample_generator(seed, sample))
     if correlated == 0:
@@ -112,8 +111,7 @@ def add_noise_again(
 ) -> Tensor:
     """Go to the next lower noise level by DDIM and back by fresh noise: a recurrence of a step."""
     lower = there.alpha * clean + there.sigma * here.noise(latents, clean)
-    shape = latents.shape[1:]
-    fresh = torch.stack([torch.randn(shape, generator=generator) for generator in generators]).to(latents)
+    fresh = torch.stack([torch.randn(latents.shape[1:], generator=one) for one in generators]).to(latents)
     ratio = here.alpha / there.alpha
     return ratio * lower + (1 - ratio**2) ** 0.5 * fresh
 

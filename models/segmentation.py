@@ -38,15 +38,11 @@ BLOCKS = (
     BlockShape(128, 64, kernel=3),
     BlockShape(192, 64, kernel=3),
     BlockShape(384, 128, kernel=6, stride=2),  # to stride 16
-    BlockShape(384, 128, kernel=3),
-    BlockShape(384, 128, kernel=3),
-    BlockShape(384, 128, kernel=3),
+    *[BlockShape(384, 128, kernel=3)] * 3,
     BlockShape(768, 160, kernel=3),
     BlockShape(640, 160, kernel=3),
     BlockShape(960, 192, kernel=3),
-    BlockShape(384, 96, kernel=5, dilation=2),
-    BlockShape(384, 96, kernel=5, dilation=2),
-    BlockShape(384, 96, kernel=5, dilation=2),
+    *[BlockShape(384, 96, kernel=5, dilation=2)] * 3,
 )
 # Blocks whose expanded features the decoder reads, at strides 4 and 8.
 FINE_BLOCK, MIDDLE_BLOCK = 1, 5
@@ -62,8 +58,7 @@ DECODER_CHANNELS = (128, 64)  # at strides 16 and 8
 def resize_from_corner(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (B, C, h, w) to size (H, W) bilinearly so that the first pixels' centres coincide.
 
-    Pixel i of the output lies at i h / H of the input. This is the rule of TensorFlow 1, which the network was trained
-    with; `F.interpolate` would shift the maps by up to half a pixel of theirs.
+    Pixel i of the output lies at i h / H of the input: the rule of TensorFlow 1, which the network was trained with.
     """
     height, width = size
     # With one pixel more on either side of the resizing, align_corners has this very step.
@@ -129,10 +124,9 @@ class PyramidPooling(nn.Module):
 class SegmentationModel(SavedModel):
     """MOSAIC for the 32 classes of `segmentation_classes.CLASSES`.
 
-    Fully convolutional: any size goes in. It was trained at 512 x 512, and knows things best at the size they have
-    there. Where we differ from the original, whose size is fixed: pooling cells keep their size in pixels and may be
-    cut at the right and lower edge. Nor are activations cut off at the ranges they were quantised with (0.02 root mean
-    square of the logits). Layers are defined in the order of the original's graph, on which `load_tflite` relies.
+    Fully convolutional, trained at 512 x 512. Where we differ from the original of fixed size: pooling cells keep their
+    size in pixels and may be cut at the right and lower edge, and activations are not cut off at the ranges they were
+    quantised with. Layers are defined in the order of the original's graph, on which `load_tflite` relies.
     """
 
     component = "segmentation"

@@ -11,39 +11,16 @@ CLASSES = (
     "sofa", "shelf", "house", "sea", "mirror", "rug", "field", "armchair",
 )  # fmt: skip
 
-# Everyday words, each with the classes that the network gives what they name.
-SYNONYMS: dict[str, tuple[str, ...]] = {
-    "bush": ("plant", "tree"),
-    "carpet": ("rug",),
-    "cloud": ("sky",),
-    "clouds": ("sky",),
-    "couch": ("sofa",),
-    "crops": ("field",),
-    "fabric": ("curtain",),
-    "flower": ("plant",),
-    "flowers": ("plant",),
-    "foliage": ("tree", "plant"),
-    "forest": ("tree",),
-    "ground": ("floor", "road", "sidewalk", "earth"),
-    "lake": ("water",),
-    "lawn": ("grass",),
-    "leaves": ("tree", "plant"),
-    "meadow": ("grass", "field"),
-    "mountains": ("mountain",),
-    "ocean": ("sea",),
-    "people": ("person",),
-    "picture": ("painting",),
-    "plants": ("plant",),
-    "pond": ("water",),
-    "river": ("water",),
-    "soil": ("earth",),
-    "street": ("road",),
-    "trees": ("tree",),
-    "vegetation": ("tree", "grass", "plant", "field"),
-    "waves": ("sea", "water"),
-    "window": ("windowpane",),
-    "woods": ("tree",),
-}
+# Everyday words, by the classes that the network gives what they name.
+_WORDS_OF_CLASSES = {
+    "sky": "cloud clouds", "tree": "forest trees woods", "plant": "flower flowers plants",
+    "tree plant": "bush foliage leaves", "grass": "lawn", "field": "crops", "grass field": "meadow",
+    "tree grass plant field": "vegetation",
+    "water": "lake pond river", "sea": "ocean", "sea water": "waves", "mountain": "mountains", "person": "people",
+    "earth": "soil", "road": "street", "floor road sidewalk earth": "ground", "windowpane": "window",
+    "rug": "carpet", "sofa": "couch", "curtain": "fabric", "painting": "picture",
+}  # fmt: skip
+SYNONYMS = {word: classes.split() for classes, words in _WORDS_OF_CLASSES.items() for word in words.split()}
 
 
 class ClassNameError(ValueError):

@@ -21,9 +21,8 @@ from motion.spectrum import without_drift
 class LoopGuidance:
     """How sampling is guided to motion that is back at frame 0, with frame 0's velocity, after L = phase x T frames.
 
-    "closing" samples without guidance. "gradient" is [GID]'s: eps + u sigma_t grad L, with
-    L = `motion.looping.loop_closure_error`. "projection" is ours, see above. All three project the sampled motion at
-    the end.
+    "closing" samples without guidance. "gradient" is [GID]'s: eps + u sigma_t grad L, L being `loop_closure_error`.
+    "projection" is ours, see above. All three project the sampled motion at the end.
     """
 
     phase: float  # L / T
@@ -71,8 +70,7 @@ class LoopGuidance:
     def _by_gradient(self, vae: MotionVAE, clean: Tensor, noise_ratio: float, last: bool, precision: str) -> Tensor:
         with torch.enable_grad():
             clean = clean.detach().requires_grad_()
-            motion = without_drift(vae.decode_spectrum(clean, precision))
-            loss = loop_closure_error(motion, self.phase).sum()
+            loss = loop_closure_error(without_drift(vae.decode_spectrum(clean, precision)), self.phase).sum()
             (gradient,) = torch.autograd.grad(loss, clean)
         square = float(gradient.square().sum())
         if square == 0:

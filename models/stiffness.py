@@ -25,8 +25,7 @@ def stiff_lines(
 ) -> np.ndarray:
     """Find what is stiff: upright lines, and all lines amid plants or water, such as rails, roads and shores.
 
-    Others may be the stripes of a flag, which MOSAIC takes for sky or buildings. Returns (N, 2, 2) ends (x, y), px of
-    the grid.
+    Others may be a flag's stripes: MOSAIC takes it for sky or buildings. Returns (N, 2, 2) ends (x, y), px of the grid.
     """
     lines = straight_lines(image.float().cpu(), LEAST_LENGTH, BLUR_PX)
     across, down = np.abs(lines[:, 1] - lines[:, 0]).T
@@ -43,8 +42,7 @@ def straighten(
 ) -> Tensor:
     """Let lines move, turn and stretch, but not bend: motion along each is replaced by its linear fit.
 
-    Ours. Motion nearby follows by the same difference, ever less with the distance. Where most of a line is expected to
-    be still, all of it is.
+    Ours. Motion nearby follows, ever less with the distance. A line of which most is expected to be still, is still.
     """
     height, width = spectrum.shape[-2:]
     per_px = default_grid_scale(height, width)
@@ -59,8 +57,7 @@ def straighten(
             continue
         values = flat[:, places]
         fit = values.mean(1, keepdim=True) + (values @ along)[:, None] / along.square().sum() * along  # (4 K, n)
-        is_moving = moves[places].float().mean() >= LEAST_MOVING
-        difference.index_add_(1, places, fit * is_moving - values)
+        difference.index_add_(1, places, fit * (moves[places].float().mean() >= LEAST_MOVING) - values)
         count.index_add_(0, places, torch.ones_like(along))
     on_line = (count > 0).to(flat).view(1, height, width)
     difference = (difference / count.clamp(min=1)).view(-1, height, width)

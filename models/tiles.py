@@ -1,12 +1,10 @@
 """Convolutions over an image tile by tile: the same result as on the whole, in the memory of a tile.
 
-Tiles overlap by the network's receptive field, and only the part of each that does not depend on the cut is kept. All
-tiles of an image have one size, so that nothing is tuned or compiled again.
+Tiles, all of one size, overlap by the network's receptive field; what does not depend on the cut is kept of each.
 """
 
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,25 +17,15 @@ def pad_to_multiple(maps: Tensor, multiple: int) -> Tensor:
     return F.pad(maps, (0, right, 0, bottom), mode="replicate") if bottom or right else maps
 
 
-class Window(NamedTuple):
-    """A tile along one axis, start <= x < stop, and the part of it that is kept."""
-
-    start: int
-    stop: int
-    keep_start: int
-    keep_stop: int
-
-
-def windows(length: int, tile: int, margin: int, multiple: int) -> list[Window]:
-    """Cut an axis into windows that keep `tile` each, with a margin around it; all are multiples of `multiple`."""
+def windows(length: int, tile: int, margin: int, multiple: int) -> list[tuple[int, int, int, int]]:
+    """Cut an axis into tiles (start, stop, and of the part that is kept: start, stop), all multiples of `multiple`."""
     tile, margin = (-(-value // multiple) * multiple for value in (tile, margin))
     size = tile + 2 * margin
     if length <= size:
-        return [Window(0, length, 0, length)]
+        return [(0, length, 0, length)]
     starts = [*range(0, length - size, tile), length - size]
     stops = [*(start + size - margin for start in starts[:-1]), length]
-    edges = zip(starts, [0, *stops[:-1]], stops, strict=True)
-    return [Window(start, start + size, keep_start, keep_stop) for start, keep_start, keep_stop in edges]
+    return list(zip(starts, [start + size for start in starts], [0, *stops[:-1]], stops, strict=True))
 
 
 def in_tiles(
@@ -60,11 +48,11 @@ def in_tiles(
             top, bottom, left, right = (side // (height // maps.shape[-2]) for side in (*row[:2], *column[:2]))
             pieces.append(maps[..., top:bottom, left:right])
         parts = network(pieces)
-        reductions = [(row.stop - row.start) // part.shape[-2] for part in parts]
+        reductions = [(row[1] - row[0]) // part.shape[-2] for part in parts]
         if not outputs:
             outputs = [_whole(part, height // r, width // r) for part, r in zip(parts, reductions, strict=True)]
         for whole, part, r in zip(outputs, parts, reductions, strict=True):
-            y, x, top, bottom, left, right = (side // r for side in (row.start, column.start, *row[2:], *column[2:]))
+            y, x, top, bottom, left, right = (side // r for side in (row[0], column[0], *row[2:], *column[2:]))
             whole[..., top:bottom, left:right] = part[..., top - y : bottom - y, left - x : right - x]
     return outputs
 

@@ -23,7 +23,7 @@ from motion.flow import resize_maps
 from motion.spectrum import NUM_BINS, PERIOD_S, bin_frequencies_hz
 from motion.strength import wind_position
 
-MODES = ("coordinated", "independent", "volume")
+MODES = ("coordinated", "independent", "volume")  # the last two: ablations of [GID] table 2
 
 UNET_PRESETS: dict[str, dict] = {
     "tiny": {"block_channels": (32, 64, 128), "layers_per_block": 1, "condition_channels": 64, "num_heads": 4},
@@ -93,9 +93,7 @@ class FrequencyUNet(SavedModel):
         layers_per_block: int = 1,  # residual blocks per resolution on the way down; one more on the way up
         condition_channels: int = 96,  # of the encoded image
         num_heads: int = 4,  # of the attention across frequencies
-        # Ablations of [GID] table 2: "independent" has no attention across frequencies; "volume" takes all K slices as
-        # one image of K C channels.
-        mode: str = "coordinated",
+        mode: str = "coordinated",  # "independent": no attention across frequencies; "volume": an image of K C channels
         backbone: str = "squeezenet",  # image network of the image encoder, or "vae", "none"
         period_s: float = PERIOD_S,  # T; the network is given the bins' frequencies in Hz
         prediction_type: str = "v_prediction",  # or "epsilon"; as in the noise schedule
@@ -230,8 +228,7 @@ class FrequencyUNet(SavedModel):
     ) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] on the motion grid as condition (B, Cc + K C, H/f, W/f).
 
-        The condition is features, then log s, always in float32: log s rounded to 8 bits would quantise the sampler's
-        scale in steps of a percent.
+        These are features, then log s, in float32: rounded to 8 bits log s would quantise the sampler's scale.
         """
         features = self.image_encoder(image, feature_dropout_mask)  # (B, Cc, h, w)
         if self.placement_features is not None:
@@ -263,10 +260,8 @@ class FrequencyUNet(SavedModel):
     def with_expected_power(self, latents: Tensor, condition: Tensor, *, of_bins: bool = True) -> Tensor:
         """Scale latents (B, K, C, h, w) at each position so that the mean of the middle half of |z| / s is 0.6745.
 
-        Ours. Samples of a briefly trained network have blobs of strong and weak motion within one flower that swings as
-        a whole. 0.6745 is the median that s was trained to, so that latents that are known exactly stay as they are.
-        With `of_bins` each bin is scaled likewise afterwards, for fast bins come out too strong; bin 0, the drift, is
-        not, as it differs too much from clip to clip.
+        Ours. A briefly trained network makes blobs of strong and weak motion in one flower. With `of_bins` each
+        bin is scaled likewise, for fast bins come out too strong; but bin 0, the drift, differs from clip to clip.
         """
         _, log_s = self.split_condition(condition)  # (B, K, C, h, w)
         relative = latents.abs() * torch.exp(-log_s)
@@ -333,8 +328,7 @@ class FrequencyUNet(SavedModel):
                 skips.append(hidden)
         hidden = self.middle(hidden, [], embedding, frequency, features)[-1]
         for index, level in enumerate(self.up):
-            level_skips = [skips.pop() for _ in level.blocks]
-            hidden = level(hidden, level_skips, embedding, frequency, features)[-1]
+            hidden = level(hidden, [skips.pop() for _ in level.blocks], embedding, frequency, features)[-1]
             if index < len(self.upsample):
                 # To the size of the next skip: grids need not be divisible at every level.
                 hidden = self.upsample[index](hidden, output_size=skips[-1].shape[-2:])

@@ -11,8 +11,7 @@ from torch.utils.checkpoint import checkpoint
 class ShortSequenceAttnProcessor:
     """Attention over few tokens, but thousands of sequences, for diffusers' `Attention`.
 
-    On a CPU the fused kernel of `scaled_dot_product_attention` is made for long sequences: forward and backward
-    together, in bfloat16, two matrix products take 0.37 of its time with 16 tokens, and 0.4 with 160.
+    On a CPU two matrix products take 0.4 of the time of `scaled_dot_product_attention`, made for long sequences.
     """
 
     def __call__(

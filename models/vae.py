@@ -23,8 +23,7 @@ logger = logging.getLogger(__name__)
 
 SLICE_CHANNELS = 4
 
-# f, the reduction of each side, is patch * 2 ** (number of levels - 1). Patches avoid full-resolution layers, which are
-# slow on a CPU: motion is smooth at the scale of 2 px.
+# f, the reduction of each side, is patch * 2 ** (levels - 1). Patches avoid full-resolution layers: motion is smooth.
 VAE_PRESETS: dict[str, dict] = {
     "tiny": {"patch": 2, "block_channels": (16, 24, 32), "layers_per_block": 1, "norm_groups": 8},
     "small": {"patch": 2, "block_channels": (32, 64, 96), "layers_per_block": 1, "norm_groups": 8},
@@ -53,7 +52,7 @@ class MotionVAE(SavedModel):
 
     Ours in "kl": a linear path beside the networks. The first 4 latent channels start as the means of f x f blocks of
     the 4 maps and decode as their bicubic enlargement; the networks learn what to add. A plain AutoencoderKL, whose
-    group norms divide amplitude out, predicted no motion for 700 steps (relative error 0.997).
+    group norms divide amplitude out, learned no motion in 700 steps.
     """
 
     component = "VAE"
@@ -194,8 +193,7 @@ class MotionVAE(SavedModel):
         if self.config.kind == "kl":
             return self._decoded(latents)
         latents = latents.unflatten(1, (SLICE_CHANNELS, -1)).flatten(0, 1)  # (4N, C/4, h, w)
-        images = self.autoencoder.decode(latents).sample  # (4N, 3, H, W)
-        return images.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
+        return self.autoencoder.decode(latents).sample.mean(1).unflatten(0, (-1, SLICE_CHANNELS))  # (N, 4, H, W)
 
     def forward(self, slices: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Reconstruct normalised slices (N, 4, H, W) for training, by normal noise (N, C, H/f, W/f) or the mean.
@@ -213,16 +211,13 @@ class MotionVAE(SavedModel):
         return self._decoded(latents), 0.5 * squares.mean()
 
     def encode_spectrum(self, spectrum: Tensor, precision: str = "no") -> Tensor:
-        """Encode float32 px (B, K, 4, H, W) to float32 (B, K, C, H/f, W/f); `precision` is that of the network.
-
-        K is at most that of the statistics.
-        """
+        """Encode float32 px (B, K, 4, H, W), K at most that of the statistics, to float32 (B, K, C, H/f, W/f)."""
         x = self.normalisation.truncated(spectrum.shape[1]).normalise(spectrum)
         with autocast(spectrum.device, precision):
             return self.encode(x.flatten(0, 1).to(self.dtype)).float().unflatten(0, spectrum.shape[:2])
 
     def decode_spectrum(self, latents: Tensor, precision: str = "no") -> Tensor:
-        """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, f h, f w); `precision` as in encoding."""
+        """Decode float32 latents (B, K, C, h, w) to float32 px (B, K, 4, f h, f w); `precision` is the network's."""
         with autocast(latents.device, precision):
             slices = self.decode(latents.flatten(0, 1).to(self.dtype)).float()  # (B K, 4, H, W)
         return self.normalisation.truncated(latents.shape[1]).denormalise(slices.unflatten(0, latents.shape[:2]))

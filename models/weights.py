@@ -47,9 +47,8 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
         else:
             state = read_state_dict(path)
     except Exception as error:  # each format fails in ways of its own
-        cut = _cut_tensor(path) if path.suffix == ".safetensors" else None
         problem = f"not readable as weights ({one_line(error, 120)})"
-        if cut:
+        if path.suffix == ".safetensors" and (cut := _cut_tensor(path)):
             problem = f"cut short within {cut}; right: the whole file"
         raise WeightsError(f"{path}: {problem}") from error
     found = {name.removeprefix("features.").replace("squeeze1x1", "squeeze"): value for name, value in state.items()}
@@ -66,10 +65,7 @@ def load_weights(path: str | Path, wanted: Mapping[str, Iterable[int]]) -> dict[
 
 
 def hub_weights(network: str) -> Path:
-    """Return torchvision's ImageNet weights of its network in torch.hub's cache, downloaded if need be.
-
-    WeightsError where they cannot be downloaded.
-    """
+    """Return torchvision's ImageNet weights in torch.hub's cache, downloaded if need be; WeightsError if that fails."""
     url = get_model_weights(network).IMAGENET1K_V1.url
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     if path.is_file():

@@ -1,7 +1,6 @@
 """Conventions of dense flow: direction, channel order, units, and the only functions that resize it.
 
-Flow is forward, from frame 0 to frame t, float32, in pixels of its own grid; channel 0 is dx (to the right), channel 1
-is dy (down); pixel centres lie at integers.
+Flow is forward, frame 0 to t, float32, px of its own grid; channel 0 is dx (right), 1 dy (down); centres are integers.
 """
 
 import math
@@ -35,8 +34,7 @@ def resize_maps(maps: Tensor, size: tuple[int, int]) -> Tensor:
     shrinks = size[0] < height or size[1] < width
     flat = maps.reshape(-1, 1, height, width)
     # Apple's devices have no anti-aliased interpolation.
-    computed_on = torch.device("cpu") if shrinks and maps.device.type == "mps" else maps.device
-    flat = flat.to(computed_on)
+    flat = flat.to("cpu" if shrinks and maps.device.type == "mps" else maps.device)
     flat = F.interpolate(flat, size=tuple(size), mode="bilinear", align_corners=False, antialias=shrinks)
     return flat.to(maps.device).reshape(*maps.shape[:-2], *size)
 

@@ -99,8 +99,7 @@ def loop_closure_error(spectrum: Tensor, phase: float) -> Tensor:
     Mean over pixels of |F_L - F_0|_1 + |V_L - V_0|_1, V the velocity in px a frame, of which a period has NUM_FRAMES.
     The drift counts as it does in `spectrum_to_flow`. Gradients reach `spectrum`.
     """
-    ends = torch.tensor([phase], dtype=torch.float64)
-    position = spectrum_to_flow(spectrum, ends)[..., 0, :, :, :]  # (..., 2, H, W)
+    position = spectrum_to_flow(spectrum, torch.tensor([phase], dtype=torch.float64))[..., 0, :, :, :]  # (..., 2, H, W)
     basis = _ends_basis(phase, spectrum.shape[-4])[1:].to(spectrum)  # (1, 2(K-1))
     coefficients = _coefficients(spectrum)
     velocity = (basis @ coefficients.flatten(-3)).unflatten(-1, coefficients.shape[-3:])[..., 0, :, :, :]
@@ -109,19 +108,13 @@ def loop_closure_error(spectrum: Tensor, phase: float) -> Tensor:
     return (position.abs() + velocity.abs()).sum(-3).mean((-2, -1))
 
 
-def closed(
-    spectrum: Tensor,
-    phase: float,  # L / T, above 0
-    *,
-    largest_amplitude_ratio: float = LARGEST_AMPLITUDE_RATIO,
-) -> Tensor:
-    """Return the motion next to `spectrum` that loops after phase x T frames: no drift, F_L = F_0 and V_L = V_0.
+def closed(spectrum: Tensor, phase: float, *, largest_amplitude_ratio: float = LARGEST_AMPLITUDE_RATIO) -> Tensor:
+    """Return the motion next to `spectrum` that loops after L = phase x T frames: no drift, F_L = F_0 and V_L = V_0.
 
     Both conditions are linear in the 2 (K - 1) coefficients of a pixel and direction, so the nearest motion that meets
     them is a projection, the same for all pixels. Distances are relative to the amplitude of each bin over the image,
     so that weak bins stay weak. A projection takes power away; one factor, bounded by `largest_amplitude_ratio`, gives
-    it back. Ours; [GID] approaches such a motion by guidance. Gradients reach the packed spectrum (..., K, 4, H, W),
-    px, weights and factor being constant.
+    it back. Ours; [GID] approaches it by guidance. Gradients reach the packed spectrum (..., K, 4, H, W) px.
     """
     spectrum = without_drift(spectrum)
     num_bins = spectrum.shape[-4]

@@ -91,8 +91,7 @@ class Motion:
     def importance(self) -> Tensor:
         """Return W = mean_t |F_t| as (1, H, W) on its own grid, in px of the default motion grid.
 
-        The renderers were trained in that unit. W is multiplied by the root of the default area over the grid's: for a
-        plain flow always, for a spectrum only where the areas differ by more than a factor of 1.5.
+        W is scaled by the root of the areas' ratio: for a plain flow always, for a spectrum where that is above 1.5.
         """
         scale = default_grid_scale(*self._maps.shape[-2:])
         if self.spectrum is None:
@@ -132,10 +131,7 @@ def is_other_image(motion: Motion, image: Tensor) -> bool:
 
 
 def save_motion(path: str | os.PathLike, motion: Motion, *, dense: bool = False) -> None:
-    """Write a motion that has a spectrum aside and rename it, if `dense` with the flow of all frames.
-
-    MotionFileError where it cannot be written.
-    """
+    """Write a motion's spectrum aside and rename it, if `dense` with the flow of all frames; MotionFileError if not."""
     path = Path(path)
     if path.suffix != ".npz":
         raise MotionFileError(f"{path}: expected a file name that ends in .npz")

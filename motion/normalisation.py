@@ -59,8 +59,8 @@ class Normalisation:
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dictionary."""
-        scales = {"scale_px": self.scale.tolist(), "period_s": self.period_s}
-        return {**scales, "adaptive": self.adaptive, "percentile": PERCENTILE}
+        how = {"period_s": self.period_s, "adaptive": self.adaptive, "percentile": PERCENTILE}
+        return {"scale_px": self.scale.tolist(), **how}
 
     @classmethod
     def from_dict(cls, data: dict) -> Normalisation:
@@ -71,15 +71,12 @@ class Normalisation:
         return cls(torch.tensor(data["scale_px"]), float(data["period_s"]), bool(data.get("adaptive", True)))
 
 
-@dataclass
 class ScaleEstimator:
     """Collects magnitudes of many spectra in a histogram of 2 % wide cells and gives their per-bin 95th percentile."""
 
-    num_bins: int
-    period_s: float = PERIOD_S
-
-    def __post_init__(self) -> None:
-        self.counts = torch.zeros(self.num_bins, CELLS, dtype=torch.float64)
+    def __init__(self, num_bins: int, period_s: float = PERIOD_S) -> None:
+        self.num_bins, self.period_s = num_bins, period_s
+        self.counts = torch.zeros(num_bins, CELLS, dtype=torch.float64)
 
     def add(self, spectrum: Tensor, confidence: Tensor | None = None) -> None:
         """Count the magnitudes of one packed spectrum (K, 4, H, W), px, weighted by confidence (1, H, W) in [0, 1]."""
@@ -92,7 +89,6 @@ class ScaleEstimator:
         """Return the scales; ValueError when nothing was added."""
         if not bool((self.counts.sum(1) > 0).all()):
             raise ValueError("no spectrum with any confidence was added")
-        cumulative = self.counts.cumsum(1) / self.counts.sum(1, keepdim=True)
-        cell = (cumulative < PERCENTILE / 100).sum(1)
+        cell = (self.counts.cumsum(1) / self.counts.sum(1, keepdim=True) < PERCENTILE / 100).sum(1)
         scale = LOWEST_PX * torch.exp((cell + 0.5) / CELLS_PER_E)
         return Normalisation(scale.clamp(min=MINIMUM_SCALE_PX).float(), self.period_s)

@@ -46,9 +46,8 @@ def harmonic_basis(phase: Tensor, num_bins: int) -> Tensor:
 def fit_spectrum(flow: Tensor, times_s: Tensor, *, num_bins: int = NUM_BINS, period_s: float = PERIOD_S) -> Tensor:
     """Fit the anchored series to displacements by least squares over all time stamps, evenly spaced or not.
 
-    `flow` (T, 2, H, W), px of its own grid, is the displacement of frame 0's pixels at `times_s` (T,), seconds since
-    frame 0. Returns the packed spectrum (K, 4, H, W), px, in the dtype of `flow`. ValueError for stamps that cover too
-    little of the period for a unique answer.
+    `flow` (T, 2, H, W), px of its own grid, is the displacement of frame 0's pixels at `times_s` (T,). Returns the
+    packed spectrum (K, 4, H, W), px, in its dtype. ValueError for stamps that cover too little of the period.
     """
     times_s = _exact(times_s)
     # A clip of n frames covers n frame intervals, the one after its last frame included.
@@ -86,8 +85,7 @@ def spectrum_to_flow(spectrum: Tensor, phase: Tensor) -> Tensor:
     a, b = spectrum[..., 1:, 0::2, :, :], -spectrum[..., 1:, 1::2, :, :]  # (..., K-1, 2, H, W)
     coefficients = torch.cat([a, b, spectrum[..., :1, 1::2, :, :]], dim=-4)  # (..., 2(K-1)+1, 2, H, W)
     basis = basis.to(spectrum.dtype).to(spectrum.device)
-    flow = basis @ coefficients.flatten(-3)  # (..., N, 2 H W)
-    return flow.unflatten(-1, coefficients.shape[-3:])  # (..., N, 2, H, W)
+    return (basis @ coefficients.flatten(-3)).unflatten(-1, coefficients.shape[-3:])  # (..., N, 2, H, W)
 
 
 def without_drift(spectrum: Tensor) -> Tensor:

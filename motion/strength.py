@@ -12,9 +12,8 @@ from motion.spectrum import mean_displacement, spectrum_to_flow
 from motion.wind import LEAST_WIND_PX, MOST_WIND_PX
 
 WIND_QUANTILE = 0.95
-# Largest change of displacement from pixel to pixel over time, in the median of the pixels that move, whose edges may
-# slide along what is still: towards the limit motion saturates. At 0.2 frames look like photographs, at 0.3 petals and
-# blades stretch, above 0.5 things fold.
+# Largest change of displacement from pixel to pixel over time, in the median of the pixels that move: towards the limit
+# motion saturates. At 0.2 frames look like photographs, at 0.3 petals and blades stretch, above 0.5 things fold.
 STRAIN_LIMIT, STRAIN_QUANTILE, STRAIN_PHASES = 0.27, 0.5, 25
 # What moves most is not limited below this wind, px: crowns of small leaves have much strain, and tear less.
 LEAST_LIMIT_PX = 3.6
@@ -23,10 +22,7 @@ MOVING_FRACTION = 0.1
 
 
 def wind_of(spectrum: Tensor, confidence: Tensor | None = None) -> float:
-    """Measure the wind of a packed spectrum (K, 4, H, W) px, where `confidence` (1, H, W) is above a half.
-
-    0 where it is nowhere; None counts every pixel.
-    """
+    """Measure the wind of a packed spectrum (K, 4, H, W) px where `confidence` (1, H, W) is above a half, else 0."""
     moved_px = mean_displacement(spectrum)[0]  # (H, W)
     if confidence is not None:
         moved_px = moved_px[confidence[0] > 0.5]
@@ -57,8 +53,7 @@ def strain(spectrum: Tensor, moved_px: Tensor | None = None) -> float:
 def amplitude_limit_scale(spectrum: Tensor) -> float:
     """Return the factor, at most 1, by which motion is weakened so that it does not tear the image.
 
-    The wind saturates at that of STRAIN_LIMIT, or at LEAST_LIMIT_PX where that is more: a stronger motion stays the
-    stronger one.
+    The wind saturates at that of STRAIN_LIMIT, or at LEAST_LIMIT_PX if that is more: what is stronger stays stronger.
     """
     moved_px = mean_displacement(spectrum)[0]  # (H, W)
     found = strain(spectrum, moved_px)

@@ -1,9 +1,8 @@
 """The operators on the CPU: the loops of `cpu_kernels.py` on all of torch's threads.
 
-Forward: a source's landing point and footprint are found once; then every thread owns bands of target rows and adds
-to them, in a channels-last buffer that stays in its cache, what the sources near them send. So there are no atomics,
-and results do not depend on the number of threads. Backward: the gradients are brought into channels-last order once,
-and every source gathers its own.
+Forward: a source's landing point and footprint are found once; then every thread adds to bands of target rows of its
+own, in a channels-last buffer that stays in its cache, what the sources near them send. So there are no atomics, and
+results do not depend on the number of threads. Backward: every source gathers its own gradients, channels last.
 
 The threads are Python's, the loops run without its lock: Numba's own threading layers abort in forked processes
 (OpenMP) or when two threads call them (workqueue).
@@ -24,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from splatting.fused import Saved
+from splatting.fused import Saved, out_format
 from splatting.reference import EWA_VARIANCE_FLOOR
 
 logger = logging.getLogger(__name__)
@@ -40,8 +39,7 @@ MAX_THREADS = 256
 CHUNKS = 4
 # Scratch memory of the backward pass; larger batches go in several rounds.
 SCRATCH_BYTES = 1 << 28
-# Above this the system's large pages make fresh memory several times as fast to write (measured: 18 ms against
-# 2.7 ms for 38 MB); numpy asks for them, torch does not.
+# Above this numpy asks for the system's large pages, torch does not: 38 MB are written in 2.7 ms instead of 18 ms.
 LARGE_BYTES = 1 << 22
 
 
@@ -165,11 +163,11 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _empty_like(values: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return memory of the shape of values, in the layout that `fused._out_format` promises."""
+    """Return memory of the shape of values, in the layout that `fused.out_format` promises."""
     batch, channels, height, width = values.shape
-    if not values.is_contiguous() and values.is_contiguous(memory_format=torch.channels_last):
+    if out_format(values) == torch.channels_last:
         return _empty((batch, height, width, channels), dtype).permute(0, 3, 1, 2)
-    return _empty((batch, channels, height, width), dtype)
+    return _empty(values.shape, dtype)
 
 
 def _array(tensor: Tensor | None, dtype: torch.dtype, items: slice | None = None) -> np.ndarray:
@@ -190,11 +188,8 @@ def _share(batch: int, height: int, work: int, fewest: int = 1, most: float = ma
 
 
 def _run(kernel: Callable, tasks: np.ndarray, threads: int, *arguments: object) -> None:
-    """Call a kernel on all tasks. Each thread takes the next few when it is done with its last.
-
-    Not in equal shares: after an operator of torch its own threads spin for some milliseconds more, and a thread of
-    ours on the same core is that much slower.
-    """
+    """Call a kernel on all tasks. Each thread takes the next few when it is done with its last."""
+    # Not in equal shares: torch's threads spin for some milliseconds after an operator, and slow ours beside them down.
     threads = max(1, min(threads, len(tasks)))
     waiting = iter(np.array_split(tasks, max(1, min(len(tasks), CHUNKS * threads))))
 

@@ -8,8 +8,7 @@ sigma are float32 or float64 in any case. Such a module has
     backward(grad_out, grad_weight, saved, ewa, normalise, needs)
         -> gradients of values, flow, importance and sigma, None where the four bools of `needs` say no
 
-Second derivatives, forward-mode derivatives and the transforms of torch.func need `backend="reference"`; here they
-raise RuntimeError.
+Second and forward-mode derivatives and the transforms of torch.func need `backend="reference"`; here: RuntimeError.
 """
 
 import importlib
@@ -30,7 +29,7 @@ class Saved(NamedTuple):
     flow: Tensor  # (B, 2, H, W) in the summing type
     importance: Tensor | None  # (B, 1, H, W) summing type, the exponent z; None for average and sum
     sigma: Tensor | None  # () summing type, on the same device; None: bilinear footprint, else Gaussian
-    out: Tensor | None  # (B, C, H, W) like values, in the layout of `_out_format`; None: backward does not need it
+    out: Tensor | None  # (B, C, H, W) like values, in the layout of `out_format`; None: backward does not need it
     weight: Tensor  # (B, 1, H, W) summing type, the sum of the weights
     largest: Tensor  # (B, 1, H, W) summing type, largest z that arrives, -inf where none; (0,) without importance
 
@@ -85,7 +84,7 @@ def _backward(grad_out, grad_weight, *others):
     return tuple(saved.weight.new_empty(0) if gradient is None else gradient for gradient in gradients)
 
 
-def _out_format(values: Tensor) -> torch.memory_format:
+def out_format(values: Tensor) -> torch.memory_format:
     """Return the layout of the output: that of dense values on the CPU, otherwise channels first."""
     channels_last = values.device.type == "cpu" and not values.is_contiguous()
     if channels_last and values.is_contiguous(memory_format=torch.channels_last):
@@ -97,7 +96,7 @@ def _out_format(values: Tensor) -> torch.memory_format:
 def _(values, flow, importance, sigma, ewa, normalise):
     batch, _, height, width = values.shape
     plane = (batch, 1, height, width)
-    out = torch.empty_like(values, memory_format=_out_format(values))
+    out = torch.empty_like(values, memory_format=out_format(values))
     return out, flow.new_empty(plane), flow.new_empty(0 if importance is None else plane)
 
 
@@ -108,7 +107,7 @@ def _(grad_out, grad_weight, values, flow, importance, sigma, out, weight, large
         if not needed or tensor is None:
             gradients.append(weight.new_empty(0))
         elif tensor is values:
-            gradients.append(torch.empty_like(values, memory_format=_out_format(values)))
+            gradients.append(torch.empty_like(values, memory_format=out_format(values)))
         else:
             gradients.append(tensor.new_empty(tensor.shape))
     return tuple(gradients)

@@ -13,20 +13,19 @@ from torchvision.models import squeezenet1_1, vgg16
 from metrics.perceptual import PerceptualLoss, masked_mean
 from models.image_encoder import load_squeezenet_features, squeezenet_features
 from models.weights import WeightsError, load_weights
-from training.losses import l1, multi_scale_gradient
+from training.losses import multi_scale_gradient
 
 SHARED = Path(__file__).resolve().parents[2] / "shared/weights/squeezenet1_1_features.npz"
 
 
-def test_masked_l1_weighs_samples_alike():
-    pred = torch.tensor([[[[1.0, 2.0]]], [[[5.0, 0.0]]]])
-    target = torch.zeros_like(pred)
-    assert float(l1(pred, target)) == pytest.approx((1.5 + 2.5) / 2)
+def test_a_masked_mean_weighs_samples_alike():
+    error = torch.tensor([[[[1.0, 2.0]]], [[[5.0, 0.0]]]])
+    assert float(masked_mean(error)) == pytest.approx((1.5 + 2.5) / 2)
     mask = torch.tensor([[[[1.0, 0.0]]], [[[1.0, 3.0]]]])
-    assert float(l1(pred, target, mask)) == pytest.approx((1.0 + 5 / 4) / 2)
-    assert float(l1(pred, target, mask * torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))) == pytest.approx(5 / 8)
-    halves = [l1(pred[i : i + 1], target[i : i + 1], mask[i : i + 1]) for i in (0, 1)]
-    assert float(l1(pred, target, mask)) == pytest.approx(float(sum(halves)) / 2)
+    assert float(masked_mean(error, mask)) == pytest.approx((1.0 + 5 / 4) / 2)
+    assert float(masked_mean(error, mask * torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))) == pytest.approx(5 / 8)
+    halves = [masked_mean(error[i : i + 1], mask[i : i + 1]) for i in (0, 1)]
+    assert float(masked_mean(error, mask)) == pytest.approx(float(sum(halves)) / 2)
 
 
 def test_masked_values_get_no_gradient():
@@ -39,14 +38,16 @@ def test_multi_scale_gradient_by_hand():
     # One scale, asymmetric: x differences of (0 1 4 / 0 0 0): 1 3 0 0, y differences: 0 -1 -4.
     pred = torch.tensor([[[[0.0, 1.0, 4.0], [0.0, 0.0, 0.0]]]])
     zero = torch.zeros_like(pred)
-    assert float(multi_scale_gradient(pred, zero, scales=1)) == pytest.approx((4 / 4 + 5 / 3) / 2)
+    ones = torch.ones(1, 1, 2, 3)
+    assert float(multi_scale_gradient(pred, zero, ones, scales=1)) == pytest.approx((4 / 4 + 5 / 3) / 2)
     # A mask without the right column leaves x: 1 and 0 of the pairs (0, 1); y: 0 and 1.
     mask = torch.tensor([[[[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]]]])
     assert float(multi_scale_gradient(pred, zero, mask, scales=1)) == pytest.approx((1 / 2 + 1 / 2) / 2)
     # Two scales of a 4 x 4 ramp along x with slope 1: x terms 1 then 2, y terms 0.
     ramp = torch.arange(4.0).expand(1, 1, 4, 4)
-    assert float(multi_scale_gradient(ramp, torch.zeros_like(ramp), scales=3)) == pytest.approx((1 + 0 + 2 + 0) / 4)
-    assert float(multi_scale_gradient(ramp, ramp + 7)) == 0.0
+    mask = torch.ones(1, 1, 4, 4)
+    assert float(multi_scale_gradient(ramp, 0 * ramp, mask, scales=3)) == pytest.approx((1 + 0 + 2 + 0) / 4)
+    assert float(multi_scale_gradient(ramp, ramp + 7, mask)) == 0.0
 
 
 def test_multi_scale_gradient_takes_volumes():

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from data import optical_flow
-from data.flow_refinement import refine_flow
 from data.optical_flow import (
     METHODS,
     FlowError,
     estimate_backward_flow,
     estimate_flow,
     forward_backward_error,
+    refine_flow,
     visible_flow,
 )
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from models.device import ArgumentError
 from models.frame_synthesis import FrameSynthesis, splat_image
-from models.rendering import RenderingError, render_frames
+from models.rendering import render_frames
 from motion.flow import resize_flow
 from motion.looping import Playback, plan_playback
 from motion.motion_file import Motion
@@ -158,7 +159,7 @@ def test_a_compiler_that_fails_is_one_line(monkeypatch) -> None:
         raise torch._dynamo.exc.TorchDynamoException("no compiler\nfound")
 
     monkeypatch.setattr(model.decoder, "compile", lambda **k: setattr(model.decoder, "_compiled_call_impl", fail))
-    with pytest.raises(RenderingError, match="compiled: torch.compile failed .no compiler found.; right: leave it out"):
+    with pytest.raises(ArgumentError, match="compiled: torch.compile failed .no compiler found.; right: leave it out"):
         list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model, compiled=True))
     assert model.decoder._compiled_call_impl is None
     assert list(render_frames(IMAGE, make_motion(), PLAYBACK, model=model))

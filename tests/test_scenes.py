@@ -92,7 +92,7 @@ def test_the_same_arguments_give_the_same_scene_whatever_the_global_generators_d
 
 def test_another_wind_changes_the_motion_and_not_the_picture() -> None:
     scene = make_scene(5, size=SMALL, kind="reeds")
-    same, other = (replace(scene, _wind=Wind.draw(seed, 0.5)) for seed in (5, 6))
+    same, other = (replace(scene, _wind=Wind(seed, 0.5)) for seed in (5, 6))
     assert torch.equal(scene.frame(0.0), other.frame(0.0))
     assert torch.equal(scene.flow(1.0), same.flow(1.0))
     assert (scene.flow(1.0) - other.flow(1.0)).abs().max() > 0.05
@@ -246,7 +246,7 @@ def mean_amplitude(spectra: torch.Tensor) -> torch.Tensor:
 
 
 def test_gusts_travel_and_take_along_what_is_near() -> None:
-    wind = Wind.draw(3, 1.0)
+    wind = Wind(3, 1.0)
     table = np.zeros((4, 9))
     table[:, 0] = [0.0, 0.0, 4.0, 4000.0]
     table[:, 2:5] = [1.0, 1.0, 0.1]

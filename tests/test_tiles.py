@@ -21,13 +21,13 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize(("tile", "margin"), [(20, 4), (18, 7), (64, 0), (4, 20)])
 def test_windows_fill_the_axis_and_keep_their_margin(length: int, tile: int, margin: int) -> None:
     found = windows(length, tile, margin, 4)
-    kept = [x for w in found for x in range(w.keep_start, w.keep_stop)]
+    kept = [x for _, _, keep_start, keep_stop in found for x in range(keep_start, keep_stop)]
     assert kept == list(range(length))
-    assert len({w.stop - w.start for w in found}) == 1
-    for w in found:
-        assert 0 <= w.start and w.stop <= length and w.start % 4 == w.keep_start % 4 == 0
-        assert w.keep_start - w.start >= margin or w.start == 0
-        assert w.stop - w.keep_stop >= margin or w.stop == length
+    assert len({stop - start for start, stop, _, _ in found}) == 1
+    for start, stop, keep_start, keep_stop in found:
+        assert 0 <= start and stop <= length and start % 4 == keep_start % 4 == 0
+        assert keep_start - start >= margin or start == 0
+        assert stop - keep_stop >= margin or stop == length
 
 
 def test_padding_repeats_the_border() -> None:

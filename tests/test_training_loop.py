@@ -357,8 +357,7 @@ sys.path[:0] = [{root!r}, {tests!r}]
 import torch
 from test_training_loop import OPTIONS, Points, loss_function
 from dataclasses import replace
-from training.loop import train
-from training.processes import start_processes
+from training.loop import start_processes, train
 from training.run_folder import open_run
 from cli.run import command, run
 

@@ -1,8 +1,7 @@
 """Which samples a step sees, and their noise: pure functions of (seed, step), whatever the number of processes.
 
 Sample number n of a training is the same image with the same seed however many processes and micro-batches it takes:
-micro-batch a of step s in process p has at place j of its B samples n = ((s A + a) P + p) B + j. Resuming at step s is
-therefore to begin there. A sample's seed depends on (seed, epoch, item) alone.
+micro-batch a of step s in process p has at place j of its B samples n = ((s A + a) P + p) B + j.
 """
 
 from collections.abc import Iterator, Sequence

@@ -43,17 +43,13 @@ def open_sets(data: Sequence[str] | None, seed: int, *, num: int = SCENES_WITHOU
     with state.main_process_first():
         if state.is_main_process:
             logger.info("no data given: %d rendered scenes in %s (prepare_data.py makes larger sets)", num, folder)
-        return [(_render_in_turn(folder, num, seed, progress=state.is_main_process), 1.0)]
-
-
-def _render_in_turn(folder: Path, num: int, seed: int, *, progress: bool) -> ClipSet:
-    """Render the scenes, or wait until another training that was started without data has rendered them."""
-    while True:
-        try:
-            return render_scene_set(folder, num, seed=seed, workers=available_cpus(), progress=progress)
-        except FolderBusyError as error:
-            warn_once(f"{str(error).split(';')[0]}; waiting", logging.INFO)
-            time.sleep(1)
+        while True:
+            try:
+                options = {"workers": available_cpus(), "progress": state.is_main_process}
+                return [(render_scene_set(folder, num, seed=seed, **options), 1.0)]
+            except FolderBusyError as error:  # another training that was started without data renders them
+                warn_once(f"{str(error).split(';')[0]}; waiting", logging.INFO)
+                time.sleep(1)
 
 
 def sets_with(sets: WeightedSets, split: str) -> WeightedSets:
@@ -90,9 +86,8 @@ def motion_sets(
 ) -> WeightedSets:
     """Check sets for the training of motion, and leave out the clips whose spectrum cannot be read.
 
-    The log counts and names them; all processes skip what the main one found. `grid`: (H, W) of the training, px;
-    `period_s`: of the VAE, where there is one. ArgumentError: a set of another grid or another period; and as
-    `combined_normalisation`.
+    The log counts and names them. `grid`: (H, W) of the training, px; `period_s`: of the VAE, where there is one.
+    ArgumentError: a set of another grid or another period; and as `combined_normalisation`.
     """
     found_s = combined_normalisation(sets, num_bins).period_s
     if found_s != (period_s or found_s):

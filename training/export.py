@@ -57,8 +57,7 @@ def export_pipeline(
     """Write a pipeline's parts and model_index.json into a checkpoint folder, in float16; main process only.
 
     Whatever else lies in the folder, such as renderers, stays. `trained` is the part that this run trained, "unet" or
-    "placement". The record of the VAE's own training is copied from beside `vae_folder`, and those of the U-Net's
-    earlier stages, of which the last is "started_from", and of the placement head from beside `init_folder`.
+    "placement". The records of the other parts, and "started_from", are those beside `vae_folder` and `init_folder`.
     """
     if not PartialState().is_main_process:
         return

@@ -16,9 +16,9 @@ BLEEDING_PX, SURE = 12, 0.8
 def find_bleeding(displacement_px: Tensor, probabilities: Tensor, px_a_cell: float) -> Tensor:
     """Find where a clip's flow has bled: motion of what is surely static, near that of what surely can move.
 
-    What is called static far from anything else that moves is no bleeding, but a flag or a flame taken for a wall.
-    `displacement_px` is mean |F_t| (B, 1, h, w), px of a grid of 256 x 160, of which a number of the maps is
-    `px_a_cell`; `probabilities` (B, 32, h, w) are those of MOSAIC's classes. Returns (B, 1, h, w) booleans.
+    Far from anything else that moves it may be a flag or a flame taken for a wall. `displacement_px` is mean |F_t|
+    (B, 1, h, w), px of a grid of 256 x 160, of which a number of the maps is `px_a_cell`; `probabilities` (B, 32, h, w)
+    are those of MOSAIC's classes. Returns (B, 1, h, w) booleans.
     """
     moves = displacement_px > MOVING_PX
     reach = max(1, round(BLEEDING_PX / px_a_cell))

@@ -16,7 +16,7 @@ from data.datasets import RenderingDataset, WeightedSets
 from data.media import contact_sheet, write_image
 from data.order import evenly
 from metrics.images import mean_squared_error, psnr_of_mse
-from metrics.perceptual import Network, PerceptualLoss
+from metrics.perceptual import Network, PerceptualLoss, masked_mean
 from models.device import ArgumentError, check_precision
 from models.frame_synthesis import HOLE_MASS, FrameSynthesis, splat_image
 from models.frame_synthesis import PRESETS as MODEL_PRESETS
@@ -24,9 +24,8 @@ from models.weights import HUB
 from splatting import average_splat
 from training.data_sets import open_sets
 from training.export import export_model
-from training.loop import LoopOptions, train
-from training.losses import l1, multi_scale_gradient
-from training.processes import start_processes
+from training.loop import LoopOptions, start_processes, train
+from training.losses import multi_scale_gradient
 from training.run_folder import open_run
 
 logger = logging.getLogger(__name__)
@@ -40,8 +39,7 @@ VALIDATION_PAIRS = 24
 SHEET_ROWS = 4
 CROP_MULTIPLE, SMALLEST_CROP_PX = 4, 32
 
-# `tiny` takes minutes on two CPU cores, `small` some hours there or minutes on a GPU, `paper` is meant for a GPU. The
-# networks of these names are in models/frame_synthesis.py.
+# `tiny` takes minutes on two CPU cores, `small` some hours there or minutes on a GPU, `paper` is meant for a GPU.
 TRAINING_PRESETS: dict[str, dict[str, Any]] = {
     "tiny": {"steps": 300, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 20, "ema_decay": 0.98},
     "fast": {"steps": 20_000, "batch_size": 8, "learning_rate": 5e-4, "warmup_steps": 200, "validate_every": 1000},
@@ -72,7 +70,8 @@ def loss_terms(
     These are L1, multi-scale gradients and a feature distance; [GID] uses the VGG perceptual loss alone.
     """
     frame = frame.float()
-    terms = {"l1": l1(frame, target, reliability), "gradient": multi_scale_gradient(frame, target, reliability)}
+    terms = {"l1": masked_mean((frame - target).abs(), reliability)}
+    terms["gradient"] = multi_scale_gradient(frame, target, reliability)
     loss = terms["l1"] + GRADIENT_WEIGHT * terms["gradient"]
     if perceptual is not None:
         terms["perceptual"] = perceptual.to(frame.device)(frame, target, reliability)
@@ -99,8 +98,7 @@ class Validation:
 
     def _render(self, model: FrameSynthesis, item: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """Return one pair as a batch of one, the model's frame and the average splat, both (1, 3, h, w)."""
-        sample = self.dataset[SampleKey(item, 0, 0)]
-        batch = {name: maps[None].to(model.device) for name, maps in sample.items()}
+        batch = {name: maps[None].to(model.device) for name, maps in self.dataset[SampleKey(item, 0, 0)].items()}
         warp = (batch["image"], batch["flow"], batch["importance"])
         average, _ = splat_image(*warp, operator="average")
         return batch, model(*warp), average

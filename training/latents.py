@@ -40,8 +40,7 @@ CACHE_VERSION = 7  # to be raised when latents or condition maps are made in ano
 # Motion weaker than this wind is mostly noise of the flow, and is not made stronger.
 LEAST_SCALED_WIND_PX = 0.5
 NOISE_HZ, LEAST_BIN_CONFIDENCE = 4.0, 0.05
-# Latents are stored as whole numbers -127 .. 127 of a step per bin and channel. Measured on real clips: 0.008 of
-# their standard deviation is lost, and 0.4 to 0.7 % of the decoded motion, a hundredth of a VAE's loss after 260 steps.
+# Latents are stored as -127 .. 127 of a step per bin and channel, which costs 0.4 to 0.7 % of the decoded motion.
 _LEVELS = 127
 
 
@@ -56,9 +55,8 @@ class LatentDataset(Dataset):
 
     dataset[SampleKey] -> {"image" (3, H, W) in [0, 1], "latents" (K, C, h, w), "confidence" (1, h, w),
     "bin_confidence" (K,)}; with `wind`, latents of motion scaled to WIND_OF_LATENTS_PX, and "wind_px" (); with
-    `read_image` its "maps" (P, h, w). Epoch e gives variant e mod V of every item. A set of a weight above 1 has
-    variants for each repetition of its clips. The folder's name, below `folder`, is a hash of all that the latents
-    depend on. The photograph is cut from the set at every reading, with colours of the key's own.
+    `read_image` its "maps" (P, h, w). Epoch e gives variant e mod V of every item, for each repetition of a clip. The
+    name below `folder` is a hash of all that the latents depend on. The photograph is cut anew at every reading.
     """
 
     def __init__(
@@ -178,8 +176,7 @@ class LatentDataset(Dataset):
 def bin_confidence(spectrum: Tensor, confidence: Tensor) -> Tensor:
     """Return the fraction (K,) of each bin's power that is no noise of the flow, at least LEAST_BIN_CONFIDENCE.
 
-    Flow noise is as strong in all bins, and things that sway hardly move at NOISE_HZ and above: what is found there is
-    taken as noise. 1 for the drift, and where there are no such bins.
+    Things that sway hardly move at NOISE_HZ and above: that is noise, alike in all bins. 1 for the drift.
     """
     bins = amplitude(spectrum).square() * confidence  # (K, H, W)
     power = bins.sum((1, 2)) / confidence.sum().clamp(min=1e-6)  # (K,)

@@ -9,28 +9,33 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, send_to_device, set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env, send_to_device, set_seed
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from models.device import ArgumentError, check_precision
+from models.device import ArgumentError, check_precision, choose_device
 from training.checkpoints import load_checkpoint, save_checkpoint
 from training.data_order import ResumableBatchSampler, make_loader
-from training.processes import start_processes
 from training.run_folder import RunFolder, newest_checkpoint
 
 logger = logging.getLogger(__name__)
+
+# One process may render a whole scene set or sample images while the others wait.
+WAIT_AT_MOST = timedelta(hours=6)
 
 Batch = dict[str, Any]
 LossFunction = Callable[[nn.Module, Batch], dict[str, Tensor]]
@@ -42,6 +47,22 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message says why and where."""
 
     is_user_error = True
+
+
+def start_processes(device_name: str = "auto") -> torch.device:
+    """Connect the processes once; return this one's device (`accelerate launch --cpu`: the CPU). Or ArgumentError."""
+    wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
+    device = choose_device("cpu" if wants_cpu else device_name)
+    if "WORLD_SIZE" not in os.environ:
+        if wants_cpu and "MASTER_ADDR" in os.environ:  # several were asked for, which accelerate leaves to MPI there
+            right = "torchrun --nproc_per_node N SCRIPT"
+            raise ArgumentError(f"device cpu: accelerate launch starts one process only; right: {right}")
+        # accelerate keeps the first settings of a process for good; a further training brings its own.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        if device.index is not None:
+            torch.cuda.set_device(device)
+    PartialState(cpu=device.type == "cpu", timeout=WAIT_AT_MOST)
+    return device
 
 
 @dataclass(frozen=True)
@@ -103,12 +124,10 @@ def train(
     """Train `model`; afterwards it holds the EMA weights, in eval mode, on the device.
 
     `dataset[SampleKey]` is a dict of tensors, deterministic in the key, its `len` the items of an epoch; an optional
-    `item_name(item)` names items in errors. The loss function returns {"loss": scalar, metrics to log: scalars}, the
-    same keys in each call, means over samples; it must call `model(...)`, no other method. Its batch is the collated
-    samples on the device and "seed", "item" (B,) int64. Several processes start from the first one's weights.
-
-    Raises TrainingError where loss or gradient is not finite; the checkpoints that were saved stay. ArgumentError where
-    the device or precision is not there, or the checkpoint to start from does not fit.
+    `item_name(item)` names items in errors. The loss function returns {"loss": scalar, metrics to log: scalars}, means
+    over samples; it must call `model(...)`, no other method. Its batch is the collated samples, "seed" and "item" (B,)
+    int64, on the device. TrainingError where loss or gradient is not finite; the checkpoints that were saved stay.
+    ArgumentError where the device or precision is not there, or the checkpoint to start from does not fit.
     """
     trainer = _Trainer(model, dataset, loss_function, options, run)
     began = time.monotonic()
@@ -175,8 +194,7 @@ class _Trainer:
 
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         rates = {"lr": options.learning_rate, "weight_decay": options.weight_decay, "betas": (0.9, 0.99)}
-        optimizer = torch.optim.AdamW(self.parameters, **rates)
-        self.prepared, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.prepared, self.optimizer = self.accelerator.prepare(model, torch.optim.AdamW(self.parameters, **rates))
         self.forward = torch.compile(self.prepared) if options.compile else self.prepared
         self.ema = EMAModel(model.parameters(), decay=options.ema_decay, foreach=True)
         self.progress = _RunningTotals()

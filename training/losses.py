@@ -1,7 +1,4 @@
-"""Losses of the training scripts: masked L1 and multi-scale gradients.
-
-Masks weigh inside a sample and samples weigh the same, so that a batch split over two processes has the same loss.
-"""
+"""The loss of multi-scale gradients; samples weigh the same, so that a batch may be split over processes."""
 
 import torch
 import torch.nn.functional as F
@@ -10,33 +7,23 @@ from torch import Tensor
 from metrics.perceptual import masked_mean
 
 
-def l1(pred: Tensor, target: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean absolute difference of pred and target (B, ..., H, W), weighted as `masked_mean` does."""
-    return masked_mean((pred - target).abs(), mask)
-
-
-def multi_scale_gradient(pred: Tensor, target: Tensor, mask: Tensor | None = None, scales: int = 3) -> Tensor:
+def multi_scale_gradient(pred: Tensor, target: Tensor, mask: Tensor, scales: int = 3) -> Tensor:
     """Return the mean absolute difference of the spatial gradients at `scales` scales.
 
     At scale s pred and target (B, ..., H, W) are averaged over 2^s x 2^s pixels; gradients are differences of
-    neighbours along x and y, weighted with the smaller mask of the two pixels. Mean over axes and the scales that fit.
+    neighbours along x and y, weighted with the smaller mask of the two. Mean over axes and the scales that fit.
     """
     difference = (pred - target).flatten(1, -3)  # (B, C, H, W)
-    weights = None if mask is None else mask.to(pred.dtype).expand_as(pred).flatten(1, -3)
+    weights = mask.to(pred.dtype).expand_as(pred).flatten(1, -3)
     terms = []
     for scale in range(scales):
         if scale:
             if min(difference.shape[-2:]) < 4:
                 break
             difference = F.avg_pool2d(difference, 2)
-            weights = None if weights is None else F.avg_pool2d(weights, 2)
+            weights = F.avg_pool2d(weights, 2)
         for axis in (-1, -2):
             size = difference.shape[axis] - 1
-            if size < 1:
-                continue
-            steps = difference.diff(dim=axis).abs()
-            shared = None
-            if weights is not None:
-                shared = torch.minimum(weights.narrow(axis, 0, size), weights.narrow(axis, 1, size))
-            terms.append(masked_mean(steps, shared))
-    return torch.stack(terms).mean() if terms else pred.sum() * 0
+            shared = torch.minimum(weights.narrow(axis, 0, size), weights.narrow(axis, 1, size))
+            terms.append(masked_mean(difference.diff(dim=axis).abs(), shared))
+    return torch.stack(terms).mean()

@@ -43,9 +43,8 @@ def make_unet(
 ) -> FrequencyUNet:
     """Make an untrained U-Net for the latents of a VAE, of a preset of UNET_PRESETS.
 
-    backbone "vae" is a frozen copy of the VAE's encoder; `weights`: ImageNet weights of the backbone "squeezenet",
-    which are then frozen; `without`: of PARTS; `config`: num_bins, mode and prediction_type. WeightsError for weights
-    that cannot be used.
+    backbone "vae" is a frozen copy of the VAE's encoder; `weights` (WeightsError): of the backbone "squeezenet", which
+    are then frozen; `without`: of PARTS; `config`: num_bins, mode and prediction_type.
     """
     config |= {"latent_channels": vae.latent_channels, "downsample_factor": vae.downsample_factor}
     config |= {"period_s": vae.config.period_s, "backbone": backbone, **_parts(without)}
@@ -103,9 +102,7 @@ def denoising_stage(
     segmentation: SegmentationModel,  # tells what cannot move
     placement: PlacementHead | None = None,  # that a U-Net of `placement_channels` reads
     weighting: str = "none",  # of the noise levels
-    # Fraction of the image's features hidden from a sample; None: FEATURE_DROPOUT where the encoder trains on augmented
-    # samples, else 0.
-    feature_dropout: float | None = None,
+    feature_dropout: float | None = None,  # None: FEATURE_DROPOUT where the encoder trains on augmented samples, else 0
     grid: tuple[int, int],
     augment: bool,
     batch: int,  # samples of one step of one process; those of all processes have one shape
@@ -162,8 +159,7 @@ def masked_photographs(
 def load_placement(unet_folder: Path | None, unet: FrequencyUNet) -> PlacementHead | None:
     """Load the placement head of the checkpoint that a U-Net's folder belongs to; None where there is none.
 
-    One that reads an image network which trains on would not fit it any more: it is left out, saying so. ArgumentError:
-    it was trained with another image network.
+    One whose image network trains on is left out, saying so. ArgumentError: it was trained with another image network.
     """
     folder = unet_folder.parent / "placement" if unet_folder else None
     if folder is None or not folder.is_dir():

@@ -9,11 +9,12 @@ from torch.utils.data import Dataset
 from data.clips import SampleKey
 from data.datasets import MotionDataset
 from data.order import evenly
+from metrics.perceptual import masked_mean
 from models.vae import MotionVAE
 from motion.normalisation import Normalisation
 from motion.spectrum import amplitude
 from training.data_order import sample_noise
-from training.losses import l1, multi_scale_gradient
+from training.losses import multi_scale_gradient
 
 # [GID] appendix: L1 : multi-scale gradient : KL.
 GRADIENT_WEIGHT = 0.2
@@ -29,8 +30,7 @@ TRAINING_PRESETS: dict[str, dict] = {
 class SliceDataset(Dataset):
     """A few normalised slices of each item, bins and a window drawn anew for each sample.
 
-    dataset[SampleKey] -> {"slices" (N, 4, h, w), "confidence" (1, h, w)}. The window (h, w) keeps the motion grid's own
-    scale: a whole spectrum reduced to its size would be smoother than what the VAE will meet.
+    dataset[SampleKey] -> {"slices" (N, 4, h, w), "confidence" (1, h, w)}. The window (h, w) keeps the grid's own scale.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ def vae_loss(model: MotionVAE, batch: dict[str, Tensor], *, latent_shape: Sequen
     slices = slices.flatten(0, 1)  # (B N, 4, H, W)
     mask = batch["confidence"].repeat_interleave(per_item, dim=0)  # (B N, 1, H, W)
     output, divergence = model(slices, noise)
-    absolute = l1(output.float(), slices, mask)
+    absolute = masked_mean((output.float() - slices).abs(), mask)
     gradient = multi_scale_gradient(output.float(), slices, mask)
     loss = absolute + GRADIENT_WEIGHT * gradient + KL_WEIGHT * divergence
     return {"loss": loss, "l1": absolute.detach(), "gradient": gradient.detach(), "kl": divergence.detach()}

@@ -1,12 +1,7 @@
 """A run's folder: outputs/<script>/<NNNNN>-<name>/ with its options, log, metrics, checkpoints and samples.
 
-    options.json    flags, versions, commit, device, command line; each resume is added
-    log.txt         what was logged
-    metrics.jsonl   one line a log step; TensorBoard's events beside it, in tensorboard/
-    checkpoints/    training checkpoints, step-XXXXXXX
-    samples/        images drawn during training
-
-With several processes the main one creates and writes; for the others every writing method does nothing.
+options.json (flags, versions, commit, device, command line; each resume is added), log.txt, metrics.jsonl (a line a log
+step), tensorboard/, checkpoints/step-XXXXXXX/, samples/. Of several processes the main one alone writes.
 """
 
 import contextlib
@@ -39,8 +34,7 @@ RUNS = Path("outputs")
 OPTIONS, METRICS, LOG, BOARD = "options.json", "metrics.jsonl", "log.txt", "tensorboard"
 CHECKPOINT_MARK = "state.json"  # written last into a checkpoint: a folder that has it is complete
 
-# Flags that may differ when a run is resumed: how far, where, how often to look, and how to save memory. A step must
-# take as many samples as before, which the checkpoint knows, by however many processes.
+# Flags that may differ when a run is resumed. How many samples a step must take the checkpoint knows.
 MAY_DIFFER = frozenset(
     "batch_size gradient_accumulation_steps "
     "steps stop_at minutes out resume workers device dry_run compile name export cache gradient_checkpointing "
@@ -54,24 +48,24 @@ _PACKAGES = ("torch", "torchvision", "diffusers", "accelerate", "numpy", "safete
 
 
 class RunFolder(contextlib.AbstractContextManager):
-    """A run's folder, made by `open_run`; it starts from `resume_from`.
-
-    FolderBusyError where another process has it open.
-    """
+    """A run's folder, made by `open_run`, that starts from `resume_from`; FolderBusyError if another process has it."""
 
     def __init__(self, path: Path, resume_from: Path | None = None) -> None:
         self.path, self.resume_from = Path(path), resume_from
         self.checkpoints, self.samples = self.path / "checkpoints", self.path / "samples"
         self.is_main = PartialState().is_main_process
-        self._board = self._handler = self._lock = None
+        self._board, self._opened = None, contextlib.ExitStack()
         if self.is_main:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_folder(self.path)
+            self._opened.callback(lock_folder(self.path).release)
             self.checkpoints.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
-            self._handler = logging.FileHandler(self.path / LOG, encoding="utf-8", errors="backslashreplace")
-            self._handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
-            logging.getLogger().addHandler(self._handler)
+            handler = logging.FileHandler(self.path / LOG, encoding="utf-8", errors="backslashreplace")
+            handler.setFormatter(logging.Formatter("%(asctime)s %(name)s %(message)s"))
+            self._opened.enter_context(contextlib.suppress(OSError))  # of a full disk, which another error has named
+            self._opened.callback(handler.close)
+            logging.getLogger().addHandler(handler)
+            self._opened.callback(logging.getLogger().removeHandler, handler)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line to metrics.jsonl and to TensorBoard; a number that is not finite becomes null."""
@@ -82,7 +76,7 @@ class RunFolder(contextlib.AbstractContextManager):
             file.write(json.dumps({"step": step, **values}) + "\n")
         with writing(self.path / BOARD):
             if self._board is None:
-                self._board = SummaryWriter(str(self.path / BOARD), purge_step=step)
+                self._board = self._opened.enter_context(SummaryWriter(str(self.path / BOARD), purge_step=step))
             for name, value in values.items():
                 if value is not None:
                     self._board.add_scalar(name, value, step)
@@ -103,15 +97,7 @@ class RunFolder(contextlib.AbstractContextManager):
             write_text(self.path / METRICS, "".join(kept))
 
     def close(self) -> None:
-        if self._handler is not None:
-            logging.getLogger().removeHandler(self._handler)
-            with contextlib.suppress(OSError):  # of a full disk, which another error has named
-                self._handler.close()
-        if self._board is not None:
-            self._board.close()
-        if self._lock is not None:
-            self._lock.release()
-        self._handler = self._board = self._lock = None
+        self._opened.close()
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -160,8 +146,7 @@ def _open_again(path: Path, options: Mapping[str, Any], resume: str) -> RunFolde
     free = MAY_DIFFER | ({"without", "backbone"} if before.get("init") else set())  # once ignored, now refused
     keys = [key for key in {**before, **now} if key not in free and before.get(key) != now.get(key)]
     raise_if_different(path, {key: (before.get(key), now.get(key)) for key in keys})
-    named = (Path(resume) / CHECKPOINT_MARK).is_file()
-    checkpoint = Path(resume) if named else newest_checkpoint(path)
+    checkpoint = Path(resume) if (Path(resume) / CHECKPOINT_MARK).is_file() else newest_checkpoint(path)
     if checkpoint is None:
         if resume != "auto":
             raise ArgumentError(f"resume {resume}: no complete checkpoint there; right: auto, a run or a checkpoint")

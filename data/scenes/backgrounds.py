@@ -27,8 +27,7 @@ def _tiled_noise(rng: np.random.Generator, cells: tuple[int, int], octaves: int 
     out = np.zeros((TEXELS, TEXELS), np.float32)
     for octave in range(octaves):
         lattice = rng.standard_normal([min(TEXELS, c * 2**octave) for c in cells], np.float32)
-        wrapped = np.tile(lattice, (3, 3))
-        big = cv2.resize(wrapped, (3 * TEXELS, 3 * TEXELS), interpolation=cv2.INTER_LINEAR)
+        big = cv2.resize(np.tile(lattice, (3, 3)), (3 * TEXELS, 3 * TEXELS), interpolation=cv2.INTER_LINEAR)
         out += big[TEXELS : 2 * TEXELS, TEXELS : 2 * TEXELS] * 0.6**octave
     return np.clip(out / 2.2, -1, 1)
 
@@ -239,8 +238,7 @@ def dark(rng: np.random.Generator, size: tuple[int, int], centre: tuple[float, f
 
 def forest(rng: np.random.Generator, size: tuple[int, int], colour: Array, scale: float) -> Array:
     """Edge of a wood (H, W, 3): dark foliage, gaps of sky, trunks."""
-    canopy = noise(rng, size, (8, 11), 5)
-    out = np.asarray(colour) * np.clip(0.6 + 0.42 * canopy, 0.08, 2)[..., None]
+    out = np.asarray(colour) * np.clip(0.6 + 0.42 * noise(rng, size, (8, 11), 5), 0.08, 2)[..., None]
     gaps = np.clip((noise(rng, size, (7, 9), 4) - rng.uniform(0.4, 1.4)) * 3, 0, 1)
     gaps = gaps * np.linspace(1, 0.1, size[0])[:, None]
     out = out * (1 - gaps[..., None]) + np.array([0.86, 0.92, 0.9]) * gaps[..., None]

@@ -83,8 +83,7 @@ def plumes(stage: Stage, stems: Chain, length: float, colour: Array, depth: Arra
     count = len(ends.place)
     nod = ends.heading + rng.normal(0, 0.3, count)
     long, bow = np.full(count, length) * np.exp(rng.normal(0, 0.2, count)), rng.normal(0.3, 0.4, count)
-    line = along(ends.place, nod, long, bow, 5)
-    ears = bend(mesh, ends.carrier, line, hertz=1.9, gain=0.12, scatter=0.5, modes=1)
+    ears = bend(mesh, ends.carrier, along(ends.place, nod, long, bow, 5), hertz=1.9, gain=0.12, scatter=0.5, modes=1)
     widths, tint = np.array([0.4, 1.0, 0.95, 0.7, 0.15]) * thick, stage.vary(colour, count, 0.12)
     add_strips(mesh, ears, widths, tint, depth=depth + 0.02, strength=0.5)
     if awns:

@@ -23,8 +23,7 @@ CANDLES = palette("95 60 20, 90 85 75, 70 15 10, 75 65 80")
 
 def _potted(stage: Stage) -> None:
     rng, mesh = stage.rng, stage.mesh
-    edge = room(stage)
-    foot, x = edge + stage.height * rng.uniform(0.02, 0.09), stage.width * rng.uniform(0.25, 0.75)
+    foot, x = room(stage) + stage.height * rng.uniform(0.02, 0.09), stage.width * rng.uniform(0.25, 0.75)
     wide = stage.height * rng.uniform(0.2, 0.36)
     tall = wide * rng.uniform(0.6, 1.3)
     rigid.pot(stage, x, foot, wide, tall, 2.0)

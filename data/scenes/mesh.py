@@ -1,8 +1,8 @@
 """Mesh of a procedural scene: triangles in batches, each vertex tied to the degrees of freedom that move it.
 
 The displacement of a vertex p is linear in the degrees of freedom q_d(t): sum_d q_d(t) (shift_d + turn_d perp(p)),
-perp(x, y) = (-y, x). A child (leaf on twig on branch) inherits every degree of freedom of what carries it and adds
-its own, so motion grows from zero at the root. Batches are arrays: N items, P points an item, D degrees of freedom.
+perp(x, y) = (-y, x). A child (leaf on twig on branch) inherits what moves its carrier, so motion grows from zero at the
+root. Batches are arrays: N items, P points an item, D degrees of freedom.
 """
 
 from __future__ import annotations
@@ -193,7 +193,6 @@ def bend(
 def along(base: Array, angle: Array, length: Array, bow: Array | float, points: int) -> Array:
     """Curved centre lines (N, P, 2) from base (N, 2): direction `angle` turns by `bow` radians over the length."""
     s = np.linspace(0.0, 1.0, points)
-    middle = (s[1:] + s[:-1]) / 2
-    heading = np.asarray(angle)[:, None] + np.asarray(bow)[..., None] * middle
+    heading = np.asarray(angle)[:, None] + np.asarray(bow)[..., None] * ((s[1:] + s[:-1]) / 2)
     steps = unit(heading) * (np.asarray(length)[:, None] / (points - 1))[..., None]
     return np.concatenate([base[:, None], base[:, None] + np.cumsum(steps, 1)], 1)

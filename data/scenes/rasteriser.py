@@ -1,7 +1,6 @@
 """Triangle rasteriser of the procedural scenes: painter's order, several samples a pixel, textured vertex colours.
 
-Pixel centres lie at whole numbers, x to the right and y down. Motion and colour are interpolated over a triangle
-with the same barycentric weights, so a painted point and its displacement always belong together.
+Pixel centres lie at whole numbers, x to the right and y down. Motion and colour have the same barycentric weights.
 """
 
 import math
@@ -73,8 +72,7 @@ def shade_ids(
 ) -> Array:
     """Colour the samples and reduce them to pixels: (H, W, 4) float32, premultiplied RGB and coverage.
 
-    looks (V, 6) float32: red, green, blue, texture u, v (texels), texture strength; materials (N,) int32 into
-    atlas (M, S, S) float32 in [-1, 1].
+    looks (V, 6): red, green, blue, texture u, v (texels), strength; materials (N,) into atlas (M, S, S) in [-1, 1].
     """
     height, width = ids.shape[0] // samples, ids.shape[1] // samples
     out = np.zeros((height, width, 4), np.float32)

@@ -37,8 +37,7 @@ def render_scene_set(
     """Render a clip set of `num` procedural scenes, or go on with one; the same for any number of workers.
 
     One scene in 20, and of each of `kinds`, is a test scene. What a cluster gives up is a dropped row with the reason,
-    and tried again by the next call. Raises ClipSetError for a folder that holds something else, or a set made with
-    other settings or scenes, and MediaError where another run is writing the set.
+    tried again by the next call. ClipSetError: a folder of something else, other settings; MediaError: another run.
     """
     settings = scene_settings(seed=seed, size=size, kinds=kinds, pairs=pairs)
     workers = workers if isinstance(workers, Workers) else Workers(workers)
@@ -62,8 +61,7 @@ def render_scene_set(
 
 
 def _missing(seeds: Sequence[int], rows: Mapping[str, ClipRow]) -> list[int]:
-    names = enumerate(map(scene_id, seeds))
-    return [index for index, name in names if name not in rows or is_unreadable(rows[name])]
+    return [n for n, name in enumerate(map(scene_id, seeds)) if name not in rows or is_unreadable(rows[name])]
 
 
 def scene_settings(*, seed: int, size: tuple[int, int], kinds: Sequence[str] | None, pairs: int) -> dict[str, Any]:
@@ -76,11 +74,8 @@ def scene_settings(*, seed: int, size: tuple[int, int], kinds: Sequence[str] | N
 
 
 def _is_test_scene(index: int, num_kinds: int) -> bool:
-    """Choose one scene in 20, and one in 20 of each kind, where `num_kinds` are taken in turn.
-
-    Every 20th scene would always meet the same kinds where 20 and their number have a common divisor. So the choice
-    moves on by a scene after each common period, until it has met all.
-    """
+    """Choose one scene in 20, and one in 20 of each kind, where `num_kinds` are taken in turn."""
+    # Every 20th would meet the same kinds where 20 and their number have a common divisor: so the choice moves on.
     shift = index // math.lcm(num_kinds, TEST_EVERY) % math.gcd(num_kinds, TEST_EVERY)
     return (index + shift) % TEST_EVERY == TEST_EVERY // 4
 

@@ -122,8 +122,7 @@ def bench(stage: Stage, x: float, foot: float, width: float, depth: float) -> No
     for place in (0.08, 0.86):
         add_rectangle(stage.mesh, x + width * place, foot - height, width * 0.06, height, wood * 0.5, depth)
     for level in (1.0, 0.84, 0.68, 0.48, 0.4):
-        y = foot - height * level
-        add_rectangle(stage.mesh, x, y, width, height * 0.1, wood, depth + 0.01, material=PLANKS)
+        add_rectangle(stage.mesh, x, foot - height * level, width, height * 0.1, wood, depth + 0.01, material=PLANKS)
 
 
 def furniture(stage: Stage, floor: float) -> None:

@@ -1,8 +1,7 @@
 """Procedural scenes that sway in the wind, with the exact forward displacement of every pixel of frame 0.
 
-`make_scene` draws an image (data/scenes/kinds.py) as triangles whose vertices move linearly in damped oscillators.
-A travelling gust field drives these, so their motion is a sum of known sinusoids: frame 0 and its spectrum come
-without rendering a single further frame, and flow is exact outside occlusions, before blur and grain.
+`make_scene` draws an image (data/scenes/kinds.py) as triangles whose vertices move linearly in damped oscillators. A
+travelling gust field drives these, so their motion is a sum of known sinusoids, exact but for occlusions and blur.
 """
 
 from __future__ import annotations
@@ -32,34 +31,25 @@ LARGEST_PX = 24.0
 SAMPLES = 3  # along a pixel's side; odd, so that its middle sample is its centre
 
 
-@dataclass(frozen=True)
 class Wind:
     """Gusts as travelling waves: frequency in Hz, amplitude, wave vector (rad/px), phase, and a seed for turbulence."""
 
-    seed: int
-    hertz: Array
-    amplitude: Array
-    wave: Array
-    phase: Array
-    strength_px: float
-
-    @classmethod
-    def draw(cls, seed: int, scale: float) -> Wind:
+    def __init__(self, seed: int, scale: float) -> None:
         """Draw the wind of one seed; scale: pixels of this image per pixel of a 256 x 160 one."""
-        rng = np.random.default_rng([seed, 2])
-        hertz = GUST_HZ * np.exp(rng.uniform(-0.03, 0.03, NUM_GUSTS))
+        rng, self.seed = np.random.default_rng([seed, 2]), seed
+        hertz = self.hertz = GUST_HZ * np.exp(rng.uniform(-0.03, 0.03, NUM_GUSTS))
         # The free wind's f^-p with p about 5/3, and the small eddies that leaves and stems shed themselves; a line
         # stands for the band between its neighbours. Below 0.05 Hz there is little left in five seconds.
         density = hertz ** -rng.uniform(1.8, 2.6) + math.exp(rng.normal(0.85, 0.6)) * hertz**-0.2
         power = density * np.gradient(GUST_HZ) * np.minimum(hertz / 0.05, 1.0) ** 2
-        amplitude = np.sqrt(power) * rng.rayleigh(0.8, NUM_GUSTS)
+        self.amplitude = np.sqrt(power) * rng.rayleigh(0.8, NUM_GUSTS)
         speed = scale * math.exp(rng.uniform(math.log(50), math.log(400)))
         heading = rng.choice([0.0, math.pi]) + rng.normal(0, 0.35, NUM_GUSTS)
-        wave = 2 * math.pi * (hertz / speed)[:, None] * np.stack([np.cos(heading), np.sin(heading)], -1)
+        self.wave = 2 * math.pi * (hertz / speed)[:, None] * np.stack([np.cos(heading), np.sin(heading)], -1)
         # One in seven hardly moves; all together move about as much as real clips do in every bin.
         median_px, spread = (0.7, 0.6) if rng.random() < 0.14 else (14.0, 0.7)
-        strength = float(np.clip(median_px * math.exp(rng.normal(0, spread)), 0.2, 16.0)) * scale
-        return cls(seed, hertz, amplitude, wave, rng.uniform(0, 2 * math.pi, NUM_GUSTS), strength)
+        self.strength_px = float(np.clip(median_px * math.exp(rng.normal(0, spread)), 0.2, 16.0)) * scale
+        self.phase = rng.uniform(0, 2 * math.pi, NUM_GUSTS)
 
     def respond(self, oscillators: Array) -> Array:
         """Amplitude of each oscillator in each gust, q_j(t) = Re sum_m C_jm exp(2 pi i f_m t): (J, 2 M) Re C, Im C."""
@@ -115,8 +105,7 @@ class Scene:
         some = movable[np.random.default_rng([self.seed, 5]).integers(0, len(movable), 900)]
         inside = ((self.mesh["vertices"][some] > 0) & (self.mesh["vertices"][some] < self.size[::-1])).all(1)
         some = some[inside] if inside.sum() > 20 else some
-        clock = _clock(self._wind.hertz, np.linspace(0, PERIOD_S, 40)).astype(np.float32)
-        angles = response @ clock
+        angles = response @ _clock(self._wind.hertz, np.linspace(0, PERIOD_S, 40)).astype(np.float32)
         wanted = WIND_STRENGTH[self.kind] * self._wind.strength_px
         gain = wanted / max(float(np.linalg.norm(self._apply(angles, some), axis=1).mean()), 1e-9)
         # What bends far grows stiffer: a stem would fold over, a leaf stretch, a tall blade leave the image.
@@ -180,8 +169,6 @@ class Scene:
 
     def flow(self, time_s: float) -> Tensor:
         """Return the exact displacement of every pixel of frame 0 at time_s: (2, H, W) px; 0 where nothing moves."""
-        if not self.moving or time_s == 0:
-            return torch.zeros(2, *self.size)
         out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first[1])
         return torch.from_numpy(out.transpose(2, 0, 1).copy())
 
@@ -216,10 +203,7 @@ def _sources(ids: Array, coverage: Array, sigma: float) -> Array:
 
 
 def _step_closer(mesh: dict[str, Array], background: Array, rng: np.random.Generator) -> Array:
-    """Enlarge a part of most scenes up to 2.3 times, the one of a few that moves most.
-
-    Returns its background (H, W, 3).
-    """
+    """Enlarge a part of most scenes up to 2.3 times, the one that moves most; returns its background (H, W, 3)."""
     height, width = background.shape[:2]
     zoom = math.exp(rng.uniform(0, math.log(2.3)))
     corners = rng.uniform(0, 1 - 1 / zoom, (12, 2)) * [width, height]
@@ -250,11 +234,10 @@ def make_scene(seed: int, *, size: tuple[int, int] = (160, 256), kind: str | Non
     drawn = KINDS[int(rng.choice(len(KINDS), p=KIND_PROBABILITIES))]
     kind = kind or drawn
     mesh, background, finish = draw(kind, rng, size)
-    wind = Wind.draw(seed, px_scale(size))
     arrays = mesh.finish()
     background = _step_closer(arrays, background, rng)
     oscillators = arrays["oscillators"]
     # Young and slack, or dry and stiff: first modes stay below 3 Hz.
     pace = math.exp(abs(rng.normal(0, 0.4)))
     oscillators[:, 2] = np.where(oscillators[:, 2] < 3, np.minimum(oscillators[:, 2] * pace, 3), oscillators[:, 2])
-    return Scene(kind, tuple(size), seed, arrays, background, finish, wind)
+    return Scene(kind, tuple(size), seed, arrays, background, finish, Wind(seed, px_scale(size)))

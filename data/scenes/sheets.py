@@ -24,13 +24,12 @@ def _add_sheet(
 ) -> None:
     """Add a waving sheet on grid (R, C, 2): cells coloured by colour (R-1, C-1, 3) or points (R, C, 3).
 
-    hold (R, C): fraction of the motion (0 where pinned). Each wave is two oscillators in quadrature,
-    A hold cos(number reach - w t) with reach (R, C).
+    A wave is two oscillators in quadrature: A hold cos(number reach - w t), hold and reach (R, C); hold 0: pinned.
     """
     rng, mesh, (rows, columns) = stage.rng, stage.mesh, grid.shape[:2]
-    drawn = [(rng.uniform(*band), gain, rng.uniform(*number), *rest) for band, gain, number, *rest in waves]
     numbers, vectors, centre = [], [], grid.reshape(-1, 2).mean(0)[None]
-    for hertz, gain, number, direction, damping in drawn:
+    for band, gain, turns, direction, damping in waves:
+        hertz, number = rng.uniform(*band), rng.uniform(*turns)
         swing = {"hertz": hertz, "gain": gain, "damping": damping, "limit": limit, "scatter": 1.0}
         for quadrature, amount in ((0.0, np.cos(number * reach)), (np.pi / 2, np.sin(number * reach))):
             numbers += list(mesh.add_freedoms(centre, quadrature=quadrature, same_group=quadrature > 0, **swing))

@@ -75,8 +75,7 @@ def _backdrop(stage: Stage) -> None:
 def wall(stage: Stage) -> None:
     """Paint a wall face on."""
     material = int(stage.rng.choice([BRICK, PLANKS, MOTTLED, STONE]))
-    colour = stage.pick(rigid.WALLS)
-    stage.background = backgrounds.surface(stage.rng, stage.size, colour, material, stage.scale)
+    stage.background = backgrounds.surface(stage.rng, stage.size, stage.pick(rigid.WALLS), material, stage.scale)
 
 
 def room(stage: Stage) -> float:
