@@ -37,14 +37,21 @@ class Studio:
         self.rendering = {"device": "cpu", "precision": "no", **rendering}
 
     def animate(
-        self, upload: str | Path | None, *, splat: str = "softmax", wind: str = AS_SUGGESTED, strength: float = 1.0,
-        loop: bool = True, seconds: float = 5.0, seed: int = 0, move: Sequence[str] = (), freeze: Sequence[str] = (),
-    ) -> Iterator[float | tuple[Path, Path]]:  # fmt: skip
-        """Animate an uploaded file: yield fractions that are done, at last the paths of an mp4 and an interactive page.
+        self,
+        upload: str | Path | None,  # the file that a browser uploaded
+        *,
+        splat: str = "softmax",
+        wind: str = AS_SUGGESTED,  # or a word or number of `motion.wind`
+        strength: float = 1.0,  # scales the motion
+        loop: bool = True,  # whole periods without drift
+        seconds: float = 5.0,
+        seed: int = 0,  # of the motion
+        move: Sequence[str] = (),  # words for what alone may move
+        freeze: Sequence[str] = (),  # words for what stays still
+    ) -> Iterator[float | tuple[Path, Path]]:
+        """Animate an image: yield fractions that are done, at last the paths of an mp4 and of an interactive page.
 
-        `wind`: also a word or number of `motion.wind`; `strength` scales the motion; a `loop` is of whole periods,
-        without drift; `move`, `freeze`: words for what alone may move, and for what stays still. Closed early, it
-        leaves no file. ArgumentError, ClassNameError, CheckpointError, MediaError: what is of no use.
+        Closed early, it leaves no file. ArgumentError, ClassNameError, CheckpointError, MediaError: what is of no use.
         """
         # A request need not come from the page, whose sliders allow no others.
         if splat not in self.renderers:
