@@ -163,7 +163,7 @@ def smooth_by_parts(
         fraction[:, None] * smooth_spectrum(spectrum, expected_px, sigma_px)
         for sigma_px, fraction in [*parts.items(), (COHERENCE_PX, rest)]
     )
-    if stems is None:
+    if stems is None or not bool(stems.any()):
         return smooth
     of_stems = smooth_spectrum(spectrum, expected_px * stems, STEM_COHERENCE_PX)
     return smooth + stems[:, None] * (of_stems - smooth)

@@ -1,4 +1,7 @@
-"""Stems, ears and twigs: they sway as wholes, and MOSAIC, too coarse for them, labels those before the sky sky."""
+"""Stems, ears and twigs sway as wholes. MOSAIC is too coarse for them and takes those in front of the sky for sky.
+
+Lengths are px of the motion grid, so that on another grid other things are stems.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -11,11 +14,12 @@ from models.morphology import closing, dilate, spread
 THIN_PX = 4  # radius of the closing: what is up to 8 px of the motion grid wide is thin
 # A thin thing is darker in blue than the closing by this fraction, in full at CONTRAST + RAMP.
 CONTRAST, RAMP = 0.2, 0.15
-LEAST_BLUE, BLUE_RAMP = 0.15, 0.1  # blue, 0 to 1, above which a background can be sky, in full BLUE_RAMP above
+# No stem is seen before a background with less blue, 0 to 1, than the first; from the second more on, in full.
+LEAST_BLUE, BLUE_RAMP = 0.15, 0.1
 # A place counts as sky above the first probability, in full above the second.
 NO_SKY_BELOW, SKY_ABOVE = 0.3, 0.6
-REACH_PX = 80  # how far thin things are followed from what moves, px of the motion grid
-# The edges of a stem are upright (`upright_edges`, over UPRIGHT_PX).
+REACH_PX = 80  # how far thin things are followed from what moves
+# The edges of a stem are upright: sigma and the sum of squared gradients that is no edge, see `upright_edges`.
 UPRIGHT_PX, FAINT = 2.0, 1e-5
 LEVEL_BELOW, UPRIGHT_ABOVE = 0.1, 0.4
 # It is long: in so many of the rows up to RUN_PX above and below there is stem, BESIDE_PX beside it at most.
@@ -43,7 +47,7 @@ def move_stems(
 
 
 def find_stems(image: Tensor) -> Tensor:
-    """Return how far places of images (B, 3, H, W) in [0, 1] are of thin upright dark things, 0 to 1: (B, 1, H, W)."""
+    """Return a map (B, 1, H, W), 0 to 1, of thin upright dark things in images (B, 3, H, W) in [0, 1]. Ours."""
     image = image.float()
     with torch.autocast(image.device.type, enabled=False):
         upright = upright_edges(image.mean(1, keepdim=True), UPRIGHT_PX, FAINT)

@@ -260,14 +260,24 @@ def test_head_learns_a_mask(head):
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
 
 
-def test_photographs_become_samples_of_their_masks(folders):
+def test_photographs_become_samples_of_their_masks(folders, monkeypatch):
     photos, masks, _ = folders
 
     def features(image: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.avg_pool2d(image, 8)
 
-    masked = find_masked_photographs(photos, masks)
+    masked, pasted = find_masked_photographs(photos, masks), []
+
+    def paste(photograph, others, rng):
+        pasted.append(len(others))
+        return photograph._replace(movable=0.5 * photograph.known)
+
+    monkeypatch.setattr(placement_samples, "paste_parts", paste)
     pine, pine_crop, composite, wall, _, _ = photograph_samples(masked, features, variants=1, composites=1, seed=0)
+    assert pasted == [1, 1]
+    assert composite.movable.max() == pytest.approx(0.5, abs=1e-3) and pine_crop.movable.max() == pytest.approx(
+        1.0, abs=1e-3
+    )
     assert pine.features.shape[-2:] == pine.movable.shape[-2:]
     assert pine.movable[:, :10].min() == 1 and pine.known[:, -10:].max() == 0
     assert wall.movable.max() == 0

@@ -1,4 +1,7 @@
-"""Copy-paste augmentation (Ghiasi et al., CVPR 2021) of photographs with masks of what can move."""
+"""Copy-paste augmentation (Ghiasi et al., CVPR 2021) of photographs with masks of what can move.
+
+Lengths are px of photographs of a few hundred px a side.
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -8,13 +11,13 @@ import torch
 from scipy.ndimage import gaussian_filter, label
 from torch import Tensor
 
-PARTS = (1, 4)  # pasted into one photograph, at least and at most
+PARTS = (1, 4)  # that are tried, at least and at most
 STATIC_FRACTION = 0.7  # of the parts cannot move
 SIDES = (0.08, 0.5)  # of a part, fractions of its photograph's
 ASPECT = (0.6, 1.4)  # factors of either side
 TRIES = 12  # to find a part and a place for it
 LEAST_FILLED = 0.1  # fraction of its box that a part fills
-WHOLE_BOX = 0.6  # what fills more of it has no outline of its own and is given one, as static parts are
+WHOLE_BOX = 0.6  # what fills more of it has no outline of its own: one is drawn, as for static parts
 LEAST_SIDE_PX = 16
 BORDER_PX = (0.5, 1.5)  # sigma of its soft border
 LIT_ALIKE = (0.0, 0.6)  # how far a static part takes on the mean colour of where it lies
@@ -29,7 +32,7 @@ class Labelled(NamedTuple):
 
 
 def paste_parts(photograph: Labelled, others: Sequence[Callable[[], Labelled]], rng: np.random.Generator) -> Labelled:
-    """Paste parts of other photographs: what cannot move amid what can, and the other way round."""
+    """Paste parts of other photographs: what cannot move amid what can, and what can amid what cannot or is unsure."""
     photograph = Labelled(*(maps.clone() for maps in photograph))
     for _ in range(rng.integers(*PARTS, endpoint=True)):
         other = others[int(rng.integers(len(others)))]()

@@ -33,6 +33,7 @@ from training.latents import fingerprint_of_set
 # Sizes of augmented samples, (H, W) px; each is drawn at the one nearest to its own aspect.
 SIZES = ((160, 256), (256, 160), (192, 224))
 CROP_AREA = (0.35, 1.0)
+PHOTOGRAPH_PX = 800  # long side at which photographs are cropped and pasted
 # Photographs of these subjects, and clips whose source is named after them, are rare and come more often.
 RARE, RARE_WEIGHT = ("fire", "candle", "cloth"), 2.0
 # A scene's place can move where its mean displacement is above this, px of a grid of 256 x 160.
@@ -123,9 +124,9 @@ def photograph_samples(
         labelled = _labelled(photograph)
         others = [partial(_labelled, other) for other in photographs if other is not photograph]
         weight = counts[photograph.source] ** -0.5 * (RARE_WEIGHT if photograph.subject in RARE else 1.0)
-        for variant in range(1 + variants + composites):
+        for variant in range(1 + variants + (composites if others else 0)):
             rng = np.random.default_rng([seed, number, variant]) if variant else None
-            image, *maps = paste_parts(labelled, others, rng) if others and variant > variants else labelled
+            image, *maps = paste_parts(labelled, others, rng) if variant > variants else labelled
             shown, (movable, known), _ = _augmented(image, maps, rng)  # (1, h, w) each
             empty = torch.zeros_like(known)
             values = (features(shown), movable / known.clamp(min=1e-6), known, empty, empty)
@@ -134,8 +135,10 @@ def photograph_samples(
 
 
 def _labelled(photograph: MaskedPhotograph) -> Labelled:
-    """Read a photograph, and its mask at the photograph's size."""
+    """Read a photograph, of at most PHOTOGRAPH_PX a side, and its mask at that size."""
     image, mask = photograph.read()
+    scale = min(1.0, PHOTOGRAPH_PX / max(image.shape[-2:]))
+    image = resize_maps(image, tuple(max(1, round(scale * side)) for side in image.shape[-2:]))
     maps = torch.cat([mask == MOVABLE, mask != UNSURE]).float()  # (2, h, w)
     movable, known = F.interpolate(maps[None], size=tuple(image.shape[-2:]))[0].split(1)  # nearest: (1, H, W) each
     return Labelled(image, movable * known, known)

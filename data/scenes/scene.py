@@ -169,6 +169,8 @@ class Scene:
 
     def flow(self, time_s: float) -> Tensor:
         """Return the exact displacement of every pixel of frame 0 at time_s: (2, H, W) px; 0 where nothing moves."""
+        if not self.moving or time_s == 0:
+            return torch.zeros(2, *self.size)
         out = self._at_pixels(self._vertices_at(time_s), self.mesh["vertices"], self._first[1])
         return torch.from_numpy(out.transpose(2, 0, 1).copy())
 
