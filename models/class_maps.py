@@ -19,6 +19,7 @@ RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES,
 # Long edges hold the first beside what is static, not the second (`models.image_edges`).
 SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
+PLANT_CLASSES = ("tree", "plant", "grass", "field")
 # Sigma, px, of `models.displacement.smooth_by_parts` for kinds of classes; other places take COHERENCE_PX. Persons are
 # among the objects because MOSAIC takes close blooms for persons. Chosen by the correlation of motion in clips. What
 # moves in the sky is stems and twigs, whose tips bend at 2 px (by eye).
@@ -101,5 +102,6 @@ def movement_of_classes(probabilities: Tensor) -> dict[str, Tensor]:
         "surfaces": probability_of(probabilities, SURFACE_CLASSES),
         "objects": probability_of(probabilities, OBJECT_CLASSES),
         "trees": probability_of(probabilities, ("tree",)),
+        "plants": probability_of(probabilities, PLANT_CLASSES),
         "perspective": perspective(probabilities),
     }

@@ -18,11 +18,18 @@ from models.class_maps import fine_class_probabilities, movement_of_classes
 from models.device import AUTOCAST_DTYPES, autocast
 from models.displacement import UNATTENDED_COHERENCE_PX, rescale_to_displacement, smooth_by_parts, smooth_spectrum
 from models.flames import flicker
-from models.placement import DETAIL, PlacementHead, coherent_parts, flickering, placed_displacement, suggested_wind
+from models.placement import (
+    DETAIL,
+    PlacementHead,
+    bare_stems,
+    coherent_parts,
+    flickering,
+    placed_displacement,
+    suggested_wind,
+)
 from models.sampling import DEFAULT_SAMPLER, DEFAULT_STEPS, denoise, load_schedule, sample_generator, start_noise
 from models.segmentation import SegmentationModel
 from models.self_guidance import LoopGuidance
-from models.stems import find_stems
 from models.stiffness import stiff_lines, straighten
 from models.unet import WIND_OF_LATENTS_PX, FrequencyUNet
 from models.vae import MotionVAE
@@ -241,9 +248,9 @@ class MotionPipeline(DiffusionPipeline):
             expected_px = placed_displacement(placement, images, wind)
             by_image = zip(detailed, placement.by_class, strict=True)
             lines = [stiff_lines(image, DETAIL, by_class) for image, by_class in by_image]
-            flickers = flickering(placement, images)
+            flickers, stems = flickering(placement, images), bare_stems(placement, images)
         parts = coherent_parts(features, tuple(images.shape[-2:]))
-        return EncodedImages(condition, expected_px, wind, flickers, find_stems(images), parts, lines)
+        return EncodedImages(condition, expected_px, wind, flickers, stems, parts, lines)
 
     def _detailed(self, images: Tensor, detailed: Tensor | None) -> Tensor:
         """Return what the placement head reads: `detailed` images, or enlarged ones."""

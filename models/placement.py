@@ -68,6 +68,7 @@ class Placement(NamedTuple):
     surfaces: Tensor  # probability of SURFACE_CLASSES
     objects: Tensor  # probability of OBJECT_CLASSES
     trees: Tensor  # probability of tree
+    plants: Tensor  # probability of PLANT_CLASSES
     perspective: Tensor  # factor of the displacement, see `models.class_maps.perspective`
     relative: Tensor  # log(m / q + 0.1) of its mean displacement m, were it to move
     log_strength: Tensor  # (B,) log q, q the 95th percentile of m in px of a grid of 256 x 160
@@ -322,9 +323,17 @@ def placed_displacement(
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
         fraction = least.maximum(fraction * resize_maps(placement.perspective, size) * (1 - slowed * (1 - texture)))
         fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image)) * (1 - trees * find_trunks(image.float()))
-        fraction = even_along(move_stems(fraction, sky, image), find_stems(image))
+        fraction = even_along(move_stems(fraction, sky, image), bare_stems(placement, image))
         fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
+
+
+def bare_stems(placement: Placement, image: Tensor) -> Tensor:
+    """Return how far places of images (B, 3, H, W) are of stems, (B, 1, H, W) from 0 to 1.
+
+    Only where MOSAIC sees what is behind them: amid plants neighbours of a stem are plants, and move much as it does.
+    """
+    return find_stems(image) * (1 - resize_maps(placement.plants, tuple(image.shape[-2:])))
 
 
 def flickering(placement: Placement, image: Tensor) -> Tensor:

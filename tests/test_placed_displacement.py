@@ -6,14 +6,14 @@ import torch
 
 from models.displacement import STATIC_FRACTION
 from models.image_edges import find_trunks
-from models.placement import LEAST_FAR_PX, STRENGTH_FACTOR, TRACE, Placement, placed_displacement
+from models.placement import LEAST_FAR_PX, STRENGTH_FACTOR, TRACE, Placement, bare_stems, placed_displacement
 
 HEIGHT, WIDTH = 160, 256
 
 
 def placement_of(by_class: torch.Tensor, log_strength: float = 0.0, **maps: torch.Tensor) -> Placement:
     """Return one with zeros, and no perspective, where nothing else is given."""
-    names = ("correction", "rigid", "sky", "surfaces", "objects", "trees", "perspective", "relative")
+    names = ("correction", "rigid", "sky", "surfaces", "objects", "trees", "plants", "perspective", "relative")
     maps = {name: torch.full_like(by_class, float(name == "perspective")) for name in names} | maps
     return Placement(by_class=by_class, log_strength=torch.tensor([log_strength]), **maps)
 
@@ -142,3 +142,18 @@ def test_trunks_stand_still_amid_leaves():
     )
     image[..., 90:170] = bark[:HEIGHT, :HEIGHT].T[:, :80]
     torch.testing.assert_close(placed_displacement(tree, image), placed_displacement(plant, image))
+
+
+def test_stems_in_front_of_water_move_evenly_but_amid_grass_as_the_grass():
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.7)
+    image[..., 60:61], image[..., 180:181] = 0.1, 0.1  # two stems
+    plants = torch.zeros(1, 1, 40, 64)
+    plants[..., 32:] = 1.0
+    relative = torch.full((1, 1, 40, 64), np.log(0.4))
+    relative[..., 20:, :] = np.log(1.1)
+    placement = placement_of(torch.full((1, 1, 40, 64), 9.0), np.log(4.0), relative=relative, plants=plants)
+    stems = bare_stems(placement, image)[0, 0]
+    assert stems[20:140, 60].min() > 0.9 and stems[:, 140:].max() == 0
+    displacement = placed_displacement(placement, image)[0, 0]
+    beside, stem, amid = (float(displacement[60:100, column].diff().abs().max()) for column in (30, 60, 180))
+    assert stem < 0.6 * beside and amid == pytest.approx(beside, rel=0.05)
