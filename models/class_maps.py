@@ -21,9 +21,8 @@ SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 PLANT_CLASSES = ("tree", "plant", "grass", "field")
 # Sigma, px, of `models.displacement.smooth_by_parts` for kinds of classes; other places take COHERENCE_PX. Persons are
-# among the objects because MOSAIC takes close blooms for persons. Chosen by the correlation of motion in clips. What
-# moves in the sky is stems and twigs, whose tips bend at 2 px (by eye).
-COHERENCE_OF_CLASSES_PX = {7.0: OBJECT_CLASSES, 3.0: ("sky",), 1.0: SURFACE_CLASSES}
+# among the objects because MOSAIC takes close blooms for persons. Chosen by the correlation of motion in clips.
+COHERENCE_OF_CLASSES_PX = {6.5: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
 # Factors of a surface's displacement: at its upper edge, a whole image's height below it, and all over a surface that
 # reaches the image's upper edge, as grass seen from the side or water seen from above does. Measured on water of clips.
