@@ -43,7 +43,7 @@ LEAST_CORRECTION = -1.0  # it takes away no more than this: cross-validated like
 # Edges of the map follow those of the image: radius, px of the grid, and the variance of colour that counts as an edge.
 EDGE_RADIUS_PX, EDGE_VARIANCE = 4, 1e-3
 # What is less probable than the first is static; what is more probable than the second moves in full.
-STATIC_BELOW, MOVES_ABOVE = 0.47, 0.65
+STATIC_BELOW, MOVES_ABOVE = 0.42, 0.6
 # What moves does so by at least this fraction of the strength, and at most the other; by perspective far grass less and
 # near water more.
 LEAST_RELATIVE, MOST_RELATIVE = 0.3, 1.6
