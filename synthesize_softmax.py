@@ -4,12 +4,18 @@ from cli.run import command, run
 
 import sys
 
-from animation.flags import synthesize
+from animation.flags import parse_synthesis
 
 
 @command
 def main(argv: list[str] | None = None) -> int:
-    return synthesize("softmax", __doc__, argv)
+    """Render one video; returns the exit code."""
+    options = parse_synthesis(__doc__, argv)
+
+    from animation.rendering import synthesize
+
+    synthesize("softmax", **options)
+    return 0
 
 
 if __name__ == "__main__":

@@ -85,8 +85,8 @@ def checked_device(args: Arguments, *, networks: bool = True) -> tuple[Any, str]
     return device, check_precision(precision, device)
 
 
-def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
-    """Be synthesize_*.py: render an image along a motion file into OUTDIR/OPERATOR_result.SUFFIX; returns 0."""
+def parse_synthesis(description: str, argv: list[str] | None) -> dict[str, Any]:
+    """Parse and check the command line of synthesize_*.py; return arguments of `animation.rendering.synthesize`."""
     parser = Parser(description=description)
     add = parser.add_argument_group("input and output").add_argument
     add("--image", type=Path, required=True, metavar="IMAGE", help="the photograph")
@@ -99,19 +99,9 @@ def synthesize(operator: str, description: str, argv: list[str] | None) -> int:
     check_playback_flags(args)
     if args.preview:
         refuse_flags(args, ("--checkpoint", "--precision"), "no network runs with --preview; right: one of them")
-    playback, rendering, video_format = playback_options(args), rendering_options(args), args.format or "mp4"
-
-    from animation.rendering import load_renderer, plan, read_inputs, render_video
-    from data.video_writer import check_video
-
-    path = args.outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
-    check_video(path, fps=args.fps, format=video_format)
-    plan(playback)
-    image, _, mask, motion = read_inputs(args.image, args.size, playback, mask=args.mask, motion=args.motion)
-    model = None if args.preview else load_renderer(args.checkpoint, operator)
-    options = {"video_format": video_format, "mask": mask, "operator": operator, "model": model}
-    render_video(path, image, motion, playback, **options, **rendering)
-    return 0
+    names = ("image", "motion", "outdir", "checkpoint", "mask", "size", "preview")
+    options = {name: getattr(args, name) for name in names} | {"video_format": args.format or "mp4"}
+    return options | {"playback": playback_options(args), "rendering": rendering_options(args)}
 
 
 def add_sampling_flags(parser: Parser) -> None:

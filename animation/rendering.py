@@ -12,7 +12,7 @@ from tqdm import tqdm
 from animation.options import DEFAULT_SIZE_PX, PlaybackOptions
 from data.files import OUTPUT_MARK
 from data.media import read_image, read_mask, write_image
-from data.video_writer import write_video
+from data.video_writer import check_video, write_video
 from data.visualisation import magnitude_over
 from models.checkpoints import DEFAULT_CHECKPOINT, CheckpointError
 from models.device import ArgumentError
@@ -147,3 +147,17 @@ def render_video(
         logger.info("%s: a plain flow loops only if its last frame leads to its first", path.name)
     motion = played(motion, options, mask)
     write_frames(path, render_frames(image, motion, playback, **rendering), playback, video_format=video_format)
+
+
+def synthesize(
+    operator: str, *, image: Path, motion: Path, outdir: Path, video_format: str, checkpoint: Path | None,
+    mask: Path | None, size: int, preview: bool, playback: PlaybackOptions, rendering: dict[str, Any],
+) -> None:  # fmt: skip
+    """Render an image file along a motion file into OUTDIR/OPERATOR_result.SUFFIX, as synthesize_*.py say."""
+    path = outdir / (f"{operator}_result" + ("" if video_format == "frames" else f".{video_format}"))
+    check_video(path, fps=playback.fps, format=video_format)
+    plan(playback)
+    shown, _, where, moved = read_inputs(image, size, playback, mask=mask, motion=motion)
+    model = None if preview else load_renderer(checkpoint, operator)
+    options = {"video_format": video_format, "mask": where, "operator": operator, "model": model}
+    render_video(path, shown, moved, playback, **options, **rendering)

@@ -1,4 +1,7 @@
-"""Filter an image at full size by weights of a network at a part of it [Jia et al., Dynamic Filter Networks, 2016]."""
+"""Filter an image with weights that a network predicts for each place [Jia et al., Dynamic Filter Networks, 2016].
+
+So the image is sharpened or blurred at full size, while the network runs at a part of it.
+"""
 
 from collections.abc import Sequence
 
@@ -14,7 +17,8 @@ REACH_PX = max(RINGS_PX)
 def filter_image(image: Tensor, others: Sequence[Tensor], weights: Tensor) -> Tensor:
     """Return image + sum_k w_k (neighbour_k - image) + sum_j w_j (other_j - image), (B, C, H, W).
 
-    `image`, `others`: (B, C, H, W); `weights`: (B, K, H / n, W / n) of blocks of n x n pixels, the neighbours' first.
+    `image`, `others`: (B, C, H, W), beyond whose border it is repeated; `weights`: (B, K, H / n, W / n) of blocks of
+    n x n pixels, first those of the neighbours.
     """
     height, width = image.shape[-2:]
     weights = F.interpolate(weights.contiguous(), size=(height, width))  # nearest; as it comes it takes twice the time
@@ -31,4 +35,5 @@ def filter_image(image: Tensor, others: Sequence[Tensor], weights: Tensor) -> Te
 
 def to_blocks(maps: Tensor, side: int) -> Tensor:
     """Return (B, C side^2, H / side, W / side) of maps (B, C, H, W): F.pixel_unshuffle in a fifth of its time."""
-    return maps.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).permute(0, 1, 3, 5, 2, 4).flatten(1, 3)
+    blocks = maps.unflatten(-1, (-1, side)).unflatten(-3, (-1, side)).permute(0, 1, 3, 5, 2, 4)
+    return blocks.flatten(1, 3)

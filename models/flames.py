@@ -16,8 +16,9 @@ FIRE_PX = 48  # how far a fire, whose tongues are orange, reaches from a core, p
 WIDEST = 0.2  # width of a single flame, as a fraction of the image's; it is taller than wide
 MOST_MOVABLE = 0.2  # there, of the classes that move, for petals and leaves glow as well
 TIP, HEIGHT_POWER = 1.5, 0.7  # it moves TIP times as far at its tip, not at all at its foot
-# Petals and walls glow in daylight. What glows is a flame where the mean brightness around it, 0 to 1, is below DIM. It
-# flickers below DARK; both fade over SOFT. Fires have 0.05 to 0.24 (388 images), candles in rooms up to 0.41.
+# Petals and walls glow in daylight, flames in the dark. What glows is a flame where the mean brightness around it, 0 to
+# 1, is below DIM, and flickers where it is below DARK; both fade over SOFT below the limit. In 388 images surroundings
+# of fires are at 0.05 to 0.24, of all else but a dark wood above 0.25; of candles in rooms up to 0.41.
 DIM, DARK, SOFT = 0.43, 0.26, 0.02
 # Surroundings are what lies between these distances from what glows, px of the motion grid.
 BORDER_PX, SURROUNDINGS_PX = 2, 12
@@ -49,7 +50,10 @@ def move_flames(
     flame: Tensor,  # (B, 1, H, W) the second map of `find_flames`
     movable: Tensor,  # (B, 1, H, W) probability of the classes that move
 ) -> Tensor:
-    """Let single flames stand at their foot, move most at their tip and take what is around them along. Ours."""
+    """Let single flames stand at their foot, move most at their tip and take what is around them along.
+
+    Ours. A flame that moves before a still background is torn at its soft outline.
+    """
     factors = np.zeros(flame.shape, np.float32)
     rows = np.arange(flame.shape[-2])[:, None] + 0.5
     by_image = zip(factors[:, 0], flame[:, 0].cpu(), movable[:, 0].detach().float().cpu().numpy(), strict=True)
@@ -81,7 +85,8 @@ def dark_surroundings(limit: float, fire: Tensor, image: Tensor) -> Tensor:
 def flicker(spectrum: Tensor, fire: Tensor) -> Tensor:
     """Remove the drift of fire (B, 1, H, W), 0 to 1, and give its other bins equal power: (B, K, 4, H, W) px.
 
-    Ours. Optical flow loses track of flames: clips show a false drift. Where it does not, the spectrum is flat.
+    Ours. Optical flow loses track of flames, so that training clips show a false drift; where it does not, their
+    spectrum is flat.
     """
     fire = fire[:, None]  # (B, 1, 1, H, W)
     power = (spectrum[:, 1:].square() * fire).sum((2, 3, 4), keepdim=True)  # (B, K - 1, 1, 1, 1)

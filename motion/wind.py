@@ -1,4 +1,7 @@
-"""Wind, which a still does not show: the 95th percentile over an image of mean |F_t|, px of a grid of 256 x 160."""
+"""Wind: how strongly a scene moves, as one number that a still does not show.
+
+It is the 95th percentile over an image of mean |F_t|, in px of a grid of 256 x 160 (`motion.strength`).
+"""
 
 from __future__ import annotations
 

@@ -258,10 +258,13 @@ def gather_gradients(tasks, values, z, landing, conic, target, sigma, floor, wei
     """Gather the gradients of the source rows that the tasks name.
 
     Args:
-        values, z, landing, conic: as in `splat_bands`.  weights_too: else only the gradients to the values are written.
-        target: S, gradients to the sums of w v (B, H + 2 P, W + 2 P, C) and of w, and the largest importance, padded.
+        values, z, landing, conic: as in `splat_bands`.
+        target: (B, H + 2 P, W + 2 P, C), (B, H + 2 P, W + 2 P) twice, S: the gradients to the sums of w v and of w, and
+            the largest importance; 0 outside the image.
         sigma, floor: the Gaussian's sigma, px, and what EWA adds to its variance, px^2.
-        gradients: S, written, or absent: to values, flow, z and each source's part of that to sigma (B, 1, H, W).
+        weights_too: other gradients than those of the values are wanted; else they are not written.
+        gradients: to values (B, C, H, W), flow (B, 2, H, W) and z (B, 1, H, W), or absent, and each source's part of
+            that to sigma (B, 1, H, W), or absent; S, written.
     """
     column, row, fx, fy = landing
     grad_total, grad_mass, largest = target

@@ -21,7 +21,8 @@ GONE = -(1 << 30)
 def _can_keep_kernels() -> bool:
     """Return whether compiled kernels can be kept for the next process, if need be in the folder for temporary files.
 
-    Numba tries the code's folder and the user's cache. Machine code is read from folders that nobody else can write to.
+    Numba itself tries the folder of the code and the user's cache. Machine code is read only from a folder that nobody
+    else can write to.
     """
     try:
         njit(cache=True)(_can_keep_kernels)
@@ -56,8 +57,9 @@ def land(tasks, flow, z, low, high, column, row, fx, fy, top, bottom):
 
     Args:
         flow: (B, 2, H, W) S.  z: (B, 1, H, W) S, or absent.  low, high: offsets of the first and the last tap.
-        column, row: (B, H, W) int32, written: the pixel up and left of it; row GONE where no tap is inside the image.
-        fx, fy: (B, H, W) S in [0, 1], written: the rest.  top, bottom: (B, H, tiles), written: a tile's range of rows.
+        column, row: (B, H, W) int32, written: the pixel up and left of the landing point; row GONE where no tap is
+            inside the image.  fx, fy: (B, H, W) S in [0, 1], written: the rest of the way.
+        top, bottom: (B, H, tiles) int32, written: smallest and largest row of each tile's sources that arrive.
     """
     height, width = flow.shape[2:]
     number = flow.dtype.type

@@ -3,8 +3,9 @@
 The order in which the forward pass adds up is that of an atomic exchange, so that a sum may differ in its last bits
 from run to run. Under torch.use_deterministic_algorithms(True) the lists are sorted first. Backward is deterministic.
 
-NVRTC compiles a program for each dtype of the values and each device, which CuPy keeps in $CUPY_CACHE_DIR, with
--ftz=true: float32 numbers below 1.2e-38 count as 0. Work is queued on torch's stream; nothing waits for the GPU.
+NVRTC compiles one program for each dtype of the values and each device at its first use (about a second). CuPy keeps
+the result in ~/.cupy/kernel_cache or $CUPY_CACHE_DIR. It compiles with -ftz=true: float32 numbers below 1.2e-38 count
+as 0. Work is queued on torch's current stream; nothing waits for the GPU.
 """
 
 import functools

@@ -2,7 +2,8 @@
 
 Conventions: values (B, C, H, W); flow (B, 2, H, W) forward, in pixels of its own grid, channel 0 = dx (right) and
 1 = dy (down); importance (B, 1, H, W). Pixel centres lie at integers, so the source at pixel p lands at p + flow(p).
-Values are taken to be finite where the flow is: NaN and infinity spread to what their source touches.
+Values are taken to be finite where the flow is: NaN and infinity spread to what their source touches, and whether taps
+of weight exactly 0 count as touching differs between backends.
 
 Backends: "reference" (`reference.py`, plain torch, the definition), and "cpu" (`cpu.py`) and "cuda" (`cuda.py`) behind
 `fused.py`. A backend's `unavailable_reason()` is None where it can run, else a sentence with the reason and the remedy.

@@ -1,8 +1,10 @@
 """The splatting operators in plain torch: the definition that the other backends are held against.
 
-Any device, float16 to float64, gradients by autograd. Here the importance is the exponent z. A source has taps: pixels
-around its landing point, each with a spatial weight. What must not arrive (taps outside the image, sources without a
-finite flow or importance) is sent to a spare row below the image, NaN included.
+Any device, float16 to float64, gradients by autograd. `functional.py` checks the arguments and applies the weighting;
+here the importance already is the exponent z.
+
+A source has taps: pixels around its landing point, each with a spatial weight. What must not arrive (taps outside the
+image, sources without a finite flow or importance) is sent to a spare row below the image, NaN included.
 """
 
 import math
@@ -42,7 +44,8 @@ def splat(
 ) -> tuple[Tensor, Tensor]:
     """Sum what arrives, and with `normalise` divide it by its weights; return (output, sum of the weights).
 
-    Weights: bilinear, or with sigma of a 2-D Gaussian, and with importance times exp(importance - per-target maximum).
+    The weights are bilinear, or those of a 2-D Gaussian where there is a sigma, times
+    exp(importance - per-target maximum) where there is an importance.
     """
     dtype = summing_dtype(values, flow, importance)
     landing = _land(flow.to(dtype), importance)

@@ -1,7 +1,12 @@
 """A run's folder: outputs/<script>/<NNNNN>-<name>/ with its options, log, metrics, checkpoints and samples.
 
-options.json (flags, versions, commit, device, command line; each resume is added), log.txt, metrics.jsonl (a line a log
-step), tensorboard/, checkpoints/step-XXXXXXX/, samples/. Of several processes the main one alone writes.
+    options.json    flags, versions, commit, device, command line; each resume is added
+    log.txt         what was logged
+    metrics.jsonl   one line a log step; TensorBoard's events beside it, in tensorboard/
+    checkpoints/    training checkpoints, step-XXXXXXX
+    samples/        images drawn during training
+
+With several processes the main one creates and writes; for the others every writing method does nothing.
 """
 
 import contextlib
@@ -34,7 +39,8 @@ RUNS = Path("outputs")
 OPTIONS, METRICS, LOG, BOARD = "options.json", "metrics.jsonl", "log.txt", "tensorboard"
 CHECKPOINT_MARK = "state.json"  # written last into a checkpoint: a folder that has it is complete
 
-# Flags that may differ when a run is resumed. How many samples a step must take the checkpoint knows.
+# Flags that may differ when a run is resumed: how far, where, how often to look, and how to save memory. A step must
+# take as many samples as before, which the checkpoint knows, by however many processes.
 MAY_DIFFER = frozenset(
     "batch_size gradient_accumulation_steps "
     "steps stop_at minutes out resume workers device dry_run compile name export cache gradient_checkpointing "
