@@ -1,5 +1,6 @@
 """What MOSAIC's classes say of where a photograph can move."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -20,9 +21,14 @@ RIGID_CLASSES = tuple(name for name in CLASSES if name not in (*MOVABLE_CLASSES,
 SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 PLANT_CLASSES = ("tree", "plant", "grass", "field")
-# Sigma, px, of `models.displacement.smooth_by_parts` for kinds of classes; other places take COHERENCE_PX. Persons are
-# among the objects because MOSAIC takes close blooms for persons. Chosen by the correlation of motion in clips.
-COHERENCE_OF_CLASSES_PX = {6.5: OBJECT_CLASSES, 1.0: SURFACE_CLASSES}
+# How kinds of classes sway: sigma, px, of `models.displacement.smooth_spectrum`, and the frequency, Hz, from which on
+# they lag behind the wind. MOSAIC takes close blooms for persons: what is as large sways slowly and as a whole. Chosen
+# by the correlation of motion in clips, and lags by the eye.
+SWAY_OF_CLASSES = {
+    (16.0, 1.0): ("person",),
+    (5.5, 2.5): ("tree", "plant", "curtain"),
+    (1.0, math.inf): SURFACE_CLASSES,
+}
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
 # Factors of a surface's displacement: at its upper edge, a whole image's height below it, and all over a surface that
 # reaches the image's upper edge, as grass seen from the side or water seen from above does. Measured on water of clips.

@@ -151,18 +151,23 @@ def smooth_spectrum(
 def smooth_by_parts(
     spectrum: Tensor,  # (B, K, 4, H, W) px
     expected_px: Tensor,  # (B, 1, H, W) px
-    parts: dict[float, Tensor],  # {sigma_px: fraction (B, 1, H, W) of a place that it holds for}
+    parts: dict[tuple[float, float], Tensor],  # {(sigma_px, lag_hz): fraction (B, 1, H, W) of a place it holds for}
     stems: Tensor | None = None,  # (B, 1, H, W) how far a place is of a stem, 0 to 1
+    *,
+    hertz: Tensor | None = None,  # (K,) of the bins; None: nothing lags
 ) -> Tensor:
     """Smooth a sample as `smooth_spectrum` does, over lengths that differ from place to place.
 
-    Stems take STEM_COHERENCE_PX, among themselves; what is of no part COHERENCE_PX.
+    A part's amplitude at f Hz is divided by sqrt(1 + (f / lag_hz)^2), a first-order lag. Stems take STEM_COHERENCE_PX,
+    among themselves; what is of no part COHERENCE_PX without a lag.
     """
     rest = (torch.ones_like(expected_px) - sum(parts.values())).clamp(min=0)
-    smooth = sum(
-        fraction[:, None] * smooth_spectrum(spectrum, expected_px, sigma_px)
-        for sigma_px, fraction in [*parts.items(), (COHERENCE_PX, rest)]
-    )
+    smooth = 0.0
+    for (sigma_px, lag_hz), fraction in [*parts.items(), ((COHERENCE_PX, math.inf), rest)]:
+        part = fraction[:, None] * smooth_spectrum(spectrum, expected_px, sigma_px)
+        if hertz is not None:
+            part = part * (1 + (hertz.to(part) / lag_hz) ** 2).rsqrt().view(-1, 1, 1, 1)
+        smooth = smooth + part
     if stems is None or not bool(stems.any()):
         return smooth
     of_stems = smooth_spectrum(spectrum, expected_px * stems, STEM_COHERENCE_PX)

@@ -36,7 +36,7 @@ from models.vae import MotionVAE
 from motion.flow import GRID_MULTIPLE, MOTION_AREA_PX, motion_grid_size, resize_maps
 from motion.looping import closed, loop_closure_error
 from motion.motion_file import Motion, thumbnail
-from motion.spectrum import FPS, mean_displacement, without_drift
+from motion.spectrum import FPS, bin_frequencies_hz, mean_displacement, without_drift
 from motion.strength import amplitude_limit_scale
 from motion.wind import WINDS
 
@@ -55,12 +55,12 @@ class EncodedImages(NamedTuple):
     wind_px: Tensor | None  # (B,) the wind, see `motion.wind`, given or suggested by the images
     flickering: Tensor | None  # (B, 1, H, W) how far a place flickers as fire does, 0 to 1
     stems: Tensor | None  # (B, 1, H, W) how far a place is of a stem, 0 to 1
-    parts: dict[float, Tensor]  # {sigma_px: (B, 1, H, W)} of `coherent_parts`
+    parts: dict[tuple[float, float], Tensor]  # (B, 1, H, W) each, of `coherent_parts`
     lines: list[np.ndarray]  # of each image those that do not bend, see `models.stiffness`
 
     def at(self, places: Tensor) -> EncodedImages:
         """Return those of some of the images, by their numbers (b,)."""
-        parts = {sigma_px: fraction[places] for sigma_px, fraction in self.parts.items()}
+        parts = {sway: fraction[places] for sway, fraction in self.parts.items()}
         lines = [self.lines[int(place)] for place in places] if self.lines else []
         return EncodedImages(*(None if found is None else found[places] for found in self[:5]), parts, lines)
 
@@ -71,14 +71,15 @@ def decode_and_rescale(
 ) -> Tensor:  # fmt: skip
     """Decode sampled latents (B, K, C, h, w) to spectra (B, K, 4, H, W), px, as strong as is expected.
 
-    With `loop` the bins are not rescaled one by one, for they cancel each other where the loop closes. Fire does not
-    flicker then.
+    With `loop` the bins are not rescaled one by one, for they cancel each other where the loop closes. Nothing lags
+    and fire does not flicker then.
     """
     of_bins = loop is None or not loop.guides_sampling
     spectrum = vae.decode_spectrum(unet.with_expected_power(latents, encoded.condition, of_bins=of_bins), precision)
     if encoded.expected_px is not None:
         if unet.config.spatial_attention:
-            smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts, encoded.stems)
+            hertz = bin_frequencies_hz(spectrum.shape[1], unet.config.period_s) if of_bins else None
+            smooth = smooth_by_parts(spectrum, encoded.expected_px, encoded.parts, encoded.stems, hertz=hertz)
         else:
             smooth = smooth_spectrum(spectrum, encoded.expected_px, UNATTENDED_COHERENCE_PX)
         if encoded.flickering is not None and of_bins:

@@ -11,7 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from models.checkpoints import SavedModel
-from models.class_maps import COHERENCE_OF_CLASSES_PX, movement_of_classes, probability_of, segmentation_maps
+from models.class_maps import SWAY_OF_CLASSES, movement_of_classes, probability_of, segmentation_maps
 from models.displacement import STATIC_FRACTION, guided_filter
 from models.flames import DARK, dark_surroundings, find_flames, move_flames
 from models.image_edges import find_trunks, held_by_edges
@@ -52,8 +52,8 @@ TRACE = 0.05  # of motion below the threshold, far below what is seen: orders wh
 TEXTURED = -0.25
 LEAST_FAR_PX = 0.4  # texture and perspective leave what moves this at least, px of a grid of 256 x 160
 # The strength that the training clips suggest, a median of skewed numbers, is too small by 1.6. With that photographs
-# move too much for the eye: stems bend, what is wrongly taken to move is seen.
-STRENGTH_FACTOR = 1.1
+# move too much for the eye: stems bend, what is wrongly taken to move is seen. Only fire takes the rest of it.
+STRENGTH_FACTOR, FIRE_FACTOR = 1.1, 1.6 / 1.1
 # Bounds of the strength, px of a grid of 256 x 160: what is near moves visibly, however calm its kind is.
 LEAST_STRENGTH_PX, MOST_STRENGTH_PX = 1.0, 12.0
 
@@ -89,10 +89,10 @@ def classes_in(features: Tensor) -> Tensor:
     return features[:, -after - len(CLASSES) : -after]
 
 
-def coherent_parts(features: Tensor, size: tuple[int, int]) -> dict[float, Tensor]:
-    """Return {sigma_px: fraction (B, 1, H, W)} of COHERENCE_OF_CLASSES_PX, by `PlacementHead.features`."""
+def coherent_parts(features: Tensor, size: tuple[int, int]) -> dict[tuple[float, float], Tensor]:
+    """Return {(sigma_px, hertz): fraction (B, 1, H, W)} of SWAY_OF_CLASSES, by `PlacementHead.features`."""
     probabilities = resize_maps(classes_in(features).float(), size)
-    return {sigma_px: probability_of(probabilities, names) for sigma_px, names in COHERENCE_OF_CLASSES_PX.items()}
+    return {sway: probability_of(probabilities, names) for sway, names in SWAY_OF_CLASSES.items()}
 
 
 def colours_in(features: Tensor) -> Tensor:
@@ -322,9 +322,13 @@ def placed_displacement(
         texture = (resize_maps(gradient_maps(image.float())[:, 1:2], size) - TEXTURED).exp().clamp(max=1)
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
         fraction = least.maximum(fraction * resize_maps(placement.perspective, size) * (1 - slowed * (1 - texture)))
-        fraction = fraction * (1 - held_by_edges(surface, 1 - gate, image)) * (1 - trees * find_trunks(image.float()))
+        # Grass ends at ridges and paths, of which it is not seen where they are.
+        grass = resize_maps(placement.plants.minimum(placement.surfaces), size)
+        held = held_by_edges(surface, (1 - gate).maximum(grass), image)
+        fraction = fraction * (1 - held) * (1 - trees * find_trunks(image.float()))
         fraction = even_along(move_stems(fraction, sky, image), bare_stems(placement, image))
         fraction = move_flames(fraction, flame, resize_maps(by_class, size).sigmoid())
+        fraction = fraction * (1 + (FIRE_FACTOR - 1) * fire)
     return fraction * wind_px.view(-1, 1, 1, 1) / default_grid_scale(*size)
 
 

@@ -145,12 +145,23 @@ def test_each_part_is_smoothed_over_its_own_length():
     spectrum, expected_px = torch.randn(2, 3, 4, 24, 64), torch.rand(2, 1, 24, 64)
     trees, water = torch.zeros(2, 1, 24, 64), torch.zeros(2, 1, 24, 64)
     trees[..., :20], water[..., 20:40] = 1.0, 0.5
-    found = smooth_by_parts(spectrum, expected_px, {8.0: trees, 1.0: water})
+    found = smooth_by_parts(spectrum, expected_px, {(8.0, 2.0): trees, (1.0, math.inf): water})
     whole, fine, rest = (smooth_spectrum(spectrum, expected_px, sigma_px) for sigma_px in (8.0, 1.0, COHERENCE_PX))
     torch.testing.assert_close(found[..., :20], whole[..., :20])
     torch.testing.assert_close(found[..., 20:40], (fine + rest)[..., 20:40] / 2)
     torch.testing.assert_close(found[..., 40:], rest[..., 40:])
     torch.testing.assert_close(smooth_by_parts(spectrum, expected_px, {}), rest)
+
+
+def test_parts_lag_above_their_frequency():
+    spectrum, expected_px = torch.randn(2, 3, 4, 24, 32), torch.rand(2, 1, 24, 32)
+    trees = torch.zeros(2, 1, 24, 32)
+    trees[..., :20] = 1.0
+    parts, hertz = {(8.0, 2.0): trees}, torch.tensor([0.0, 2.0, 4.0])
+    lagging, prompt = (smooth_by_parts(spectrum, expected_px, parts, hertz=chosen) for chosen in (hertz, None))
+    gain = torch.tensor([1.0, 2**-0.5, 5**-0.5]).view(3, 1, 1, 1)
+    torch.testing.assert_close(lagging[..., :20], prompt[..., :20] * gain)
+    torch.testing.assert_close(lagging[..., 20:], prompt[..., 20:])
 
 
 def test_stems_sway_as_wholes_and_apart_from_what_is_around():

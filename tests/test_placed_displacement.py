@@ -5,8 +5,17 @@ import pytest
 import torch
 
 from models.displacement import STATIC_FRACTION
+from models.flames import TIP
 from models.image_edges import find_trunks
-from models.placement import LEAST_FAR_PX, STRENGTH_FACTOR, TRACE, Placement, bare_stems, placed_displacement
+from models.placement import (
+    FIRE_FACTOR,
+    LEAST_FAR_PX,
+    STRENGTH_FACTOR,
+    TRACE,
+    Placement,
+    bare_stems,
+    placed_displacement,
+)
 
 HEIGHT, WIDTH = 160, 256
 
@@ -73,6 +82,8 @@ def test_flames_move_with_their_white_cores():
     assert displacement[44:76, 42:58].min() > 0.5 and displacement[48, 50] > 2 * displacement[72, 50]
     told = placed_displacement(placement, image, for_denoiser=True)[0, 0]
     torch.testing.assert_close(told[48, 50], told[72, 50])
+    highest = told[48, 50] * TIP * FIRE_FACTOR
+    assert 0.9 * highest < displacement[40:80, 40:60].max() < 1.01 * highest
     displacement[30:90, 30:70] = 0
     assert displacement.max() < 0.1
 
@@ -102,6 +113,18 @@ def test_a_shore_holds_water_and_not_leaves():
             placed_displacement(placement, image, for_denoiser=True)[..., 81, 4:-4],
             placed_displacement(placement._replace(surfaces=torch.zeros_like(movable)), image)[..., 81, 4:-4],
         )
+
+
+def test_a_ridge_holds_grass_and_a_wave_no_water():
+    """Moving surfaces of even colours above and below one long edge."""
+    image = torch.full((1, 3, HEIGHT, WIDTH), 0.3)
+    image[..., 80:, :] = 0.6
+    movable = torch.full((1, 1, 40, 64), 9.0)
+    for plants in (0.0, 1.0):
+        maps = {"surfaces": torch.ones_like(movable), "plants": torch.full_like(movable, plants)}
+        displacement = placed_displacement(placement_of(movable, **maps), image)
+        assert displacement[..., :74, :].min() > 0.35 and displacement[..., 86:, :].min() > 0.35
+        assert (displacement[..., 78:82, 4:-4].amax(-1).min() < 0.2) == bool(plants)
 
 
 def test_smooth_surfaces_move_less_but_objects_as_wholes():
