@@ -22,8 +22,8 @@ SURFACE_CLASSES = ("grass", "field", "water", "sea")
 OBJECT_CLASSES = ("tree", "plant", "curtain", "person")
 PLANT_CLASSES = ("tree", "plant", "grass", "field")
 # How kinds of classes sway: sigma, px, of `models.displacement.smooth_spectrum`, and the frequency, Hz, from which on
-# they lag behind the wind. MOSAIC takes close blooms for persons: what is as large sways slowly and as a whole. Chosen
-# by the correlation of motion in clips, and lags by the eye.
+# they lag behind the wind. MOSAIC takes close blooms for persons; they sway slowly and as wholes. Sigmas are chosen by
+# the correlation of motion in clips, lags by the eye.
 SWAY_OF_CLASSES = {
     (16.0, 1.0): ("person",),
     (5.5, 2.5): ("tree", "plant", "curtain"),

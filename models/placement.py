@@ -322,7 +322,7 @@ def placed_displacement(
         texture = (resize_maps(gradient_maps(image.float())[:, 1:2], size) - TEXTURED).exp().clamp(max=1)
         least = fraction.minimum(LEAST_FAR_PX / wind_px.view(-1, 1, 1, 1))
         fraction = least.maximum(fraction * resize_maps(placement.perspective, size) * (1 - slowed * (1 - texture)))
-        # Grass ends at ridges and paths, of which it is not seen where they are.
+        # MOSAIC does not see ridges and paths amid grass; their long edges hold it.
         grass = resize_maps(placement.plants.minimum(placement.surfaces), size)
         held = held_by_edges(surface, (1 - gate).maximum(grass), image)
         fraction = fraction * (1 - held) * (1 - trees * find_trunks(image.float()))
