@@ -90,7 +90,7 @@ def classes_in(features: Tensor) -> Tensor:
 
 
 def coherent_parts(features: Tensor, size: tuple[int, int]) -> dict[tuple[float, float], Tensor]:
-    """Return {(sigma_px, hertz): fraction (B, 1, H, W)} of SWAY_OF_CLASSES, by `PlacementHead.features`."""
+    """Return {(sigma_px, lag_hz): fraction (B, 1, H, W)} of SWAY_OF_CLASSES, by `PlacementHead.features`."""
     probabilities = resize_maps(classes_in(features).float(), size)
     return {sway: probability_of(probabilities, names) for sway, names in SWAY_OF_CLASSES.items()}
 

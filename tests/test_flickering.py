@@ -1,4 +1,4 @@
-"""Where images flicker, and that motion does."""
+"""Where images flicker, and that motion flickers and lags."""
 
 import torch
 
@@ -36,3 +36,21 @@ def test_a_pipeline_lets_fire_flicker_but_in_guided_loops():
 
     guided = LoopGuidance(0.5, method="projection")
     assert [drifts(0, None), drifts(1, None), drifts(1, guided)] == [True, False, True]
+
+
+def test_a_pipeline_lets_blooms_lag_but_in_guided_loops():
+    pipeline = MotionPipeline.from_pretrained(DEFAULT_CHECKPOINT)
+    encoded = pipeline.encode_images(torch.rand(1, 3, 64, 96))
+    ones = torch.ones_like(encoded.expected_px)
+    latents = torch.randn(1, pipeline.unet.config.num_bins, pipeline.vae.latent_channels, *encoded.condition.shape[-2:])
+
+    def fast_over_slow(lag_hz: float, loop: LoopGuidance | None) -> float:
+        maps = {"expected_px": ones, "flickering": None, "stems": None, "parts": {(2.0, lag_hz): ones}, "lines": []}
+        spectrum = decode_and_rescale(
+            pipeline.vae, pipeline.unet, latents, encoded._replace(**maps), loop=loop
+        ).detach()
+        return float(spectrum[:, 10:].norm() / spectrum[:, 1:5].norm())
+
+    guided = LoopGuidance(0.5, method="projection")
+    assert fast_over_slow(1.0, None) < 0.6 * fast_over_slow(100.0, None)
+    assert fast_over_slow(1.0, guided) == fast_over_slow(100.0, guided)
