@@ -50,7 +50,10 @@ class TrainingError(RuntimeError):
 
 
 def start_processes(device_name: str = "auto") -> torch.device:
-    """Connect the processes once; return this one's device (`accelerate launch --cpu`: the CPU). Or ArgumentError."""
+    """Connect the processes once; return the device of this one, with `accelerate launch --cpu` the CPU.
+
+    ArgumentError: a device that is not there, or several processes that were not started.
+    """
     wants_cpu = parse_flag_from_env("ACCELERATE_USE_CPU")
     device = choose_device("cpu" if wants_cpu else device_name)
     if "WORLD_SIZE" not in os.environ:
