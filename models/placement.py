@@ -142,7 +142,8 @@ class PrincipalComponents(nn.Module):
 class PlacementHead(SavedModel):
     """Predict where a photograph can move, how far relative to the rest, and how strongly.
 
-    Ours. MOSAIC's classes are the answer to the first, which a network corrects; it begins at no correction.
+    Ours. MOSAIC's classes are the answer to the first, which small networks correct; they begin at no correction. What
+    is predicted is the mean of the networks; in training each sample is seen by one of them.
     """
 
     component = "placement head"
@@ -152,6 +153,7 @@ class PlacementHead(SavedModel):
         self,
         # of the feature maps of the U-Net's image network (`ImageEncoder.backbone_features`)
         image_channels: Sequence[int] = tuple(channels for _, channels in SQUEEZENET_TAPS),
+        networks: int = 1,
     ) -> None:
         super().__init__()
         kept = [min(pair) for pair in zip(image_channels, IMAGE_COMPONENTS, strict=False)]
@@ -163,15 +165,19 @@ class PlacementHead(SavedModel):
         )
         # Parts of `features`, which training hides one at a time.
         self.parts = (sum(kept), sum(SEGMENTATION_COMPONENTS) + 2 * len(CLASSES), 3 + len(GRADIENT_WINDOWS))
-        self.read = nn.Conv2d(sum(self.parts), WIDTH, 1)
-        self.context = nn.Linear(sum(self.parts), WIDTH)
+        width, groups = networks * WIDTH, {"groups": networks}
+        self.read = nn.Conv2d(sum(self.parts), width, 1)
+        self.context = nn.Linear(sum(self.parts), width)
         self.coarse = nn.Sequential(
-            nn.Conv2d(WIDTH, WIDTH, 3, padding=1), nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+            nn.Conv2d(width, width, 3, padding=1, **groups),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1, **groups),
         )
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.SiLU(), nn.Conv2d(WIDTH, WIDTH, 3, padding=1, groups=GROUPS)) for _ in range(BLOCKS)
+            nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 3, padding=1, groups=networks * GROUPS))
+            for _ in range(BLOCKS)
         )
-        self.correction, self.relative, self.strength = (nn.Conv2d(WIDTH, 1, 1) for _ in range(3))
+        self.correction, self.relative, self.strength = (nn.Conv2d(width, networks, 1, **groups) for _ in range(3))
         nn.init.zeros_(self.correction.weight)
         nn.init.zeros_(self.correction.bias)
         nn.init.zeros_(self.strength.weight)
@@ -233,19 +239,27 @@ class PlacementHead(SavedModel):
         if dropout_mask is not None:
             features, mean = features * dropout_mask[:, :, None, None], mean * dropout_mask
         features, mean = features.to(self.read.weight.dtype), mean.to(self.read.weight.dtype)
-        hidden = F.silu(self.read(features) + self.context(mean)[:, :, None, None])  # (B, W, h, w)
+        hidden = F.silu(self.read(features) + self.context(mean)[:, :, None, None])  # (B, N W, h, w)
         coarse = self.coarse(F.avg_pool2d(hidden, 2, ceil_mode=True))
         hidden = hidden + F.interpolate(coarse, size=hidden.shape[-2:], mode="bilinear")
         for block in self.blocks:
             hidden = hidden + block(hidden)
         hidden = F.silu(hidden)
-        correction, relative = self.correction(hidden), self.relative(hidden)  # (B, 1, h, w) each
+        correction, relative = self.correction(hidden), self.relative(hidden)  # (B, N, h, w) each
         # A flame is a hundredth of its photograph.
         weight = STRENGTH_FOCUS * relative + F.logsigmoid(of_classes["by_class"] + correction)
-        weight = weight.detach().flatten(1).softmax(-1)  # (B, h w)
-        log_strength = (self.strength(hidden).flatten(1) * weight).sum(-1)  # (B,)
-        numbers = {"relative": relative.float(), "log_strength": log_strength.float()}
-        return Placement(**of_classes, correction=correction.float(), **numbers)
+        weight = weight.detach().flatten(2).softmax(-1)  # (B, N, h w)
+        log_strength = (self.strength(hidden).flatten(2) * weight).sum(-1)  # (B, N)
+        maps = {"correction": correction, "relative": relative, "log_strength": log_strength}
+        found = {name: self._join(values.float()) for name, values in maps.items()}
+        return Placement(**of_classes, **found | {"log_strength": found["log_strength"].flatten()})
+
+    def _join(self, maps: Tensor) -> Tensor:
+        """Return (B, 1, ...) of what the networks predict, (B, N, ...): their mean, or in training one of them."""
+        if not self.training:
+            return maps.mean(1, keepdim=True)
+        samples = torch.arange(len(maps), device=maps.device)
+        return maps[samples, samples % maps.shape[1]].unsqueeze(1)
 
     @property
     def condition_channels(self) -> int:

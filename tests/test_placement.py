@@ -202,6 +202,20 @@ def test_untrained_head_moves_what_segmentation_calls_movable(head):
     assert not found.correction.any()
 
 
+def test_networks_are_trained_on_samples_of_their_own_and_agree_on_their_mean():
+    torch.manual_seed(0)
+    head = PlacementHead((4,), networks=3)
+    with torch.no_grad():
+        head.correction.bias.copy_(torch.tensor([0.0, 1.0, 5.0]))
+    features = torch.rand(4, sum(head.parts), 12, 12)
+    found = head.train()(features)
+    assert found.correction.mean((1, 2, 3)).tolist() == [0, 1, 5, 0]
+    found.relative[1].sum().backward()
+    assert [bool(grad.any()) for grad in head.read.weight.grad.chunk(3)] == [False, True, False]
+    found = head.eval()(features)
+    assert found.correction.unique().tolist() == [2] and found.log_strength.shape == (4,)
+
+
 def test_both_parts_of_a_photograph_count_alike(head):
     """A fifth can move; so little static in the other that its weight is at its limit."""
     for fraction, expected in ((0.2, 0.5), (0.98, 4 * 0.02 / (4 * 0.02 + 0.5102 * 0.98))):

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 VARIANTS = 2
 # Variants of each masked photograph with parts of others pasted in.
 COMPOSITES = 6
+NETWORKS = 3  # of a new head
 COMPONENT_IMAGES = 64  # that its principal components are taken from
 COMPONENTS = "components.safetensors"
 # Parts of a U-Net that ablations leave out, and their options.
@@ -210,7 +211,8 @@ def placement_stage(
     samples = []
     with state.main_process_first():
         if head is None:
-            head, path = PlacementHead(unet.image_encoder.tap_channels).to(device), folder / COMPONENTS
+            head = PlacementHead(unet.image_encoder.tap_channels, networks=NETWORKS).to(device)
+            path = folder / COMPONENTS
             if not path.is_file():
                 images = placement_samples.read_images(sets, photographs, at_most=COMPONENT_IMAGES)
                 head.fit_components((image.to(device) for image in images), backbone, segmentation)
