@@ -26,7 +26,7 @@ PLANT_CLASSES = ("tree", "plant", "grass", "field")
 # the correlation of motion in clips, lags by the eye.
 SWAY_OF_CLASSES = {
     (16.0, 1.0): ("person",),
-    (5.5, 2.5): ("tree", "plant", "curtain"),
+    (5.0, 2.5): ("tree", "plant", "curtain"),
     (1.0, math.inf): SURFACE_CLASSES,
 }
 LARGEST_LOG_ODDS = 5.0  # of what MOSAIC's classes say
