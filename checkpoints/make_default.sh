@@ -203,7 +203,7 @@ learn vae 20 $vae_steps train_vae.py --data "${data[@]}" "${grid[@]}" --preset t
 learn picture 15 $picture_steps "${unet[@]}" --data "${data[@]}" --preset tiny --stage image-encoder "${features[@]}" \
     --batch-size 8 --learning-rate 2e-3 --warmup-steps 50 --ema-decay 0.99
 learn displacement 25 $displacement_steps "${unet[@]}" --data "${still_data[@]}" --stage displacement \
-    --init "$work/runs/picture/pipeline/unet" --batch-size 8 --learning-rate 2e-3 --warmup-steps 100 --weight-decay 0.05 \
+    --init "$work/runs/picture/pipeline/unet" --batch-size 24 --learning-rate 2e-3 --warmup-steps 100 --weight-decay 0.05 \
     --ema-decay 0.98 --sample-every 0 "${masked[@]}" ${still_pictures:+--still-pictures "$still_pictures"}
 learn denoiser 80 $denoiser_steps "${unet[@]}" --data "${motion_data[@]}" --stage denoiser \
     --init "$work/runs/displacement/pipeline/unet" --batch-size "$batch" --learning-rate 6e-4 --warmup-steps 50 \

@@ -29,14 +29,14 @@ DETAIL = 2
 IMAGE_COMPONENTS, SEGMENTATION_COMPONENTS = (16, 24, 32, 48), (24, 48, 96)
 # Windows, in numbers of the maps, over which the image gradient is averaged.
 GRADIENT_WINDOWS = (1, 3, 5, 9)
-# Where RIGID_CLASSES are more probable than RIGID_ABOVE nothing moves but flames, whatever the network corrects; below
+# Where RIGID_CLASSES are more probable than RIGID_ABOVE nothing moves but flames, whatever the head corrects; below
 # LOOSE_BELOW they do not count. docs/experiments.md has the figures.
 LOOSE_BELOW, RIGID_ABOVE = 0.3, 0.6
 WIDTH = 64
 GROUPS, BLOCKS = 4, 2
 # The strength is read where the image moves most: weights are the relative displacement to this power.
 STRENGTH_FOCUS = 3.0
-# The network's correction of MOSAIC's classes counts so much: in full it fits the few hundred masks, and
+# The head's correction of MOSAIC's classes counts so much: in full it fits the few hundred masks, and
 # cross-validated over repositories it leaks more motion at the same coverage.
 CORRECTION_WEIGHT = 0.6
 LEAST_CORRECTION = -1.0  # it takes away no more than this: cross-validated likewise, coverage of trees 0.89 to 0.91
@@ -62,7 +62,7 @@ class Placement(NamedTuple):
     """Predicted maps (B, 1, h, w) of images; all but `correction` and `relative` may be finer."""
 
     by_class: Tensor  # log odds that a place can move, of MOSAIC's classes
-    correction: Tensor  # what the network adds to them
+    correction: Tensor  # what the head adds to them
     rigid: Tensor  # probability of RIGID_CLASSES
     sky: Tensor  # probability of sky
     surfaces: Tensor  # probability of SURFACE_CLASSES
@@ -143,7 +143,7 @@ class PlacementHead(SavedModel):
     """Predict where a photograph can move, how far relative to the rest, and how strongly.
 
     Ours. MOSAIC's classes are the answer to the first, which small networks correct; they begin at no correction. What
-    is predicted is the mean of the networks; in training each sample is seen by one of them.
+    is predicted is the mean of the networks; a sample trains one of them.
     """
 
     component = "placement head"
@@ -153,7 +153,7 @@ class PlacementHead(SavedModel):
         self,
         # of the feature maps of the U-Net's image network (`ImageEncoder.backbone_features`)
         image_channels: Sequence[int] = tuple(channels for _, channels in SQUEEZENET_TAPS),
-        networks: int = 1,
+        networks: int = 1,  # that are averaged
     ) -> None:
         super().__init__()
         kept = [min(pair) for pair in zip(image_channels, IMAGE_COMPONENTS, strict=False)]
@@ -232,8 +232,9 @@ class PlacementHead(SavedModel):
         features: Tensor,  # (B, C, h, w) of whole images, or crops of them
         mean: Tensor | None = None,  # (B, C) over the whole images; None takes that of `features`
         dropout_mask: Tensor | None = None,  # (B, C) 0 for what training hides, above 1 for the rest
+        seeds: Tensor | None = None,  # (B,) of samples, which choose the network that each of them trains
     ) -> Placement:
-        """Predict from `features`."""
+        """Predict from `features`, by the mean of the networks or by those that `seeds` choose."""
         of_classes = movement_of_classes(classes_in(features).float())  # (B, 1, h, w) each
         mean = features.mean((2, 3)) if mean is None else mean
         if dropout_mask is not None:
@@ -250,16 +251,13 @@ class PlacementHead(SavedModel):
         weight = STRENGTH_FOCUS * relative + F.logsigmoid(of_classes["by_class"] + correction)
         weight = weight.detach().flatten(2).softmax(-1)  # (B, N, h w)
         log_strength = (self.strength(hidden).flatten(2) * weight).sum(-1)  # (B, N)
-        maps = {"correction": correction, "relative": relative, "log_strength": log_strength}
-        found = {name: self._join(values.float()) for name, values in maps.items()}
-        return Placement(**of_classes, **found | {"log_strength": found["log_strength"].flatten()})
-
-    def _join(self, maps: Tensor) -> Tensor:
-        """Return (B, 1, ...) of what the networks predict, (B, N, ...): their mean, or in training one of them."""
-        if not self.training:
-            return maps.mean(1, keepdim=True)
-        samples = torch.arange(len(maps), device=maps.device)
-        return maps[samples, samples % maps.shape[1]].unsqueeze(1)
+        found = [correction.float(), relative.float(), log_strength.float()]
+        if seeds is None:
+            correction, relative, log_strength = (maps.mean(1, keepdim=True) for maps in found)
+        else:
+            samples = torch.arange(len(seeds), device=seeds.device)
+            correction, relative, log_strength = (maps[samples, seeds % maps.shape[1], None] for maps in found)
+        return Placement(**of_classes, correction=correction, relative=relative, log_strength=log_strength[:, 0])
 
     @property
     def condition_channels(self) -> int:

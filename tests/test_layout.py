@@ -35,7 +35,7 @@ HEAVY = {"torch", "torchvision", "numpy", "scipy", "cv2", "diffusers", "accelera
 CUPY_HOME = "splatting/cuda.py"
 MOST_LINES = {"script": 200, "module": 400, "function": 60, "kernel": 250, "test": 500}
 # The aim is 20,000 lines; from here the tree may grow by features alone.
-MOST_PRODUCT_LINES, MOST_TRAINING_LINES, LARGEST_FRACTION = 25_242, 2_999, 0.3
+MOST_PRODUCT_LINES, MOST_TRAINING_LINES, LARGEST_FRACTION = 25_240, 2_999, 0.3
 MOST_BYTES = 3_000_000
 MOST_CHECKPOINT_BYTES = 32_000_000
 

@@ -115,7 +115,7 @@ def placement_loss(model: nn.Module, batch: dict[str, Tensor], *, parts: Sequenc
     log(m / q + 0.1) and of log q.
     """
     mask = dropout_mask(parts, batch["seed"], batch["features"].device)
-    found = model(batch["features"], batch["mean"], mask)
+    found = model(batch["features"], batch["mean"], mask, batch["seed"])
     is_clip, is_scene = (batch[name].view(-1, 1, 1, 1) for name in ("is_clip", "is_scene"))
     strength = batch["strength_px"].view(-1, 1, 1, 1)
     moves = (strength >= MOVING_PX).float() * (is_clip + is_scene)
