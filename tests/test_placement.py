@@ -274,6 +274,14 @@ def test_head_learns_a_mask(head):
     assert np.mean(losses[-10:]) < 0.7 * np.mean(losses[:10])
 
 
+def test_a_sample_trains_the_network_that_its_seed_chooses():
+    head = PlacementHead((4,), networks=3)
+    item = PlacementDataset([_sample("photograph", head, known=1.0)])[SampleKey(0, 0, 4)]
+    batch = {name: value[None] for name, value in item.items()} | {"seed": torch.tensor([4])}
+    placement_loss(head, batch, parts=head.parts)["loss"].backward()
+    assert [bool(grad.any()) for grad in head.correction.bias.grad] == [False, True, False]
+
+
 def test_photographs_become_samples_of_their_masks(folders, monkeypatch):
     photos, masks, _ = folders
 
